@@ -1,0 +1,12 @@
+defmodule EMLX.Application do
+  @moduledoc false
+  use Application
+
+  @impl true
+  def start(_type, _args) do
+    # MLX's compiler for the CPU calls the C++ compiler through popen, and pclose fails while SIGCHLD is ignored, as the VM
+    # leaves it. The VM learns of its own ports' ends by other means.
+    :os.set_signal(:sigchld, :default)
+    Supervisor.start_link([], strategy: :one_for_one, name: EMLX.Supervisor)
+  end
+end

@@ -1,0 +1,278 @@
+defmodule EMLX.Array do
+  @moduledoc """
+  An array of MLX, held by the BEAM.
+
+  An array may stand for a computation that has not been done: operations (`EMLX.Ops`, `EMLX.Kernels`) only record what to
+  do, and `to_binary/1`, `to_list/1` and `EMLX.eval/2` have it done. An array is immutable and may be sent to and used by any
+  process of the same node.
+
+      iex> a = EMLX.Array.from_binary(<<1.0::float-32-native, 2.0::float-32-native>>, {2}, :f32)
+      iex> EMLX.Array.to_list(EMLX.Ops.add(a, a))
+      [2.0, 4.0]
+
+  ## Types
+
+  `:bool` (one byte an element), `:u8`, `:u16`, `:u32`, `:u64`, `:s8`, `:s16`, `:s32`, `:s64`, `:f16`, `:bf16`, `:f32`,
+  `:f64` (on the CPU only), `:c64` (two f32: real and imaginary part).
+  """
+
+  alias EMLX.{Native, Queue}
+
+  @enforce_keys [:ref]
+  # `weight` is a binary as large as the array whose bytes take no memory; by it the garbage collector sees the array's size.
+  defstruct [:ref, :weight]
+
+  @opaque t :: %__MODULE__{ref: reference, weight: binary | nil}
+  @type dtype ::
+          :bool
+          | :u8
+          | :u16
+          | :u32
+          | :u64
+          | :s8
+          | :s16
+          | :s32
+          | :s64
+          | :f16
+          | :bf16
+          | :f32
+          | :f64
+          | :c64
+  @type shape :: tuple | [non_neg_integer]
+
+  # A copy of more than this takes longer than a scheduler should be held.
+  @large_binary 1_048_576
+
+  @doc """
+  An array from the bytes of its elements, row by row, in native byte order. The bytes are copied.
+
+  `shape` is a tuple or a list. Options: `:device` (`:cpu` or `:gpu`), `:queue`.
+
+  Raises `EMLX.Error` of kind `:binary_size` when the binary does not hold exactly `shape` of `dtype`.
+  """
+  @spec from_binary(binary, shape, dtype, keyword) :: t
+  def from_binary(binary, shape, dtype, opts \\ []) do
+    shape = EMLX.Ops.shape_to_list(shape)
+    target = Queue.target(opts)
+
+    if is_binary(binary) and byte_size(binary) > @large_binary do
+      Native.call!(Native.from_large_binary(binary, shape, dtype, target))
+    else
+      Native.call!(Native.from_binary(binary, shape, dtype, target))
+    end
+  end
+
+  @doc """
+  An array of shape `{}` from a number: an integer, a float, `{real, imaginary}`, `:nan`, `:infinity` or `:neg_infinity`.
+
+      iex> EMLX.Array.to_list(EMLX.Array.scalar(3, :s64))
+      3
+  """
+  @spec scalar(number | {float, float} | :nan | :infinity | :neg_infinity, dtype, keyword) :: t
+  def scalar(number, dtype, opts \\ []) do
+    value =
+      case number do
+        {re, im} -> {re * 1.0, im * 1.0}
+        other -> other
+      end
+
+    EMLX.Ops.run({:constant, %{value: value, dtype: dtype}}, [], opts)
+  end
+
+  @doc """
+  An array from nested lists of numbers, of one dtype.
+
+      iex> EMLX.Array.shape(EMLX.Array.from_list([[1, 2, 3], [4, 5, 6]], :s32))
+      {2, 3}
+  """
+  @spec from_list(list | number, dtype, keyword) :: t
+  def from_list(list, dtype, opts \\ []) do
+    shape = list_shape(list)
+    flat = if is_list(list), do: List.flatten(list), else: [list]
+
+    if length(flat) != Enum.product(shape) do
+      raise ArgumentError, "the lists are not all of the same length"
+    end
+
+    binary = for number <- flat, into: <<>>, do: number_to_binary(number, dtype)
+    from_binary(binary, shape, dtype, opts)
+  end
+
+  defp list_shape([head | _] = list), do: [length(list) | list_shape(head)]
+  defp list_shape([]), do: [0]
+  defp list_shape(_number), do: []
+
+  @doc """
+  The bytes of an array's elements, row by row, in native byte order. Has the array computed and waits for it. The binary is
+  the array's own memory, not a copy, where the array is laid out in rows.
+  """
+  @spec to_binary(t, keyword) :: binary
+  def to_binary(%__MODULE__{ref: ref}, opts \\ []) do
+    target = Queue.target(opts)
+    Native.await!(&Native.read(ref, target, &1))
+  end
+
+  @doc """
+  The elements as nested lists; the number alone for shape `{}`. Non-finite numbers are `:nan`, `:infinity`, `:neg_infinity`;
+  complex ones `{real, imaginary}`; booleans `true` and `false`.
+  """
+  @spec to_list(t) :: list | term
+  def to_list(%__MODULE__{} = array) do
+    {shape, dtype, _device} = info(array)
+    elements = binary_to_numbers(to_binary(array), dtype)
+
+    case nest(elements, Enum.reverse(shape)) do
+      [scalar] when shape == [] -> scalar
+      nested -> nested
+    end
+  end
+
+  defp nest(elements, []), do: elements
+  defp nest(elements, [_last]), do: elements
+
+  defp nest(elements, [size | rest]) do
+    groups = if size == 0, do: empty_groups(rest), else: Enum.chunk_every(elements, size)
+    nest(groups, rest)
+  end
+
+  defp empty_groups(sizes), do: List.duplicate([], Enum.product(sizes))
+
+  @doc "The sizes of the axes, as a tuple."
+  @spec shape(t) :: tuple
+  def shape(array), do: array |> info() |> elem(0) |> List.to_tuple()
+
+  @doc "The type of the elements."
+  @spec dtype(t) :: dtype
+  def dtype(array), do: array |> info() |> elem(1)
+
+  @doc "Where the array was made: `:cpu` or `:gpu`."
+  @spec device(t) :: :cpu | :gpu
+  def device(array), do: array |> info() |> elem(2)
+
+  @doc "The number of axes."
+  @spec rank(t) :: non_neg_integer
+  def rank(array), do: array |> info() |> elem(0) |> length()
+
+  @doc "The number of elements."
+  @spec size(t) :: non_neg_integer
+  def size(array), do: array |> info() |> elem(0) |> Enum.product()
+
+  @doc "The number of bytes of all elements."
+  @spec bytes(t) :: non_neg_integer
+  def bytes(array), do: size(array) * dtype_size(dtype(array))
+
+  @doc "An equal array on another device. Raises `EMLX.Error` of kind `:no_device` where that is absent."
+  @spec to_device(t, :cpu | :gpu) :: t
+  def to_device(array, device) do
+    if device(array) == device, do: array, else: EMLX.Ops.run(:copy, [array], device: device)
+  end
+
+  defp info(%__MODULE__{ref: ref}), do: Native.call!(Native.info(ref))
+
+  @doc "The bytes of one element of a type."
+  @spec dtype_size(dtype) :: 1 | 2 | 4 | 8
+  def dtype_size(dtype) when dtype in [:bool, :u8, :s8], do: 1
+  def dtype_size(dtype) when dtype in [:u16, :s16, :f16, :bf16], do: 2
+  def dtype_size(dtype) when dtype in [:u32, :s32, :f32], do: 4
+  def dtype_size(dtype) when dtype in [:u64, :s64, :f64, :c64], do: 8
+
+  # ---- numbers and their bytes ----
+
+  for {dtype, bits} <- [u8: 8, u16: 16, u32: 32, u64: 64] do
+    defp binary_to_numbers(binary, unquote(dtype)),
+      do: for(<<n::unsigned-native-size(unquote(bits)) <- binary>>, do: n)
+
+    defp number_to_binary(n, unquote(dtype)), do: <<n::unsigned-native-size(unquote(bits))>>
+  end
+
+  for {dtype, bits} <- [s8: 8, s16: 16, s32: 32, s64: 64] do
+    defp binary_to_numbers(binary, unquote(dtype)),
+      do: for(<<n::signed-native-size(unquote(bits)) <- binary>>, do: n)
+
+    defp number_to_binary(n, unquote(dtype)), do: <<n::signed-native-size(unquote(bits))>>
+  end
+
+  for {dtype, bits, exponent} <-
+        [f16: {16, 5}, f32: {32, 8}, f64: {64, 11}] |> Enum.map(fn {d, {b, e}} -> {d, b, e} end) do
+    defp binary_to_numbers(binary, unquote(dtype)),
+      do: for(<<bits::bitstring-size(unquote(bits)) <- binary>>, do: float(bits, unquote(bits), unquote(exponent)))
+
+    defp number_to_binary(n, unquote(dtype)) when is_number(n),
+      do: <<n::float-native-size(unquote(bits))>>
+
+    defp number_to_binary(n, unquote(dtype)), do: non_finite(n, unquote(bits), unquote(exponent))
+  end
+
+  defp binary_to_numbers(binary, :bool), do: for(<<n <- binary>>, do: n != 0)
+
+  defp binary_to_numbers(binary, :bf16),
+    do: for(<<n::16-native <- binary>>, do: float(<<n::16, 0::16>> |> native(), 32, 8))
+
+  defp binary_to_numbers(binary, :c64),
+    do: for(<<re::bitstring-32, im::bitstring-32 <- binary>>, do: {float(re, 32, 8), float(im, 32, 8)})
+
+  defp number_to_binary(true, :bool), do: <<1>>
+  defp number_to_binary(false, :bool), do: <<0>>
+  defp number_to_binary(n, :bool), do: <<if(n == 0, do: 0, else: 1)>>
+
+  defp number_to_binary(n, :bf16) do
+    <<bits::32-native>> = number_to_binary(n, :f32)
+
+    # Round to the nearest, ties to even, as the hardware does; a NaN stays one.
+    rounded = if n == :nan, do: bits, else: bits + 0x7FFF + Bitwise.band(Bitwise.bsr(bits, 16), 1)
+    <<Bitwise.bsr(rounded, 16)::16-native>>
+  end
+
+  defp number_to_binary({re, im}, :c64),
+    do: number_to_binary(re, :f32) <> number_to_binary(im, :f32)
+
+  defp number_to_binary(n, :c64), do: number_to_binary({n, 0.0}, :c64)
+
+  # Elixir matches finite floats only; the rest is told by the bits.
+  defp float(bits, size, exponent) do
+    case bits do
+      <<n::float-native-size(size)>> -> n
+      _ -> bits |> native() |> name_non_finite(exponent)
+    end
+  end
+
+  defp name_non_finite(big_endian, exponent) do
+    <<sign::1, _::size(exponent), fraction::bitstring>> = big_endian
+    size = bit_size(fraction)
+
+    case {fraction, sign} do
+      {<<0::size(size)>>, 0} -> :infinity
+      {<<0::size(size)>>, 1} -> :neg_infinity
+      _ -> :nan
+    end
+  end
+
+  defp non_finite(name, size, exponent) do
+    fraction = size - exponent - 1
+    ones = Bitwise.bsl(1, exponent) - 1
+
+    native(
+      case name do
+        :infinity -> <<0::1, ones::size(exponent), 0::size(fraction)>>
+        :neg_infinity -> <<1::1, ones::size(exponent), 0::size(fraction)>>
+        :nan -> <<0::1, ones::size(exponent), 1::1, 0::size(fraction - 1)>>
+      end
+    )
+  end
+
+  # Between big-endian and the machine's order.
+  defp native(bits) do
+    size = bit_size(bits)
+    <<n::unsigned-big-size(size)>> = bits
+    <<n::unsigned-native-size(size)>>
+  end
+
+  defimpl Inspect do
+    import Inspect.Algebra
+
+    def inspect(array, _opts) do
+      {shape, dtype, device} = EMLX.Native.call!(EMLX.Native.info(array.ref))
+      concat(["#EMLX.Array<", "#{dtype}", Enum.map_join(shape, &"[#{&1}]"), " on :#{device}>"])
+    end
+  end
+end

@@ -1,0 +1,49 @@
+defmodule EMLX.Native do
+  @moduledoc false
+  # The stubs of the NIF (native/src/lib.rs) and the one door to them: `call!/1` and `await!/2` turn what comes back into a
+  # value or an `EMLX.Error`.
+
+  @on_load :load
+
+  def load do
+    path = :filename.join(:code.priv_dir(:emlx), ~c"native/emlx_native")
+    :erlang.load_nif(path, 0)
+  end
+
+  def apply(_op, _inputs, _target), do: missing()
+  def from_binary(_binary, _shape, _dtype, _target), do: missing()
+  def from_large_binary(_binary, _shape, _dtype, _target), do: missing()
+  def info(_array), do: missing()
+  def device_available(_device), do: missing()
+  def device_info(_device), do: missing()
+  def queue_start(_device), do: missing()
+  def queue_close(_queue), do: missing()
+  def eval(_arrays, _target, _tag), do: missing()
+  def read(_array, _target, _tag), do: missing()
+  def program_new(_inputs, _instructions, _outputs), do: missing()
+  def program_run(_program, _inputs, _target, _tag), do: missing()
+  def memory(_figure), do: missing()
+  def set_limit(_limit, _bytes), do: missing()
+  def clear_cache(), do: missing()
+  def reset_peak(), do: missing()
+  def load_safetensors(_path, _target), do: missing()
+  def save_safetensors(_path, _entries, _target, _tag), do: missing()
+
+  defp missing, do: :erlang.nif_error(:nif_not_loaded)
+
+  @doc false
+  # The value of a call, or its error raised.
+  def call!({:ok, value}), do: value
+  def call!({:error, error}), do: raise(EMLX.Error, error)
+
+  @doc false
+  # Calls a function that answers by message, and waits for the answer. A queue answers every job, also when it closes.
+  def await!(fun) do
+    tag = make_ref()
+    call!(fun.(tag))
+
+    receive do
+      {^tag, answer} -> call!(answer)
+    end
+  end
+end

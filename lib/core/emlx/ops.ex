@@ -1,0 +1,471 @@
+defmodule EMLX.Ops do
+  @moduledoc """
+  MLX's operations on `EMLX.Array`s. They are recorded, not computed; see `EMLX.Array`.
+
+  Names and meanings are those of [MLX](https://ml-explore.github.io/mlx/build/html/python/ops.html), except where an
+  operation says otherwise. Arrays of different types are brought to the type that holds both, shapes are broadcast. Axes
+  count from 0, negative ones from the end; `axes: nil` stands for all. A shape is a tuple or a list. Where a function takes
+  two arrays, one of them may be a number: it becomes a scalar of the other's type, or of `:f32` where a float meets integers.
+
+  Every function raises `EMLX.Error`, which names the operation, the shapes and the types, when its arguments do not fit.
+
+      iex> a = EMLX.Array.from_list([[1.0, 2.0], [3.0, 4.0]], :f32)
+      iex> a |> EMLX.Ops.matmul(a) |> EMLX.Ops.sum(axes: [0]) |> EMLX.Array.to_list()
+      [22.0, 32.0]
+  """
+
+  import Kernel, except: [abs: 1, ceil: 1, floor: 1, trunc: 1, round: 1, round: 2, max: 2, min: 2]
+
+  alias EMLX.{Array, Native, Queue}
+
+  @type op :: atom | {atom, map}
+
+  @doc """
+  Runs an operation given as the native code takes it: its name, or `{name, attributes}`. Every function of this module and
+  of `EMLX.Kernels` ends here. Absent arrays are `nil`. Gives one array, or a list for operations with several results.
+
+  Options: `:device` or `:queue`, where to run; by default the process's queue (`EMLX.Queue.with/2`), or the device that the
+  arrays are on.
+  """
+  @spec run(op, [Array.t() | nil], keyword) :: Array.t() | [Array.t()]
+  def run(op, inputs, opts \\ []) do
+    case Native.apply(op, refs(inputs), Queue.target(opts)) do
+      {:ok, result} -> result
+      {:wait, result} -> EMLX.eval(result, opts)
+      {:error, error} -> raise EMLX.Error, error
+    end
+  end
+
+  defp refs([%Array{ref: ref} | rest]), do: [ref | refs(rest)]
+  defp refs([other | rest]), do: [other | refs(rest)]
+  defp refs([]), do: []
+
+  @doc false
+  def shape_to_list(shape) when is_tuple(shape), do: Tuple.to_list(shape)
+  def shape_to_list(shape), do: shape
+
+  # ---- elementwise ----
+
+  unary = [
+    abs: "Absolute value.",
+    negative: "-a.",
+    sign: "-1, 0 or 1; for complex numbers a / |a|.",
+    ceil: "The next integer above.",
+    floor: "The next integer below.",
+    trunc: "The integer part.",
+    exp: "e to the power a.",
+    expm1: "exp(a) - 1, exact for small a.",
+    log: "Natural logarithm.",
+    log1p: "log(1 + a), exact for small a.",
+    log2: "Logarithm to base 2.",
+    log10: "Logarithm to base 10.",
+    sin: "Sine of an angle in radians.",
+    cos: "Cosine of an angle in radians.",
+    tan: "Tangent of an angle in radians.",
+    arcsin: "Inverse sine.",
+    arccos: "Inverse cosine.",
+    arctan: "Inverse tangent.",
+    sinh: "Hyperbolic sine.",
+    cosh: "Hyperbolic cosine.",
+    tanh: "Hyperbolic tangent.",
+    arcsinh: "Inverse hyperbolic sine.",
+    arccosh: "Inverse hyperbolic cosine.",
+    arctanh: "Inverse hyperbolic tangent.",
+    erf: "The error function.",
+    erfc: "1 - erf(a), exact to f32 also where erf is near 1.",
+    erfinv: "The inverse of the error function.",
+    sqrt: "Square root.",
+    rsqrt: "1 / sqrt(a).",
+    cbrt: "The real cube root.",
+    square: "a · a.",
+    reciprocal: "1 / a.",
+    sigmoid: "1 / (1 + exp(-a)).",
+    degrees: "Radians to degrees.",
+    radians: "Degrees to radians.",
+    logical_not: "Whether a is zero.",
+    bitwise_invert: "All bits flipped.",
+    population_count: "The number of bits that are set. Integers only.",
+    count_leading_zeros: "The number of zero bits above the highest set one. Integers only.",
+    isnan: "Whether a is not a number.",
+    isinf: "Whether a is infinite.",
+    isposinf: "Whether a is positive infinity.",
+    isneginf: "Whether a is negative infinity.",
+    isfinite: "Whether a is neither infinite nor NaN.",
+    real: "The real part.",
+    imag: "The imaginary part.",
+    conjugate: "The complex conjugate.",
+    copy: "An equal array with memory of its own.",
+    contiguous: "An equal array laid out in rows.",
+    to_fp8: "The nearest 8-bit floats (E4M3), as `:u8`."
+  ]
+
+  for {name, doc} <- unary do
+    @doc doc
+    @spec unquote(name)(Array.t()) :: Array.t()
+    def unquote(name)(a), do: run(unquote(name), [a])
+  end
+
+  binary = [
+    add: "a + b.",
+    subtract: "a - b.",
+    multiply: "a · b.",
+    divide: "a / b, as floats also for integers.",
+    floor_divide: "a / b rounded down.",
+    quotient: "a / b rounded toward zero. Integers only; 0 where b is 0.",
+    remainder: "The remainder with the sign of b, as Python's `%`. For integers 0 where b is 0.",
+    fmod: "The remainder with the sign of a, as Erlang's `rem`. For integers 0 where b is 0.",
+    power: "a to the power b.",
+    maximum: "The larger of two; NaN where either is.",
+    minimum: "The smaller of two; NaN where either is.",
+    arctan2: "The angle of the point {b, a}, in radians.",
+    logaddexp: "log(exp(a) + exp(b)).",
+    equal: "a = b, as `:bool`.",
+    not_equal: "a ≠ b, as `:bool`.",
+    less: "a < b, as `:bool`.",
+    less_equal: "a ≤ b, as `:bool`.",
+    greater: "a > b, as `:bool`.",
+    greater_equal: "a ≥ b, as `:bool`.",
+    logical_and: "Whether both are non-zero.",
+    logical_or: "Whether either is non-zero.",
+    logical_xor: "Whether exactly one is non-zero.",
+    bitwise_and: "Bits set in both.",
+    bitwise_or: "Bits set in either.",
+    bitwise_xor: "Bits set in exactly one.",
+    left_shift: "a shifted up by b bits; 0 from the width of the type on.",
+    right_shift: "a shifted down by b bits, signed types keeping their sign.",
+    matmul: "Matrix product of the last two axes; the others are broadcast. Integers wrap as their type does.",
+    inner: "Products summed over the last axes.",
+    outer: "All products of two flattened arrays.",
+    kron: "The Kronecker product.",
+    solve: "x with a·x = b; a is {…, n, n}, b {…, n} or {…, n, m}. On the CPU.",
+    cross_entropy: "The cross entropy of logits {…, classes} and integer targets {…}."
+  ]
+
+  for {name, doc} <- binary do
+    @doc doc
+    @spec unquote(name)(Array.t() | number, Array.t() | number) :: Array.t()
+    def unquote(name)(a, b) do
+      {a, b} = with_number(a, b)
+      run(unquote(name), [a, b])
+    end
+  end
+
+  defp with_number(a, %Array{} = b) when not is_struct(a), do: {like(a, b), b}
+  defp with_number(%Array{} = a, b) when not is_struct(b) and b != nil, do: {a, like(b, a)}
+  defp with_number(a, b), do: {a, b}
+
+  # A scalar for a number that stands beside an array.
+  defp like(number, %Array{} = array) do
+    dtype = Array.dtype(array)
+    integral? = dtype in [:bool, :u8, :u16, :u32, :u64, :s8, :s16, :s32, :s64]
+
+    cond do
+      is_number(number) or number in [:nan, :infinity, :neg_infinity] ->
+        dtype = if integral? and not is_integer(number), do: :f32, else: dtype
+        dtype = if dtype == :bool, do: :s32, else: dtype
+        Array.scalar(number, dtype)
+
+      is_boolean(number) ->
+        Array.scalar(if(number, do: 1, else: 0), :bool)
+
+      true ->
+        number
+    end
+  end
+
+  # ---- operations with attributes ----
+  #
+  # {name, arrays, attributes that must be given, options with their defaults, what it does}. The arguments of the function
+  # are the arrays, then the attributes, then the options.
+
+  reduction = [axes: nil, keepdims: false]
+  cumulative = [axis: -1, reverse: false, inclusive: true]
+
+  table = [
+    {:round, [:a], [], [decimals: 0], "Rounds to a number of decimals, ties to even."},
+    {:nan_to_num, [:a], [], [nan: 0.0, posinf: nil, neginf: nil],
+     "NaN and the infinities replaced; nil stands for the largest finite number of the sign."},
+    {:hadamard_transform, [:a], [], [scale: nil],
+     "The Hadamard transform of the last axis; `scale` is 1/sqrt(length) by default."},
+    {:isclose, [:a, :b], [], [rtol: 1.0e-5, atol: 1.0e-8, equal_nan: false], "|a - b| ≤ atol + rtol·|b|."},
+    {:allclose, [:a, :b], [], [rtol: 1.0e-5, atol: 1.0e-8, equal_nan: false],
+     "Whether all elements are close, as one `:bool`."},
+    {:array_equal, [:a, :b], [], [equal_nan: false], "Whether shapes and elements are equal."},
+    {:divmod, [:a, :b], [], [], "`[a / b rounded down, remainder]`."},
+    {:astype, [:a], [:dtype], [], "The elements as another type."},
+    {:view, [:a], [:dtype], [], "The same bits as another type; the last axis grows or shrinks with the size."},
+    {:from_fp8, [:a], [], [dtype: :f32], "8-bit floats (E4M3, held as `:u8`) as floats."},
+    {:sum, [:a], [], reduction, "Sum over axes."},
+    {:prod, [:a], [], reduction, "Product over axes."},
+    {:max, [:a], [], reduction, "Largest over axes."},
+    {:min, [:a], [], reduction, "Smallest over axes."},
+    {:all, [:a], [], reduction, "Whether all are non-zero."},
+    {:any, [:a], [], reduction, "Whether any is non-zero."},
+    {:mean, [:a], [], reduction, "Arithmetic mean over axes."},
+    {:median, [:a], [], reduction, "Median over axes."},
+    {:var, [:a], [], reduction ++ [ddof: 0], "Variance over axes, divided by n - ddof."},
+    {:std, [:a], [], reduction ++ [ddof: 0], "Standard deviation over axes."},
+    {:logsumexp, [:a], [], reduction, "log of the sum of exponentials over axes."},
+    {:softmax, [:a], [], [axes: [-1], precise: false],
+     "Exponentials divided by their sum; `precise: true` sums 16-bit floats in f32."},
+    {:argmax, [:a], [], [axis: nil, keepdims: false],
+     "Index of the first largest element as `:u32`; NaN counts as largest."},
+    {:argmin, [:a], [], [axis: nil, keepdims: false],
+     "Index of the first smallest element as `:u32`; NaN counts as smallest."},
+    {:cumsum, [:a], [], cumulative, "Running sums."},
+    {:cumprod, [:a], [], cumulative, "Running products."},
+    {:cummax, [:a], [], cumulative, "Running maxima."},
+    {:cummin, [:a], [], cumulative, "Running minima."},
+    {:logcumsumexp, [:a], [], cumulative, "Running log of sums of exponentials."},
+    {:sort, [:a], [], [axis: -1], "Sorted upwards, NaN last."},
+    {:argsort, [:a], [], [axis: -1], "The indices that sort, as `:u32`; stable."},
+    {:partition, [:a], [:kth], [axis: -1],
+     "Reordered so that element `kth` is where sorting would put it, smaller ones before it."},
+    {:argpartition, [:a], [:kth], [axis: -1], "The indices of `partition`."},
+    {:topk, [:a], [:k], [axis: -1], "The k largest elements, in no order."},
+    {:searchsorted, [:sorted, :values], [], [side: :left],
+     "Where to insert values into a sorted vector, before (`:left`) or after (`:right`) equals."},
+    {:reshape, [:a], [:shape], [], "The elements in another shape; one size may be -1."},
+    {:flatten, [:a], [], [start_axis: 0, end_axis: -1], "Axes joined into one."},
+    {:unflatten, [:a], [:axis, :shape], [], "One axis cut into several."},
+    {:squeeze, [:a], [:axes], [], "Axes of size 1 left out."},
+    {:expand_dims, [:a], [:axes], [], "Axes of size 1 put in, at their places in the result."},
+    {:transpose, [:a], [:axes], [], "Axes in another order."},
+    {:swapaxes, [:a], [:axis1, :axis2], [], "Two axes exchanged."},
+    {:moveaxis, [:a], [:source, :destination], [], "One axis moved."},
+    {:broadcast_to, [:a], [:shape], [], "Repeated along axes of size 1, without copying."},
+    {:split, [:a], [:indices], [axis: 0], "A list of the parts between indices."},
+    {:repeat, [:a], [:repeats], [axis: 0], "Each element repeated."},
+    {:tile, [:a], [:repetitions], [], "The array repeated along each axis."},
+    {:flip, [:a], [:axes], [], "Axes reversed."},
+    {:roll, [:a], [:shift, :axes], [], "Elements shifted around an axis."},
+    {:pad, [:a, :value], [:axes, :low, :high], [mode: :constant],
+     "`value` put before and after; negative widths crop. `mode: :edge` repeats the border."},
+    {:pad_interior, [:a, :value], [:low, :high, :interior], [],
+     "Padding on every axis, with `interior` values between neighbours."},
+    {:as_strided, [:a], [:shape, :strides], [offset: 0],
+     "A view of the elements in row-major order with any strides, in elements."},
+    {:diag, [:a], [], [k: 0], "A vector as a diagonal, or the diagonal of a matrix."},
+    {:diagonal, [:a], [], [offset: 0, axis1: 0, axis2: 1], "The diagonal of two axes."},
+    {:tril, [:a], [], [k: 0], "Zero above diagonal k."},
+    {:triu, [:a], [], [k: 0], "Zero below diagonal k."},
+    {:trace, [:a], [], [offset: 0, axis1: 0, axis2: 1], "The sum of a diagonal."},
+    {:slice, [:a], [:start, :stop, :strides], [], "Elements start, start + stride, … before stop, for each axis."},
+    {:slice_update, [:a, :update], [:start, :stop, :strides], [], "A slice replaced."},
+    {:slice_update_add, [:a, :update], [:start, :stop, :strides], [], "A slice added to."},
+    {:slice_update_max, [:a, :update], [:start, :stop, :strides], [], "A slice replaced where the update is larger."},
+    {:slice_update_min, [:a, :update], [:start, :stop, :strides], [], "A slice replaced where the update is smaller."},
+    {:slice_update_prod, [:a, :update], [:start, :stop, :strides], [], "A slice multiplied."},
+    {:slice_dynamic, [:a, :start], [:axes, :sizes], [],
+     "A slice that begins at the integers in `start`, one an axis, clamped so that it fits."},
+    {:slice_update_dynamic, [:a, :update, :start], [:axes], [],
+     "A slice replaced that begins at the integers in `start`, clamped so that it fits."},
+    {:take, [:a, :indices], [], [axis: 0],
+     "Elements at indices along an axis; negative ones count from the end, the rest is clamped."},
+    {:take_along_axis, [:a, :indices], [], [axis: -1],
+     "One element for each index, at the index's own place on the other axes."},
+    {:put_along_axis, [:a, :indices, :values], [], [axis: -1], "The reverse of `take_along_axis`."},
+    {:scatter_add_axis, [:a, :indices, :values], [], [axis: -1], "Values added at indices along an axis."},
+    {:masked_scatter, [:a, :mask, :values], [], [], "Elements under a mask replaced by values, in order."},
+    {:where, [:condition, :a, :b], [], [], "a where the condition is non-zero, else b."},
+    {:clip, [:a, :low, :high], [], [], "Brought between low and high; either may be nil."},
+    {:addmm, [:c, :a, :b], [], [alpha: 1.0, beta: 1.0], "alpha·(a·b) + beta·c."},
+    {:tensordot, [:a, :b], [:axes_a, :axes_b], [], "Products summed over pairs of axes."},
+    {:vecdot, [:a, :b], [], [axis: -1], "Products summed over one axis, conjugating a."},
+    {:gather_mm, [:a, :b, :lhs_indices, :rhs_indices], [], [sorted: false],
+     "Matrix products of matrices picked by index; either index array may be nil."},
+    {:conv, [:a, :weight], [],
+     [
+       stride: 1,
+       padding_low: 0,
+       padding_high: 0,
+       kernel_dilation: 1,
+       input_dilation: 1,
+       groups: 1,
+       flip: false
+     ],
+     "Convolution (cross-correlation unless `flip`). a is {batch, space…, channels}, weight {out, space…, channels / groups}. A number stands for all axes of space."},
+    {:conv_transpose, [:a, :weight], [], [stride: 1, padding: 0, dilation: 1, output_padding: 0, groups: 1],
+     "Transposed convolution, in the layout of `conv`."},
+    {:window_reduce, [:a], [:reduction, :window, :strides, :padding_low, :padding_high], [dilation: nil],
+     "`:sum`, `:prod`, `:max` or `:min` over sliding windows; one entry an axis."},
+    {:window_scatter, [:a, :source, :init], [:reduction, :window, :strides, :padding_low, :padding_high], [],
+     "`init`, plus each element of `source` at its window's first maximum (`:max`) or minimum (`:min`)."},
+    {:window_view, [:a], [:window, :strides], [dilation: nil],
+     "All windows without copying: the output's axes, then the window's."},
+    {:fft, [:a], [:sizes, :axes], [norm: :backward], "Discrete Fourier transform over axes."},
+    {:ifft, [:a], [:sizes, :axes], [norm: :backward], "Inverse discrete Fourier transform."},
+    {:rfft, [:a], [:sizes, :axes], [norm: :backward], "Fourier transform of real numbers."},
+    {:irfft, [:a], [:sizes, :axes], [norm: :backward], "The inverse of `rfft`."},
+    {:fftshift, [:a], [:axes], [], "Frequency 0 moved to the middle."},
+    {:ifftshift, [:a], [:axes], [], "The inverse of `fftshift`."},
+    {:cholesky, [:a], [], [upper: false], "The Cholesky factor of {…, n, n}. On the CPU."},
+    {:cholesky_inv, [:a], [], [upper: false], "The inverse from a Cholesky factor. On the CPU."},
+    {:qr, [:a], [], [], "`[q, r]`. On the CPU."},
+    {:svd, [:a], [], [compute_uv: true], "`[u, s, vt]`, or only s. On the CPU."},
+    {:eigh, [:a], [], [upper: false],
+     "`[eigenvalues upwards, eigenvectors in columns]` of a symmetric matrix. On the CPU."},
+    {:eigvalsh, [:a], [], [upper: false], "The eigenvalues of a symmetric matrix. On the CPU."},
+    {:eig, [:a], [], [], "`[eigenvalues, eigenvectors]`, complex. On the CPU."},
+    {:eigvals, [:a], [], [], "The eigenvalues, complex. On the CPU."},
+    {:lu, [:a], [], [], "`[row order, l, u]`. On the CPU."},
+    {:lu_factor, [:a], [], [], "`[l and u in one matrix, pivots]`. On the CPU."},
+    {:inv, [:a], [], [], "The inverse. On the CPU."},
+    {:tri_inv, [:a], [], [upper: false], "The inverse of a triangular matrix. On the CPU."},
+    {:pinv, [:a], [], [], "The Moore-Penrose inverse. On the CPU."},
+    {:det, [:a], [], [], "The determinant. On the CPU."},
+    {:slogdet, [:a], [], [], "`[sign, log |det|]`. On the CPU."},
+    {:solve_triangular, [:a, :b], [], [upper: false], "x with a·x = b for a triangular matrix. On the CPU."},
+    {:cross, [:a, :b], [], [axis: -1], "The cross product of vectors of 3 (or 2)."},
+    {:random_key, [], [:seed], [], "A key of the counter-based generator (Threefry)."},
+    {:random_split, [:key], [], [num: 2], "New keys from one, {num, 2}."},
+    {:random_bits, [:key], [:shape], [width: 4], "Random bits in unsigned integers of `width` bytes."},
+    {:random_uniform, [:low, :high, :key], [:shape], [dtype: :f32], "Uniform in low..high."},
+    {:random_normal, [:key], [:shape], [dtype: :f32, loc: 0.0, scale: 1.0], "Normal distribution."},
+    {:random_randint, [:low, :high, :key], [:shape], [dtype: :s32], "Integers from low to below high."},
+    {:random_bernoulli, [:p, :key], [:shape], [], "true with probability p."},
+    {:random_truncated_normal, [:low, :high, :key], [:shape], [dtype: :f32], "Normal distribution cut to low..high."},
+    {:random_gumbel, [:key], [:shape], [dtype: :f32], "Gumbel distribution."},
+    {:random_laplace, [:key], [:shape], [dtype: :f32, loc: 0.0, scale: 1.0], "Laplace distribution."},
+    {:random_categorical, [:logits, :key], [:shape], [axis: -1],
+     "Indices drawn with the probabilities softmax(logits)."},
+    {:random_permutation, [:a, :key], [], [axis: 0], "Reordered at random along an axis."},
+    {:full, [:value], [:shape, :dtype], [], "`value` everywhere."},
+    {:zeros, [], [:shape, :dtype], [], "Zeros."},
+    {:ones, [], [:shape, :dtype], [], "Ones."},
+    {:arange, [], [:start, :stop], [step: 1.0, dtype: :f32], "start, start + step, … before stop."},
+    {:linspace, [], [:start, :stop, :num], [dtype: :f32], "num numbers from start to stop."},
+    {:iota, [], [:shape], [axis: nil, dtype: :s32], "Counts along an axis, or all elements in row-major order."},
+    {:eye, [], [:n], [m: nil, k: 0, dtype: :f32], "Ones on diagonal k of an n × m matrix."},
+    {:tri, [], [:n], [m: nil, k: 0, dtype: :f32], "Ones on and below diagonal k."}
+  ]
+
+  # Attributes that the native code takes as floats, and the ones given as a number for all axes of space.
+  @floats [:rtol, :atol, :alpha, :beta, :start, :stop, :step, :loc, :scale, :nan, :posinf, :neginf]
+  @spaces [:stride, :padding_low, :padding_high, :kernel_dilation, :input_dilation] ++
+            [:padding, :dilation, :output_padding]
+
+  for {name, arrays, attributes, options, doc} <- table do
+    inputs = Enum.map(arrays, &Macro.var(&1, nil))
+    required = Enum.map(attributes, &Macro.var(&1, nil))
+    given = Enum.zip(attributes, required)
+    several? = name in [:divmod, :split, :qr, :eigh, :eig, :lu, :lu_factor, :slogdet]
+
+    defaults =
+      case options do
+        [] -> ""
+        _ -> " Options: " <> Enum.map_join(options, ", ", fn {k, v} -> "`#{k}: #{inspect(v)}`" end) <> "."
+      end
+
+    types = Enum.map(arrays, fn _ -> quote(do: Array.t() | number | nil) end)
+    result = if several?, do: quote(do: [Array.t()]), else: quote(do: Array.t())
+
+    @doc doc <> defaults
+    if options == [] do
+      @spec unquote(name)(unquote_splicing(types ++ Enum.map(attributes, fn _ -> quote(do: term) end))) ::
+              unquote(result)
+      def unquote(name)(unquote_splicing(inputs ++ required)) do
+        with_attributes(unquote(name), unquote(inputs), unquote(given), [], [])
+      end
+    else
+      @spec unquote(name)(
+              unquote_splicing(types ++ Enum.map(attributes, fn _ -> quote(do: term) end)),
+              keyword
+            ) :: unquote(result) | [Array.t()]
+      def unquote(name)(unquote_splicing(inputs ++ required), opts \\ []) do
+        with_attributes(unquote(name), unquote(inputs), unquote(given), opts, unquote(options))
+      end
+    end
+  end
+
+  # Operations without attributes that the table still holds, because they take three arrays or give several results.
+  @bare [:divmod, :qr, :eig, :eigvals, :lu, :lu_factor, :inv, :pinv, :det, :slogdet] ++
+          [:masked_scatter, :where, :clip]
+
+  defp with_attributes(name, inputs, given, opts, defaults) do
+    {where, opts} = Keyword.split(opts, [:device, :queue])
+    attributes = given ++ Keyword.validate!(opts, defaults)
+    inputs = numbers_to_arrays(inputs)
+
+    if name in @bare do
+      run(name, inputs, where)
+    else
+      map = Map.new(attributes, fn {key, value} -> {key, attribute(name, key, value, inputs, attributes)} end)
+      run({name, map}, inputs, where)
+    end
+  end
+
+  defp numbers_to_arrays(inputs) do
+    case Enum.find(inputs, &is_struct(&1, Array)) do
+      nil -> Enum.map(inputs, &if(is_number(&1), do: Array.scalar(&1, :f32), else: &1))
+      array -> Enum.map(inputs, &if(is_number(&1), do: like(&1, array), else: &1))
+    end
+  end
+
+  defp attribute(name, :start, value, _inputs, _all) when name in [:arange, :linspace], do: value * 1.0
+  defp attribute(name, :stop, value, _inputs, _all) when name in [:arange, :linspace], do: value * 1.0
+  defp attribute(name, :m, nil, _inputs, all) when name in [:eye, :tri], do: all[:n]
+
+  defp attribute(name, :dilation, nil, _inputs, all) when name in [:window_reduce, :window_view],
+    do: List.duplicate(1, length(shape_to_list(all[:window])))
+
+  defp attribute(name, key, value, [%Array{} = a | _], _all)
+       when name in [:conv, :conv_transpose] and key in @spaces and is_integer(value),
+       do: List.duplicate(value, Kernel.max(Array.rank(a) - 2, 0))
+
+  defp attribute(_name, key, value, _inputs, _all) when key in @floats and is_integer(value),
+    do: value * 1.0
+
+  defp attribute(_name, _key, value, _inputs, _all) when is_tuple(value), do: Tuple.to_list(value)
+  defp attribute(_name, _key, value, _inputs, _all), do: value
+
+  # ---- any number of arrays ----
+
+  @doc "Arrays joined along an axis. Options: `axis: 0`."
+  @spec concatenate([Array.t()], keyword) :: Array.t()
+  def concatenate(arrays, opts \\ []), do: joined(:concatenate, arrays, opts)
+
+  @doc "Arrays joined along a new axis. Options: `axis: 0`."
+  @spec stack([Array.t()], keyword) :: Array.t()
+  def stack(arrays, opts \\ []), do: joined(:stack, arrays, opts)
+
+  defp joined(name, arrays, opts) do
+    {where, opts} = Keyword.split(opts, [:device, :queue])
+    run({name, Map.new(Keyword.validate!(opts, axis: 0))}, arrays, where)
+  end
+
+  @doc """
+  Products summed as an Einstein sum says, for example `"bij,bjk->bik"`.
+
+      iex> a = EMLX.Array.from_list([[1, 2], [3, 4]], :s32)
+      iex> EMLX.Array.to_list(EMLX.Ops.einsum("ij->ji", [a]))
+      [[1, 3], [2, 4]]
+  """
+  @spec einsum(String.t(), [Array.t()], keyword) :: Array.t()
+  def einsum(subscripts, operands, opts \\ []),
+    do: run({:einsum, %{subscripts: subscripts}}, operands, opts)
+
+  @doc """
+  Slices of a at the places that index arrays name, one for each of `axes`. The result's axes are those of the index arrays,
+  broadcast together, then those of a slice of `slice_sizes`. Indices are clamped so that the slice fits.
+  """
+  @spec gather(Array.t(), [Array.t()], [integer], [non_neg_integer]) :: Array.t()
+  def gather(a, indices, axes, slice_sizes),
+    do: run({:gather, %{axes: axes, slice_sizes: shape_to_list(slice_sizes)}}, [a | indices])
+
+  for {name, doc} <- [
+        scatter: "replaced by the updates; which of several for one place wins is not defined",
+        scatter_add: "with the updates added",
+        scatter_max: "with the larger of element and updates",
+        scatter_min: "with the smaller of element and updates",
+        scatter_prod: "multiplied by the updates"
+      ] do
+    @doc """
+    Slices of a, at the places that index arrays name, one for each of `axes`, #{doc}. `updates` has the axes of the index
+    arrays, then one for every axis of a. Updates whose index is out of range are dropped.
+    """
+    @spec unquote(name)(Array.t(), [Array.t()], Array.t(), [integer]) :: Array.t()
+    def unquote(name)(a, indices, updates, axes),
+      do: run({unquote(name), %{axes: axes}}, [a, updates | indices])
+  end
+end

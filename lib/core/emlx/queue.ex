@@ -1,0 +1,63 @@
+defmodule EMLX.Queue do
+  @moduledoc """
+  A thread that evaluates arrays, with a stream of its own on one device.
+
+  Each device has a default queue, so most code needs none of this. Processes that should not wait behind each other take
+  a queue each:
+
+      queue = EMLX.Queue.start(device: :cpu)
+      EMLX.Queue.with(queue, fn -> EMLX.Array.to_binary(EMLX.Ops.add(a, b)) end)
+
+  Jobs of one queue are done in order. A queue closes when no process refers to it any more, or by `close/1`; whoever waits
+  for one of its jobs then gets an `EMLX.Error` of kind `:queue_closed`. Arrays made under a closed queue stay usable: any
+  queue of the same device can evaluate them.
+  """
+
+  alias EMLX.Native
+
+  @enforce_keys [:ref, :device]
+  defstruct [:ref, :device]
+
+  @type t :: %__MODULE__{ref: reference, device: :cpu | :gpu}
+
+  @doc "Starts a queue. Options: `:device`, `:cpu` (the default) or `:gpu`."
+  @spec start(keyword) :: t
+  def start(opts \\ []) do
+    device = Keyword.get(opts, :device, :cpu)
+    %__MODULE__{ref: Native.call!(Native.queue_start(device)), device: device}
+  end
+
+  @doc "Closes a queue: jobs it has not begun are answered with an error."
+  @spec close(t) :: :ok
+  def close(%__MODULE__{ref: ref}), do: Native.call!(Native.queue_close(ref))
+
+  @doc "Calls `fun` with `queue` as the calling process's queue. Gives what `fun` gives."
+  @spec with(t, (-> result)) :: result when result: var
+  def with(%__MODULE__{} = queue, fun) when is_function(fun, 0) do
+    before = Process.put(__MODULE__, queue)
+
+    try do
+      fun.()
+    after
+      if before, do: Process.put(__MODULE__, before), else: Process.delete(__MODULE__)
+    end
+  end
+
+  @doc false
+  # What the native functions take as the place to run: the `:queue` or `:device` given, the process's queue, or nil, which
+  # stands for the device that the inputs are on.
+  def target([]) do
+    case Process.get(__MODULE__) do
+      nil -> nil
+      %__MODULE__{ref: ref} -> ref
+    end
+  end
+
+  def target(opts) do
+    case {opts[:queue], opts[:device]} do
+      {nil, nil} -> target([])
+      {nil, device} -> device
+      {%__MODULE__{ref: ref}, _} -> ref
+    end
+  end
+end

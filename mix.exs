@@ -1,0 +1,80 @@
+unless Code.ensure_loaded?(Mix.Tasks.Compile.EmlxNative) do
+  Code.require_file("mix/compile.emlx_native.exs", __DIR__)
+end
+
+defmodule EMLX.MixProject do
+  use Mix.Project
+
+  @version "0.1.0"
+
+  # The tiers of code: core needs nothing but the BEAM, nx needs Nx. EMLX_TIER=core leaves Nx out although it is there.
+  @tiers (case System.get_env("EMLX_TIER", "") do
+            "" -> [:core, :nx]
+            "nx" -> [:core, :nx]
+            "core" -> [:core]
+            other -> Mix.raise("EMLX_TIER is #{inspect(other)}; it can be core or nx")
+          end)
+
+  def project do
+    [
+      app: :emlx,
+      version: @version,
+      description: "Apple MLX's arrays and fused kernels for Nx, on Apple silicon, NVIDIA GPUs and Linux CPUs",
+      elixir: "~> 1.17",
+      start_permanent: Mix.env() == :prod,
+      compilers: [:emlx_native] ++ Mix.compilers(),
+      elixirc_paths: elixirc_paths(Mix.env()),
+      test_paths: Enum.filter(test_paths(), &File.dir?/1),
+      build_path: if(nx?(), do: "_build", else: "_build/core"),
+      # Without Hex, Nx is found in Erlang's own library path.
+      prune_code_paths: false,
+      deps: deps(hex?()),
+      package: package(),
+      docs: [main: "EMLX", extras: Path.wildcard("{README,ARCHITECTURE}.md")]
+    ]
+  end
+
+  def application do
+    [extra_applications: [:logger | applications()], mod: {EMLX.Application, []}]
+  end
+
+  defp deps(true) do
+    [
+      {:nx, "~> 0.12.0 or ~> 0.13.0"},
+      {:telemetry, "~> 1.0"},
+      {:ex_doc, "~> 0.34", only: :dev, runtime: false}
+    ]
+  end
+
+  defp deps(false), do: []
+
+  # With Hex the dependencies are applications of their own accord.
+  defp applications, do: if(nx?() and not hex?(), do: [:nx, :telemetry], else: [])
+
+  defp elixirc_paths(env) do
+    ["lib/core"] ++
+      if(nx?(), do: ["lib/nx"], else: []) ++
+      if(env == :test, do: Enum.filter(["test/support"], &File.dir?/1), else: [])
+  end
+
+  defp test_paths do
+    case System.get_env("EMLX_TIER", "") do
+      "" -> ["test/core"] ++ if(nx?(), do: ["test/nx"], else: [])
+      tier -> ["test/#{tier}"]
+    end
+  end
+
+  defp nx?, do: :nx in @tiers and (hex?() or Code.ensure_loaded?(Nx))
+
+  defp hex?, do: Code.ensure_loaded?(Hex)
+
+  defp package do
+    [
+      licenses: ["Apache-2.0"],
+      links: %{},
+      files:
+        ~w(lib mix native tools script Cargo.toml Cargo.lock mix.exs .formatter.exs) ++
+          Path.wildcard("{README,ARCHITECTURE,LICENSE}*")
+    ]
+  end
+end

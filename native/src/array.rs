@@ -1,0 +1,301 @@
+//! Arrays as resources of the BEAM: MLX's handle, what the scheduler needs to know of it, and how it is made and read.
+
+use crate::device::Device;
+use crate::dtype::Dtype;
+use crate::error::{Error, Reason, Result, Signature};
+use crate::mlx::{self, Stream};
+use crate::weight;
+use mlx_rs::Array;
+use rustler::{Encoder, Env, Resource, ResourceArc, Term};
+use std::mem::ManuallyDrop;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+/// Longest chain of nodes that is left unsubmitted: it bounds the memory of a program that never reads. A GPU should be given
+/// work early. On the CPU, submitting takes the cores that build the next nodes, and 16,384 nodes take about 10 MiB.
+fn max_depth(device: Device) -> u32 {
+    match device {
+        Device::Cpu => 16_384,
+        Device::Gpu => 256,
+    }
+}
+/// Most bytes of inputs that unsubmitted nodes may keep alive.
+const MAX_HELD: u64 = 256 << 20;
+
+/// Whether a computation that can fail late (linear algebra, reading a file) did. Shared by everything computed from it, so
+/// that no result of a failed computation is ever read as if it were one.
+#[derive(Default)]
+pub struct Outcome {
+    failure: OnceLock<Error>,
+    succeeded: AtomicBool,
+}
+
+impl Outcome {
+    pub fn fail(&self, error: &Error) {
+        if !self.succeeded.load(Ordering::Acquire) {
+            let _ = self.failure.set(error.clone());
+        }
+    }
+
+    pub fn succeed(&self) {
+        if self.failure.get().is_none() {
+            self.succeeded.store(true, Ordering::Release);
+        }
+    }
+
+    fn is_open(&self) -> bool {
+        !self.succeeded.load(Ordering::Acquire)
+    }
+}
+
+/// The outcomes that a result depends on; mostly none.
+pub type Outcomes = Vec<Arc<Outcome>>;
+
+/// The outcomes of several handles together.
+pub fn outcomes_of<'a>(handles: impl IntoIterator<Item = &'a Handle>) -> Outcomes {
+    let mut all = Outcomes::new();
+    for handle in handles {
+        for outcome in &handle.outcomes {
+            if outcome.is_open() && !all.iter().any(|known| Arc::ptr_eq(known, outcome)) {
+                all.push(outcome.clone());
+            }
+        }
+    }
+    all
+}
+
+pub fn check_outcomes(outcomes: &Outcomes) -> Result<()> {
+    match outcomes.iter().find_map(|outcome| outcome.failure.get()) {
+        Some(error) => Err(error.clone()),
+        None => Ok(()),
+    }
+}
+
+/// An array as the BEAM holds it.
+pub struct Handle {
+    array: ManuallyDrop<Array>,
+    pub device: Device,
+    pub stream: Stream,
+    /// Nodes on the longest unsubmitted path to this array.
+    depth: AtomicU32,
+    /// Bytes of inputs that the unsubmitted graph keeps alive.
+    held: AtomicU64,
+    pub outcomes: Outcomes,
+}
+
+// SAFETY: MLX's handle is a reference-counted pointer. What is read through `&Handle` on any thread (shape, dtype, the
+// pointer itself) is fixed when the node is made; everything else happens under `mlx::graph_lock`.
+unsafe impl Sync for Handle {}
+unsafe impl Send for Handle {}
+impl std::panic::RefUnwindSafe for Handle {}
+
+#[rustler::resource_impl]
+impl Resource for Handle {}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        // SAFETY: dropped once, here.
+        mlx::release(unsafe { ManuallyDrop::take(&mut self.array) });
+    }
+}
+
+impl Handle {
+    /// An array with its data, or one whose graph is already submitted.
+    pub fn ready(array: Array, device: Device, stream: Stream, outcomes: Outcomes) -> Handle {
+        Handle {
+            array: ManuallyDrop::new(array),
+            device,
+            stream,
+            depth: AtomicU32::new(0),
+            held: AtomicU64::new(0),
+            outcomes,
+        }
+    }
+
+    /// A node on top of `inputs`, not yet submitted.
+    pub fn node(
+        array: Array,
+        device: Device,
+        stream: Stream,
+        inputs: &[Option<ResourceArc<Handle>>],
+        outcomes: Outcomes,
+    ) -> Handle {
+        let mut depth = 0;
+        let mut held = 0u64;
+        for input in inputs.iter().flatten() {
+            let below = input.depth.load(Ordering::Relaxed);
+            depth = depth.max(below);
+            held = held.saturating_add(match below {
+                0 => input.array().nbytes() as u64,
+                _ => input.held.load(Ordering::Relaxed),
+            });
+        }
+        Handle {
+            array: ManuallyDrop::new(array),
+            device,
+            stream,
+            depth: AtomicU32::new(depth + 1),
+            held: AtomicU64::new(held),
+            outcomes,
+        }
+    }
+
+    pub fn array(&self) -> &Array {
+        &self.array
+    }
+
+    /// The graph behind this array has grown so far that it should be submitted.
+    pub fn is_due(&self) -> bool {
+        self.depth.load(Ordering::Relaxed) >= max_depth(self.device)
+            || self.held.load(Ordering::Relaxed) >= MAX_HELD
+    }
+
+    pub fn mark_submitted(&self) {
+        self.depth.store(0, Ordering::Relaxed);
+        self.held.store(0, Ordering::Relaxed);
+    }
+
+    pub fn signature(&self) -> Signature {
+        (self.array.shape().to_vec(), mlx::dtype(&self.array))
+    }
+}
+
+/// The term `%EMLX.Array{}` of a handle.
+pub struct ArrayTerm(pub ResourceArc<Handle>);
+
+impl Encoder for ArrayTerm {
+    fn encode<'a>(&self, env: Env<'a>) -> Term<'a> {
+        let keys = [
+            rustler::types::atom::__struct__().to_term(env),
+            atoms::reference().to_term(env),
+            atoms::weight().to_term(env),
+        ];
+        let values = [
+            atoms::array_module().to_term(env),
+            self.0.encode(env),
+            weight::term(env, &self.0),
+        ];
+        Term::map_from_term_arrays(env, &keys, &values).expect("three distinct keys")
+    }
+}
+
+mod atoms {
+    rustler::atoms! {
+        array_module = "Elixir.EMLX.Array",
+        reference = "ref",
+        weight,
+    }
+}
+
+/// Refuses a result that could not be held: sizes beyond what MLX counts in, and memory beyond the limit.
+pub fn check_size(array: &Array, is_view: bool) -> Result<()> {
+    let dtype = mlx::dtype(array);
+    let bytes = byte_size(array.shape().iter().map(|d| i64::from(*d)), dtype);
+    let limit = if is_view {
+        isize::MAX as usize
+    } else {
+        mlx::memory_limit()?
+    };
+    match bytes {
+        Some(bytes) if bytes <= limit as u128 => Ok(()),
+        bytes => Err(Reason::OutOfMemory {
+            bytes: bytes.unwrap_or(u128::MAX),
+            limit,
+        }
+        .into()),
+    }
+}
+
+fn byte_size(shape: impl Iterator<Item = i64>, dtype: Dtype) -> Option<u128> {
+    shape
+        .map(|size| u128::try_from(size).ok())
+        .try_fold(dtype.size() as u128, |n, size| n.checked_mul(size?))
+}
+
+/// A shape as MLX holds it.
+pub fn shape_of(shape: &[i64]) -> Result<Vec<i32>> {
+    shape
+        .iter()
+        .map(|size| match i32::try_from(*size) {
+            Ok(size) if size >= 0 => Ok(size),
+            _ => Err(Error::invalid(format!(
+                "shape {shape:?} has a size outside 0..2147483647"
+            ))),
+        })
+        .collect()
+}
+
+/// Copies a binary in.
+pub fn from_binary(
+    data: &[u8],
+    shape: &[i64],
+    dtype: Dtype,
+    device: Device,
+    stream: &Stream,
+) -> Result<Handle> {
+    let bytes = byte_size(shape.iter().copied(), dtype);
+    if bytes != Some(data.len() as u128) {
+        return Err(Reason::BinarySize {
+            shape: shape.to_vec(),
+            dtype: dtype.name(),
+            expected: bytes.map_or_else(|| "an impossible number of".into(), |b| b.to_string()),
+            found: data.len(),
+        }
+        .into());
+    }
+    if device == Device::Gpu && dtype == Dtype::F64 {
+        return Err(Error::invalid(
+            "f64 is not supported on the GPU; use f32, or device: :cpu",
+        ));
+    }
+    let array = mlx::from_bytes(data, &shape_of(shape)?, dtype)?;
+    Ok(Handle::ready(array, device, stream.clone(), Vec::new()))
+}
+
+/// The bytes of a computed array, in a form that a BEAM binary can refer to without copying.
+pub struct Buffer(ManuallyDrop<Array>);
+
+// SAFETY: as for `Handle`; nobody else has a handle of this array.
+unsafe impl Sync for Buffer {}
+unsafe impl Send for Buffer {}
+impl std::panic::RefUnwindSafe for Buffer {}
+
+#[rustler::resource_impl]
+impl Resource for Buffer {}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        // SAFETY: dropped once, here.
+        mlx::release(unsafe { ManuallyDrop::take(&mut self.0) });
+    }
+}
+
+impl Buffer {
+    /// `array` is computed, in row-major order and ours alone.
+    pub fn new(array: Array) -> Buffer {
+        Buffer(ManuallyDrop::new(array))
+    }
+}
+
+/// A buffer as a binary term that keeps it alive.
+pub struct BinaryTerm(pub ResourceArc<Buffer>, pub &'static [u8]);
+
+impl BinaryTerm {
+    pub fn new(buffer: Buffer) -> Result<BinaryTerm> {
+        let bytes = {
+            let _lock = mlx::graph_lock();
+            // SAFETY: computed by the caller's word; the slice lives as long as the resource beside it.
+            unsafe { mlx::bytes(&buffer.0) }
+        };
+        let bytes = bytes.ok_or_else(|| Error::invalid("the array is not laid out in rows"))?;
+        Ok(BinaryTerm(ResourceArc::new(buffer), bytes))
+    }
+}
+
+impl Encoder for BinaryTerm {
+    fn encode<'a>(&self, env: Env<'a>) -> Term<'a> {
+        let bytes = self.1;
+        // SAFETY: the slice belongs to the buffer that the resource keeps.
+        unsafe { self.0.make_binary_unsafe(env, |_| bytes) }.to_term(env)
+    }
+}

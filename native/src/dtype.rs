@@ -1,0 +1,120 @@
+//! Element types: their names on the Elixir side, their sizes, and MLX's numbers for them.
+
+use mlx_sys as sys;
+use rustler::NifUnitEnum;
+
+/// Every type an array can have. The Elixir atoms are the lower-case names (`:f32`, `:bf16`, `:s64`, `:bool`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, NifUnitEnum)]
+pub enum Dtype {
+    Bool,
+    U8,
+    U16,
+    U32,
+    U64,
+    S8,
+    S16,
+    S32,
+    S64,
+    F16,
+    Bf16,
+    F32,
+    F64,
+    C64,
+}
+
+/// One row a type: ours, MLX's, bytes an element, name.
+const TABLE: [(Dtype, sys::mlx_dtype, usize, &str); 14] = [
+    (Dtype::Bool, sys::mlx_dtype__MLX_BOOL, 1, "bool"),
+    (Dtype::U8, sys::mlx_dtype__MLX_UINT8, 1, "u8"),
+    (Dtype::U16, sys::mlx_dtype__MLX_UINT16, 2, "u16"),
+    (Dtype::U32, sys::mlx_dtype__MLX_UINT32, 4, "u32"),
+    (Dtype::U64, sys::mlx_dtype__MLX_UINT64, 8, "u64"),
+    (Dtype::S8, sys::mlx_dtype__MLX_INT8, 1, "s8"),
+    (Dtype::S16, sys::mlx_dtype__MLX_INT16, 2, "s16"),
+    (Dtype::S32, sys::mlx_dtype__MLX_INT32, 4, "s32"),
+    (Dtype::S64, sys::mlx_dtype__MLX_INT64, 8, "s64"),
+    (Dtype::F16, sys::mlx_dtype__MLX_FLOAT16, 2, "f16"),
+    (Dtype::Bf16, sys::mlx_dtype__MLX_BFLOAT16, 2, "bf16"),
+    (Dtype::F32, sys::mlx_dtype__MLX_FLOAT32, 4, "f32"),
+    (Dtype::F64, sys::mlx_dtype__MLX_FLOAT64, 8, "f64"),
+    (Dtype::C64, sys::mlx_dtype__MLX_COMPLEX64, 8, "c64"),
+];
+
+impl Dtype {
+    /// The table is in the order of the enum, which a unit test checks.
+    fn row(self) -> &'static (Dtype, sys::mlx_dtype, usize, &'static str) {
+        &TABLE[self as usize]
+    }
+
+    pub fn to_mlx(self) -> sys::mlx_dtype {
+        self.row().1
+    }
+
+    pub fn from_mlx(raw: sys::mlx_dtype) -> Dtype {
+        TABLE
+            .iter()
+            .find(|row| row.1 == raw)
+            .map_or(Dtype::Bool, |row| row.0)
+    }
+
+    /// Bytes of one element.
+    pub fn size(self) -> usize {
+        self.row().2
+    }
+
+    pub fn name(self) -> &'static str {
+        self.row().3
+    }
+
+    /// A floating-point type of 16 bits, whose products MLX's CPU path does not hand to BLAS.
+    pub fn is_half(self) -> bool {
+        matches!(self, Dtype::F16 | Dtype::Bf16)
+    }
+
+    pub fn is_float(self) -> bool {
+        self.is_half() || matches!(self, Dtype::F32 | Dtype::F64)
+    }
+
+    pub fn is_signed_integer(self) -> bool {
+        matches!(self, Dtype::S8 | Dtype::S16 | Dtype::S32 | Dtype::S64)
+    }
+
+    pub fn is_unsigned_integer(self) -> bool {
+        matches!(self, Dtype::U8 | Dtype::U16 | Dtype::U32 | Dtype::U64)
+    }
+
+    pub fn is_integer(self) -> bool {
+        self.is_signed_integer() || self.is_unsigned_integer()
+    }
+
+    /// The unsigned type of the same width, for work on bits.
+    pub fn unsigned_of_same_size(self) -> Dtype {
+        match self.size() {
+            1 => Dtype::U8,
+            2 => Dtype::U16,
+            4 => Dtype::U32,
+            _ => Dtype::U64,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_in_the_order_of_the_enum() {
+        for (i, row) in TABLE.iter().enumerate() {
+            assert_eq!(row.0 as usize, i);
+            assert_eq!(Dtype::from_mlx(row.1), row.0);
+        }
+    }
+
+    #[test]
+    fn sizes_are_those_of_mlx() {
+        for (dtype, ..) in TABLE {
+            let size = unsafe { mlx_sys::mlx_dtype_size(dtype.to_mlx()) };
+            assert_eq!(dtype.size(), size, "{}", dtype.name());
+        }
+    }
+}

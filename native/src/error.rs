@@ -1,0 +1,146 @@
+//! Every way in which a call can fail, and its form on the Elixir side (`EMLX.Error`).
+
+use crate::device::Device;
+use crate::dtype::Dtype;
+use rustler::{Encoder, Env, Term};
+use thiserror::Error as ThisError;
+
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Shape and type of one array, as an error reports it.
+pub type Signature = (Vec<i32>, Dtype);
+
+/// What went wrong, without the op and the arrays it was given (those are added by [`Error::of`]).
+#[derive(Clone, Debug, ThisError)]
+pub enum Reason {
+    #[error("{0}")]
+    Mlx(String),
+    #[error("{0}")]
+    InvalidArgument(String),
+    #[error("unknown operation {0}")]
+    UnknownOp(String),
+    #[error("argument {position} is {found}, expected {expected}")]
+    BadTerm {
+        position: usize,
+        expected: &'static str,
+        found: String,
+    },
+    #[error("takes {expected} arrays, got {found}")]
+    Arity { expected: String, found: usize },
+    #[error(
+        "a binary of {found} bytes does not hold shape {shape:?} of type {dtype}, \
+         which takes {expected} bytes"
+    )]
+    BinarySize {
+        shape: Vec<i64>,
+        dtype: &'static str,
+        expected: String,
+        found: usize,
+    },
+    #[error(
+        "device :{0} is not available here; run `mix emlx.doctor`, \
+         or use `device: :cpu`"
+    )]
+    NoDevice(&'static str),
+    #[error(
+        "the result would take {bytes} bytes, more than the memory limit of {limit} bytes \
+         (see EMLX.Memory.set_limit/1)"
+    )]
+    OutOfMemory { bytes: u128, limit: usize },
+    #[error("the queue is closed")]
+    QueueClosed,
+    #[error("{path}: {reason}")]
+    File { path: String, reason: String },
+    #[error("the native code panicked: {0}")]
+    Panic(String),
+}
+
+impl Reason {
+    /// The atom by which a program tells one failure from another.
+    fn kind(&self) -> rustler::Atom {
+        match self {
+            Reason::Mlx(_) => atoms::mlx(),
+            Reason::InvalidArgument(_) => atoms::invalid_argument(),
+            Reason::UnknownOp(_) => atoms::unknown_op(),
+            Reason::BadTerm { .. } | Reason::Arity { .. } => atoms::bad_argument(),
+            Reason::BinarySize { .. } => atoms::binary_size(),
+            Reason::NoDevice(_) => atoms::no_device(),
+            Reason::OutOfMemory { .. } => atoms::out_of_memory(),
+            Reason::QueueClosed => atoms::queue_closed(),
+            Reason::File { .. } => atoms::file(),
+            Reason::Panic(_) => atoms::panic(),
+        }
+    }
+}
+
+/// A failure with the call it happened in.
+#[derive(Clone, Debug, ThisError)]
+#[error("{op}: {reason}")]
+pub struct Error {
+    pub op: String,
+    pub reason: Box<Reason>,
+    pub inputs: Vec<Option<Signature>>,
+    pub device: Option<Device>,
+}
+
+impl From<Reason> for Error {
+    fn from(reason: Reason) -> Self {
+        Error {
+            op: String::new(),
+            reason: Box::new(reason),
+            inputs: Vec::new(),
+            device: None,
+        }
+    }
+}
+
+impl Error {
+    pub fn invalid(message: impl Into<String>) -> Error {
+        Reason::InvalidArgument(message.into()).into()
+    }
+
+    /// Names the operation, unless an inner call already did.
+    pub fn of(mut self, op: &str) -> Error {
+        if self.op.is_empty() {
+            self.op = op.to_string();
+        }
+        self
+    }
+
+    pub fn with_inputs(mut self, inputs: Vec<Option<Signature>>, device: Option<Device>) -> Error {
+        if self.inputs.is_empty() {
+            self.inputs = inputs;
+            self.device = device;
+        }
+        self
+    }
+}
+
+impl Encoder for Error {
+    fn encode<'a>(&self, env: Env<'a>) -> Term<'a> {
+        let inputs: Vec<Term> = self
+            .inputs
+            .iter()
+            .map(|input| match input {
+                Some((shape, dtype)) => (shape, *dtype).encode(env),
+                None => rustler::types::atom::nil().encode(env),
+            })
+            .collect();
+        let pairs = [
+            (atoms::kind(), self.reason.kind().encode(env)),
+            (atoms::op(), self.op.encode(env)),
+            (atoms::reason(), self.reason.to_string().encode(env)),
+            (atoms::inputs(), inputs.encode(env)),
+            (atoms::device(), self.device.encode(env)),
+        ];
+        Term::map_from_pairs(env, &pairs).unwrap_or_else(|_| self.to_string().encode(env))
+    }
+}
+
+mod atoms {
+    rustler::atoms! {
+        kind, op, reason, inputs, device,
+        mlx, invalid_argument, unknown_op, bad_argument, binary_size, no_device,
+        out_of_memory, queue_closed, file, panic,
+    }
+}

@@ -1,0 +1,519 @@
+//! The border between the BEAM and MLX: the NIF functions of `EMLX.Native`, and nothing else.
+//!
+//! Every function takes plain terms and decodes them here, so that a bad one becomes an error that says what was expected
+//! instead of a bare ArgumentError. `{:ok, value}` or `{:error, map}` comes back; no panic crosses.
+
+mod array;
+mod device;
+mod dtype;
+mod error;
+mod file;
+mod mlx;
+mod op;
+mod program;
+mod queue;
+mod weight;
+
+use array::{outcomes_of, ArrayTerm, Handle, Outcome};
+use device::Device;
+use dtype::Dtype;
+use error::{Error, Reason, Result};
+use mlx_rs::Array;
+use op::Op;
+use program::{Instruction, Program};
+use queue::{guard, Job, Pushed, Queue, Reply, Shared};
+use rustler::{Binary, Decoder, Encoder, Env, ListIterator, ResourceArc, Term};
+use smallvec::SmallVec;
+use std::sync::Arc;
+
+rustler::init!("Elixir.EMLX.Native", load = load);
+
+fn load(_env: Env, _info: Term) -> bool {
+    mlx::init();
+    true
+}
+
+mod atoms {
+    rustler::atoms! { ok, error, wait, nil }
+}
+
+/// What a function gives back: a value, or an error as a map.
+struct Answer<T>(Result<T>);
+
+impl<T: Encoder> Encoder for Answer<T> {
+    fn encode<'a>(&self, env: Env<'a>) -> Term<'a> {
+        match &self.0 {
+            Ok(value) => (atoms::ok(), value).encode(env),
+            Err(error) => (atoms::error(), error).encode(env),
+        }
+    }
+}
+
+/// An atom that stands for "done".
+struct Done;
+
+impl Encoder for Done {
+    fn encode<'a>(&self, env: Env<'a>) -> Term<'a> {
+        atoms::ok().encode(env)
+    }
+}
+
+// ---- decoding ----
+
+/// The term as text, cut to a length that an error message can carry.
+fn shown(term: Term) -> String {
+    let text = format!("{term:?}");
+    match text.char_indices().nth(120) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
+    }
+}
+
+fn argument<'a, T: Decoder<'a>>(
+    term: Term<'a>,
+    position: usize,
+    expected: &'static str,
+) -> Result<T> {
+    term.decode().map_err(|_| {
+        Reason::BadTerm {
+            position,
+            expected,
+            found: shown(term),
+        }
+        .into()
+    })
+}
+
+fn decode_array(term: Term, position: usize) -> Result<ResourceArc<Handle>> {
+    argument(term, position, "an array (the ref of an %EMLX.Array{})")
+}
+
+/// A list of arrays, where nil stands for one that is absent.
+fn decode_inputs(term: Term) -> Result<SmallVec<[Option<ResourceArc<Handle>>; 4]>> {
+    let list: ListIterator = argument(term, 1, "a list of arrays")?;
+    list.enumerate()
+        .map(|(position, term)| {
+            if term.is_atom() && atoms::nil() == term {
+                Ok(None)
+            } else {
+                decode_array(term, position).map(Some)
+            }
+        })
+        .collect()
+}
+
+fn decode_arrays(term: Term) -> Result<Vec<ResourceArc<Handle>>> {
+    let list: Vec<Term> = argument(term, 0, "a list of arrays")?;
+    list.into_iter()
+        .enumerate()
+        .map(|(position, term)| decode_array(term, position))
+        .collect()
+}
+
+fn decode_op(term: Term) -> Result<Op> {
+    term.decode::<Op>().map_err(|error| match error {
+        // An attribute is missing or of the wrong type; the derive says which.
+        rustler::Error::RaiseTerm(reason) => {
+            let env = term.get_env();
+            let text: String = reason.encode(env).decode().unwrap_or_default();
+            Error::invalid(format!("{text} in {}", shown(term)))
+        }
+        _ => Reason::UnknownOp(shown(term)).into(),
+    })
+}
+
+/// The operation's name as far as the term shows it.
+fn op_name(term: Term) -> String {
+    let head = rustler::types::tuple::get_tuple(term)
+        .ok()
+        .and_then(|elements| elements.first().copied())
+        .unwrap_or(term);
+    head.atom_to_string().unwrap_or_else(|_| "apply".into())
+}
+
+/// Where a call goes: a device's default queue or one of the caller's own.
+enum Target {
+    Default(&'static Arc<Shared>),
+    Own(ResourceArc<Queue>),
+}
+
+impl std::ops::Deref for Target {
+    type Target = Arc<Shared>;
+
+    fn deref(&self) -> &Arc<Shared> {
+        match self {
+            Target::Default(shared) => shared,
+            Target::Own(queue) => &queue.0,
+        }
+    }
+}
+
+/// nil is the device of the inputs (the GPU if any is there), an atom names a device, anything else is a queue.
+fn decode_target<'a>(
+    term: Term,
+    position: usize,
+    inputs: impl IntoIterator<Item = &'a ResourceArc<Handle>>,
+) -> Result<Target> {
+    if term.is_atom() {
+        let device = if atoms::nil() == term {
+            let on_gpu = inputs.into_iter().any(|input| input.device == Device::Gpu);
+            if on_gpu {
+                Device::Gpu
+            } else {
+                Device::Cpu
+            }
+        } else {
+            argument(term, position, ":cpu, :gpu or a queue")?
+        };
+        return Ok(Target::Default(Shared::default(device)?));
+    }
+    argument(term, position, ":cpu, :gpu or a queue").map(Target::Own)
+}
+
+// ---- building ----
+
+/// The result of an operation: its arrays, and whether the caller should let the queue catch up.
+enum Applied {
+    Ready(SmallVec<[ArrayTerm; 1]>),
+    Behind(SmallVec<[ArrayTerm; 1]>),
+}
+
+impl Encoder for Applied {
+    fn encode<'a>(&self, env: Env<'a>) -> Term<'a> {
+        let (tag, arrays) = match self {
+            Applied::Ready(arrays) => (atoms::ok(), arrays),
+            Applied::Behind(arrays) => (atoms::wait(), arrays),
+        };
+        match arrays.as_slice() {
+            [one] => (tag, one).encode(env),
+            many => (tag, many).encode(env),
+        }
+    }
+}
+
+#[rustler::nif]
+fn apply<'a>(env: Env<'a>, op: Term<'a>, inputs: Term<'a>, target: Term<'a>) -> Term<'a> {
+    match guard("", || apply_op(op, inputs, target)) {
+        Ok(applied) => applied.encode(env),
+        Err(error) => (atoms::error(), error.of(&op_name(op))).encode(env),
+    }
+}
+
+fn apply_op(op: Term, inputs: Term, target: Term) -> Result<Applied> {
+    let op = decode_op(op)?;
+    let inputs = decode_inputs(inputs)?;
+    let target = decode_target(target, 2, inputs.iter().flatten())?;
+    let describe = |error: Error| {
+        let signatures = inputs
+            .iter()
+            .map(|input| input.as_ref().map(|handle| handle.signature()))
+            .collect();
+        error.with_inputs(signatures, Some(target.device))
+    };
+    let arrays: SmallVec<[Option<&Array>; 4]> = inputs
+        .iter()
+        .map(|input| input.as_ref().map(|handle| handle.array()))
+        .collect();
+    let outputs = program::build(&op, &arrays, target.device, &target.stream).map_err(describe)?;
+    let mut outcomes = outcomes_of(inputs.iter().flatten().map(|handle| &**handle));
+    if op.can_fail_late() {
+        outcomes.push(Arc::new(Outcome::default()));
+    }
+    let handles: SmallVec<[ResourceArc<Handle>; 1]> = outputs
+        .into_iter()
+        .map(|array| {
+            ResourceArc::new(Handle::node(
+                array,
+                target.device,
+                target.stream.clone(),
+                &inputs,
+                outcomes.clone(),
+            ))
+        })
+        .collect();
+    let mut behind = false;
+    if handles.iter().any(|handle| handle.is_due()) {
+        handles.iter().for_each(|handle| handle.mark_submitted());
+        let job = Job::Eval {
+            arrays: handles.to_vec(),
+            reply: None,
+        };
+        behind = matches!(target.push(job)?, Pushed::Behind);
+    }
+    let terms = handles.into_iter().map(ArrayTerm).collect();
+    Ok(if behind {
+        Applied::Behind(terms)
+    } else {
+        Applied::Ready(terms)
+    })
+}
+
+#[rustler::nif]
+fn from_binary<'a>(
+    data: Term<'a>,
+    shape: Term<'a>,
+    dtype: Term<'a>,
+    target: Term<'a>,
+) -> Answer<ArrayTerm> {
+    Answer(make_array(data, shape, dtype, target))
+}
+
+/// The same for binaries that take long to copy.
+#[rustler::nif(schedule = "DirtyCpu")]
+fn from_large_binary<'a>(
+    data: Term<'a>,
+    shape: Term<'a>,
+    dtype: Term<'a>,
+    target: Term<'a>,
+) -> Answer<ArrayTerm> {
+    Answer(make_array(data, shape, dtype, target))
+}
+
+fn make_array(data: Term, shape: Term, dtype: Term, target: Term) -> Result<ArrayTerm> {
+    guard("from_binary", || {
+        let data: Binary = argument(data, 0, "a binary")?;
+        let shape: Vec<i64> = argument(shape, 1, "a list of integers")?;
+        let dtype: Dtype = argument(dtype, 2, "a type such as :f32")?;
+        let target = decode_target(target, 3, [])?;
+        let handle = array::from_binary(&data, &shape, dtype, target.device, &target.stream)?;
+        Ok(ArrayTerm(ResourceArc::new(handle)))
+    })
+}
+
+// ---- looking ----
+
+/// `{shape, dtype, device}`.
+#[rustler::nif]
+fn info(array: Term) -> Answer<(Vec<i32>, Dtype, Device)> {
+    Answer(guard("info", || {
+        let handle = decode_array(array, 0)?;
+        let (shape, dtype) = handle.signature();
+        Ok((shape, dtype, handle.device))
+    }))
+}
+
+#[rustler::nif]
+fn device_available(device: Term) -> Answer<bool> {
+    Answer(guard("device_available", || {
+        let device: Device = argument(device, 0, ":cpu or :gpu")?;
+        Ok(device.is_available())
+    }))
+}
+
+impl Encoder for mlx::InfoValue {
+    fn encode<'a>(&self, env: Env<'a>) -> Term<'a> {
+        match self {
+            mlx::InfoValue::Text(text) => text.encode(env),
+            mlx::InfoValue::Size(size) => size.encode(env),
+        }
+    }
+}
+
+#[rustler::nif(schedule = "DirtyIo")]
+fn device_info(device: Term) -> Answer<Vec<(String, mlx::InfoValue)>> {
+    Answer(guard("device_info", || {
+        let device: Device = argument(device, 0, ":cpu or :gpu")?;
+        if !device.is_available() {
+            return Err(Reason::NoDevice(device.name()).into());
+        }
+        mlx::device_info(device)
+    }))
+}
+
+// ---- queues ----
+
+#[rustler::nif(schedule = "DirtyIo")]
+fn queue_start(device: Term) -> Answer<ResourceArc<Queue>> {
+    Answer(guard("queue_start", || {
+        let device: Device = argument(device, 0, ":cpu or :gpu")?;
+        Ok(ResourceArc::new(Queue(Shared::start(device)?)))
+    }))
+}
+
+#[rustler::nif]
+fn queue_close(queue: Term) -> Answer<Done> {
+    Answer(guard("queue_close", || {
+        let queue: ResourceArc<Queue> = argument(queue, 0, "a queue")?;
+        queue.0.close();
+        Ok(Done)
+    }))
+}
+
+/// Submits arrays. With a tag, `{tag, {:ok, :ok} | {:error, map}}` follows once they are computed.
+#[rustler::nif]
+fn eval<'a>(env: Env<'a>, arrays: Term<'a>, target: Term<'a>, tag: Term<'a>) -> Answer<Done> {
+    Answer(guard("eval", || {
+        let arrays = decode_arrays(arrays)?;
+        let target = decode_target(target, 1, &arrays)?;
+        arrays.iter().for_each(|array| array.mark_submitted());
+        let reply = if tag.is_atom() {
+            None
+        } else {
+            Some(Reply::new(env.pid(), tag))
+        };
+        // A refused job that is awaited has been answered by message.
+        match target.push(Job::Eval { arrays, reply }) {
+            Err(_) if !tag.is_atom() => Ok(Done),
+            other => other.map(|_| Done),
+        }
+    }))
+}
+
+/// `{tag, {:ok, binary} | {:error, map}}` follows.
+#[rustler::nif]
+fn read<'a>(env: Env<'a>, array: Term<'a>, target: Term<'a>, tag: Term<'a>) -> Answer<Done> {
+    Answer(guard("to_binary", || {
+        let array = decode_array(array, 0)?;
+        let target = decode_target(target, 1, [&array])?;
+        let reply = Reply::new(env.pid(), tag);
+        let _answered = target.push(Job::Read { array, reply });
+        Ok(Done)
+    }))
+}
+
+// ---- programs ----
+
+/// `instructions` is a list of `{op, [input number | nil], number of outputs}`.
+#[rustler::nif(schedule = "DirtyCpu")]
+fn program_new<'a>(
+    inputs: Term<'a>,
+    instructions: Term<'a>,
+    outputs: Term<'a>,
+) -> Answer<ResourceArc<Program>> {
+    Answer(guard("program", || {
+        let inputs: usize = argument(inputs, 0, "a number of inputs")?;
+        let list: Vec<(Term, Vec<Option<usize>>, usize)> =
+            argument(instructions, 1, "a list of {op, inputs, number of outputs}")?;
+        let outputs: Vec<usize> = argument(outputs, 2, "a list of value numbers")?;
+        let instructions = list
+            .into_iter()
+            .map(|(op, inputs, outputs)| {
+                Ok(Instruction {
+                    op: decode_op(op)?,
+                    inputs,
+                    outputs,
+                })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        Program::new(inputs, instructions, outputs).map(ResourceArc::new)
+    }))
+}
+
+/// `{tag, {:ok, [array]} | {:error, map}}` follows once the outputs are submitted.
+#[rustler::nif]
+fn program_run<'a>(
+    env: Env<'a>,
+    program: Term<'a>,
+    inputs: Term<'a>,
+    target: Term<'a>,
+    tag: Term<'a>,
+) -> Answer<Done> {
+    Answer(guard("run", || {
+        let program: ResourceArc<Program> = argument(program, 0, "a program")?;
+        let inputs = decode_arrays(inputs)?;
+        let target = decode_target(target, 2, &inputs)?;
+        let reply = Reply::new(env.pid(), tag);
+        let _answered = target.push(Job::Run {
+            program,
+            inputs,
+            reply,
+        });
+        Ok(Done)
+    }))
+}
+
+// ---- memory ----
+
+#[derive(rustler::NifUnitEnum)]
+enum Figure {
+    Active,
+    Peak,
+    Cached,
+    Limit,
+}
+
+/// Bytes.
+#[rustler::nif]
+fn memory(figure: Term) -> Answer<usize> {
+    Answer(guard("memory", || {
+        mlx::release_pending();
+        match argument(figure, 0, ":active, :peak, :cached or :limit")? {
+            Figure::Active => mlx::active_memory(),
+            Figure::Peak => mlx::peak_memory(),
+            Figure::Cached => mlx::cache_memory(),
+            Figure::Limit => mlx::memory_limit(),
+        }
+    }))
+}
+
+#[derive(rustler::NifUnitEnum)]
+enum Limit {
+    Memory,
+    Cache,
+}
+
+/// Sets a limit in bytes; gives the one before. Waits for the CPU's streams.
+#[rustler::nif(schedule = "DirtyIo")]
+fn set_limit<'a>(limit: Term<'a>, bytes: Term<'a>) -> Answer<usize> {
+    Answer(guard("set_limit", || {
+        let bytes: usize = argument(bytes, 1, "a number of bytes")?;
+        match argument(limit, 0, ":memory or :cache")? {
+            Limit::Memory => mlx::set_memory_limit(bytes),
+            Limit::Cache => mlx::set_cache_limit(bytes),
+        }
+    }))
+}
+
+#[rustler::nif(schedule = "DirtyIo")]
+fn clear_cache() -> Answer<Done> {
+    Answer(guard("clear_cache", || mlx::clear_cache().map(|()| Done)))
+}
+
+#[rustler::nif]
+fn reset_peak() -> Answer<Done> {
+    Answer(guard("reset_peak", || {
+        mlx::reset_peak_memory().map(|()| Done)
+    }))
+}
+
+// ---- files ----
+
+#[rustler::nif(schedule = "DirtyIo")]
+fn load_safetensors<'a>(path: Term<'a>, target: Term<'a>) -> Answer<Vec<(String, ArrayTerm)>> {
+    Answer(guard("load_safetensors", || {
+        let path: String = argument(path, 0, "a path")?;
+        let target = decode_target(target, 1, [])?;
+        let arrays = file::load(&path, target.device, &target.stream)?;
+        Ok(arrays
+            .into_iter()
+            .map(|(name, handle)| (name, ArrayTerm(ResourceArc::new(handle))))
+            .collect())
+    }))
+}
+
+/// `entries` is a list of `{name, array}`; `{tag, {:ok, :ok} | {:error, map}}` follows.
+#[rustler::nif]
+fn save_safetensors<'a>(
+    env: Env<'a>,
+    path: Term<'a>,
+    entries: Term<'a>,
+    target: Term<'a>,
+    tag: Term<'a>,
+) -> Answer<Done> {
+    Answer(guard("save_safetensors", || {
+        let path: String = argument(path, 0, "a path")?;
+        let list: Vec<(String, Term)> = argument(entries, 1, "a list of {name, array}")?;
+        let arrays = list
+            .into_iter()
+            .map(|(name, array)| Ok((name, decode_array(array, 1)?)))
+            .collect::<Result<Vec<_>>>()?;
+        let target = decode_target(target, 2, arrays.iter().map(|(_, array)| array))?;
+        let reply = Reply::new(env.pid(), tag);
+        let _answered = target.push(Job::Save {
+            path,
+            arrays,
+            reply,
+        });
+        Ok(Done)
+    }))
+}

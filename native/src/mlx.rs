@@ -1,0 +1,815 @@
+//! The one module that calls MLX's C interface. Safe functions named as in MLX's own documentation; each takes
+//! the stream that its node will run on, and gives MLX's words as an error.
+//!
+//! mlx-rs gives the array handle. Its operations are not used: they take their stream from a type that cannot hold
+//! a stream which is usable from any thread (see ARCHITECTURE.md), and every operation here needs one.
+
+use crate::device::Device;
+use crate::dtype::Dtype;
+use crate::error::{Error, Reason, Result};
+use mlx_rs::Array;
+use mlx_sys as sys;
+use std::cell::RefCell;
+use std::ffi::{c_char, c_int, c_void, CStr, CString};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, Once, PoisonError, TryLockError};
+
+thread_local! {
+    /// What MLX last complained of on this thread, until the failing call takes it.
+    static LAST_ERROR: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+unsafe extern "C" fn keep_error(message: *const c_char, _data: *mut c_void) {
+    // SAFETY: mlx-c hands over a NUL-terminated string that lives through this call.
+    let text = unsafe { CStr::from_ptr(message) }.to_string_lossy();
+    // mlx-c appends " at <file>:<line>" of its own sources, which tells a user nothing.
+    let text = match text.rfind(" at /").or_else(|| text.rfind(" at ")) {
+        Some(end) if text[end..].contains(".cpp:") => &text[..end],
+        _ => &text,
+    };
+    LAST_ERROR.with(|last| *last.borrow_mut() = Some(text.to_string()));
+}
+
+/// Installs the error handler (mlx-c's own ends the process) and lets MLX set itself up on a thread that goes away,
+/// since MLX treats the first thread it sees as special.
+pub fn init() {
+    static INIT: Once = Once::new();
+    INIT.call_once(|| {
+        let setup = || {
+            // SAFETY: the handler is a plain function that stays for the life of the process.
+            unsafe { sys::mlx_set_error_handler(Some(keep_error), std::ptr::null_mut(), None) };
+            if let Ok(stream) = Stream::new(Device::Cpu) {
+                let _ = stream.synchronize();
+            }
+        };
+        let _ = std::thread::Builder::new()
+            .name("emlx_init".into())
+            .spawn(setup)
+            .map(|thread| thread.join());
+    });
+}
+
+fn take_error() -> Error {
+    let text = LAST_ERROR.with(|last| last.borrow_mut().take());
+    Reason::Mlx(text.unwrap_or_else(|| "MLX failed without a message".into())).into()
+}
+
+fn check(status: c_int) -> Result<()> {
+    if status == 0 {
+        Ok(())
+    } else {
+        Err(take_error())
+    }
+}
+
+/// Runs a call that fills in one array.
+fn one(call: impl FnOnce(*mut sys::mlx_array) -> c_int) -> Result<Array> {
+    let mut raw = sys::mlx_array {
+        ctx: std::ptr::null_mut(),
+    };
+    let status = call(&mut raw);
+    // SAFETY: the handle is ours alone; an empty one is freed as a no-op.
+    let array = unsafe { Array::from_ptr(raw) };
+    check(status)?;
+    if raw.ctx.is_null() {
+        return Err(take_error());
+    }
+    Ok(array)
+}
+
+fn raw_or_null(array: Option<&Array>) -> sys::mlx_array {
+    array.map_or(
+        sys::mlx_array {
+            ctx: std::ptr::null_mut(),
+        },
+        Array::as_ptr,
+    )
+}
+
+// ---- streams and devices ----
+
+/// A stream that any thread may build nodes for. Evaluation on it goes through [`graph_lock`].
+#[derive(Debug)]
+pub struct Stream(sys::mlx_stream);
+
+// SAFETY: the wrapped object is an index and a device, never written after it is made.
+unsafe impl Send for Stream {}
+unsafe impl Sync for Stream {}
+
+impl Clone for Stream {
+    fn clone(&self) -> Self {
+        // Streams live as long as the process (MLX has no call that ends one of several), so sharing the pointer is sound.
+        Stream(self.0)
+    }
+}
+
+fn device_handle(device: Device) -> sys::mlx_device {
+    let kind = match device {
+        Device::Cpu => sys::mlx_device_type__MLX_CPU,
+        Device::Gpu => sys::mlx_device_type__MLX_GPU,
+    };
+    // SAFETY: no preconditions.
+    unsafe { sys::mlx_device_new_type(kind, 0) }
+}
+
+pub fn device_is_available(device: Device) -> bool {
+    let mut available = false;
+    let handle = device_handle(device);
+    // SAFETY: the handle is live until the call after.
+    let status = unsafe { sys::mlx_device_is_available(&mut available, handle) };
+    unsafe { sys::mlx_device_free(handle) };
+    status == 0 && available
+}
+
+/// What MLX knows of a device: name, memory, architecture, as MLX names them.
+pub fn device_info(device: Device) -> Result<Vec<(String, InfoValue)>> {
+    let handle = device_handle(device);
+    let mut entries = Vec::new();
+    // SAFETY: every handle below is made here, used while live and freed once; strings are copied out.
+    unsafe {
+        let mut info = sys::mlx_device_info_new();
+        let mut keys = sys::mlx_vector_string_new();
+        let mut status = sys::mlx_device_info_get(&mut info, handle);
+        if status == 0 {
+            status = sys::mlx_device_info_get_keys(&mut keys, info);
+        }
+        if status == 0 {
+            for i in 0..sys::mlx_vector_string_size(keys) {
+                let mut key: *mut c_char = std::ptr::null_mut();
+                if sys::mlx_vector_string_get(&mut key, keys, i) != 0 || key.is_null() {
+                    continue;
+                }
+                let name = CStr::from_ptr(key).to_string_lossy().into_owned();
+                let mut text: *const c_char = std::ptr::null();
+                let mut size = 0usize;
+                let mut is_string = false;
+                sys::mlx_device_info_is_string(&mut is_string, info, key);
+                if is_string {
+                    if sys::mlx_device_info_get_string(&mut text, info, key) == 0 {
+                        let value = CStr::from_ptr(text).to_string_lossy().into_owned();
+                        entries.push((name, InfoValue::Text(value)));
+                    }
+                } else if sys::mlx_device_info_get_size(&mut size, info, key) == 0 {
+                    entries.push((name, InfoValue::Size(size)));
+                }
+            }
+        }
+        sys::mlx_vector_string_free(keys);
+        sys::mlx_device_info_free(info);
+        sys::mlx_device_free(handle);
+        check(status)?;
+    }
+    Ok(entries)
+}
+
+pub enum InfoValue {
+    Text(String),
+    Size(usize),
+}
+
+impl Stream {
+    pub fn new(device: Device) -> Result<Stream> {
+        let handle = device_handle(device);
+        // SAFETY: the device handle is live for the call.
+        let raw = unsafe { sys::mlx_stream_new_thread_unsafe(handle) };
+        unsafe { sys::mlx_device_free(handle) };
+        if raw.ctx.is_null() {
+            return Err(take_error());
+        }
+        Ok(Stream(raw))
+    }
+
+    pub fn is_same(&self, other: &Stream) -> bool {
+        self.0.ctx == other.0.ctx
+    }
+
+    /// Makes this the calling thread's default on its device, for the nodes that MLX adds by itself.
+    pub fn make_thread_default(&self) -> Result<()> {
+        // SAFETY: the stream is live.
+        check(unsafe { sys::mlx_set_default_stream(self.0) })
+    }
+
+    /// Waits until everything submitted to a CPU stream is computed. MLX keeps the first failure of a CPU stream until
+    /// somebody asks; this asks. Not for GPU streams, whose encoder another thread may be using.
+    pub fn synchronize(&self) -> Result<()> {
+        // SAFETY: the stream is live.
+        check(unsafe { sys::mlx_synchronize(self.0) })
+    }
+}
+
+// ---- evaluation ----
+
+static GRAPH: Mutex<()> = Mutex::new(());
+static DROPPED: Mutex<Vec<Dropped>> = Mutex::new(Vec::new());
+/// Whether `DROPPED` may hold anything, so that mostly nobody has to look.
+static IS_PENDING: AtomicBool = AtomicBool::new(false);
+
+struct Dropped(#[allow(dead_code)] Array);
+
+/// Held while a graph is walked, submitted or taken apart. MLX marks nodes as it submits them and unlinks
+/// siblings as it destroys them, on whichever thread that happens, without locks of its own.
+pub struct GraphLock(#[allow(dead_code)] MutexGuard<'static, ()>);
+
+pub fn graph_lock() -> GraphLock {
+    GraphLock(GRAPH.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+impl Drop for GraphLock {
+    fn drop(&mut self) {
+        // Handles given up meanwhile, while this thread still owns the graph.
+        release_dropped();
+    }
+}
+
+fn dropped() -> MutexGuard<'static, Vec<Dropped>> {
+    DROPPED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn release_dropped() {
+    while IS_PENDING.swap(false, Ordering::AcqRel) {
+        let batch = std::mem::take(&mut *dropped());
+        drop(batch);
+    }
+}
+
+/// Frees what was given up while a graph was walked, unless one is being walked now.
+pub fn release_pending() {
+    match GRAPH.try_lock() {
+        Ok(guard) => drop(GraphLock(guard)),
+        Err(TryLockError::Poisoned(poisoned)) => drop(GraphLock(poisoned.into_inner())),
+        Err(TryLockError::WouldBlock) => {}
+    }
+}
+
+/// Gives an array up without ever blocking the calling scheduler: at once when no graph is being walked, else by the
+/// thread that walks it.
+pub fn release(array: Array) {
+    let guard = match GRAPH.try_lock() {
+        Ok(guard) => guard,
+        Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+        Err(TryLockError::WouldBlock) => {
+            dropped().push(Dropped(array));
+            IS_PENDING.store(true, Ordering::Release);
+            return;
+        }
+    };
+    let lock = GraphLock(guard);
+    drop(array);
+    drop(lock);
+}
+
+/// A list of arrays as MLX takes it.
+pub struct Vector(sys::mlx_vector_array);
+
+impl Vector {
+    pub fn new<'a>(arrays: impl IntoIterator<Item = &'a Array>) -> Vector {
+        let handles: Vec<sys::mlx_array> = arrays.into_iter().map(Array::as_ptr).collect();
+        // SAFETY: mlx-c copies the handles' arrays.
+        Vector(unsafe { sys::mlx_vector_array_new_data(handles.as_ptr(), handles.len()) })
+    }
+
+    fn into_arrays(self) -> Result<Vec<Array>> {
+        // SAFETY: the vector is live until drop.
+        let size = unsafe { sys::mlx_vector_array_size(self.0) };
+        (0..size)
+            .map(|i| one(|res| unsafe { sys::mlx_vector_array_get(res, self.0, i) }))
+            .collect()
+    }
+}
+
+impl Drop for Vector {
+    fn drop(&mut self) {
+        // SAFETY: freed once.
+        unsafe { sys::mlx_vector_array_free(self.0) };
+    }
+}
+
+/// Runs a call that fills in a list of arrays.
+fn many(call: impl FnOnce(*mut sys::mlx_vector_array) -> c_int) -> Result<Vec<Array>> {
+    // SAFETY: no preconditions.
+    let mut vector = Vector(unsafe { sys::mlx_vector_array_new() });
+    check(call(&mut vector.0))?;
+    vector.into_arrays()
+}
+
+/// Submits the graphs of these arrays. Returns when they are submitted, not when they are computed.
+pub fn async_eval(arrays: &[&Array], _lock: &GraphLock) -> Result<()> {
+    let vector = Vector::new(arrays.iter().copied());
+    // SAFETY: the vector is live; the lock is held.
+    check(unsafe { sys::mlx_async_eval(vector.0) })
+}
+
+/// Waits for one array. Only for an array that no other thread has a handle of.
+pub fn wait(array: &Array) -> Result<()> {
+    // SAFETY: the array is live and, by the caller's word, not shared.
+    check(unsafe { sys::_mlx_array_wait(array.as_ptr()) })
+}
+
+/// The array's bytes in row-major order, or None where they are laid out otherwise.
+///
+/// # Safety
+/// The array has been computed, and the slice is not used after the array is gone.
+pub unsafe fn bytes<'a>(array: &Array) -> Option<&'a [u8]> {
+    let size = array.nbytes();
+    if size == 0 {
+        return Some(&[]);
+    }
+    let mut row_contiguous = false;
+    let raw = array.as_ptr();
+    if sys::_mlx_array_is_row_contiguous(&mut row_contiguous, raw) != 0 || !row_contiguous {
+        return None;
+    }
+    let data = sys::mlx_array_data_uint8(raw);
+    if data.is_null() {
+        return None;
+    }
+    Some(std::slice::from_raw_parts(data, size))
+}
+
+/// Another handle of the same array.
+pub fn share(array: &Array) -> Result<Array> {
+    one(|res| unsafe { sys::mlx_array_set(res, array.as_ptr()) })
+}
+
+/// Copies a buffer in. The caller has checked that `data` holds what `shape` and `dtype` say.
+pub fn from_bytes(data: &[u8], shape: &[i32], dtype: Dtype) -> Result<Array> {
+    assert_eq!(
+        data.len() as u128,
+        shape.iter().map(|d| *d as u128).product::<u128>() * dtype.size() as u128
+    );
+    // The element type's alignment: MLX reads `data` through a pointer of that type.
+    let aligned;
+    let source = if (data.as_ptr() as usize).is_multiple_of(dtype.size()) {
+        data.as_ptr()
+    } else {
+        aligned = align(data);
+        aligned.as_ptr().cast()
+    };
+    // SAFETY: `source` holds the bytes of the shape, suitably aligned, and MLX copies them before the call returns.
+    let raw = unsafe {
+        sys::mlx_array_new_data(
+            source.cast(),
+            shape.as_ptr(),
+            shape.len() as c_int,
+            dtype.to_mlx(),
+        )
+    };
+    if raw.ctx.is_null() {
+        return Err(take_error());
+    }
+    // SAFETY: a fresh handle.
+    Ok(unsafe { Array::from_ptr(raw) })
+}
+
+fn align(data: &[u8]) -> Vec<u64> {
+    let mut words = vec![0u64; data.len().div_ceil(8)];
+    // SAFETY: the vector has at least as many bytes as `data`.
+    unsafe {
+        std::ptr::copy_nonoverlapping(data.as_ptr(), words.as_mut_ptr().cast(), data.len());
+    }
+    words
+}
+
+pub fn dtype(array: &Array) -> Dtype {
+    // SAFETY: the array is live.
+    Dtype::from_mlx(unsafe { sys::mlx_array_dtype(array.as_ptr()) })
+}
+
+fn text(text: &str) -> Result<CString> {
+    CString::new(text).map_err(|_| Error::invalid("text must not contain a NUL byte"))
+}
+
+// ---- memory ----
+
+macro_rules! memory {
+    ($($(#[$doc:meta])* $name:ident() = $c:ident, $($arg:ident)?;)*) => {$(
+        $(#[$doc])*
+        pub fn $name($($arg: usize)?) -> Result<usize> {
+            let mut size = 0usize;
+            // SAFETY: writes one number.
+            check(unsafe { sys::$c(&mut size $(, $arg)?) })?;
+            Ok(size)
+        }
+    )*};
+}
+
+memory! {
+    active_memory() = mlx_get_active_memory,;
+    peak_memory() = mlx_get_peak_memory,;
+    cache_memory() = mlx_get_cache_memory,;
+    memory_limit() = mlx_get_memory_limit,;
+    /// Sets the limit; gives the one before.
+    set_memory_limit() = mlx_set_memory_limit, limit;
+    /// Sets the limit; gives the one before.
+    set_cache_limit() = mlx_set_cache_limit, limit;
+}
+
+pub fn clear_cache() -> Result<()> {
+    // SAFETY: no preconditions.
+    check(unsafe { sys::mlx_clear_cache() })
+}
+
+pub fn reset_peak_memory() -> Result<()> {
+    // SAFETY: no preconditions.
+    check(unsafe { sys::mlx_reset_peak_memory() })
+}
+
+// ---- files ----
+
+/// The arrays of a safetensors file, by name. Their data is read when they are evaluated.
+pub fn load_safetensors(path: &str, stream: &Stream) -> Result<Vec<(String, Array)>> {
+    let path = text(path)?;
+    let mut arrays = Vec::new();
+    // SAFETY: both maps and the iterator are made and freed here; keys are copied out.
+    unsafe {
+        let mut map = sys::mlx_map_string_to_array_new();
+        let mut metadata = sys::mlx_map_string_to_string_new();
+        let status = sys::mlx_load_safetensors(&mut map, &mut metadata, path.as_ptr(), stream.0);
+        if status == 0 {
+            let iterator = sys::mlx_map_string_to_array_iterator_new(map);
+            loop {
+                let mut key: *const c_char = std::ptr::null();
+                let mut value = sys::mlx_array_new();
+                let end =
+                    sys::mlx_map_string_to_array_iterator_next(&mut key, &mut value, iterator);
+                let array = Array::from_ptr(value);
+                if end != 0 || key.is_null() {
+                    break;
+                }
+                arrays.push((CStr::from_ptr(key).to_string_lossy().into_owned(), array));
+            }
+            sys::mlx_map_string_to_array_iterator_free(iterator);
+        }
+        sys::mlx_map_string_to_array_free(map);
+        sys::mlx_map_string_to_string_free(metadata);
+        check(status)?;
+    }
+    Ok(arrays)
+}
+
+// ---- operations ----
+
+/// How each kind of argument looks in Rust.
+macro_rules! rust_type {
+    (array) => { &Array };
+    (maybe) => { Option<&Array> };
+    (arrays) => { &Vector };
+    (ints) => { &[i32] };
+    (longs) => { &[i64] };
+    (int) => { i32 };
+    (size) => { usize };
+    (seed) => { u64 };
+    (float) => { f32 };
+    (double) => { f64 };
+    (flag) => { bool };
+    (text) => { &str };
+    (dtype) => { Dtype };
+    (maybe_int) => { Option<i32> };
+    (maybe_float) => { Option<f32> };
+    (maybe_dtype) => { Option<Dtype> };
+    (norm) => { FftNorm };
+}
+
+/// Flattens the arguments into C's: a slice is a pointer and a length, an absent array an empty handle.
+macro_rules! c_call {
+    ($run:ident $c:ident [$($done:tt)*] $s:ident;) => {
+        // SAFETY: every pointer comes from a live reference and every length from its slice; MLX's exceptions are
+        // caught by mlx-c and come back as a status.
+        $run(|res| unsafe { sys::$c(res, $($done)* $s.0) })
+    };
+    ($run:ident $c:ident [$($done:tt)*] $s:ident; $a:ident : array, $($rest:tt)*) => {
+        c_call!($run $c [$($done)* $a.as_ptr(),] $s; $($rest)*)
+    };
+    ($run:ident $c:ident [$($done:tt)*] $s:ident; $a:ident : maybe, $($rest:tt)*) => {
+        c_call!($run $c [$($done)* raw_or_null($a),] $s; $($rest)*)
+    };
+    ($run:ident $c:ident [$($done:tt)*] $s:ident; $a:ident : arrays, $($rest:tt)*) => {
+        c_call!($run $c [$($done)* $a.0,] $s; $($rest)*)
+    };
+    ($run:ident $c:ident [$($done:tt)*] $s:ident; $a:ident : ints, $($rest:tt)*) => {
+        c_call!($run $c [$($done)* $a.as_ptr(), $a.len(),] $s; $($rest)*)
+    };
+    ($run:ident $c:ident [$($done:tt)*] $s:ident; $a:ident : longs, $($rest:tt)*) => {
+        c_call!($run $c [$($done)* $a.as_ptr(), $a.len(),] $s; $($rest)*)
+    };
+    ($run:ident $c:ident [$($done:tt)*] $s:ident; $a:ident : text, $($rest:tt)*) => {{
+        let $a = text($a)?;
+        c_call!($run $c [$($done)* $a.as_ptr(),] $s; $($rest)*)
+    }};
+    ($run:ident $c:ident [$($done:tt)*] $s:ident; $a:ident : dtype, $($rest:tt)*) => {
+        c_call!($run $c [$($done)* $a.to_mlx(),] $s; $($rest)*)
+    };
+    ($run:ident $c:ident [$($done:tt)*] $s:ident; $a:ident : maybe_int, $($rest:tt)*) => {
+        c_call!($run $c [$($done)* sys::mlx_optional_int { value: $a.unwrap_or(0), has_value: $a.is_some() },] $s; $($rest)*)
+    };
+    ($run:ident $c:ident [$($done:tt)*] $s:ident; $a:ident : maybe_float, $($rest:tt)*) => {
+        c_call!($run $c [$($done)* sys::mlx_optional_float { value: $a.unwrap_or(0.0), has_value: $a.is_some() },] $s; $($rest)*)
+    };
+    ($run:ident $c:ident [$($done:tt)*] $s:ident; $a:ident : maybe_dtype, $($rest:tt)*) => {
+        c_call!($run $c [$($done)* sys::mlx_optional_dtype { value: $a.unwrap_or(Dtype::Bool).to_mlx(), has_value: $a.is_some() },] $s; $($rest)*)
+    };
+    ($run:ident $c:ident [$($done:tt)*] $s:ident; $a:ident : norm, $($rest:tt)*) => {
+        c_call!($run $c [$($done)* $a as sys::mlx_fft_norm,] $s; $($rest)*)
+    };
+    ($run:ident $c:ident [$($done:tt)*] $s:ident; $a:ident : $plain:ident, $($rest:tt)*) => {
+        c_call!($run $c [$($done)* $a,] $s; $($rest)*)
+    };
+}
+
+macro_rules! wrap {
+    ($run:ident -> $out:ty; $($name:ident = $c:ident($($a:ident: $kind:ident),*);)*) => {$(
+        #[allow(clippy::too_many_arguments)]
+        pub fn $name($($a: rust_type!($kind),)* s: &Stream) -> Result<$out> {
+            c_call!($run $c [] s; $($a: $kind,)*)
+        }
+    )*};
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, rustler::NifUnitEnum)]
+pub enum FftNorm {
+    Backward = sys::mlx_fft_norm__MLX_FFT_NORM_BACKWARD as isize,
+    Ortho = sys::mlx_fft_norm__MLX_FFT_NORM_ORTHO as isize,
+    Forward = sys::mlx_fft_norm__MLX_FFT_NORM_FORWARD as isize,
+}
+
+wrap! { one -> Array;
+    // Elementwise, one array.
+    abs = mlx_abs(a: array);
+    negative = mlx_negative(a: array);
+    sign = mlx_sign(a: array);
+    ceil = mlx_ceil(a: array);
+    floor = mlx_floor(a: array);
+    trunc = mlx_trunc(a: array);
+    round = mlx_round(a: array, decimals: int);
+    exp = mlx_exp(a: array);
+    expm1 = mlx_expm1(a: array);
+    log = mlx_log(a: array);
+    log1p = mlx_log1p(a: array);
+    log2 = mlx_log2(a: array);
+    log10 = mlx_log10(a: array);
+    sin = mlx_sin(a: array);
+    cos = mlx_cos(a: array);
+    tan = mlx_tan(a: array);
+    arcsin = mlx_arcsin(a: array);
+    arccos = mlx_arccos(a: array);
+    arctan = mlx_arctan(a: array);
+    sinh = mlx_sinh(a: array);
+    cosh = mlx_cosh(a: array);
+    tanh = mlx_tanh(a: array);
+    arcsinh = mlx_arcsinh(a: array);
+    arccosh = mlx_arccosh(a: array);
+    arctanh = mlx_arctanh(a: array);
+    erf = mlx_erf(a: array);
+    erfinv = mlx_erfinv(a: array);
+    sqrt = mlx_sqrt(a: array);
+    rsqrt = mlx_rsqrt(a: array);
+    square = mlx_square(a: array);
+    reciprocal = mlx_reciprocal(a: array);
+    sigmoid = mlx_sigmoid(a: array);
+    degrees = mlx_degrees(a: array);
+    radians = mlx_radians(a: array);
+    logical_not = mlx_logical_not(a: array);
+    bitwise_invert = mlx_bitwise_invert(a: array);
+    isnan = mlx_isnan(a: array);
+    isinf = mlx_isinf(a: array);
+    isposinf = mlx_isposinf(a: array);
+    isneginf = mlx_isneginf(a: array);
+    isfinite = mlx_isfinite(a: array);
+    real = mlx_real(a: array);
+    imag = mlx_imag(a: array);
+    conjugate = mlx_conjugate(a: array);
+    copy = mlx_copy(a: array);
+    nan_to_num = mlx_nan_to_num(a: array, nan: float, posinf: maybe_float, neginf: maybe_float);
+    hadamard_transform = mlx_hadamard_transform(a: array, scale: maybe_float);
+
+    // Elementwise, two arrays.
+    add = mlx_add(a: array, b: array);
+    subtract = mlx_subtract(a: array, b: array);
+    multiply = mlx_multiply(a: array, b: array);
+    divide = mlx_divide(a: array, b: array);
+    floor_divide = mlx_floor_divide(a: array, b: array);
+    remainder = mlx_remainder(a: array, b: array);
+    power = mlx_power(a: array, b: array);
+    maximum = mlx_maximum(a: array, b: array);
+    minimum = mlx_minimum(a: array, b: array);
+    arctan2 = mlx_arctan2(a: array, b: array);
+    logaddexp = mlx_logaddexp(a: array, b: array);
+    equal = mlx_equal(a: array, b: array);
+    not_equal = mlx_not_equal(a: array, b: array);
+    less = mlx_less(a: array, b: array);
+    less_equal = mlx_less_equal(a: array, b: array);
+    greater = mlx_greater(a: array, b: array);
+    greater_equal = mlx_greater_equal(a: array, b: array);
+    logical_and = mlx_logical_and(a: array, b: array);
+    logical_or = mlx_logical_or(a: array, b: array);
+    bitwise_and = mlx_bitwise_and(a: array, b: array);
+    bitwise_or = mlx_bitwise_or(a: array, b: array);
+    bitwise_xor = mlx_bitwise_xor(a: array, b: array);
+    left_shift = mlx_left_shift(a: array, b: array);
+    right_shift = mlx_right_shift(a: array, b: array);
+    isclose = mlx_isclose(a: array, b: array, rtol: double, atol: double, equal_nan: flag);
+    allclose = mlx_allclose(a: array, b: array, rtol: double, atol: double, equal_nan: flag);
+    array_equal = mlx_array_equal(a: array, b: array, equal_nan: flag);
+
+    // Types.
+    astype = mlx_astype(a: array, dtype: dtype);
+    view = mlx_view(a: array, dtype: dtype);
+    to_fp8 = mlx_to_fp8(a: array);
+    from_fp8 = mlx_from_fp8(a: array, dtype: dtype);
+
+    // Reductions.
+    sum = mlx_sum_axes(a: array, axes: ints, keepdims: flag);
+    prod = mlx_prod_axes(a: array, axes: ints, keepdims: flag);
+    max = mlx_max_axes(a: array, axes: ints, keepdims: flag);
+    min = mlx_min_axes(a: array, axes: ints, keepdims: flag);
+    all = mlx_all_axes(a: array, axes: ints, keepdims: flag);
+    any = mlx_any_axes(a: array, axes: ints, keepdims: flag);
+    mean = mlx_mean_axes(a: array, axes: ints, keepdims: flag);
+    median = mlx_median_axes(a: array, axes: ints, keepdims: flag);
+    var = mlx_var_axes(a: array, axes: ints, keepdims: flag, ddof: int);
+    std = mlx_std_axes(a: array, axes: ints, keepdims: flag, ddof: int);
+    logsumexp = mlx_logsumexp_axes(a: array, axes: ints, keepdims: flag);
+    softmax = mlx_softmax_axes(a: array, axes: ints, precise: flag);
+    argmax = mlx_argmax_axis(a: array, axis: int, keepdims: flag);
+    argmin = mlx_argmin_axis(a: array, axis: int, keepdims: flag);
+    cumsum = mlx_cumsum_axis(a: array, axis: int, reverse: flag, inclusive: flag, dtype: maybe_dtype);
+    cumprod = mlx_cumprod_axis(a: array, axis: int, reverse: flag, inclusive: flag, dtype: maybe_dtype);
+    cummax = mlx_cummax_axis(a: array, axis: int, reverse: flag, inclusive: flag);
+    cummin = mlx_cummin_axis(a: array, axis: int, reverse: flag, inclusive: flag);
+    logcumsumexp = mlx_logcumsumexp_axis(a: array, axis: int, reverse: flag, inclusive: flag);
+
+    // Order.
+    sort = mlx_sort_axis(a: array, axis: int);
+    argsort = mlx_argsort_axis(a: array, axis: int);
+    partition = mlx_partition_axis(a: array, kth: int, axis: int);
+    argpartition = mlx_argpartition_axis(a: array, kth: int, axis: int);
+    topk = mlx_topk_axis(a: array, k: int, axis: int);
+    searchsorted = mlx_searchsorted(sorted: array, values: array, side: text);
+
+    // Shapes.
+    reshape = mlx_reshape(a: array, shape: ints);
+    flatten = mlx_flatten(a: array, start_axis: int, end_axis: int);
+    unflatten = mlx_unflatten(a: array, axis: int, shape: ints);
+    squeeze = mlx_squeeze_axes(a: array, axes: ints);
+    expand_dims = mlx_expand_dims_axes(a: array, axes: ints);
+    transpose = mlx_transpose_axes(a: array, axes: ints);
+    swapaxes = mlx_swapaxes(a: array, axis1: int, axis2: int);
+    moveaxis = mlx_moveaxis(a: array, source: int, destination: int);
+    broadcast_to = mlx_broadcast_to(a: array, shape: ints);
+    concatenate = mlx_concatenate_axis(arrays: arrays, axis: int);
+    stack = mlx_stack_axis(arrays: arrays, axis: int);
+    repeat = mlx_repeat_axis(a: array, repeats: int, axis: int);
+    tile = mlx_tile(a: array, repetitions: ints);
+    flip = mlx_flip_axes(a: array, axes: ints);
+    roll = mlx_roll_axes(a: array, shift: ints, axes: ints);
+    pad = mlx_pad(a: array, axes: ints, low: ints, high: ints, value: array, mode: text);
+    as_strided = mlx_as_strided(a: array, shape: ints, strides: longs, offset: size);
+    contiguous = mlx_contiguous(a: array, allow_col_major: flag);
+    diag = mlx_diag(a: array, k: int);
+    diagonal = mlx_diagonal(a: array, offset: int, axis1: int, axis2: int);
+    tril = mlx_tril(a: array, k: int);
+    triu = mlx_triu(a: array, k: int);
+    trace = mlx_trace_axes(a: array, offset: int, axis1: int, axis2: int, dtype: dtype);
+
+    // Parts.
+    slice = mlx_slice(a: array, start: ints, stop: ints, strides: ints);
+    slice_update = mlx_slice_update(a: array, update: array, start: ints, stop: ints, strides: ints);
+    slice_update_add = mlx_slice_update_add(a: array, update: array, start: ints, stop: ints, strides: ints);
+    slice_update_max = mlx_slice_update_max(a: array, update: array, start: ints, stop: ints, strides: ints);
+    slice_update_min = mlx_slice_update_min(a: array, update: array, start: ints, stop: ints, strides: ints);
+    slice_update_prod = mlx_slice_update_prod(a: array, update: array, start: ints, stop: ints, strides: ints);
+    slice_dynamic = mlx_slice_dynamic(a: array, start: array, axes: ints, sizes: ints);
+    slice_update_dynamic = mlx_slice_update_dynamic(a: array, update: array, start: array, axes: ints);
+    take = mlx_take_axis(a: array, indices: array, axis: int);
+    take_along_axis = mlx_take_along_axis(a: array, indices: array, axis: int);
+    put_along_axis = mlx_put_along_axis(a: array, indices: array, values: array, axis: int);
+    scatter_add_axis = mlx_scatter_add_axis(a: array, indices: array, values: array, axis: int);
+    gather = mlx_gather(a: array, indices: arrays, axes: ints, slice_sizes: ints);
+    scatter = mlx_scatter(a: array, indices: arrays, updates: array, axes: ints);
+    scatter_add = mlx_scatter_add(a: array, indices: arrays, updates: array, axes: ints);
+    scatter_max = mlx_scatter_max(a: array, indices: arrays, updates: array, axes: ints);
+    scatter_min = mlx_scatter_min(a: array, indices: arrays, updates: array, axes: ints);
+    scatter_prod = mlx_scatter_prod(a: array, indices: arrays, updates: array, axes: ints);
+    masked_scatter = mlx_masked_scatter(a: array, mask: array, values: array);
+    where_ = mlx_where(condition: array, a: array, b: array);
+    clip = mlx_clip(a: array, low: maybe, high: maybe);
+
+    // Products.
+    matmul = mlx_matmul(a: array, b: array);
+    addmm = mlx_addmm(c: array, a: array, b: array, alpha: float, beta: float);
+    tensordot = mlx_tensordot(a: array, b: array, axes_a: ints, axes_b: ints);
+    einsum = mlx_einsum(subscripts: text, operands: arrays);
+    inner = mlx_inner(a: array, b: array);
+    outer = mlx_outer(a: array, b: array);
+    kron = mlx_kron(a: array, b: array);
+    vecdot = mlx_vecdot(a: array, b: array, axis: int);
+    gather_mm = mlx_gather_mm(a: array, b: array, lhs_indices: maybe, rhs_indices: maybe, sorted: flag);
+    conv_general = mlx_conv_general(a: array, weight: array, stride: ints, padding_low: ints, padding_high: ints, kernel_dilation: ints, input_dilation: ints, groups: int, flip: flag);
+
+    // Spectra.
+    fft = mlx_fft_fftn(a: array, sizes: ints, axes: ints, norm: norm);
+    ifft = mlx_fft_ifftn(a: array, sizes: ints, axes: ints, norm: norm);
+    rfft = mlx_fft_rfftn(a: array, sizes: ints, axes: ints, norm: norm);
+    irfft = mlx_fft_irfftn(a: array, sizes: ints, axes: ints, norm: norm);
+    fftshift = mlx_fft_fftshift(a: array, axes: ints);
+    ifftshift = mlx_fft_ifftshift(a: array, axes: ints);
+
+    // Linear algebra.
+    cholesky = mlx_linalg_cholesky(a: array, upper: flag);
+    cholesky_inv = mlx_linalg_cholesky_inv(a: array, upper: flag);
+    inv = mlx_linalg_inv(a: array);
+    tri_inv = mlx_linalg_tri_inv(a: array, upper: flag);
+    pinv = mlx_linalg_pinv(a: array);
+    det = mlx_linalg_det(a: array);
+    solve = mlx_linalg_solve(a: array, b: array);
+    solve_triangular = mlx_linalg_solve_triangular(a: array, b: array, upper: flag);
+    eigvalsh = mlx_linalg_eigvalsh(a: array, uplo: text);
+    eigvals = mlx_linalg_eigvals(a: array);
+    cross = mlx_linalg_cross(a: array, b: array, axis: int);
+
+    // Random numbers. The key is always given, so that no hidden state is shared between processes.
+    random_bits = mlx_random_bits(shape: ints, width: int, key: maybe);
+    random_uniform = mlx_random_uniform(low: array, high: array, shape: ints, dtype: dtype, key: maybe);
+    random_normal = mlx_random_normal(shape: ints, dtype: dtype, loc: float, scale: float, key: maybe);
+    random_randint = mlx_random_randint(low: array, high: array, shape: ints, dtype: dtype, key: maybe);
+    random_bernoulli = mlx_random_bernoulli(p: array, shape: ints, key: maybe);
+    random_truncated_normal = mlx_random_truncated_normal(low: array, high: array, shape: ints, dtype: dtype, key: maybe);
+    random_gumbel = mlx_random_gumbel(shape: ints, dtype: dtype, key: maybe);
+    random_laplace = mlx_random_laplace(shape: ints, dtype: dtype, loc: float, scale: float, key: maybe);
+    random_categorical = mlx_random_categorical_shape(logits: array, axis: int, shape: ints, key: maybe);
+    random_permutation = mlx_random_permutation(a: array, axis: int, key: maybe);
+    random_split = mlx_random_split_num(key: array, num: int);
+
+    // Creation.
+    full = mlx_full(shape: ints, value: array, dtype: dtype);
+    zeros = mlx_zeros(shape: ints, dtype: dtype);
+    ones = mlx_ones(shape: ints, dtype: dtype);
+    arange = mlx_arange(start: double, stop: double, step: double, dtype: dtype);
+    linspace = mlx_linspace(start: double, stop: double, num: int, dtype: dtype);
+    eye = mlx_eye(n: int, m: int, k: int, dtype: dtype);
+    tri = mlx_tri(n: int, m: int, k: int, dtype: dtype);
+
+    // Fused.
+    rms_norm = mlx_fast_rms_norm(x: array, weight: maybe, eps: float);
+    layer_norm = mlx_fast_layer_norm(x: array, weight: maybe, bias: maybe, eps: float);
+    rope = mlx_fast_rope_dynamic(x: array, dims: int, traditional: flag, base: maybe_float, scale: float, offset: array, freqs: maybe);
+    scaled_dot_product_attention = mlx_fast_scaled_dot_product_attention(q: array, k: array, v: array, scale: float, mask_mode: text, mask: maybe, sinks: maybe, force_fused: flag);
+    cross_entropy = mlx_fast_cross_entropy(logits: array, targets: array);
+
+    // Quantized.
+    dequantize = mlx_dequantize(w: array, scales: array, biases: maybe, group_size: maybe_int, bits: maybe_int, mode: text, global_scale: maybe, dtype: maybe_dtype);
+    quantized_matmul = mlx_quantized_matmul(x: array, w: array, scales: array, biases: maybe, transpose: flag, group_size: maybe_int, bits: maybe_int, mode: text);
+    qqmm = mlx_qqmm(x: array, w: array, scales: maybe, group_size: maybe_int, bits: maybe_int, mode: text, global_scale_x: maybe, global_scale_w: maybe);
+    gather_qmm = mlx_gather_qmm(x: array, w: array, scales: array, biases: maybe, lhs_indices: maybe, rhs_indices: maybe, transpose: flag, group_size: maybe_int, bits: maybe_int, mode: text, sorted: flag);
+}
+
+wrap! { many -> Vec<Array>;
+    split = mlx_split_sections(a: array, indices: ints, axis: int);
+    lu = mlx_linalg_lu(a: array);
+    svd = mlx_linalg_svd(a: array, compute_uv: flag);
+    quantize = mlx_quantize(w: array, group_size: maybe_int, bits: maybe_int, mode: text, global_scale: maybe);
+}
+
+macro_rules! pairs {
+    ($($name:ident = $c:ident($($a:ident: $kind:ident),*);)*) => {$(
+        pub fn $name($($a: rust_type!($kind),)* s: &Stream) -> Result<Vec<Array>> {
+            let mut second = sys::mlx_array { ctx: std::ptr::null_mut() };
+            let second_ptr: *mut sys::mlx_array = &mut second;
+            let pair = |call: &mut dyn FnMut(*mut sys::mlx_array) -> c_int| one(call);
+            let first = pair_call!(pair second_ptr $c s; $($a: $kind),*);
+            // SAFETY: ours alone, empty if the call failed.
+            let second = unsafe { Array::from_ptr(second) };
+            Ok(vec![first?, second])
+        }
+    )*};
+}
+
+macro_rules! pair_call {
+    ($pair:ident $second:ident $c:ident $s:ident; $a:ident: array) => {
+        // SAFETY: as for `c_call!`; the second output is a local that outlives the call.
+        $pair(&mut |res| unsafe { sys::$c(res, $second, $a.as_ptr(), $s.0) })
+    };
+    ($pair:ident $second:ident $c:ident $s:ident; $a:ident: array, $t:ident: text) => {{
+        let $t = text($t)?;
+        $pair(&mut |res| unsafe { sys::$c(res, $second, $a.as_ptr(), $t.as_ptr(), $s.0) })
+    }};
+}
+
+pairs! {
+    qr = mlx_linalg_qr(a: array);
+    eigh = mlx_linalg_eigh(a: array, uplo: text);
+    eig = mlx_linalg_eig(a: array);
+    lu_factor = mlx_linalg_lu_factor(a: array);
+    slogdet = mlx_linalg_slogdet(a: array);
+}
+
+pub fn random_key(seed: u64) -> Result<Array> {
+    one(|res| unsafe { sys::mlx_random_key(res, seed) })
+}
+
+/// Arrays equal to `inputs` that are computed only after `dependencies`.
+pub fn depends(inputs: &[&Array], dependencies: &[&Array]) -> Result<Vec<Array>> {
+    let inputs = Vector::new(inputs.iter().copied());
+    let dependencies = Vector::new(dependencies.iter().copied());
+    many(|res| unsafe { sys::mlx_depends(res, inputs.0, dependencies.0) })
+}

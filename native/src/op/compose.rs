@@ -1,0 +1,771 @@
+//! Operations that MLX does not have, or has with other semantics, composed from those it has.
+
+use super::{axis_of, NonFinite, Number, PadMode};
+use crate::dtype::Dtype;
+use crate::error::{Error, Result};
+use crate::mlx::{self, Stream, Vector};
+use half::{bf16, f16};
+use mlx_rs::Array;
+
+/// A scalar from a number, without a detour through a type that could not hold it.
+pub fn constant(value: Number, dtype: Dtype) -> Result<Array> {
+    let (re, im) = match value {
+        Number::Int(i) => (i as f64, 0.0),
+        Number::Uint(u) => (u as f64, 0.0),
+        Number::Float(f) => (f, 0.0),
+        Number::Complex(pair) => pair,
+        Number::NonFinite(NonFinite::Nan) => (f64::NAN, 0.0),
+        Number::NonFinite(NonFinite::Infinity) => (f64::INFINITY, 0.0),
+        Number::NonFinite(NonFinite::NegInfinity) => (f64::NEG_INFINITY, 0.0),
+    };
+    // Integers keep their bits: 64 of them do not fit a float. Two's complement wraps as the narrower types do.
+    let bits: i64 = match value {
+        Number::Int(i) => i,
+        Number::Uint(u) => u as i64,
+        _ => re as i64,
+    };
+    let bytes: Vec<u8> = match dtype {
+        Dtype::Bool => vec![u8::from(re != 0.0 || im != 0.0)],
+        Dtype::U8 | Dtype::S8 => vec![bits as u8],
+        Dtype::U16 | Dtype::S16 => (bits as u16).to_ne_bytes().into(),
+        Dtype::U32 | Dtype::S32 => (bits as u32).to_ne_bytes().into(),
+        Dtype::U64 if matches!(value, Number::Float(_)) => (re as u64).to_ne_bytes().into(),
+        Dtype::U64 | Dtype::S64 => bits.to_ne_bytes().into(),
+        Dtype::F16 => f16::from_f64(re).to_ne_bytes().into(),
+        Dtype::Bf16 => bf16::from_f64(re).to_ne_bytes().into(),
+        Dtype::F32 => (re as f32).to_ne_bytes().into(),
+        Dtype::F64 => re.to_ne_bytes().into(),
+        Dtype::C64 => [re as f32, im as f32]
+            .iter()
+            .flat_map(|part| part.to_ne_bytes())
+            .collect(),
+    };
+    mlx::from_bytes(&bytes, &[], dtype)
+}
+
+fn int(value: i64, dtype: Dtype) -> Result<Array> {
+    constant(Number::Int(value), dtype)
+}
+
+fn float(value: f64, dtype: Dtype) -> Result<Array> {
+    constant(Number::Float(value), dtype)
+}
+
+/// Both arrays in the type that MLX promotes them to.
+fn promoted(a: &Array, b: &Array, s: &Stream) -> Result<(Array, Array)> {
+    let (left, right) = (mlx::dtype(a), mlx::dtype(b));
+    let dtype = if left == right {
+        left
+    } else {
+        // MLX's own promotion, asked for by an operation on scalars of the two types.
+        mlx::dtype(&mlx::maximum(
+            &mlx::zeros(&[], left, s)?,
+            &mlx::zeros(&[], right, s)?,
+            s,
+        )?)
+    };
+    Ok((mlx::astype(a, dtype, s)?, mlx::astype(b, dtype, s)?))
+}
+
+pub fn logical_xor(a: &Array, b: &Array, s: &Stream) -> Result<Array> {
+    mlx::not_equal(
+        &mlx::astype(a, Dtype::Bool, s)?,
+        &mlx::astype(b, Dtype::Bool, s)?,
+        s,
+    )
+}
+
+/// a - trunc(a / b)·b, exact for integers: |a| mod |b| with the sign of a.
+pub fn fmod(a: &Array, b: &Array, s: &Stream) -> Result<Array> {
+    let (a, b) = promoted(a, b, s)?;
+    let dtype = mlx::dtype(&a);
+    if dtype.is_unsigned_integer() || dtype == Dtype::Bool {
+        return remainder(&a, &b, s);
+    }
+    if dtype == Dtype::C64 {
+        return Err(Error::invalid("complex numbers have no remainder"));
+    }
+    // Python's remainder r has the sign of b. Where that is not the sign of a, C's is r - b.
+    let r = remainder(&a, &b, s)?;
+    let zero = int(0, dtype)?;
+    let differs = logical_xor(&mlx::less(&a, &zero, s)?, &mlx::less(&b, &zero, s)?, s)?;
+    let adjust = mlx::logical_and(&differs, &mlx::not_equal(&r, &zero, s)?, s)?;
+    mlx::where_(&adjust, &mlx::subtract(&r, &b, s)?, &r, s)
+}
+
+/// Python's remainder. Integer division by zero traps on x86; it gives 0 here.
+pub fn remainder(a: &Array, b: &Array, s: &Stream) -> Result<Array> {
+    let (a, b) = promoted(a, b, s)?;
+    let dtype = mlx::dtype(&a);
+    if !dtype.is_integer() {
+        return mlx::remainder(&a, &b, s);
+    }
+    let (safe, invalid) = safe_divisor(&b, dtype, s)?;
+    let r = mlx::remainder(&a, &safe, s)?;
+    mlx::where_(&invalid, &int(0, dtype)?, &r, s)
+}
+
+/// The divisor with 0 and -1 replaced by 1, and where it was either. The smallest integer over -1 traps as a division by zero does.
+fn safe_divisor(b: &Array, dtype: Dtype, s: &Stream) -> Result<(Array, Array)> {
+    let one = int(1, dtype)?;
+    let mut invalid = mlx::equal(b, &int(0, dtype)?, s)?;
+    if dtype.is_signed_integer() {
+        invalid = mlx::logical_or(&invalid, &mlx::equal(b, &int(-1, dtype)?, s)?, s)?;
+    }
+    Ok((mlx::where_(&invalid, &one, b, s)?, invalid))
+}
+
+/// Integer quotient rounded toward zero; by zero it gives 0.
+pub fn quotient(a: &Array, b: &Array, s: &Stream) -> Result<Array> {
+    let (a, b) = promoted(a, b, s)?;
+    let dtype = mlx::dtype(&a);
+    if !dtype.is_integer() {
+        return Err(Error::invalid(format!(
+            "takes integers, got {}; divide and truncate instead",
+            dtype.name()
+        )));
+    }
+    let zero = int(0, dtype)?;
+    let (safe, _) = safe_divisor(&b, dtype, s)?;
+    // a - fmod(a, b) is a multiple of b, so that MLX's division, however it rounds, is exact.
+    let multiple = mlx::subtract(&a, &fmod(&a, &safe, s)?, s)?;
+    let mut q = mlx::floor_divide(&multiple, &safe, s)?;
+    if dtype.is_signed_integer() {
+        let minus_one = mlx::equal(&b, &int(-1, dtype)?, s)?;
+        q = mlx::where_(&minus_one, &mlx::negative(&a, s)?, &q, s)?;
+    }
+    mlx::where_(&mlx::equal(&b, &zero, s)?, &zero, &q, s)
+}
+
+/// The number of bits to shift by, and where that is the width or more (undefined in C, and so in MLX).
+fn shift_of(b: &Array, dtype: Dtype, s: &Stream) -> Result<(Array, Array)> {
+    let width = int(8 * dtype.size() as i64, dtype)?;
+    let too_far = mlx::logical_or(
+        &mlx::greater_equal(b, &width, s)?,
+        &mlx::less(b, &int(0, dtype)?, s)?,
+        s,
+    )?;
+    Ok((mlx::where_(&too_far, &int(0, dtype)?, b, s)?, too_far))
+}
+
+pub fn left_shift(a: &Array, b: &Array, s: &Stream) -> Result<Array> {
+    let (a, b) = promoted(a, b, s)?;
+    let dtype = mlx::dtype(&a);
+    if !dtype.is_integer() {
+        return mlx::left_shift(&a, &b, s);
+    }
+    let (by, too_far) = shift_of(&b, dtype, s)?;
+    mlx::where_(&too_far, &int(0, dtype)?, &mlx::left_shift(&a, &by, s)?, s)
+}
+
+pub fn right_shift(a: &Array, b: &Array, s: &Stream) -> Result<Array> {
+    let (a, b) = promoted(a, b, s)?;
+    let dtype = mlx::dtype(&a);
+    if !dtype.is_integer() {
+        return mlx::right_shift(&a, &b, s);
+    }
+    let (by, too_far) = shift_of(&b, dtype, s)?;
+    let zero = int(0, dtype)?;
+    let gone = if dtype.is_signed_integer() {
+        mlx::where_(&mlx::less(&a, &zero, s)?, &int(-1, dtype)?, &zero, s)?
+    } else {
+        zero
+    };
+    mlx::where_(&too_far, &gone, &mlx::right_shift(&a, &by, s)?, s)
+}
+
+/// The real cube root, of negative numbers too.
+pub fn cbrt(a: &Array, s: &Stream) -> Result<Array> {
+    let dtype = mlx::dtype(a);
+    let a = if dtype.is_float() {
+        mlx::copy(a, s)?
+    } else {
+        mlx::astype(a, Dtype::F32, s)?
+    };
+    let dtype = mlx::dtype(&a);
+    let magnitude = mlx::abs(&a, s)?;
+    let third = float(1.0 / 3.0, dtype)?;
+    let root = mlx::power(&magnitude, &third, s)?;
+    // One Newton step takes the error of a rounded third out: y - (y - x/y²)/3.
+    let squared = mlx::square(&root, s)?;
+    let step = mlx::multiply(
+        &mlx::subtract(&root, &mlx::divide(&magnitude, &squared, s)?, s)?,
+        &third,
+        s,
+    )?;
+    let finer = mlx::subtract(&root, &step, s)?;
+    let usable = mlx::logical_and(
+        &mlx::greater(&squared, &float(0.0, dtype)?, s)?,
+        &mlx::isfinite(&squared, s)?,
+        s,
+    )?;
+    let root = mlx::where_(&usable, &finer, &root, s)?;
+    mlx::multiply(&mlx::sign(&a, s)?, &root, s)
+}
+
+/// 1 - erf(x) without the cancellation for large x: the rational Chebyshev form of Numerical Recipes in C
+/// (2nd edition, section 6.2), whose relative error is below 1.2e-7 everywhere.
+pub fn erfc(a: &Array, s: &Stream) -> Result<Array> {
+    const COEFFICIENTS: [f64; 10] = [
+        0.17087277,
+        -0.82215223,
+        1.48851587,
+        -1.13520398,
+        0.27886807,
+        -0.18628806,
+        0.09678418,
+        0.37409196,
+        1.00002368,
+        -1.26551223,
+    ];
+    let given = mlx::dtype(a);
+    let out = if given.is_float() { given } else { Dtype::F32 };
+    if out == Dtype::F64 {
+        return mlx::subtract(
+            &float(1.0, out)?,
+            &mlx::erf(&mlx::astype(a, out, s)?, s)?,
+            s,
+        );
+    }
+    let work = Dtype::F32;
+    let x = mlx::astype(a, work, s)?;
+    let z = mlx::abs(&x, s)?;
+    let one = float(1.0, work)?;
+    let half_z = mlx::multiply(&z, &float(0.5, work)?, s)?;
+    let t = mlx::reciprocal(&mlx::add(&one, &half_z, s)?, s)?;
+    let mut poly = float(COEFFICIENTS[0], work)?;
+    for c in &COEFFICIENTS[1..] {
+        poly = mlx::add(&mlx::multiply(&poly, &t, s)?, &float(*c, work)?, s)?;
+    }
+    let exponent = mlx::subtract(&poly, &mlx::square(&z, s)?, s)?;
+    let tail = mlx::multiply(&t, &mlx::exp(&exponent, s)?, s)?;
+    let negative = mlx::less(&x, &float(0.0, work)?, s)?;
+    let mirrored = mlx::subtract(&float(2.0, work)?, &tail, s)?;
+    let far = mlx::where_(&negative, &mirrored, &tail, s)?;
+    // Near zero nothing cancels, and erf is the finer of the two.
+    let near = mlx::subtract(&one, &mlx::erf(&x, s)?, s)?;
+    let is_near = mlx::less(&z, &float(0.5, work)?, s)?;
+    mlx::astype(&mlx::where_(&is_near, &near, &far, s)?, out, s)
+}
+
+/// Counts set bits by adding neighbours, then pairs, then nibbles (Hacker's Delight, section 5-1).
+pub fn population_count(a: &Array, s: &Stream) -> Result<Array> {
+    let given = mlx::dtype(a);
+    if !given.is_integer() {
+        return Err(Error::invalid(format!(
+            "takes integers, got {}",
+            given.name()
+        )));
+    }
+    let dtype = given.unsigned_of_same_size();
+    let mask = |byte: u8| int(i64::from_ne_bytes([byte; 8]), dtype);
+    let shifted = |x: &Array, by: i64| mlx::right_shift(x, &int(by, dtype)?, s);
+    let x = mlx::view(a, dtype, s)?;
+    let pairs = mlx::bitwise_and(&shifted(&x, 1)?, &mask(0x55)?, s)?;
+    let x = mlx::subtract(&x, &pairs, s)?;
+    let low = mlx::bitwise_and(&x, &mask(0x33)?, s)?;
+    let high = mlx::bitwise_and(&shifted(&x, 2)?, &mask(0x33)?, s)?;
+    let x = mlx::add(&low, &high, s)?;
+    let nibbles = mlx::add(&x, &shifted(&x, 4)?, s)?;
+    let bytes = mlx::bitwise_and(&nibbles, &mask(0x0f)?, s)?;
+    let sums = mlx::multiply(&bytes, &mask(0x01)?, s)?;
+    let total = shifted(&sums, 8 * (dtype.size() as i64 - 1))?;
+    mlx::astype(&total, given, s)
+}
+
+/// Width minus the bits that are set once the highest one is copied to all below it.
+pub fn count_leading_zeros(a: &Array, s: &Stream) -> Result<Array> {
+    let given = mlx::dtype(a);
+    if !given.is_integer() {
+        return Err(Error::invalid(format!(
+            "takes integers, got {}",
+            given.name()
+        )));
+    }
+    let dtype = given.unsigned_of_same_size();
+    let width = 8 * dtype.size() as i64;
+    let mut x = mlx::view(a, dtype, s)?;
+    let mut by = 1;
+    while by < width {
+        x = mlx::bitwise_or(&x, &mlx::right_shift(&x, &int(by, dtype)?, s)?, s)?;
+        by *= 2;
+    }
+    let set = population_count(&x, s)?;
+    mlx::astype(&mlx::subtract(&int(width, dtype)?, &set, s)?, given, s)
+}
+
+pub fn argmax(a: &Array, axis: Option<i32>, keepdims: bool, s: &Stream) -> Result<Array> {
+    arg_reduce(a, axis, keepdims, mlx::argmax, s)
+}
+
+pub fn argmin(a: &Array, axis: Option<i32>, keepdims: bool, s: &Stream) -> Result<Array> {
+    arg_reduce(a, axis, keepdims, mlx::argmin, s)
+}
+
+type ArgReduce = fn(&Array, i32, bool, &Stream) -> Result<Array>;
+
+/// NaN wins, as in NumPy and Nx; MLX compares it away.
+fn arg_reduce(
+    a: &Array,
+    axis: Option<i32>,
+    keepdims: bool,
+    reduce: ArgReduce,
+    s: &Stream,
+) -> Result<Array> {
+    let rank = a.ndim();
+    let (flat, axis) = match axis {
+        Some(axis) => (mlx::share(a)?, axis_of(a, axis)? as i32),
+        None => (mlx::reshape(a, &[-1], s)?, 0),
+    };
+    if flat.shape().get(axis as usize) == Some(&0) {
+        return Err(Error::invalid(format!(
+            "the axis to reduce of shape {:?} is empty",
+            a.shape()
+        )));
+    }
+    let keep = keepdims && rank > 0 && flat.ndim() == rank;
+    let mut index = reduce(&flat, axis, keep, s)?;
+    if mlx::dtype(a).is_float() {
+        let nan = mlx::astype(&mlx::isnan(&flat, s)?, Dtype::U8, s)?;
+        let first_nan = mlx::argmax(&nan, axis, keep, s)?;
+        let any_nan = mlx::any(&mlx::isnan(&flat, s)?, &[axis], keep, s)?;
+        index = mlx::where_(&any_nan, &first_nan, &index, s)?;
+    }
+    if keepdims && flat.ndim() != rank {
+        index = mlx::reshape(&index, &vec![1; rank], s)?;
+    }
+    Ok(index)
+}
+
+pub fn split(a: &Array, indices: &[i32], axis: i32, s: &Stream) -> Result<Vec<Array>> {
+    let axis = axis_of(a, axis)?;
+    let length = a.shape()[axis];
+    let ordered = indices.windows(2).all(|pair| pair[0] <= pair[1]);
+    if !ordered || indices.iter().any(|&i| i < 0 || i > length) {
+        return Err(Error::invalid(format!(
+            "indices {indices:?} must be in order and within 0..{length}"
+        )));
+    }
+    mlx::split(a, indices, axis as i32, s)
+}
+
+fn same_length(lists: &[(&str, usize)], expected: usize) -> Result<()> {
+    match lists.iter().find(|(_, length)| *length != expected) {
+        None => Ok(()),
+        Some((name, length)) => Err(Error::invalid(format!(
+            "{name} has {length} entries, expected {expected}"
+        ))),
+    }
+}
+
+/// Padding on the given axes; a negative width crops.
+pub fn pad(
+    a: &Array,
+    value: &Array,
+    axes: &[i32],
+    low: &[i32],
+    high: &[i32],
+    mode: PadMode,
+    s: &Stream,
+) -> Result<Array> {
+    same_length(&[("low", low.len()), ("high", high.len())], axes.len())?;
+    let mut cropped = mlx::share(a)?;
+    if low.iter().chain(high).any(|width| *width < 0) {
+        let mut start = vec![0; a.ndim()];
+        let mut stop = a.shape().to_vec();
+        for (i, axis) in axes.iter().enumerate() {
+            let axis = axis_of(a, *axis)?;
+            start[axis] = (-low[i]).clamp(0, stop[axis]);
+            stop[axis] = (stop[axis] + high[i].min(0)).max(start[axis]);
+        }
+        cropped = mlx::slice(&cropped, &start, &stop, &vec![1; a.ndim()], s)?;
+    }
+    let positive = |widths: &[i32]| widths.iter().map(|w| (*w).max(0)).collect::<Vec<_>>();
+    let mode = match mode {
+        PadMode::Constant => "constant",
+        PadMode::Edge => "edge",
+    };
+    let value = mlx::astype(value, mlx::dtype(a), s)?;
+    mlx::pad(
+        &cropped,
+        axes,
+        &positive(low),
+        &positive(high),
+        &value,
+        mode,
+        s,
+    )
+}
+
+/// Padding on every axis with `interior` values between neighbours, as XLA and Nx define it.
+pub fn pad_interior(
+    a: &Array,
+    value: &Array,
+    low: &[i32],
+    high: &[i32],
+    interior: &[i32],
+    s: &Stream,
+) -> Result<Array> {
+    let rank = a.ndim();
+    same_length(
+        &[
+            ("low", low.len()),
+            ("high", high.len()),
+            ("interior", interior.len()),
+        ],
+        rank,
+    )?;
+    if let Some(width) = interior.iter().find(|width| **width < 0) {
+        return Err(Error::invalid(format!(
+            "interior widths must not be negative, got {width}"
+        )));
+    }
+    let axes: Vec<i32> = (0..rank as i32).collect();
+    if interior.iter().all(|width| *width == 0) {
+        return pad(a, value, &axes, low, high, PadMode::Constant, s);
+    }
+    let spread: Vec<i32> = a
+        .shape()
+        .iter()
+        .zip(interior)
+        .map(|(size, between)| (size + (size - 1) * between).max(0))
+        .collect();
+    let steps: Vec<i32> = interior.iter().map(|between| between + 1).collect();
+    let value = mlx::astype(value, mlx::dtype(a), s)?;
+    let canvas = mlx::full(&spread, &value, mlx::dtype(a), s)?;
+    let spread_out = if a.size() == 0 {
+        canvas
+    } else {
+        mlx::slice_update(&canvas, a, &vec![0; rank], &spread, &steps, s)?
+    };
+    pad(&spread_out, &value, &axes, low, high, PadMode::Constant, s)
+}
+
+/// A view with any strides, checked to stay inside the array's own elements.
+pub fn as_strided(
+    a: &Array,
+    shape: &[i32],
+    strides: &[i64],
+    offset: u64,
+    s: &Stream,
+) -> Result<Array> {
+    same_length(&[("strides", strides.len())], shape.len())?;
+    let (mut lowest, mut highest) = (offset as i128, offset as i128);
+    for (size, stride) in shape.iter().zip(strides) {
+        if *size < 0 {
+            return Err(Error::invalid(format!(
+                "shape {shape:?} has a negative size"
+            )));
+        }
+        let reach = i128::from((*size).max(1) - 1) * i128::from(*stride);
+        lowest += reach.min(0);
+        highest += reach.max(0);
+    }
+    let empty = shape.contains(&0);
+    if !empty && (lowest < 0 || highest >= a.size() as i128) {
+        return Err(Error::invalid(format!(
+            "shape {shape:?} with strides {strides:?} and offset {offset} reaches outside the {} elements",
+            a.size()
+        )));
+    }
+    mlx::as_strided(a, shape, strides, offset as usize, s)
+}
+
+pub fn arange(start: f64, stop: f64, step: f64, dtype: Dtype, s: &Stream) -> Result<Array> {
+    if !(start.is_finite() && stop.is_finite() && step.is_finite() && step != 0.0) {
+        return Err(Error::invalid(format!(
+            "start, stop and step must be finite and step not 0, got {start}, {stop}, {step}"
+        )));
+    }
+    if (stop - start) / step > f64::from(i32::MAX) {
+        return Err(Error::invalid("has more than 2147483647 elements"));
+    }
+    mlx::arange(start, stop, step, dtype, s)
+}
+
+pub fn iota(shape: &[i32], axis: Option<i32>, dtype: Dtype, s: &Stream) -> Result<Array> {
+    let count = |n: i32| {
+        // MLX counts in neither bool nor complex numbers.
+        let counting = match dtype {
+            Dtype::Bool => Dtype::S32,
+            Dtype::C64 => Dtype::F32,
+            other => other,
+        };
+        let counted = arange(0.0, f64::from(n), 1.0, counting, s)?;
+        mlx::astype(&counted, dtype, s)
+    };
+    let Some(axis) = axis else {
+        let size = shape.iter().try_fold(1i32, |n, d| n.checked_mul(*d));
+        let size = size.ok_or_else(|| Error::invalid(format!("shape {shape:?} is too large")))?;
+        return mlx::reshape(&count(size)?, shape, s);
+    };
+    let rank = shape.len() as i32;
+    if axis < -rank || axis >= rank {
+        return Err(Error::invalid(format!(
+            "axis {axis} is out of range for shape {shape:?}"
+        )));
+    }
+    let axis = axis.rem_euclid(rank) as usize;
+    let mut line = vec![1; shape.len()];
+    line[axis] = shape[axis];
+    let counted = mlx::reshape(&count(shape[axis])?, &line, s)?;
+    mlx::broadcast_to(&counted, shape, s)
+}
+
+// ---- indices ----
+
+fn check_index_type(index: &Array) -> Result<()> {
+    let dtype = mlx::dtype(index);
+    if dtype.is_integer() {
+        return Ok(());
+    }
+    Err(Error::invalid(format!(
+        "indices must be integers, got {}",
+        dtype.name()
+    )))
+}
+
+/// Indices as s64, negative ones counted from the end.
+fn counted_from_end(index: &Array, length: i32, s: &Stream) -> Result<Array> {
+    check_index_type(index)?;
+    let wide = signed_index(index, s)?;
+    if !mlx::dtype(index).is_signed_integer() {
+        return Ok(wide);
+    }
+    let from_end = mlx::add(&wide, &int(i64::from(length), Dtype::S64)?, s)?;
+    let negative = mlx::less(&wide, &int(0, Dtype::S64)?, s)?;
+    mlx::where_(&negative, &from_end, &wide, s)
+}
+
+/// An index as s64. Unsigned 64-bit ones above the signed range stay large.
+fn signed_index(index: &Array, s: &Stream) -> Result<Array> {
+    if mlx::dtype(index) != Dtype::U64 {
+        return mlx::astype(index, Dtype::S64, s);
+    }
+    let top = int(i64::from(i32::MAX), Dtype::U64)?;
+    mlx::astype(&mlx::minimum(index, &top, s)?, Dtype::S64, s)
+}
+
+/// Indices brought into 0..=last: negative ones count from the end, what is still outside is clamped. MLX reads wherever an
+/// index points.
+fn clamp(index: &Array, length: i32, last: i32, s: &Stream) -> Result<Array> {
+    let wide = counted_from_end(index, length, s)?;
+    let zero = int(0, Dtype::S64)?;
+    let last = int(i64::from(last.max(0)), Dtype::S64)?;
+    let within = mlx::clip(&wide, Some(&zero), Some(&last), s)?;
+    mlx::astype(&within, Dtype::S32, s)
+}
+
+/// One index array an axis of `axes`, each clamped so that its slice fits.
+pub fn gather(
+    a: &Array,
+    indices: &[&Array],
+    axes: &[i32],
+    slice_sizes: &[i32],
+    s: &Stream,
+) -> Result<Array> {
+    same_length(&[("axes", axes.len())], indices.len())?;
+    same_length(&[("slice_sizes", slice_sizes.len())], a.ndim())?;
+    for (size, length) in slice_sizes.iter().zip(a.shape()) {
+        if *size < 0 || size > length {
+            return Err(Error::invalid(format!(
+                "slice_sizes {slice_sizes:?} do not fit shape {:?}",
+                a.shape()
+            )));
+        }
+    }
+    let within = indices
+        .iter()
+        .zip(axes)
+        .map(|(index, axis)| {
+            let axis = axis_of(a, *axis)?;
+            let length = a.shape()[axis];
+            if length == 0 && index.size() > 0 {
+                return Err(Error::invalid(format!(
+                    "axis {axis} of shape {:?} is empty",
+                    a.shape()
+                )));
+            }
+            clamp(index, length, length - slice_sizes[axis], s)
+        })
+        .collect::<Result<Vec<_>>>()?;
+    mlx::gather(a, &Vector::new(&within), axes, slice_sizes, s)
+}
+
+type Scatter = fn(&Array, &Vector, &Array, &[i32], &Stream) -> Result<Array>;
+
+/// Scatters with negative indices counted from the end; an update with an index out of range is dropped. MLX writes wherever
+/// an index points, so such updates go to a spare row behind the first axis, which is cut off again.
+pub fn scatter(
+    a: &Array,
+    updates: &Array,
+    indices: &[&Array],
+    axes: &[i32],
+    scatter: Scatter,
+    s: &Stream,
+) -> Result<Array> {
+    same_length(&[("axes", axes.len())], indices.len())?;
+    let zero = int(0, Dtype::S32)?;
+    let mut outside: Option<Array> = None;
+    let mut within = Vec::with_capacity(indices.len());
+    for (index, axis) in indices.iter().zip(axes) {
+        let length = a.shape()[axis_of(a, *axis)?];
+        // One more value on either side of the range tells what was outside.
+        let shifted = clamp_signed(index, length, s)?;
+        let low = mlx::less(&shifted, &zero, s)?;
+        let high = mlx::greater_equal(&shifted, &int(i64::from(length), Dtype::S32)?, s)?;
+        let out = mlx::logical_or(&low, &high, s)?;
+        outside = Some(match outside {
+            None => out,
+            Some(before) => mlx::logical_or(&before, &out, s)?,
+        });
+        within.push(shifted);
+    }
+    let outside = outside.ok_or_else(|| Error::invalid("needs at least one axis"))?;
+    let first = axis_of(a, axes[0])?;
+    let spare = int(i64::from(a.shape()[first]), Dtype::S32)?;
+    for (i, index) in within.iter_mut().enumerate() {
+        let target = if i == 0 { &spare } else { &zero };
+        *index = mlx::where_(&outside, target, index, s)?;
+    }
+    let filler = int(0, mlx::dtype(a))?;
+    let room = mlx::pad(a, &[first as i32], &[0], &[1], &filler, "constant", s)?;
+    let updates = mlx::astype(updates, mlx::dtype(a), s)?;
+    let scattered = scatter(&room, &Vector::new(&within), &updates, axes, s)?;
+    mlx::slice(
+        &scattered,
+        &vec![0; a.ndim()],
+        a.shape(),
+        &vec![1; a.ndim()],
+        s,
+    )
+}
+
+/// Indices as s32 with negative ones counted from the end; those out of range stay so, at -1 or `length`.
+fn clamp_signed(index: &Array, length: i32, s: &Stream) -> Result<Array> {
+    let wide = counted_from_end(index, length, s)?;
+    let low = int(-1, Dtype::S64)?;
+    let high = int(i64::from(length), Dtype::S64)?;
+    mlx::astype(
+        &mlx::clip(&wide, Some(&low), Some(&high), s)?,
+        Dtype::S32,
+        s,
+    )
+}
+
+fn on_axis(a: &Array, index: &Array, axis: i32, s: &Stream) -> Result<(usize, Array)> {
+    let axis = axis_of(a, axis)?;
+    let length = a.shape()[axis];
+    if length == 0 && index.size() > 0 {
+        return Err(Error::invalid(format!(
+            "axis {axis} of shape {:?} is empty",
+            a.shape()
+        )));
+    }
+    Ok((axis, clamp(index, length, length - 1, s)?))
+}
+
+pub fn take(a: &Array, indices: &Array, axis: i32, s: &Stream) -> Result<Array> {
+    let (axis, indices) = on_axis(a, indices, axis, s)?;
+    mlx::take(a, &indices, axis as i32, s)
+}
+
+pub fn take_along_axis(a: &Array, indices: &Array, axis: i32, s: &Stream) -> Result<Array> {
+    let (axis, indices) = on_axis(a, indices, axis, s)?;
+    mlx::take_along_axis(a, &indices, axis as i32, s)
+}
+
+pub fn put_along_axis(
+    a: &Array,
+    indices: &Array,
+    values: &Array,
+    axis: i32,
+    s: &Stream,
+) -> Result<Array> {
+    let (axis, indices) = on_axis(a, indices, axis, s)?;
+    mlx::put_along_axis(a, &indices, values, axis as i32, s)
+}
+
+pub fn scatter_add_axis(
+    a: &Array,
+    indices: &Array,
+    values: &Array,
+    axis: i32,
+    s: &Stream,
+) -> Result<Array> {
+    let (axis, indices) = on_axis(a, indices, axis, s)?;
+    mlx::scatter_add_axis(a, &indices, values, axis as i32, s)
+}
+
+/// Starts clamped into 0..=length - size, one an axis.
+fn clamp_starts(
+    a: &Array,
+    start: &Array,
+    axes: &[i32],
+    sizes: &[i32],
+    s: &Stream,
+) -> Result<Array> {
+    check_index_type(start)?;
+    if start.ndim() != 1 || start.size() != axes.len() {
+        return Err(Error::invalid(format!(
+            "start must have shape [{}], one integer an axis, got {:?}",
+            axes.len(),
+            start.shape()
+        )));
+    }
+    let mut limits = Vec::with_capacity(axes.len() * 4);
+    for (axis, size) in axes.iter().zip(sizes) {
+        let length = a.shape()[axis_of(a, *axis)?];
+        if *size < 0 || *size > length {
+            return Err(Error::invalid(format!(
+                "a slice of {size} does not fit axis {axis} of shape {:?}",
+                a.shape()
+            )));
+        }
+        limits.extend_from_slice(&(length - size).to_ne_bytes());
+    }
+    let limits = mlx::from_bytes(&limits, &[axes.len() as i32], Dtype::S32)?;
+    let wide = signed_index(start, s)?;
+    let limits = mlx::astype(&limits, Dtype::S64, s)?;
+    let within = mlx::clip(&wide, Some(&int(0, Dtype::S64)?), Some(&limits), s)?;
+    mlx::astype(&within, Dtype::S32, s)
+}
+
+pub fn slice_dynamic(
+    a: &Array,
+    start: &Array,
+    axes: &[i32],
+    sizes: &[i32],
+    s: &Stream,
+) -> Result<Array> {
+    same_length(&[("sizes", sizes.len())], axes.len())?;
+    let start = clamp_starts(a, start, axes, sizes, s)?;
+    let mut whole = a.shape().to_vec();
+    for (axis, size) in axes.iter().zip(sizes) {
+        whole[axis_of(a, *axis)?] = *size;
+    }
+    mlx::slice_dynamic(a, &start, axes, &whole, s)
+}
+
+pub fn slice_update_dynamic(
+    a: &Array,
+    update: &Array,
+    start: &Array,
+    axes: &[i32],
+    s: &Stream,
+) -> Result<Array> {
+    if update.ndim() != a.ndim() {
+        return Err(Error::invalid(format!(
+            "the update has shape {:?}, the array {:?}: ranks differ",
+            update.shape(),
+            a.shape()
+        )));
+    }
+    let sizes = axes
+        .iter()
+        .map(|axis| Ok(update.shape()[axis_of(a, *axis)?]))
+        .collect::<Result<Vec<i32>>>()?;
+    let start = clamp_starts(a, start, axes, &sizes, s)?;
+    let update = mlx::astype(update, mlx::dtype(a), s)?;
+    mlx::slice_update_dynamic(a, &update, &start, axes, s)
+}

@@ -1,0 +1,614 @@
+//! Products, convolutions and the fused kernels, each with what MLX lacks on one device or in one type.
+
+use super::MaskMode;
+use crate::device::Device;
+use crate::dtype::Dtype;
+use crate::error::{Error, Result};
+use crate::mlx::{self, Stream, Vector};
+use mlx_rs::Array;
+
+/// Multiply-adds from which a 16-bit product on the CPU is quicker through BLAS in f32, casts included
+/// (`cargo bench` in native/; MLX's own loop runs at 7.5 GFLOP/s).
+const HALF_PRODUCT_BREAK_EVEN: u64 = 4_096;
+
+/// Multiply-adds up to which an integer product is quicker as a broadcast multiplication and a sum.
+const INTEGER_PRODUCT_BREAK_EVEN: u64 = 4_096;
+
+fn work(a: &Array, b: &Array) -> u64 {
+    let rows = |array: &Array| match array.shape().last() {
+        Some(0) | None => 1,
+        Some(k) => array.size() as u64 / *k as u64,
+    };
+    let k = a.shape().last().copied().unwrap_or(1) as u64;
+    let columns = b.shape().last().copied().unwrap_or(1) as u64;
+    rows(a).saturating_mul(k).saturating_mul(columns)
+}
+
+/// 16-bit operands of a large product on the CPU, as f32; with the type to cast the product back to.
+fn widened(
+    operands: &[&Array],
+    work: u64,
+    device: Device,
+    s: &Stream,
+) -> Result<Option<(Vec<Array>, Dtype)>> {
+    let first = mlx::dtype(operands[0]);
+    let same = operands.iter().all(|array| mlx::dtype(array) == first);
+    if device != Device::Cpu || !same || !first.is_half() || work < HALF_PRODUCT_BREAK_EVEN {
+        return Ok(None);
+    }
+    let wide = operands
+        .iter()
+        .map(|array| mlx::astype(array, Dtype::F32, s))
+        .collect::<Result<Vec<_>>>()?;
+    Ok(Some((wide, first)))
+}
+
+fn is_integral(array: &Array) -> bool {
+    let dtype = mlx::dtype(array);
+    dtype.is_integer() || dtype == Dtype::Bool
+}
+
+pub fn matmul(a: &Array, b: &Array, device: Device, s: &Stream) -> Result<Array> {
+    if is_integral(a) && is_integral(b) {
+        return integer_matmul(a, b, device, s);
+    }
+    match widened(&[a, b], work(a, b), device, s)? {
+        Some((wide, dtype)) => mlx::astype(&mlx::matmul(&wide[0], &wide[1], s)?, dtype, s),
+        None => mlx::matmul(a, b, s),
+    }
+}
+
+/// Products of integers, exact modulo the width of their type. On the CPU through BLAS: operands are cut into 16-bit limbs,
+/// whose products summed over up to 2^20 terms are exact in f64.
+fn integer_matmul(a: &Array, b: &Array, device: Device, s: &Stream) -> Result<Array> {
+    let dtype = integer_result(a, b, s)?;
+    let (a, b) = (mlx::astype(a, dtype, s)?, mlx::astype(b, dtype, s)?);
+    let (rank_a, rank_b) = (a.ndim(), b.ndim());
+    if rank_a == 0 || rank_b == 0 {
+        return Err(Error::invalid("scalars have no matrix product"));
+    }
+    // Vectors become one row, or one column, which is dropped again below.
+    let left = if rank_a == 1 {
+        mlx::expand_dims(&a, &[0], s)?
+    } else {
+        a
+    };
+    let right = if rank_b == 1 {
+        mlx::expand_dims(&b, &[1], s)?
+    } else {
+        b
+    };
+    let k = left.shape()[left.ndim() - 1];
+    if k != right.shape()[right.ndim() - 2] {
+        return Err(Error::invalid(format!(
+            "the last axis of {:?} and the last but one of {:?} differ",
+            left.shape(),
+            right.shape()
+        )));
+    }
+    let product = if device == Device::Gpu || work(&left, &right) < INTEGER_PRODUCT_BREAK_EVEN {
+        let product = mlx::multiply(
+            &mlx::expand_dims(&left, &[-1], s)?,
+            &mlx::expand_dims(&right, &[-3], s)?,
+            s,
+        )?;
+        mlx::astype(&mlx::sum(&product, &[-2], false, s)?, dtype, s)?
+    } else {
+        limb_matmul(&left, &right, k, dtype, s)?
+    };
+    let mut dropped = Vec::new();
+    if rank_a == 1 {
+        dropped.push(-2);
+    }
+    if rank_b == 1 {
+        dropped.push(-1);
+    }
+    if dropped.is_empty() {
+        Ok(product)
+    } else {
+        mlx::squeeze(&product, &dropped, s)
+    }
+}
+
+fn integer_result(a: &Array, b: &Array, s: &Stream) -> Result<Dtype> {
+    let probe = mlx::add(
+        &mlx::zeros(&[], mlx::dtype(a), s)?,
+        &mlx::zeros(&[], mlx::dtype(b), s)?,
+        s,
+    )?;
+    Ok(mlx::dtype(&probe))
+}
+
+fn limb_matmul(a: &Array, b: &Array, k: i32, dtype: Dtype, s: &Stream) -> Result<Array> {
+    const TERMS: i32 = 1 << 20;
+    if k > TERMS {
+        let parts = |array: &Array, axis| mlx::split(array, &[TERMS], axis, s);
+        let (left, right) = (parts(a, -1)?, parts(b, -2)?);
+        let head = limb_matmul(&left[0], &right[0], TERMS, dtype, s)?;
+        let tail = limb_matmul(&left[1], &right[1], k - TERMS, dtype, s)?;
+        return mlx::add(&head, &tail, s);
+    }
+    let scalar = |value: u64| mlx::from_bytes(&value.to_ne_bytes(), &[], Dtype::U64);
+    let limbs = dtype.size().div_ceil(2);
+    let cut = |array: &Array| -> Result<Vec<Array>> {
+        // Sign extension to 64 bits: the product's low bits do not depend on how an operand is read.
+        let bits = mlx::astype(&mlx::astype(array, Dtype::S64, s)?, Dtype::U64, s)?;
+        (0..limbs as u64)
+            .map(|i| {
+                let shifted = mlx::right_shift(&bits, &scalar(16 * i)?, s)?;
+                let limb = mlx::bitwise_and(&shifted, &scalar(0xffff)?, s)?;
+                mlx::astype(&limb, Dtype::F64, s)
+            })
+            .collect()
+    };
+    let (left, right) = (cut(a)?, cut(b)?);
+    let mut total: Option<Array> = None;
+    for i in 0..limbs {
+        for j in 0..limbs - i {
+            let product = mlx::matmul(&left[i], &right[j], s)?;
+            let product = mlx::astype(&product, Dtype::U64, s)?;
+            let shifted = mlx::left_shift(&product, &scalar(16 * (i + j) as u64)?, s)?;
+            total = Some(match total {
+                None => shifted,
+                Some(sum) => mlx::add(&sum, &shifted, s)?,
+            });
+        }
+    }
+    let total = total.ok_or_else(|| Error::invalid("an integer type has at least one limb"))?;
+    mlx::astype(&total, dtype, s)
+}
+
+pub fn addmm(
+    c: &Array,
+    a: &Array,
+    b: &Array,
+    alpha: f32,
+    beta: f32,
+    device: Device,
+    s: &Stream,
+) -> Result<Array> {
+    match widened(&[a, b, c], work(a, b), device, s)? {
+        Some((wide, dtype)) => {
+            let sum = mlx::addmm(&wide[2], &wide[0], &wide[1], alpha, beta, s)?;
+            mlx::astype(&sum, dtype, s)
+        }
+        None => mlx::addmm(c, a, b, alpha, beta, s),
+    }
+}
+
+pub fn tensordot(
+    a: &Array,
+    b: &Array,
+    axes_a: &[i32],
+    axes_b: &[i32],
+    device: Device,
+    s: &Stream,
+) -> Result<Array> {
+    if is_integral(a) && is_integral(b) {
+        return integer_tensordot(a, b, axes_a, axes_b, device, s);
+    }
+    let contracted: u64 = axes_a
+        .iter()
+        .map(|axis| {
+            let axis = axis.rem_euclid(a.ndim().max(1) as i32) as usize;
+            a.shape().get(axis).copied().unwrap_or(1).max(1) as u64
+        })
+        .product();
+    let work = (a.size() as u64).saturating_mul(b.size() as u64 / contracted.max(1));
+    match widened(&[a, b], work, device, s)? {
+        Some((wide, dtype)) => {
+            let product = mlx::tensordot(&wide[0], &wide[1], axes_a, axes_b, s)?;
+            mlx::astype(&product, dtype, s)
+        }
+        None => mlx::tensordot(a, b, axes_a, axes_b, s),
+    }
+}
+
+/// The contracted axes moved together and flattened, so that one matrix product does it.
+fn integer_tensordot(
+    a: &Array,
+    b: &Array,
+    axes_a: &[i32],
+    axes_b: &[i32],
+    device: Device,
+    s: &Stream,
+) -> Result<Array> {
+    if axes_a.len() != axes_b.len() {
+        return Err(Error::invalid(format!(
+            "axes {axes_a:?} and {axes_b:?} differ in number"
+        )));
+    }
+    let normal = |array: &Array, axes: &[i32]| -> Result<Vec<i32>> {
+        axes.iter()
+            .map(|axis| super::axis_of(array, *axis).map(|axis| axis as i32))
+            .collect()
+    };
+    let (axes_a, axes_b) = (normal(a, axes_a)?, normal(b, axes_b)?);
+    let free = |array: &Array, axes: &[i32]| -> Vec<i32> {
+        (0..array.ndim() as i32)
+            .filter(|axis| !axes.contains(axis))
+            .collect()
+    };
+    let (free_a, free_b) = (free(a, &axes_a), free(b, &axes_b));
+    let sizes = |array: &Array, axes: &[i32]| -> Vec<i32> {
+        axes.iter()
+            .map(|axis| array.shape()[*axis as usize])
+            .collect()
+    };
+    if sizes(a, &axes_a) != sizes(b, &axes_b) {
+        return Err(Error::invalid(format!(
+            "axes {axes_a:?} of {:?} and {axes_b:?} of {:?} differ in size",
+            a.shape(),
+            b.shape()
+        )));
+    }
+    let k: i32 = sizes(a, &axes_a).iter().product();
+    let m: i32 = sizes(a, &free_a).iter().product();
+    let n: i32 = sizes(b, &free_b).iter().product();
+    let left = mlx::transpose(a, &[free_a.clone(), axes_a].concat(), s)?;
+    let right = mlx::transpose(b, &[axes_b, free_b.clone()].concat(), s)?;
+    let product = integer_matmul(
+        &mlx::reshape(&left, &[m, k], s)?,
+        &mlx::reshape(&right, &[k, n], s)?,
+        device,
+        s,
+    )?;
+    let shape = [sizes(a, &free_a), sizes(b, &free_b)].concat();
+    mlx::reshape(&product, &shape, s)
+}
+
+pub fn inner(a: &Array, b: &Array, device: Device, s: &Stream) -> Result<Array> {
+    let scalar = a.ndim() == 0 || b.ndim() == 0;
+    if is_integral(a) && is_integral(b) && !scalar {
+        return integer_tensordot(a, b, &[-1], &[-1], device, s);
+    }
+    mlx::inner(a, b, s)
+}
+
+pub fn einsum(subscripts: &str, operands: &[&Array], device: Device, s: &Stream) -> Result<Array> {
+    // An upper bound of the work: no contraction has more terms than all elements multiplied.
+    let work = operands
+        .iter()
+        .fold(1u64, |n, array| n.saturating_mul(array.size() as u64));
+    if operands.iter().all(|array| is_integral(array)) && operands.len() > 1 {
+        return integer_einsum(subscripts, operands, s);
+    }
+    match widened(operands, work, device, s)? {
+        Some((wide, dtype)) => {
+            let product = mlx::einsum(subscripts, &Vector::new(&wide), s)?;
+            mlx::astype(&product, dtype, s)
+        }
+        None => mlx::einsum(subscripts, &Vector::new(operands.iter().copied()), s),
+    }
+}
+
+/// MLX contracts floating-point numbers only. For integers the operands are brought onto all axes, multiplied and summed.
+fn integer_einsum(subscripts: &str, operands: &[&Array], s: &Stream) -> Result<Array> {
+    let clean: String = subscripts.chars().filter(|c| !c.is_whitespace()).collect();
+    if clean.contains('.') {
+        return Err(Error::invalid(
+            "an ellipsis is not supported for integers; name every axis",
+        ));
+    }
+    let (inputs, output) = match clean.split_once("->") {
+        Some((inputs, output)) => (inputs.to_string(), output.to_string()),
+        None => {
+            let mut letters: Vec<char> = clean.chars().filter(|c| *c != ',').collect();
+            letters.sort_unstable();
+            let once = |c: &char| letters.iter().filter(|other| *other == c).count() == 1;
+            let output: String = letters.iter().filter(|c| once(c)).collect();
+            (clean.clone(), output)
+        }
+    };
+    let terms: Vec<&str> = inputs.split(',').collect();
+    if terms.len() != operands.len() {
+        return Err(Error::invalid(format!(
+            "{subscripts:?} names {} operands, got {}",
+            terms.len(),
+            operands.len()
+        )));
+    }
+    let mut all: Vec<char> = output.chars().collect();
+    for c in inputs.chars().filter(|c| *c != ',') {
+        if !all.contains(&c) {
+            all.push(c);
+        }
+    }
+    let mut product: Option<Array> = None;
+    for (term, operand) in terms.iter().zip(operands) {
+        let mut labels: Vec<char> = term.chars().collect();
+        if labels.len() != operand.ndim() {
+            return Err(Error::invalid(format!(
+                "{term:?} names {} axes, shape {:?} has {}",
+                labels.len(),
+                operand.shape(),
+                operand.ndim()
+            )));
+        }
+        let mut array = mlx::share(operand)?;
+        // A label twice in one operand is its diagonal.
+        while let Some((i, j)) = repeated(&labels) {
+            array = mlx::diagonal(&array, 0, i as i32, j as i32, s)?;
+            let label = labels.remove(j);
+            labels.remove(i);
+            labels.push(label);
+        }
+        let order: Vec<i32> = all
+            .iter()
+            .filter_map(|c| labels.iter().position(|label| label == c))
+            .map(|axis| axis as i32)
+            .collect();
+        let missing: Vec<i32> = all
+            .iter()
+            .enumerate()
+            .filter(|(_, c)| !labels.contains(c))
+            .map(|(axis, _)| axis as i32)
+            .collect();
+        array = mlx::transpose(&array, &order, s)?;
+        if !missing.is_empty() {
+            array = mlx::expand_dims(&array, &missing, s)?;
+        }
+        product = Some(match product {
+            None => array,
+            Some(before) => mlx::multiply(&before, &array, s)?,
+        });
+    }
+    let product = product.ok_or_else(|| Error::invalid("needs an operand"))?;
+    let dtype = mlx::dtype(&product);
+    let summed: Vec<i32> = (output.chars().count() as i32..all.len() as i32).collect();
+    mlx::astype(&mlx::sum(&product, &summed, false, s)?, dtype, s)
+}
+
+fn repeated(labels: &[char]) -> Option<(usize, usize)> {
+    labels.iter().enumerate().find_map(|(i, label)| {
+        let later = labels[i + 1..].iter().position(|other| other == label)?;
+        Some((i, i + 1 + later))
+    })
+}
+
+#[allow(clippy::too_many_arguments)]
+pub fn conv(
+    a: &Array,
+    weight: &Array,
+    stride: &[i32],
+    padding_low: &[i32],
+    padding_high: &[i32],
+    kernel_dilation: &[i32],
+    input_dilation: &[i32],
+    groups: i32,
+    flip: bool,
+    s: &Stream,
+) -> Result<Array> {
+    let space = a.ndim().saturating_sub(2);
+    let positive = |name: &str, values: &[i32]| -> Result<()> {
+        if values.len() != space || values.iter().any(|v| *v < 1) {
+            return Err(Error::invalid(format!(
+                "{name} must be {space} positive integers, one an axis of space, got {values:?}"
+            )));
+        }
+        Ok(())
+    };
+    if a.ndim() < 3 {
+        return Err(Error::invalid(format!(
+            "the input must have a batch axis, at least one axis of space and channels, got shape {:?}",
+            a.shape()
+        )));
+    }
+    positive("stride", stride)?;
+    positive("kernel_dilation", kernel_dilation)?;
+    positive("input_dilation", input_dilation)?;
+    for (name, padding) in [("padding_low", padding_low), ("padding_high", padding_high)] {
+        if padding.len() != space {
+            return Err(Error::invalid(format!(
+                "{name} must have {space} entries, got {padding:?}"
+            )));
+        }
+    }
+    if groups < 1 {
+        return Err(Error::invalid(format!(
+            "groups must be positive, got {groups}"
+        )));
+    }
+    mlx::conv_general(
+        a,
+        weight,
+        stride,
+        padding_low,
+        padding_high,
+        kernel_dilation,
+        input_dilation,
+        groups,
+        flip,
+        s,
+    )
+}
+
+/// The gradient of a convolution by its input: the strides dilate the input, the kernel is flipped.
+#[allow(clippy::too_many_arguments)]
+pub fn conv_transpose(
+    a: &Array,
+    weight: &Array,
+    stride: &[i32],
+    padding: &[i32],
+    dilation: &[i32],
+    output_padding: &[i32],
+    groups: i32,
+    s: &Stream,
+) -> Result<Array> {
+    let space = a.ndim().saturating_sub(2);
+    let lists = [stride, padding, dilation, output_padding];
+    if weight.ndim() != a.ndim() || space == 0 || lists.iter().any(|list| list.len() != space) {
+        return Err(Error::invalid(format!(
+            "stride, padding, dilation and output_padding need one entry an axis of space: \
+             the input has shape {:?}, the weight {:?}",
+            a.shape(),
+            weight.shape()
+        )));
+    }
+    let kernel = &weight.shape()[1..=space];
+    let low: Vec<i32> = (0..space)
+        .map(|i| dilation[i] * (kernel[i] - 1) - padding[i])
+        .collect();
+    let high: Vec<i32> = (0..space).map(|i| low[i] + output_padding[i]).collect();
+    conv(
+        a,
+        weight,
+        &vec![1; space],
+        &low,
+        &high,
+        dilation,
+        stride,
+        groups,
+        true,
+        s,
+    )
+}
+
+// ---- fused kernels ----
+
+/// MLX's norms and rotation compute in f32, which for f64 is not the formula's answer.
+fn check_fused_type(x: &Array) -> Result<()> {
+    let dtype = mlx::dtype(x);
+    if dtype.is_half() || dtype == Dtype::F32 {
+        return Ok(());
+    }
+    Err(Error::invalid(format!(
+        "takes f32, f16 or bf16, got {}; compose it from operations for other types",
+        dtype.name()
+    )))
+}
+
+fn check_last_axis(x: &Array, name: &str, vector: Option<&Array>) -> Result<()> {
+    let size = x.shape().last().copied();
+    match vector {
+        Some(vector) if vector.ndim() != 1 || vector.shape().last().copied() != size => {
+            Err(Error::invalid(format!(
+                "x is {:?}, {name} is {:?}: {name} must have one axis, as long as the last of x",
+                x.shape(),
+                vector.shape()
+            )))
+        }
+        _ => Ok(()),
+    }
+}
+
+pub fn rms_norm(x: &Array, weight: Option<&Array>, eps: f64, s: &Stream) -> Result<Array> {
+    check_fused_type(x)?;
+    check_last_axis(x, "weight", weight)?;
+    mlx::rms_norm(x, weight, eps as f32, s)
+}
+
+pub fn layer_norm(
+    x: &Array,
+    weight: Option<&Array>,
+    bias: Option<&Array>,
+    eps: f64,
+    s: &Stream,
+) -> Result<Array> {
+    check_fused_type(x)?;
+    check_last_axis(x, "weight", weight)?;
+    check_last_axis(x, "bias", bias)?;
+    mlx::layer_norm(x, weight, bias, eps as f32, s)
+}
+
+#[allow(clippy::too_many_arguments)]
+pub fn rope(
+    x: &Array,
+    dims: i32,
+    traditional: bool,
+    base: Option<f32>,
+    scale: f32,
+    offset: &Array,
+    freqs: Option<&Array>,
+    s: &Stream,
+) -> Result<Array> {
+    check_fused_type(x)?;
+    // MLX reads these only after it has used them.
+    if x.ndim() < 3 {
+        return Err(Error::invalid(format!(
+            "x must have at least 3 axes {{batch, …, length, size}}, got {:?}",
+            x.shape()
+        )));
+    }
+    let batch = x.shape()[0];
+    let per_row = offset.ndim() == 1 && offset.shape()[0] == batch;
+    if offset.ndim() > 1 || !(offset.size() == 1 || per_row) {
+        return Err(Error::invalid(format!(
+            "offset must be a scalar or hold one integer for each of the {batch} batch rows, got {:?}",
+            offset.shape()
+        )));
+    }
+    mlx::rope(x, dims, traditional, base, scale, offset, freqs, s)
+}
+
+#[allow(clippy::too_many_arguments)]
+pub fn attention(
+    q: &Array,
+    k: &Array,
+    v: &Array,
+    mask: Option<&Array>,
+    sinks: Option<&Array>,
+    scale: f32,
+    mode: MaskMode,
+    device: Device,
+    s: &Stream,
+) -> Result<Array> {
+    for (name, array) in [("q", q), ("k", k), ("v", v)] {
+        if array.ndim() != 4 {
+            return Err(Error::invalid(format!(
+                "{name} must be {{batch, heads, length, size}}, got {:?}",
+                array.shape()
+            )));
+        }
+    }
+    let (query, key, value) = (q.shape(), k.shape(), v.shape());
+    if key[1] == 0 || query[1] % key[1] != 0 {
+        return Err(Error::invalid(format!(
+            "q is {query:?}, k has {} heads: {} is not a multiple of {}",
+            key[1], query[1], key[1]
+        )));
+    }
+    if key[..3] != value[..3] || query[0] != key[0] || query[3] != key[3] {
+        return Err(Error::invalid(format!(
+            "q is {query:?}, k is {key:?}, v is {value:?}: batch must agree in all, \
+             heads and length in k and v, size in q and k"
+        )));
+    }
+    let mode = match (mode, mask) {
+        (MaskMode::Array, Some(_)) => "array",
+        (MaskMode::Causal, None) => "causal",
+        (MaskMode::None, None) => "",
+        _ => {
+            return Err(Error::invalid(
+                "a mask array goes with mask: :array, and only with it",
+            ))
+        }
+    };
+    if let Some(mask) = mask {
+        let scores = [query[0], query[1], query[2], key[2]];
+        let fits = mask.ndim() <= 4
+            && mask
+                .shape()
+                .iter()
+                .rev()
+                .zip(scores.iter().rev())
+                .all(|(have, want)| have == want || *have == 1);
+        if !fits {
+            return Err(Error::invalid(format!(
+                "the mask has shape {:?}, which does not broadcast to {scores:?}",
+                mask.shape()
+            )));
+        }
+    }
+    // MLX has no fused form on the CPU; what it composes there multiplies 16-bit matrices without BLAS.
+    let work = (q.size() as u64).saturating_mul(key[2] as u64);
+    match widened(&[q, k, v], work, device, s)? {
+        Some((wide, dtype)) => {
+            let [q, k, v] = [&wide[0], &wide[1], &wide[2]];
+            let out =
+                mlx::scaled_dot_product_attention(q, k, v, scale, mode, mask, sinks, false, s)?;
+            mlx::astype(&out, dtype, s)
+        }
+        None => mlx::scaled_dot_product_attention(q, k, v, scale, mode, mask, sinks, false, s),
+    }
+}

@@ -1,0 +1,1590 @@
+//! The one table of operations. [`Op`] is decoded from the Elixir term by derive; [`Op::apply`] builds its nodes.
+//! An eager call applies one; a program applies many. Nothing else in the crate knows what an operation does.
+
+mod compose;
+mod linear;
+mod window;
+
+use crate::device::Device;
+use crate::dtype::Dtype;
+use crate::error::{Error, Reason, Result};
+use crate::mlx::{self, FftNorm, Stream, Vector};
+use mlx_rs::Array;
+use rustler::{NifTaggedEnum, NifUnitEnum, NifUntaggedEnum};
+pub use window::Reduction;
+
+/// A number as Elixir writes it; `:nan`, `:infinity` and `:neg_infinity` as Nx does.
+#[derive(Clone, Copy, Debug, PartialEq, NifUntaggedEnum)]
+pub enum Number {
+    Int(i64),
+    Uint(u64),
+    Float(f64),
+    Complex((f64, f64)),
+    NonFinite(NonFinite),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, NifUnitEnum)]
+pub enum NonFinite {
+    Nan,
+    Infinity,
+    NegInfinity,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, NifUnitEnum)]
+pub enum MaskMode {
+    None,
+    Causal,
+    Array,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, NifUnitEnum)]
+pub enum PadMode {
+    Constant,
+    Edge,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, NifUnitEnum)]
+pub enum Side {
+    Left,
+    Right,
+}
+
+/// The formats of quantized weights that MLX has.
+#[derive(Clone, Copy, Debug, PartialEq, NifUnitEnum)]
+pub enum QuantMode {
+    Affine,
+    Mxfp4,
+    Mxfp8,
+    Nvfp4,
+}
+
+impl QuantMode {
+    fn name(self) -> &'static str {
+        match self {
+            QuantMode::Affine => "affine",
+            QuantMode::Mxfp4 => "mxfp4",
+            QuantMode::Mxfp8 => "mxfp8",
+            QuantMode::Nvfp4 => "nvfp4",
+        }
+    }
+}
+
+/// Every operation with its attributes. Arrays are not here: they are the inputs, in the order of each variant's comment.
+/// A variant without attributes is an atom in Elixir (`:add`), one with attributes a pair (`{:sum, %{axes: …}}`).
+/// `axes: nil` means all axes; a negative axis counts from the end.
+#[derive(Clone, Debug, NifTaggedEnum)]
+pub enum Op {
+    // Elementwise, inputs: a
+    Abs,
+    Negative,
+    Sign,
+    Ceil,
+    Floor,
+    Trunc,
+    Round {
+        decimals: i32,
+    },
+    Exp,
+    Expm1,
+    Log,
+    Log1p,
+    Log2,
+    Log10,
+    Sin,
+    Cos,
+    Tan,
+    Arcsin,
+    Arccos,
+    Arctan,
+    Sinh,
+    Cosh,
+    Tanh,
+    Arcsinh,
+    Arccosh,
+    Arctanh,
+    Erf,
+    Erfc,
+    Erfinv,
+    Sqrt,
+    Rsqrt,
+    Cbrt,
+    Square,
+    Reciprocal,
+    Sigmoid,
+    Degrees,
+    Radians,
+    LogicalNot,
+    BitwiseInvert,
+    PopulationCount,
+    CountLeadingZeros,
+    Isnan,
+    Isinf,
+    Isposinf,
+    Isneginf,
+    Isfinite,
+    Real,
+    Imag,
+    Conjugate,
+    Copy,
+    NanToNum {
+        nan: f32,
+        posinf: Option<f32>,
+        neginf: Option<f32>,
+    },
+    HadamardTransform {
+        scale: Option<f32>,
+    },
+
+    // Elementwise with broadcasting, inputs: a, b
+    Add,
+    Subtract,
+    Multiply,
+    Divide,
+    FloorDivide,
+    /// Quotient rounded toward zero, integers only.
+    Quotient,
+    /// Remainder with the sign of b (Python's).
+    Remainder,
+    /// Remainder with the sign of a (C's, Erlang's).
+    Fmod,
+    Power,
+    Maximum,
+    Minimum,
+    Arctan2,
+    Logaddexp,
+    Equal,
+    NotEqual,
+    Less,
+    LessEqual,
+    Greater,
+    GreaterEqual,
+    LogicalAnd,
+    LogicalOr,
+    LogicalXor,
+    BitwiseAnd,
+    BitwiseOr,
+    BitwiseXor,
+    LeftShift,
+    RightShift,
+    /// Outputs: floor quotient, remainder.
+    Divmod,
+    Isclose {
+        rtol: f64,
+        atol: f64,
+        equal_nan: bool,
+    },
+    Allclose {
+        rtol: f64,
+        atol: f64,
+        equal_nan: bool,
+    },
+    ArrayEqual {
+        equal_nan: bool,
+    },
+
+    // Types, inputs: a
+    Astype {
+        dtype: Dtype,
+    },
+    /// The same bits read as another type; the last axis grows or shrinks with the size.
+    View {
+        dtype: Dtype,
+    },
+    /// To 8-bit floats (E4M3), as u8.
+    ToFp8,
+    FromFp8 {
+        dtype: Dtype,
+    },
+
+    // Reductions, inputs: a
+    Sum {
+        axes: Option<Vec<i32>>,
+        keepdims: bool,
+    },
+    Prod {
+        axes: Option<Vec<i32>>,
+        keepdims: bool,
+    },
+    Max {
+        axes: Option<Vec<i32>>,
+        keepdims: bool,
+    },
+    Min {
+        axes: Option<Vec<i32>>,
+        keepdims: bool,
+    },
+    All {
+        axes: Option<Vec<i32>>,
+        keepdims: bool,
+    },
+    Any {
+        axes: Option<Vec<i32>>,
+        keepdims: bool,
+    },
+    Mean {
+        axes: Option<Vec<i32>>,
+        keepdims: bool,
+    },
+    Median {
+        axes: Option<Vec<i32>>,
+        keepdims: bool,
+    },
+    Var {
+        axes: Option<Vec<i32>>,
+        keepdims: bool,
+        ddof: i32,
+    },
+    Std {
+        axes: Option<Vec<i32>>,
+        keepdims: bool,
+        ddof: i32,
+    },
+    Logsumexp {
+        axes: Option<Vec<i32>>,
+        keepdims: bool,
+    },
+    Softmax {
+        axes: Option<Vec<i32>>,
+        precise: bool,
+    },
+    /// The first of equals. `axis: nil` looks at the flattened array.
+    Argmax {
+        axis: Option<i32>,
+        keepdims: bool,
+    },
+    Argmin {
+        axis: Option<i32>,
+        keepdims: bool,
+    },
+    Cumsum {
+        axis: i32,
+        reverse: bool,
+        inclusive: bool,
+    },
+    Cumprod {
+        axis: i32,
+        reverse: bool,
+        inclusive: bool,
+    },
+    Cummax {
+        axis: i32,
+        reverse: bool,
+        inclusive: bool,
+    },
+    Cummin {
+        axis: i32,
+        reverse: bool,
+        inclusive: bool,
+    },
+    Logcumsumexp {
+        axis: i32,
+        reverse: bool,
+        inclusive: bool,
+    },
+
+    // Order, inputs: a
+    Sort {
+        axis: i32,
+    },
+    /// Stable.
+    Argsort {
+        axis: i32,
+    },
+    Partition {
+        kth: i32,
+        axis: i32,
+    },
+    Argpartition {
+        kth: i32,
+        axis: i32,
+    },
+    /// The k largest, in no order.
+    Topk {
+        k: i32,
+        axis: i32,
+    },
+    /// Inputs: sorted (one axis), values.
+    Searchsorted {
+        side: Side,
+    },
+
+    // Shapes, inputs: a
+    Reshape {
+        shape: Vec<i32>,
+    },
+    Flatten {
+        start_axis: i32,
+        end_axis: i32,
+    },
+    Unflatten {
+        axis: i32,
+        shape: Vec<i32>,
+    },
+    Squeeze {
+        axes: Vec<i32>,
+    },
+    ExpandDims {
+        axes: Vec<i32>,
+    },
+    Transpose {
+        axes: Vec<i32>,
+    },
+    Swapaxes {
+        axis1: i32,
+        axis2: i32,
+    },
+    Moveaxis {
+        source: i32,
+        destination: i32,
+    },
+    BroadcastTo {
+        shape: Vec<i32>,
+    },
+    /// Inputs: any number of arrays.
+    Concatenate {
+        axis: i32,
+    },
+    /// Inputs: any number of arrays.
+    Stack {
+        axis: i32,
+    },
+    /// Outputs: one more than there are indices.
+    Split {
+        indices: Vec<i32>,
+        axis: i32,
+    },
+    Repeat {
+        repeats: i32,
+        axis: i32,
+    },
+    Tile {
+        repetitions: Vec<i32>,
+    },
+    Flip {
+        axes: Vec<i32>,
+    },
+    Roll {
+        shift: Vec<i32>,
+        axes: Vec<i32>,
+    },
+    /// Inputs: a, value. Negative widths crop.
+    Pad {
+        axes: Vec<i32>,
+        low: Vec<i32>,
+        high: Vec<i32>,
+        mode: PadMode,
+    },
+    /// Inputs: a, value. `interior[i]` values between neighbours.
+    PadInterior {
+        low: Vec<i32>,
+        high: Vec<i32>,
+        interior: Vec<i32>,
+    },
+    AsStrided {
+        shape: Vec<i32>,
+        strides: Vec<i64>,
+        offset: u64,
+    },
+    Contiguous,
+    Diag {
+        k: i32,
+    },
+    Diagonal {
+        offset: i32,
+        axis1: i32,
+        axis2: i32,
+    },
+    Tril {
+        k: i32,
+    },
+    Triu {
+        k: i32,
+    },
+    Trace {
+        offset: i32,
+        axis1: i32,
+        axis2: i32,
+    },
+
+    // Parts
+    /// Inputs: a.
+    Slice {
+        start: Vec<i32>,
+        stop: Vec<i32>,
+        strides: Vec<i32>,
+    },
+    /// Inputs: a, update.
+    SliceUpdate {
+        start: Vec<i32>,
+        stop: Vec<i32>,
+        strides: Vec<i32>,
+    },
+    SliceUpdateAdd {
+        start: Vec<i32>,
+        stop: Vec<i32>,
+        strides: Vec<i32>,
+    },
+    SliceUpdateMax {
+        start: Vec<i32>,
+        stop: Vec<i32>,
+        strides: Vec<i32>,
+    },
+    SliceUpdateMin {
+        start: Vec<i32>,
+        stop: Vec<i32>,
+        strides: Vec<i32>,
+    },
+    SliceUpdateProd {
+        start: Vec<i32>,
+        stop: Vec<i32>,
+        strides: Vec<i32>,
+    },
+    /// Inputs: a, start (one integer an axis); starts are clamped so that the slice fits.
+    SliceDynamic {
+        axes: Vec<i32>,
+        sizes: Vec<i32>,
+    },
+    /// Inputs: a, update, start; starts are clamped so that the update fits.
+    SliceUpdateDynamic {
+        axes: Vec<i32>,
+    },
+    /// Inputs: a, indices. Indices out of range are clamped, negative ones count from the end.
+    Take {
+        axis: i32,
+    },
+    TakeAlongAxis {
+        axis: i32,
+    },
+    /// Inputs: a, indices, values.
+    PutAlongAxis {
+        axis: i32,
+    },
+    ScatterAddAxis {
+        axis: i32,
+    },
+    /// Inputs: a, then one index array an axis of `axes`. Indices out of range are clamped.
+    Gather {
+        axes: Vec<i32>,
+        slice_sizes: Vec<i32>,
+    },
+    /// Inputs: a, updates, then one index array an axis of `axes`. Updates out of range are dropped.
+    Scatter {
+        axes: Vec<i32>,
+    },
+    ScatterAdd {
+        axes: Vec<i32>,
+    },
+    ScatterMax {
+        axes: Vec<i32>,
+    },
+    ScatterMin {
+        axes: Vec<i32>,
+    },
+    ScatterProd {
+        axes: Vec<i32>,
+    },
+    /// Inputs: a, mask, values.
+    MaskedScatter,
+    /// Inputs: condition, a, b.
+    Where,
+    /// Inputs: a, low or nil, high or nil.
+    Clip,
+
+    // Products
+    /// Inputs: a, b.
+    Matmul,
+    /// Inputs: c, a, b; alpha·(a·b) + beta·c.
+    Addmm {
+        alpha: f32,
+        beta: f32,
+    },
+    Tensordot {
+        axes_a: Vec<i32>,
+        axes_b: Vec<i32>,
+    },
+    /// Inputs: any number of arrays.
+    Einsum {
+        subscripts: String,
+    },
+    Inner,
+    Outer,
+    Kron,
+    Vecdot {
+        axis: i32,
+    },
+    /// Inputs: a, b, lhs_indices or nil, rhs_indices or nil.
+    GatherMm {
+        sorted: bool,
+    },
+
+    // Convolutions and windows. Layout: batch, space…, channels; weights: out, space…, in / groups.
+    /// Inputs: a, weight.
+    Conv {
+        stride: Vec<i32>,
+        padding_low: Vec<i32>,
+        padding_high: Vec<i32>,
+        kernel_dilation: Vec<i32>,
+        input_dilation: Vec<i32>,
+        groups: i32,
+        flip: bool,
+    },
+    ConvTranspose {
+        stride: Vec<i32>,
+        padding: Vec<i32>,
+        dilation: Vec<i32>,
+        output_padding: Vec<i32>,
+        groups: i32,
+    },
+    /// Inputs: a. One entry an axis of a.
+    WindowReduce {
+        reduction: Reduction,
+        window: Vec<i32>,
+        strides: Vec<i32>,
+        padding_low: Vec<i32>,
+        padding_high: Vec<i32>,
+        dilation: Vec<i32>,
+    },
+    /// Inputs: a, source, init. Adds each source element at its window's first maximum (minimum).
+    WindowScatter {
+        reduction: Reduction,
+        window: Vec<i32>,
+        strides: Vec<i32>,
+        padding_low: Vec<i32>,
+        padding_high: Vec<i32>,
+    },
+    /// Inputs: a. All windows as an array: output axes, then window axes.
+    WindowView {
+        window: Vec<i32>,
+        strides: Vec<i32>,
+        dilation: Vec<i32>,
+    },
+
+    // Spectra, inputs: a
+    Fft {
+        sizes: Vec<i32>,
+        axes: Vec<i32>,
+        norm: FftNorm,
+    },
+    Ifft {
+        sizes: Vec<i32>,
+        axes: Vec<i32>,
+        norm: FftNorm,
+    },
+    Rfft {
+        sizes: Vec<i32>,
+        axes: Vec<i32>,
+        norm: FftNorm,
+    },
+    Irfft {
+        sizes: Vec<i32>,
+        axes: Vec<i32>,
+        norm: FftNorm,
+    },
+    Fftshift {
+        axes: Vec<i32>,
+    },
+    Ifftshift {
+        axes: Vec<i32>,
+    },
+
+    // Linear algebra on the last two axes, inputs: a. On the CPU also where the arrays are the GPU's.
+    Cholesky {
+        upper: bool,
+    },
+    CholeskyInv {
+        upper: bool,
+    },
+    /// Outputs: q, r.
+    Qr,
+    /// Outputs: u, s, vt; only s without `compute_uv`.
+    Svd {
+        compute_uv: bool,
+    },
+    /// Outputs: eigenvalues, eigenvectors.
+    Eigh {
+        upper: bool,
+    },
+    Eigvalsh {
+        upper: bool,
+    },
+    Eig,
+    Eigvals,
+    /// Outputs: row order, l, u.
+    Lu,
+    /// Outputs: packed lu, pivots.
+    LuFactor,
+    Inv,
+    TriInv {
+        upper: bool,
+    },
+    Pinv,
+    Det,
+    /// Outputs: sign, logarithm of the absolute determinant.
+    Slogdet,
+    /// Inputs: a, b.
+    Solve,
+    SolveTriangular {
+        upper: bool,
+    },
+    Cross {
+        axis: i32,
+    },
+
+    // Random numbers
+    /// Inputs: none.
+    RandomKey {
+        seed: u64,
+    },
+    /// Inputs: key.
+    RandomSplit {
+        num: i32,
+    },
+    RandomBits {
+        shape: Vec<i32>,
+        width: i32,
+    },
+    /// Inputs: low, high, key.
+    RandomUniform {
+        shape: Vec<i32>,
+        dtype: Dtype,
+    },
+    /// Inputs: key.
+    RandomNormal {
+        shape: Vec<i32>,
+        dtype: Dtype,
+        loc: f32,
+        scale: f32,
+    },
+    /// Inputs: low, high, key.
+    RandomRandint {
+        shape: Vec<i32>,
+        dtype: Dtype,
+    },
+    /// Inputs: p, key.
+    RandomBernoulli {
+        shape: Vec<i32>,
+    },
+    /// Inputs: low, high, key.
+    RandomTruncatedNormal {
+        shape: Vec<i32>,
+        dtype: Dtype,
+    },
+    /// Inputs: key.
+    RandomGumbel {
+        shape: Vec<i32>,
+        dtype: Dtype,
+    },
+    RandomLaplace {
+        shape: Vec<i32>,
+        dtype: Dtype,
+        loc: f32,
+        scale: f32,
+    },
+    /// Inputs: logits, key.
+    RandomCategorical {
+        axis: i32,
+        shape: Vec<i32>,
+    },
+    /// Inputs: a, key.
+    RandomPermutation {
+        axis: i32,
+    },
+
+    // Creation, inputs: none (Full: value)
+    Constant {
+        value: Number,
+        dtype: Dtype,
+    },
+    Full {
+        shape: Vec<i32>,
+        dtype: Dtype,
+    },
+    Zeros {
+        shape: Vec<i32>,
+        dtype: Dtype,
+    },
+    Ones {
+        shape: Vec<i32>,
+        dtype: Dtype,
+    },
+    Arange {
+        start: f64,
+        stop: f64,
+        step: f64,
+        dtype: Dtype,
+    },
+    Linspace {
+        start: f64,
+        stop: f64,
+        num: i32,
+        dtype: Dtype,
+    },
+    /// Counts along one axis; `axis: nil` counts the elements in row-major order.
+    Iota {
+        shape: Vec<i32>,
+        axis: Option<i32>,
+        dtype: Dtype,
+    },
+    Eye {
+        n: i32,
+        m: i32,
+        k: i32,
+        dtype: Dtype,
+    },
+    Tri {
+        n: i32,
+        m: i32,
+        k: i32,
+        dtype: Dtype,
+    },
+
+    // Fused
+    /// Inputs: x, weight or nil.
+    RmsNorm {
+        eps: f64,
+    },
+    /// Inputs: x, weight or nil, bias or nil.
+    LayerNorm {
+        eps: f64,
+    },
+    /// Inputs: x, offset (scalar or one a batch row), freqs or nil (then `base` is given).
+    Rope {
+        dims: i32,
+        traditional: bool,
+        base: Option<f32>,
+        scale: f32,
+    },
+    /// Inputs: q, k, v, mask or nil, sinks or nil.
+    ScaledDotProductAttention {
+        scale: f32,
+        mask: MaskMode,
+    },
+    /// Inputs: logits, targets.
+    CrossEntropy,
+
+    // Quantized
+    /// Inputs: w, global_scale or nil. Outputs: packed w, scales, and biases in mode affine.
+    Quantize {
+        group_size: Option<i32>,
+        bits: Option<i32>,
+        mode: QuantMode,
+    },
+    /// Inputs: w, scales, biases or nil, global_scale or nil.
+    Dequantize {
+        group_size: Option<i32>,
+        bits: Option<i32>,
+        mode: QuantMode,
+        dtype: Option<Dtype>,
+    },
+    /// Inputs: x, w, scales, biases or nil.
+    QuantizedMatmul {
+        transpose: bool,
+        group_size: Option<i32>,
+        bits: Option<i32>,
+        mode: QuantMode,
+    },
+    /// Inputs: x, w, scales or nil, global_scale_x or nil, global_scale_w or nil.
+    Qqmm {
+        group_size: Option<i32>,
+        bits: Option<i32>,
+        mode: QuantMode,
+    },
+    /// Inputs: x, w, scales, biases or nil, lhs_indices or nil, rhs_indices or nil.
+    GatherQmm {
+        transpose: bool,
+        group_size: Option<i32>,
+        bits: Option<i32>,
+        mode: QuantMode,
+        sorted: bool,
+    },
+}
+
+/// The arrays of one call, asked for by position.
+pub struct Inputs<'a>(pub &'a [Option<&'a Array>]);
+
+impl<'a> Inputs<'a> {
+    fn arity(&self, expected: usize) -> Result<()> {
+        if self.0.len() == expected {
+            return Ok(());
+        }
+        Err(Reason::Arity {
+            expected: expected.to_string(),
+            found: self.0.len(),
+        }
+        .into())
+    }
+
+    fn required(&self, position: usize) -> Result<&'a Array> {
+        self.0[position].ok_or_else(|| {
+            Reason::BadTerm {
+                position,
+                expected: "an array",
+                found: "nil".into(),
+            }
+            .into()
+        })
+    }
+
+    /// Exactly N arrays, none of them nil.
+    fn exactly<const N: usize>(&self) -> Result<[&'a Array; N]> {
+        self.arity(N)?;
+        let mut arrays = [None; N];
+        for (i, slot) in arrays.iter_mut().enumerate() {
+            *slot = Some(self.required(i)?);
+        }
+        Ok(arrays.map(|array| array.expect("filled above")))
+    }
+
+    /// N arrays, then M that may be nil.
+    fn with_optional<const N: usize, const M: usize>(
+        &self,
+    ) -> Result<([&'a Array; N], [Option<&'a Array>; M])> {
+        self.arity(N + M)?;
+        let mut optional = [None; M];
+        optional.copy_from_slice(&self.0[N..]);
+        Ok((Inputs(&self.0[..N]).exactly()?, optional))
+    }
+
+    /// N arrays, then at least one more.
+    fn and_more<const N: usize>(&self) -> Result<([&'a Array; N], Vec<&'a Array>)> {
+        if self.0.len() <= N {
+            return Err(Reason::Arity {
+                expected: format!("at least {}", N + 1),
+                found: self.0.len(),
+            }
+            .into());
+        }
+        let more = (N..self.0.len())
+            .map(|i| self.required(i))
+            .collect::<Result<_>>()?;
+        Ok((Inputs(&self.0[..N]).exactly()?, more))
+    }
+}
+
+/// The axes asked for, or all of them.
+fn axes_of(array: &Array, axes: &Option<Vec<i32>>) -> Vec<i32> {
+    axes.clone()
+        .unwrap_or_else(|| (0..array.ndim() as i32).collect())
+}
+
+/// The non-negative form of an axis.
+fn axis_of(array: &Array, axis: i32) -> Result<usize> {
+    let rank = array.ndim() as i32;
+    if axis < -rank || axis >= rank {
+        return Err(Error::invalid(format!(
+            "axis {axis} is out of range for shape {:?}",
+            array.shape()
+        )));
+    }
+    Ok(axis.rem_euclid(rank) as usize)
+}
+
+impl Op {
+    /// The Elixir name, for errors.
+    pub fn name(&self) -> String {
+        let debug = format!("{self:?}");
+        let ident: &str = debug
+            .split(|c: char| !c.is_alphanumeric())
+            .next()
+            .unwrap_or_default();
+        let mut name = String::with_capacity(ident.len() + 4);
+        for (i, c) in ident.char_indices() {
+            if c.is_uppercase() && i > 0 {
+                name.push('_');
+            }
+            name.extend(c.to_lowercase());
+        }
+        name
+    }
+
+    /// MLX has these for the CPU only.
+    fn is_for_cpu_only(&self) -> bool {
+        matches!(
+            self,
+            Op::Cholesky { .. }
+                | Op::CholeskyInv { .. }
+                | Op::Qr
+                | Op::Svd { .. }
+                | Op::Eigh { .. }
+                | Op::Eigvalsh { .. }
+                | Op::Eig
+                | Op::Eigvals
+                | Op::Lu
+                | Op::LuFactor
+                | Op::Inv
+                | Op::TriInv { .. }
+                | Op::Pinv
+                | Op::Det
+                | Op::Slogdet
+                | Op::Solve
+                | Op::SolveTriangular { .. }
+        )
+    }
+
+    /// May fail while it is computed, not only while it is built: its result carries the failure on to whatever uses it.
+    pub fn can_fail_late(&self) -> bool {
+        self.is_for_cpu_only()
+    }
+
+    /// Gives a view of its input's memory, so takes none of its own.
+    pub fn is_view(&self) -> bool {
+        matches!(
+            self,
+            Op::BroadcastTo { .. }
+                | Op::AsStrided { .. }
+                | Op::WindowView { .. }
+                | Op::Full { .. }
+                | Op::Zeros { .. }
+                | Op::Ones { .. }
+        )
+    }
+
+    /// Builds the operation's nodes. Nothing is computed.
+    pub fn apply(&self, inputs: &Inputs, device: Device, stream: &Stream) -> Result<Vec<Array>> {
+        let stream = if device == Device::Gpu && self.is_for_cpu_only() {
+            Device::Cpu.stream()?
+        } else {
+            stream
+        };
+        self.apply_on(inputs, device, stream)
+    }
+
+    fn apply_on(&self, inputs: &Inputs, device: Device, s: &Stream) -> Result<Vec<Array>> {
+        // Most operations are one call with the inputs first, then the attributes.
+        macro_rules! unary {
+            ($f:path $(, $arg:expr)*) => {{
+                let [a] = inputs.exactly()?;
+                $f(a, $($arg,)* s).map(|out| vec![out])
+            }};
+        }
+        macro_rules! binary {
+            ($f:path $(, $arg:expr)*) => {{
+                let [a, b] = inputs.exactly()?;
+                $f(a, b, $($arg,)* s).map(|out| vec![out])
+            }};
+        }
+        macro_rules! ternary {
+            ($f:path $(, $arg:expr)*) => {{
+                let [a, b, c] = inputs.exactly()?;
+                $f(a, b, c, $($arg,)* s).map(|out| vec![out])
+            }};
+        }
+        macro_rules! reduce {
+            ($f:path, $axes:expr $(, $arg:expr)*) => {{
+                let [a] = inputs.exactly()?;
+                $f(a, &axes_of(a, $axes), $($arg,)* s).map(|out| vec![out])
+            }};
+        }
+        macro_rules! scatter {
+            ($f:path, $axes:expr) => {{
+                let ([a, updates], indices) = inputs.and_more()?;
+                compose::scatter(a, updates, &indices, $axes, $f, s).map(|out| vec![out])
+            }};
+        }
+        macro_rules! keyed {
+            ($f:path $(, $arg:expr)*) => {{
+                let [key] = inputs.exactly()?;
+                $f($($arg,)* Some(key), s).map(|out| vec![out])
+            }};
+        }
+        macro_rules! created {
+            ($call:expr) => {{
+                inputs.arity(0)?;
+                $call.map(|out| vec![out])
+            }};
+        }
+
+        match self {
+            Op::Abs => unary!(mlx::abs),
+            Op::Negative => unary!(mlx::negative),
+            Op::Sign => unary!(mlx::sign),
+            Op::Ceil => unary!(mlx::ceil),
+            Op::Floor => unary!(mlx::floor),
+            Op::Trunc => unary!(mlx::trunc),
+            Op::Round { decimals } => unary!(mlx::round, *decimals),
+            Op::Exp => unary!(mlx::exp),
+            Op::Expm1 => unary!(mlx::expm1),
+            Op::Log => unary!(mlx::log),
+            Op::Log1p => unary!(mlx::log1p),
+            Op::Log2 => unary!(mlx::log2),
+            Op::Log10 => unary!(mlx::log10),
+            Op::Sin => unary!(mlx::sin),
+            Op::Cos => unary!(mlx::cos),
+            Op::Tan => unary!(mlx::tan),
+            Op::Arcsin => unary!(mlx::arcsin),
+            Op::Arccos => unary!(mlx::arccos),
+            Op::Arctan => unary!(mlx::arctan),
+            Op::Sinh => unary!(mlx::sinh),
+            Op::Cosh => unary!(mlx::cosh),
+            Op::Tanh => unary!(mlx::tanh),
+            Op::Arcsinh => unary!(mlx::arcsinh),
+            Op::Arccosh => unary!(mlx::arccosh),
+            Op::Arctanh => unary!(mlx::arctanh),
+            Op::Erf => unary!(mlx::erf),
+            Op::Erfc => unary!(compose::erfc),
+            Op::Erfinv => unary!(mlx::erfinv),
+            Op::Sqrt => unary!(mlx::sqrt),
+            Op::Rsqrt => unary!(mlx::rsqrt),
+            Op::Cbrt => unary!(compose::cbrt),
+            Op::Square => unary!(mlx::square),
+            Op::Reciprocal => unary!(mlx::reciprocal),
+            Op::Sigmoid => unary!(mlx::sigmoid),
+            Op::Degrees => unary!(mlx::degrees),
+            Op::Radians => unary!(mlx::radians),
+            Op::LogicalNot => unary!(mlx::logical_not),
+            Op::BitwiseInvert => unary!(mlx::bitwise_invert),
+            Op::PopulationCount => unary!(compose::population_count),
+            Op::CountLeadingZeros => unary!(compose::count_leading_zeros),
+            Op::Isnan => unary!(mlx::isnan),
+            Op::Isinf => unary!(mlx::isinf),
+            Op::Isposinf => unary!(mlx::isposinf),
+            Op::Isneginf => unary!(mlx::isneginf),
+            Op::Isfinite => unary!(mlx::isfinite),
+            Op::Real => unary!(mlx::real),
+            Op::Imag => unary!(mlx::imag),
+            Op::Conjugate => unary!(mlx::conjugate),
+            Op::Copy => unary!(mlx::copy),
+            Op::NanToNum {
+                nan,
+                posinf,
+                neginf,
+            } => unary!(mlx::nan_to_num, *nan, *posinf, *neginf),
+            Op::HadamardTransform { scale } => unary!(mlx::hadamard_transform, *scale),
+
+            Op::Add => binary!(mlx::add),
+            Op::Subtract => binary!(mlx::subtract),
+            Op::Multiply => binary!(mlx::multiply),
+            Op::Divide => binary!(mlx::divide),
+            Op::FloorDivide => binary!(mlx::floor_divide),
+            Op::Quotient => binary!(compose::quotient),
+            Op::Remainder => binary!(compose::remainder),
+            Op::Fmod => binary!(compose::fmod),
+            Op::Power => binary!(mlx::power),
+            Op::Maximum => binary!(mlx::maximum),
+            Op::Minimum => binary!(mlx::minimum),
+            Op::Arctan2 => binary!(mlx::arctan2),
+            Op::Logaddexp => binary!(mlx::logaddexp),
+            Op::Equal => binary!(mlx::equal),
+            Op::NotEqual => binary!(mlx::not_equal),
+            Op::Less => binary!(mlx::less),
+            Op::LessEqual => binary!(mlx::less_equal),
+            Op::Greater => binary!(mlx::greater),
+            Op::GreaterEqual => binary!(mlx::greater_equal),
+            Op::LogicalAnd => binary!(mlx::logical_and),
+            Op::LogicalOr => binary!(mlx::logical_or),
+            Op::LogicalXor => binary!(compose::logical_xor),
+            Op::BitwiseAnd => binary!(mlx::bitwise_and),
+            Op::BitwiseOr => binary!(mlx::bitwise_or),
+            Op::BitwiseXor => binary!(mlx::bitwise_xor),
+            Op::LeftShift => binary!(compose::left_shift),
+            Op::RightShift => binary!(compose::right_shift),
+            Op::Divmod => {
+                let [a, b] = inputs.exactly()?;
+                Ok(vec![
+                    mlx::floor_divide(a, b, s)?,
+                    compose::remainder(a, b, s)?,
+                ])
+            }
+            Op::Isclose {
+                rtol,
+                atol,
+                equal_nan,
+            } => binary!(mlx::isclose, *rtol, *atol, *equal_nan),
+            Op::Allclose {
+                rtol,
+                atol,
+                equal_nan,
+            } => binary!(mlx::allclose, *rtol, *atol, *equal_nan),
+            Op::ArrayEqual { equal_nan } => binary!(mlx::array_equal, *equal_nan),
+
+            Op::Astype { dtype } => unary!(mlx::astype, *dtype),
+            Op::View { dtype } => unary!(mlx::view, *dtype),
+            Op::ToFp8 => unary!(mlx::to_fp8),
+            Op::FromFp8 { dtype } => unary!(mlx::from_fp8, *dtype),
+
+            Op::Sum { axes, keepdims } => reduce!(mlx::sum, axes, *keepdims),
+            Op::Prod { axes, keepdims } => reduce!(mlx::prod, axes, *keepdims),
+            Op::Max { axes, keepdims } => reduce!(mlx::max, axes, *keepdims),
+            Op::Min { axes, keepdims } => reduce!(mlx::min, axes, *keepdims),
+            Op::All { axes, keepdims } => reduce!(mlx::all, axes, *keepdims),
+            Op::Any { axes, keepdims } => reduce!(mlx::any, axes, *keepdims),
+            Op::Mean { axes, keepdims } => reduce!(mlx::mean, axes, *keepdims),
+            Op::Median { axes, keepdims } => reduce!(mlx::median, axes, *keepdims),
+            Op::Var {
+                axes,
+                keepdims,
+                ddof,
+            } => reduce!(mlx::var, axes, *keepdims, *ddof),
+            Op::Std {
+                axes,
+                keepdims,
+                ddof,
+            } => reduce!(mlx::std, axes, *keepdims, *ddof),
+            Op::Logsumexp { axes, keepdims } => reduce!(mlx::logsumexp, axes, *keepdims),
+            Op::Softmax { axes, precise } => reduce!(mlx::softmax, axes, *precise),
+            Op::Argmax { axis, keepdims } => unary!(compose::argmax, *axis, *keepdims),
+            Op::Argmin { axis, keepdims } => unary!(compose::argmin, *axis, *keepdims),
+            Op::Cumsum {
+                axis,
+                reverse,
+                inclusive,
+            } => unary!(mlx::cumsum, *axis, *reverse, *inclusive, None),
+            Op::Cumprod {
+                axis,
+                reverse,
+                inclusive,
+            } => unary!(mlx::cumprod, *axis, *reverse, *inclusive, None),
+            Op::Cummax {
+                axis,
+                reverse,
+                inclusive,
+            } => unary!(mlx::cummax, *axis, *reverse, *inclusive),
+            Op::Cummin {
+                axis,
+                reverse,
+                inclusive,
+            } => unary!(mlx::cummin, *axis, *reverse, *inclusive),
+            Op::Logcumsumexp {
+                axis,
+                reverse,
+                inclusive,
+            } => unary!(mlx::logcumsumexp, *axis, *reverse, *inclusive),
+
+            Op::Sort { axis } => unary!(mlx::sort, *axis),
+            Op::Argsort { axis } => unary!(mlx::argsort, *axis),
+            Op::Partition { kth, axis } => unary!(mlx::partition, *kth, *axis),
+            Op::Argpartition { kth, axis } => unary!(mlx::argpartition, *kth, *axis),
+            Op::Topk { k, axis } => unary!(mlx::topk, *k, *axis),
+            Op::Searchsorted { side } => binary!(
+                mlx::searchsorted,
+                match side {
+                    Side::Left => "left",
+                    Side::Right => "right",
+                }
+            ),
+
+            Op::Reshape { shape } => unary!(mlx::reshape, shape),
+            Op::Flatten {
+                start_axis,
+                end_axis,
+            } => unary!(mlx::flatten, *start_axis, *end_axis),
+            Op::Unflatten { axis, shape } => unary!(mlx::unflatten, *axis, shape),
+            Op::Squeeze { axes } => unary!(mlx::squeeze, axes),
+            Op::ExpandDims { axes } => unary!(mlx::expand_dims, axes),
+            Op::Transpose { axes } => unary!(mlx::transpose, axes),
+            Op::Swapaxes { axis1, axis2 } => unary!(mlx::swapaxes, *axis1, *axis2),
+            Op::Moveaxis {
+                source,
+                destination,
+            } => unary!(mlx::moveaxis, *source, *destination),
+            Op::BroadcastTo { shape } => unary!(mlx::broadcast_to, shape),
+            Op::Concatenate { axis } => {
+                let ([], arrays) = inputs.and_more()?;
+                mlx::concatenate(&Vector::new(arrays), *axis, s).map(|out| vec![out])
+            }
+            Op::Stack { axis } => {
+                let ([], arrays) = inputs.and_more()?;
+                mlx::stack(&Vector::new(arrays), *axis, s).map(|out| vec![out])
+            }
+            Op::Split { indices, axis } => {
+                let [a] = inputs.exactly()?;
+                compose::split(a, indices, *axis, s)
+            }
+            Op::Repeat { repeats, axis } => unary!(mlx::repeat, *repeats, *axis),
+            Op::Tile { repetitions } => unary!(mlx::tile, repetitions),
+            Op::Flip { axes } => unary!(mlx::flip, axes),
+            Op::Roll { shift, axes } => unary!(mlx::roll, shift, axes),
+            Op::Pad {
+                axes,
+                low,
+                high,
+                mode,
+            } => binary!(compose::pad, axes, low, high, *mode),
+            Op::PadInterior {
+                low,
+                high,
+                interior,
+            } => binary!(compose::pad_interior, low, high, interior),
+            Op::AsStrided {
+                shape,
+                strides,
+                offset,
+            } => unary!(compose::as_strided, shape, strides, *offset),
+            Op::Contiguous => unary!(mlx::contiguous, false),
+            Op::Diag { k } => unary!(mlx::diag, *k),
+            Op::Diagonal {
+                offset,
+                axis1,
+                axis2,
+            } => unary!(mlx::diagonal, *offset, *axis1, *axis2),
+            Op::Tril { k } => unary!(mlx::tril, *k),
+            Op::Triu { k } => unary!(mlx::triu, *k),
+            Op::Trace {
+                offset,
+                axis1,
+                axis2,
+            } => {
+                let [a] = inputs.exactly()?;
+                let dtype = mlx::dtype(a);
+                mlx::trace(a, *offset, *axis1, *axis2, dtype, s).map(|out| vec![out])
+            }
+
+            Op::Slice {
+                start,
+                stop,
+                strides,
+            } => unary!(mlx::slice, start, stop, strides),
+            Op::SliceUpdate {
+                start,
+                stop,
+                strides,
+            } => binary!(mlx::slice_update, start, stop, strides),
+            Op::SliceUpdateAdd {
+                start,
+                stop,
+                strides,
+            } => binary!(mlx::slice_update_add, start, stop, strides),
+            Op::SliceUpdateMax {
+                start,
+                stop,
+                strides,
+            } => binary!(mlx::slice_update_max, start, stop, strides),
+            Op::SliceUpdateMin {
+                start,
+                stop,
+                strides,
+            } => binary!(mlx::slice_update_min, start, stop, strides),
+            Op::SliceUpdateProd {
+                start,
+                stop,
+                strides,
+            } => binary!(mlx::slice_update_prod, start, stop, strides),
+            Op::SliceDynamic { axes, sizes } => binary!(compose::slice_dynamic, axes, sizes),
+            Op::SliceUpdateDynamic { axes } => ternary!(compose::slice_update_dynamic, axes),
+            Op::Take { axis } => binary!(compose::take, *axis),
+            Op::TakeAlongAxis { axis } => binary!(compose::take_along_axis, *axis),
+            Op::PutAlongAxis { axis } => ternary!(compose::put_along_axis, *axis),
+            Op::ScatterAddAxis { axis } => ternary!(compose::scatter_add_axis, *axis),
+            Op::Gather { axes, slice_sizes } => {
+                let ([a], indices) = inputs.and_more()?;
+                compose::gather(a, &indices, axes, slice_sizes, s).map(|out| vec![out])
+            }
+            Op::Scatter { axes } => scatter!(mlx::scatter, axes),
+            Op::ScatterAdd { axes } => scatter!(mlx::scatter_add, axes),
+            Op::ScatterMax { axes } => scatter!(mlx::scatter_max, axes),
+            Op::ScatterMin { axes } => scatter!(mlx::scatter_min, axes),
+            Op::ScatterProd { axes } => scatter!(mlx::scatter_prod, axes),
+            Op::MaskedScatter => ternary!(mlx::masked_scatter),
+            Op::Where => ternary!(mlx::where_),
+            Op::Clip => {
+                let ([a], [low, high]) = inputs.with_optional()?;
+                mlx::clip(a, low, high, s).map(|out| vec![out])
+            }
+
+            Op::Matmul => binary!(linear::matmul, device),
+            Op::Addmm { alpha, beta } => ternary!(linear::addmm, *alpha, *beta, device),
+            Op::Tensordot { axes_a, axes_b } => binary!(linear::tensordot, axes_a, axes_b, device),
+            Op::Einsum { subscripts } => {
+                let ([], operands) = inputs.and_more()?;
+                linear::einsum(subscripts, &operands, device, s).map(|out| vec![out])
+            }
+            Op::Inner => binary!(linear::inner, device),
+            Op::Outer => binary!(mlx::outer),
+            Op::Kron => binary!(mlx::kron),
+            Op::Vecdot { axis } => binary!(mlx::vecdot, *axis),
+            Op::GatherMm { sorted } => {
+                let ([a, b], [lhs, rhs]) = inputs.with_optional()?;
+                mlx::gather_mm(a, b, lhs, rhs, *sorted, s).map(|out| vec![out])
+            }
+
+            Op::Conv {
+                stride,
+                padding_low,
+                padding_high,
+                kernel_dilation,
+                input_dilation,
+                groups,
+                flip,
+            } => binary!(
+                linear::conv,
+                stride,
+                padding_low,
+                padding_high,
+                kernel_dilation,
+                input_dilation,
+                *groups,
+                *flip
+            ),
+            Op::ConvTranspose {
+                stride,
+                padding,
+                dilation,
+                output_padding,
+                groups,
+            } => binary!(
+                linear::conv_transpose,
+                stride,
+                padding,
+                dilation,
+                output_padding,
+                *groups
+            ),
+            Op::WindowReduce {
+                reduction,
+                window,
+                strides,
+                padding_low,
+                padding_high,
+                dilation,
+            } => unary!(
+                window::reduce,
+                *reduction,
+                &window::Windows {
+                    window,
+                    strides,
+                    padding_low,
+                    padding_high,
+                    dilation
+                }
+            ),
+            Op::WindowScatter {
+                reduction,
+                window,
+                strides,
+                padding_low,
+                padding_high,
+            } => ternary!(
+                window::scatter,
+                *reduction,
+                &window::Windows {
+                    window,
+                    strides,
+                    padding_low,
+                    padding_high,
+                    dilation: &vec![1; window.len()],
+                }
+            ),
+            Op::WindowView {
+                window,
+                strides,
+                dilation,
+            } => unary!(window::view, window, strides, dilation),
+
+            Op::Fft { sizes, axes, norm } => unary!(mlx::fft, sizes, axes, *norm),
+            Op::Ifft { sizes, axes, norm } => unary!(mlx::ifft, sizes, axes, *norm),
+            Op::Rfft { sizes, axes, norm } => unary!(mlx::rfft, sizes, axes, *norm),
+            Op::Irfft { sizes, axes, norm } => unary!(mlx::irfft, sizes, axes, *norm),
+            Op::Fftshift { axes } => unary!(mlx::fftshift, axes),
+            Op::Ifftshift { axes } => unary!(mlx::ifftshift, axes),
+
+            Op::Cholesky { upper } => unary!(mlx::cholesky, *upper),
+            Op::CholeskyInv { upper } => unary!(mlx::cholesky_inv, *upper),
+            Op::Qr => mlx::qr(inputs.exactly::<1>()?[0], s),
+            Op::Svd { compute_uv } => mlx::svd(inputs.exactly::<1>()?[0], *compute_uv, s),
+            Op::Eigh { upper } => mlx::eigh(inputs.exactly::<1>()?[0], uplo(*upper), s),
+            Op::Eigvalsh { upper } => unary!(mlx::eigvalsh, uplo(*upper)),
+            Op::Eig => mlx::eig(inputs.exactly::<1>()?[0], s),
+            Op::Eigvals => unary!(mlx::eigvals),
+            Op::Lu => mlx::lu(inputs.exactly::<1>()?[0], s),
+            Op::LuFactor => mlx::lu_factor(inputs.exactly::<1>()?[0], s),
+            Op::Inv => unary!(mlx::inv),
+            Op::TriInv { upper } => unary!(mlx::tri_inv, *upper),
+            Op::Pinv => unary!(mlx::pinv),
+            Op::Det => unary!(mlx::det),
+            Op::Slogdet => mlx::slogdet(inputs.exactly::<1>()?[0], s),
+            Op::Solve => binary!(mlx::solve),
+            Op::SolveTriangular { upper } => binary!(mlx::solve_triangular, *upper),
+            Op::Cross { axis } => binary!(mlx::cross, *axis),
+
+            Op::RandomKey { seed } => created!(mlx::random_key(*seed)),
+            Op::RandomSplit { num } => unary!(mlx::random_split, *num),
+            Op::RandomBits { shape, width } => keyed!(mlx::random_bits, shape, *width),
+            Op::RandomUniform { shape, dtype } => {
+                let [low, high, key] = inputs.exactly()?;
+                mlx::random_uniform(low, high, shape, *dtype, Some(key), s).map(|out| vec![out])
+            }
+            Op::RandomNormal {
+                shape,
+                dtype,
+                loc,
+                scale,
+            } => keyed!(mlx::random_normal, shape, *dtype, *loc, *scale),
+            Op::RandomRandint { shape, dtype } => {
+                let [low, high, key] = inputs.exactly()?;
+                mlx::random_randint(low, high, shape, *dtype, Some(key), s).map(|out| vec![out])
+            }
+            Op::RandomBernoulli { shape } => {
+                let [p, key] = inputs.exactly()?;
+                mlx::random_bernoulli(p, shape, Some(key), s).map(|out| vec![out])
+            }
+            Op::RandomTruncatedNormal { shape, dtype } => {
+                let [low, high, key] = inputs.exactly()?;
+                mlx::random_truncated_normal(low, high, shape, *dtype, Some(key), s)
+                    .map(|out| vec![out])
+            }
+            Op::RandomGumbel { shape, dtype } => keyed!(mlx::random_gumbel, shape, *dtype),
+            Op::RandomLaplace {
+                shape,
+                dtype,
+                loc,
+                scale,
+            } => keyed!(mlx::random_laplace, shape, *dtype, *loc, *scale),
+            Op::RandomCategorical { axis, shape } => {
+                let [logits, key] = inputs.exactly()?;
+                mlx::random_categorical(logits, *axis, shape, Some(key), s).map(|out| vec![out])
+            }
+            Op::RandomPermutation { axis } => {
+                let [a, key] = inputs.exactly()?;
+                mlx::random_permutation(a, *axis, Some(key), s).map(|out| vec![out])
+            }
+
+            Op::Constant { value, dtype } => created!(compose::constant(*value, *dtype)),
+            Op::Full { shape, dtype } => {
+                let [value] = inputs.exactly()?;
+                mlx::full(shape, value, *dtype, s).map(|out| vec![out])
+            }
+            Op::Zeros { shape, dtype } => created!(mlx::zeros(shape, *dtype, s)),
+            Op::Ones { shape, dtype } => created!(mlx::ones(shape, *dtype, s)),
+            Op::Arange {
+                start,
+                stop,
+                step,
+                dtype,
+            } => created!(compose::arange(*start, *stop, *step, *dtype, s)),
+            Op::Linspace {
+                start,
+                stop,
+                num,
+                dtype,
+            } => created!(mlx::linspace(*start, *stop, *num, *dtype, s)),
+            Op::Iota { shape, axis, dtype } => created!(compose::iota(shape, *axis, *dtype, s)),
+            Op::Eye { n, m, k, dtype } => created!(mlx::eye(*n, *m, *k, *dtype, s)),
+            Op::Tri { n, m, k, dtype } => created!(mlx::tri(*n, *m, *k, *dtype, s)),
+
+            Op::RmsNorm { eps } => {
+                let ([x], [weight]) = inputs.with_optional()?;
+                linear::rms_norm(x, weight, *eps, s).map(|out| vec![out])
+            }
+            Op::LayerNorm { eps } => {
+                let ([x], [weight, bias]) = inputs.with_optional()?;
+                linear::layer_norm(x, weight, bias, *eps, s).map(|out| vec![out])
+            }
+            Op::Rope {
+                dims,
+                traditional,
+                base,
+                scale,
+            } => {
+                let ([x, offset], [freqs]) = inputs.with_optional()?;
+                linear::rope(x, *dims, *traditional, *base, *scale, offset, freqs, s)
+                    .map(|out| vec![out])
+            }
+            Op::ScaledDotProductAttention { scale, mask: mode } => {
+                let ([q, k, v], [mask, sinks]) = inputs.with_optional()?;
+                linear::attention(q, k, v, mask, sinks, *scale, *mode, device, s)
+                    .map(|out| vec![out])
+            }
+            Op::CrossEntropy => binary!(mlx::cross_entropy),
+
+            Op::Quantize {
+                group_size,
+                bits,
+                mode,
+            } => {
+                let ([w], [global_scale]) = inputs.with_optional()?;
+                mlx::quantize(w, *group_size, *bits, mode.name(), global_scale, s)
+            }
+            Op::Dequantize {
+                group_size,
+                bits,
+                mode,
+                dtype,
+            } => {
+                let ([w, scales], [biases, global_scale]) = inputs.with_optional()?;
+                mlx::dequantize(
+                    w,
+                    scales,
+                    biases,
+                    *group_size,
+                    *bits,
+                    mode.name(),
+                    global_scale,
+                    *dtype,
+                    s,
+                )
+                .map(|out| vec![out])
+            }
+            Op::QuantizedMatmul {
+                transpose,
+                group_size,
+                bits,
+                mode,
+            } => {
+                let ([x, w, scales], [biases]) = inputs.with_optional()?;
+                mlx::quantized_matmul(
+                    x,
+                    w,
+                    scales,
+                    biases,
+                    *transpose,
+                    *group_size,
+                    *bits,
+                    mode.name(),
+                    s,
+                )
+                .map(|out| vec![out])
+            }
+            Op::Qqmm {
+                group_size,
+                bits,
+                mode,
+            } => {
+                let ([x, w], [scales, scale_x, scale_w]) = inputs.with_optional()?;
+                mlx::qqmm(
+                    x,
+                    w,
+                    scales,
+                    *group_size,
+                    *bits,
+                    mode.name(),
+                    scale_x,
+                    scale_w,
+                    s,
+                )
+                .map(|out| vec![out])
+            }
+            Op::GatherQmm {
+                transpose,
+                group_size,
+                bits,
+                mode,
+                sorted,
+            } => {
+                let ([x, w, scales], [biases, lhs, rhs]) = inputs.with_optional()?;
+                mlx::gather_qmm(
+                    x,
+                    w,
+                    scales,
+                    biases,
+                    lhs,
+                    rhs,
+                    *transpose,
+                    *group_size,
+                    *bits,
+                    mode.name(),
+                    *sorted,
+                    s,
+                )
+                .map(|out| vec![out])
+            }
+        }
+    }
+}
+
+fn uplo(upper: bool) -> &'static str {
+    if upper {
+        "U"
+    } else {
+        "L"
+    }
+}

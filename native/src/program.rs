@@ -1,0 +1,139 @@
+//! A list of operations over numbered values, replayed on new inputs. An eager call is the program of one.
+
+use crate::array::{check_size, Outcome, Outcomes};
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::mlx::{self, Stream};
+use crate::op::{Inputs, Op};
+use mlx_rs::Array;
+use rustler::Resource;
+use std::sync::Arc;
+
+/// One operation on values by number; the outputs take the next free numbers.
+pub struct Instruction {
+    pub op: Op,
+    pub inputs: Vec<Option<usize>>,
+    pub outputs: usize,
+}
+
+/// Values are numbered: first the inputs, then every instruction's outputs in order.
+pub struct Program {
+    inputs: usize,
+    instructions: Vec<Instruction>,
+    outputs: Vec<usize>,
+    /// For every instruction, the values that nothing after it needs.
+    last_uses: Vec<Vec<usize>>,
+}
+
+#[rustler::resource_impl]
+impl Resource for Program {}
+
+impl Program {
+    pub fn new(
+        inputs: usize,
+        instructions: Vec<Instruction>,
+        outputs: Vec<usize>,
+    ) -> Result<Program> {
+        let mut known = inputs;
+        let mut last_use = vec![0usize; inputs];
+        for (i, instruction) in instructions.iter().enumerate() {
+            for value in instruction.inputs.iter().flatten() {
+                if *value >= known {
+                    return Err(Error::invalid(format!(
+                        "instruction {i} ({}) takes value {value}, but only {known} are known there",
+                        instruction.op.name()
+                    )));
+                }
+                last_use[*value] = i;
+            }
+            known += instruction.outputs;
+            last_use.resize(known, i);
+        }
+        if let Some(value) = outputs.iter().find(|value| **value >= known) {
+            return Err(Error::invalid(format!(
+                "output {value} is not one of the {known} values"
+            )));
+        }
+        let mut last_uses = vec![Vec::new(); instructions.len()];
+        for (value, last) in last_use.iter().enumerate() {
+            if !outputs.contains(&value) && *last < last_uses.len() {
+                last_uses[*last].push(value);
+            }
+        }
+        Ok(Program {
+            inputs,
+            instructions,
+            outputs,
+            last_uses,
+        })
+    }
+
+    /// Builds the nodes of every instruction and gives the outputs. Nothing is computed.
+    pub fn replay(&self, inputs: &[&Array], device: Device, stream: &Stream) -> Result<Vec<Array>> {
+        if inputs.len() != self.inputs {
+            return Err(Error::invalid(format!(
+                "the program takes {} inputs, got {}",
+                self.inputs,
+                inputs.len()
+            )));
+        }
+        let mut values: Vec<Option<Array>> =
+            Vec::with_capacity(self.inputs + self.instructions.len());
+        for input in inputs {
+            values.push(Some(mlx::share(input)?));
+        }
+        for (i, instruction) in self.instructions.iter().enumerate() {
+            let arrays: Vec<Option<&Array>> = instruction
+                .inputs
+                .iter()
+                .map(|value| value.and_then(|value| values[value].as_ref()))
+                .collect();
+            let outputs = build(&instruction.op, &arrays, device, stream).map_err(|error| {
+                error.of(&format!("instruction {i}, {}", instruction.op.name()))
+            })?;
+            if outputs.len() != instruction.outputs {
+                return Err(Error::invalid(format!(
+                    "instruction {i} ({}) has {} outputs, the program says {}",
+                    instruction.op.name(),
+                    outputs.len(),
+                    instruction.outputs
+                )));
+            }
+            values.extend(outputs.into_iter().map(Some));
+            // A buffer that nothing needs any more can be written over by MLX.
+            for value in &self.last_uses[i] {
+                values[*value] = None;
+            }
+        }
+        self.outputs
+            .iter()
+            .map(|value| match &values[*value] {
+                Some(array) => mlx::share(array),
+                None => Err(Error::invalid(format!("value {value} was given up"))),
+            })
+            .collect()
+    }
+
+    /// What the outputs depend on besides their inputs' outcomes.
+    pub fn new_outcomes(&self) -> Outcomes {
+        if self.instructions.iter().any(|i| i.op.can_fail_late()) {
+            vec![Arc::new(Outcome::default())]
+        } else {
+            Outcomes::new()
+        }
+    }
+}
+
+/// Applies one operation and checks what came out.
+pub fn build(
+    op: &Op,
+    inputs: &[Option<&Array>],
+    device: Device,
+    stream: &Stream,
+) -> Result<Vec<Array>> {
+    let outputs = op.apply(&Inputs(inputs), device, stream)?;
+    for output in &outputs {
+        check_size(output, op.is_view())?;
+    }
+    Ok(outputs)
+}

@@ -1,0 +1,405 @@
+//! Evaluation. A queue is a thread with a stream of its own; callers put jobs on it and are answered by message.
+
+use crate::array::{check_outcomes, outcomes_of, ArrayTerm, BinaryTerm, Buffer, Handle, Outcomes};
+use crate::device::Device;
+use crate::error::{Error, Reason, Result};
+use crate::file;
+use crate::mlx::{self, Stream};
+use crate::program::Program;
+use mlx_rs::Array;
+use rustler::{Encoder, Env, LocalPid, OwnedEnv, Resource, ResourceArc, Term};
+use std::collections::VecDeque;
+use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+
+/// Jobs that nobody waits for which a queue accepts before it makes their callers wait.
+const MAX_BACKLOG: usize = 16;
+
+/// Whom to answer, and with which tag.
+pub struct Reply {
+    pid: LocalPid,
+    env: OwnedEnv,
+    tag: rustler::env::SavedTerm,
+}
+
+impl Reply {
+    pub fn new(pid: LocalPid, tag: Term) -> Reply {
+        let env = OwnedEnv::new();
+        let tag = env.save(tag);
+        Reply { pid, env, tag }
+    }
+
+    /// Sends `{tag, {:ok, value} | {:error, error}}`. A caller that is gone is no failure.
+    fn send<T: Encoder>(mut self, result: Result<T>) {
+        let tag = self.tag;
+        let pid = self.pid;
+        let _ = self.env.send_and_clear(&pid, |env| {
+            (tag.load(env), outcome(env, result)).encode(env)
+        });
+    }
+}
+
+fn outcome<T: Encoder>(env: Env, result: Result<T>) -> Term {
+    match result {
+        Ok(value) => (rustler::types::atom::ok(), value).encode(env),
+        Err(error) => (rustler::types::atom::error(), error).encode(env),
+    }
+}
+
+pub enum Job {
+    /// Submit these graphs; with a reply, answer once they are computed.
+    Eval {
+        arrays: Vec<ResourceArc<Handle>>,
+        reply: Option<Reply>,
+    },
+    /// Answer with the array's bytes.
+    Read {
+        array: ResourceArc<Handle>,
+        reply: Reply,
+    },
+    /// Replay a program, submit its outputs, answer with them before they are computed.
+    Run {
+        program: ResourceArc<Program>,
+        inputs: Vec<ResourceArc<Handle>>,
+        reply: Reply,
+    },
+    /// Write arrays to a safetensors file.
+    Save {
+        path: String,
+        arrays: Vec<(String, ResourceArc<Handle>)>,
+        reply: Reply,
+    },
+}
+
+impl Job {
+    fn is_awaited(&self) -> bool {
+        !matches!(self, Job::Eval { reply: None, .. })
+    }
+
+    /// Answers without doing it.
+    fn refuse(self, error: Error) {
+        match self {
+            Job::Eval { reply: None, .. } => {}
+            Job::Eval {
+                reply: Some(reply), ..
+            }
+            | Job::Read { reply, .. }
+            | Job::Run { reply, .. }
+            | Job::Save { reply, .. } => reply.send::<()>(Err(error)),
+        }
+    }
+}
+
+struct State {
+    jobs: VecDeque<Job>,
+    closed: bool,
+}
+
+pub struct Shared {
+    state: Mutex<State>,
+    wake: Condvar,
+    pub device: Device,
+    pub stream: Stream,
+}
+
+/// The BEAM's reference to a queue. When the last one goes, the queue closes.
+pub struct Queue(pub Arc<Shared>);
+
+#[rustler::resource_impl]
+impl Resource for Queue {}
+
+impl std::panic::RefUnwindSafe for Queue {}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+/// What became of a job that was put on a queue.
+pub enum Pushed {
+    Accepted,
+    /// Accepted, and the caller should wait for the queue before it sends more.
+    Behind,
+}
+
+impl Shared {
+    /// Starts a queue. Streams outlive their queues (MLX cannot end one), so a new queue takes over the stream of a closed one.
+    pub fn start(device: Device) -> Result<Arc<Shared>> {
+        if !device.is_available() {
+            return Err(Reason::NoDevice(device.name()).into());
+        }
+        let idle = free_streams(device).pop();
+        let stream = match idle {
+            Some(stream) => stream,
+            None => Stream::new(device)?,
+        };
+        Self::start_on(device, stream)
+    }
+
+    fn start_on(device: Device, stream: Stream) -> Result<Arc<Shared>> {
+        let shared = Arc::new(Shared {
+            state: Mutex::new(State {
+                jobs: VecDeque::new(),
+                closed: false,
+            }),
+            wake: Condvar::new(),
+            device,
+            stream,
+        });
+        let of_thread = shared.clone();
+        std::thread::Builder::new()
+            .name(format!("emlx_{}", device.name()))
+            .spawn(move || of_thread.work())
+            .map_err(|e| Error::invalid(format!("cannot start a thread: {e}")))?;
+        Ok(shared)
+    }
+
+    /// The device's own queue, which never closes.
+    pub fn default(device: Device) -> Result<&'static Arc<Shared>> {
+        static CPU: OnceLock<Result<Arc<Shared>>> = OnceLock::new();
+        static GPU: OnceLock<Result<Arc<Shared>>> = OnceLock::new();
+        let cell = match device {
+            Device::Cpu => &CPU,
+            Device::Gpu => &GPU,
+        };
+        let stream = device.stream()?;
+        cell.get_or_init(|| Self::start_on(device, stream.clone()))
+            .as_ref()
+            .map_err(Clone::clone)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a job. A closed queue refuses, answering whoever waits for the job.
+    pub fn push(&self, job: Job) -> Result<Pushed> {
+        let mut state = self.state();
+        if state.closed {
+            drop(state);
+            job.refuse(Reason::QueueClosed.into());
+            return Err(Reason::QueueClosed.into());
+        }
+        let behind = !job.is_awaited() && state.jobs.len() >= MAX_BACKLOG;
+        state.jobs.push_back(job);
+        drop(state);
+        self.wake.notify_one();
+        Ok(if behind {
+            Pushed::Behind
+        } else {
+            Pushed::Accepted
+        })
+    }
+
+    pub fn close(&self) {
+        self.state().closed = true;
+        self.wake.notify_all();
+    }
+
+    /// The thread's loop.
+    fn work(self: Arc<Self>) {
+        let _ = self.stream.make_thread_default();
+        loop {
+            let job = {
+                let mut state = self.state();
+                loop {
+                    if state.closed {
+                        let left = std::mem::take(&mut state.jobs);
+                        drop(state);
+                        for job in left {
+                            job.refuse(Reason::QueueClosed.into());
+                        }
+                        free_streams(self.device).push(self.stream.clone());
+                        return;
+                    }
+                    if let Some(job) = state.jobs.pop_front() {
+                        break job;
+                    }
+                    state = self
+                        .wake
+                        .wait(state)
+                        .unwrap_or_else(PoisonError::into_inner);
+                }
+            };
+            self.run(job);
+        }
+    }
+
+    fn run(&self, job: Job) {
+        match job {
+            Job::Eval { arrays, reply } => {
+                let outcomes = outcomes_of(arrays.iter().map(|array| &**array));
+                let streams = self.streams_of(&arrays);
+                let result = guard("eval", || {
+                    let refs: Vec<&Array> = arrays.iter().map(|array| array.array()).collect();
+                    self.submit(&refs, &outcomes)?;
+                    self.finish(&refs, &streams, &outcomes, reply.is_some())
+                });
+                if let Some(reply) = reply {
+                    reply.send(result);
+                }
+            }
+            Job::Read { array, reply } => reply.send(guard("to_binary", || self.read(&array))),
+            Job::Run {
+                program,
+                inputs,
+                reply,
+            } => self.run_program(&program, inputs, reply),
+            Job::Save {
+                path,
+                arrays,
+                reply,
+            } => {
+                let result = guard("save_safetensors", || {
+                    let mut entries = Vec::with_capacity(arrays.len());
+                    for (name, array) in &arrays {
+                        entries.push((name.clone(), self.computed_rows(array)?));
+                    }
+                    file::save(&path, &entries)
+                });
+                reply.send(result);
+            }
+        }
+    }
+
+    fn run_program(&self, program: &Program, inputs: Vec<ResourceArc<Handle>>, reply: Reply) {
+        let mut outcomes = outcomes_of(inputs.iter().map(|input| &**input));
+        outcomes.extend(program.new_outcomes());
+        let built = guard("run", || {
+            let refs: Vec<&Array> = inputs.iter().map(|input| input.array()).collect();
+            let outputs = program.replay(&refs, self.device, &self.stream)?;
+            let refs: Vec<&Array> = outputs.iter().collect();
+            self.submit(&refs, &outcomes)?;
+            Ok(outputs
+                .into_iter()
+                .map(|array| {
+                    ResourceArc::new(Handle::ready(
+                        array,
+                        self.device,
+                        self.stream.clone(),
+                        outcomes.clone(),
+                    ))
+                })
+                .collect::<Vec<_>>())
+        });
+        drop(inputs);
+        match built {
+            Err(error) => reply.send::<()>(Err(error)),
+            Ok(outputs) => {
+                let terms: Vec<ArrayTerm> = outputs.iter().cloned().map(ArrayTerm).collect();
+                reply.send(Ok(terms));
+                let refs: Vec<&Array> = outputs.iter().map(|output| output.array()).collect();
+                // Nobody waits for this result; a failure is kept in the outcomes.
+                let _ = guard("run", || {
+                    self.finish(&refs, &[self.stream.clone()], &outcomes, false)
+                });
+            }
+        }
+    }
+
+    fn streams_of(&self, arrays: &[ResourceArc<Handle>]) -> Vec<Stream> {
+        let mut streams: Vec<Stream> = Vec::new();
+        for array in arrays {
+            if array.device == Device::Cpu && !streams.iter().any(|s| s.is_same(&array.stream)) {
+                streams.push(array.stream.clone());
+            }
+        }
+        streams
+    }
+
+    fn submit(&self, arrays: &[&Array], outcomes: &Outcomes) -> Result<()> {
+        check_outcomes(outcomes)?;
+        let lock = mlx::graph_lock();
+        mlx::async_eval(arrays, &lock)
+    }
+
+    /// Waits where somebody waits, or where an answer must be known: on the CPU a failure is kept by the stream, and only asking
+    /// after every job tells whose it was.
+    fn finish(
+        &self,
+        arrays: &[&Array],
+        streams: &[Stream],
+        outcomes: &Outcomes,
+        awaited: bool,
+    ) -> Result<()> {
+        let mut result = Ok(());
+        if awaited && self.device == Device::Gpu {
+            result = self.wait_for(arrays);
+        }
+        if !outcomes.is_empty() && self.device == Device::Gpu {
+            // Linear algebra of a GPU graph runs on the CPU's stream.
+            result = result.and(Device::Cpu.stream()?.synchronize());
+        }
+        for stream in streams {
+            result = result.and(stream.synchronize());
+        }
+        for outcome in outcomes {
+            match &result {
+                Ok(()) => outcome.succeed(),
+                Err(error) => outcome.fail(error),
+            }
+        }
+        result
+    }
+
+    /// Waits on the GPU by way of a node that nobody else has a handle of, since waiting changes the node.
+    fn wait_for(&self, arrays: &[&Array]) -> Result<()> {
+        let marker = mlx::zeros(&[], crate::dtype::Dtype::Bool, &self.stream)?;
+        let mut after = mlx::depends(&[&marker], arrays)?;
+        let marker = after
+            .pop()
+            .ok_or_else(|| Error::invalid("nothing to wait for"))?;
+        {
+            let lock = mlx::graph_lock();
+            mlx::async_eval(&[&marker], &lock)?;
+        }
+        mlx::wait(&marker)
+    }
+
+    /// A private handle of the array's values in row-major order, computed.
+    fn computed_rows(&self, array: &Handle) -> Result<Array> {
+        let outcomes = outcomes_of([array]);
+        let rows = mlx::contiguous(array.array(), false, &self.stream)?;
+        self.submit(&[&rows], &outcomes)?;
+        array.mark_submitted();
+        let streams = match self.device {
+            Device::Cpu => vec![self.stream.clone()],
+            Device::Gpu => Vec::new(),
+        };
+        if self.device == Device::Gpu {
+            mlx::wait(&rows)?;
+        }
+        self.finish(&[&rows], &streams, &outcomes, false)?;
+        Ok(rows)
+    }
+
+    fn read(&self, array: &Handle) -> Result<BinaryTerm> {
+        BinaryTerm::new(Buffer::new(self.computed_rows(array)?))
+    }
+}
+
+fn free_streams(device: Device) -> MutexGuard<'static, Vec<Stream>> {
+    static CPU: Mutex<Vec<Stream>> = Mutex::new(Vec::new());
+    static GPU: Mutex<Vec<Stream>> = Mutex::new(Vec::new());
+    match device {
+        Device::Cpu => &CPU,
+        Device::Gpu => &GPU,
+    }
+    .lock()
+    .unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Turns a panic into an error, so that a queue outlives its jobs, and names the call.
+pub fn guard<T>(op: &str, call: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(call))
+        .unwrap_or_else(|panic| {
+            let text = panic
+                .downcast_ref::<String>()
+                .cloned()
+                .or_else(|| panic.downcast_ref::<&str>().map(|text| text.to_string()))
+                .unwrap_or_default();
+            Err(Reason::Panic(text).into())
+        })
+        .map_err(|error| error.of(op))
+}

@@ -1,0 +1,48 @@
+//! Lets the BEAM feel how much memory an array holds.
+//!
+//! The BEAM collects a process when the binaries it refers to grow large, and a resource counts for nothing there. So each
+//! array's term carries a binary of the array's size, whose bytes are untouched zero pages: address space, not memory. It is
+//! counted, and collected, as any binary is.
+
+use crate::array::Handle;
+use rustler::{Encoder, Env, ResourceArc, Term};
+use std::sync::OnceLock;
+
+/// Arrays smaller than this weigh what their term weighs.
+const MIN_BYTES: usize = 1 << 12;
+/// Address space tried for, largest first: a machine may limit it.
+const REGIONS: [usize; 3] = [1 << 40, 1 << 36, 1 << 32];
+
+fn zeros() -> &'static [u8] {
+    static REGION: OnceLock<&'static [u8]> = OnceLock::new();
+    REGION.get_or_init(|| REGIONS.iter().find_map(|size| map(*size)).unwrap_or(&[]))
+}
+
+fn map(size: usize) -> Option<&'static [u8]> {
+    // SAFETY: a new read-only mapping at an address of the kernel's choice, never unmapped.
+    unsafe {
+        let start = libc::mmap(
+            std::ptr::null_mut(),
+            size,
+            libc::PROT_READ,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+            -1,
+            0,
+        );
+        if start == libc::MAP_FAILED {
+            return None;
+        }
+        Some(std::slice::from_raw_parts(start.cast(), size))
+    }
+}
+
+/// The binary to put beside an array's reference, or nil for a small one.
+pub fn term<'a>(env: Env<'a>, handle: &ResourceArc<Handle>) -> Term<'a> {
+    let bytes = handle.array().nbytes();
+    let zeros = zeros();
+    if bytes < MIN_BYTES || zeros.is_empty() {
+        return rustler::types::atom::nil().encode(env);
+    }
+    let slice = &zeros[..bytes.min(zeros.len())];
+    handle.make_binary(env, |_| slice).to_term(env)
+}
