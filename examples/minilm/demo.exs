@@ -43,40 +43,30 @@ defmodule MiniLM.Demo do
     {ids, sentences} = tokens |> File.stream!() |> Enum.map(&parse/1) |> Enum.unzip()
     model = Encoder.load(weights, device: device)
     {ids, mask} = Encoder.pad(ids, device: device)
+    embed = &Encoder.embed(model, ids, mask, &1)
+
     {count, length} = Array.shape(ids)
+    where = device |> to_string() |> String.upcase()
+    IO.puts("\nMiniLM on the #{where}: #{count} sentences, padded to #{length} tokens")
 
-    IO.puts(
-      "\nMiniLM on the #{device |> to_string() |> String.upcase()}: #{count} sentences, padded to #{length} tokens"
-    )
-
-    embeddings = Encoder.embed(model, ids, mask)
-    IO.puts("\nNearest pairs, by cosine similarity")
-
-    for {similarity, i, j} <- nearest_pairs(embeddings) do
-      IO.puts("  #{decimal(similarity, 3)}  #{Enum.at(sentences, i)}")
-      IO.puts("         #{Enum.at(sentences, j)}")
-    end
+    embeddings = embed.(EMLX.Kernels)
+    print_nearest_pairs(embeddings, sentences)
 
     IO.puts("\nLargest differences")
     difference = difference(embeddings, File.read!(reference))
-    line("embeddings, from NumPy's in float64", scientific(difference))
-    Encoder.embed(model, ids, mask, MiniLM.Compared)
+    print("embeddings, from NumPy's in float64", scientific(difference))
+    embed.(MiniLM.Compared)
 
-    for {kernel, difference} <- Enum.sort(MiniLM.Compared.differences()) do
-      line("#{kernel}, from its formula", scientific(difference))
-    end
+    for {kernel, largest} <- MiniLM.Compared.differences(),
+        do: print("#{kernel}, from its formula", scientific(largest))
 
-    {fused, composed} = median_ms(&Encoder.embed(model, ids, mask, &1))
+    {fused, composed} = median_ms(embed)
     IO.puts("\nTime of one forward pass, median of #{@runs}")
-    line("with the fused kernels", "#{decimal(fused, 1)} ms")
-    line("with their formulas", "#{decimal(composed, 1)} ms")
+    print("with the fused kernels", "#{decimal(fused, 1)} ms")
+    print("with their formulas", "#{decimal(composed, 1)} ms")
 
     if difference > @limit do
-      IO.puts(
-        :stderr,
-        "\ndemo: the embeddings differ from NumPy's by #{scientific(difference)}, more than #{@limit}"
-      )
-
+      IO.puts(:stderr, "\ndemo: the embeddings differ from NumPy's by #{scientific(difference)}, more than #{@limit}")
       exit({:shutdown, 1})
     end
   end
@@ -87,18 +77,20 @@ defmodule MiniLM.Demo do
     {ids |> String.split(" ") |> Enum.map(&String.to_integer/1), sentence}
   end
 
-  # Of vectors of length 1, the product is the cosine.
-  defp nearest_pairs(embeddings) do
+  defp print_nearest_pairs(embeddings, sentences) do
+    # Of vectors of length 1, the product is the cosine.
     similarities = embeddings |> Ops.matmul(Ops.transpose(embeddings, [1, 0])) |> Array.to_list()
 
     pairs =
-      for {row, i} <- Enum.with_index(similarities),
-          {similarity, j} <- Enum.with_index(row),
-          i < j do
-        {similarity, i, j}
-      end
+      for {{row, one}, i} <- similarities |> Enum.zip(sentences) |> Enum.with_index(),
+          {similarity, other} <- row |> Enum.zip(sentences) |> Enum.drop(i + 1),
+          do: {similarity, one, other}
 
-    pairs |> Enum.sort(:desc) |> Enum.take(@pairs)
+    IO.puts("\nNearest pairs, by cosine similarity")
+
+    for {similarity, one, other} <- pairs |> Enum.sort(:desc) |> Enum.take(@pairs) do
+      IO.puts("  #{decimal(similarity, 3)}  #{one}\n         #{other}")
+    end
   end
 
   defp difference(embeddings, reference) do
@@ -123,13 +115,21 @@ defmodule MiniLM.Demo do
 
   defp median(times), do: times |> Enum.sort() |> Enum.at(div(length(times), 2))
 
-  defp line(label, value),
-    do: IO.puts("  " <> String.pad_trailing(label, 48) <> String.pad_leading(value, 9))
+  defp print(label, value), do: IO.puts("  " <> String.pad_trailing(label, 48) <> String.pad_leading(value, 9))
 
-  defp decimal(number, decimals), do: :erlang.float_to_binary(number, decimals: decimals)
-  defp scientific(not_finite) when is_atom(not_finite), do: to_string(not_finite)
-  defp scientific(number), do: :erlang.float_to_binary(number, scientific: 1)
+  defp decimal(number, decimals), do: format(number, decimals: decimals)
+  defp scientific(number), do: format(number, scientific: 1)
+
+  defp format(not_finite, _options) when is_atom(not_finite), do: to_string(not_finite)
+  defp format(number, options), do: :erlang.float_to_binary(number, options)
 end
 
 [device, weights, tokens, reference] = System.argv()
-MiniLM.Demo.run(String.to_existing_atom(device), weights, tokens, reference)
+device = String.to_atom(device)
+
+if EMLX.device_available?(device) do
+  MiniLM.Demo.run(device, weights, tokens, reference)
+else
+  IO.puts(:stderr, "demo: MLX finds no GPU here")
+  exit({:shutdown, 1})
+end

@@ -191,19 +191,20 @@ mod atoms {
 pub fn check_size(array: &Array, is_view: bool) -> Result<()> {
     let dtype = mlx::dtype(array);
     let bytes = byte_size(array.shape().iter().map(|d| i64::from(*d)), dtype);
-    let limit = if is_view {
-        isize::MAX as usize
-    } else {
-        mlx::memory_limit()?
-    };
     match bytes {
-        Some(bytes) if bytes <= limit as u128 => Ok(()),
-        bytes => Err(Reason::OutOfMemory {
-            bytes: bytes.unwrap_or(u128::MAX),
-            limit,
-        }
-        .into()),
+        // MLX counts in the machine's own integers, whatever the memory.
+        Some(bytes) if is_view && bytes <= isize::MAX as u128 => Ok(()),
+        bytes => check_bytes(bytes.unwrap_or(u128::MAX)),
     }
+}
+
+/// Refuses what the memory limit does not allow.
+pub fn check_bytes(bytes: u128) -> Result<()> {
+    let limit = mlx::memory_limit()?;
+    if bytes <= limit as u128 {
+        return Ok(());
+    }
+    Err(Reason::OutOfMemory { bytes, limit }.into())
 }
 
 fn byte_size(shape: impl Iterator<Item = i64>, dtype: Dtype) -> Option<u128> {
@@ -248,6 +249,7 @@ pub fn from_binary(
             "f64 is not supported on the GPU; use f32, or device: :cpu",
         ));
     }
+    check_bytes(data.len() as u128)?;
     let array = mlx::from_bytes(data, &shape_of(shape)?, dtype)?;
     Ok(Handle::ready(array, device, stream.clone(), Vec::new()))
 }
@@ -290,6 +292,26 @@ impl BinaryTerm {
         let bytes = bytes.ok_or_else(|| Error::invalid("the array is not laid out in rows"))?;
         Ok(BinaryTerm(ResourceArc::new(buffer), bytes))
     }
+}
+
+/// The array's bytes where they are already computed, in rows and in the CPU's memory: reading them then takes no queue.
+pub fn read_now(handle: &Handle) -> Result<Option<BinaryTerm>> {
+    let outcomes = outcomes_of([handle]);
+    check_outcomes(&outcomes)?;
+    if handle.device != Device::Cpu || !outcomes.is_empty() {
+        return Ok(None);
+    }
+    let Some(lock) = mlx::try_graph_lock() else {
+        return Ok(None);
+    };
+    if !mlx::is_available(handle.array(), &lock) {
+        return Ok(None);
+    }
+    let buffer = Buffer::new(mlx::share(handle.array())?);
+    // SAFETY: available, by the check above; the slice lives as long as the resource beside it.
+    let bytes = unsafe { mlx::bytes(&buffer.0) };
+    drop(lock);
+    Ok(bytes.map(|bytes| BinaryTerm(ResourceArc::new(buffer), bytes)))
 }
 
 impl Encoder for BinaryTerm {

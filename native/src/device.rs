@@ -45,4 +45,16 @@ impl Device {
             .as_ref()
             .map_err(Clone::clone)
     }
+
+    /// Makes `stream` the calling thread's default here, and gives the thread a usable default on every other device.
+    pub fn enter(self, stream: &Stream) -> Result<()> {
+        stream.make_thread_default(self)?;
+        if self == Device::Cpu && Device::Gpu.is_available() {
+            Device::Gpu.stream()?.make_thread_default(Device::Gpu)?;
+        }
+        if self == Device::Gpu {
+            Device::Cpu.stream()?.make_thread_default(Device::Cpu)?;
+        }
+        Ok(())
+    }
 }

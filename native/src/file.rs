@@ -1,15 +1,17 @@
-//! safetensors files. Their headers are checked by the format's own crate before MLX, which trusts them, sees them.
+//! safetensors files, read and written through the format's own crate. MLX reads lazily, and gives whatever its buffer held
+//! where the file has become shorter meanwhile; here every array is read when it is asked for, one after another.
 
-use crate::array::{Handle, Outcome};
-use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Reason, Result};
-use crate::mlx::{self, Stream};
+use crate::mlx;
 use mlx_rs::Array;
-use safetensors::tensor::{SafeTensors, TensorView};
+use safetensors::tensor::{Metadata, TensorView};
 use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
-use std::sync::Arc;
+
+/// The limit of the format's own crate.
+const MAX_HEADER: u64 = 100_000_000;
 
 fn failed(path: &str, reason: impl ToString) -> Error {
     Reason::File {
@@ -19,66 +21,111 @@ fn failed(path: &str, reason: impl ToString) -> Error {
     .into()
 }
 
+/// Our types and the file's.
+const TYPES: [(Dtype, safetensors::Dtype); 14] = [
+    (Dtype::Bool, safetensors::Dtype::BOOL),
+    (Dtype::U8, safetensors::Dtype::U8),
+    (Dtype::U16, safetensors::Dtype::U16),
+    (Dtype::U32, safetensors::Dtype::U32),
+    (Dtype::U64, safetensors::Dtype::U64),
+    (Dtype::S8, safetensors::Dtype::I8),
+    (Dtype::S16, safetensors::Dtype::I16),
+    (Dtype::S32, safetensors::Dtype::I32),
+    (Dtype::S64, safetensors::Dtype::I64),
+    (Dtype::F16, safetensors::Dtype::F16),
+    (Dtype::Bf16, safetensors::Dtype::BF16),
+    (Dtype::F32, safetensors::Dtype::F32),
+    (Dtype::F64, safetensors::Dtype::F64),
+    (Dtype::C64, safetensors::Dtype::C64),
+];
+
 fn stored(dtype: Dtype) -> safetensors::Dtype {
-    match dtype {
-        Dtype::Bool => safetensors::Dtype::BOOL,
-        Dtype::U8 => safetensors::Dtype::U8,
-        Dtype::U16 => safetensors::Dtype::U16,
-        Dtype::U32 => safetensors::Dtype::U32,
-        Dtype::U64 => safetensors::Dtype::U64,
-        Dtype::S8 => safetensors::Dtype::I8,
-        Dtype::S16 => safetensors::Dtype::I16,
-        Dtype::S32 => safetensors::Dtype::I32,
-        Dtype::S64 => safetensors::Dtype::I64,
-        Dtype::F16 => safetensors::Dtype::F16,
-        Dtype::Bf16 => safetensors::Dtype::BF16,
-        Dtype::F32 => safetensors::Dtype::F32,
-        Dtype::F64 => safetensors::Dtype::F64,
-        Dtype::C64 => safetensors::Dtype::C64,
+    let row = TYPES.iter().find(|(ours, _)| *ours == dtype);
+    row.map_or(safetensors::Dtype::U8, |(_, theirs)| *theirs)
+}
+
+/// 8-bit floats have no type here; they come as the bytes they are, for `from_fp8`.
+fn held(dtype: safetensors::Dtype) -> Option<Dtype> {
+    if matches!(
+        dtype,
+        safetensors::Dtype::F8_E4M3 | safetensors::Dtype::F8_E8M0
+    ) {
+        return Some(Dtype::U8);
     }
+    let row = TYPES.iter().find(|(_, theirs)| *theirs == dtype);
+    row.map(|(ours, _)| *ours)
 }
 
-/// The arrays of a file by name. The data is read when an array is first evaluated.
-pub fn load(path: &str, device: Device, stream: &Stream) -> Result<Vec<(String, Handle)>> {
-    check(path)?;
-    let arrays = mlx::load_safetensors(path, stream).map_err(|error| failed(path, error.reason))?;
-    let handles = arrays
-        .into_iter()
-        .map(|(name, array)| {
-            // The file may shrink between now and then.
-            let outcome = Arc::new(Outcome::default());
-            (
-                name,
-                Handle::ready(array, device, stream.clone(), vec![outcome]),
-            )
-        })
-        .collect();
-    Ok(handles)
+/// The arrays of a file by name, or those of `only`. A file that is not exactly what its header says is refused.
+pub fn load(path: &str, only: Option<&[String]>) -> Result<Vec<(String, Array)>> {
+    let mut file = File::open(path).map_err(|error| failed(path, error))?;
+    let (start, metadata) = header(path, &mut file)?;
+    let mut names = metadata.offset_keys();
+    if let Some(only) = only {
+        if let Some(name) = only.iter().find(|name| !names.contains(name)) {
+            return Err(failed(path, format!("has no array named {name:?}")));
+        }
+        names.retain(|name| only.contains(name));
+    }
+    let mut buffer: Vec<u64> = Vec::new();
+    let mut arrays = Vec::with_capacity(names.len());
+    for name in names {
+        let Some(info) = metadata.info(&name) else {
+            continue;
+        };
+        let dtype = held(info.dtype)
+            .ok_or_else(|| failed(path, format!("{name:?} has type {:?}", info.dtype)))?;
+        let shape = info
+            .shape
+            .iter()
+            .map(|size| i32::try_from(*size))
+            .collect::<std::result::Result<Vec<i32>, _>>()
+            .map_err(|_| failed(path, format!("{name:?} has shape {:?}", info.shape)))?;
+        let (begin, end) = info.data_offsets;
+        let size = end - begin;
+        crate::array::check_bytes(size as u128)?;
+        // Words rather than bytes, for the alignment that MLX reads with.
+        buffer.resize(size.div_ceil(8), 0);
+        let bytes = &mut as_bytes(&mut buffer)[..size];
+        file.seek(SeekFrom::Start(start + begin as u64))
+            .and_then(|_| file.read_exact(bytes))
+            .map_err(|error| failed(path, error))?;
+        arrays.push((name, mlx::from_bytes(bytes, &shape, dtype)?));
+    }
+    Ok(arrays)
 }
 
-/// Refuses a file whose header does not describe exactly the bytes that follow it.
-fn check(path: &str) -> Result<()> {
-    let file = File::open(path).map_err(|error| failed(path, error))?;
+fn as_bytes(words: &mut [u64]) -> &mut [u8] {
+    // SAFETY: any bytes are valid words and the other way round; the length is that of the words.
+    unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast(), size_of_val(words)) }
+}
+
+/// Where the data begins, and what the header says of it.
+fn header(path: &str, file: &mut File) -> Result<(u64, Metadata)> {
     let size = file.metadata().map_err(|error| failed(path, error))?.len();
-    if size < 8 {
+    let mut length = [0u8; 8];
+    file.read_exact(&mut length)
+        .map_err(|_| failed(path, format!("{size} bytes are too few for a header")))?;
+    let length = u64::from_le_bytes(length);
+    if length > MAX_HEADER || length > size - 8 {
         return Err(failed(
             path,
-            format!("{size} bytes are too few for a header"),
+            format!("the header would take {length} bytes of a file of {size}"),
         ));
     }
-    // SAFETY: the map is read once, here; a file cut short meanwhile would end in SIGBUS, so only its header is touched,
-    // which the size check above and the crate's own keep inside the file as it is now.
-    let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|error| failed(path, error))?;
-    SafeTensors::read_metadata(&map)
-        .and_then(|(header, metadata)| {
-            let data = map.len() - 8 - header;
-            if metadata.data_len() == data {
-                Ok(())
-            } else {
-                Err(safetensors::SafeTensorError::MetadataIncompleteBuffer)
-            }
-        })
-        .map_err(|error| failed(path, error))
+    let mut text = vec![0u8; length as usize];
+    file.read_exact(&mut text)
+        .map_err(|error| failed(path, error))?;
+    // The names' order, overlaps, gaps and sizes are checked by the crate as it decodes.
+    let metadata: Metadata = serde_json::from_slice(&text).map_err(|error| failed(path, error))?;
+    let (described, there) = (metadata.data_len() as u64, size - 8 - length);
+    if described != there {
+        return Err(failed(
+            path,
+            format!("the header describes {described} bytes of data, the file has {there}"),
+        ));
+    }
+    Ok((8 + length, metadata))
 }
 
 /// Writes beside the target and renames, so that a reader never sees half a file.

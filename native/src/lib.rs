@@ -14,15 +14,15 @@ mod program;
 mod queue;
 mod weight;
 
-use array::{outcomes_of, ArrayTerm, Handle, Outcome};
+use array::{outcomes_of, ArrayTerm, BinaryTerm, Handle, Outcome};
 use device::Device;
 use dtype::Dtype;
 use error::{Error, Reason, Result};
 use mlx_rs::Array;
 use op::Op;
 use program::{Instruction, Program};
-use queue::{guard, Job, Pushed, Queue, Reply, Shared};
-use rustler::{Binary, Decoder, Encoder, Env, ListIterator, ResourceArc, Term};
+use queue::{guard, Done, Job, Pushed, Queue, Reply, Shared};
+use rustler::{Binary, Decoder, Encoder, Env, ListIterator, ResourceArc, Term, TermType};
 use smallvec::SmallVec;
 use std::sync::Arc;
 
@@ -49,15 +49,6 @@ impl<T: Encoder> Encoder for Answer<T> {
     }
 }
 
-/// An atom that stands for "done".
-struct Done;
-
-impl Encoder for Done {
-    fn encode<'a>(&self, env: Env<'a>) -> Term<'a> {
-        atoms::ok().encode(env)
-    }
-}
-
 // ---- decoding ----
 
 /// The term as text, cut to a length that an error message can carry.
@@ -69,12 +60,35 @@ fn shown(term: Term) -> String {
     }
 }
 
+/// Whether every list in a term ends in []. Decoding one that does not panics.
+fn is_proper(term: Term) -> bool {
+    match term.get_type() {
+        TermType::List => {
+            term.list_length().is_ok()
+                && term
+                    .decode::<ListIterator>()
+                    .is_ok_and(|mut elements| elements.all(is_proper))
+        }
+        TermType::Tuple => {
+            rustler::types::tuple::get_tuple(term).is_ok_and(|all| all.into_iter().all(is_proper))
+        }
+        TermType::Map => rustler::types::MapIterator::new(term)
+            .is_none_or(|mut pairs| pairs.all(|(_, value)| is_proper(value))),
+        _ => true,
+    }
+}
+
 fn argument<'a, T: Decoder<'a>>(
     term: Term<'a>,
     position: usize,
     expected: &'static str,
 ) -> Result<T> {
-    term.decode().map_err(|_| {
+    let decoded = if is_proper(term) {
+        term.decode()
+    } else {
+        Err(rustler::Error::BadArg)
+    };
+    decoded.map_err(|_| {
         Reason::BadTerm {
             position,
             expected,
@@ -111,6 +125,9 @@ fn decode_arrays(term: Term) -> Result<Vec<ResourceArc<Handle>>> {
 }
 
 fn decode_op(term: Term) -> Result<Op> {
+    if !is_proper(term) {
+        return Err(Error::invalid(format!("improper list in {}", shown(term))));
+    }
     term.decode::<Op>().map_err(|error| match error {
         // An attribute is missing or of the wrong type; the derive says which.
         rustler::Error::RaiseTerm(reason) => {
@@ -351,23 +368,38 @@ fn eval<'a>(env: Env<'a>, arrays: Term<'a>, target: Term<'a>, tag: Term<'a>) -> 
         } else {
             Some(Reply::new(env.pid(), tag))
         };
-        // A refused job that is awaited has been answered by message.
-        match target.push(Job::Eval { arrays, reply }) {
-            Err(_) if !tag.is_atom() => Ok(Done),
-            other => other.map(|_| Done),
-        }
+        target.push(Job::Eval { arrays, reply })?;
+        Ok(Done)
     }))
 }
 
-/// `{tag, {:ok, binary} | {:error, map}}` follows.
+/// The bytes at once, or later.
+enum Bytes {
+    Now(BinaryTerm),
+    Later,
+}
+
+impl Encoder for Bytes {
+    fn encode<'a>(&self, env: Env<'a>) -> Term<'a> {
+        match self {
+            Bytes::Now(binary) => binary.encode(env),
+            Bytes::Later => Done.encode(env),
+        }
+    }
+}
+
+/// The binary where it can be had at once; else `:ok`, and `{tag, {:ok, binary} | {:error, map}}` follows.
 #[rustler::nif]
-fn read<'a>(env: Env<'a>, array: Term<'a>, target: Term<'a>, tag: Term<'a>) -> Answer<Done> {
+fn read<'a>(env: Env<'a>, array: Term<'a>, target: Term<'a>, tag: Term<'a>) -> Answer<Bytes> {
     Answer(guard("to_binary", || {
         let array = decode_array(array, 0)?;
+        if let Some(binary) = array::read_now(&array)? {
+            return Ok(Bytes::Now(binary));
+        }
         let target = decode_target(target, 1, [&array])?;
         let reply = Reply::new(env.pid(), tag);
-        let _answered = target.push(Job::Read { array, reply });
-        Ok(Done)
+        target.push(Job::Read { array, reply })?;
+        Ok(Bytes::Later)
     }))
 }
 
@@ -413,11 +445,11 @@ fn program_run<'a>(
         let inputs = decode_arrays(inputs)?;
         let target = decode_target(target, 2, &inputs)?;
         let reply = Reply::new(env.pid(), tag);
-        let _answered = target.push(Job::Run {
+        target.push(Job::Run {
             program,
             inputs,
             reply,
-        });
+        })?;
         Ok(Done)
     }))
 }
@@ -478,15 +510,25 @@ fn reset_peak() -> Answer<Done> {
 
 // ---- files ----
 
+/// The arrays of a file, or those named in `only`.
 #[rustler::nif(schedule = "DirtyIo")]
-fn load_safetensors<'a>(path: Term<'a>, target: Term<'a>) -> Answer<Vec<(String, ArrayTerm)>> {
+fn load_safetensors<'a>(
+    path: Term<'a>,
+    only: Term<'a>,
+    target: Term<'a>,
+) -> Answer<Vec<(String, ArrayTerm)>> {
     Answer(guard("load_safetensors", || {
         let path: String = argument(path, 0, "a path")?;
-        let target = decode_target(target, 1, [])?;
-        let arrays = file::load(&path, target.device, &target.stream)?;
+        let only: Option<Vec<String>> = argument(only, 1, "nil or a list of names")?;
+        let target = decode_target(target, 2, [])?;
+        let arrays = file::load(&path, only.as_deref())?;
         Ok(arrays
             .into_iter()
-            .map(|(name, handle)| (name, ArrayTerm(ResourceArc::new(handle))))
+            .map(|(name, array)| {
+                let stream = target.stream.clone();
+                let handle = Handle::ready(array, target.device, stream, Vec::new());
+                (name, ArrayTerm(ResourceArc::new(handle)))
+            })
             .collect())
     }))
 }
@@ -509,11 +551,11 @@ fn save_safetensors<'a>(
             .collect::<Result<Vec<_>>>()?;
         let target = decode_target(target, 2, arrays.iter().map(|(_, array)| array))?;
         let reply = Reply::new(env.pid(), tag);
-        let _answered = target.push(Job::Save {
+        target.push(Job::Save {
             path,
             arrays,
             reply,
-        });
+        })?;
         Ok(Done)
     }))
 }

@@ -9,7 +9,7 @@ use crate::dtype::Dtype;
 use crate::error::{Error, Reason, Result};
 use mlx_rs::Array;
 use mlx_sys as sys;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ffi::{c_char, c_int, c_void, CStr, CString};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, Once, PoisonError, TryLockError};
@@ -183,10 +183,21 @@ impl Stream {
         self.0.ctx == other.0.ctx
     }
 
-    /// Makes this the calling thread's default on its device, for the nodes that MLX adds by itself.
-    pub fn make_thread_default(&self) -> Result<()> {
+    /// Makes this the calling thread's default on its device, for the nodes that MLX adds without asking (layer_norm's
+    /// formula has one). A thread's own default stream could be used by that thread only.
+    pub fn make_thread_default(&self, device: Device) -> Result<()> {
+        thread_local! {
+            static CURRENT: Cell<[*mut c_void; 2]> = const { Cell::new([std::ptr::null_mut(); 2]) };
+        }
+        let mut current = CURRENT.get();
+        if current[device as usize] == self.0.ctx {
+            return Ok(());
+        }
         // SAFETY: the stream is live.
-        check(unsafe { sys::mlx_set_default_stream(self.0) })
+        check(unsafe { sys::mlx_set_default_stream(self.0) })?;
+        current[device as usize] = self.0.ctx;
+        CURRENT.set(current);
+        Ok(())
     }
 
     /// Waits until everything submitted to a CPU stream is computed. MLX keeps the first failure of a CPU stream until
@@ -232,30 +243,33 @@ fn release_dropped() {
     }
 }
 
+/// The lock if nobody holds it: schedulers must not wait for one another.
+pub fn try_graph_lock() -> Option<GraphLock> {
+    match GRAPH.try_lock() {
+        Ok(guard) => Some(GraphLock(guard)),
+        Err(TryLockError::Poisoned(poisoned)) => Some(GraphLock(poisoned.into_inner())),
+        Err(TryLockError::WouldBlock) => None,
+    }
+}
+
 /// Frees what was given up while a graph was walked, unless one is being walked now.
 pub fn release_pending() {
-    match GRAPH.try_lock() {
-        Ok(guard) => drop(GraphLock(guard)),
-        Err(TryLockError::Poisoned(poisoned)) => drop(GraphLock(poisoned.into_inner())),
-        Err(TryLockError::WouldBlock) => {}
-    }
+    drop(try_graph_lock());
 }
 
 /// Gives an array up without ever blocking the calling scheduler: at once when no graph is being walked, else by the
 /// thread that walks it.
 pub fn release(array: Array) {
-    let guard = match GRAPH.try_lock() {
-        Ok(guard) => guard,
-        Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-        Err(TryLockError::WouldBlock) => {
+    match try_graph_lock() {
+        Some(lock) => {
+            drop(array);
+            drop(lock);
+        }
+        None => {
             dropped().push(Dropped(array));
             IS_PENDING.store(true, Ordering::Release);
-            return;
         }
-    };
-    let lock = GraphLock(guard);
-    drop(array);
-    drop(lock);
+    }
 }
 
 /// A list of arrays as MLX takes it.
@@ -303,6 +317,14 @@ pub fn async_eval(arrays: &[&Array], _lock: &GraphLock) -> Result<()> {
 pub fn wait(array: &Array) -> Result<()> {
     // SAFETY: the array is live and, by the caller's word, not shared.
     check(unsafe { sys::_mlx_array_wait(array.as_ptr()) })
+}
+
+/// Whether the array's values can be read without waiting. Asking may update the array's state, hence the lock.
+pub fn is_available(array: &Array, _lock: &GraphLock) -> bool {
+    let mut available = false;
+    // SAFETY: the array is live; the lock is held.
+    let status = unsafe { sys::_mlx_array_is_available(&mut available, array.as_ptr()) };
+    status == 0 && available
 }
 
 /// The array's bytes in row-major order, or None where they are laid out otherwise.
@@ -412,39 +434,6 @@ pub fn clear_cache() -> Result<()> {
 pub fn reset_peak_memory() -> Result<()> {
     // SAFETY: no preconditions.
     check(unsafe { sys::mlx_reset_peak_memory() })
-}
-
-// ---- files ----
-
-/// The arrays of a safetensors file, by name. Their data is read when they are evaluated.
-pub fn load_safetensors(path: &str, stream: &Stream) -> Result<Vec<(String, Array)>> {
-    let path = text(path)?;
-    let mut arrays = Vec::new();
-    // SAFETY: both maps and the iterator are made and freed here; keys are copied out.
-    unsafe {
-        let mut map = sys::mlx_map_string_to_array_new();
-        let mut metadata = sys::mlx_map_string_to_string_new();
-        let status = sys::mlx_load_safetensors(&mut map, &mut metadata, path.as_ptr(), stream.0);
-        if status == 0 {
-            let iterator = sys::mlx_map_string_to_array_iterator_new(map);
-            loop {
-                let mut key: *const c_char = std::ptr::null();
-                let mut value = sys::mlx_array_new();
-                let end =
-                    sys::mlx_map_string_to_array_iterator_next(&mut key, &mut value, iterator);
-                let array = Array::from_ptr(value);
-                if end != 0 || key.is_null() {
-                    break;
-                }
-                arrays.push((CStr::from_ptr(key).to_string_lossy().into_owned(), array));
-            }
-            sys::mlx_map_string_to_array_iterator_free(iterator);
-        }
-        sys::mlx_map_string_to_array_free(map);
-        sys::mlx_map_string_to_string_free(metadata);
-        check(status)?;
-    }
-    Ok(arrays)
 }
 
 // ---- operations ----
@@ -669,7 +658,6 @@ wrap! { one -> Array;
     diagonal = mlx_diagonal(a: array, offset: int, axis1: int, axis2: int);
     tril = mlx_tril(a: array, k: int);
     triu = mlx_triu(a: array, k: int);
-    trace = mlx_trace_axes(a: array, offset: int, axis1: int, axis2: int, dtype: dtype);
 
     // Parts.
     slice = mlx_slice(a: array, start: ints, stop: ints, strides: ints);
@@ -690,7 +678,6 @@ wrap! { one -> Array;
     scatter_max = mlx_scatter_max(a: array, indices: arrays, updates: array, axes: ints);
     scatter_min = mlx_scatter_min(a: array, indices: arrays, updates: array, axes: ints);
     scatter_prod = mlx_scatter_prod(a: array, indices: arrays, updates: array, axes: ints);
-    masked_scatter = mlx_masked_scatter(a: array, mask: array, values: array);
     where_ = mlx_where(condition: array, a: array, b: array);
     clip = mlx_clip(a: array, low: maybe, high: maybe);
 

@@ -131,6 +131,7 @@ pub fn build(
     device: Device,
     stream: &Stream,
 ) -> Result<Vec<Array>> {
+    device.enter(stream)?;
     let outputs = op.apply(&Inputs(inputs), device, stream)?;
     for output in &outputs {
         check_size(output, op.is_view())?;

@@ -39,6 +39,15 @@ impl Reply {
     }
 }
 
+/// The value of a job that has none: `:ok`.
+pub struct Done;
+
+impl Encoder for Done {
+    fn encode<'a>(&self, env: Env<'a>) -> Term<'a> {
+        rustler::types::atom::ok().encode(env)
+    }
+}
+
 fn outcome<T: Encoder>(env: Env, result: Result<T>) -> Term {
     match result {
         Ok(value) => (rustler::types::atom::ok(), value).encode(env),
@@ -173,12 +182,10 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a job. A closed queue refuses, answering whoever waits for the job.
+    /// Adds a job. A closed queue refuses; then no message follows.
     pub fn push(&self, job: Job) -> Result<Pushed> {
         let mut state = self.state();
         if state.closed {
-            drop(state);
-            job.refuse(Reason::QueueClosed.into());
             return Err(Reason::QueueClosed.into());
         }
         let behind = !job.is_awaited() && state.jobs.len() >= MAX_BACKLOG;
@@ -199,7 +206,7 @@ impl Shared {
 
     /// The thread's loop.
     fn work(self: Arc<Self>) {
-        let _ = self.stream.make_thread_default();
+        let _ = self.device.enter(&self.stream);
         loop {
             let job = {
                 let mut state = self.state();
@@ -237,7 +244,7 @@ impl Shared {
                     self.finish(&refs, &streams, &outcomes, reply.is_some())
                 });
                 if let Some(reply) = reply {
-                    reply.send(result);
+                    reply.send(result.map(|()| Done));
                 }
             }
             Job::Read { array, reply } => reply.send(guard("to_binary", || self.read(&array))),
@@ -258,7 +265,7 @@ impl Shared {
                     }
                     file::save(&path, &entries)
                 });
-                reply.send(result);
+                reply.send(result.map(|()| Done));
             }
         }
     }

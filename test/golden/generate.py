@@ -16,9 +16,9 @@ Written are, for each family, `data/<family>.terms` (Erlang terms, one map a cas
 
     #{name => <<"sum/f32 axes 0">>, op => {sum, #{axes => [0], keepdims => false}},
       inputs => [{f32, [2,3], Offset, Length} | nil], outputs => [{f32, [3], Offset, Length}],
-      tolerance => exact | … | {Absolute, Relative}, form => values | …}
+      tolerance => exact | … | {Absolute, Relative}, form => …}
 
-`tolerance` names a class of `test/support/tolerance.ex`. `form` says how outputs that are not unique (eigenvectors,
+`tolerance` names a class of `test/support/tolerance.ex`. `form`, where there is one, says how outputs that are not unique (eigenvectors,
 partitions) are brought into a form that is; `outputs` are then in that form. The generator is seeded case by case, so that
 adding one changes no other.
 """

@@ -26,7 +26,7 @@ defmodule EMLX.Native do
   def set_limit(_limit, _bytes), do: missing()
   def clear_cache(), do: missing()
   def reset_peak(), do: missing()
-  def load_safetensors(_path, _target), do: missing()
+  def load_safetensors(_path, _only, _target), do: missing()
   def save_safetensors(_path, _entries, _target, _tag), do: missing()
 
   defp missing, do: :erlang.nif_error(:nif_not_loaded)
@@ -37,13 +37,19 @@ defmodule EMLX.Native do
   def call!({:error, error}), do: raise(EMLX.Error, error)
 
   @doc false
-  # Calls a function that answers by message, and waits for the answer. A queue answers every job, also when it closes.
+  # Calls a function that answers by message, and waits for the answer. A queue answers every job, also when it closes. A
+  # function that has its value at once gives it instead of :ok.
   def await!(fun) do
     tag = make_ref()
-    call!(fun.(tag))
 
-    receive do
-      {^tag, answer} -> call!(answer)
+    case call!(fun.(tag)) do
+      :ok ->
+        receive do
+          {^tag, answer} -> call!(answer)
+        end
+
+      value ->
+        value
     end
   end
 end

@@ -5,7 +5,8 @@ defmodule EMLX.Ops do
   Names and meanings are those of [MLX](https://ml-explore.github.io/mlx/build/html/python/ops.html), except where an
   operation says otherwise. Arrays of different types are brought to the type that holds both, shapes are broadcast. Axes
   count from 0, negative ones from the end; `axes: nil` stands for all. A shape is a tuple or a list. Where a function takes
-  two arrays, one of them may be a number: it becomes a scalar of the other's type, or of `:f32` where a float meets integers.
+  two arrays, one of them may be a number: it becomes a scalar of the other's type, or of `:f32` where a float meets integers. Functions with options also take `:device` and
+  `:queue`, as `run/3` does.
 
   Every function raises `EMLX.Error`, which names the operation, the shapes and the types, when its arguments do not fit.
 
@@ -358,23 +359,21 @@ defmodule EMLX.Ops do
       end
 
     types = Enum.map(arrays, fn _ -> quote(do: Array.t() | number | nil) end)
-    result = if several?, do: quote(do: [Array.t()]), else: quote(do: Array.t())
+
+    result =
+      cond do
+        several? -> quote(do: [Array.t()])
+        name == :svd -> quote(do: [Array.t()] | Array.t())
+        true -> quote(do: Array.t())
+      end
 
     @doc doc <> defaults
-    if options == [] do
-      @spec unquote(name)(unquote_splicing(types ++ Enum.map(attributes, fn _ -> quote(do: term) end))) ::
-              unquote(result)
-      def unquote(name)(unquote_splicing(inputs ++ required)) do
-        with_attributes(unquote(name), unquote(inputs), unquote(given), [], [])
-      end
-    else
-      @spec unquote(name)(
-              unquote_splicing(types ++ Enum.map(attributes, fn _ -> quote(do: term) end)),
-              keyword
-            ) :: unquote(result) | [Array.t()]
-      def unquote(name)(unquote_splicing(inputs ++ required), opts \\ []) do
-        with_attributes(unquote(name), unquote(inputs), unquote(given), opts, unquote(options))
-      end
+    @spec unquote(name)(
+            unquote_splicing(types ++ Enum.map(attributes, fn _ -> quote(do: term) end)),
+            keyword
+          ) :: unquote(result)
+    def unquote(name)(unquote_splicing(inputs ++ required), opts \\ []) do
+      with_attributes(unquote(name), unquote(inputs), unquote(given), opts, unquote(options))
     end
   end
 

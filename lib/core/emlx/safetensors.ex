@@ -6,15 +6,17 @@ defmodule EMLX.Safetensors do
   alias EMLX.{Array, Native, Queue}
 
   @doc """
-  The arrays of a file, by name. The header is read and checked at once, each array's data when the array is first used, so
-  that a large file costs only what is taken from it.
+  The arrays of a file, by name. Arrays are read one after another, so that no more memory is needed than the arrays take and
+  the largest once more. 8-bit floats come as the bytes they are, of type `:u8` (see `EMLX.Ops.from_fp8/2`).
 
-  Raises `EMLX.Error` of kind `:file` for a file that is absent, truncated or not what its header says.
-  Options: `:device`, `:queue`.
+  Options: `:only`, a list of the names to read; `:device`, `:queue`.
+
+  Raises `EMLX.Error` of kind `:file` for a file that is absent, truncated, or not exactly what its header says.
   """
   @spec load(Path.t(), keyword) :: %{String.t() => Array.t()}
   def load(path, opts \\ []) do
-    Map.new(Native.call!(Native.load_safetensors(to_string(path), Queue.target(opts))))
+    {only, opts} = Keyword.pop(opts, :only)
+    Map.new(Native.call!(Native.load_safetensors(to_string(path), only, Queue.target(opts))))
   end
 
   @doc """

@@ -1,6 +1,7 @@
 //! Operations that MLX does not have, or has with other semantics, composed from those it has.
 
-use super::{axis_of, NonFinite, Number, PadMode};
+use super::check;
+use super::{NonFinite, Number, PadMode, Side};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::mlx::{self, Stream, Vector};
@@ -96,6 +97,7 @@ pub fn fmod(a: &Array, b: &Array, s: &Stream) -> Result<Array> {
 /// Python's remainder. Integer division by zero traps on x86; it gives 0 here.
 pub fn remainder(a: &Array, b: &Array, s: &Stream) -> Result<Array> {
     let (a, b) = promoted(a, b, s)?;
+    let (a, b) = (integral(&a, s)?, integral(&b, s)?);
     let dtype = mlx::dtype(&a);
     if !dtype.is_integer() {
         return mlx::remainder(&a, &b, s);
@@ -135,6 +137,26 @@ pub fn quotient(a: &Array, b: &Array, s: &Stream) -> Result<Array> {
         q = mlx::where_(&minus_one, &mlx::negative(&a, s)?, &q, s)?;
     }
     mlx::where_(&mlx::equal(&b, &zero, s)?, &zero, &q, s)
+}
+
+/// a / b rounded down; by zero it gives 0 for integers.
+pub fn floor_divide(a: &Array, b: &Array, s: &Stream) -> Result<Array> {
+    let (a, b) = promoted(a, b, s)?;
+    let dtype = mlx::dtype(&a);
+    if !dtype.is_integer() && dtype != Dtype::Bool {
+        return mlx::floor_divide(&a, &b, s);
+    }
+    let (a, b) = (integral(&a, s)?, integral(&b, s)?);
+    // The remainder has the sign of b, so that what is left divides exactly.
+    quotient(&mlx::subtract(&a, &remainder(&a, &b, s)?, s)?, &b, s)
+}
+
+/// Booleans as the integers that they are counted in.
+fn integral(a: &Array, s: &Stream) -> Result<Array> {
+    match mlx::dtype(a) {
+        Dtype::Bool => mlx::astype(a, Dtype::S32, s),
+        _ => mlx::share(a),
+    }
 }
 
 /// The number of bits to shift by, and where that is the width or more (undefined in C, and so in MLX).
@@ -314,7 +336,7 @@ fn arg_reduce(
 ) -> Result<Array> {
     let rank = a.ndim();
     let (flat, axis) = match axis {
-        Some(axis) => (mlx::share(a)?, axis_of(a, axis)? as i32),
+        Some(axis) => (mlx::share(a)?, check::axis(a, axis)? as i32),
         None => (mlx::reshape(a, &[-1], s)?, 0),
     };
     if flat.shape().get(axis as usize) == Some(&0) {
@@ -338,7 +360,7 @@ fn arg_reduce(
 }
 
 pub fn split(a: &Array, indices: &[i32], axis: i32, s: &Stream) -> Result<Vec<Array>> {
-    let axis = axis_of(a, axis)?;
+    let axis = check::axis(a, axis)?;
     let length = a.shape()[axis];
     let ordered = indices.windows(2).all(|pair| pair[0] <= pair[1]);
     if !ordered || indices.iter().any(|&i| i < 0 || i > length) {
@@ -347,15 +369,6 @@ pub fn split(a: &Array, indices: &[i32], axis: i32, s: &Stream) -> Result<Vec<Ar
         )));
     }
     mlx::split(a, indices, axis as i32, s)
-}
-
-fn same_length(lists: &[(&str, usize)], expected: usize) -> Result<()> {
-    match lists.iter().find(|(_, length)| *length != expected) {
-        None => Ok(()),
-        Some((name, length)) => Err(Error::invalid(format!(
-            "{name} has {length} entries, expected {expected}"
-        ))),
-    }
 }
 
 /// Padding on the given axes; a negative width crops.
@@ -368,13 +381,14 @@ pub fn pad(
     mode: PadMode,
     s: &Stream,
 ) -> Result<Array> {
-    same_length(&[("low", low.len()), ("high", high.len())], axes.len())?;
+    check::lengths(&[("low", low.len()), ("high", high.len())], axes.len())?;
+    let axes = &check::axes(a, axes)?;
     let mut cropped = mlx::share(a)?;
     if low.iter().chain(high).any(|width| *width < 0) {
         let mut start = vec![0; a.ndim()];
         let mut stop = a.shape().to_vec();
         for (i, axis) in axes.iter().enumerate() {
-            let axis = axis_of(a, *axis)?;
+            let axis = check::axis(a, *axis)?;
             start[axis] = (-low[i]).clamp(0, stop[axis]);
             stop[axis] = (stop[axis] + high[i].min(0)).max(start[axis]);
         }
@@ -407,7 +421,7 @@ pub fn pad_interior(
     s: &Stream,
 ) -> Result<Array> {
     let rank = a.ndim();
-    same_length(
+    check::lengths(
         &[
             ("low", low.len()),
             ("high", high.len()),
@@ -449,7 +463,7 @@ pub fn as_strided(
     offset: u64,
     s: &Stream,
 ) -> Result<Array> {
-    same_length(&[("strides", strides.len())], shape.len())?;
+    check::lengths(&[("strides", strides.len())], shape.len())?;
     let (mut lowest, mut highest) = (offset as i128, offset as i128);
     for (size, stride) in shape.iter().zip(strides) {
         if *size < 0 {
@@ -495,9 +509,7 @@ pub fn iota(shape: &[i32], axis: Option<i32>, dtype: Dtype, s: &Stream) -> Resul
         mlx::astype(&counted, dtype, s)
     };
     let Some(axis) = axis else {
-        let size = shape.iter().try_fold(1i32, |n, d| n.checked_mul(*d));
-        let size = size.ok_or_else(|| Error::invalid(format!("shape {shape:?} is too large")))?;
-        return mlx::reshape(&count(size)?, shape, s);
+        return mlx::reshape(&count(check::product(shape)?)?, shape, s);
     };
     let rank = shape.len() as i32;
     if axis < -rank || axis >= rank {
@@ -548,7 +560,7 @@ fn signed_index(index: &Array, s: &Stream) -> Result<Array> {
 
 /// Indices brought into 0..=last: negative ones count from the end, what is still outside is clamped. MLX reads wherever an
 /// index points.
-fn clamp(index: &Array, length: i32, last: i32, s: &Stream) -> Result<Array> {
+pub fn clamp(index: &Array, length: i32, last: i32, s: &Stream) -> Result<Array> {
     let wide = counted_from_end(index, length, s)?;
     let zero = int(0, Dtype::S64)?;
     let last = int(i64::from(last.max(0)), Dtype::S64)?;
@@ -564,8 +576,9 @@ pub fn gather(
     slice_sizes: &[i32],
     s: &Stream,
 ) -> Result<Array> {
-    same_length(&[("axes", axes.len())], indices.len())?;
-    same_length(&[("slice_sizes", slice_sizes.len())], a.ndim())?;
+    check::lengths(&[("axes", axes.len())], indices.len())?;
+    check::axes(a, axes)?;
+    check::lengths(&[("slice_sizes", slice_sizes.len())], a.ndim())?;
     for (size, length) in slice_sizes.iter().zip(a.shape()) {
         if *size < 0 || size > length {
             return Err(Error::invalid(format!(
@@ -578,7 +591,7 @@ pub fn gather(
         .iter()
         .zip(axes)
         .map(|(index, axis)| {
-            let axis = axis_of(a, *axis)?;
+            let axis = check::axis(a, *axis)?;
             let length = a.shape()[axis];
             if length == 0 && index.size() > 0 {
                 return Err(Error::invalid(format!(
@@ -604,12 +617,13 @@ pub fn scatter(
     scatter: Scatter,
     s: &Stream,
 ) -> Result<Array> {
-    same_length(&[("axes", axes.len())], indices.len())?;
+    check::lengths(&[("axes", axes.len())], indices.len())?;
+    check::axes(a, axes)?;
     let zero = int(0, Dtype::S32)?;
     let mut outside: Option<Array> = None;
     let mut within = Vec::with_capacity(indices.len());
     for (index, axis) in indices.iter().zip(axes) {
-        let length = a.shape()[axis_of(a, *axis)?];
+        let length = a.shape()[check::axis(a, *axis)?];
         // One more value on either side of the range tells what was outside.
         let shifted = clamp_signed(index, length, s)?;
         let low = mlx::less(&shifted, &zero, s)?;
@@ -622,7 +636,7 @@ pub fn scatter(
         within.push(shifted);
     }
     let outside = outside.ok_or_else(|| Error::invalid("needs at least one axis"))?;
-    let first = axis_of(a, axes[0])?;
+    let first = check::axis(a, axes[0])?;
     let spare = int(i64::from(a.shape()[first]), Dtype::S32)?;
     for (i, index) in within.iter_mut().enumerate() {
         let target = if i == 0 { &spare } else { &zero };
@@ -654,7 +668,7 @@ fn clamp_signed(index: &Array, length: i32, s: &Stream) -> Result<Array> {
 }
 
 fn on_axis(a: &Array, index: &Array, axis: i32, s: &Stream) -> Result<(usize, Array)> {
-    let axis = axis_of(a, axis)?;
+    let axis = check::axis(a, axis)?;
     let length = a.shape()[axis];
     if length == 0 && index.size() > 0 {
         return Err(Error::invalid(format!(
@@ -706,6 +720,7 @@ fn clamp_starts(
     s: &Stream,
 ) -> Result<Array> {
     check_index_type(start)?;
+    check::axes(a, axes)?;
     if start.ndim() != 1 || start.size() != axes.len() {
         return Err(Error::invalid(format!(
             "start must have shape [{}], one integer an axis, got {:?}",
@@ -715,7 +730,7 @@ fn clamp_starts(
     }
     let mut limits = Vec::with_capacity(axes.len() * 4);
     for (axis, size) in axes.iter().zip(sizes) {
-        let length = a.shape()[axis_of(a, *axis)?];
+        let length = a.shape()[check::axis(a, *axis)?];
         if *size < 0 || *size > length {
             return Err(Error::invalid(format!(
                 "a slice of {size} does not fit axis {axis} of shape {:?}",
@@ -738,11 +753,11 @@ pub fn slice_dynamic(
     sizes: &[i32],
     s: &Stream,
 ) -> Result<Array> {
-    same_length(&[("sizes", sizes.len())], axes.len())?;
+    check::lengths(&[("sizes", sizes.len())], axes.len())?;
     let start = clamp_starts(a, start, axes, sizes, s)?;
     let mut whole = a.shape().to_vec();
     for (axis, size) in axes.iter().zip(sizes) {
-        whole[axis_of(a, *axis)?] = *size;
+        whole[check::axis(a, *axis)?] = *size;
     }
     mlx::slice_dynamic(a, &start, axes, &whole, s)
 }
@@ -763,9 +778,203 @@ pub fn slice_update_dynamic(
     }
     let sizes = axes
         .iter()
-        .map(|axis| Ok(update.shape()[axis_of(a, *axis)?]))
+        .map(|axis| Ok(update.shape()[check::axis(a, *axis)?]))
         .collect::<Result<Vec<i32>>>()?;
     let start = clamp_starts(a, start, axes, &sizes, s)?;
     let update = mlx::astype(update, mlx::dtype(a), s)?;
     mlx::slice_update_dynamic(a, &update, &start, axes, s)
+}
+
+// ---- shapes and order ----
+
+pub fn reshape(a: &Array, shape: &[i32], s: &Stream) -> Result<Array> {
+    check::reshape(a.shape(), shape)?;
+    mlx::reshape(a, shape, s)
+}
+
+pub fn unflatten(a: &Array, axis: i32, shape: &[i32], s: &Stream) -> Result<Array> {
+    let axis = check::axis(a, axis)?;
+    check::reshape(&a.shape()[axis..=axis], shape)?;
+    mlx::unflatten(a, axis as i32, shape, s)
+}
+
+pub fn roll(a: &Array, shift: &[i32], axes: &[i32], s: &Stream) -> Result<Array> {
+    check::length("shift", shift.len(), axes.len())?;
+    let axes = check::axes(a, axes)?;
+    if a.size() == 0 {
+        return mlx::share(a);
+    }
+    let shift: Vec<i32> = shift
+        .iter()
+        .zip(&axes)
+        .map(|(by, axis)| by % a.shape()[*axis as usize])
+        .collect();
+    mlx::roll(a, &shift, &axes, s)
+}
+
+pub fn diag(a: &Array, k: i32, s: &Stream) -> Result<Array> {
+    if a.ndim() == 1 {
+        let side = a.size() as u128 + u128::from(k.unsigned_abs());
+        crate::array::check_bytes(side * side * mlx::dtype(a).size() as u128)?;
+        return mlx::diag(a, k, s);
+    }
+    diagonal(a, k, 0, 1, s)
+}
+
+/// The diagonal as the last axis; empty where the offset leads outside.
+pub fn diagonal(a: &Array, offset: i32, axis1: i32, axis2: i32, s: &Stream) -> Result<Array> {
+    let axes = check::axes(a, &[axis1, axis2])?;
+    let (rows, columns) = (a.shape()[axes[0] as usize], a.shape()[axes[1] as usize]);
+    if offset >= columns || offset <= -rows {
+        let mut shape: Vec<i32> = a.shape().to_vec();
+        shape.remove(axes[0].max(axes[1]) as usize);
+        shape.remove(axes[0].min(axes[1]) as usize);
+        shape.push(0);
+        return mlx::zeros(&shape, mlx::dtype(a), s);
+    }
+    mlx::diagonal(a, offset, axes[0], axes[1], s)
+}
+
+type Triangle = fn(&Array, i32, &Stream) -> Result<Array>;
+
+pub fn triangle(a: &Array, k: i32, keep: Triangle, s: &Stream) -> Result<Array> {
+    if a.ndim() < 2 {
+        return Err(Error::invalid(format!(
+            "takes matrices {{…, rows, columns}}, got shape {:?}",
+            a.shape()
+        )));
+    }
+    let (rows, columns) = (a.shape()[a.ndim() - 2], a.shape()[a.ndim() - 1]);
+    keep(a, k.clamp(-rows - 1, columns + 1), s)
+}
+
+pub fn argsort(a: &Array, axis: i32, s: &Stream) -> Result<Array> {
+    let axis = check::axis(a, axis)?;
+    if a.size() == 0 {
+        return mlx::zeros(a.shape(), Dtype::U32, s);
+    }
+    mlx::argsort(a, axis as i32, s)
+}
+
+type Partition = fn(&Array, i32, i32, &Stream) -> Result<Array>;
+
+pub fn partition(a: &Array, kth: i32, axis: i32, f: Partition, s: &Stream) -> Result<Array> {
+    let axis = check::filled_axis(a, axis)?;
+    let size = a.shape()[axis];
+    if kth < -size || kth >= size {
+        return Err(Error::invalid(format!(
+            "kth {kth} is out of range for axis {axis} of shape {:?}",
+            a.shape()
+        )));
+    }
+    f(a, kth.rem_euclid(size), axis as i32, s)
+}
+
+pub fn topk(a: &Array, k: i32, axis: i32, s: &Stream) -> Result<Array> {
+    let axis = check::filled_axis(a, axis)?;
+    if k < 1 || k > a.shape()[axis] {
+        return Err(Error::invalid(format!(
+            "k must be within 1..{}, got {k}",
+            a.shape()[axis]
+        )));
+    }
+    mlx::topk(a, k, axis as i32, s)
+}
+
+pub fn searchsorted(sorted: &Array, values: &Array, side: Side, s: &Stream) -> Result<Array> {
+    if sorted.ndim() != 1 {
+        return Err(Error::invalid(format!(
+            "the sorted array must have one axis, got shape {:?}",
+            sorted.shape()
+        )));
+    }
+    if sorted.size() == 0 {
+        return mlx::zeros(values.shape(), Dtype::U32, s);
+    }
+    let side = match side {
+        Side::Left => "left",
+        Side::Right => "right",
+    };
+    mlx::searchsorted(sorted, values, side, s)
+}
+
+/// Values in order under the mask. MLX reads past their end where the mask is longer; here they begin anew.
+pub fn masked_scatter(a: &Array, mask: &Array, values: &Array, s: &Stream) -> Result<Array> {
+    if mlx::dtype(mask) != Dtype::Bool {
+        return Err(Error::invalid(format!(
+            "the mask must be bool, got {}",
+            mlx::dtype(mask).name()
+        )));
+    }
+    if a.ndim() > 0 && (a.size() == 0 || values.size() == 0) {
+        return mlx::share(a);
+    }
+    let values = mlx::astype(values, mlx::dtype(a), s)?;
+    let flat = mlx::reshape(&values, &[-1], s)?;
+    let mask = mlx::broadcast_to(mask, a.shape(), s)?;
+    let times = a.size().div_ceil(flat.size().max(1)) as i32;
+    let enough = mlx::tile(&flat, &[times], s)?;
+    // One place in the running count of the mask for each element that is replaced.
+    let flags = mlx::astype(&mlx::reshape(&mask, &[-1], s)?, Dtype::S32, s)?;
+    let place = mlx::cumsum(&flags, 0, false, false, None, s)?;
+    let chosen = mlx::take(&enough, &place, 0, s)?;
+    mlx::where_(&mask, &mlx::reshape(&chosen, a.shape(), s)?, a, s)
+}
+
+// ---- spectra ----
+
+/// Sizes and axes of a Fourier transform that MLX can pad to.
+pub fn transform_axes(a: &Array, sizes: &[i32], axes: &[i32]) -> Result<Vec<i32>> {
+    check::length("sizes", sizes.len(), axes.len())?;
+    let axes = check::axes(a, axes)?;
+    check::not_empty("a", a)?;
+    let mut elements = a.size() as u128;
+    for (size, axis) in sizes.iter().zip(&axes) {
+        check::at_least("sizes", *size, 1)?;
+        elements = elements / a.shape()[*axis as usize] as u128 * *size as u128;
+    }
+    crate::array::check_bytes(elements * Dtype::C64.size() as u128)?;
+    Ok(axes)
+}
+
+/// Axes cut or filled up with zeros to the sizes of a transform; MLX does it on a stream of its own choice. The last axis of
+/// half a spectrum has half the size, plus one.
+pub fn fit_spectrum(
+    a: &Array,
+    sizes: &[i32],
+    axes: &[i32],
+    is_half: bool,
+    s: &Stream,
+) -> Result<Array> {
+    let mut high: Vec<i32> = sizes
+        .iter()
+        .zip(axes)
+        .map(|(size, axis)| size - a.shape()[*axis as usize])
+        .collect();
+    if let (true, Some(last), Some(axis)) = (is_half, high.last_mut(), axes.last()) {
+        *last = sizes[sizes.len() - 1] / 2 + 1 - a.shape()[*axis as usize];
+    }
+    if high.iter().all(|width| *width == 0) {
+        return mlx::share(a);
+    }
+    let zero = int(0, mlx::dtype(a))?;
+    pad(
+        a,
+        &zero,
+        axes,
+        &vec![0; axes.len()],
+        &high,
+        PadMode::Constant,
+        s,
+    )
+}
+
+type Shift = fn(&Array, &[i32], &Stream) -> Result<Array>;
+
+pub fn shift_spectrum(a: &Array, axes: &[i32], shift: Shift, s: &Stream) -> Result<Array> {
+    let axes = check::axes(a, axes)?;
+    if a.size() == 0 {
+        return mlx::share(a);
+    }
+    shift(a, &axes, s)
 }

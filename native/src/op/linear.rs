@@ -1,6 +1,6 @@
 //! Products, convolutions and the fused kernels, each with what MLX lacks on one device or in one type.
 
-use super::MaskMode;
+use super::{check, compose, MaskMode};
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
@@ -187,6 +187,9 @@ pub fn tensordot(
     if is_integral(a) && is_integral(b) {
         return integer_tensordot(a, b, axes_a, axes_b, device, s);
     }
+    check::length("axes_b", axes_b.len(), axes_a.len())?;
+    check::axes(a, axes_a)?;
+    check::axes(b, axes_b)?;
     let contracted: u64 = axes_a
         .iter()
         .map(|axis| {
@@ -220,7 +223,7 @@ fn integer_tensordot(
     }
     let normal = |array: &Array, axes: &[i32]| -> Result<Vec<i32>> {
         axes.iter()
-            .map(|axis| super::axis_of(array, *axis).map(|axis| axis as i32))
+            .map(|axis| check::axis(array, *axis).map(|axis| axis as i32))
             .collect()
     };
     let (axes_a, axes_b) = (normal(a, axes_a)?, normal(b, axes_b)?);
@@ -266,6 +269,7 @@ pub fn inner(a: &Array, b: &Array, device: Device, s: &Stream) -> Result<Array> 
 }
 
 pub fn einsum(subscripts: &str, operands: &[&Array], device: Device, s: &Stream) -> Result<Array> {
+    check::einsum(subscripts, operands)?;
     // An upper bound of the work: no contraction has more terms than all elements multiplied.
     let work = operands
         .iter()
@@ -464,6 +468,115 @@ pub fn conv_transpose(
     )
 }
 
+pub fn vecdot(a: &Array, b: &Array, axis: i32, s: &Stream) -> Result<Array> {
+    check::axis(a, axis)?;
+    check::axis(b, axis)?;
+    mlx::vecdot(a, b, axis, s)
+}
+
+/// Matrices picked by index: indices are clamped to the matrices that are there. MLX reads wherever they point.
+pub fn matrix_indices(
+    a: &Array,
+    b: &Array,
+    lhs: Option<&Array>,
+    rhs: Option<&Array>,
+    s: &Stream,
+) -> Result<(Option<Array>, Option<Array>)> {
+    let within = |array: &Array, indices: Option<&Array>| -> Result<Option<Array>> {
+        let Some(indices) = indices else {
+            return Ok(None);
+        };
+        check::matrix(array)?;
+        let count = check::product(&array.shape()[..array.ndim() - 2])?;
+        check::at_least("the number of matrices", count, 1)?;
+        let clamped = compose::clamp(indices, count, count - 1, s)?;
+        mlx::astype(&clamped, Dtype::U32, s).map(Some)
+    };
+    Ok((within(a, lhs)?, within(b, rhs)?))
+}
+
+pub fn gather_mm(
+    a: &Array,
+    b: &Array,
+    lhs: Option<&Array>,
+    rhs: Option<&Array>,
+    sorted: bool,
+    s: &Stream,
+) -> Result<Array> {
+    check::matrix(a)?;
+    check::matrix(b)?;
+    let (lhs, rhs) = matrix_indices(a, b, lhs, rhs, s)?;
+    mlx::gather_mm(a, b, lhs.as_ref(), rhs.as_ref(), sorted, s)
+}
+
+/// a·x = b: a is {…, n, n}, b {…, n} or {…, n, m}.
+pub fn check_system(a: &Array, b: &Array) -> Result<()> {
+    check::square(a)?;
+    let n = a.shape()[a.ndim() - 1];
+    let rows = match (a.ndim(), b.ndim()) {
+        (_, 0) => None,
+        (rank, other) if rank == other + 1 => b.shape().last(),
+        (_, rank) if rank >= 2 => b.shape().get(rank - 2),
+        _ => b.shape().last(),
+    };
+    if rows != Some(&n) || b.size() == 0 {
+        return Err(Error::invalid(format!(
+            "a is {:?}, b is {:?}: b must have {n} rows",
+            a.shape(),
+            b.shape()
+        )));
+    }
+    Ok(())
+}
+
+/// x with a·x = b for a triangular matrix, in f64: MLX multiplies by the inverse, which in f32 loses digits that substitution
+/// keeps. Complex numbers a + bi, which MLX does not solve for, as the real matrix [[a, -b], [b, a]].
+pub fn solve_triangular(a: &Array, b: &Array, upper: bool, s: &Stream) -> Result<Array> {
+    let dtypes = (mlx::dtype(a), mlx::dtype(b));
+    let wide = |array: &Array| mlx::astype(array, Dtype::F64, s);
+    if dtypes.0 != Dtype::C64 && dtypes.1 != Dtype::C64 {
+        let x = mlx::solve_triangular(&wide(a)?, &wide(b)?, upper, s)?;
+        let either = |dtype| dtypes.0 == dtype || dtypes.1 == dtype;
+        let dtype = if either(Dtype::F64) {
+            Dtype::F64
+        } else if dtypes.0 == dtypes.1 && dtypes.0.is_half() {
+            dtypes.0
+        } else {
+            Dtype::F32
+        };
+        return mlx::astype(&x, dtype, s);
+    }
+    let parts = |array: &Array| -> Result<(Array, Array)> {
+        let complex = mlx::astype(array, Dtype::C64, s)?;
+        Ok((
+            wide(&mlx::real(&complex, s)?)?,
+            wide(&mlx::imag(&complex, s)?)?,
+        ))
+    };
+    let join = |arrays: [&Array; 2], axis| mlx::concatenate(&Vector::new(arrays), axis, s);
+    let (re, im) = parts(a)?;
+    let top = join([&re, &mlx::negative(&im, s)?], -1)?;
+    let bottom = join([&im, &re], -1)?;
+    let (right_re, right_im) = parts(b)?;
+    let is_vector = b.ndim() + 1 == a.ndim();
+    let axis = if is_vector { -1 } else { -2 };
+    let right = join([&right_re, &right_im], axis)?;
+    let x = mlx::solve(&join([&top, &bottom], -2)?, &right, s)?;
+    let n = a.shape()[a.ndim() - 1];
+    let halves = mlx::split(&x, &[n], axis, s)?;
+    let single = |array: &Array| mlx::astype(array, Dtype::F32, s);
+    let i = mlx::from_bytes(
+        &[0.0f32, 1.0].map(f32::to_ne_bytes).concat(),
+        &[],
+        Dtype::C64,
+    )?;
+    mlx::add(
+        &single(&halves[0])?,
+        &mlx::multiply(&single(&halves[1])?, &i, s)?,
+        s,
+    )
+}
+
 // ---- fused kernels ----
 
 /// MLX's norms and rotation compute in f32, which for f64 is not the formula's answer.
@@ -503,12 +616,36 @@ pub fn layer_norm(
     weight: Option<&Array>,
     bias: Option<&Array>,
     eps: f64,
+    device: Device,
     s: &Stream,
 ) -> Result<Array> {
     check_fused_type(x)?;
     check_last_axis(x, "weight", weight)?;
     check_last_axis(x, "bias", bias)?;
-    mlx::layer_norm(x, weight, bias, eps as f32, s)
+    if device == Device::Gpu {
+        return mlx::layer_norm(x, weight, bias, eps as f32, s);
+    }
+    // What MLX composes on the CPU leaves one of its nodes on the calling thread's own stream, which no other thread may
+    // evaluate.
+    let wide = mlx::astype(x, Dtype::F32, s)?;
+    let centred = mlx::subtract(&wide, &mlx::mean(&wide, &[-1], true, s)?, s)?;
+    let variance = mlx::mean(&mlx::square(&centred, s)?, &[-1], true, s)?;
+    let eps = mlx::from_bytes(&(eps as f32).to_ne_bytes(), &[], Dtype::F32)?;
+    let deviation = mlx::rsqrt(&mlx::add(&variance, &eps, s)?, s)?;
+    let mut normal = mlx::multiply(&centred, &deviation, s)?;
+    if let Some(weight) = weight {
+        normal = mlx::multiply(&normal, weight, s)?;
+    }
+    if let Some(bias) = bias {
+        normal = mlx::add(&normal, bias, s)?;
+    }
+    let dtype = mlx::dtype(x);
+    let same = |other: Option<&Array>| other.is_none_or(|array| mlx::dtype(array) == dtype);
+    if same(weight) && same(bias) {
+        mlx::astype(&normal, dtype, s)
+    } else {
+        Ok(normal)
+    }
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -562,6 +699,9 @@ pub fn attention(
         }
     }
     let (query, key, value) = (q.shape(), k.shape(), v.shape());
+    for (name, array) in [("k", k), ("v", v)] {
+        check::not_empty(name, array)?;
+    }
     if key[1] == 0 || query[1] % key[1] != 0 {
         return Err(Error::invalid(format!(
             "q is {query:?}, k has {} heads: {} is not a multiple of {}",
@@ -611,4 +751,16 @@ pub fn attention(
         }
         None => mlx::scaled_dot_product_attention(q, k, v, scale, mode, mask, sinks, false, s),
     }
+}
+
+/// MLX reads the logit that a target names, wherever that is; here targets are clamped to the classes.
+pub fn cross_entropy(logits: &Array, targets: &Array, s: &Stream) -> Result<Array> {
+    check::not_empty("logits", logits)?;
+    let axis = check::filled_axis(logits, -1)?;
+    if !mlx::dtype(targets).is_integer() {
+        return mlx::cross_entropy(logits, targets, s);
+    }
+    let classes = logits.shape()[axis];
+    let targets = compose::clamp(targets, classes, classes - 1, s)?;
+    mlx::cross_entropy(logits, &targets, s)
 }

@@ -1,7 +1,9 @@
 //! The one table of operations. [`Op`] is decoded from the Elixir term by derive; [`Op::apply`] builds its nodes.
 //! An eager call applies one; a program applies many. Nothing else in the crate knows what an operation does.
 
+mod check;
 mod compose;
+mod double;
 mod linear;
 mod window;
 
@@ -862,21 +864,11 @@ impl<'a> Inputs<'a> {
 }
 
 /// The axes asked for, or all of them.
-fn axes_of(array: &Array, axes: &Option<Vec<i32>>) -> Vec<i32> {
-    axes.clone()
-        .unwrap_or_else(|| (0..array.ndim() as i32).collect())
-}
-
-/// The non-negative form of an axis.
-fn axis_of(array: &Array, axis: i32) -> Result<usize> {
-    let rank = array.ndim() as i32;
-    if axis < -rank || axis >= rank {
-        return Err(Error::invalid(format!(
-            "axis {axis} is out of range for shape {:?}",
-            array.shape()
-        )));
+fn axes_of(array: &Array, axes: &Option<Vec<i32>>) -> Result<Vec<i32>> {
+    match axes {
+        Some(axes) => check::axes(array, axes),
+        None => Ok((0..array.ndim() as i32).collect()),
     }
-    Ok(axis.rem_euclid(rank) as usize)
 }
 
 impl Op {
@@ -972,7 +964,48 @@ impl Op {
         macro_rules! reduce {
             ($f:path, $axes:expr $(, $arg:expr)*) => {{
                 let [a] = inputs.exactly()?;
-                $f(a, &axes_of(a, $axes), $($arg,)* s).map(|out| vec![out])
+                $f(a, &axes_of(a, $axes)?, $($arg,)* s).map(|out| vec![out])
+            }};
+        }
+        // One axis, which must be there.
+        macro_rules! along {
+            ($f:path, $axis:expr $(, $arg:expr)*) => {{
+                let [a] = inputs.exactly()?;
+                let axis = check::axis(a, $axis)? as i32;
+                // MLX divides by the length of the axis.
+                if a.size() == 0 {
+                    return mlx::share(a).map(|out| vec![out]);
+                }
+                $f(a, axis, $($arg,)* s).map(|out| vec![out])
+            }};
+        }
+        // Matrices that are not empty.
+        macro_rules! matrix {
+            ($check:path, $f:path $(, $arg:expr)*) => {{
+                let [a] = inputs.exactly()?;
+                $check(a)?;
+                $f(a, $($arg,)* s)
+            }};
+        }
+        macro_rules! single {
+            ($check:path, $f:path $(, $arg:expr)*) => {
+                matrix!($check, $f $(, $arg)*).map(|out| vec![out])
+            };
+        }
+        macro_rules! sliced {
+            ($f:path, $start:expr, $stop:expr, $strides:expr) => {{
+                let [a, update] = inputs.exactly()?;
+                let (start, stop, strides) = check::slice(a, $start, $stop, $strides)?;
+                $f(a, update, &start, &stop, &strides, s).map(|out| vec![out])
+            }};
+        }
+        macro_rules! transform {
+            ($f:path, $sizes:expr, $axes:expr, $norm:expr) => {{
+                let [a] = inputs.exactly()?;
+                let axes = compose::transform_axes(a, $sizes, $axes)?;
+                let is_half = matches!(self, Op::Irfft { .. });
+                let a = compose::fit_spectrum(a, $sizes, &axes, is_half, s)?;
+                $f(&a, $sizes, &axes, *$norm, s).map(|out| vec![out])
             }};
         }
         macro_rules! scatter {
@@ -984,6 +1017,7 @@ impl Op {
         macro_rules! keyed {
             ($f:path $(, $arg:expr)*) => {{
                 let [key] = inputs.exactly()?;
+                check::key(key)?;
                 $f($($arg,)* Some(key), s).map(|out| vec![out])
             }};
         }
@@ -1002,14 +1036,14 @@ impl Op {
             Op::Floor => unary!(mlx::floor),
             Op::Trunc => unary!(mlx::trunc),
             Op::Round { decimals } => unary!(mlx::round, *decimals),
-            Op::Exp => unary!(mlx::exp),
+            Op::Exp => unary!(double::either, double::exp, mlx::exp),
             Op::Expm1 => unary!(mlx::expm1),
             Op::Log => unary!(mlx::log),
             Op::Log1p => unary!(mlx::log1p),
             Op::Log2 => unary!(mlx::log2),
             Op::Log10 => unary!(mlx::log10),
-            Op::Sin => unary!(mlx::sin),
-            Op::Cos => unary!(mlx::cos),
+            Op::Sin => unary!(double::either, double::sin, mlx::sin),
+            Op::Cos => unary!(double::either, double::cos, mlx::cos),
             Op::Tan => unary!(mlx::tan),
             Op::Arcsin => unary!(mlx::arcsin),
             Op::Arccos => unary!(mlx::arccos),
@@ -1020,15 +1054,15 @@ impl Op {
             Op::Arcsinh => unary!(mlx::arcsinh),
             Op::Arccosh => unary!(mlx::arccosh),
             Op::Arctanh => unary!(mlx::arctanh),
-            Op::Erf => unary!(mlx::erf),
-            Op::Erfc => unary!(compose::erfc),
-            Op::Erfinv => unary!(mlx::erfinv),
+            Op::Erf => unary!(double::either, double::erf, mlx::erf),
+            Op::Erfc => unary!(double::either, double::erfc, compose::erfc),
+            Op::Erfinv => unary!(double::either, double::erfinv, mlx::erfinv),
             Op::Sqrt => unary!(mlx::sqrt),
             Op::Rsqrt => unary!(mlx::rsqrt),
             Op::Cbrt => unary!(compose::cbrt),
             Op::Square => unary!(mlx::square),
             Op::Reciprocal => unary!(mlx::reciprocal),
-            Op::Sigmoid => unary!(mlx::sigmoid),
+            Op::Sigmoid => unary!(double::either, double::sigmoid, mlx::sigmoid),
             Op::Degrees => unary!(mlx::degrees),
             Op::Radians => unary!(mlx::radians),
             Op::LogicalNot => unary!(mlx::logical_not),
@@ -1055,7 +1089,7 @@ impl Op {
             Op::Subtract => binary!(mlx::subtract),
             Op::Multiply => binary!(mlx::multiply),
             Op::Divide => binary!(mlx::divide),
-            Op::FloorDivide => binary!(mlx::floor_divide),
+            Op::FloorDivide => binary!(compose::floor_divide),
             Op::Quotient => binary!(compose::quotient),
             Op::Remainder => binary!(compose::remainder),
             Op::Fmod => binary!(compose::fmod),
@@ -1063,7 +1097,7 @@ impl Op {
             Op::Maximum => binary!(mlx::maximum),
             Op::Minimum => binary!(mlx::minimum),
             Op::Arctan2 => binary!(mlx::arctan2),
-            Op::Logaddexp => binary!(mlx::logaddexp),
+            Op::Logaddexp => binary!(double::logaddexp),
             Op::Equal => binary!(mlx::equal),
             Op::NotEqual => binary!(mlx::not_equal),
             Op::Less => binary!(mlx::less),
@@ -1081,7 +1115,7 @@ impl Op {
             Op::Divmod => {
                 let [a, b] = inputs.exactly()?;
                 Ok(vec![
-                    mlx::floor_divide(a, b, s)?,
+                    compose::floor_divide(a, b, s)?,
                     compose::remainder(a, b, s)?,
                 ])
             }
@@ -1120,64 +1154,71 @@ impl Op {
                 keepdims,
                 ddof,
             } => reduce!(mlx::std, axes, *keepdims, *ddof),
-            Op::Logsumexp { axes, keepdims } => reduce!(mlx::logsumexp, axes, *keepdims),
-            Op::Softmax { axes, precise } => reduce!(mlx::softmax, axes, *precise),
+            Op::Logsumexp { axes, keepdims } => reduce!(double::logsumexp, axes, *keepdims),
+            Op::Softmax { axes, precise } => reduce!(double::softmax, axes, *precise),
             Op::Argmax { axis, keepdims } => unary!(compose::argmax, *axis, *keepdims),
             Op::Argmin { axis, keepdims } => unary!(compose::argmin, *axis, *keepdims),
             Op::Cumsum {
                 axis,
                 reverse,
                 inclusive,
-            } => unary!(mlx::cumsum, *axis, *reverse, *inclusive, None),
+            } => along!(mlx::cumsum, *axis, *reverse, *inclusive, None),
             Op::Cumprod {
                 axis,
                 reverse,
                 inclusive,
-            } => unary!(mlx::cumprod, *axis, *reverse, *inclusive, None),
+            } => along!(mlx::cumprod, *axis, *reverse, *inclusive, None),
             Op::Cummax {
                 axis,
                 reverse,
                 inclusive,
-            } => unary!(mlx::cummax, *axis, *reverse, *inclusive),
+            } => along!(mlx::cummax, *axis, *reverse, *inclusive),
             Op::Cummin {
                 axis,
                 reverse,
                 inclusive,
-            } => unary!(mlx::cummin, *axis, *reverse, *inclusive),
+            } => along!(mlx::cummin, *axis, *reverse, *inclusive),
             Op::Logcumsumexp {
                 axis,
                 reverse,
                 inclusive,
-            } => unary!(mlx::logcumsumexp, *axis, *reverse, *inclusive),
+            } => along!(mlx::logcumsumexp, *axis, *reverse, *inclusive),
 
-            Op::Sort { axis } => unary!(mlx::sort, *axis),
-            Op::Argsort { axis } => unary!(mlx::argsort, *axis),
-            Op::Partition { kth, axis } => unary!(mlx::partition, *kth, *axis),
-            Op::Argpartition { kth, axis } => unary!(mlx::argpartition, *kth, *axis),
-            Op::Topk { k, axis } => unary!(mlx::topk, *k, *axis),
-            Op::Searchsorted { side } => binary!(
-                mlx::searchsorted,
-                match side {
-                    Side::Left => "left",
-                    Side::Right => "right",
-                }
-            ),
+            Op::Sort { axis } => along!(mlx::sort, *axis),
+            Op::Argsort { axis } => unary!(compose::argsort, *axis),
+            Op::Partition { kth, axis } => unary!(compose::partition, *kth, *axis, mlx::partition),
+            Op::Argpartition { kth, axis } => {
+                unary!(compose::partition, *kth, *axis, mlx::argpartition)
+            }
+            Op::Topk { k, axis } => unary!(compose::topk, *k, *axis),
+            Op::Searchsorted { side } => binary!(compose::searchsorted, *side),
 
-            Op::Reshape { shape } => unary!(mlx::reshape, shape),
+            Op::Reshape { shape } => unary!(compose::reshape, shape),
             Op::Flatten {
                 start_axis,
                 end_axis,
             } => unary!(mlx::flatten, *start_axis, *end_axis),
-            Op::Unflatten { axis, shape } => unary!(mlx::unflatten, *axis, shape),
-            Op::Squeeze { axes } => unary!(mlx::squeeze, axes),
-            Op::ExpandDims { axes } => unary!(mlx::expand_dims, axes),
-            Op::Transpose { axes } => unary!(mlx::transpose, axes),
+            Op::Unflatten { axis, shape } => unary!(compose::unflatten, *axis, shape),
+            Op::Squeeze { axes } => {
+                let [a] = inputs.exactly()?;
+                mlx::squeeze(a, &check::axes(a, axes)?, s).map(|out| vec![out])
+            }
+            Op::ExpandDims { axes } => {
+                let [a] = inputs.exactly()?;
+                let axes = check::new_axes(axes, a.ndim() + axes.len())?;
+                mlx::expand_dims(a, &axes, s).map(|out| vec![out])
+            }
+            Op::Transpose { axes } => {
+                let [a] = inputs.exactly()?;
+                check::length("axes", axes.len(), a.ndim())?;
+                mlx::transpose(a, &check::axes(a, axes)?, s).map(|out| vec![out])
+            }
             Op::Swapaxes { axis1, axis2 } => unary!(mlx::swapaxes, *axis1, *axis2),
             Op::Moveaxis {
                 source,
                 destination,
             } => unary!(mlx::moveaxis, *source, *destination),
-            Op::BroadcastTo { shape } => unary!(mlx::broadcast_to, shape),
+            Op::BroadcastTo { shape } => unary!(mlx::broadcast_to, check::shape(shape)?),
             Op::Concatenate { axis } => {
                 let ([], arrays) = inputs.and_more()?;
                 mlx::concatenate(&Vector::new(arrays), *axis, s).map(|out| vec![out])
@@ -1190,10 +1231,15 @@ impl Op {
                 let [a] = inputs.exactly()?;
                 compose::split(a, indices, *axis, s)
             }
-            Op::Repeat { repeats, axis } => unary!(mlx::repeat, *repeats, *axis),
-            Op::Tile { repetitions } => unary!(mlx::tile, repetitions),
-            Op::Flip { axes } => unary!(mlx::flip, axes),
-            Op::Roll { shift, axes } => unary!(mlx::roll, shift, axes),
+            Op::Repeat { repeats, axis } => {
+                let [a] = inputs.exactly()?;
+                check::at_least("repeats", *repeats, 0)?;
+                let axis = check::axis(a, *axis)? as i32;
+                mlx::repeat(a, *repeats, axis, s).map(|out| vec![out])
+            }
+            Op::Tile { repetitions } => unary!(mlx::tile, check::shape(repetitions)?),
+            Op::Flip { axes } => reduce!(mlx::flip, &Some(axes.clone())),
+            Op::Roll { shift, axes } => unary!(compose::roll, shift, axes),
             Op::Pad {
                 axes,
                 low,
@@ -1211,54 +1257,59 @@ impl Op {
                 offset,
             } => unary!(compose::as_strided, shape, strides, *offset),
             Op::Contiguous => unary!(mlx::contiguous, false),
-            Op::Diag { k } => unary!(mlx::diag, *k),
+            Op::Diag { k } => unary!(compose::diag, *k),
             Op::Diagonal {
                 offset,
                 axis1,
                 axis2,
-            } => unary!(mlx::diagonal, *offset, *axis1, *axis2),
-            Op::Tril { k } => unary!(mlx::tril, *k),
-            Op::Triu { k } => unary!(mlx::triu, *k),
+            } => unary!(compose::diagonal, *offset, *axis1, *axis2),
+            Op::Tril { k } => unary!(compose::triangle, *k, mlx::tril),
+            Op::Triu { k } => unary!(compose::triangle, *k, mlx::triu),
             Op::Trace {
                 offset,
                 axis1,
                 axis2,
             } => {
                 let [a] = inputs.exactly()?;
-                let dtype = mlx::dtype(a);
-                mlx::trace(a, *offset, *axis1, *axis2, dtype, s).map(|out| vec![out])
+                let diagonal = compose::diagonal(a, *offset, *axis1, *axis2, s)?;
+                let sum = mlx::sum(&diagonal, &[-1], false, s)?;
+                mlx::astype(&sum, mlx::dtype(a), s).map(|out| vec![out])
             }
 
             Op::Slice {
                 start,
                 stop,
                 strides,
-            } => unary!(mlx::slice, start, stop, strides),
+            } => {
+                let [a] = inputs.exactly()?;
+                let (start, stop, strides) = check::slice(a, start, stop, strides)?;
+                mlx::slice(a, &start, &stop, &strides, s).map(|out| vec![out])
+            }
             Op::SliceUpdate {
                 start,
                 stop,
                 strides,
-            } => binary!(mlx::slice_update, start, stop, strides),
+            } => sliced!(mlx::slice_update, start, stop, strides),
             Op::SliceUpdateAdd {
                 start,
                 stop,
                 strides,
-            } => binary!(mlx::slice_update_add, start, stop, strides),
+            } => sliced!(mlx::slice_update_add, start, stop, strides),
             Op::SliceUpdateMax {
                 start,
                 stop,
                 strides,
-            } => binary!(mlx::slice_update_max, start, stop, strides),
+            } => sliced!(mlx::slice_update_max, start, stop, strides),
             Op::SliceUpdateMin {
                 start,
                 stop,
                 strides,
-            } => binary!(mlx::slice_update_min, start, stop, strides),
+            } => sliced!(mlx::slice_update_min, start, stop, strides),
             Op::SliceUpdateProd {
                 start,
                 stop,
                 strides,
-            } => binary!(mlx::slice_update_prod, start, stop, strides),
+            } => sliced!(mlx::slice_update_prod, start, stop, strides),
             Op::SliceDynamic { axes, sizes } => binary!(compose::slice_dynamic, axes, sizes),
             Op::SliceUpdateDynamic { axes } => ternary!(compose::slice_update_dynamic, axes),
             Op::Take { axis } => binary!(compose::take, *axis),
@@ -1274,7 +1325,7 @@ impl Op {
             Op::ScatterMax { axes } => scatter!(mlx::scatter_max, axes),
             Op::ScatterMin { axes } => scatter!(mlx::scatter_min, axes),
             Op::ScatterProd { axes } => scatter!(mlx::scatter_prod, axes),
-            Op::MaskedScatter => ternary!(mlx::masked_scatter),
+            Op::MaskedScatter => ternary!(compose::masked_scatter),
             Op::Where => ternary!(mlx::where_),
             Op::Clip => {
                 let ([a], [low, high]) = inputs.with_optional()?;
@@ -1291,10 +1342,10 @@ impl Op {
             Op::Inner => binary!(linear::inner, device),
             Op::Outer => binary!(mlx::outer),
             Op::Kron => binary!(mlx::kron),
-            Op::Vecdot { axis } => binary!(mlx::vecdot, *axis),
+            Op::Vecdot { axis } => binary!(linear::vecdot, *axis),
             Op::GatherMm { sorted } => {
                 let ([a, b], [lhs, rhs]) = inputs.with_optional()?;
-                mlx::gather_mm(a, b, lhs, rhs, *sorted, s).map(|out| vec![out])
+                linear::gather_mm(a, b, lhs, rhs, *sorted, s).map(|out| vec![out])
             }
 
             Op::Conv {
@@ -1370,37 +1421,64 @@ impl Op {
                 dilation,
             } => unary!(window::view, window, strides, dilation),
 
-            Op::Fft { sizes, axes, norm } => unary!(mlx::fft, sizes, axes, *norm),
-            Op::Ifft { sizes, axes, norm } => unary!(mlx::ifft, sizes, axes, *norm),
-            Op::Rfft { sizes, axes, norm } => unary!(mlx::rfft, sizes, axes, *norm),
-            Op::Irfft { sizes, axes, norm } => unary!(mlx::irfft, sizes, axes, *norm),
-            Op::Fftshift { axes } => unary!(mlx::fftshift, axes),
-            Op::Ifftshift { axes } => unary!(mlx::ifftshift, axes),
+            Op::Fft { sizes, axes, norm } => transform!(mlx::fft, sizes, axes, norm),
+            Op::Ifft { sizes, axes, norm } => transform!(mlx::ifft, sizes, axes, norm),
+            Op::Rfft { sizes, axes, norm } => transform!(mlx::rfft, sizes, axes, norm),
+            Op::Irfft { sizes, axes, norm } => transform!(mlx::irfft, sizes, axes, norm),
+            Op::Fftshift { axes } => unary!(compose::shift_spectrum, axes, mlx::fftshift),
+            Op::Ifftshift { axes } => unary!(compose::shift_spectrum, axes, mlx::ifftshift),
 
-            Op::Cholesky { upper } => unary!(mlx::cholesky, *upper),
-            Op::CholeskyInv { upper } => unary!(mlx::cholesky_inv, *upper),
-            Op::Qr => mlx::qr(inputs.exactly::<1>()?[0], s),
-            Op::Svd { compute_uv } => mlx::svd(inputs.exactly::<1>()?[0], *compute_uv, s),
-            Op::Eigh { upper } => mlx::eigh(inputs.exactly::<1>()?[0], uplo(*upper), s),
-            Op::Eigvalsh { upper } => unary!(mlx::eigvalsh, uplo(*upper)),
-            Op::Eig => mlx::eig(inputs.exactly::<1>()?[0], s),
-            Op::Eigvals => unary!(mlx::eigvals),
-            Op::Lu => mlx::lu(inputs.exactly::<1>()?[0], s),
-            Op::LuFactor => mlx::lu_factor(inputs.exactly::<1>()?[0], s),
-            Op::Inv => unary!(mlx::inv),
-            Op::TriInv { upper } => unary!(mlx::tri_inv, *upper),
-            Op::Pinv => unary!(mlx::pinv),
-            Op::Det => unary!(mlx::det),
-            Op::Slogdet => mlx::slogdet(inputs.exactly::<1>()?[0], s),
-            Op::Solve => binary!(mlx::solve),
-            Op::SolveTriangular { upper } => binary!(mlx::solve_triangular, *upper),
-            Op::Cross { axis } => binary!(mlx::cross, *axis),
+            Op::Cholesky { upper } => single!(check::square, mlx::cholesky, *upper),
+            Op::CholeskyInv { upper } => single!(check::square, mlx::cholesky_inv, *upper),
+            Op::Qr => matrix!(check::matrix, mlx::qr),
+            Op::Svd { compute_uv } => matrix!(check::matrix, mlx::svd, *compute_uv),
+            Op::Eigh { upper } => matrix!(check::square, mlx::eigh, uplo(*upper)),
+            Op::Eigvalsh { upper } => single!(check::square, mlx::eigvalsh, uplo(*upper)),
+            Op::Eig => matrix!(check::square, mlx::eig),
+            Op::Eigvals => single!(check::square, mlx::eigvals),
+            Op::Lu => matrix!(check::matrix, mlx::lu),
+            Op::LuFactor => matrix!(check::matrix, mlx::lu_factor),
+            Op::Inv => single!(check::square, mlx::inv),
+            Op::TriInv { upper } => single!(check::square, mlx::tri_inv, *upper),
+            Op::Pinv => single!(check::matrix, mlx::pinv),
+            Op::Det => single!(check::square, mlx::det),
+            Op::Slogdet => matrix!(check::square, mlx::slogdet),
+            Op::Solve => {
+                let [a, b] = inputs.exactly()?;
+                linear::check_system(a, b)?;
+                mlx::solve(a, b, s).map(|out| vec![out])
+            }
+            Op::SolveTriangular { upper } => {
+                let [a, b] = inputs.exactly()?;
+                linear::check_system(a, b)?;
+                linear::solve_triangular(a, b, *upper, s).map(|out| vec![out])
+            }
+            Op::Cross { axis } => {
+                let [a, b] = inputs.exactly()?;
+                check::axis(a, *axis)?;
+                check::axis(b, *axis)?;
+                mlx::cross(a, b, *axis, s).map(|out| vec![out])
+            }
 
             Op::RandomKey { seed } => created!(mlx::random_key(*seed)),
-            Op::RandomSplit { num } => unary!(mlx::random_split, *num),
-            Op::RandomBits { shape, width } => keyed!(mlx::random_bits, shape, *width),
+            Op::RandomSplit { num } => {
+                let [key] = inputs.exactly()?;
+                check::key(key)?;
+                check::at_least("num", *num, 1)?;
+                mlx::random_split(key, *num, s).map(|out| vec![out])
+            }
+            Op::RandomBits { shape, width } => {
+                if ![1, 2, 4].contains(width) {
+                    return Err(Error::invalid(format!(
+                        "width must be 1, 2 or 4, got {width}"
+                    )));
+                }
+                keyed!(mlx::random_bits, check::shape(shape)?, *width)
+            }
             Op::RandomUniform { shape, dtype } => {
                 let [low, high, key] = inputs.exactly()?;
+                check::key(key)?;
+                check::shape(shape)?;
                 mlx::random_uniform(low, high, shape, *dtype, Some(key), s).map(|out| vec![out])
             }
             Op::RandomNormal {
@@ -1408,43 +1486,68 @@ impl Op {
                 dtype,
                 loc,
                 scale,
-            } => keyed!(mlx::random_normal, shape, *dtype, *loc, *scale),
+            } => keyed!(
+                mlx::random_normal,
+                check::shape(shape)?,
+                *dtype,
+                *loc,
+                *scale
+            ),
             Op::RandomRandint { shape, dtype } => {
                 let [low, high, key] = inputs.exactly()?;
+                check::key(key)?;
+                check::shape(shape)?;
                 mlx::random_randint(low, high, shape, *dtype, Some(key), s).map(|out| vec![out])
             }
             Op::RandomBernoulli { shape } => {
                 let [p, key] = inputs.exactly()?;
+                check::key(key)?;
+                check::shape(shape)?;
                 mlx::random_bernoulli(p, shape, Some(key), s).map(|out| vec![out])
             }
             Op::RandomTruncatedNormal { shape, dtype } => {
                 let [low, high, key] = inputs.exactly()?;
+                check::key(key)?;
+                check::shape(shape)?;
                 mlx::random_truncated_normal(low, high, shape, *dtype, Some(key), s)
                     .map(|out| vec![out])
             }
-            Op::RandomGumbel { shape, dtype } => keyed!(mlx::random_gumbel, shape, *dtype),
+            Op::RandomGumbel { shape, dtype } => {
+                keyed!(mlx::random_gumbel, check::shape(shape)?, *dtype)
+            }
             Op::RandomLaplace {
                 shape,
                 dtype,
                 loc,
                 scale,
-            } => keyed!(mlx::random_laplace, shape, *dtype, *loc, *scale),
+            } => keyed!(
+                mlx::random_laplace,
+                check::shape(shape)?,
+                *dtype,
+                *loc,
+                *scale
+            ),
             Op::RandomCategorical { axis, shape } => {
                 let [logits, key] = inputs.exactly()?;
+                check::key(key)?;
+                check::shape(shape)?;
+                check::filled_axis(logits, *axis)?;
                 mlx::random_categorical(logits, *axis, shape, Some(key), s).map(|out| vec![out])
             }
             Op::RandomPermutation { axis } => {
                 let [a, key] = inputs.exactly()?;
+                check::key(key)?;
+                check::axis(a, *axis)?;
                 mlx::random_permutation(a, *axis, Some(key), s).map(|out| vec![out])
             }
 
             Op::Constant { value, dtype } => created!(compose::constant(*value, *dtype)),
             Op::Full { shape, dtype } => {
                 let [value] = inputs.exactly()?;
-                mlx::full(shape, value, *dtype, s).map(|out| vec![out])
+                mlx::full(check::shape(shape)?, value, *dtype, s).map(|out| vec![out])
             }
-            Op::Zeros { shape, dtype } => created!(mlx::zeros(shape, *dtype, s)),
-            Op::Ones { shape, dtype } => created!(mlx::ones(shape, *dtype, s)),
+            Op::Zeros { shape, dtype } => created!(mlx::zeros(check::shape(shape)?, *dtype, s)),
+            Op::Ones { shape, dtype } => created!(mlx::ones(check::shape(shape)?, *dtype, s)),
             Op::Arange {
                 start,
                 stop,
@@ -1456,10 +1559,21 @@ impl Op {
                 stop,
                 num,
                 dtype,
-            } => created!(mlx::linspace(*start, *stop, *num, *dtype, s)),
-            Op::Iota { shape, axis, dtype } => created!(compose::iota(shape, *axis, *dtype, s)),
-            Op::Eye { n, m, k, dtype } => created!(mlx::eye(*n, *m, *k, *dtype, s)),
-            Op::Tri { n, m, k, dtype } => created!(mlx::tri(*n, *m, *k, *dtype, s)),
+            } => {
+                check::at_least("num", *num, 0)?;
+                created!(mlx::linspace(*start, *stop, *num, *dtype, s))
+            }
+            Op::Iota { shape, axis, dtype } => {
+                created!(compose::iota(check::shape(shape)?, *axis, *dtype, s))
+            }
+            Op::Eye { n, m, k, dtype } => {
+                let k = check::matrix_size(*n, *m, *k, *dtype)?;
+                created!(mlx::eye(*n, *m, k, *dtype, s))
+            }
+            Op::Tri { n, m, k, dtype } => {
+                let k = check::matrix_size(*n, *m, *k, *dtype)?;
+                created!(mlx::tri(*n, *m, k, *dtype, s))
+            }
 
             Op::RmsNorm { eps } => {
                 let ([x], [weight]) = inputs.with_optional()?;
@@ -1467,7 +1581,7 @@ impl Op {
             }
             Op::LayerNorm { eps } => {
                 let ([x], [weight, bias]) = inputs.with_optional()?;
-                linear::layer_norm(x, weight, bias, *eps, s).map(|out| vec![out])
+                linear::layer_norm(x, weight, bias, *eps, device, s).map(|out| vec![out])
             }
             Op::Rope {
                 dims,
@@ -1484,7 +1598,7 @@ impl Op {
                 linear::attention(q, k, v, mask, sinks, *scale, *mode, device, s)
                     .map(|out| vec![out])
             }
-            Op::CrossEntropy => binary!(mlx::cross_entropy),
+            Op::CrossEntropy => binary!(linear::cross_entropy),
 
             Op::Quantize {
                 group_size,
@@ -1492,6 +1606,7 @@ impl Op {
                 mode,
             } => {
                 let ([w], [global_scale]) = inputs.with_optional()?;
+                check::packing(*group_size, *bits)?;
                 mlx::quantize(w, *group_size, *bits, mode.name(), global_scale, s)
             }
             Op::Dequantize {
@@ -1501,6 +1616,7 @@ impl Op {
                 dtype,
             } => {
                 let ([w, scales], [biases, global_scale]) = inputs.with_optional()?;
+                check::packing(*group_size, *bits)?;
                 mlx::dequantize(
                     w,
                     scales,
@@ -1521,6 +1637,7 @@ impl Op {
                 mode,
             } => {
                 let ([x, w, scales], [biases]) = inputs.with_optional()?;
+                check::packing(*group_size, *bits)?;
                 mlx::quantized_matmul(
                     x,
                     w,
@@ -1540,6 +1657,7 @@ impl Op {
                 mode,
             } => {
                 let ([x, w], [scales, scale_x, scale_w]) = inputs.with_optional()?;
+                check::packing(*group_size, *bits)?;
                 mlx::qqmm(
                     x,
                     w,
@@ -1561,13 +1679,15 @@ impl Op {
                 sorted,
             } => {
                 let ([x, w, scales], [biases, lhs, rhs]) = inputs.with_optional()?;
+                check::packing(*group_size, *bits)?;
+                let (lhs, rhs) = linear::matrix_indices(x, w, lhs, rhs, s)?;
                 mlx::gather_qmm(
                     x,
                     w,
                     scales,
                     biases,
-                    lhs,
-                    rhs,
+                    lhs.as_ref(),
+                    rhs.as_ref(),
                     *transpose,
                     *group_size,
                     *bits,

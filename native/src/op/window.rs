@@ -1,7 +1,7 @@
 //! Sliding windows: a strided view of the padded array, reduced over the window's axes.
 
 use super::compose::{self, constant};
-use super::{Number, PadMode};
+use super::{check, Number, PadMode};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::mlx::{self, Stream, Vector};
@@ -127,8 +127,11 @@ pub fn view(
     let mut shape = Vec::with_capacity(2 * rank);
     let mut steps = Vec::with_capacity(2 * rank);
     for i in 0..rank {
-        let reach = (window[i] - 1) * dilation[i] + 1;
-        shape.push(((a.shape()[i] - reach).div_euclid(strides[i]) + 1).max(0));
+        let reach = i64::from(window[i] - 1) * i64::from(dilation[i]) + 1;
+        let room = i64::from(a.shape()[i]) - reach;
+        let places = (room.div_euclid(i64::from(strides[i])) + 1).max(0);
+        // Never more than the axis is long.
+        shape.push(places as i32);
         steps.push(element[i] * i64::from(strides[i]));
     }
     for i in 0..rank {
@@ -199,8 +202,9 @@ pub fn scatter(
             a.shape()
         )));
     }
-    let taps: i32 = windows.window.iter().product();
-    let count: i32 = outputs.iter().product();
+    let taps = check::product(windows.window)?;
+    let count = check::product(&outputs)?;
+    check::product(padded.shape())?;
     let flat = mlx::reshape(&all, &[count, taps], s)?;
     let chosen = mlx::reshape(&pick(&flat, 1, false, s)?, &[count, 1], s)?;
     // Each window's elements by their place in the padded array, chosen from by the same position.

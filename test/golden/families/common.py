@@ -193,12 +193,12 @@ def term(value):
     if isinstance(value, list):
         return "[" + ",".join(term(item) for item in value) + "]"
     if isinstance(value, dict):
-        return "#{" + ",".join(f"{term(Atom(k))} => {term(v)}" for k, v in value.items()) + "}"
+        return "#{" + ",".join(f"{term(Atom(k))}=>{term(v)}" for k, v in value.items()) + "}"
     raise TypeError(f"no term for {value!r}")
 
 
 # How far MLX may be from the reference before that is printed. Only a report: what the tests allow is in tolerance.ex.
-REPORT = {"f16": 4e-3, "bf16": 3.2e-2, "f32": 1e-5, "f64": 1e-10, "c64": 1e-5}
+REPORT = {"f16": 8e-3, "bf16": 6.4e-2, "f32": 1e-5, "f64": 1e-10, "c64": 1e-5}
 
 
 class Cases:
@@ -249,8 +249,9 @@ class Cases:
             "inputs": [self._place(array) for array in inputs],
             "outputs": [self._place(array) for array in outputs],
             "tolerance": tolerance,
-            "form": Atom(form) if isinstance(form, str) else form,
         }
+        if form != "values":
+            case["form"] = Atom(form) if isinstance(form, str) else form
         self.lines.append(term(case) + ".\n")
         self.counts[str(name)] = self.counts.get(str(name), 0) + 1
 
@@ -272,7 +273,9 @@ class Cases:
             with np.errstate(all="ignore"):
                 a, b = wide(want), wide(have)
                 if name_of(want) in INEXACT:
-                    same = (a == b) | (np.isnan(a) & np.isnan(b)) | (np.abs(a - b) <= limit * np.maximum(1e-3, np.abs(a)))
+                    size = np.abs(a[np.isfinite(a)])
+                    near = limit * np.maximum(np.mean(size) if size.size else 0.0, np.abs(a))
+                    same = (a == b) | (np.isnan(a) & np.isnan(b)) | (np.abs(a - b) <= near)
                 else:
                     same = a == b
             if not np.all(same):

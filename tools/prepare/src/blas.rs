@@ -144,7 +144,12 @@ fn needed(openblas: &Path) -> Result<Vec<(String, PathBuf)>> {
 fn stand_in(openblas: &Path, file: &Path) -> Result<()> {
     let temporary = temporary(file);
     let output = Command::new("cc")
-        .args(["-shared", "-nostdlib", "-Wl,--no-as-needed", "-o"])
+        .args([
+            "-shared",
+            "-nostdlib",
+            "-Wl,--no-as-needed,-z,noexecstack",
+            "-o",
+        ])
         .arg(&temporary)
         .arg(openblas)
         .output()

@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{bail, Context, Result};
 
 use crate::bindings;
-use crate::cache::Cache;
+use crate::cache::{self, Cache};
 use crate::wheel::Variant;
 
 /// mlx-c uses std::format, which GCC has since 13.
@@ -27,6 +27,7 @@ pub fn ready(cache: &Cache, root: &Path, wheel: &Path) -> Result<PathBuf> {
         let source = source(root)?;
         eprintln!("prepare: building mlx-c with {compiler} (half a minute)");
         build(&source, wheel, &compiler, folder)?;
+        link_runtime(&compiler, &folder.join("lib"))?;
         copy_headers(&source.join("mlx/c"), &folder.join("include/mlx/c"))?;
         bindings::write(&source, &folder.join("bindings.rs"))?;
         fs::write(folder.join("compiler.txt"), compiler)?;
@@ -115,6 +116,21 @@ fn build(source: &Path, wheel: &Path, compiler: &str, folder: &Path) -> Result<(
     fs::rename(build.join("libmlxc.a"), folder.join("lib/libmlxc.a"))
         .context("the build made no libmlxc.a")?;
     fs::remove_dir_all(&build)?;
+    Ok(())
+}
+
+/// Puts the compiler's C++ library beside the archive: the linker that Rust calls, plain `cc`, may be of another GCC, and then
+/// looks for it elsewhere.
+fn link_runtime(compiler: &str, lib: &Path) -> Result<()> {
+    let output = Command::new(compiler)
+        .arg("-print-file-name=libstdc++.so.6")
+        .output()
+        .with_context(|| format!("{compiler} does not run"))?;
+    let path = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
+    // A compiler that knows no such file answers with the bare name.
+    if path.is_absolute() {
+        cache::link(&path, &lib.join("libstdc++.so"))?;
+    }
     Ok(())
 }
 

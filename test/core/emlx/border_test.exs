@@ -1,0 +1,180 @@
+defmodule EMLX.BorderTest do
+  # Random calls at the border between Elixir and the native code: whatever is passed, the VM lives and every failure is an
+  # EMLX.Error (from the public functions) or an {:error, map} (from the native ones).
+  use ExUnit.Case, async: false
+
+  alias EMLX.{Array, Native, Ops}
+
+  @calls 25_000
+  @dtypes [:bool, :u8, :u16, :u32, :u64, :s8, :s16, :s32, :s64, :f16, :bf16, :f32, :f64, :c64]
+
+  # The table of operations, read from where it is defined, so that a new operation is called here without being listed.
+  @source Path.expand("../../../native/src/op/mod.rs", __DIR__)
+  @external_resource @source
+
+  @tag timeout: 600_000
+  test "#{@calls} random calls end in a value or an error" do
+    seed = String.to_integer(System.get_env("EMLX_SEED", "#{:erlang.unique_integer([:positive])}"))
+    :rand.seed(:exsss, seed)
+    ops = operations()
+    assert length(ops) > 150
+    pool = pool()
+
+    counts =
+      Enum.reduce(1..@calls, %{ok: 0, error: 0}, fn _, counts ->
+        Map.update!(counts, call(Enum.random(ops), pool, seed), &(&1 + 1))
+      end)
+
+    # Random arguments must reach both sides, or the test shows nothing.
+    assert counts.ok > div(@calls, 50), "seed #{seed}: #{inspect(counts)}"
+    assert counts.error > div(@calls, 50), "seed #{seed}: #{inspect(counts)}"
+    assert Array.to_list(Ops.add(Array.scalar(1, :s32), 1)) == 2
+  end
+
+  test "random terms in every native function end in a value or an error" do
+    seed = String.to_integer(System.get_env("EMLX_SEED", "#{:erlang.unique_integer([:positive])}"))
+    :rand.seed(:exsss, seed)
+    pool = pool()
+
+    functions =
+      for {name, arity} <- Native.__info__(:functions),
+          name not in [:load, :call!, :await!, :set_limit, :queue_close, :save_safetensors],
+          do: {name, arity}
+
+    for {name, arity} <- functions, _ <- 1..150 do
+      arguments = for _ <- 1..arity//1, do: term(pool)
+      result = apply(Native, name, arguments)
+      ok? = match?({:ok, _}, result) or match?({:wait, _}, result) or match?({:error, %{}}, result)
+      assert ok?, "seed #{seed}: #{name}#{inspect(arguments)} gave #{inspect(result)}"
+    end
+  end
+
+  defp call({name, attributes}, pool, seed) do
+    op = op_term(name, attributes, pool)
+    inputs = for _ <- 1..Enum.random([1, 1, 2, 2, 3, 3, 4, 5]), do: input(pool)
+    target = Enum.random([nil, nil, nil, :cpu, :gpu, 7])
+
+    case Native.apply(op, inputs, target) do
+      {:error, %{kind: kind, reason: reason}} ->
+        assert is_atom(kind) and is_binary(reason)
+        refute kind == :panic, "seed #{seed}: #{inspect(op)} panicked: #{reason}"
+        :error
+
+      {tag, result} when tag in [:ok, :wait] ->
+        # Half of what could be built is computed, too, but for results that would only take long.
+        for %Array{} = array <- List.wrap(result), :rand.uniform(2) == 1, Array.size(array) < 100_000 do
+          try do
+            assert is_binary(Array.to_binary(array))
+          rescue
+            error in EMLX.Error -> refute error.kind == :panic, "seed #{seed}: #{inspect(op)}"
+          end
+        end
+
+        :ok
+    end
+  end
+
+  defp op_term(name, [], _pool), do: if(:rand.uniform(50) == 1, do: {name, %{}}, else: name)
+
+  defp op_term(name, attributes, pool) do
+    attributes = if :rand.uniform(40) == 1, do: tl(attributes), else: attributes
+    {name, Map.new(attributes, fn {field, type} -> {field, value(type, pool)} end)}
+  end
+
+  # Mostly values of the attribute's type, sometimes anything.
+  defp value(type, pool) do
+    if :rand.uniform(40) == 1, do: term(pool), else: typed(type)
+  end
+
+  defp typed("Option<" <> rest) do
+    if :rand.uniform(3) == 1, do: nil, else: typed(String.trim_trailing(rest, ">"))
+  end
+
+  defp typed("Vec<i32"), do: typed("Vec<i32>")
+  defp typed("Vec<i32>"), do: for(_ <- 1..Enum.random(0..4)//1, do: integer())
+  defp typed("Vec<i64>"), do: for(_ <- 1..Enum.random(0..4)//1, do: integer())
+  defp typed(int) when int in ["i32", "i64"], do: integer()
+  defp typed("u64"), do: Enum.random([0, 1, 5, 0xFFFF_FFFF_FFFF_FFFF])
+  defp typed(float) when float in ["f32", "f64"], do: Enum.random([0.0, 1.0, -2.5, 1.0e-5, 1.0e30, 10_000.0])
+  defp typed("bool"), do: Enum.random([true, false])
+  defp typed("Dtype"), do: Enum.random(@dtypes)
+  defp typed("FftNorm"), do: Enum.random([:backward, :ortho, :forward])
+  defp typed("MaskMode"), do: Enum.random([:none, :causal, :array])
+  defp typed("PadMode"), do: Enum.random([:constant, :edge])
+  defp typed("Side"), do: Enum.random([:left, :right])
+  defp typed("Reduction"), do: Enum.random([:sum, :prod, :max, :min])
+  defp typed("QuantMode"), do: Enum.random([:affine, :mxfp4, :mxfp8, :nvfp4])
+  defp typed("Number"), do: Enum.random([0, -1, 0xFFFF_FFFF_FFFF_FFFF, 1.5, {1.0, 2.0}, :nan, :infinity])
+  defp typed("String"), do: Enum.random(["ij,jk->ik", "ii->i", "a,b", "->", "...", "", "ij->ijk", "i\0j"])
+
+  defp integer do
+    case :rand.uniform(20) do
+      1 -> Enum.random([2_147_483_647, -2_147_483_648, 65_536, -1_000_000_000_000])
+      _ -> Enum.random(-3..8)
+    end
+  end
+
+  defp input(pool) do
+    case :rand.uniform(30) do
+      1 -> nil
+      2 -> term(pool)
+      _ -> Enum.random(pool).ref
+    end
+  end
+
+  defp term(pool) do
+    Enum.random([
+      fn -> Enum.random(pool).ref end,
+      fn -> for _ <- 1..Enum.random(0..3)//1, do: Enum.random(pool).ref end,
+      fn -> make_ref() end,
+      fn -> self() end,
+      fn -> nil end,
+      fn -> :cpu end,
+      fn -> :f32 end,
+      fn -> "binary" end,
+      fn -> <<1::3>> end,
+      fn -> [1 | 2] end,
+      fn -> [1, -1, 2] end,
+      fn -> %{a: 1} end,
+      fn -> {:add, 1} end,
+      fn -> 1.5 end,
+      fn -> -1 end,
+      fn -> 1_000_000_000_000_000_000_000 end,
+      fn -> fn -> :ok end end
+    ]).()
+  end
+
+  # Arrays of every type and of many shapes; some computed, some not, some views.
+  defp pool do
+    shapes = [{}, {1}, {4}, {0}, {2, 3}, {3, 3}, {4, 4}, {2, 0}, {1, 2, 4}, {2, 3, 4}, {2, 2, 4, 8}, {32, 64}]
+
+    arrays =
+      for dtype <- @dtypes, shape <- shapes do
+        Ops.astype(Ops.iota(shape, dtype: :s32), dtype)
+      end
+
+    views = for a <- arrays, Array.rank(a) == 2, do: Ops.transpose(a, [1, 0])
+    EMLX.eval(Enum.take_every(arrays, 2))
+    key = Ops.random_key(1)
+    [key, key, key | arrays ++ views]
+  end
+
+  # [{:sum, [axes: "Option<Vec<i32>>", keepdims: "bool"]}, …]
+  defp operations do
+    [_, body] = String.split(File.read!(@source), "pub enum Op {", parts: 2)
+    [body, _] = String.split(body, "\n}\n", parts: 2)
+    body = Regex.replace(~r{//.*}, body, "")
+
+    for [_, name, fields] <- Regex.scan(~r/\b([A-Z]\w*)\s*(?:\{([^}]*)\})?\s*,/, body <> ",") do
+      attributes =
+        for [_, field, type] <- Regex.scan(~r/(\w+):\s*([\w<>]+)/, fields),
+            do: {String.to_atom(field), type}
+
+      {name |> Macro.underscore() |> String.to_atom(), attributes}
+    end ++
+      for(
+        [_, name] <- Regex.scan(~r/\b([A-Z]\w*)\s*,\s*$/m, body),
+        do: {name |> Macro.underscore() |> String.to_atom(), []}
+      )
+  end
+end

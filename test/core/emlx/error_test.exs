@@ -1,0 +1,126 @@
+defmodule EMLX.ErrorTest do
+  use ExUnit.Case, async: true
+
+  alias EMLX.{Array, Error, Kernels, Native, Ops, Program, Queue}
+
+  defp failure(fun), do: assert_raise(Error, fun)
+
+  test "names the op, the shapes, the types and MLX's words" do
+    a = Array.from_list([[1.0, 2.0]], :f32)
+    b = Array.from_list([1, 2, 3], :s32)
+    error = failure(fn -> Ops.add(a, b) end)
+
+    assert %{kind: :mlx, op: "add", device: :cpu, inputs: [{[1, 2], :f32}, {[3], :s32}]} = error
+    assert Exception.message(error) =~ "cannot be broadcast"
+    assert Exception.message(error) =~ "f32[1][2], s32[3]"
+  end
+
+  test "tells an unknown operation from a missing or wrong attribute" do
+    a = Array.scalar(1.0, :f32)
+    assert failure(fn -> Ops.run(:no_such_op, [a]) end).kind == :unknown_op
+    assert failure(fn -> Ops.run({:no_such_op, %{}}, [a]) end).kind == :unknown_op
+    assert failure(fn -> Ops.run("add", [a, a]) end).kind == :unknown_op
+    assert failure(fn -> Ops.run({:sum, %{axes: [0]}}, [a]) end).reason =~ "keepdims"
+    assert failure(fn -> Ops.run({:sum, %{axes: :all, keepdims: false}}, [a]) end).reason =~ "axes"
+  end
+
+  test "tells how many arrays an operation takes" do
+    a = Array.scalar(1.0, :f32)
+    assert failure(fn -> Ops.run(:add, [a]) end).reason =~ "takes 2 arrays, got 1"
+    assert failure(fn -> Ops.run(:abs, []) end).reason =~ "takes 1 arrays, got 0"
+    assert failure(fn -> Ops.run(:add, [a, nil]) end).reason =~ "expected an array"
+    assert failure(fn -> Ops.concatenate([]) end).reason =~ "at least 1"
+  end
+
+  test "refuses terms that are no arrays" do
+    for term <- [make_ref(), :atom, "text", 1, self(), [], {1, 2}, %{}, 1.0, <<1::3>>] do
+      assert %{kind: :bad_argument} = failure(fn -> Ops.run(:abs, [term]) end)
+      assert {:error, %{kind: :bad_argument}} = Native.info(term)
+      assert {:error, %{kind: :bad_argument}} = Native.read(term, nil, make_ref())
+      assert {:error, %{kind: :bad_argument}} = Native.eval([term], nil, make_ref())
+    end
+
+    # A reference to something else of ours is no array either.
+    queue = Queue.start()
+    program = Program.new(1, [{:abs, [0], 1}], [1])
+    assert {:error, %{kind: :bad_argument}} = Native.info(queue.ref)
+    assert {:error, %{kind: :bad_argument}} = Native.info(program.ref)
+    assert {:error, %{kind: :bad_argument}} = Native.apply(:abs, [program.ref], nil)
+    assert {:error, %{kind: :bad_argument}} = Native.apply(:abs, [1], nil)
+  end
+
+  test "refuses more memory than there is, also where sizes do not fit 64 bits" do
+    a = Array.scalar(1.0, :f32)
+    huge = Ops.broadcast_to(a, {1_000_000, 1_000_000})
+    error = failure(fn -> Ops.add(huge, 1.0) end)
+    assert %{kind: :out_of_memory, op: "add"} = error
+    assert error.reason =~ "memory limit"
+
+    for shape <- [[65_536, 65_536, 65_536, 65_536], [2_147_483_647, 2_147_483_647, 2_147_483_647]] do
+      assert failure(fn -> Ops.zeros(shape, :f32) end).kind == :out_of_memory
+    end
+
+    assert Array.to_list(Ops.add(a, 1.0)) == 2.0
+  end
+
+  test "a failure while computing reaches whoever reads what was computed from it, and nobody else" do
+    singular = Ops.zeros({3, 3}, :f32)
+    x = Ops.inv(singular)
+    doubled = Ops.add(x, x)
+    other = Ops.add(Array.scalar(1.0, :f32), 1.0)
+
+    assert failure(fn -> Array.to_binary(doubled) end).reason =~ "Inverse"
+    # Asked again, and of what is computed from it, the answer is the same: never the memory that was not written.
+    assert failure(fn -> Array.to_binary(doubled) end).reason =~ "Inverse"
+    assert failure(fn -> Array.to_binary(Ops.sum(doubled)) end).reason =~ "Inverse"
+    assert failure(fn -> Array.to_binary(x) end).reason =~ "Inverse"
+    assert failure(fn -> EMLX.eval([other, x]) end).reason =~ "Inverse"
+
+    assert Array.to_list(other) == 2.0
+    assert Array.to_list(Ops.inv(Ops.eye(2))) == [[1.0, 0.0], [0.0, 1.0]]
+  end
+
+  describe "fused kernels say in the maths' terms what does not fit:" do
+    defp ones(shape), do: Ops.ones(shape, :f32)
+
+    test "rms_norm and layer_norm" do
+      assert failure(fn -> Kernels.rms_norm(ones({2, 8}), ones({4})) end).reason =~
+               "weight must have one axis"
+
+      assert failure(fn -> Kernels.layer_norm(ones({2, 8}), nil, ones({8, 1})) end).reason =~
+               "bias must have one axis"
+
+      assert failure(fn -> Kernels.rms_norm(Ops.ones({2, 8}, :s32), nil) end).reason =~
+               "takes f32, f16 or bf16, got s32"
+
+      assert %Error{} = failure(fn -> Kernels.rms_norm(Array.scalar(1.0, :f32), nil) end)
+    end
+
+    test "rope" do
+      assert failure(fn -> Kernels.rope(ones({2, 8}), 0, nil) end).reason =~ "at least 3 axes"
+
+      assert failure(fn -> Kernels.rope(ones({2, 4, 8}), Ops.zeros({3}, :s32), nil) end).reason =~
+               "each of the 2 batch rows"
+
+      assert %Error{} = failure(fn -> Kernels.rope(ones({2, 4, 8}), 0, nil, dims: 7) end)
+      assert %Error{} = failure(fn -> Kernels.rope(ones({2, 4, 8}), 0, nil, dims: 16) end)
+    end
+
+    test "scaled_dot_product_attention" do
+      attention = &Kernels.scaled_dot_product_attention/4
+      q = ones({2, 8, 16, 64})
+
+      assert failure(fn -> attention.(q, ones({2, 3, 16, 64}), ones({2, 3, 16, 64}), nil) end).reason =~
+               "q is [2, 8, 16, 64], k has 3 heads: 8 is not a multiple of 3"
+
+      assert failure(fn -> attention.(q, ones({2, 8, 16, 32}), q, nil) end).reason =~
+               "size in q and k"
+
+      assert failure(fn -> attention.(ones({8, 16, 64}), q, q, nil) end).reason =~
+               "q must be {batch, heads, length, size}"
+
+      assert failure(fn -> attention.(q, q, q, ones({5, 16})) end).reason =~
+               "does not broadcast to [2, 8, 16, 16]"
+    end
+  end
+end

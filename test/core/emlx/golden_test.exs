@@ -1,0 +1,57 @@
+# Every operation of the native table against the golden values of NumPy and MLX (test/golden).
+defmodule EMLX.GoldenTest do
+  use ExUnit.Case, async: true
+
+  alias EMLX.{Golden, Ops}
+
+  # The fused kernels have their own module.
+  @families Golden.families() -- ["kernels"]
+  for file <- Golden.files(), do: @external_resource(file)
+
+  defp check_all(operation, run) do
+    failures =
+      for case_ <- Golden.cases_of(@families, operation),
+          {:error, text} <- [Golden.check(case_, run)],
+          do: text
+
+    if failures != [] do
+      shown = Enum.take(failures, 8)
+      more = length(failures) - length(shown)
+      flunk(Enum.join(shown, "\n") <> if(more > 0, do: "\nand #{more} cases more", else: ""))
+    end
+  end
+
+  for {operation, count} <- Golden.operations(@families) do
+    @operation operation
+
+    describe "#{operation} (#{count} cases)" do
+      test "gives the reference's shapes, types and values" do
+        check_all(@operation, &Ops.run/2)
+      end
+
+      test "gives them too when its inputs are views with strides" do
+        check_all(@operation, fn op, inputs -> Ops.run(op, Enum.map(inputs, &Golden.scattered/1)) end)
+      end
+    end
+  end
+
+  # Operations without golden values, each with the reason.
+  @without %{}
+
+  test "no operation of the native table is without golden values" do
+    table = File.read!(Path.expand("../../../native/src/op/mod.rs", __DIR__))
+    [_, body] = Regex.run(~r/pub enum Op \{\n(.*?)\n\}\n/s, table)
+
+    names =
+      for [_, name] <- Regex.scan(~r/^    ([A-Z][A-Za-z0-9]*)(?: \{|,)/m, body),
+          do: name |> Macro.underscore() |> String.to_atom()
+
+    assert length(names) > 200
+
+    covered = for {operation, _count} <- Golden.operations(Golden.families()), do: operation
+
+    assert names -- (covered ++ Map.keys(@without)) == []
+    assert covered -- names == [], "there are golden values of operations that do not exist"
+    assert Map.keys(@without) -- names == [], "a reason is given for an operation that does not exist"
+  end
+end

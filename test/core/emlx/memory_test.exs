@@ -1,0 +1,129 @@
+defmodule EMLX.MemoryTest do
+  use ExUnit.Case, async: false
+
+  alias EMLX.{Array, Memory, Ops}
+
+  @mib 1_048_576
+
+  setup do
+    :erlang.garbage_collect()
+    Memory.clear_cache()
+    :ok
+  end
+
+  test "figures follow what is made and dropped" do
+    before = Memory.active()
+    array = EMLX.eval(Ops.iota({1024, 1024}, dtype: :f32))
+    assert (Memory.active() - before) in (4 * @mib)..(4 * @mib + 65_536)
+    Memory.reset_peak()
+    big = EMLX.eval(Ops.add(Ops.tile(array, [4, 1]), 1.0))
+    assert Memory.peak() >= Array.bytes(big)
+    assert Array.size(big) == 4 * @mib
+  end
+
+  test "limits are set and given back" do
+    limit = Memory.limit()
+    assert Memory.set_limit(64 * @mib) == limit
+    assert Memory.limit() == 64 * @mib
+    a = Ops.ones({1024}, :f32)
+
+    assert %{kind: :out_of_memory} =
+             assert_raise(EMLX.Error, fn ->
+               Ops.add(Ops.broadcast_to(a, {32_768, 1024}), 1.0)
+             end)
+
+    assert Memory.set_limit(limit) == 64 * @mib
+    cache = Memory.set_cache_limit(0)
+    assert Memory.set_cache_limit(cache) == 0
+    assert Memory.clear_cache() == :ok
+    assert Memory.cached() == 0
+  end
+
+  # `EMLX_LONG=1` makes it the 100,000 arrays that the bound is meant for; the bound does not depend on the number.
+  @arrays if System.get_env("EMLX_LONG"), do: 100_000, else: 2_000
+  @tag timeout: :infinity
+  test "the garbage collector sees an array's size: #{@arrays} arrays of 8 MiB in turn, none collected by hand" do
+    task =
+      Task.async(fn ->
+        Memory.reset_peak()
+        one = EMLX.eval(Ops.zeros({2 * @mib}, :f32))
+
+        Enum.each(1..@arrays, fn i ->
+          EMLX.eval(Ops.add(one, i * 1.0))
+        end)
+
+        Memory.peak()
+      end)
+
+    assert Task.await(task, :infinity) < 512 * @mib
+  end
+
+  test "arrays made from binaries are seen, too" do
+    binary = :binary.copy(<<0>>, 8 * @mib)
+
+    task =
+      Task.async(fn ->
+        Memory.reset_peak()
+        Enum.each(1..500, fn _ -> Array.from_binary(binary, {2 * @mib}, :f32) end)
+        Memory.peak()
+      end)
+
+    assert Task.await(task, :infinity) < 512 * @mib
+  end
+
+  @tag timeout: 300_000
+  test "a chain of a million operations with no read between runs in bounded memory" do
+    one = Array.scalar(1, :s64)
+    rss = fn -> resident() end
+    before = rss.()
+    last = Enum.reduce(1..1_000_000, one, fn _, acc -> Ops.add(acc, one) end)
+    grown = rss.() - before
+    assert Array.to_list(last) == 1_000_001
+    assert grown < 256 * @mib
+  end
+
+  test "a graph that keeps large inputs alive is submitted before they pile up" do
+    binary = :binary.copy(<<1::64-native>>, @mib)
+    Memory.reset_peak()
+
+    total =
+      Enum.reduce(1..200, Array.scalar(0, :s64), fn i, total ->
+        # 8 MiB that nothing but the unread total refers to.
+        large = Array.from_binary(binary, {@mib}, :s64)
+        Ops.add(total, Ops.multiply(Ops.sum(large), i))
+      end)
+
+    assert Array.to_list(total) == @mib * div(200 * 201, 2)
+    assert Memory.peak() < 768 * @mib
+  end
+
+  @tag timeout: 300_000
+  test "10,000 cycles of create, compute and read leave nothing behind" do
+    cycles = fn count ->
+      Task.await(
+        Task.async(fn ->
+          for i <- 1..count do
+            a = Array.from_binary(<<i::32-native, i + 1::32-native>>, {2}, :s32)
+            assert Array.to_list(Ops.multiply(a, 2)) == [2 * i, 2 * i + 2]
+          end
+        end),
+        :infinity
+      )
+    end
+
+    cycles.(100)
+    Process.sleep(50)
+    before = Memory.active()
+    cycles.(10_000)
+    Process.sleep(50)
+    assert Memory.active() == before
+  end
+
+  # Bytes that the process occupies, where the system tells.
+  defp resident do
+    case File.read("/proc/self/statm") do
+      {:ok, text} -> (text |> String.split() |> Enum.at(1) |> String.to_integer()) * 4096
+      {:error, _} -> 0
+    end
+  end
+end

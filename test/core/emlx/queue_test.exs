@@ -1,0 +1,216 @@
+defmodule EMLX.QueueTest do
+  use ExUnit.Case, async: false
+
+  alias EMLX.{Array, Error, Ops, Program, Queue}
+
+  # A computation whose answer is known and which takes a few nodes: 3n + 2 + … of n elements.
+  defp work(n) do
+    x = Ops.full(Array.scalar(n, :s64), {256}, :s64)
+    Enum.reduce(1..20, x, fn i, acc -> Ops.add(acc, Ops.multiply(x, i)) end) |> Ops.sum()
+  end
+
+  defp answer(n), do: 256 * n * (1 + div(20 * 21, 2))
+
+  test "arrays made under one queue are read under another" do
+    [first, second] = for _ <- 1..2, do: Queue.start()
+    a = Queue.with(first, fn -> work(3) end)
+    b = Queue.with(second, fn -> Ops.add(a, work(4)) end)
+    assert Array.to_list(b) == answer(3) + answer(4)
+    assert Queue.with(second, fn -> Array.to_list(a) end) == answer(3)
+  end
+
+  test "with/2 is for the calling process and ends with the function" do
+    queue = Queue.start()
+
+    catch_error(Queue.with(queue, fn -> raise "out" end))
+    assert Process.get(Queue) == nil
+
+    Queue.with(queue, fn ->
+      assert Process.get(Queue) == queue
+      assert Task.await(Task.async(fn -> Process.get(Queue) end)) == nil
+    end)
+  end
+
+  test "a closed queue answers with an error, and its arrays live on" do
+    queue = Queue.start()
+    a = Queue.with(queue, fn -> work(5) end)
+    assert Queue.close(queue) == :ok
+    assert Queue.close(queue) == :ok
+    error = assert_raise Error, fn -> EMLX.eval(a, queue: queue) end
+    assert error.kind == :queue_closed
+    assert_raise Error, fn -> EMLX.async_eval(a, queue: queue) end
+    assert_raise Error, fn -> Queue.with(queue, fn -> Array.to_binary(work(1)) end) end
+    assert Array.to_list(a) == answer(5)
+  end
+
+  test "callers that wait when a queue closes get an error, not silence" do
+    for _ <- 1..20 do
+      queue = Queue.start()
+      heavy = Ops.matmul(Ops.ones({300, 300}, :f32), Ops.ones({300, 300}, :f32))
+
+      tasks =
+        for _ <- 1..8 do
+          Task.async(fn ->
+            try do
+              EMLX.eval(Ops.add(heavy, 1.0), queue: queue)
+              :done
+            rescue
+              error in Error -> error.kind
+            end
+          end)
+        end
+
+      Queue.close(queue)
+      assert Enum.all?(Task.await_many(tasks, 30_000), &(&1 in [:done, :queue_closed]))
+    end
+  end
+
+  test "a queue that nothing refers to ends its thread" do
+    threads = fn -> length(File.ls!("/proc/self/task")) end
+
+    if File.dir?("/proc/self/task") do
+      rounds = fn count ->
+        for _ <- 1..count do
+          Task.await(Task.async(fn -> Queue.with(Queue.start(), fn -> Array.to_list(work(1)) end) end))
+        end
+      end
+
+      # Streams are kept for the next queue; after the first rounds there are enough of them.
+      rounds.(20)
+      Process.sleep(100)
+      before = threads.()
+      rounds.(200)
+      Process.sleep(200)
+      assert threads.() <= before + 4
+    end
+  end
+
+  test "async_eval does not wait, and callers that run far ahead are held back" do
+    a = Array.scalar(1, :s64)
+
+    last =
+      Enum.reduce(1..2_000, a, fn _, acc -> EMLX.async_eval(Ops.add(acc, 1)) end)
+
+    assert Array.to_list(last) == 2_001
+  end
+
+  @tag timeout: 300_000
+  test "64 processes on one queue and on several, killed at random: right answers, no hang, nothing kept" do
+    seed = System.get_env("EMLX_SEED", "#{:erlang.unique_integer([:positive])}") |> String.to_integer()
+    :rand.seed(:exsss, seed)
+    EMLX.eval(work(1))
+    settle()
+    before = EMLX.Memory.active()
+
+    for queues <- [[nil], [nil | for(_ <- 1..5, do: Queue.start())]], _round <- 1..3 do
+      shared = work(7)
+      parent = self()
+
+      workers =
+        for i <- 1..64 do
+          queue = Enum.random(queues)
+
+          run = fn ->
+            for n <- 1..12 do
+              assert Array.to_list(work(i * n)) == answer(i * n)
+              # All of them evaluate one graph, too.
+              assert Array.to_list(Ops.add(shared, n)) == answer(7) + n
+            end
+
+            send(parent, {:done, i})
+          end
+
+          {i, spawn_monitor(fn -> if queue, do: Queue.with(queue, run), else: run.() end)}
+        end
+
+      {killed, kept} = Enum.split(Enum.shuffle(workers), 24)
+
+      for {_, {pid, _}} <- killed do
+        Process.sleep(:rand.uniform(4))
+        Process.exit(pid, :kill)
+      end
+
+      for {i, {_, monitor}} <- kept do
+        assert_receive {:DOWN, ^monitor, :process, _, :normal}, 60_000, "seed #{seed}: worker #{i}"
+        assert_receive {:done, ^i}
+      end
+
+      for {_, {_, monitor}} <- killed, do: assert_receive({:DOWN, ^monitor, _, _, _}, 60_000)
+      assert Array.to_list(work(2)) == answer(2)
+    end
+
+    settle()
+    assert EMLX.Memory.active() - before < 1_000_000
+  end
+
+  test "outcomes of linear algebra stay with their own callers under load" do
+    good = Ops.eye(3)
+    bad = Ops.zeros({3, 3}, :f32)
+
+    results =
+      1..64
+      |> Enum.map(fn i ->
+        Task.async(fn ->
+          matrix = if rem(i, 3) == 0, do: bad, else: good
+
+          try do
+            Array.to_list(Ops.sum(Ops.inv(matrix)))
+          rescue
+            error in Error -> error.kind
+          end
+        end)
+      end)
+      |> Task.await_many(30_000)
+
+    for {result, i} <- Enum.with_index(results, 1) do
+      assert result == if(rem(i, 3) == 0, do: :mlx, else: 3.0)
+    end
+  end
+
+  describe "programs" do
+    test "replay their instructions, and give up what they do not need" do
+      program =
+        Program.new(2, [{:add, [0, 1], 1}, {:divmod, [2, 1], 2}, {{:sum, %{axes: nil, keepdims: false}}, [3], 1}], [
+          5,
+          4
+        ])
+
+      a = Array.from_list([10, 20, 30], :s32)
+      b = Array.scalar(7, :s32)
+      assert [sum, remainder] = Program.run(program, [a, b])
+      assert Array.to_list(sum) == 2 + 3 + 5
+      assert Array.to_list(remainder) == [3, 6, 2]
+    end
+
+    test "say which instruction does not fit" do
+      assert_raise Error, ~r/instruction 0 \(add\) takes value 5/, fn ->
+        Program.new(1, [{:add, [0, 5], 1}], [1])
+      end
+
+      assert_raise Error, ~r/output 9/, fn -> Program.new(1, [{:abs, [0], 1}], [9]) end
+      assert_raise Error, ~r/unknown operation/, fn -> Program.new(1, [{:nope, [0], 1}], [1]) end
+
+      program = Program.new(2, [{:abs, [0], 1}, {:matmul, [2, 1], 1}], [3])
+      a = Ops.ones({2, 3}, :f32)
+      assert_raise Error, ~r/instruction 1, matmul/, fn -> Program.run(program, [a, a]) end
+      assert_raise Error, ~r/takes 2 inputs, got 1/, fn -> Program.run(program, [a]) end
+    end
+
+    test "carry a late failure to their outputs' readers" do
+      program = Program.new(1, [{:inv, [0], 1}, {:square, [1], 1}], [2])
+      [bad] = Program.run(program, [Ops.zeros({2, 2}, :f32)])
+      [good] = Program.run(program, [Ops.eye(2)])
+      assert_raise Error, ~r/Inverse/, fn -> Array.to_list(bad) end
+      assert_raise Error, ~r/Inverse/, fn -> Array.to_list(Ops.add(bad, 1)) end
+      assert Array.to_list(good) == [[1.0, 0.0], [0.0, 1.0]]
+    end
+  end
+
+  # Lets the processes' garbage go.
+  defp settle do
+    for _ <- 1..5 do
+      for pid <- Process.list(), do: :erlang.garbage_collect(pid)
+      Process.sleep(20)
+    end
+  end
+end
