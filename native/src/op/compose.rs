@@ -69,11 +69,15 @@ fn promoted(a: &Array, b: &Array, s: &Stream) -> Result<(Array, Array)> {
 }
 
 pub fn logical_xor(a: &Array, b: &Array, s: &Stream) -> Result<Array> {
-    mlx::not_equal(
-        &mlx::astype(a, Dtype::Bool, s)?,
-        &mlx::astype(b, Dtype::Bool, s)?,
-        s,
-    )
+    mlx::not_equal(&truth(a, s)?, &truth(b, s)?, s)
+}
+
+/// Whether each element is not zero. MLX's change of type looks at the real part alone.
+fn truth(a: &Array, s: &Stream) -> Result<Array> {
+    match mlx::dtype(a) {
+        Dtype::C64 => mlx::not_equal(a, &int(0, Dtype::C64)?, s),
+        _ => mlx::astype(a, Dtype::Bool, s),
+    }
 }
 
 /// a - trunc(a / b)·b, exact for integers: |a| mod |b| with the sign of a.
@@ -85,6 +89,12 @@ pub fn fmod(a: &Array, b: &Array, s: &Stream) -> Result<Array> {
     }
     if dtype == Dtype::C64 {
         return Err(Error::invalid("complex numbers have no remainder"));
+    }
+    if dtype.is_float() {
+        // Of magnitudes the two are the same, and exact.
+        let r = mlx::remainder(&mlx::abs(&a, s)?, &mlx::abs(&b, s)?, s)?;
+        let negative = mlx::less(&a, &float(0.0, dtype)?, s)?;
+        return mlx::where_(&negative, &mlx::negative(&r, s)?, &r, s);
     }
     // Python's remainder r has the sign of b. Where that is not the sign of a, C's is r - b.
     let r = remainder(&a, &b, s)?;
@@ -147,8 +157,10 @@ pub fn floor_divide(a: &Array, b: &Array, s: &Stream) -> Result<Array> {
         return mlx::floor_divide(&a, &b, s);
     }
     let (a, b) = (integral(&a, s)?, integral(&b, s)?);
-    // The remainder has the sign of b, so that what is left divides exactly.
-    quotient(&mlx::subtract(&a, &remainder(&a, &b, s)?, s)?, &b, s)
+    let q = quotient(&a, &b, s)?;
+    // One less where something remains and the signs differ, that is where the two kinds of remainder do.
+    let lower = mlx::not_equal(&remainder(&a, &b, s)?, &fmod(&a, &b, s)?, s)?;
+    mlx::subtract(&q, &mlx::astype(&lower, mlx::dtype(&q), s)?, s)
 }
 
 /// Booleans as the integers that they are counted in.
@@ -196,9 +208,35 @@ pub fn right_shift(a: &Array, b: &Array, s: &Stream) -> Result<Array> {
     mlx::where_(&too_far, &gone, &mlx::right_shift(&a, &by, s)?, s)
 }
 
-/// The real cube root, of negative numbers too.
+/// exp(a) - 1, of complex numbers too.
+pub fn expm1(a: &Array, s: &Stream) -> Result<Array> {
+    match mlx::dtype(a) {
+        Dtype::C64 => mlx::subtract(&mlx::exp(a, s)?, &int(1, Dtype::C64)?, s),
+        _ => mlx::expm1(a, s),
+    }
+}
+
+/// 1 / (1 + exp(-a)), of complex numbers too.
+pub fn sigmoid(a: &Array, s: &Stream) -> Result<Array> {
+    match mlx::dtype(a) {
+        Dtype::C64 => {
+            let one = int(1, Dtype::C64)?;
+            let exp = mlx::exp(&mlx::negative(a, s)?, s)?;
+            mlx::divide(&one, &mlx::add(&one, &exp, s)?, s)
+        }
+        _ => mlx::sigmoid(a, s),
+    }
+}
+
+/// The real cube root, of negative numbers too; the principal one of complex numbers.
 pub fn cbrt(a: &Array, s: &Stream) -> Result<Array> {
     let dtype = mlx::dtype(a);
+    if dtype == Dtype::C64 {
+        let third = mlx::divide(&mlx::log(a, s)?, &int(3, Dtype::C64)?, s)?;
+        let root = mlx::exp(&third, s)?;
+        let zero = mlx::equal(a, &int(0, Dtype::C64)?, s)?;
+        return mlx::where_(&zero, a, &root, s);
+    }
     let a = if dtype.is_float() {
         mlx::copy(a, s)?
     } else {
@@ -394,7 +432,15 @@ pub fn pad(
         }
         cropped = mlx::slice(&cropped, &start, &stop, &vec![1; a.ndim()], s)?;
     }
-    let positive = |widths: &[i32]| widths.iter().map(|w| (*w).max(0)).collect::<Vec<_>>();
+    // On all axes: MLX's edge mode takes no fewer.
+    let all: Vec<i32> = (0..a.ndim() as i32).collect();
+    let positive = |widths: &[i32]| {
+        let mut whole = vec![0; a.ndim()];
+        for (axis, width) in axes.iter().zip(widths) {
+            whole[*axis as usize] = (*width).max(0);
+        }
+        whole
+    };
     let mode = match mode {
         PadMode::Constant => "constant",
         PadMode::Edge => "edge",
@@ -402,7 +448,7 @@ pub fn pad(
     let value = mlx::astype(value, mlx::dtype(a), s)?;
     mlx::pad(
         &cropped,
-        axes,
+        &all,
         &positive(low),
         &positive(high),
         &value,
@@ -482,7 +528,12 @@ pub fn as_strided(
             a.size()
         )));
     }
-    mlx::as_strided(a, shape, strides, offset as usize, s)
+    if empty {
+        return mlx::zeros(shape, mlx::dtype(a), s);
+    }
+    // MLX strides over a vector's memory as if its elements lay next to each other.
+    let rows = mlx::contiguous(a, false, s)?;
+    mlx::as_strided(&rows, shape, strides, offset as usize, s)
 }
 
 pub fn arange(start: f64, stop: f64, step: f64, dtype: Dtype, s: &Stream) -> Result<Array> {
@@ -911,7 +962,10 @@ pub fn masked_scatter(a: &Array, mask: &Array, values: &Array, s: &Stream) -> Re
     }
     let values = mlx::astype(values, mlx::dtype(a), s)?;
     let flat = mlx::reshape(&values, &[-1], s)?;
-    let mask = mlx::broadcast_to(mask, a.shape(), s)?;
+    // A mask of fewer axes is one of the leading ones.
+    let mut shape = mask.shape().to_vec();
+    shape.resize(a.ndim().max(shape.len()), 1);
+    let mask = mlx::broadcast_to(&mlx::reshape(mask, &shape, s)?, a.shape(), s)?;
     let times = a.size().div_ceil(flat.size().max(1)) as i32;
     let enough = mlx::tile(&flat, &[times], s)?;
     // One place in the running count of the mask for each element that is replaced.

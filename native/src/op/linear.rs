@@ -1,6 +1,6 @@
 //! Products, convolutions and the fused kernels, each with what MLX lacks on one device or in one type.
 
-use super::{check, compose, MaskMode};
+use super::{check, compose, window, MaskMode};
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
@@ -413,18 +413,115 @@ pub fn conv(
             "groups must be positive, got {groups}"
         )));
     }
-    mlx::conv_general(
+    let is_double = [a, weight]
+        .iter()
+        .any(|array| mlx::dtype(array) == Dtype::F64);
+    let crops = padding_low
+        .iter()
+        .chain(padding_high)
+        .any(|width| *width < 0);
+    let dilates = input_dilation.iter().any(|step| *step > 1);
+    if !is_double && !(crops && dilates) {
+        return mlx::conv_general(
+            a,
+            weight,
+            stride,
+            padding_low,
+            padding_high,
+            kernel_dilation,
+            input_dilation,
+            groups,
+            flip,
+            s,
+        );
+    }
+    // MLX crops before it dilates; a convolution is defined the other way round.
+    let whole = |widths: Vec<i32>| [vec![0], widths, vec![0]].concat();
+    let between = input_dilation.iter().map(|step| step - 1).collect();
+    let zero = mlx::zeros(&[], mlx::dtype(a), s)?;
+    let padded = compose::pad_interior(
         a,
+        &zero,
+        &whole(padding_low.to_vec()),
+        &whole(padding_high.to_vec()),
+        &whole(between),
+        s,
+    )?;
+    if is_double {
+        return double_conv(&padded, weight, stride, kernel_dilation, groups, flip, s);
+    }
+    let (none, one) = (vec![0; space], vec![1; space]);
+    mlx::conv_general(
+        &padded,
         weight,
         stride,
-        padding_low,
-        padding_high,
+        &none,
+        &none,
         kernel_dilation,
-        input_dilation,
+        &one,
         groups,
         flip,
         s,
     )
+}
+
+/// A convolution of f64 as matrix products of its windows: MLX computes it in f32, or not at all.
+fn double_conv(
+    a: &Array,
+    weight: &Array,
+    stride: &[i32],
+    kernel_dilation: &[i32],
+    groups: i32,
+    flip: bool,
+    s: &Stream,
+) -> Result<Array> {
+    let rank = a.ndim();
+    let (last, space) = (rank - 1, rank - 2);
+    let fits = weight.ndim() == rank
+        && weight.shape()[0] % groups == 0
+        && weight.shape()[last] * groups == a.shape()[last];
+    let reaches = |i: usize| (weight.shape()[i] - 1) * kernel_dilation[i - 1] < a.shape()[i];
+    if !fits || weight.size() == 0 || !(1..=space).all(reaches) {
+        return Err(Error::invalid(format!(
+            "a weight of shape {:?} in {groups} groups does not fit the padded input {:?}",
+            weight.shape(),
+            a.shape()
+        )));
+    }
+    let mut kernel = mlx::astype(weight, Dtype::F64, s)?;
+    if flip {
+        let axes: Vec<i32> = (1..=space as i32).collect();
+        kernel = mlx::flip(&kernel, &axes, s)?;
+    }
+    let a = mlx::astype(a, Dtype::F64, s)?;
+    let (inside, outside) = (weight.shape()[last], weight.shape()[0] / groups);
+    let window = [&[1], &weight.shape()[1..]].concat();
+    let strides = [&[1], stride, &[1]].concat();
+    let dilation = [&[1], kernel_dilation, &[1]].concat();
+    let terms: i32 = window.iter().product();
+    let part = |array: &Array, axis: usize, from: i32, to: i32| {
+        let mut start = vec![0; rank];
+        let mut stop = array.shape().to_vec();
+        (start[axis], stop[axis]) = (from, to);
+        mlx::slice(array, &start, &stop, &vec![1; rank], s)
+    };
+    let mut products = Vec::with_capacity(groups as usize);
+    for group in 0..groups {
+        let input = part(&a, last, group * inside, (group + 1) * inside)?;
+        let rows = part(&kernel, 0, group * outside, (group + 1) * outside)?;
+        let windows = window::view(&input, &window, &strides, &dilation, s)?;
+        let mut shape = windows.shape()[..=space].to_vec();
+        let places = shape.iter().product();
+        let columns = mlx::transpose(&mlx::reshape(&rows, &[outside, terms], s)?, &[1, 0], s)?;
+        let windows = mlx::reshape(&windows, &[places, terms], s)?;
+        shape.push(outside);
+        products.push(mlx::reshape(
+            &mlx::matmul(&windows, &columns, s)?,
+            &shape,
+            s,
+        )?);
+    }
+    mlx::concatenate(&Vector::new(&products), last as i32, s)
 }
 
 /// The gradient of a convolution by its input: the strides dilate the input, the kernel is flipped.
@@ -519,7 +616,7 @@ pub fn check_system(a: &Array, b: &Array) -> Result<()> {
         (_, rank) if rank >= 2 => b.shape().get(rank - 2),
         _ => b.shape().last(),
     };
-    if rows != Some(&n) || b.size() == 0 {
+    if rows != Some(&n) {
         return Err(Error::invalid(format!(
             "a is {:?}, b is {:?}: b must have {n} rows",
             a.shape(),

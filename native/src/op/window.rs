@@ -141,7 +141,9 @@ pub fn view(
     if shape.contains(&0) {
         return mlx::zeros(&shape, mlx::dtype(a), s);
     }
-    mlx::as_strided(a, &shape, &steps, 0, s)
+    // MLX strides over a vector's memory as if its elements lay next to each other.
+    let rows = mlx::contiguous(a, false, s)?;
+    mlx::as_strided(&rows, &shape, &steps, 0, s)
 }
 
 pub fn reduce(a: &Array, reduction: Reduction, windows: &Windows, s: &Stream) -> Result<Array> {

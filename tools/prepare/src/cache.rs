@@ -38,13 +38,28 @@ impl Cache {
         if entry.is_dir() {
             return Ok(entry);
         }
-        let temporary = self.folder.join(format!(".{name}.part"));
-        remove_folder(&temporary)?;
+        self.remove_parts()?;
+        // A killed run's children may write on for a while: each run has a folder of its own.
+        let temporary = self.folder.join(format!(".{name}.{}.part", process::id()));
         fs::create_dir_all(&temporary)?;
         make(&temporary)?;
         fs::rename(&temporary, &entry)
             .with_context(|| format!("cannot make {}", entry.display()))?;
         Ok(entry)
+    }
+
+    /// Removes what interrupted runs left. The lock is held, so nobody works on it.
+    fn remove_parts(&self) -> Result<()> {
+        for entry in fs::read_dir(&self.folder)? {
+            let path = entry?.path();
+            if path
+                .extension()
+                .is_some_and(|extension| extension == "part")
+            {
+                remove_folder(&path)?;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -1,0 +1,18 @@
+# What building one node costs from Elixir: `mix run bench/dispatch.exs`. A chain of 20,000 additions, which is evaluated
+# after it is built; the median of 9 chains.
+alias EMLX.{Array, Ops}
+
+one = Array.scalar(1.0, :f32)
+chain = fn n -> Enum.reduce(1..n, one, fn _, sum -> Ops.add(sum, one) end) end
+chain.(1_000)
+
+times =
+  for _ <- 1..9 do
+    # What the chain before left is not this one's cost.
+    :erlang.garbage_collect()
+    {time, last} = :timer.tc(fn -> chain.(20_000) end)
+    20_001.0 = Array.to_list(last)
+    time / 20_000
+  end
+
+IO.puts("#{times |> Enum.sort() |> Enum.at(4) |> Float.round(2)} µs a node")
