@@ -94,7 +94,7 @@ defmodule Mix.Tasks.Compile.EmlxNative do
 
   # Exchanges the file rather than writes into it: another VM may have the old one loaded.
   defp copy(from, to) do
-    temporary = "#{to}.part"
+    temporary = "#{to}.#{System.pid()}.part"
     File.mkdir_p!(Path.dirname(to))
     File.cp!(from, temporary)
     File.rename!(temporary, to)

@@ -9,6 +9,8 @@ mod dtype;
 mod error;
 mod file;
 mod mlx;
+#[cfg(test)]
+mod no_vm;
 mod op;
 mod program;
 mod queue;

@@ -138,3 +138,37 @@ pub fn build(
     }
     Ok(outputs)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn instruction(op: Op, inputs: &[usize], outputs: usize) -> Instruction {
+        Instruction {
+            op,
+            inputs: inputs.iter().copied().map(Some).collect(),
+            outputs,
+        }
+    }
+
+    #[test]
+    fn values_are_given_up_after_their_last_use() {
+        let instructions = vec![
+            instruction(Op::Add, &[0, 1], 1),
+            instruction(Op::Multiply, &[2, 0], 1),
+            instruction(Op::Abs, &[3], 1),
+        ];
+        let program = Program::new(2, instructions, vec![4, 2]).expect("well-formed");
+        // Value 2 is an output, value 4 too; 1 goes after the first instruction, 0 after the second.
+        assert_eq!(program.last_uses, vec![vec![1], vec![0], vec![3]]);
+    }
+
+    #[test]
+    fn values_from_the_future_are_refused() {
+        let instructions = vec![instruction(Op::Abs, &[1], 1)];
+        let error = Program::new(1, instructions, vec![1])
+            .err()
+            .expect("refused");
+        assert!(error.to_string().contains("takes value 1"));
+    }
+}

@@ -299,7 +299,7 @@ impl Shared {
                 let refs: Vec<&Array> = outputs.iter().map(|output| output.array()).collect();
                 // Nobody waits for this result; a failure is kept in the outcomes.
                 let _ = guard("run", || {
-                    self.finish(&refs, &[self.stream.clone()], &outcomes, false)
+                    self.finish(&refs, std::slice::from_ref(&self.stream), &outcomes, false)
                 });
             }
         }

@@ -104,6 +104,36 @@ defmodule EMLX.Golden do
     end
   end
 
+  @doc """
+  Compares an array with its reference in f64, `:ok` or `{:error, text}`, by the tolerance of the array's own type.
+  """
+  @spec compare(binary, Array.t(), Array.t(), Tolerance.t()) :: :ok | {:error, binary}
+  def compare(label, have, want, tolerance) do
+    shape = Array.shape(want)
+
+    if Array.shape(have) != shape do
+      {:error, "#{label}: shape #{inspect(Array.shape(have))}, expected #{inspect(shape)}"}
+    else
+      {absolute, relative} = tolerance = Tolerance.of(tolerance, Array.dtype(have))
+      wide = Ops.run({:astype, %{dtype: :f64}}, [have])
+      distance = Ops.abs(Ops.subtract(wide, want))
+      allowed = want |> Ops.abs() |> Ops.multiply(relative) |> Ops.add(absolute)
+      near = Ops.less_equal(distance, allowed)
+
+      if Array.to_list(Ops.all(near)) do
+        :ok
+      else
+        flat = near |> Array.to_binary() |> :binary.match(<<0>>) |> elem(0)
+        [x, y] = for array <- [wide, want], do: array |> Array.to_binary() |> decode(:f64) |> Enum.at(flat)
+        place = list(place(flat, Tuple.to_list(shape)))
+
+        {:error,
+         "#{label}: element #{place} is #{inspect(x)}, expected #{inspect(y)} " <>
+           "(#{Array.dtype(have)}#{list(Tuple.to_list(shape))}, allowed #{inspect(tolerance)})"}
+      end
+    end
+  end
+
   defp array(_case, nil), do: nil
 
   defp array(case_, {dtype, shape, offset, length}) do
@@ -130,7 +160,7 @@ defmodule EMLX.Golden do
     {found_dtype, found_shape} = {Array.dtype(have), Tuple.to_list(Array.shape(have))}
 
     if found_dtype != dtype or found_shape != shape do
-      {:error, "#{where} is #{found_dtype}#{inspect(found_shape)}, expected #{dtype}#{inspect(shape)}"}
+      {:error, "#{where} is #{found_dtype}#{list(found_shape)}, expected #{dtype}#{list(shape)}"}
     else
       want = bytes(case_, offset, length)
       have = Array.to_binary(have)
@@ -159,13 +189,15 @@ defmodule EMLX.Golden do
 
       [{{x, y, _, _}, i} | _] = all ->
         {:error,
-         "#{where}: element #{inspect(place(i, shape))} is #{inspect(y)}, expected #{inspect(x)} " <>
-           "(#{dtype}#{inspect(shape)}, #{length(all)} of #{Enum.product(shape)} differ by more than #{inspect(tolerance)})"}
+         "#{where}: element #{list(place(i, shape))} is #{inspect(y)}, expected #{inspect(x)} " <>
+           "(#{dtype}#{list(shape)}, #{length(all)} of #{Enum.product(shape)} differ by more than #{inspect(tolerance)})"}
     end
   end
 
+  defp list(numbers), do: inspect(numbers, charlists: :as_lists)
+
   defp not_a_number?(:nan, :nan), do: true
-  defp not_a_number?({a, b}, {c, d}), do: (:nan in [a, b] and :nan in [c, d]) or false
+  defp not_a_number?({a, b}, {c, d}), do: :nan in [a, b] and :nan in [c, d]
   defp not_a_number?(_, _), do: false
 
   defp place(flat, shape) do

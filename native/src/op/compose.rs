@@ -2,6 +2,7 @@
 
 use super::check;
 use super::{NonFinite, Number, PadMode, Side};
+use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::mlx::{self, Stream, Vector};
@@ -354,6 +355,25 @@ pub fn count_leading_zeros(a: &Array, s: &Stream) -> Result<Array> {
     mlx::astype(&mlx::subtract(&int(width, dtype)?, &set, s)?, given, s)
 }
 
+type Reduce = fn(&Array, &[i32], bool, &Stream) -> Result<Array>;
+
+/// Sums and products of 16-bit floats in f32: on the CPU MLX adds them one by one in 16 bits, and a sum of ones ends at 256.
+pub fn reduce_wide(
+    a: &Array,
+    axes: &[i32],
+    keepdims: bool,
+    reduce: Reduce,
+    device: Device,
+    s: &Stream,
+) -> Result<Array> {
+    let dtype = mlx::dtype(a);
+    if device != Device::Cpu || !dtype.is_half() {
+        return reduce(a, axes, keepdims, s);
+    }
+    let wide = mlx::astype(a, Dtype::F32, s)?;
+    mlx::astype(&reduce(&wide, axes, keepdims, s)?, dtype, s)
+}
+
 pub fn argmax(a: &Array, axis: Option<i32>, keepdims: bool, s: &Stream) -> Result<Array> {
     arg_reduce(a, axis, keepdims, mlx::argmax, s)
 }
@@ -628,7 +648,7 @@ pub fn gather(
     s: &Stream,
 ) -> Result<Array> {
     check::lengths(&[("axes", axes.len())], indices.len())?;
-    check::axes(a, axes)?;
+    let axes = &check::axes(a, axes)?;
     check::lengths(&[("slice_sizes", slice_sizes.len())], a.ndim())?;
     for (size, length) in slice_sizes.iter().zip(a.shape()) {
         if *size < 0 || size > length {
@@ -669,7 +689,7 @@ pub fn scatter(
     s: &Stream,
 ) -> Result<Array> {
     check::lengths(&[("axes", axes.len())], indices.len())?;
-    check::axes(a, axes)?;
+    let axes = &check::axes(a, axes)?;
     let zero = int(0, Dtype::S32)?;
     let mut outside: Option<Array> = None;
     let mut within = Vec::with_capacity(indices.len());

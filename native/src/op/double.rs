@@ -85,7 +85,7 @@ const ERF_NEAR: [f64; 13] = [
     -0.026866170645076792,
     0.11283791670954879,
     -0.3761263890318375,
-    1.1283791670955126,
+    std::f64::consts::FRAC_2_SQRT_PI,
 ];
 
 /// log(erfc(z)·exp(z²) / t) as a polynomial in 2t - 1, with t = 2 / (2 + z), for z from 0 on: the Chebyshev expansion.

@@ -5,6 +5,8 @@ mod check;
 mod compose;
 mod double;
 mod linear;
+#[cfg(test)]
+mod tests;
 mod window;
 
 use crate::device::Device;
@@ -1136,13 +1138,19 @@ impl Op {
             Op::ToFp8 => unary!(mlx::to_fp8),
             Op::FromFp8 { dtype } => unary!(mlx::from_fp8, *dtype),
 
-            Op::Sum { axes, keepdims } => reduce!(mlx::sum, axes, *keepdims),
-            Op::Prod { axes, keepdims } => reduce!(mlx::prod, axes, *keepdims),
+            Op::Sum { axes, keepdims } => {
+                reduce!(compose::reduce_wide, axes, *keepdims, mlx::sum, device)
+            }
+            Op::Prod { axes, keepdims } => {
+                reduce!(compose::reduce_wide, axes, *keepdims, mlx::prod, device)
+            }
             Op::Max { axes, keepdims } => reduce!(mlx::max, axes, *keepdims),
             Op::Min { axes, keepdims } => reduce!(mlx::min, axes, *keepdims),
             Op::All { axes, keepdims } => reduce!(mlx::all, axes, *keepdims),
             Op::Any { axes, keepdims } => reduce!(mlx::any, axes, *keepdims),
-            Op::Mean { axes, keepdims } => reduce!(mlx::mean, axes, *keepdims),
+            Op::Mean { axes, keepdims } => {
+                reduce!(compose::reduce_wide, axes, *keepdims, mlx::mean, device)
+            }
             Op::Median { axes, keepdims } => reduce!(mlx::median, axes, *keepdims),
             Op::Var {
                 axes,

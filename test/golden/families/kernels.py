@@ -175,7 +175,7 @@ def add_attention(cases):
         one("sinks, causal", dtype, q, k, v, sinks=sinks, causal=True)
         one("sinks, boolean mask", dtype, q, k, v, none, sinks=sinks)
         one("sinks, added mask", dtype, q, k, v, cut, sinks=sinks)
-        one("scale 0.4", dtype, q, k, v, scale=0.4)
+        one("scale 0.1", dtype, q, k, v, scale=0.1)
         one("values of another size", dtype, q, k, draw((2, 2, 4, 16), dtype, 11))
         q, k, v = triple(dtype, 1, 2, 2, 24, 24, 32)
         one("lengths 24/24", dtype, q, k, v)

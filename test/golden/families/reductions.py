@@ -112,8 +112,9 @@ def add_special(cases):
     one(cases, "any", "c64 imaginary", arr([[0j, 1j], [0j, 0j]], "c64"), [1])
     # Many small numbers: what a naive 16-bit sum loses.
     for dtype in HALF:
-        for name in ("sum", "mean"):
+        for name in ("sum", "mean", "logsumexp"):
             one(cases, name, f"{dtype} many", noise((4, 700), dtype, 0.5, 1.5), [1])
+            one(cases, name, f"{dtype} many rows", noise((700, 3), dtype, 0.5, 1.5), [0])
 
 
 def add_spread(cases):
@@ -135,6 +136,8 @@ def add_spread(cases):
         for axes in AXES[:4] + [[3]]:
             for keepdims in (False, True):
                 spread(f"f32 axes {axes} {keepdims}", noise((2, 3, 2, 2), "f32"), axes, keepdims, 1)
+        for dtype in HALF:
+            spread(f"{dtype} many", noise((3, 700), dtype, -1, 3), [1], False, 0)
         spread("f32 far from zero", arr([1000.0, 1000.5, 1001.0, 999.0], "f32"), None, False, 0)
         spread("f32 equal", arr([3.0, 3.0, 3.0], "f32"), None, False, 1)
         spread("f32 nan", arr([3.0, NAN, 3.0], "f32"), None, False, 0)
@@ -156,6 +159,8 @@ def add_softmax(cases):
     for dtype in REAL:
         for precise in (False, True):
             softmax(f"{dtype} {precise}", noise((2, 3, 5), dtype, -4, 4), [-1], precise, "summed")
+    for dtype in HALF:
+        softmax(f"{dtype} many", noise((2, 700), dtype, -1, 1), [-1], True)
     for axes in (None, [0], [1], [0, -1]):
         softmax(f"f32 axes {axes}", noise((2, 3, 4), "f32", -4, 4), axes, False)
     softmax("f32 large", arr([[1000.0, 1001.0, 999.0], [-1000.0, -1002.0, 0.0]], "f32"), [-1], False)
@@ -248,6 +253,9 @@ def add_running(cases):
                 for inclusive in (False, True):
                     values = noise((3, 2, 4), "f32", 0.5, 1.5)
                     add_one(f"f32 axis {axis} {reverse} {inclusive}", values, axis, reverse, inclusive)
+        if name in ("cumsum", "logcumsumexp"):
+            for dtype in HALF:
+                add_one(f"{dtype} many", noise((2, 300), dtype, 0.5, 1.5), 1, False, True)
         add_one("f32 4-D", noise((2, 1, 3, 2), "f32"), 2, True, True)
         add_one("f32 one", noise((3, 1), "f32"), 1, False, True)
         special = arr([[1, NAN, 2, 3], [1, INF, 2, -INF], [-INF, -INF, 1, 2]], "f32")

@@ -1,0 +1,136 @@
+//! What can be tested without the BEAM: the table's names, the checks, and a few operations end to end.
+
+use super::*;
+use crate::device::Device;
+
+fn run(op: Op, inputs: &[&Array]) -> Result<Vec<Array>> {
+    mlx::init();
+    let inputs: Vec<Option<&Array>> = inputs.iter().map(|array| Some(*array)).collect();
+    crate::program::build(&op, &inputs, Device::Cpu, Device::Cpu.stream()?)
+}
+
+fn one(op: Op, inputs: &[&Array]) -> Array {
+    let mut outputs = run(op, inputs).expect("the operation is well-formed");
+    outputs.pop().expect("one output")
+}
+
+/// The values of a computed array of s32.
+fn values(array: &Array) -> Vec<i32> {
+    let stream = Device::Cpu.stream().expect("the CPU is there");
+    let rows = mlx::contiguous(array, false, stream).expect("a copy");
+    mlx::async_eval(&[&rows], &mlx::graph_lock()).expect("submitted");
+    stream.synchronize().expect("computed");
+    let bytes = unsafe { mlx::bytes(&rows) }.expect("in rows");
+    bytes
+        .chunks(4)
+        .map(|word| i32::from_ne_bytes(word.try_into().expect("four bytes")))
+        .collect()
+}
+
+fn ints(list: &[i32], shape: &[i32]) -> Array {
+    mlx::init();
+    let bytes: Vec<u8> = list.iter().flat_map(|n| n.to_ne_bytes()).collect();
+    mlx::from_bytes(&bytes, shape, Dtype::S32).expect("bytes of the shape")
+}
+
+fn message(result: Result<Vec<Array>>) -> String {
+    match result {
+        Ok(_) => panic!("should have been refused"),
+        Err(error) => error.to_string(),
+    }
+}
+
+#[test]
+fn names_are_those_of_elixir() {
+    assert_eq!(Op::Add.name(), "add");
+    assert_eq!(Op::CountLeadingZeros.name(), "count_leading_zeros");
+    assert_eq!(Op::Round { decimals: 1 }.name(), "round");
+    let axes = Some(vec![0]);
+    let sum = Op::Sum {
+        axes,
+        keepdims: false,
+    };
+    assert_eq!(sum.name(), "sum");
+}
+
+#[test]
+fn integers_divide_without_trapping() {
+    let a = ints(&[7, -7, i32::MIN, 5, i32::MIN], &[5]);
+    let b = ints(&[2, 2, -1, 0, 3], &[5]);
+    assert_eq!(
+        values(&one(Op::Quotient, &[&a, &b])),
+        [3, -3, i32::MIN, 0, -715_827_882]
+    );
+    assert_eq!(
+        values(&one(Op::FloorDivide, &[&a, &b])),
+        [3, -4, i32::MIN, 0, -715_827_883]
+    );
+    assert_eq!(values(&one(Op::Remainder, &[&a, &b])), [1, 1, 0, 0, 1]);
+    assert_eq!(values(&one(Op::Fmod, &[&a, &b])), [1, -1, 0, 0, -2]);
+}
+
+#[test]
+fn integer_products_are_exact_where_f32_and_f64_are_not() {
+    let a = ints(&[0x7fff_fffb; 64 * 64], &[64, 64]);
+    let expected = (0..64).fold(0i32, |sum, _| {
+        sum.wrapping_add(0x7fff_fffbi32.wrapping_mul(0x7fff_fffb))
+    });
+    assert!(values(&one(Op::Matmul, &[&a, &a]))
+        .iter()
+        .all(|value| *value == expected));
+}
+
+#[test]
+fn updates_outside_are_dropped_and_reads_clamped() {
+    let a = ints(&[1, 2, 3], &[3]);
+    let index = ints(&[0, 3, -1, -4, i32::MAX], &[5]);
+    let updates = ints(&[10, 20, 30, 40, 50], &[5, 1]);
+    let added = one(Op::ScatterAdd { axes: vec![0] }, &[&a, &updates, &index]);
+    assert_eq!(values(&added), [11, 2, 33]);
+    let taken = one(Op::Take { axis: 0 }, &[&a, &index]);
+    assert_eq!(values(&taken), [1, 3, 3, 1, 3]);
+}
+
+#[test]
+fn what_mlx_takes_for_granted_is_refused() {
+    let a = ints(&[1, 2, 3, 4], &[2, 2]);
+    let strides = Op::Slice {
+        start: vec![0, 0],
+        stop: vec![2, 2],
+        strides: vec![1, 0],
+    };
+    assert!(message(run(strides, &[&a])).contains("strides must not be 0"));
+    let axes = Op::Transpose { axes: vec![0, 0] };
+    assert!(message(run(axes, &[&a])).contains("named twice"));
+    let shape = Op::Reshape { shape: vec![-1, 0] };
+    assert!(message(run(shape, &[&a])).contains("cannot become"));
+    let reach = Op::AsStrided {
+        shape: vec![3],
+        strides: vec![2],
+        offset: 0,
+    };
+    assert!(message(run(reach, &[&a])).contains("reaches outside"));
+    assert!(message(run(Op::Add, &[&a])).contains("takes 2 arrays, got 1"));
+}
+
+#[test]
+fn einsum_equations_are_read_before_mlx_reads_them() {
+    let a = ints(&[1, 2, 3, 4], &[2, 2]);
+    let equation = |text: &str| Op::Einsum {
+        subscripts: text.into(),
+    };
+    for bad in [
+        "ij",
+        "ij,jk->ik",
+        "i->i",
+        "ij->ik",
+        "ij->ii",
+        "i1->i",
+        "ij->i->j",
+    ] {
+        let inputs: &[&Array] = if bad == "ij" { &[&a, &a] } else { &[&a] };
+        assert!(run(equation(bad), inputs).is_err(), "{bad}");
+    }
+    assert_eq!(values(&one(equation("ii->i"), &[&a])), [1, 4]);
+    assert_eq!(values(&one(equation("ij,jk"), &[&a, &a])), [7, 10, 15, 22]);
+}
