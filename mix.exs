@@ -51,11 +51,11 @@ defmodule EMLX.MixProject do
   # With Hex the dependencies are applications of their own accord.
   defp applications, do: if(nx?() and not hex?(), do: [:nx, :telemetry], else: [])
 
-  defp elixirc_paths(env) do
-    ["lib/core"] ++
-      if(nx?(), do: ["lib/nx"], else: []) ++
-      if(env == :test, do: Enum.filter(["test/support"], &File.dir?/1), else: [])
-  end
+  defp elixirc_paths(:test), do: elixirc_paths(:dev) ++ support()
+  defp elixirc_paths(_), do: ["lib/core"] ++ if(nx?(), do: ["lib/nx"], else: [])
+
+  # What stands in test/support itself serves all tiers.
+  defp support, do: Path.wildcard("test/support/*.ex") ++ if(nx?(), do: ["test/support/nx"], else: [])
 
   defp test_paths do
     case System.get_env("EMLX_TIER", "") do

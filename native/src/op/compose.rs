@@ -81,6 +81,85 @@ fn truth(a: &Array, s: &Stream) -> Result<Array> {
     }
 }
 
+pub fn astype(a: &Array, dtype: Dtype, s: &Stream) -> Result<Array> {
+    match dtype {
+        Dtype::Bool => truth(a, s),
+        _ => mlx::astype(a, dtype, s),
+    }
+}
+
+pub fn logical_not(a: &Array, s: &Stream) -> Result<Array> {
+    mlx::logical_not(&truth(a, s)?, s)
+}
+
+pub fn logical_and(a: &Array, b: &Array, s: &Stream) -> Result<Array> {
+    mlx::logical_and(&truth(a, s)?, &truth(b, s)?, s)
+}
+
+pub fn logical_or(a: &Array, b: &Array, s: &Stream) -> Result<Array> {
+    mlx::logical_or(&truth(a, s)?, &truth(b, s)?, s)
+}
+
+/// Of booleans MLX's CPU form gives the first operand where it writes the result over it.
+pub fn bitwise_xor(a: &Array, b: &Array, s: &Stream) -> Result<Array> {
+    if mlx::dtype(a) == Dtype::Bool && mlx::dtype(b) == Dtype::Bool {
+        return mlx::not_equal(a, b, s);
+    }
+    mlx::bitwise_xor(a, b, s)
+}
+
+/// In f32 for 16-bit floats on the CPU, where MLX adds them up in their own width and so loses most of a long sum.
+pub fn in_single(
+    a: &Array,
+    device: Device,
+    s: &Stream,
+    compute: impl Fn(&Array) -> Result<Array>,
+) -> Result<Array> {
+    let dtype = mlx::dtype(a);
+    if device != Device::Cpu || !dtype.is_half() {
+        return compute(a);
+    }
+    let out = compute(&mlx::astype(a, Dtype::F32, s)?)?;
+    match mlx::dtype(&out) {
+        Dtype::F32 => mlx::astype(&out, dtype, s),
+        _ => Ok(out),
+    }
+}
+
+/// A reduction whose value over no elements is `of_none`: MLX's may not end where an axis of a view is empty.
+pub fn total(
+    a: &Array,
+    axes: &[i32],
+    keepdims: bool,
+    of_none: f64,
+    device: Device,
+    s: &Stream,
+    reduce: impl Fn(&Array) -> Result<Array>,
+) -> Result<Array> {
+    if a.size() > 0 {
+        return in_single(a, device, s, reduce);
+    }
+    // One element stands for none: the shape and the type of the result are those of any reduction.
+    let sizes = a.shape().iter().enumerate();
+    let one: Vec<i32> = sizes
+        .map(|(axis, size)| {
+            if axes.contains(&(axis as i32)) {
+                1
+            } else {
+                *size
+            }
+        })
+        .collect();
+    let one = mlx::zeros(&one, mlx::dtype(a), s)?;
+    let dtype = mlx::dtype(&reduce(&mlx::zeros(&vec![1; a.ndim()], mlx::dtype(a), s)?)?);
+    let shape = if keepdims {
+        one.shape().to_vec()
+    } else {
+        mlx::squeeze(&one, axes, s)?.shape().to_vec()
+    };
+    mlx::full(&shape, &float(of_none, dtype)?, dtype, s)
+}
+
 /// a - trunc(a / b)·b, exact for integers: |a| mod |b| with the sign of a.
 pub fn fmod(a: &Array, b: &Array, s: &Stream) -> Result<Array> {
     let (a, b) = promoted(a, b, s)?;
@@ -353,25 +432,6 @@ pub fn count_leading_zeros(a: &Array, s: &Stream) -> Result<Array> {
     }
     let set = population_count(&x, s)?;
     mlx::astype(&mlx::subtract(&int(width, dtype)?, &set, s)?, given, s)
-}
-
-type Reduce = fn(&Array, &[i32], bool, &Stream) -> Result<Array>;
-
-/// Sums and products of 16-bit floats in f32: on the CPU MLX adds them one by one in 16 bits, and a sum of ones ends at 256.
-pub fn reduce_wide(
-    a: &Array,
-    axes: &[i32],
-    keepdims: bool,
-    reduce: Reduce,
-    device: Device,
-    s: &Stream,
-) -> Result<Array> {
-    let dtype = mlx::dtype(a);
-    if device != Device::Cpu || !dtype.is_half() {
-        return reduce(a, axes, keepdims, s);
-    }
-    let wide = mlx::astype(a, Dtype::F32, s)?;
-    mlx::astype(&reduce(&wide, axes, keepdims, s)?, dtype, s)
 }
 
 pub fn argmax(a: &Array, axis: Option<i32>, keepdims: bool, s: &Stream) -> Result<Array> {

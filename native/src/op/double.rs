@@ -207,6 +207,10 @@ pub fn softmax(a: &Array, axes: &[i32], precise: bool, s: &Stream) -> Result<Arr
 }
 
 pub fn logsumexp(a: &Array, axes: &[i32], keepdims: bool, s: &Stream) -> Result<Array> {
+    if !mlx::dtype(a).is_float() && mlx::dtype(a) != Dtype::C64 {
+        // MLX subtracts the largest first, which unsigned integers and booleans cannot.
+        return mlx::logsumexp(&mlx::astype(a, Dtype::F32, s)?, axes, keepdims, s);
+    }
     if mlx::dtype(a) != Dtype::F64 {
         return mlx::logsumexp(a, axes, keepdims, s);
     }
@@ -217,4 +221,61 @@ pub fn logsumexp(a: &Array, axes: &[i32], keepdims: bool, s: &Stream) -> Result<
     } else {
         mlx::squeeze(&sum, axes, s)
     }
+}
+
+/// To a number of decimals.
+pub fn round(a: &Array, decimals: i32, s: &Stream) -> Result<Array> {
+    if mlx::dtype(a) != Dtype::F64 || decimals == 0 {
+        return mlx::round(a, decimals, s);
+    }
+    let scale = scalar(10f64.powi(decimals.abs()))?;
+    if decimals > 0 {
+        mlx::divide(&mlx::round(&mlx::multiply(a, &scale, s)?, 0, s)?, &scale, s)
+    } else {
+        mlx::multiply(&mlx::round(&mlx::divide(a, &scale, s)?, 0, s)?, &scale, s)
+    }
+}
+
+/// sign · exp(log |det|).
+pub fn det(a: &Array, s: &Stream) -> Result<Array> {
+    if mlx::dtype(a) != Dtype::F64 {
+        return mlx::det(a, s);
+    }
+    let parts = mlx::slogdet(a, s)?;
+    mlx::multiply(&parts[0], &exp(&parts[1], s)?, s)
+}
+
+/// Each step adds what stands twice as far before, so that the number of steps is the logarithm of the length.
+pub fn logcumsumexp(
+    a: &Array,
+    axis: i32,
+    reverse: bool,
+    inclusive: bool,
+    s: &Stream,
+) -> Result<Array> {
+    if mlx::dtype(a) != Dtype::F64 {
+        return mlx::logcumsumexp(a, axis, reverse, inclusive, s);
+    }
+    let length = a.shape()[axis as usize];
+    let nothing = scalar(f64::NEG_INFINITY)?;
+    let moved = |array: &Array, by: i32| -> Result<Array> {
+        let mut stop = array.shape().to_vec();
+        stop[axis as usize] = length - by;
+        let kept = mlx::slice(array, &vec![0; stop.len()], &stop, &vec![1; stop.len()], s)?;
+        mlx::pad(&kept, &[axis], &[by], &[0], &nothing, "constant", s)
+    };
+    let turn = |array: &Array| match reverse {
+        true => mlx::flip(array, &[axis], s),
+        false => mlx::share(array),
+    };
+    let mut sum = turn(a)?;
+    let mut by = 1;
+    while by < length {
+        sum = logaddexp(&sum, &moved(&sum, by)?, s)?;
+        by *= 2;
+    }
+    if !inclusive {
+        sum = moved(&sum, 1)?;
+    }
+    turn(&sum)
 }

@@ -600,12 +600,35 @@ pub fn gather_mm(
     lhs: Option<&Array>,
     rhs: Option<&Array>,
     sorted: bool,
+    device: Device,
     s: &Stream,
 ) -> Result<Array> {
     check::matrix(a)?;
     check::matrix(b)?;
     let (lhs, rhs) = matrix_indices(a, b, lhs, rhs, s)?;
-    mlx::gather_mm(a, b, lhs.as_ref(), rhs.as_ref(), sorted, s)
+    let single = |array: &Array| mlx::dtype(array) == Dtype::F32;
+    if device == Device::Gpu || (single(a) && single(b)) {
+        return mlx::gather_mm(a, b, lhs.as_ref(), rhs.as_ref(), sorted, s);
+    }
+    // MLX's CPU form computes f32 only.
+    let picked = |array: &Array, indices: &Option<Array>| -> Result<Array> {
+        let rank = array.ndim();
+        let flat = [&[-1], &array.shape()[rank - 2..]].concat();
+        match indices {
+            Some(indices) => mlx::take(&mlx::reshape(array, &flat, s)?, indices, 0, s),
+            None => mlx::share(array),
+        }
+    };
+    matmul(&picked(a, &lhs)?, &picked(b, &rhs)?, device, s)
+}
+
+/// MLX gives the conjugates of a complex matrix's eigenvectors.
+pub fn eig(a: &Array, s: &Stream) -> Result<Vec<Array>> {
+    let mut parts = mlx::eig(a, s)?;
+    if mlx::dtype(a) == Dtype::C64 {
+        parts[1] = mlx::conjugate(&parts[1], s)?;
+    }
+    Ok(parts)
 }
 
 /// a·x = b: a is {…, n, n}, b {…, n} or {…, n, m}.
@@ -853,8 +876,12 @@ pub fn attention(
 }
 
 /// MLX reads the logit that a target names, wherever that is; here targets are clamped to the classes.
-pub fn cross_entropy(logits: &Array, targets: &Array, s: &Stream) -> Result<Array> {
+pub fn cross_entropy(logits: &Array, targets: &Array, device: Device, s: &Stream) -> Result<Array> {
     check::not_empty("logits", logits)?;
+    // On the CPU MLX computes 16-bit logits in their own width.
+    if device == Device::Cpu && mlx::dtype(logits).is_half() {
+        return cross_entropy(&mlx::astype(logits, Dtype::F32, s)?, targets, device, s);
+    }
     let axis = check::filled_axis(logits, -1)?;
     if !mlx::dtype(targets).is_integer() {
         return mlx::cross_entropy(logits, targets, s);

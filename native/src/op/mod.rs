@@ -969,6 +969,15 @@ impl Op {
                 $f(a, &axes_of(a, $axes)?, $($arg,)* s).map(|out| vec![out])
             }};
         }
+        // A reduction that has a value for no elements at all.
+        macro_rules! total {
+            ($of_none:expr, $f:path, $axes:expr, $keepdims:expr $(, $arg:expr)*) => {{
+                let [a] = inputs.exactly()?;
+                let axes = axes_of(a, $axes)?;
+                let reduce = |a: &Array| $f(a, &axes, *$keepdims, $($arg,)* s);
+                compose::total(a, &axes, *$keepdims, $of_none, device, s, reduce).map(|out| vec![out])
+            }};
+        }
         // One axis, which must be there.
         macro_rules! along {
             ($f:path, $axis:expr $(, $arg:expr)*) => {{
@@ -978,7 +987,7 @@ impl Op {
                 if a.size() == 0 {
                     return mlx::share(a).map(|out| vec![out]);
                 }
-                $f(a, axis, $($arg,)* s).map(|out| vec![out])
+                compose::in_single(a, device, s, |a| $f(a, axis, $($arg,)* s)).map(|out| vec![out])
             }};
         }
         // Matrices that are not empty.
@@ -1037,7 +1046,7 @@ impl Op {
             Op::Ceil => unary!(mlx::ceil),
             Op::Floor => unary!(mlx::floor),
             Op::Trunc => unary!(mlx::trunc),
-            Op::Round { decimals } => unary!(mlx::round, *decimals),
+            Op::Round { decimals } => unary!(double::round, *decimals),
             Op::Exp => unary!(double::either, double::exp, mlx::exp),
             Op::Expm1 => unary!(compose::expm1),
             Op::Log => unary!(mlx::log),
@@ -1067,7 +1076,7 @@ impl Op {
             Op::Sigmoid => unary!(double::either, double::sigmoid, compose::sigmoid),
             Op::Degrees => unary!(mlx::degrees),
             Op::Radians => unary!(mlx::radians),
-            Op::LogicalNot => unary!(mlx::logical_not),
+            Op::LogicalNot => unary!(compose::logical_not),
             Op::BitwiseInvert => unary!(mlx::bitwise_invert),
             Op::PopulationCount => unary!(compose::population_count),
             Op::CountLeadingZeros => unary!(compose::count_leading_zeros),
@@ -1106,12 +1115,12 @@ impl Op {
             Op::LessEqual => binary!(mlx::less_equal),
             Op::Greater => binary!(mlx::greater),
             Op::GreaterEqual => binary!(mlx::greater_equal),
-            Op::LogicalAnd => binary!(mlx::logical_and),
-            Op::LogicalOr => binary!(mlx::logical_or),
+            Op::LogicalAnd => binary!(compose::logical_and),
+            Op::LogicalOr => binary!(compose::logical_or),
             Op::LogicalXor => binary!(compose::logical_xor),
             Op::BitwiseAnd => binary!(mlx::bitwise_and),
             Op::BitwiseOr => binary!(mlx::bitwise_or),
-            Op::BitwiseXor => binary!(mlx::bitwise_xor),
+            Op::BitwiseXor => binary!(compose::bitwise_xor),
             Op::LeftShift => binary!(compose::left_shift),
             Op::RightShift => binary!(compose::right_shift),
             Op::Divmod => {
@@ -1133,36 +1142,35 @@ impl Op {
             } => binary!(mlx::allclose, *rtol, *atol, *equal_nan),
             Op::ArrayEqual { equal_nan } => binary!(mlx::array_equal, *equal_nan),
 
-            Op::Astype { dtype } => unary!(mlx::astype, *dtype),
+            Op::Astype { dtype } => unary!(compose::astype, *dtype),
             Op::View { dtype } => unary!(mlx::view, *dtype),
             Op::ToFp8 => unary!(mlx::to_fp8),
             Op::FromFp8 { dtype } => unary!(mlx::from_fp8, *dtype),
 
-            Op::Sum { axes, keepdims } => {
-                reduce!(compose::reduce_wide, axes, *keepdims, mlx::sum, device)
-            }
-            Op::Prod { axes, keepdims } => {
-                reduce!(compose::reduce_wide, axes, *keepdims, mlx::prod, device)
-            }
+            Op::Sum { axes, keepdims } => total!(0.0, mlx::sum, axes, keepdims),
+            Op::Prod { axes, keepdims } => total!(1.0, mlx::prod, axes, keepdims),
             Op::Max { axes, keepdims } => reduce!(mlx::max, axes, *keepdims),
             Op::Min { axes, keepdims } => reduce!(mlx::min, axes, *keepdims),
-            Op::All { axes, keepdims } => reduce!(mlx::all, axes, *keepdims),
-            Op::Any { axes, keepdims } => reduce!(mlx::any, axes, *keepdims),
-            Op::Mean { axes, keepdims } => {
-                reduce!(compose::reduce_wide, axes, *keepdims, mlx::mean, device)
-            }
+            Op::All { axes, keepdims } => total!(1.0, mlx::all, axes, keepdims),
+            Op::Any { axes, keepdims } => total!(0.0, mlx::any, axes, keepdims),
+            Op::Mean { axes, keepdims } => total!(f64::NAN, mlx::mean, axes, keepdims),
             Op::Median { axes, keepdims } => reduce!(mlx::median, axes, *keepdims),
             Op::Var {
                 axes,
                 keepdims,
                 ddof,
-            } => reduce!(mlx::var, axes, *keepdims, *ddof),
+            } => total!(f64::NAN, mlx::var, axes, keepdims, *ddof),
             Op::Std {
                 axes,
                 keepdims,
                 ddof,
-            } => reduce!(mlx::std, axes, *keepdims, *ddof),
-            Op::Logsumexp { axes, keepdims } => reduce!(double::logsumexp, axes, *keepdims),
+            } => total!(f64::NAN, mlx::std, axes, keepdims, *ddof),
+            Op::Logsumexp { axes, keepdims } => {
+                let [a] = inputs.exactly()?;
+                let axes = axes_of(a, axes)?;
+                compose::in_single(a, device, s, |a| double::logsumexp(a, &axes, *keepdims, s))
+                    .map(|out| vec![out])
+            }
             Op::Softmax { axes, precise } => reduce!(double::softmax, axes, *precise),
             Op::Argmax { axis, keepdims } => unary!(compose::argmax, *axis, *keepdims),
             Op::Argmin { axis, keepdims } => unary!(compose::argmin, *axis, *keepdims),
@@ -1190,7 +1198,7 @@ impl Op {
                 axis,
                 reverse,
                 inclusive,
-            } => along!(mlx::logcumsumexp, *axis, *reverse, *inclusive),
+            } => along!(double::logcumsumexp, *axis, *reverse, *inclusive),
 
             Op::Sort { axis } => along!(mlx::sort, *axis),
             Op::Argsort { axis } => unary!(compose::argsort, *axis),
@@ -1280,8 +1288,9 @@ impl Op {
             } => {
                 let [a] = inputs.exactly()?;
                 let diagonal = compose::diagonal(a, *offset, *axis1, *axis2, s)?;
-                let sum = mlx::sum(&diagonal, &[-1], false, s)?;
-                mlx::astype(&sum, mlx::dtype(a), s).map(|out| vec![out])
+                let last = [diagonal.ndim() as i32 - 1];
+                let sum = |a: &Array| mlx::sum(a, &last, false, s);
+                compose::total(&diagonal, &last, false, 0.0, device, s, sum).map(|out| vec![out])
             }
 
             Op::Slice {
@@ -1353,7 +1362,7 @@ impl Op {
             Op::Vecdot { axis } => binary!(linear::vecdot, *axis),
             Op::GatherMm { sorted } => {
                 let ([a, b], [lhs, rhs]) = inputs.with_optional()?;
-                linear::gather_mm(a, b, lhs, rhs, *sorted, s).map(|out| vec![out])
+                linear::gather_mm(a, b, lhs, rhs, *sorted, device, s).map(|out| vec![out])
             }
 
             Op::Conv {
@@ -1442,14 +1451,14 @@ impl Op {
             Op::Svd { compute_uv } => matrix!(check::matrix, mlx::svd, *compute_uv),
             Op::Eigh { upper } => matrix!(check::square, mlx::eigh, uplo(*upper)),
             Op::Eigvalsh { upper } => single!(check::square, mlx::eigvalsh, uplo(*upper)),
-            Op::Eig => matrix!(check::square, mlx::eig),
+            Op::Eig => matrix!(check::square, linear::eig),
             Op::Eigvals => single!(check::square, mlx::eigvals),
             Op::Lu => matrix!(check::matrix, mlx::lu),
             Op::LuFactor => matrix!(check::matrix, mlx::lu_factor),
             Op::Inv => single!(check::square, mlx::inv),
             Op::TriInv { upper } => single!(check::square, mlx::tri_inv, *upper),
             Op::Pinv => single!(check::matrix, mlx::pinv),
-            Op::Det => single!(check::square, mlx::det),
+            Op::Det => single!(check::square, double::det),
             Op::Slogdet => matrix!(check::square, mlx::slogdet),
             Op::Solve => {
                 let [a, b] = inputs.exactly()?;
@@ -1546,6 +1555,10 @@ impl Op {
                 let [a, key] = inputs.exactly()?;
                 check::key(key)?;
                 check::axis(a, *axis)?;
+                // MLX divides by the length of the axis.
+                if a.size() == 0 {
+                    return mlx::share(a).map(|out| vec![out]);
+                }
                 mlx::random_permutation(a, *axis, Some(key), s).map(|out| vec![out])
             }
 
@@ -1606,7 +1619,7 @@ impl Op {
                 linear::attention(q, k, v, mask, sinks, *scale, *mode, device, s)
                     .map(|out| vec![out])
             }
-            Op::CrossEntropy => binary!(linear::cross_entropy),
+            Op::CrossEntropy => binary!(linear::cross_entropy, device),
 
             Op::Quantize {
                 group_size,
