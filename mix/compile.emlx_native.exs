@@ -44,7 +44,7 @@ defmodule Mix.Tasks.Compile.EmlxNative do
       end
 
     variables = Enum.map(~w(EMLX_MLX EMLX_CACHE XDG_CACHE_HOME), &System.get_env/1)
-    {files, variables} |> :erlang.term_to_binary() |> :erlang.md5() |> Base.encode16(case: :lower)
+    {@root, files, variables} |> :erlang.term_to_binary() |> :erlang.md5() |> Base.encode16(case: :lower)
   end
 
   defp ready? do

@@ -624,11 +624,31 @@ pub fn gather_mm(
 
 /// MLX gives the conjugates of a complex matrix's eigenvectors.
 pub fn eig(a: &Array, s: &Stream) -> Result<Vec<Array>> {
-    let mut parts = mlx::eig(a, s)?;
+    let (finite, ok) = finite_matrices(a, s)?;
+    let mut parts = mlx::eig(&finite, s)?;
     if mlx::dtype(a) == Dtype::C64 {
         parts[1] = mlx::conjugate(&parts[1], s)?;
     }
-    Ok(parts)
+    let values = nan_unless(&mlx::squeeze(&ok, &[-1], s)?, &parts[0], s)?;
+    Ok(vec![values, nan_unless(&ok, &parts[1], s)?])
+}
+
+pub fn eigvals(a: &Array, s: &Stream) -> Result<Array> {
+    let (finite, ok) = finite_matrices(a, s)?;
+    nan_unless(&mlx::squeeze(&ok, &[-1], s)?, &mlx::eigvals(&finite, s)?, s)
+}
+
+/// Zeros for matrices with a NaN or an infinity, on which the reference LAPACK ends the process; and which ones were finite,
+/// {…, 1, 1}.
+fn finite_matrices(a: &Array, s: &Stream) -> Result<(Array, Array)> {
+    let ok = mlx::all(&mlx::isfinite(a, s)?, &[-2, -1], true, s)?;
+    let zero = mlx::zeros(&[], mlx::dtype(a), s)?;
+    Ok((mlx::where_(&ok, a, &zero, s)?, ok))
+}
+
+fn nan_unless(ok: &Array, values: &Array, s: &Stream) -> Result<Array> {
+    let nan = compose::constant(super::Number::Float(f64::NAN), mlx::dtype(values))?;
+    mlx::where_(ok, values, &nan, s)
 }
 
 /// a·x = b: a is {…, n, n}, b {…, n} or {…, n, m}.

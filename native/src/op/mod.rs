@@ -1452,7 +1452,7 @@ impl Op {
             Op::Eigh { upper } => matrix!(check::square, mlx::eigh, uplo(*upper)),
             Op::Eigvalsh { upper } => single!(check::square, mlx::eigvalsh, uplo(*upper)),
             Op::Eig => matrix!(check::square, linear::eig),
-            Op::Eigvals => single!(check::square, mlx::eigvals),
+            Op::Eigvals => single!(check::square, linear::eigvals),
             Op::Lu => matrix!(check::matrix, mlx::lu),
             Op::LuFactor => matrix!(check::matrix, mlx::lu_factor),
             Op::Inv => single!(check::square, mlx::inv),

@@ -80,6 +80,14 @@ defmodule EMLX.ErrorTest do
     assert Array.to_list(Ops.inv(Ops.eye(2))) == [[1.0, 0.0], [0.0, 1.0]]
   end
 
+  test "eigenvalues of what is not finite are NaN, next to those of what is" do
+    a = Array.from_list([[[:nan, 0.0], [0.0, 1.0]], [[2.0, 0.0], [0.0, 3.0]]], :f32)
+    [values, vectors] = Ops.eig(a)
+    assert [[{:nan, _}, {:nan, _}], [{2.0, +0.0}, {3.0, +0.0}]] = Array.to_list(values)
+    assert [[[{:nan, _}, _], _], [[{1.0, _}, _], _]] = Array.to_list(vectors)
+    assert [[{:nan, _}, _], [{2.0, +0.0}, _]] = Array.to_list(Ops.eigvals(a))
+  end
+
   describe "fused kernels say in the maths' terms what does not fit:" do
     defp ones(shape), do: Ops.ones(shape, :f32)
 

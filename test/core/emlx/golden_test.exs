@@ -2,7 +2,7 @@
 defmodule EMLX.GoldenTest do
   use ExUnit.Case, async: true
 
-  alias EMLX.{Golden, Ops}
+  alias EMLX.{Golden, Ops, Program}
 
   # The fused kernels have their own module.
   @families Golden.families() -- ["kernels"]
@@ -21,12 +21,33 @@ defmodule EMLX.GoldenTest do
     end
   end
 
+  # The same through a program, with a copy in front of each input, so that MLX may write results over its operands.
+  defp run_as_program(op, inputs) do
+    {arrays, []} = inputs |> Enum.reject(&is_nil/1) |> Enum.split(length(inputs))
+    count = length(arrays)
+    copies = for i <- 0..(count - 1)//1, do: {:copy, [i], 1}
+
+    {numbers, _} =
+      Enum.map_reduce(inputs, count, fn
+        nil, next -> {nil, next}
+        _array, next -> {next, next + 1}
+      end)
+
+    outputs = length(List.wrap(Ops.run(op, inputs)))
+    results = Enum.to_list((2 * count)..(2 * count + outputs - 1)//1)
+    Program.run(Program.new(count, copies ++ [{op, numbers, outputs}], results), arrays)
+  end
+
   for {operation, count} <- Golden.operations(@families) do
     @operation operation
 
     describe "#{operation} (#{count} cases)" do
       test "gives the reference's shapes, types and values" do
         check_all(@operation, &Ops.run/2)
+      end
+
+      test "gives them too as a program whose values can be written over" do
+        check_all(@operation, &run_as_program/2)
       end
 
       test "gives them too when its inputs are views with strides" do

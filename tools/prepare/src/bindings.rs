@@ -6,8 +6,8 @@ use std::path::Path;
 
 use anyhow::{anyhow, Context, Result};
 
-/// On x86-64 mlx-c's headers leave out the half types and their accessors, which mlx-rs uses. An accessor only reads the
-/// array's bytes, so the one for 16-bit integers serves.
+/// The half types and their accessors, which mlx-rs uses. mlx-c's headers have them on some processors only, so they are left
+/// out there (see below) and are the same on all. An accessor only reads the array's bytes: the one for 16-bit integers serves.
 const HALF_TYPES: &str = r#"
 #[repr(C)]
 #[derive(Debug, Default, Clone, Copy, PartialEq)]
@@ -41,6 +41,8 @@ pub fn write(mlxc: &Path, path: &Path) -> Result<()> {
                 .map_err(|_| anyhow!("bindgen knows no Rust 1.73"))?,
         )
         .clang_arg(format!("-I{}", mlxc.display()))
+        // The guard of mlx/c/half.h.
+        .clang_arg("-DMLX_HALF_H")
         .blocklist_function("malloc")
         .blocklist_function("realloc")
         .headers(headers);
@@ -50,9 +52,6 @@ pub fn write(mlxc: &Path, path: &Path) -> Result<()> {
             anyhow!("libclang does not load (see above): install it (Debian: libclang-dev)")
         })?
         .context("bindgen could not read mlx-c's headers")?;
-    let mut text = bindings.to_string();
-    if !text.contains("fn mlx_array_item_float16") {
-        text.push_str(HALF_TYPES);
-    }
+    let text = bindings.to_string() + HALF_TYPES;
     fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
 }
