@@ -1,5 +1,5 @@
-unless Code.ensure_loaded?(Mix.Tasks.Compile.EmlxNative) do
-  Code.require_file("mix/compile.emlx_native.exs", __DIR__)
+for file <- ~w(compile.emlx_native compile.emlx_libraries) do
+  Code.require_file("mix/#{file}.exs", __DIR__)
 end
 
 defmodule EMLX.MixProject do
@@ -22,15 +22,15 @@ defmodule EMLX.MixProject do
       description: "Apple MLX's arrays and fused kernels for Nx, on Apple silicon, NVIDIA GPUs and Linux CPUs",
       elixir: "~> 1.17",
       start_permanent: Mix.env() == :prod,
-      compilers: [:emlx_native] ++ Mix.compilers(),
+      compilers: [:emlx_native, :emlx_libraries] ++ Mix.compilers(),
       elixirc_paths: elixirc_paths(Mix.env()),
       test_paths: Enum.filter(test_paths(), &File.dir?/1),
       build_path: if(nx?(), do: "_build", else: "_build/core"),
-      # Without Hex, Nx is found in Erlang's own library path.
+      # Without Hex, Nx is found in Erlang's library path.
       prune_code_paths: false,
       deps: deps(hex?()),
       package: package(),
-      docs: [main: "EMLX", extras: Path.wildcard("{README,ARCHITECTURE}.md")]
+      docs: [main: "EMLX", extras: Path.wildcard("{README,ARCHITECTURE,CHANGELOG}.md") ++ Path.wildcard("guides/*.md")]
     ]
   end
 
@@ -73,7 +73,7 @@ defmodule EMLX.MixProject do
       licenses: ["Apache-2.0"],
       links: %{},
       files:
-        ~w(lib mix native tools script Cargo.toml Cargo.lock mix.exs .formatter.exs) ++
+        ~w(lib mix native tools script guides Cargo.toml Cargo.lock mix.exs .formatter.exs) ++
           Path.wildcard("{README,ARCHITECTURE,LICENSE}*")
     ]
   end

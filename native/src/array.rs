@@ -81,6 +81,8 @@ pub struct Handle {
     /// Bytes of inputs that the unsubmitted graph keeps alive.
     held: AtomicU64,
     pub outcomes: Outcomes,
+    /// The elements in rows, once their address has been given away.
+    pinned: OnceLock<Buffer>,
 }
 
 // SAFETY: MLX's handle is a reference-counted pointer. What is read through `&Handle` on any thread (shape, dtype, the
@@ -109,6 +111,7 @@ impl Handle {
             depth: AtomicU32::new(0),
             held: AtomicU64::new(0),
             outcomes,
+            pinned: OnceLock::new(),
         }
     }
 
@@ -137,6 +140,7 @@ impl Handle {
             depth: AtomicU32::new(depth + 1),
             held: AtomicU64::new(held),
             outcomes,
+            pinned: OnceLock::new(),
         }
     }
 
@@ -148,6 +152,17 @@ impl Handle {
     pub fn is_due(&self) -> bool {
         self.depth.load(Ordering::Relaxed) >= max_depth(self.device)
             || self.held.load(Ordering::Relaxed) >= MAX_HELD
+    }
+
+    /// Keeps computed elements in rows as long as the array lives; gives their address and number of bytes. The first ones given
+    /// are kept.
+    pub fn pin(&self, rows: Array) -> Result<(usize, usize)> {
+        let buffer = self.pinned.get_or_init(|| Buffer::new(rows));
+        let _lock = mlx::graph_lock();
+        // SAFETY: computed by the caller's word.
+        let bytes = unsafe { mlx::bytes(&buffer.0) };
+        let bytes = bytes.ok_or_else(|| Error::invalid("the array is not laid out in rows"))?;
+        Ok((bytes.as_ptr() as usize, bytes.len()))
     }
 
     pub fn mark_submitted(&self) {
@@ -252,6 +267,28 @@ pub fn from_binary(
     check_bytes(data.len() as u128)?;
     let array = mlx::from_bytes(data, &shape_of(shape)?, dtype)?;
     Ok(Handle::ready(array, device, stream.clone(), Vec::new()))
+}
+
+/// Copies from an address of this process.
+///
+/// # Safety
+/// As many bytes as the shape and type say can be read there while the call runs.
+pub unsafe fn from_address(
+    address: usize,
+    shape: &[i64],
+    dtype: Dtype,
+    device: Device,
+    stream: &Stream,
+) -> Result<Handle> {
+    let bytes = byte_size(shape.iter().copied(), dtype).and_then(|n| usize::try_from(n).ok());
+    let bytes = bytes.filter(|n| *n <= isize::MAX as usize);
+    let (false, Some(bytes)) = (address == 0, bytes) else {
+        return Err(Error::invalid(format!(
+            "an array of shape {shape:?} cannot lie at address {address}"
+        )));
+    };
+    let data = std::slice::from_raw_parts(address as *const u8, bytes);
+    from_binary(data, shape, dtype, device, stream)
 }
 
 /// The bytes of a computed array, in a form that a BEAM binary can refer to without copying.

@@ -405,6 +405,38 @@ fn read<'a>(env: Env<'a>, array: Term<'a>, target: Term<'a>, tag: Term<'a>) -> A
     }))
 }
 
+/// `{tag, {:ok, {address, bytes}} | {:error, map}}` follows. The address holds as long as the array lives.
+#[rustler::nif]
+fn pin<'a>(env: Env<'a>, array: Term<'a>, target: Term<'a>, tag: Term<'a>) -> Answer<Done> {
+    Answer(guard("to_pointer", || {
+        let array = decode_array(array, 0)?;
+        let target = decode_target(target, 1, [&array])?;
+        let reply = Reply::new(env.pid(), tag);
+        target.push(Job::Pin { array, reply })?;
+        Ok(Done)
+    }))
+}
+
+/// Copies from an address, which the caller answers for.
+#[rustler::nif(schedule = "DirtyCpu")]
+fn from_address<'a>(
+    address: Term<'a>,
+    shape: Term<'a>,
+    dtype: Term<'a>,
+    target: Term<'a>,
+) -> Answer<ArrayTerm> {
+    Answer(guard("from_pointer", || {
+        let address: usize = argument(address, 0, "an address")?;
+        let shape: Vec<i64> = argument(shape, 1, "a list of integers")?;
+        let dtype: Dtype = argument(dtype, 2, "a type such as :f32")?;
+        let target = decode_target(target, 3, [])?;
+        // SAFETY: the caller's word, as for every pointer that Nx passes around.
+        let handle =
+            unsafe { array::from_address(address, &shape, dtype, target.device, &target.stream)? };
+        Ok(ArrayTerm(ResourceArc::new(handle)))
+    }))
+}
+
 // ---- programs ----
 
 /// `instructions` is a list of `{op, [input number | nil], number of outputs}`.

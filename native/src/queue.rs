@@ -66,6 +66,11 @@ pub enum Job {
         array: ResourceArc<Handle>,
         reply: Reply,
     },
+    /// Answer with the address and size of the array's bytes, which stay where they are as long as the array lives.
+    Pin {
+        array: ResourceArc<Handle>,
+        reply: Reply,
+    },
     /// Replay a program, submit its outputs, answer with them before they are computed.
     Run {
         program: ResourceArc<Program>,
@@ -93,6 +98,7 @@ impl Job {
                 reply: Some(reply), ..
             }
             | Job::Read { reply, .. }
+            | Job::Pin { reply, .. }
             | Job::Run { reply, .. }
             | Job::Save { reply, .. } => reply.send::<()>(Err(error)),
         }
@@ -248,6 +254,10 @@ impl Shared {
                 }
             }
             Job::Read { array, reply } => reply.send(guard("to_binary", || self.read(&array))),
+            Job::Pin { array, reply } => {
+                let pin = || array.pin(self.computed_rows(&array)?);
+                reply.send(guard("to_pointer", pin));
+            }
             Job::Run {
                 program,
                 inputs,

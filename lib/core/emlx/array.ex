@@ -113,6 +113,27 @@ defmodule EMLX.Array do
   end
 
   @doc """
+  `{address, bytes}` of an array's elements in memory, row by row, for other libraries of the same operating-system process.
+  Has the array computed and waits for it. The memory belongs to the array: it must not be written to, and it is there as
+  long as some process refers to the array.
+  """
+  @spec to_pointer(t, keyword) :: {pos_integer, non_neg_integer}
+  def to_pointer(%__MODULE__{ref: ref}, opts \\ []) do
+    target = Queue.target(opts)
+    Native.await!(&Native.pin(ref, target, &1))
+  end
+
+  @doc """
+  An array from the bytes at an address of the same operating-system process. They are copied. The caller answers for the
+  address: one where so many bytes cannot be read ends the VM.
+  """
+  @spec from_pointer(pos_integer, shape, dtype, keyword) :: t
+  def from_pointer(address, shape, dtype, opts \\ []) do
+    shape = EMLX.Ops.shape_to_list(shape)
+    Native.call!(Native.from_address(address, shape, dtype, Queue.target(opts)))
+  end
+
+  @doc """
   The elements as nested lists; the number alone for shape `{}`. Non-finite numbers are `:nan`, `:infinity`, `:neg_infinity`;
   complex ones `{real, imaginary}`; booleans `true` and `false`.
   """

@@ -20,6 +20,8 @@ defmodule EMLX.Native do
   def queue_close(_queue), do: missing()
   def eval(_arrays, _target, _tag), do: missing()
   def read(_array, _target, _tag), do: missing()
+  def pin(_array, _target, _tag), do: missing()
+  def from_address(_address, _shape, _dtype, _target), do: missing()
   def program_new(_inputs, _instructions, _outputs), do: missing()
   def program_run(_program, _inputs, _target, _tag), do: missing()
   def memory(_figure), do: missing()

@@ -1,7 +1,7 @@
 //! Operations that MLX does not have, or has with other semantics, composed from those it has.
 
 use super::check;
-use super::{NonFinite, Number, PadMode, Side};
+use super::{NonFinite, Number, PadMode, Side, Which};
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
@@ -434,21 +434,15 @@ pub fn count_leading_zeros(a: &Array, s: &Stream) -> Result<Array> {
     mlx::astype(&mlx::subtract(&int(width, dtype)?, &set, s)?, given, s)
 }
 
-pub fn argmax(a: &Array, axis: Option<i32>, keepdims: bool, s: &Stream) -> Result<Array> {
-    arg_reduce(a, axis, keepdims, mlx::argmax, s)
-}
-
-pub fn argmin(a: &Array, axis: Option<i32>, keepdims: bool, s: &Stream) -> Result<Array> {
-    arg_reduce(a, axis, keepdims, mlx::argmin, s)
-}
-
 type ArgReduce = fn(&Array, i32, bool, &Stream) -> Result<Array>;
+type Reduce = fn(&Array, &[i32], bool, &Stream) -> Result<Array>;
 
-/// NaN wins, as in NumPy and Nx; MLX compares it away.
-fn arg_reduce(
+/// NaN wins, as in NumPy, which takes the first, and in Nx, which takes the last; MLX compares it away.
+pub fn arg_reduce(
     a: &Array,
     axis: Option<i32>,
     keepdims: bool,
+    nan: Which,
     reduce: ArgReduce,
     s: &Stream,
 ) -> Result<Array> {
@@ -466,10 +460,19 @@ fn arg_reduce(
     let keep = keepdims && rank > 0 && flat.ndim() == rank;
     let mut index = reduce(&flat, axis, keep, s)?;
     if mlx::dtype(a).is_float() {
-        let nan = mlx::astype(&mlx::isnan(&flat, s)?, Dtype::U8, s)?;
-        let first_nan = mlx::argmax(&nan, axis, keep, s)?;
-        let any_nan = mlx::any(&mlx::isnan(&flat, s)?, &[axis], keep, s)?;
-        index = mlx::where_(&any_nan, &first_nan, &index, s)?;
+        let length = flat.shape()[axis as usize];
+        let mut line = vec![1; flat.ndim()];
+        line[axis as usize] = length;
+        let places = iota(&line, None, Dtype::S32, s)?;
+        let (outside, pick): (_, Reduce) = match nan {
+            Which::First => (length, mlx::min),
+            Which::Last => (-1, mlx::max),
+        };
+        let outside = int(i64::from(outside), Dtype::S32)?;
+        let place = mlx::where_(&mlx::isnan(&flat, s)?, &places, &outside, s)?;
+        let place = pick(&place, &[axis], keep, s)?;
+        let found = mlx::not_equal(&place, &outside, s)?;
+        index = mlx::where_(&found, &mlx::astype(&place, Dtype::U32, s)?, &index, s)?;
     }
     if keepdims && flat.ndim() != rank {
         index = mlx::reshape(&index, &vec![1; rank], s)?;
@@ -613,7 +616,9 @@ pub fn as_strided(
     }
     // MLX strides over a vector's memory as if its elements lay next to each other.
     let rows = mlx::contiguous(a, false, s)?;
-    mlx::as_strided(&rows, shape, strides, offset as usize, s)
+    // A copy: MLX's reductions on the CPU write outside their memory where a view's elements overlap.
+    let view = mlx::as_strided(&rows, shape, strides, offset as usize, s)?;
+    mlx::contiguous(&view, false, s)
 }
 
 pub fn arange(start: f64, stop: f64, step: f64, dtype: Dtype, s: &Stream) -> Result<Array> {

@@ -882,6 +882,9 @@ pub fn attention(
             )));
         }
     }
+    if let (Device::Gpu, Some(seen)) = (device, mask.filter(|m| mlx::dtype(m) == Dtype::Bool)) {
+        return masked_attention(q, k, v, seen, sinks, scale, s);
+    }
     // MLX has no fused form on the CPU; what it composes there multiplies 16-bit matrices without BLAS.
     let work = (q.size() as u64).saturating_mul(key[2] as u64);
     match widened(&[q, k, v], work, device, s)? {
@@ -893,6 +896,38 @@ pub fn attention(
         }
         None => mlx::scaled_dot_product_attention(q, k, v, scale, mode, mask, sinks, false, s),
     }
+}
+
+/// Attention with a boolean mask on the GPU. MLX's kernels there do not agree on a query without any key: CUDA's add minus
+/// infinity, which makes NaN of it. A finite number added has it see all keys equally, as on the CPU.
+fn masked_attention(
+    q: &Array,
+    k: &Array,
+    v: &Array,
+    seen: &Array,
+    sinks: Option<&Array>,
+    scale: f32,
+    s: &Stream,
+) -> Result<Array> {
+    let dtype = mlx::dtype(q);
+    // So low that a score added to it makes no difference, and far enough from the lowest that nothing overflows.
+    let lowest: f32 = if dtype == Dtype::F16 { -65504. } else { -1e30 };
+    let number = |x: f32| {
+        let number = mlx::from_bytes(&x.to_ne_bytes(), &[], Dtype::F32)?;
+        mlx::astype(&number, dtype, s)
+    };
+    let mask = mlx::where_(seen, &number(0.)?, &number(lowest)?, s)?;
+    let out =
+        mlx::scaled_dot_product_attention(q, k, v, scale, "array", Some(&mask), sinks, false, s)?;
+    // In f16 nothing is that low: such a query gets the mean of the values by itself. A sink takes all of its attention anyway.
+    if dtype != Dtype::F16 || sinks.is_some() || seen.ndim() == 0 {
+        return Ok(out);
+    }
+    let any = mlx::any(seen, &[-1], true, s)?;
+    let mean = mlx::mean(v, &[-2], true, s)?;
+    let group = q.shape()[1] / k.shape()[1];
+    let mean = mlx::repeat(&mean, group, 1, s)?;
+    mlx::where_(&any, &out, &mean, s)
 }
 
 /// MLX reads the logit that a target names, wherever that is; here targets are clamped to the classes.

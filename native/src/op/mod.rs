@@ -48,6 +48,12 @@ pub enum PadMode {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, NifUnitEnum)]
+pub enum Which {
+    First,
+    Last,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, NifUnitEnum)]
 pub enum Side {
     Left,
     Right,
@@ -251,14 +257,16 @@ pub enum Op {
         axes: Option<Vec<i32>>,
         precise: bool,
     },
-    /// The first of equals. `axis: nil` looks at the flattened array.
+    /// The first of equals; NaN, of which `nan` says which one, before all. `axis: nil` looks at the flattened array.
     Argmax {
         axis: Option<i32>,
         keepdims: bool,
+        nan: Which,
     },
     Argmin {
         axis: Option<i32>,
         keepdims: bool,
+        nan: Which,
     },
     Cumsum {
         axis: i32,
@@ -924,12 +932,7 @@ impl Op {
     pub fn is_view(&self) -> bool {
         matches!(
             self,
-            Op::BroadcastTo { .. }
-                | Op::AsStrided { .. }
-                | Op::WindowView { .. }
-                | Op::Full { .. }
-                | Op::Zeros { .. }
-                | Op::Ones { .. }
+            Op::BroadcastTo { .. } | Op::Full { .. } | Op::Zeros { .. } | Op::Ones { .. }
         )
     }
 
@@ -1172,8 +1175,16 @@ impl Op {
                     .map(|out| vec![out])
             }
             Op::Softmax { axes, precise } => reduce!(double::softmax, axes, *precise),
-            Op::Argmax { axis, keepdims } => unary!(compose::argmax, *axis, *keepdims),
-            Op::Argmin { axis, keepdims } => unary!(compose::argmin, *axis, *keepdims),
+            Op::Argmax {
+                axis,
+                keepdims,
+                nan,
+            } => unary!(compose::arg_reduce, *axis, *keepdims, *nan, mlx::argmax),
+            Op::Argmin {
+                axis,
+                keepdims,
+                nan,
+            } => unary!(compose::arg_reduce, *axis, *keepdims, *nan, mlx::argmin),
             Op::Cumsum {
                 axis,
                 reverse,

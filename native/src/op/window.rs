@@ -1,4 +1,4 @@
-//! Sliding windows: a strided view of the padded array, reduced over the window's axes.
+//! Sliding windows: reductions over them, their gradients, and all of them as an array.
 
 use super::compose::{self, constant};
 use super::{check, Number, PadMode};
@@ -102,7 +102,8 @@ fn identity(reduction: Reduction, dtype: Dtype) -> Result<Array> {
     constant(value, dtype)
 }
 
-/// All windows of an array, without copying: output axes first, then the window's.
+/// All windows of an array: output axes first, then the window's. A copy, since MLX's reductions on the CPU write outside their
+/// memory where a view's elements overlap.
 pub fn view(
     a: &Array,
     window: &[i32],
@@ -143,32 +144,105 @@ pub fn view(
     }
     // MLX strides over a vector's memory as if its elements lay next to each other.
     let rows = mlx::contiguous(a, false, s)?;
-    mlx::as_strided(&rows, &shape, &steps, 0, s)
+    mlx::contiguous(&mlx::as_strided(&rows, &shape, &steps, 0, s)?, false, s)
 }
 
+type Combine = fn(&Array, &Array, &Stream) -> Result<Array>;
+
+/// A window is reduced axis by axis: 3 by 3 elements take 3 + 3 slices, not 9.
 pub fn reduce(a: &Array, reduction: Reduction, windows: &Windows, s: &Stream) -> Result<Array> {
     windows.check(a)?;
     let dtype = mlx::dtype(a);
-    let rank = a.ndim() as i32;
-    if rank == 0 {
-        return mlx::share(a);
-    }
+    let combine: Combine = match reduction {
+        Reduction::Sum => mlx::add,
+        Reduction::Prod => mlx::multiply,
+        Reduction::Max => mlx::maximum,
+        Reduction::Min => mlx::minimum,
+    };
     let padded = windows.padded(a, &identity(reduction, dtype)?, s)?;
-    let all = view(
-        &padded,
-        windows.window,
-        windows.strides,
-        windows.dilation,
-        s,
-    )?;
-    let axes: Vec<i32> = (rank..2 * rank).collect();
-    let reduced = match reduction {
-        Reduction::Sum => mlx::sum(&all, &axes, false, s),
-        Reduction::Prod => mlx::prod(&all, &axes, false, s),
-        Reduction::Max => mlx::max(&all, &axes, false, s),
-        Reduction::Min => mlx::min(&all, &axes, false, s),
-    }?;
+    // Sums of 16-bit floats are not rounded at every element.
+    let is_sum = matches!(reduction, Reduction::Sum | Reduction::Prod);
+    let mut reduced = if is_sum && dtype.is_half() {
+        mlx::astype(&padded, Dtype::F32, s)?
+    } else {
+        padded
+    };
+    for axis in 0..a.ndim() {
+        let line = Line {
+            axis,
+            window: windows.window[axis],
+            stride: windows.strides[axis],
+            dilation: windows.dilation[axis],
+        };
+        reduced = line.reduce(&reduced, combine, s)?;
+    }
     mlx::astype(&reduced, dtype, s)
+}
+
+/// Windows along one axis.
+struct Line {
+    axis: usize,
+    window: i32,
+    stride: i32,
+    dilation: i32,
+}
+
+/// Windows up to this size are combined element by element, larger ones from halves.
+const SMALL_WINDOW: i32 = 8;
+
+impl Line {
+    /// `count` elements from `start` on, `step` apart.
+    fn take(&self, a: &Array, start: i64, count: i32, step: i32, s: &Stream) -> Result<Array> {
+        let (mut from, mut to) = (vec![0; a.ndim()], a.shape().to_vec());
+        let mut steps = vec![1; a.ndim()];
+        from[self.axis] = start as i32;
+        to[self.axis] = (start + i64::from(count - 1) * i64::from(step) + 1) as i32;
+        steps[self.axis] = step;
+        mlx::slice(a, &from, &to, &steps, s)
+    }
+
+    fn reduce(&self, a: &Array, combine: Combine, s: &Stream) -> Result<Array> {
+        let length = i64::from(a.shape()[self.axis]);
+        let dilation = i64::from(self.dilation);
+        let room = length - (i64::from(self.window) - 1) * dilation - 1;
+        if room < 0 || a.size() == 0 {
+            let mut shape = a.shape().to_vec();
+            shape[self.axis] = (room.div_euclid(i64::from(self.stride)) + 1).max(0) as i32;
+            return mlx::zeros(&shape, mlx::dtype(a), s);
+        }
+        let count = (room / i64::from(self.stride)) as i32 + 1;
+        let place = |block: &Array, offset: i64| self.take(block, offset, count, self.stride, s);
+        if self.window <= SMALL_WINDOW {
+            let mut total = place(a, 0)?;
+            for i in 1..i64::from(self.window) {
+                total = combine(&total, &place(a, i * dilation)?, s)?;
+            }
+            return Ok(total);
+        }
+        // Blocks of 1, 2, 4 … elements; a window is those whose sizes add up to its own, one after the other.
+        let mut block = mlx::share(a)?;
+        let mut total: Option<Array> = None;
+        let (mut size, mut offset) = (1i64, 0i64);
+        let window = i64::from(self.window);
+        while size <= window {
+            if window & size != 0 {
+                let part = place(&block, offset)?;
+                total = Some(match total {
+                    None => part,
+                    Some(before) => combine(&before, &part, s)?,
+                });
+                offset += size * dilation;
+            }
+            if 2 * size <= window {
+                let left = i64::from(block.shape()[self.axis]) - size * dilation;
+                let first = self.take(&block, 0, left as i32, 1, s)?;
+                let second = self.take(&block, size * dilation, left as i32, 1, s)?;
+                block = combine(&first, &second, s)?;
+            }
+            size *= 2;
+        }
+        total.ok_or_else(|| Error::invalid("a window has at least one element"))
+    }
 }
 
 /// `init` everywhere, plus each element of `source` at the place of its window's first maximum (minimum) in `a`.

@@ -178,7 +178,7 @@ def add_arg(cases):
 
         def pick(label, values, axis, keepdims):
             wanted = function(wide(values), axis=axis, keepdims=keepdims)
-            operation = op(name, axis=axis, keepdims=keepdims)
+            operation = op(name, axis=axis, keepdims=keepdims, nan=Atom("first"))
             cases.add(label, operation, [values], arr(wanted, "u32"))
 
         for dtype in REAL:

@@ -5,10 +5,11 @@ if Code.ensure_loaded?(Nx) do
     when the protocol is consolidated.
     """
 
-    @guide Path.expand("../../guides/blocks.md", __DIR__)
+    @guide Path.expand("../../../guides/blocks.md", __DIR__)
     @external_resource @guide
 
-    for [_, code] <- Regex.scan(~r/```elixir\n(.*?)```/s, File.read!(@guide)), do: Code.eval_string(code, [], file: @guide)
+    for [_, code] <- Regex.scan(~r/```elixir\n(.*?)```/s, File.read!(@guide)),
+        do: Code.eval_string(code, [], file: @guide)
 
     @doc "The guide's path."
     def path, do: @guide

@@ -100,6 +100,9 @@ fn build(source: &Path, wheel: &Path, compiler: &str, folder: &Path) -> Result<(
         "-DCMAKE_BUILD_TYPE=Release",
         "-DCMAKE_POSITION_INDEPENDENT_CODE=ON",
         "-DBUILD_SHARED_LIBS=OFF",
+        // Nearly all of the time goes to MLX's headers: two units instead of 27 take a quarter of it.
+        "-DCMAKE_UNITY_BUILD=ON",
+        "-DCMAKE_UNITY_BUILD_BATCH_SIZE=14",
         "-DMLX_C_USE_SYSTEM_MLX=ON",
         "-DMLX_C_BUILD_EXAMPLES=OFF",
     ]);

@@ -1,0 +1,651 @@
+defmodule EMLX.Backend do
+  @moduledoc """
+  Nx on MLX: an `Nx.Backend` whose tensors are `EMLX.Array`s.
+
+      Nx.default_backend(EMLX.Backend)
+      Nx.default_backend({EMLX.Backend, device: :gpu})
+
+  Operations are recorded when they are called and computed when a value is asked for (`Nx.to_binary/1`, `Nx.to_number/1`,
+  inspection, a transfer to another backend).
+
+  ## Options
+
+    * `:device` - `:cpu` or `:gpu`, where tensors are made and computed. The GPU where there is one by default, or what
+      `config :emlx, default_device: :cpu` says
+
+  With `config :emlx, add_backend_on_inspect: false` the backend's name is left out of inspected tensors.
+
+  ## Types
+
+  Every type of Nx but c128. f64 is for the CPU only. s2, s4, u2 and u4 take a byte an element, f8 and f8_e4m3fn two bytes.
+
+  ## Meaning
+
+  Results are those that Nx documents and `Nx.BinaryBackend` gives, up to rounding. Where Nx leaves the result open:
+
+    * Indices out of range are clamped where elements are read (`Nx.gather/3`, `Nx.take/3`), and updates out of range are
+      dropped (`Nx.indexed_add/4`, `Nx.indexed_put/4`)
+    * Integer division by zero gives 0, and so does the remainder
+    * Shifts by the width of the type or more give 0, or -1 for negative numbers shifted right
+    * Arithmetic and comparisons take place in the type that both operands merge to; u64 is compared with signed integers
+      exactly
+    * NaN stays NaN under `Nx.clip/3`, and its sign is 0
+    * Where indices repeat, `Nx.indexed_put/4` keeps the last update on the CPU and any of them on the GPU
+    * `Nx.reduce/4` and `Nx.window_reduce/5` call their function with whole slices: in order up to 512 elements along the
+      reduced axes and in pairs beyond, which is the same for the associative functions that Nx asks for. A function that
+      looks at axes is called element by element
+    * A singular triangular system is not an `ArgumentError` when it is posed, since nothing is computed then
+    * Decompositions and solvers of linear algebra run on the CPU
+
+  Nothing is handed to another backend.
+  """
+
+  @behaviour Nx.Backend
+
+  import Kernel, except: [inspect: 2]
+
+  alias EMLX.{Array, Ops}
+  alias EMLX.Backend.{Fold, Index, Product, Type, Window}
+  alias Nx.Tensor, as: T
+
+  require EMLX.Backend.Type
+  import EMLX.Backend.Type, only: [is_narrow: 1, is_integer_type: 1, is_float_type: 1, is_complex_type: 1]
+
+  @enforce_keys [:array]
+  defstruct [:array]
+
+  @type t :: %__MODULE__{array: Array.t()}
+
+  # ---- between tensors and arrays ----
+
+  @doc false
+  # The array of a tensor of any backend, or of a number.
+  @spec to_array(Nx.Tensor.t() | number | Complex.t()) :: Array.t()
+  def to_array(%T{data: %__MODULE__{array: array}}), do: array
+
+  def to_array(%T{data: %backend{}, type: type} = tensor),
+    do: tensor |> backend.to_binary(Nx.flat_size(tensor)) |> Type.load(full_shape(tensor), type, [])
+
+  def to_array(number), do: Type.scalar(number, Nx.Type.infer(number))
+
+  @doc false
+  # A tensor like `out` from an array that may have another type of MLX or another shape of the same size.
+  @spec to_nx(Array.t(), Nx.Tensor.t()) :: Nx.Tensor.t()
+  def to_nx(array, %T{type: type, shape: shape} = out) do
+    array = Ops.run({:astype, %{dtype: Type.dtype(type)}}, [array])
+    array = Ops.run({:reshape, %{shape: Tuple.to_list(shape)}}, [array])
+    tensor(Type.narrow(array, type), out)
+  end
+
+  @doc false
+  # The type of MLX that holds a type of Nx.
+  defdelegate dtype(type), to: Type
+
+  @doc false
+  # A tensor like `out` from an array that has its type and shape.
+  def tensor(array, out), do: %{out | data: %__MODULE__{array: array}}
+
+  @doc false
+  # The array of a tensor, in the type of MLX that holds `type`. For types that only widen.
+  def operand(%T{type: type} = tensor, type), do: to_array(tensor)
+
+  def operand(%T{type: from} = tensor, type) do
+    array = to_array(tensor)
+    dtype = Type.dtype(type)
+    if Type.dtype(from) == dtype, do: array, else: Ops.run({:astype, %{dtype: dtype}}, [array])
+  end
+
+  # The shape of a tensor's array: the vectorized axes come first.
+  defp full_shape(%T{shape: shape, vectorized_axes: []}), do: shape
+
+  defp full_shape(%T{shape: shape, vectorized_axes: axes}),
+    do: List.to_tuple(Keyword.values(axes) ++ Tuple.to_list(shape))
+
+  # The result of an element-wise operation, whose values the type of `out` may not have where MLX lacks it.
+  defp elementwise(array, %T{type: type} = out) when is_narrow(type),
+    do: tensor(Type.narrow(array, type), out)
+
+  defp elementwise(array, out), do: tensor(array, out)
+
+  # The result of an operation that looks at axes.
+  defp shaped(array, out) do
+    Fold.refuse_slices()
+    elementwise(array, out)
+  end
+
+  # The same for one that only moves elements.
+  defp moved(array, out) do
+    Fold.refuse_slices()
+    tensor(array, out)
+  end
+
+  defp to_u8(array), do: Ops.run({:astype, %{dtype: :u8}}, [array])
+
+  # ---- options ----
+
+  @impl true
+  def init(opts) do
+    device = opts |> Keyword.validate!([:device]) |> device()
+
+    if not EMLX.device_available?(device) do
+      raise EMLX.Error, kind: :no_device, op: "EMLX.Backend", reason: "there is no device #{Kernel.inspect(device)}"
+    end
+
+    [device: device]
+  end
+
+  # The device that options ask for; init/1 has left nothing to look up.
+  defp device([{:device, device}]) when device in [:cpu, :gpu], do: device
+
+  defp device(opts) do
+    case opts[:device] || Application.get_env(:emlx, :default_device) do
+      nil ->
+        if EMLX.device_available?(:gpu), do: :gpu, else: :cpu
+
+      device when device in [:cpu, :gpu] ->
+        device
+
+      other ->
+        raise ArgumentError, "the device of EMLX.Backend is :cpu or :gpu, got: #{Kernel.inspect(other)}"
+    end
+  end
+
+  # Where to make a tensor of a type.
+  defp where(opts, type) do
+    device = device(opts)
+
+    if type == {:f, 64} and device == :gpu do
+      raise EMLX.Error,
+        kind: :invalid_argument,
+        op: "EMLX.Backend",
+        device: :gpu,
+        reason: "f64 is not supported on the GPU; use f32, or device: :cpu"
+    end
+
+    [device: device]
+  end
+
+  # ---- creation ----
+
+  @impl true
+  def constant(%T{shape: {}, type: type} = out, number, opts) when not is_narrow(type),
+    do: tensor(Type.constant(number, Type.dtype(type), where(opts, type)), out)
+
+  def constant(%T{shape: shape, type: type} = out, number, opts) do
+    dtype = Type.dtype(type)
+    value = number |> Type.constant(dtype, where(opts, type)) |> Type.narrow(type)
+    tensor(Ops.run({:full, %{shape: Tuple.to_list(shape), dtype: dtype}}, [value]), out)
+  end
+
+  @impl true
+  def from_binary(%T{type: type} = out, binary, opts) do
+    bits = if is_bitstring(binary), do: binary, else: :erlang.list_to_bitstring(binary)
+    tensor(Type.load(bits, full_shape(out), type, where(opts, type)), out)
+  end
+
+  @impl true
+  def eye(%T{shape: shape, type: type} = out, opts) do
+    dims = Tuple.to_list(shape)
+    [m, n] = Enum.take(dims, -2)
+    eye = Ops.run({:eye, %{n: m, m: n, k: 0, dtype: Type.dtype(type)}}, [], where(opts, type))
+    tensor(if(tuple_size(shape) == 2, do: eye, else: Ops.run({:broadcast_to, %{shape: dims}}, [eye])), out)
+  end
+
+  @impl true
+  def iota(%T{shape: shape, type: type} = out, axis, opts) do
+    # What 16 bits cannot count to is counted in 64 and rounded once.
+    counting = if is_float_type(type) and elem(type, 1) < 32, do: :s64, else: Type.dtype(type)
+    op = {:iota, %{shape: Tuple.to_list(shape), axis: axis, dtype: counting}}
+    array = Ops.run(op, [], where(opts, type))
+    dtype = Type.dtype(type)
+    array = if counting == dtype, do: array, else: Ops.run({:astype, %{dtype: dtype}}, [array])
+    tensor(Type.narrow(array, type), out)
+  end
+
+  # ---- conversion to terms, copies and transfers ----
+
+  @impl true
+  def to_binary(%T{type: type} = tensor, limit) do
+    Fold.refuse_slices()
+    array = to_array(tensor)
+
+    if limit < Nx.flat_size(tensor) do
+      flat = Ops.run({:flatten, %{start_axis: 0, end_axis: -1}}, [array])
+      Type.dump(Ops.run({:slice, %{start: [0], stop: [limit], strides: [1]}}, [flat]), type)
+    else
+      Type.dump(array, type)
+    end
+  end
+
+  @impl true
+  def inspect(tensor, inspect_opts) do
+    size = Nx.flat_size(tensor)
+    limit = if inspect_opts.limit == :infinity, do: size, else: min(size, inspect_opts.limit + 1)
+    data = Nx.Backend.inspect(tensor, to_binary(tensor, limit), inspect_opts)
+    if Application.get_env(:emlx, :add_backend_on_inspect, true), do: with_name(tensor, data), else: data
+  end
+
+  defp with_name(tensor, data) do
+    import Inspect.Algebra, only: [concat: 1, line: 0]
+    concat(["EMLX.Backend(#{Array.device(to_array(tensor))})", line(), data])
+  end
+
+  @impl true
+  def backend_copy(tensor, backend, opts)
+
+  def backend_copy(%T{} = tensor, Nx.Tensor, opts), do: backend_copy(tensor, Nx.BinaryBackend, opts)
+
+  def backend_copy(%T{} = tensor, __MODULE__, opts) do
+    tensor(Ops.run(:copy, [to_array(tensor)], where(opts, tensor.type)), tensor)
+  end
+
+  def backend_copy(%T{} = tensor, backend, opts),
+    do: backend.from_binary(tensor, to_binary(tensor, Nx.flat_size(tensor)), opts)
+
+  @impl true
+  def backend_transfer(%T{} = tensor, __MODULE__, opts),
+    do: tensor(Array.to_device(to_array(tensor), device(opts)), tensor)
+
+  def backend_transfer(tensor, backend, opts), do: backend_copy(tensor, backend, opts)
+
+  # The memory goes when no process refers to it any more.
+  @impl true
+  def backend_deallocate(_tensor), do: :ok
+
+  @impl true
+  def to_batched(%T{shape: out_shape} = out, %T{shape: shape} = tensor, opts) do
+    array = to_array(tensor)
+    batch = elem(out_shape, 0)
+    total = elem(shape, 0)
+    [_ | dims] = Tuple.to_list(shape)
+    zeros = Enum.map(dims, fn _ -> 0 end)
+    ones = [1 | Enum.map(dims, fn _ -> 1 end)]
+
+    part = fn first, last ->
+      Ops.run({:slice, %{start: [first | zeros], stop: [last | dims], strides: ones}}, [array])
+    end
+
+    full = div(total, batch)
+    missing = full * batch + batch - total
+    batches = if missing < batch and opts[:leftover] == :repeat, do: full + 1, else: full
+
+    Stream.map(0..(batches - 1)//1, fn
+      ^full ->
+        tensor(Ops.run({:concatenate, %{axis: 0}}, [part.(full * batch, total), part.(0, missing)]), out)
+
+      i ->
+        tensor(part.(i * batch, i * batch + batch), out)
+    end)
+  end
+
+  @impl true
+  def to_pointer(tensor, opts) do
+    opts = Keyword.validate!(opts, mode: :local)
+
+    case opts[:mode] do
+      :local ->
+        refuse_encoded(tensor.type, "to_pointer")
+        {address, bytes} = Array.to_pointer(to_array(tensor))
+        %Nx.Pointer{kind: :local, address: address, data_size: bytes}
+
+      :ipc ->
+        raise ArgumentError, "EMLX.Backend gives pointers for the same process only (mode: :local), not mode: :ipc"
+
+      other ->
+        raise ArgumentError, "the mode of a pointer is :local, got: #{Kernel.inspect(other)}"
+    end
+  end
+
+  @impl true
+  def from_pointer(%Nx.Pointer{kind: :local} = pointer, type, shape, backend_opts, opts) do
+    refuse_encoded(type, "from_pointer")
+    dtype = Type.dtype(type)
+    expected = Nx.size(shape) * Array.dtype_size(dtype)
+
+    if pointer.data_size not in [nil, expected] do
+      raise ArgumentError,
+            "the pointer is to #{pointer.data_size} bytes, #{Kernel.inspect(shape)} of #{Nx.Type.to_string(type)} takes #{expected}"
+    end
+
+    names = opts[:names] || List.duplicate(nil, tuple_size(shape))
+    out = %T{type: type, shape: shape, names: names}
+    tensor(Array.from_pointer(pointer.address, shape, dtype, where(backend_opts, type)), out)
+  end
+
+  def from_pointer(%Nx.Pointer{kind: kind}, _type, _shape, _backend_opts, _opts) do
+    raise ArgumentError, "EMLX.Backend takes pointers of the same process (:local), got: #{Kernel.inspect(kind)}"
+  end
+
+  defp refuse_encoded(type, name) when is_narrow(type) do
+    raise ArgumentError,
+          "EMLX.Backend holds #{Nx.Type.to_string(type)} in a wider type, so its memory is not what #{name} stands for"
+  end
+
+  defp refuse_encoded(_type, _name), do: :ok
+
+  # ---- element by element, one operand ----
+
+  unary =
+    [acos: :arccos, asin: :arcsin, atan: :arctan, acosh: :arccosh, asinh: :arcsinh, atanh: :arctanh] ++
+      [erf_inv: :erfinv, negate: :negative] ++
+      Enum.map(
+        [:exp, :expm1, :log, :log1p, :sigmoid, :cos, :sin, :tan, :cosh, :sinh, :tanh] ++
+          [:sqrt, :rsqrt, :cbrt, :erf, :erfc, :abs, :ceil, :floor, :sign, :conjugate, :real, :imag],
+        &{&1, &1}
+      )
+
+  for {name, op} <- unary do
+    @impl true
+    def unquote(name)(out, tensor), do: elementwise(unary(unquote(op), tensor, out), out)
+  end
+
+  # MLX takes integers to f32, as Nx does.
+  defp unary(op, %T{type: type} = tensor, %T{type: type}), do: Ops.run(op, [to_array(tensor)])
+
+  defp unary(op, %T{type: from} = tensor, %T{type: {:f, 32}}) when is_integer_type(from) or from == {:c, 64},
+    do: Ops.run(op, [to_array(tensor)])
+
+  defp unary(op, tensor, %T{type: type}), do: Ops.run(op, [operand(tensor, type)])
+
+  @impl true
+  def round(out, tensor) do
+    # Half away from zero: the fraction is exact, while adding a half could round up what lies just below it.
+    array = to_array(tensor)
+    whole = Ops.run(:trunc, [array])
+    fraction = Ops.run(:abs, [Ops.run(:subtract, [array, whole])])
+    half = Type.scalar(0.5, tensor.type)
+    away = Ops.run(:add, [whole, Ops.run(:sign, [array])])
+    elementwise(Ops.run(:where, [Ops.run(:greater_equal, [fraction, half]), away, whole]), out)
+  end
+
+  @impl true
+  def bitwise_not(out, tensor), do: elementwise(Ops.run(:bitwise_invert, [to_array(tensor)]), out)
+
+  @impl true
+  def population_count(out, %T{type: type} = tensor),
+    do: tensor(Ops.run(:population_count, [bits(to_array(tensor), type)]), out)
+
+  @impl true
+  def count_leading_zeros(out, %T{type: {_, size} = type} = tensor) do
+    zeros = Ops.run(:count_leading_zeros, [bits(to_array(tensor), type)])
+    extra = Type.constant(max(8 - size, 0), Type.dtype(type), [])
+    tensor(if(size < 8, do: Ops.run(:subtract, [zeros, extra]), else: zeros), out)
+  end
+
+  # A negative number of fewer than 8 bits has copies of its sign above them.
+  defp bits(array, {:s, size}) when size < 8,
+    do: Ops.run(:bitwise_and, [array, Type.constant(Bitwise.bsl(1, size) - 1, :s8, [])])
+
+  defp bits(array, _type), do: array
+
+  for {name, op} <- [is_nan: :isnan, is_infinity: :isinf] do
+    @impl true
+    def unquote(name)(out, tensor), do: tensor(to_u8(Ops.run(unquote(op), [to_array(tensor)])), out)
+  end
+
+  @impl true
+  def as_type(%T{type: to} = out, %T{type: from} = tensor), do: tensor(Type.convert(to_array(tensor), from, to), out)
+
+  @impl true
+  def bitcast(%T{type: to} = out, %T{type: from} = tensor) do
+    raw = if is_narrow(from) and is_float_type(from), do: Type.encode(to_array(tensor), from), else: to_array(tensor)
+
+    array =
+      cond do
+        is_narrow(to) and is_float_type(to) ->
+          Type.decode(Ops.run({:view, %{dtype: :u8}}, [raw]), to)
+
+        true ->
+          Type.narrow(Ops.run({:view, %{dtype: Type.dtype(to)}}, [raw]), to)
+      end
+
+    tensor(array, out)
+  end
+
+  # ---- element by element, two operands ----
+
+  arithmetic =
+    [pow: :power, remainder: :fmod, min: :minimum, max: :maximum] ++
+      Enum.map(
+        [:add, :subtract, :multiply, :divide, :quotient, :bitwise_and, :bitwise_or, :bitwise_xor, :left_shift],
+        &{&1, &1}
+      )
+
+  for {name, op} <- arithmetic do
+    @impl true
+    def unquote(name)(out, left, right), do: elementwise(binary(unquote(op), left, right, out), out)
+  end
+
+  defp binary(op, %T{type: type} = left, %T{type: type} = right, %T{type: type}),
+    do: Ops.run(op, [to_array(left), to_array(right)])
+
+  defp binary(op, %T{type: left_type} = left, %T{type: right_type} = right, %T{type: type}) do
+    if Type.promote(Type.dtype(left_type), Type.dtype(right_type)) == Type.dtype(type),
+      do: Ops.run(op, [to_array(left), to_array(right)]),
+      else: Ops.run(op, [operand(left, type), operand(right, type)])
+  end
+
+  # Of complex numbers only those count that lie on the real axis.
+  @impl true
+  def atan2(%T{type: {:c, _} = type} = out, left, right) do
+    [left, right] = for t <- [left, right], do: Ops.run(:real, [operand(t, type)])
+    tensor(Ops.run({:astype, %{dtype: Type.dtype(type)}}, [Ops.run(:arctan2, [left, right])]), out)
+  end
+
+  def atan2(out, left, right), do: elementwise(binary(:arctan2, left, right, out), out)
+
+  # The upper half of u64 has no place in s64 before it is shifted.
+  @impl true
+  def right_shift(%T{type: {:s, 64}} = out, %T{type: {:u, 64}} = left, right) do
+    shifted = Ops.run(:right_shift, [to_array(left), operand(right, {:u, 64})])
+    tensor(Ops.run({:astype, %{dtype: :s64}}, [shifted]), out)
+  end
+
+  def right_shift(out, left, right), do: elementwise(binary(:right_shift, left, right, out), out)
+
+  # With what each gives where the left is larger, and where the right is.
+  comparisons = [
+    equal: {0, 0},
+    not_equal: {1, 1},
+    greater: {1, 0},
+    less: {0, 1},
+    greater_equal: {1, 0},
+    less_equal: {0, 1}
+  ]
+
+  for {op, {left_larger, right_larger}} <- comparisons do
+    @impl true
+    def unquote(op)(out, %T{type: {:u, 64}} = left, %T{type: {:s, _}} = right),
+      do: compare_wide(unquote(op), out, left, right, right, unquote(left_larger))
+
+    def unquote(op)(out, %T{type: {:s, _}} = left, %T{type: {:u, 64}} = right),
+      do: compare_wide(unquote(op), out, left, right, left, unquote(right_larger))
+
+    def unquote(op)(out, left, right),
+      do: tensor(to_u8(Ops.run(unquote(op), [to_array(left), to_array(right)])), out)
+  end
+
+  # MLX compares u64 with signed integers as f32. Here they are compared as u64, except where the signed one is negative.
+  defp compare_wide(op, out, left, right, signed, otherwise) do
+    compared = Ops.run(op, [operand(left, {:u, 64}), operand(right, {:u, 64})])
+    negative = Ops.run(:less, [to_array(signed), Type.scalar(0, signed.type)])
+    tensor(Ops.run(:where, [negative, Type.scalar(otherwise, {:u, 8}), to_u8(compared)]), out)
+  end
+
+  for op <- [:logical_and, :logical_or, :logical_xor] do
+    @impl true
+    def unquote(op)(out, left, right),
+      do: tensor(to_u8(Ops.run(unquote(op), [truth(left), truth(right)])), out)
+  end
+
+  # MLX looks at the real part only.
+  defp truth(%T{type: type} = tensor) when is_complex_type(type),
+    do: Ops.run(:not_equal, [to_array(tensor), Type.scalar(0, type)])
+
+  defp truth(tensor), do: to_array(tensor)
+
+  # ---- element by element, three operands ----
+
+  @impl true
+  def select(%T{type: type} = out, pred, on_true, on_false) do
+    elementwise(
+      Ops.run(:where, [truth(pred), operand(on_true, type), operand(on_false, type)]),
+      out
+    )
+  end
+
+  @impl true
+  def clip(%T{type: type} = out, tensor, min, max) do
+    elementwise(
+      Ops.run(:clip, [operand(tensor, type), operand(min, type), operand(max, type)]),
+      out
+    )
+  end
+
+  # ---- shapes ----
+
+  @impl true
+  def reshape(out, tensor), do: reshaped(out, tensor)
+
+  @impl true
+  def squeeze(out, tensor, _axes), do: reshaped(out, tensor)
+
+  defp reshaped(%T{shape: shape} = out, tensor),
+    do: moved(Ops.run({:reshape, %{shape: Tuple.to_list(shape)}}, [to_array(tensor)]), out)
+
+  @impl true
+  def broadcast(out, %T{shape: from} = tensor, shape, axes) do
+    dims = Tuple.to_list(shape)
+    array = to_array(tensor)
+    rank = length(dims)
+
+    # MLX lines the last axes up by itself.
+    aligned =
+      if axes == Enum.to_list((rank - tuple_size(from))..(rank - 1)//1) do
+        array
+      else
+        sizes = Map.new(Enum.zip(axes, Tuple.to_list(from)))
+        Ops.run({:reshape, %{shape: for(axis <- 0..(rank - 1)//1, do: Map.get(sizes, axis, 1))}}, [array])
+      end
+
+    moved(Ops.run({:broadcast_to, %{shape: dims}}, [aligned]), out)
+  end
+
+  @impl true
+  def transpose(out, tensor, axes), do: moved(Ops.run({:transpose, %{axes: axes}}, [to_array(tensor)]), out)
+
+  @impl true
+  def reverse(out, tensor, axes), do: moved(Ops.run({:flip, %{axes: axes}}, [to_array(tensor)]), out)
+
+  @impl true
+  def pad(%T{type: type} = out, tensor, pad_value, config) do
+    {low, high, interior} = unzip3(config)
+    op = {:pad_interior, %{low: low, high: high, interior: interior}}
+    moved(Ops.run(op, [operand(tensor, type), operand(pad_value, type)]), out)
+  end
+
+  defp unzip3(list) do
+    {for({a, _, _} <- list, do: a), for({_, b, _} <- list, do: b), for({_, _, c} <- list, do: c)}
+  end
+
+  for op <- [:concatenate, :stack] do
+    @impl true
+    def unquote(op)(%T{type: type} = out, tensors, axis) do
+      moved(Ops.run({unquote(op), %{axis: axis}}, Enum.map(tensors, &operand(&1, type))), out)
+    end
+  end
+
+  # ---- parts ----
+
+  @impl true
+  def slice(out, tensor, starts, lengths, strides), do: moved(Index.slice(tensor, starts, lengths, strides), out)
+
+  @impl true
+  def put_slice(out, tensor, starts, slice), do: moved(Index.put_slice(out, tensor, starts, slice), out)
+
+  @impl true
+  def gather(out, tensor, indices, opts), do: moved(Index.gather(out, tensor, indices, opts[:axes]), out)
+
+  for {name, op} <- [indexed_add: :scatter_add, indexed_put: :scatter] do
+    @impl true
+    def unquote(name)(out, tensor, indices, updates, opts),
+      do: shaped(Index.scatter(unquote(op), out, tensor, indices, updates, opts[:axes]), out)
+  end
+
+  # ---- reductions ----
+
+  for {name, op} <- [sum: :sum, product: :prod, reduce_max: :max, reduce_min: :min] do
+    @impl true
+    def unquote(name)(%T{type: type} = out, tensor, opts) do
+      op = {unquote(op), %{axes: opts[:axes], keepdims: opts[:keep_axes] || false}}
+      shaped(Ops.run(op, [operand(tensor, type)]), out)
+    end
+  end
+
+  for op <- [:all, :any] do
+    @impl true
+    def unquote(op)(out, tensor, opts) do
+      op = {unquote(op), %{axes: opts[:axes], keepdims: opts[:keep_axes] || false}}
+      moved(to_u8(Ops.run(op, [truth(tensor)])), out)
+    end
+  end
+
+  for name <- [:argmax, :argmin] do
+    @impl true
+    def unquote(name)(out, tensor, opts), do: moved(Index.extreme(unquote(name), out, tensor, opts), out)
+  end
+
+  @impl true
+  def reduce(out, tensor, acc, opts, fun), do: Fold.reduce(out, tensor, acc, opts, fun)
+
+  # ---- windows ----
+
+  for {name, reduction} <- [window_sum: :sum, window_product: :prod, window_max: :max, window_min: :min] do
+    @impl true
+    def unquote(name)(%T{type: type} = out, tensor, window, opts),
+      do: shaped(Window.reduce(unquote(reduction), operand(tensor, type), type, window, opts), out)
+  end
+
+  @impl true
+  def window_reduce(out, tensor, acc, window, opts, fun), do: Fold.window_reduce(out, tensor, acc, window, opts, fun)
+
+  for {name, extreme} <- [window_scatter_max: :argmax, window_scatter_min: :argmin] do
+    @impl true
+    def unquote(name)(out, tensor, source, init, window, opts),
+      do: shaped(Window.scatter(unquote(extreme), out, tensor, source, init, window, opts), out)
+  end
+
+  # ---- order ----
+
+  @impl true
+  def sort(out, tensor, opts), do: moved(Index.sort(tensor, opts), out)
+
+  @impl true
+  def argsort(out, tensor, opts), do: moved(Index.argsort(out, tensor, opts), out)
+
+  # ---- products ----
+
+  @impl true
+  def dot(out, left, left_axes, left_batch, right, right_axes, right_batch),
+    do: shaped(Product.dot(out, left, left_axes, left_batch, right, right_axes, right_batch), out)
+
+  @impl true
+  def conv(out, tensor, kernel, opts), do: shaped(Product.conv(out, tensor, kernel, opts), out)
+
+  @impl true
+  def triangular_solve(out, a, b, opts), do: shaped(Product.triangular_solve(out, a, b, opts), out)
+
+  for op <- [:fft, :ifft] do
+    @impl true
+    def unquote(op)(out, tensor, opts), do: moved(Product.fourier(unquote(op), out, tensor, opts), out)
+  end
+
+  # ---- blocks ----
+
+  @impl true
+  def block(struct, output, args, fun) do
+    if Fold.slices?(),
+      do: apply(fun, [struct | args]),
+      else: EMLX.Block.dispatch(struct, output, args, fun)
+  end
+end

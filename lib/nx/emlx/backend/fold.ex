@@ -1,0 +1,141 @@
+defmodule EMLX.Backend.Fold do
+  @moduledoc false
+  # Reductions with a function of the user's, `fun.(element, accumulator)`, for EMLX.Backend.
+  #
+  # The function is called with whole slices in place of elements: tensors that say they are scalars but whose arrays have
+  # the remaining axes. What works element by element gives the slices' results at once. What looks at axes would take the
+  # slice for the element, so the callbacks that do refuse while slices are about, and the function is then called element
+  # by element.
+
+  alias EMLX.Backend
+  alias EMLX.Backend.{Type, Window}
+  alias EMLX.Ops
+  alias Nx.Tensor, as: T
+
+  # Up to so many elements are taken in order; more are joined in pairs.
+  @in_order 512
+
+  @doc "Whether the function of a reduction is being called with whole slices."
+  def slices?, do: Process.get(__MODULE__, false)
+
+  @doc "Ends the attempt with whole slices; called by every operation that looks at axes."
+  def refuse_slices do
+    if slices?(), do: throw({__MODULE__, :refused})
+    :ok
+  end
+
+  @doc "See `c:Nx.Backend.reduce/5`."
+  def reduce(%T{type: type} = out, %T{shape: shape} = tensor, acc, opts, fun) do
+    rank = tuple_size(shape)
+    all = Enum.to_list(0..(rank - 1)//1)
+    axes = opts[:axes] || all
+    array = Type.convert(Backend.to_array(tensor), tensor.type, type)
+    front = Ops.run({:transpose, %{axes: axes ++ (all -- axes)}}, [array])
+    count = axes |> Enum.map(&elem(shape, &1)) |> Enum.product()
+    fold(out, front, count, acc, fun)
+  end
+
+  @doc "See `c:Nx.Backend.window_reduce/6`."
+  def window_reduce(out, tensor, acc, window, opts, fun) do
+    acc = %{tensor | shape: {}, names: []} |> tensor_of(acc)
+    fold(out, Window.slices(tensor, acc, window, opts), Tuple.product(window), acc, fun)
+  end
+
+  defp tensor_of(template, acc),
+    do: Backend.tensor(Type.convert(Backend.to_array(acc), acc.type, template.type), template)
+
+  # `front` has the reduced axes first, `count` elements of them in all.
+  defp fold(%T{type: type, shape: out_shape} = out, front, count, acc, fun) do
+    dims = Tuple.to_list(out_shape)
+    size = Enum.product(dims)
+    scalar = %{out | shape: {}, names: []}
+    acc = Backend.tensor(Type.convert(Backend.to_array(acc), acc.type, type), scalar)
+    slices = Ops.run({:reshape, %{shape: [count, size]}}, [front])
+    call = fn x, acc -> fun.(x, acc) |> result(scalar) end
+
+    result =
+      with :refused <- whole(slices, count, size, acc, scalar, call) do
+        columns = for i <- 0..(size - 1)//1, do: single(part(slices, 1, i, count, size), count, acc, scalar, call)
+        Ops.run({:stack, %{axis: 0}}, columns)
+      end
+
+    Backend.tensor(Ops.run({:reshape, %{shape: dims}}, [result]), out)
+  end
+
+  # All columns at once.
+  defp whole(slices, count, size, acc, scalar, call) do
+    before = Process.put(__MODULE__, true)
+
+    try do
+      row = fn i -> Backend.tensor(part(slices, 0, i, count, size), scalar) end
+
+      folded =
+        if count <= @in_order do
+          Enum.reduce(0..(count - 1)//1, acc, fn i, acc -> call.(row.(i), acc) end)
+        else
+          total = halves(slices, count, size, scalar, call)
+          call.(Backend.tensor(total, scalar), acc)
+        end
+
+      Ops.run({:broadcast_to, %{shape: [size]}}, [Backend.to_array(folded)])
+    rescue
+      # An operation did not take the slice for an element. What else is wrong, element by element shows again.
+      _error -> :refused
+    catch
+      :throw, {__MODULE__, :refused} -> :refused
+    after
+      if before, do: Process.put(__MODULE__, before), else: Process.delete(__MODULE__)
+    end
+  end
+
+  # Neighbours are joined, so that the order of elements is kept.
+  defp halves(slices, 1, size, _scalar, _call), do: Ops.run({:reshape, %{shape: [size]}}, [slices])
+
+  defp halves(slices, count, size, scalar, call) do
+    pairs = div(count, 2)
+
+    every_other = fn first ->
+      op = {:slice, %{start: [first, 0], stop: [2 * pairs, size], strides: [2, 1]}}
+      Backend.tensor(Ops.run(op, [slices]), scalar)
+    end
+
+    joined = Backend.to_array(call.(every_other.(1), every_other.(0)))
+    joined = Ops.run({:broadcast_to, %{shape: [pairs, size]}}, [joined])
+
+    if rem(count, 2) == 0 do
+      halves(joined, pairs, size, scalar, call)
+    else
+      op = {:slice, %{start: [count - 1, 0], stop: [count, size], strides: [1, 1]}}
+      halves(Ops.run({:concatenate, %{axis: 0}}, [joined, Ops.run(op, [slices])]), pairs + 1, size, scalar, call)
+    end
+  end
+
+  # One column, element by element.
+  defp single(column, count, acc, scalar, call) do
+    element = fn i ->
+      part = Ops.run({:slice, %{start: [i], stop: [i + 1], strides: [1]}}, [column])
+      Backend.tensor(Ops.run({:reshape, %{shape: []}}, [part]), scalar)
+    end
+
+    0..(count - 1)//1
+    |> Enum.reduce(acc, fn i, acc -> call.(element.(i), acc) end)
+    |> Backend.to_array()
+  end
+
+  defp part(slices, axis, i, count, size) do
+    {start, stop, length} = if axis == 0, do: {[i, 0], [i + 1, size], size}, else: {[0, i], [count, i + 1], count}
+    part = Ops.run({:slice, %{start: start, stop: stop, strides: [1, 1]}}, [slices])
+    Ops.run({:reshape, %{shape: [length]}}, [part])
+  end
+
+  # What the function gave, as an accumulator.
+  defp result(given, %T{type: type} = scalar) do
+    case Nx.to_tensor(given) do
+      %T{shape: {}, type: from} = given ->
+        Backend.tensor(Type.convert(Backend.to_array(given), from, type), scalar)
+
+      other ->
+        raise ArgumentError, "expected the function of a reduction to give a scalar, got: #{inspect(other)}"
+    end
+  end
+end

@@ -1,0 +1,191 @@
+defmodule EMLX.Backend.Index do
+  @moduledoc false
+  # What EMLX.Backend needs to read, write and order elements by index: slices, gathers, scatters, extremes, sorting.
+  # Functions take tensors and give the array of the result.
+
+  alias EMLX.Backend
+  alias EMLX.Backend.Type
+  alias EMLX.Ops
+  alias Nx.Tensor, as: T
+
+  # ---- slices ----
+
+  @doc "`starts` are integers or scalar tensors; what would reach outside is moved inside."
+  def slice(%T{shape: {}} = tensor, [], [], []), do: Backend.to_array(tensor)
+
+  def slice(%T{shape: shape} = tensor, starts, lengths, strides) do
+    dims = Tuple.to_list(shape)
+    array = Backend.to_array(tensor)
+
+    case dynamic(starts) do
+      [] ->
+        starts = clamp(starts, dims, lengths)
+        static(array, starts, Enum.zip_with(starts, lengths, &+/2), strides)
+
+      axes ->
+        # Where the start is known, the slice is taken at once; along the others it follows.
+        known = Enum.zip_with([starts, dims, lengths], &known_bounds/1)
+        {first, stop} = Enum.unzip(known)
+        zeros = Enum.map(dims, fn _ -> 0 end)
+        ones = Enum.map(dims, fn _ -> 1 end)
+        array = if first == zeros and stop == dims, do: array, else: static(array, first, stop, ones)
+        sizes = Enum.map(axes, &Enum.at(lengths, &1))
+        op = {:slice_dynamic, %{axes: axes, sizes: sizes}}
+        array = Ops.run(op, [array, start_vector(Enum.map(axes, &Enum.at(starts, &1)))])
+        if strides == ones, do: array, else: static(array, zeros, lengths, strides)
+    end
+  end
+
+  defp known_bounds([%T{}, dim, _length]), do: {0, dim}
+
+  defp known_bounds([start, dim, length]) do
+    start = clamp(start, dim, length)
+    {start, start + length}
+  end
+
+  defp static(array, start, stop, strides),
+    do: Ops.run({:slice, %{start: start, stop: stop, strides: strides}}, [array])
+
+  @doc "`slice` written over a part of `tensor`, in the type of `out`."
+  def put_slice(%T{type: type}, %T{shape: shape} = tensor, starts, %T{shape: slice_shape} = slice) do
+    inputs = [Backend.operand(tensor, type), Backend.operand(slice, type)]
+    lengths = Tuple.to_list(slice_shape)
+    dims = Tuple.to_list(shape)
+
+    case dynamic(starts) do
+      [] ->
+        starts = clamp(starts, dims, lengths)
+        stop = Enum.zip_with(starts, lengths, &+/2)
+        Ops.run({:slice_update, %{start: starts, stop: stop, strides: Enum.map(dims, fn _ -> 1 end)}}, inputs)
+
+      _ ->
+        # An axis that is not named starts at 0.
+        moved = for {start, axis} <- Enum.with_index(starts), start != 0, do: {start, axis}
+        {starts, axes} = Enum.unzip(moved)
+        Ops.run({:slice_update_dynamic, %{axes: axes}}, inputs ++ [start_vector(starts)])
+    end
+  end
+
+  defp dynamic(starts), do: for({%T{}, axis} <- Enum.with_index(starts), do: axis)
+
+  defp clamp(start, dim, length) when is_integer(start), do: start |> min(dim - length) |> max(0)
+  defp clamp(starts, dims, lengths), do: Enum.zip_with([starts, dims, lengths], fn [s, d, l] -> clamp(s, d, l) end)
+
+  defp start_vector([%T{} = start]), do: Ops.run({:reshape, %{shape: [1]}}, [Backend.to_array(start)])
+
+  defp start_vector(starts) do
+    scalars =
+      Enum.map(starts, fn
+        %T{} = start -> Ops.run({:reshape, %{shape: []}}, [Backend.operand(start, {:s, 64})])
+        start -> Type.constant(start, :s64, [])
+      end)
+
+    Ops.run({:stack, %{axis: 0}}, scalars)
+  end
+
+  # ---- gathers and scatters ----
+
+  @doc "Slices of `tensor` at the places along `axes` that the last axis of `indices` names."
+  def gather(%T{shape: out_shape}, %T{shape: shape} = tensor, indices, axes) do
+    sizes = for {dim, axis} <- Enum.with_index(Tuple.to_list(shape)), do: if(axis in axes, do: 1, else: dim)
+
+    # The core counts negative indices from the end, Nx takes them for 0.
+    places =
+      case indices.type do
+        {:u, _} -> Backend.to_array(indices)
+        type -> Ops.run(:maximum, [Backend.to_array(indices), Type.constant(0, Type.dtype(type), [])])
+      end
+
+    columns = columns(places, indices.shape)
+    gathered = Ops.run({:gather, %{axes: axes, slice_sizes: sizes}}, [Backend.to_array(tensor) | columns])
+    Ops.run({:reshape, %{shape: Tuple.to_list(out_shape)}}, [gathered])
+  end
+
+  @doc "`tensor` with slices of `updates` written or added at the places that `indices` names; `op` says which."
+  def scatter(op, %T{type: type}, %T{shape: shape} = tensor, indices, updates, axes) do
+    axes = axes || Enum.to_list(0..(elem(indices.shape, tuple_size(indices.shape) - 1) - 1)//1)
+    index_dims = indices.shape |> Tuple.to_list() |> Enum.drop(-1)
+    rest = for {dim, axis} <- Enum.with_index(Tuple.to_list(shape)), do: if(axis in axes, do: 1, else: dim)
+    updates = Ops.run({:reshape, %{shape: index_dims ++ rest}}, [Backend.operand(updates, type)])
+
+    # Read as unsigned, a negative index is out of range like any other, and its update is dropped.
+    places = Ops.run({:view, %{dtype: unsigned(indices.type)}}, [Backend.to_array(indices)])
+    Ops.run({op, %{axes: axes}}, [Backend.operand(tensor, type), updates | columns(places, indices.shape)])
+  end
+
+  defp unsigned({_kind, size}), do: Type.dtype({:u, max(size, 8)})
+
+  # One array for each entry of the last axis.
+  defp columns(array, shape) do
+    {dims, [depth]} = shape |> Tuple.to_list() |> Enum.split(-1)
+    zeros = Enum.map(dims, fn _ -> 0 end)
+    ones = Enum.map(dims, fn _ -> 1 end) ++ [1]
+
+    for i <- 0..(depth - 1)//1 do
+      column = if depth == 1, do: array, else: static(array, zeros ++ [i], dims ++ [i + 1], ones)
+      Ops.run({:reshape, %{shape: dims}}, [column])
+    end
+  end
+
+  # ---- extremes and order ----
+
+  @doc """
+  The index of the largest or smallest element; of equal ones the first or, with `tie_break: :high`, the last. NaN is both.
+  """
+  def extreme(name, %T{shape: out_shape, type: type}, %T{shape: shape} = tensor, opts) do
+    array = Backend.to_array(tensor)
+    size = Nx.size(shape)
+
+    {array, axis, length} =
+      case opts[:axis] do
+        nil -> {Ops.run({:reshape, %{shape: [size]}}, [array]), 0, size}
+        axis -> {array, axis, elem(shape, axis)}
+      end
+
+    # Of several NaN the last one counts, which is the first one of the reversed array.
+    nan = if opts[:tie_break] == :high, do: :first, else: :last
+    op = {name, %{axis: axis, keepdims: false, nan: nan}}
+    dtype = Type.dtype(type)
+
+    index =
+      if opts[:tie_break] == :high do
+        index = Ops.run(op, [Ops.run({:flip, %{axes: [axis]}}, [array])])
+        Ops.run(:subtract, [Type.constant(length - 1, :u32, []), index])
+      else
+        Ops.run(op, [array])
+      end
+
+    index = Ops.run({:astype, %{dtype: dtype}}, [index])
+    Ops.run({:reshape, %{shape: Tuple.to_list(out_shape)}}, [index])
+  end
+
+  @doc "Sorted along `opts[:axis]`, NaN last upwards and first downwards."
+  def sort(%T{shape: {}} = tensor, _opts), do: Backend.to_array(tensor)
+
+  def sort(tensor, opts) do
+    axis = opts[:axis]
+    sorted = Ops.run({:sort, %{axis: axis}}, [Backend.to_array(tensor)])
+    if opts[:direction] == :desc, do: Ops.run({:flip, %{axes: [axis]}}, [sorted]), else: sorted
+  end
+
+  @doc "The indices that sort. Equal elements keep their order in both directions."
+  def argsort(%T{type: type}, %T{shape: {}}, _opts), do: Type.scalar(0, type)
+
+  def argsort(%T{type: type}, %T{shape: shape} = tensor, opts) do
+    axis = opts[:axis]
+    array = Backend.to_array(tensor)
+
+    order =
+      if opts[:direction] == :desc do
+        # Upwards from the far end and read backwards, so that equal elements stand in their order.
+        flip = {:flip, %{axes: [axis]}}
+        upwards = Ops.run({:argsort, %{axis: axis}}, [Ops.run(flip, [array])])
+        last = Type.constant(elem(shape, axis) - 1, :u32, [])
+        Ops.run(:subtract, [last, Ops.run(flip, [upwards])])
+      else
+        Ops.run({:argsort, %{axis: axis}}, [array])
+      end
+
+    Ops.run({:astype, %{dtype: Type.dtype(type)}}, [order])
+  end
+end

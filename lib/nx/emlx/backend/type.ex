@@ -1,0 +1,234 @@
+defmodule EMLX.Backend.Type do
+  @moduledoc false
+  # Nx's types as MLX holds them, and conversions between them. Used by all of EMLX.Backend.
+  #
+  # Most types of Nx are types of MLX. Those that MLX lacks stand in a wider one, and every result that could leave their
+  # range or precision is brought back into it (`narrow/2`):
+  #
+  #   * s2, s4, u2 and u4 are held as s8 and u8
+  #   * f8 (E5M2) and f8_e4m3fn are held as f16, of which both are a subset
+  #
+  # c128 is refused: MLX's complex numbers are pairs of f32.
+
+  import Bitwise, only: [bsl: 2]
+
+  alias EMLX.{Array, Ops}
+
+  @type nx_type :: Nx.Type.t()
+
+  @doc "The type of MLX that holds a type of Nx."
+  @spec dtype(nx_type) :: Array.dtype()
+  for {kind, sizes} <- [s: [8, 16, 32, 64], u: [8, 16, 32, 64], f: [16, 32, 64], bf: [16], c: [64]],
+      size <- sizes do
+    def dtype({unquote(kind), unquote(size)}), do: unquote(:"#{kind}#{size}")
+  end
+
+  def dtype({:s, size}) when size in [2, 4], do: :s8
+  def dtype({:u, size}) when size in [2, 4], do: :u8
+  def dtype({:f, 8}), do: :f16
+  def dtype({:f8_e4m3fn, 8}), do: :f16
+
+  def dtype({:c, 128}) do
+    raise EMLX.Error,
+      kind: :invalid_argument,
+      op: "type",
+      reason:
+        "c128 is not supported, MLX has complex numbers of two f32 (c64); " <>
+          "f64 becomes complex only where it is cast to f32 before"
+  end
+
+  def dtype(type) do
+    raise EMLX.Error, kind: :invalid_argument, op: "type", reason: "#{inspect(type)} is not supported"
+  end
+
+  @doc "Whether a type stands in a wider one, so that results have to be narrowed."
+  defguard is_narrow(type) when elem(type, 1) < 8 or type == {:f, 8} or elem(type, 0) == :f8_e4m3fn
+
+  defguard is_integer_type(type) when elem(type, 0) in [:s, :u]
+  defguard is_float_type(type) when elem(type, 0) in [:f, :bf, :f8_e4m3fn]
+  defguard is_complex_type(type) when elem(type, 0) == :c
+
+  # ---- promotion ----
+
+  integers = for kind <- [:s, :u], size <- [8, 16, 32, 64], do: {kind, size}
+  floats = [f: 16, bf: 16, f: 32, f: 64]
+  atom = fn {kind, size} -> :"#{kind}#{size}" end
+
+  promote = fn
+    same, same -> same
+    {:c, 64}, _ -> {:c, 64}
+    _, {:c, 64} -> {:c, 64}
+    {:f, 64}, _ -> {:f, 64}
+    _, {:f, 64} -> {:f, 64}
+    {:f, 16}, {:bf, 16} -> {:f, 32}
+    {:bf, 16}, {:f, 16} -> {:f, 32}
+    {:f, 32}, _ -> {:f, 32}
+    _, {:f, 32} -> {:f, 32}
+    {kind, 16}, _ when kind in [:f, :bf] -> {kind, 16}
+    _, {kind, 16} when kind in [:f, :bf] -> {kind, 16}
+    {:u, 64}, {:s, _} -> {:f, 32}
+    {:s, _}, {:u, 64} -> {:f, 32}
+    {:u, u}, {:s, s} -> {:s, max(2 * u, s)}
+    {:s, s}, {:u, u} -> {:s, max(2 * u, s)}
+    {kind, a}, {kind, b} -> {kind, max(a, b)}
+  end
+
+  @doc "The type that MLX brings two types to where they meet."
+  @spec promote(Array.dtype(), Array.dtype()) :: Array.dtype()
+  for a <- integers ++ floats ++ [c: 64], b <- integers ++ floats ++ [c: 64] do
+    def promote(unquote(atom.(a)), unquote(atom.(b))), do: unquote(atom.(promote.(a, b)))
+  end
+
+  # ---- scalars ----
+
+  @doc "An array of shape {} that holds a number of Nx."
+  @spec scalar(number | Complex.t() | Complex.non_finite_number(), nx_type) :: Array.t()
+  def scalar(number, type), do: number |> constant(dtype(type), []) |> narrow(type)
+
+  @doc "The same for a type of MLX. `opts` says where, as everywhere in the core."
+  @spec constant(number | Complex.t() | Complex.non_finite_number(), Array.dtype(), keyword) :: Array.t()
+  def constant(%{re: re, im: im}, dtype, opts) when is_number(re) and is_number(im),
+    do: Ops.run({:constant, %{value: {re * 1.0, im * 1.0}, dtype: dtype}}, [], opts)
+
+  def constant(%{re: re, im: im}, :c64, opts) do
+    parts = for part <- [re, im], into: <<>>, do: float32(part)
+    Array.from_binary(parts, [], :c64, opts)
+  end
+
+  # Beyond 64 bits there is nothing that an integer could become but what its low bits are.
+  def constant(number, dtype, opts) when is_integer(number) and number >= bsl(1, 64),
+    do: constant(if(dtype in [:f16, :bf16, :f32, :f64, :c64], do: number * 1.0, else: low_bits(number)), dtype, opts)
+
+  def constant(number, dtype, opts) when is_integer(number) and number < -bsl(1, 63),
+    do: constant(if(dtype in [:f16, :bf16, :f32, :f64, :c64], do: number * 1.0, else: low_bits(number)), dtype, opts)
+
+  def constant(number, dtype, opts), do: Ops.run({:constant, %{value: number, dtype: dtype}}, [], opts)
+
+  defp low_bits(number), do: Bitwise.band(number, bsl(1, 64) - 1)
+
+  defp float32(number) when is_number(number), do: <<number::float-32-native>>
+  defp float32(number), do: Nx.Shared.write_non_finite(number, 32)
+
+  # ---- narrowing ----
+
+  @doc "Brings values computed in the wider type back into a type of Nx that MLX lacks."
+  @spec narrow(Array.t(), nx_type) :: Array.t()
+  def narrow(array, {:u, size}) when size < 8,
+    do: Ops.run(:bitwise_and, [array, constant(bsl(1, size) - 1, :u8, [])])
+
+  def narrow(array, {:s, size}) when size < 8 do
+    by = constant(8 - size, :s8, [])
+    Ops.run(:right_shift, [Ops.run(:left_shift, [array, by]), by])
+  end
+
+  def narrow(array, {:f, 8} = type), do: array |> encode(type) |> decode(type)
+  def narrow(array, {:f8_e4m3fn, 8} = type), do: array |> encode(type) |> decode(type)
+  def narrow(array, _type), do: array
+
+  @doc "The bits of 8-bit floats, as u8, from their values as f16."
+  @spec encode(Array.t(), nx_type) :: Array.t()
+  def encode(array, {:f, 8}) do
+    # E5M2 is the upper half of an f16. Rounding to the nearest, ties to even, carries into the exponent as it should; a NaN
+    # whose fraction is in the lower half would turn into an infinity, so it is set apart.
+    bits = Ops.run({:view, %{dtype: :u16}}, [array])
+    one = constant(1, :u16, [])
+    eight = constant(8, :u16, [])
+    odd = Ops.run(:bitwise_and, [Ops.run(:right_shift, [bits, eight]), one])
+    bias = Ops.run(:add, [odd, constant(0x7F, :u16, [])])
+    rounded = Ops.run(:right_shift, [Ops.run(:add, [bits, bias]), eight])
+    nan = constant(0x7E, :u16, [])
+    Ops.run({:astype, %{dtype: :u8}}, [Ops.run(:where, [Ops.run(:isnan, [array]), nan, rounded])])
+  end
+
+  def encode(array, {:f8_e4m3fn, 8}) do
+    # MLX saturates NaN too.
+    Ops.run(:where, [Ops.run(:isnan, [array]), constant(0x7F, :u8, []), Ops.run(:to_fp8, [array])])
+  end
+
+  @doc "The values of 8-bit floats, as f16, from their bits as u8."
+  @spec decode(Array.t(), nx_type) :: Array.t()
+  def decode(bits, {:f, 8}) do
+    wide = Ops.run({:astype, %{dtype: :u16}}, [bits])
+    Ops.run({:view, %{dtype: :f16}}, [Ops.run(:left_shift, [wide, constant(8, :u16, [])])])
+  end
+
+  def decode(bits, {:f8_e4m3fn, 8}) do
+    value = Ops.run({:from_fp8, %{dtype: :f16}}, [bits])
+    # All ones but the sign is NaN.
+    magnitude = Ops.run(:bitwise_and, [bits, constant(0x7F, :u8, [])])
+    is_nan = Ops.run(:equal, [magnitude, constant(0x7F, :u8, [])])
+    Ops.run(:where, [is_nan, constant(:nan, :f16, []), value])
+  end
+
+  # ---- conversion ----
+
+  @doc """
+  An array of one type of Nx as another, as `Nx.as_type/2` defines it: floats lose their fraction, integers wrap, NaN becomes
+  0 and an infinity the largest or smallest integer.
+  """
+  @spec convert(Array.t(), nx_type, nx_type) :: Array.t()
+  def convert(array, type, type), do: array
+
+  def convert(array, from, to) when is_complex_type(from) and not is_complex_type(to),
+    do: convert(Ops.run(:real, [array]), {:f, 32}, to)
+
+  def convert(array, from, to) when is_float_type(from) and is_integer_type(to),
+    do: array |> to_integer(to) |> narrow(to)
+
+  # MLX goes from f64 to 16 bits directly where the hardware has it, and rounds twice where not.
+  def convert(array, _from, to), do: narrow(Ops.run({:astype, %{dtype: dtype(to)}}, [array]), to)
+
+  defp to_integer(array, {kind, size} = type) do
+    dtype = dtype(type)
+    zero = Ops.run({:constant, %{value: 0, dtype: :s32}}, [])
+    is_positive = Ops.run(:greater, [array, zero])
+
+    wide =
+      if type == {:u, 64} do
+        # What lies above the range of s64 has to go directly.
+        Ops.run(:where, [is_positive, astype(array, :u64), astype(astype(array, :s64), :u64)])
+      else
+        # A conversion to fewer bits than the value has is undefined in C; from 64 bits on it wraps.
+        astype(astype(array, :s64), dtype)
+      end
+
+    {low, high} = range(kind, size)
+    limit = Ops.run(:where, [is_positive, constant(high, dtype, []), constant(low, dtype, [])])
+    limit = Ops.run(:where, [Ops.run(:isnan, [array]), constant(0, dtype, []), limit])
+    Ops.run(:where, [Ops.run(:isfinite, [array]), wide, limit])
+  end
+
+  @doc "The smallest and largest number of an integer type."
+  @spec range(:s | :u, pos_integer) :: {integer, integer}
+  def range(:s, size), do: {-bsl(1, size - 1), bsl(1, size - 1) - 1}
+  def range(:u, size), do: {0, bsl(1, size) - 1}
+
+  defp astype(array, dtype), do: Ops.run({:astype, %{dtype: dtype}}, [array])
+
+  # ---- bytes ----
+
+  @doc "An array from the bits that Nx has for a type."
+  @spec load(bitstring, tuple, nx_type, keyword) :: Array.t()
+  def load(bits, shape, {kind, size} = type, opts) when size < 8 do
+    bytes =
+      case kind do
+        :u -> for <<n::unsigned-size(size) <- bits>>, into: <<>>, do: <<n>>
+        :s -> for <<n::signed-size(size) <- bits>>, into: <<>>, do: <<n::signed-8>>
+      end
+
+    Array.from_binary(bytes, shape, dtype(type), opts)
+  end
+
+  def load(bits, shape, type, opts) when is_narrow(type),
+    do: bits |> Array.from_binary(shape, :u8, opts) |> decode(type)
+
+  def load(binary, shape, type, opts), do: Array.from_binary(binary, shape, dtype(type), opts)
+
+  @doc "The bits that Nx has for an array of a type."
+  @spec dump(Array.t(), nx_type) :: bitstring
+  def dump(array, {_kind, size}) when size < 8,
+    do: for(<<n::8 <- Array.to_binary(array)>>, into: <<>>, do: <<n::size(size)>>)
+
+  def dump(array, type) when is_narrow(type), do: array |> encode(type) |> Array.to_binary()
+  def dump(array, _type), do: Array.to_binary(array)
+end

@@ -1,0 +1,99 @@
+defmodule EMLX.Backend.Window do
+  @moduledoc false
+  # Sliding windows for EMLX.Backend. Every list has one entry an axis of the tensor.
+
+  alias EMLX.Backend
+  alias EMLX.Backend.Type
+  alias EMLX.Ops
+  alias Nx.Tensor, as: T
+
+  @doc "`:sum`, `:prod`, `:max` or `:min` of each window of an array of a type of Nx."
+  def reduce(reduction, array, {kind, size} = type, window, opts) when size < 8 and reduction in [:max, :min] do
+    # The padding is the limit of the type, not of the one that holds it.
+    {low, high} = Type.range(kind, size)
+    limit = Type.constant(if(reduction == :max, do: low, else: high), Type.dtype(type), [])
+    array = pad(array, limit, opts[:padding])
+    reduce(reduction, array, {kind, 8}, window, Keyword.put(opts, :padding, none(opts[:padding])))
+  end
+
+  def reduce(reduction, array, _type, window, opts) do
+    {low, high} = Enum.unzip(opts[:padding])
+
+    op =
+      {:window_reduce,
+       %{
+         reduction: reduction,
+         window: Tuple.to_list(window),
+         strides: opts[:strides],
+         padding_low: low,
+         padding_high: high,
+         dilation: opts[:window_dilations] || Enum.map(low, fn _ -> 1 end)
+       }}
+
+    Ops.run(op, [array])
+  end
+
+  @doc "All windows of an array padded with `value`: the axes of the result, then those of the window."
+  def view(array, value, window, opts) do
+    op =
+      {:window_view,
+       %{
+         window: Tuple.to_list(window),
+         strides: opts[:strides],
+         dilation: opts[:window_dilations] || Enum.map(opts[:strides], fn _ -> 1 end)
+       }}
+
+    Ops.run(op, [pad(array, value, opts[:padding])])
+  end
+
+  defp none(padding), do: Enum.map(padding, fn _ -> {0, 0} end)
+
+  defp pad(array, value, padding) do
+    if Enum.all?(padding, &(&1 == {0, 0})) do
+      array
+    else
+      {low, high} = Enum.unzip(padding)
+      Ops.run({:pad_interior, %{low: low, high: high, interior: Enum.map(low, fn _ -> 0 end)}}, [array, value])
+    end
+  end
+
+  @doc """
+  `init` everywhere, plus each element of `source` at the place of its window's extreme in `tensor`: of equal ones the last.
+  What falls on the padding, whose value is `init`, is dropped.
+  """
+  def scatter(extreme, %T{type: type}, %T{shape: shape} = tensor, source, init, window, opts) do
+    padding = opts[:padding]
+    value = to_scalar(Backend.operand(init, type))
+    taps = Tuple.product(window)
+    count = Nx.size(source.shape)
+    dims = Enum.zip_with(Tuple.to_list(shape), padding, fn dim, {low, high} -> low + dim + high end)
+
+    windows = view(Backend.operand(tensor, type), value, window, opts)
+    windows = Ops.run({:reshape, %{shape: [count, taps]}}, [windows])
+    # The first extreme of the reversed window is the last of the window.
+    reversed = Ops.run({:flip, %{axes: [1]}}, [windows])
+    chosen = Ops.run({extreme, %{axis: 1, keepdims: true, nan: :first}}, [reversed])
+
+    # The same windows over the places of the padded array, chosen from by the same position.
+    places = Ops.run({:iota, %{shape: dims, axis: nil, dtype: :s32}}, [])
+    places = view(places, nil, window, Keyword.put(opts, :padding, none(padding)))
+    places = Ops.run({:flip, %{axes: [1]}}, [Ops.run({:reshape, %{shape: [count, taps]}}, [places])])
+    place = Ops.run({:reshape, %{shape: [count]}}, [Ops.run({:take_along_axis, %{axis: 1}}, [places, chosen])])
+
+    canvas = Ops.run({:full, %{shape: [Enum.product(dims)], dtype: Type.dtype(type)}}, [value])
+    updates = Ops.run({:reshape, %{shape: [count, 1]}}, [Backend.operand(source, type)])
+    summed = Ops.run({:scatter_add, %{axes: [0]}}, [canvas, updates, place])
+    summed = Ops.run({:reshape, %{shape: dims}}, [summed])
+    pad(summed, value, Enum.map(padding, fn {low, high} -> {-low, -high} end))
+  end
+
+  defp to_scalar(array), do: Ops.run({:reshape, %{shape: []}}, [array])
+
+  @doc "What `view/4` gives, with the elements of each window along one axis in front."
+  def slices(%T{type: type} = tensor, acc, window, opts) do
+    rank = tuple_size(window)
+    windows = view(Backend.operand(tensor, type), Backend.to_array(acc), window, opts)
+    axes = Enum.to_list(rank..(2 * rank - 1)//1) ++ Enum.to_list(0..(rank - 1)//1)
+    Ops.run({:transpose, %{axes: axes}}, [windows])
+  end
+end

@@ -1,0 +1,96 @@
+defmodule EMLX.Block.Dispatch do
+  @moduledoc false
+  # What EMLX.Block.dispatch/4 does. The path that a block took is kept in the process dictionary while its implementation
+  # runs: the implementation is handed the composed function in a wrapper that notes when it is called, so that telemetry tells
+  # the truth whether or not an implementation remembered to use decline/4.
+
+  @path {__MODULE__, :path}
+  @elementwise [EMLX.Block.Nx.Block.LogicalNot, EMLX.Block.Nx.Block.Phase]
+
+  @doc "Runs a block through an implementation."
+  def run(EMLX.Block.Any, block, _output, args, fun) do
+    tell(block, :composed, "#{inspect(block.__struct__)} has no implementation of EMLX.Block")
+    apply(fun, [block | args])
+  end
+
+  def run(implementation, block, output, args, fun) do
+    # A kernel may look at axes, which elements that stand for whole slices do not have.
+    if implementation not in @elementwise, do: EMLX.Backend.Fold.refuse_slices()
+
+    # Blocks nest: the path of an outer one is put back when the inner one is done.
+    outer = Process.put(@path, :fused)
+
+    try do
+      result = implementation.call(block, output, args, noting(fun, block))
+
+      if Process.get(@path) == :fused do
+        check(block, output, args, result)
+        tell(block, :fused, nil)
+      end
+
+      result
+    rescue
+      error ->
+        case {Process.get(@path), error} do
+          {:fused, %EMLX.Block.Error{block: ^block}} ->
+            reraise error, __STACKTRACE__
+
+          {:fused, error} ->
+            reraise EMLX.Block.Error, [block: block, args: args, cause: error], __STACKTRACE__
+
+          # What the composed function raises is the caller's to see.
+          {:composed, error} ->
+            reraise error, __STACKTRACE__
+        end
+    after
+      if outer, do: Process.put(@path, outer), else: Process.delete(@path)
+    end
+  end
+
+  @doc "Runs the composed function and has telemetry tell why."
+  def decline(block, args, fun, reason) when is_binary(reason) do
+    note(block, reason)
+    apply(fun, [block | args])
+  end
+
+  # The composed function, noting that it was called.
+  for arity <- 1..24 do
+    arguments = Macro.generate_arguments(arity, __MODULE__)
+
+    defp noting(fun, block) when is_function(fun, unquote(arity)) do
+      fn unquote_splicing(arguments) ->
+        note(block, nil)
+        fun.(unquote_splicing(arguments))
+      end
+    end
+  end
+
+  defp noting(fun, _block), do: fun
+
+  defp note(block, reason) do
+    if Process.get(@path) == :fused do
+      Process.put(@path, :composed)
+      tell(block, :composed, reason)
+    end
+  end
+
+  defp tell(block, path, reason) do
+    metadata = %{block: block.__struct__, path: path, reason: reason}
+    :telemetry.execute([:emlx, :block, :dispatch], %{count: 1}, metadata)
+  end
+
+  defp check(block, output, args, result) do
+    unless alike?(output, result) do
+      cause = "gave #{EMLX.Block.Error.describe(result)}, not #{EMLX.Block.Error.describe(output)}"
+      raise EMLX.Block.Error, block: block, args: args, cause: cause
+    end
+  end
+
+  defp alike?(%Nx.Tensor{} = a, %Nx.Tensor{} = b),
+    do: a.type == b.type and a.shape == b.shape and a.vectorized_axes == b.vectorized_axes
+
+  defp alike?(a, b) when is_tuple(a) and is_tuple(b) and tuple_size(a) == tuple_size(b),
+    do: a |> Tuple.to_list() |> Enum.zip(Tuple.to_list(b)) |> Enum.all?(fn {a, b} -> alike?(a, b) end)
+
+  defp alike?(_a, _b), do: false
+end

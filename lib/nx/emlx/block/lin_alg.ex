@@ -1,0 +1,302 @@
+defmodule EMLX.Block.LinAlg do
+  @moduledoc """
+  How `EMLX.Block` computes `Nx.LinAlg`: with LAPACK, on the CPU, whatever the device of the tensors is.
+
+  Integers and 16-bit floats are computed in f32, f64 in f64. Complex matrices are left to the composed functions.
+
+  Where mathematics leaves a choice, the choice is Nx's:
+
+    * `Nx.LinAlg.qr/2` - R has a positive diagonal, except for rows that need no reflection, which keep their sign. The mode
+      `:complete` of a tall matrix is composed: its further columns could be any basis
+    * `Nx.LinAlg.eigh/2` - eigenvalues come by falling magnitude, and of each eigenvector the largest component is positive.
+      The eigenvectors of an eigenvalue that occurs several times are any orthonormal basis. The options `:eps` and `:max_iter`
+      of the composed function have no meaning here
+    * `Nx.LinAlg.svd/2` - the same rule holds for the right singular vectors, for the left ones where a matrix is wide
+    * `Nx.LinAlg.lu/1` - rows are exchanged for the first largest pivot
+
+  Eigenvalues and singular values that are 0 but for rounding, which is to the size of the matrix times the precision of the type
+  times the largest of them, are 0: `Nx.LinAlg.pinv/2` and others divide by what is not.
+
+  A matrix that is not positive definite has a Cholesky factor of NaN, a singular one has solutions of NaN, and one with NaN or
+  an infinity in it has eigenvalues and singular values of NaN. Other matrices of a batch are not affected.
+  """
+
+  alias EMLX.{Array, Backend, Ops}
+
+  @doc false
+  # The type of MLX to decompose in, nil where it has none.
+  def working_type({:c, _}), do: nil
+  def working_type({:f, 64}), do: :f64
+  def working_type(_type), do: :f32
+
+  @doc false
+  # Runs `kernel` with the arrays of all arguments in the type that they are decomposed in, or declines.
+  def run(block, output, args, fun, kernel) do
+    type = args |> Enum.map(& &1.type) |> Enum.reduce(&Nx.Type.merge/2)
+
+    cond do
+      Enum.any?(args, &(Nx.size(&1) == 0)) ->
+        EMLX.Block.decline(block, args, fun, "a matrix is empty")
+
+      dtype = working_type(type) ->
+        args
+        |> Enum.map(&Ops.astype(Backend.to_array(&1), dtype))
+        |> kernel.()
+        |> to_nx(output)
+
+      true ->
+        EMLX.Block.decline(block, args, fun, "LAPACK's kernel in MLX is for real numbers")
+    end
+  end
+
+  defp to_nx(arrays, outputs) when is_tuple(outputs) do
+    arrays |> Enum.zip_with(Tuple.to_list(outputs), &Backend.to_nx/2) |> List.to_tuple()
+  end
+
+  defp to_nx(array, output), do: Backend.to_nx(array, output)
+
+  @doc false
+  # Rows and columns.
+  def matrix_size(array) do
+    shape = Array.shape(array)
+    {elem(shape, tuple_size(shape) - 2), elem(shape, tuple_size(shape) - 1)}
+  end
+
+  @doc false
+  # 1 or -1.
+  def sign(array), do: Ops.where(Ops.less(array, 0), like(-1, array), like(1, array))
+
+  @doc false
+  def like(number, array), do: Array.scalar(number, Array.dtype(array))
+
+  @doc false
+  def nan(array), do: like(:nan, array)
+
+  @doc false
+  # Has `factors` computed of matrices without NaN and infinities, and gives NaN for the others. LAPACK would not come back, or
+  # fail for the whole batch.
+  def finite(a, factors) do
+    finite = a |> Ops.isfinite() |> Ops.all(axes: [-2, -1], keepdims: true)
+    safe = Ops.where(finite, a, like(0, a))
+
+    for factor <- factors.(safe) do
+      # One axis less for eigenvalues and singular values.
+      rank = Array.rank(factor)
+      mask = if rank < Array.rank(a), do: Ops.squeeze(finite, [-1]), else: finite
+      Ops.where(mask, factor, nan(factor))
+    end
+  end
+
+  @doc false
+  # 1 or -1 for each vector along an axis, so that its largest component becomes positive: the first of those that are largest
+  # but for rounding.
+  def orientation(vectors, axis) do
+    magnitude = Ops.abs(vectors)
+    largest = Ops.max(magnitude, axes: [axis], keepdims: true)
+    candidates = Ops.greater_equal(magnitude, Ops.multiply(largest, 0.999))
+    first = candidates |> Ops.astype(:s32) |> Ops.argmax(axis: axis, keepdims: true)
+    vectors |> Ops.take_along_axis(first, axis: axis) |> sign()
+  end
+
+  @doc false
+  # Eigenvalues or singular values of matrices of n rows or columns, 0 where only rounding tells them from it.
+  def without_noise(values, n) do
+    precision = if Array.dtype(values) == :f64, do: 2.220446049250313e-16, else: 1.1920929e-7
+    magnitude = Ops.abs(values)
+    noise = magnitude |> Ops.max(axes: [-1], keepdims: true) |> Ops.multiply(n * precision)
+    Ops.where(Ops.less_equal(magnitude, noise), like(0, values), values)
+  end
+
+  @doc false
+  # A factor with its vectors turned. Adding 0 turns -0 into 0.
+  def turn(factor, signs), do: factor |> Ops.multiply(signs) |> Ops.add(0)
+
+  @doc false
+  # The part of an array up to `stop` on its last two axes.
+  def corner(array, rows, columns) do
+    shape = Tuple.to_list(Array.shape(array))
+    stop = Enum.drop(shape, -2) ++ [rows, columns]
+    Ops.slice(array, Enum.map(shape, fn _ -> 0 end), stop, Enum.map(shape, fn _ -> 1 end))
+  end
+end
+
+defimpl EMLX.Block, for: Nx.Block.LinAlg.Cholesky do
+  alias EMLX.{Block.LinAlg, Ops}
+
+  def call(block, output, args, fun) do
+    LinAlg.run(block, output, args, fun, fn [a] ->
+      {n, n} = LinAlg.matrix_size(a)
+      l = Ops.cholesky(a)
+      # LAPACK stops at a pivot that is not positive, leaves it on the diagonal, and MLX does not look.
+      sound = l |> Ops.diagonal(axis1: -2, axis2: -1) |> Ops.greater(0) |> Ops.all(axes: [-1])
+      sound = Ops.expand_dims(sound, [-2, -1])
+      lower = Ops.tri(n, dtype: :bool)
+      Ops.where(Ops.logical_or(sound, Ops.logical_not(lower)), l, LinAlg.nan(l))
+    end)
+  end
+end
+
+defimpl EMLX.Block, for: Nx.Block.LinAlg.LU do
+  alias EMLX.{Array, Block.LinAlg, Ops}
+
+  def call(block, output, args, fun) do
+    LinAlg.run(block, output, args, fun, fn [a] ->
+      {n, n} = LinAlg.matrix_size(a)
+      # Row i of a is row order[i] of l·u.
+      [order, l, u] = Ops.lu(a)
+      p = Ops.equal(Ops.expand_dims(order, [-1]), Ops.iota([n], dtype: Array.dtype(order)))
+      [p, l, u]
+    end)
+  end
+end
+
+defimpl EMLX.Block, for: Nx.Block.LinAlg.Solve do
+  alias EMLX.{Array, Block.LinAlg, Ops}
+
+  def call(block, output, args, fun) do
+    LinAlg.run(block, output, args, fun, fn [a, b] ->
+      {n, n} = LinAlg.matrix_size(a)
+      b = if Array.rank(b) < Array.rank(a), do: Ops.expand_dims(b, [-1]), else: b
+      [order, l, u] = Ops.lu(a)
+      rows = order |> Ops.argsort(axis: -1) |> Ops.expand_dims([-1])
+      rows = Ops.broadcast_to(rows, List.to_tuple(Tuple.to_list(Array.shape(b))))
+      b = Ops.take_along_axis(b, rows, axis: -2)
+      # A pivot of 0 would be an error for the whole batch when the solution is computed.
+      singular = Ops.logical_and(Ops.equal(u, 0), Ops.eye(n, dtype: :bool))
+      u = Ops.where(singular, LinAlg.nan(u), u)
+      Ops.solve_triangular(u, Ops.solve_triangular(l, b), upper: true)
+    end)
+  end
+end
+
+defimpl EMLX.Block, for: Nx.Block.LinAlg.Determinant do
+  alias EMLX.{Array, Block.LinAlg, Ops}
+
+  def call(block, output, [%{shape: shape}] = args, fun) do
+    if elem(shape, tuple_size(shape) - 1) < 4 do
+      EMLX.Block.decline(block, args, fun, "the formula for up to 3 rows is as short as the kernel")
+    else
+      LinAlg.run(block, output, args, fun, fn [a] -> determinant(a) end)
+    end
+  end
+
+  # The product of the pivots, negative for an odd number of row exchanges.
+  defp determinant(a) do
+    {n, n} = LinAlg.matrix_size(a)
+    [factors, pivots] = Ops.lu_factor(a)
+    diagonal = Ops.diagonal(factors, axis1: -2, axis2: -1)
+    exchanges = pivots |> Ops.not_equal(Ops.iota([n], dtype: Array.dtype(pivots))) |> Ops.sum(axes: [-1])
+    odd = Ops.remainder(exchanges, 2) |> Ops.equal(1)
+    product = Ops.prod(diagonal, axes: [-1])
+    signed = Ops.where(odd, Ops.negative(product), product)
+    singular = diagonal |> Ops.equal(0) |> Ops.any(axes: [-1])
+    Ops.where(singular, LinAlg.like(0, signed), signed)
+  end
+end
+
+defimpl EMLX.Block, for: Nx.Block.LinAlg.QR do
+  alias EMLX.{Block.LinAlg, Ops}
+
+  def call(%{mode: mode} = block, output, [%{shape: shape}] = args, fun) do
+    rank = tuple_size(shape)
+
+    if mode == :complete and elem(shape, rank - 2) > elem(shape, rank - 1) do
+      EMLX.Block.decline(block, args, fun, "MLX has no complete decomposition of a tall matrix")
+    else
+      LinAlg.run(block, output, args, fun, fn [a] ->
+        [q, r] = Ops.qr(a)
+        signs = signs(a, r, block.eps)
+        [LinAlg.turn(q, Ops.expand_dims(signs, [-2])), LinAlg.turn(r, Ops.expand_dims(signs, [-1]))]
+      end)
+    end
+  end
+
+  # Nx reflects each column onto the positive axis, unless there is nothing below its diagonal, when the column stays as it is.
+  # LAPACK reflects onto the axis opposite to the element on the diagonal. The signs bring one to the other.
+  defp signs(a, r, eps) do
+    {m, n} = LinAlg.matrix_size(a)
+    k = min(m, n)
+    positive = LinAlg.sign(diagonal(r))
+
+    # Columns that stay as they are, from the first on; after a reflection they are not told from their elements.
+    below = LinAlg.corner(a, m, k) |> Ops.tril(k: -1) |> Ops.square() |> Ops.sum(axes: [-2])
+    stays = below |> Ops.less(eps * 1.0) |> Ops.astype(:s32) |> Ops.cumprod(axis: -1) |> Ops.equal(1)
+    kept = Ops.multiply(positive, LinAlg.sign(diagonal(a)))
+    signs = Ops.where(stays, kept, positive)
+
+    if m > n do
+      signs
+    else
+      # The last row is not reflected. Its sign follows from the determinant of Q, to which each reflection adds a factor of -1.
+      last = Ops.iota([k]) |> Ops.equal(k - 1)
+      one = LinAlg.like(1, signs)
+      reflected = Ops.where(Ops.logical_or(stays, last), one, signs)
+      follows = Ops.prod(reflected, axes: [-1], keepdims: true)
+      Ops.where(Ops.logical_and(last, Ops.logical_not(stays)), follows, signs)
+    end
+  end
+
+  defp diagonal(array), do: Ops.diagonal(array, axis1: -2, axis2: -1)
+end
+
+defimpl EMLX.Block, for: Nx.Block.LinAlg.Eigh do
+  alias EMLX.{Array, Block.LinAlg, Ops}
+
+  def call(block, output, args, fun) do
+    LinAlg.run(block, output, args, fun, fn [a] -> LinAlg.finite(a, &decompose/1) end)
+  end
+
+  defp decompose(a) do
+    [values, vectors] = Ops.eigh(a)
+    order = values |> Ops.abs() |> Ops.negative() |> Ops.argsort(axis: -1)
+    values = Ops.take_along_axis(values, order, axis: -1)
+    columns = order |> Ops.expand_dims([-2]) |> Ops.broadcast_to(Array.shape(vectors))
+    vectors = Ops.take_along_axis(vectors, columns, axis: -1)
+    {n, n} = LinAlg.matrix_size(a)
+    [LinAlg.without_noise(values, n), LinAlg.turn(vectors, LinAlg.orientation(vectors, -2))]
+  end
+end
+
+defimpl EMLX.Block, for: Nx.Block.LinAlg.SVD do
+  alias EMLX.{Block.LinAlg, Ops}
+
+  def call(block, output, args, fun) do
+    LinAlg.run(block, output, args, fun, fn [a] -> LinAlg.finite(a, &decompose(&1, block.full_matrices?)) end)
+  end
+
+  defp decompose(a, full?) do
+    {m, n} = LinAlg.matrix_size(a)
+
+    cond do
+      m < n ->
+        [u, s, vt] = decompose(Ops.swapaxes(a, -2, -1), full?)
+        [Ops.swapaxes(vt, -2, -1), s, Ops.swapaxes(u, -2, -1)]
+
+      m > n and not full? ->
+        # MLX always computes all of u. Of a tall matrix that is more than there may be memory for.
+        [q, r] = Ops.qr(a)
+        [u, s, vt] = decompose(r, true)
+        [Ops.matmul(q, u), LinAlg.without_noise(s, m), vt]
+
+      true ->
+        [u, s, vt] = Ops.svd(a)
+        orientation = LinAlg.orientation(vt, -1)
+        vt = LinAlg.turn(vt, orientation)
+        columns = Ops.swapaxes(orientation, -2, -1)
+        paired = LinAlg.turn(LinAlg.corner(u, m, n), columns)
+
+        [
+          if(m == n, do: paired, else: Ops.concatenate([paired, further(u, m, n)], axis: -1)),
+          LinAlg.without_noise(s, m),
+          vt
+        ]
+    end
+  end
+
+  # The columns of u that belong to no singular value.
+  defp further(u, m, n) do
+    [_, further] = Ops.split(u, [n], axis: -1)
+    true = m > n
+    LinAlg.turn(further, LinAlg.orientation(further, -2))
+  end
+end

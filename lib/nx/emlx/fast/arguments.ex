@@ -1,0 +1,80 @@
+defmodule EMLX.Fast.Arguments do
+  @moduledoc false
+  # What the functions of EMLX.Fast share: tensors brought to the form that blocks take, and checks of them.
+
+  alias Nx.Tensor, as: T
+
+  @doc "A tensor with floating-point numbers and without names."
+  def float!(value, name, function) do
+    tensor = Nx.to_tensor(value)
+
+    case tensor.type do
+      {:c, _} -> raise ArgumentError, "#{function}: #{name} is complex (#{describe(tensor)}), it must be real"
+      {kind, _} when kind in [:s, :u] -> tensor |> Nx.as_type({:f, 32}) |> unnamed()
+      _ -> unnamed(tensor)
+    end
+  end
+
+  @doc "The same, or nil."
+  def float_or_nil!(nil, _name, _function), do: nil
+  def float_or_nil!(value, name, function), do: float!(value, name, function)
+
+  @doc "A tensor without names."
+  def unnamed(%T{} = tensor), do: Nx.rename(tensor, List.duplicate(nil, tuple_size(tensor.shape)))
+
+  @doc "A vector as long as the last axis of x, or nil."
+  def vector!(nil, _name, _x, _function), do: nil
+
+  def vector!(value, name, %T{shape: shape}, function) do
+    vector = float!(value, name, function)
+    size = elem(shape, tuple_size(shape) - 1)
+
+    if vector.shape != {size} do
+      raise ArgumentError,
+            "#{function}: x is #{inspect(shape)}, #{name} is #{inspect(vector.shape)}: " <>
+              "#{name} must be {#{size}}, as long as the last axis of x"
+    end
+
+    vector
+  end
+
+  @doc "Whether any of the tensors is vectorized."
+  def vectorized?(tensors), do: Enum.any?(tensors, &match?(%T{vectorized_axes: [_ | _]}, &1))
+
+  @doc """
+  Runs a block on tensors without names and vectorized axes. Inside `defn` all arguments of a block have to be expressions, also
+  those that are constants there.
+  """
+  def block(block, args, output, fun) do
+    args = if Enum.any?(args, &match?(%T{data: %Nx.Defn.Expr{}}, &1)), do: Enum.map(args, &expression/1), else: args
+    Nx.block(block, args, Nx.to_template(output), fun)
+  end
+
+  defp expression(%T{data: %Nx.Defn.Expr{}} = tensor), do: tensor
+  defp expression(tensor), do: Nx.Defn.Expr.tensor(tensor)
+
+  @doc "The type that a block's composed function computes in: f32, or f64 for f64."
+  def wide(%T{type: {:f, 64}}), do: {:f, 64}
+  def wide(%T{}), do: {:f, 32}
+
+  @doc "A number in the type of a tensor. Nx takes a bare one for f32."
+  def number(number, %T{type: type}), do: Nx.tensor(number, type: type)
+
+  @doc "A constant for the gradient."
+  def constant(%T{data: %Nx.Defn.Expr{}} = tensor), do: Nx.Defn.Kernel.stop_grad(tensor)
+  def constant(tensor), do: tensor
+
+  @doc "Whether MLX's fused kernels take a type."
+  def fused?({:f, size}) when size in [16, 32], do: true
+  def fused?({:bf, 16}), do: true
+  def fused?(_type), do: false
+
+  @doc "A tensor's type and shape, as inspection has them."
+  def describe(%T{} = tensor), do: EMLX.Block.Error.describe(tensor)
+
+  @doc "An option that must be a number."
+  def number!(number, _name, _function) when is_number(number), do: number * 1.0
+
+  def number!(other, name, function),
+    do: raise(ArgumentError, "#{function}: :#{name} must be a number, got: #{inspect(other)}")
+end

@@ -1,0 +1,24 @@
+defmodule EMLX.Backend.NodeTest do
+  use EMLX.NxCase, async: true
+
+  # Another BEAM, reached through its standard input and output.
+  setup do
+    paths = Enum.flat_map(:code.get_path(), &[~c"-pa", &1])
+    {:ok, peer, _node} = :peer.start_link(%{connection: :standard_io, args: paths})
+    {:ok, _} = :peer.call(peer, :application, :ensure_all_started, [:nx])
+    {:ok, peer: peer}
+  end
+
+  test "a copied tensor is a message like any other", %{peer: peer} do
+    t = Nx.iota({3, 2}, type: :bf16, names: [:x, nil])
+    there = :peer.call(peer, Nx, :multiply, [Nx.backend_copy(t, Nx.BinaryBackend), 2])
+    assert_same(Nx.backend_transfer(there, backend()), Nx.multiply(t, 2))
+  end
+
+  test "a serialized tensor is read elsewhere", %{peer: peer} do
+    t = Nx.vectorize(Nx.iota({3, 2}, type: :f32), :x)
+    there = :peer.call(peer, Nx, :deserialize, [IO.iodata_to_binary(Nx.serialize(t))])
+    assert %Nx.BinaryBackend{} = there.data
+    assert_same(Nx.backend_transfer(there, backend()), t)
+  end
+end

@@ -1,0 +1,59 @@
+defmodule EMLX.Backend.OrderTest do
+  use EMLX.NxCase, async: true
+
+  import EMLX.Random
+
+  defp axis(shape), do: integer(0..(tuple_size(shape) - 1))
+
+  test "sort in both directions, NaN and infinities in place" do
+    for_all(150, :sort, fn ->
+      shape = shape(1..3, 1..8)
+      opts = [axis: axis(shape), direction: one_of([:asc, :desc])]
+      same(&Nx.sort(&1, opts), [tensor(shape, one_of(real_types()), special: one_of([0, 0.3]))])
+    end)
+  end
+
+  test "argsort is stable in both directions" do
+    for_all(150, :argsort, fn ->
+      shape = shape(1..3, 1..8)
+      opts = [axis: axis(shape), direction: one_of([:asc, :desc]), stable: true]
+      opts = if chance(0.3), do: [type: one_of([:s64, :u16, :f32])] ++ opts, else: opts
+      # Few different numbers, so that there are ties.
+      tensor = Nx.floor(tensor(shape, one_of(real_types()), range: {-2, 3}))
+      same(&Nx.argsort(&1, opts), [tensor])
+    end)
+  end
+
+  test "argsort of many equal elements is stable" do
+    t = Nx.remainder(Nx.iota({5000}), 7)
+
+    for direction <- [:asc, :desc] do
+      same(&Nx.argsort(&1, direction: direction, stable: true), [Nx.backend_copy(t, Nx.BinaryBackend)])
+    end
+  end
+
+  test "argsort of NaN and infinities" do
+    for_all(60, :argsort_special, fn ->
+      # One of each: how NaN compares with itself is not said.
+      numbers = Enum.shuffle([:nan, :infinity, :neg_infinity, 1.0, -2.5, 0.0])
+      tensor = Nx.tensor(numbers, type: one_of([:f32, :f16, :bf16, :f64]), backend: Nx.BinaryBackend)
+      direction = one_of([:asc, :desc])
+      same(&Nx.argsort(&1, direction: direction), [tensor])
+    end)
+  end
+
+  test "scalars" do
+    for fun <- [&Nx.sort/1, &Nx.argsort/1, &Nx.argmax/1, &Nx.argmin/1], do: same(fun, [tensor({}, {:f, 32})])
+  end
+
+  test "top_k" do
+    for_all(40, :top_k, fn ->
+      shape = shape(1..3, 2..8)
+      size = elem(shape, tuple_size(shape) - 1)
+      k = integer(1..size)
+      # Distinct along the axis: which of equals is taken is not said.
+      line = tensor({Tuple.product(shape)}, {:f, 32}, range: {-500, 500}, distinct: true)
+      same(&Nx.top_k(&1, k: k), [Nx.reshape(line, shape)])
+    end)
+  end
+end

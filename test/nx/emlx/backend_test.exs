@@ -1,0 +1,219 @@
+defmodule EMLX.BackendTest do
+  use EMLX.NxCase, async: true
+
+  import EMLX.Random
+
+  describe "options" do
+    test "name a device that is there" do
+      assert EMLX.Backend.init(device: :cpu) == [device: :cpu]
+      assert EMLX.Backend.init([])[:device] in [:cpu, :gpu]
+
+      if EMLX.device_available?(:gpu) do
+        assert EMLX.Backend.init(device: :gpu) == [device: :gpu]
+      else
+        assert %EMLX.Error{kind: :no_device} = catch_error(EMLX.Backend.init(device: :gpu))
+        assert %EMLX.Error{kind: :no_device} = catch_error(Nx.default_backend({EMLX.Backend, device: :gpu}))
+        assert %EMLX.Error{kind: :no_device} = catch_error(Nx.tensor([1], backend: {EMLX.Backend, device: :gpu}))
+      end
+    end
+
+    test "that are not there are refused" do
+      assert_raise ArgumentError, ~r/:cpu or :gpu, got: :tpu/, fn -> EMLX.Backend.init(device: :tpu) end
+      assert_raise ArgumentError, ~r/unknown keys \[:client\]/, fn -> EMLX.Backend.init(client: :host) end
+    end
+  end
+
+  describe "types" do
+    test "from_binary and to_binary give back every type's bits" do
+      for_all(100, :bits, fn ->
+        tensor = tensor(shape(), one_of(types()), special: 0.2, range: {-300, 300})
+        there = Nx.backend_copy(tensor, backend())
+        assert %EMLX.Backend{} = there.data
+        assert Nx.to_binary(there) == Nx.to_binary(tensor)
+      end)
+    end
+
+    test "a constant is the number in every type" do
+      for type <- types(), number <- [0, 1, 3, 2.5], not (is_float(number) and type in integer_types()) do
+        same(fn -> Nx.tensor(number, type: type) end, [])
+        same(fn -> Nx.broadcast(Nx.tensor(number, type: type), {2, 3}) end, [])
+      end
+
+      for type <- float_types(),
+          number <- [:nan, :infinity, :neg_infinity],
+          do: same(fn -> Nx.tensor(number, type: type) end, [])
+
+      same(fn -> Nx.tensor(Complex.new(1, :infinity)) end, [])
+      same(fn -> Nx.tensor(18_446_744_073_709_551_615, type: :u64) end, [])
+      same(fn -> Nx.tensor(-9_223_372_036_854_775_808, type: :s64) end, [])
+    end
+
+    test "iota and eye of every type" do
+      for type <- types() do
+        same(fn -> Nx.iota({3, 4}, type: type) end, [])
+        same(fn -> Nx.iota({3, 4}, axis: 0, type: type) end, [])
+        same(fn -> Nx.iota({}, type: type) end, [])
+        same(fn -> Nx.eye({3, 2}, type: type) end, [])
+        same(fn -> Nx.eye({2, 3, 4}, type: type) end, [])
+      end
+
+      same(fn -> Nx.iota({300}, type: :u8) end, [])
+      same(fn -> Nx.iota({5000}, type: :f16) end, [])
+    end
+
+    test "c128 is refused by name" do
+      assert %EMLX.Error{reason: "c128 is not supported" <> _} = catch_error(Nx.tensor(1, type: :c128))
+      assert %EMLX.Error{} = catch_error(Nx.fft(Nx.tensor([1.0, 2.0], type: :f64)))
+    end
+
+    test "8-bit floats round to the nearest" do
+      numbers = [1.06, 1.2, -3.3, 300.0, 1.0e-3]
+      assert Nx.to_flat_list(Nx.tensor(numbers) |> Nx.as_type(:f8_e4m3fn)) == [1.0, 1.25, -3.25, 288.0, 0.001953125]
+      assert Nx.to_flat_list(Nx.tensor(numbers) |> Nx.as_type({:f, 8})) == [1.0, 1.25, -3.5, 320.0, 9.765625e-4]
+      assert Nx.to_flat_list(Nx.tensor([1.0e6, :infinity, :nan]) |> Nx.as_type({:f, 8})) == [:infinity, :infinity, :nan]
+      assert Nx.to_flat_list(Nx.tensor([1.0e6, :infinity, :nan]) |> Nx.as_type(:f8_e4m3fn)) == [448.0, 448.0, :nan]
+    end
+
+    test "arithmetic of few bits wraps" do
+      t = Nx.tensor([1, 7, -8], type: :s4)
+      assert Nx.to_flat_list(Nx.add(t, t)) == [2, -2, 0]
+      assert Nx.to_flat_list(Nx.subtract(Nx.tensor([0, 3], type: :u2), Nx.tensor([1, 1], type: :u2))) == [3, 2]
+    end
+  end
+
+  describe "other backends" do
+    test "their tensors take part" do
+      binary = Nx.tensor([1, 2, 3], backend: Nx.BinaryBackend)
+      here = Nx.tensor([10, 20, 30])
+      assert %{data: %EMLX.Backend{}} = sum = Nx.add(binary, here)
+      assert Nx.to_flat_list(sum) == [11, 22, 33]
+      assert Nx.to_flat_list(Nx.concatenate([here, binary])) == [10, 20, 30, 1, 2, 3]
+      assert Nx.to_flat_list(Nx.slice(here, [Nx.tensor(1, backend: Nx.BinaryBackend)], [2])) == [20, 30]
+      assert Nx.to_flat_list(Nx.select(Nx.tensor([1, 0, 1], backend: Nx.BinaryBackend), here, binary)) == [10, 2, 30]
+    end
+
+    test "transfers go there and back" do
+      t = Nx.iota({2, 3}, names: [:x, :y], type: :f32)
+      there = Nx.backend_transfer(t, Nx.BinaryBackend)
+      assert %Nx.BinaryBackend{} = there.data
+      assert_same(Nx.backend_transfer(there, backend()), t)
+      assert_same(Nx.backend_copy(t, backend()), t)
+      assert %Nx.BinaryBackend{} = Nx.backend_copy(t).data
+      assert %Nx.BinaryBackend{} = Nx.backend_transfer(t).data
+      assert Nx.backend_deallocate(t) == :ok
+    end
+
+    test "transfers of vectorized tensors" do
+      t = Nx.vectorize(Nx.iota({2, 3}), :x)
+      there = Nx.backend_transfer(t, Nx.BinaryBackend)
+      assert there.vectorized_axes == [x: 2]
+      assert_same(Nx.backend_transfer(there, backend()), t)
+      assert Nx.to_flat_list(Nx.add(t, there)) == [0, 2, 4, 6, 8, 10]
+    end
+  end
+
+  describe "values" do
+    test "to_binary takes no more than it is asked for" do
+      t = Nx.iota({3, 4}, type: :u8)
+      assert Nx.to_binary(t, limit: 5) == <<0, 1, 2, 3, 4>>
+      assert Nx.to_binary(Nx.transpose(t), limit: 3) == <<0, 4, 8>>
+      assert Nx.to_binary(Nx.tensor([1, 2, 3], type: :u4), limit: 2) == <<1::4, 2::4>>
+      assert Nx.to_binary(Nx.vectorize(Nx.iota({2, 2}, type: :u8), :x)) == <<0, 1, 2, 3>>
+    end
+
+    test "to_batched cuts, repeats and discards" do
+      t = Nx.iota({5, 2})
+
+      for opts <- [[leftover: :repeat], [leftover: :discard]] do
+        same(&Enum.to_list(Nx.to_batched(&1, 2, opts)), [Nx.backend_copy(t, Nx.BinaryBackend)])
+      end
+    end
+
+    test "serialization" do
+      t = Nx.iota({2, 3}, type: :bf16, names: [:a, nil])
+      read = t |> Nx.serialize() |> IO.iodata_to_binary() |> Nx.deserialize()
+      assert_same(read, t)
+    end
+
+    test "inspection names the backend where it is wanted" do
+      t = Nx.tensor([1, 2, 3])
+      text = inspect(t)
+      assert text == "#Nx.Tensor<\n  s32[3]\n  [1, 2, 3]\n>"
+      data = EMLX.Backend.inspect(t, %Inspect.Opts{})
+      assert data |> Inspect.Algebra.format(80) |> IO.iodata_to_binary() == "[1, 2, 3]"
+    end
+
+    test "inspection of a large tensor reads its beginning" do
+      assert inspect(Nx.iota({1_000_000})) =~ "[0, 1, 2, 3,"
+      assert inspect(Nx.tensor([1.5, :nan, :infinity], type: :bf16)) =~ "[1.5, NaN, Inf]"
+    end
+  end
+
+  describe "pointers" do
+    test "lead to the elements and back" do
+      for type <- [:u8, :s64, :f32, :bf16, :c64],
+          t = Nx.iota({2, 3}, type: type),
+          t <- [t, Nx.transpose(t), Nx.broadcast(t, {2, 2, 3})] do
+        assert %Nx.Pointer{kind: :local, address: address, data_size: size} = pointer = Nx.to_pointer(t)
+        assert address > 0 and size == Nx.byte_size(t)
+        assert Nx.to_pointer(t) == pointer
+        assert_same(Nx.from_pointer(backend(), pointer, t.type, t.shape), t)
+      end
+    end
+
+    test "carry names" do
+      pointer = Nx.to_pointer(t = Nx.tensor([1, 2]))
+      assert_same(Nx.from_pointer(backend(), pointer, {:s, 32}, {2}, names: [:x]), Nx.rename(t, [:x]))
+    end
+
+    test "of another kind, size or mode are refused" do
+      t = Nx.tensor([1, 2, 3])
+      assert_raise ArgumentError, ~r/not mode: :ipc/, fn -> Nx.to_pointer(t, mode: :ipc) end
+      assert_raise ArgumentError, ~r/12 bytes/, fn -> Nx.from_pointer(backend(), Nx.to_pointer(t), {:s, 64}, {3}) end
+      ipc = %Nx.Pointer{kind: :ipc, handle: "x", data_size: 12}
+      assert_raise ArgumentError, ~r/same process/, fn -> Nx.from_pointer(backend(), ipc, {:s, 32}, {3}) end
+      assert_raise ArgumentError, ~r/wider type/, fn -> Nx.to_pointer(Nx.tensor([1], type: :u4)) end
+    end
+  end
+
+  describe "processes" do
+    test "use each other's tensors" do
+      t = Nx.iota({100})
+
+      sums =
+        1..20
+        |> Task.async_stream(fn i -> Nx.to_number(Nx.sum(Nx.multiply(t, i))) end)
+        |> Enum.map(fn {:ok, sum} -> sum end)
+
+      assert sums == Enum.map(1..20, &(&1 * 4950))
+    end
+
+    test "that end leave their tensors to others" do
+      t = Task.await(Task.async(fn -> Nx.add(Nx.iota({3}), 1) end))
+      :erlang.garbage_collect()
+      assert Nx.to_flat_list(t) == [1, 2, 3]
+    end
+  end
+
+  test "errors name the operation and what it was given" do
+    a = EMLX.Backend.to_array(Nx.iota({2, 3}))
+    error = catch_error(EMLX.Ops.matmul(a, a))
+    assert Exception.message(error) =~ "matmul"
+    assert Exception.message(error) =~ "[2][3]"
+  end
+
+  test "what Nx draws at random is the binary backend's" do
+    same(
+      fn ->
+        key = Nx.Random.key(42)
+        {uniform, key} = Nx.Random.uniform(key, shape: {3, 4})
+        {integers, key} = Nx.Random.randint(key, 0, 1000, shape: {5})
+        {normal, key} = Nx.Random.normal(key, shape: {10})
+        {shuffled, key} = Nx.Random.shuffle(key, Nx.iota({8}))
+        {choice, _key} = Nx.Random.choice(key, Nx.tensor([1.5, 2.5, 3.5]), samples: 4, replace: true)
+        {uniform, integers, normal, shuffled, choice}
+      end,
+      []
+    )
+  end
+end

@@ -1,0 +1,85 @@
+defmodule EMLX.DoctestTest do
+  use EMLX.NxCase, async: true
+
+  require EMLX.Doctests
+
+  # Nx's documentation prints what Nx.BinaryBackend gives, to the last digit. What is not named here has to pass as it is.
+  @modules [Nx, Nx.LinAlg, Nx.Random, Nx.Constants, Nx.Type, Nx.Shape, Nx.Batch, Nx.Container, Nx.Defn]
+
+  last_digit = "the last digit of f64"
+  erf_inv = "Nx's erf_inv has 8 digits of f64, this one 16"
+  normal = "the last digit of erf_inv in f32"
+  decomposition = "last digits of a decomposition, LAPACK's here, Nx's own in the documentation"
+
+  @exceptions %{
+    {"Nx.erf_inv/1", 1} => {erf_inv, {:digits, 1.0e-7}},
+    {"Nx.erf_inv/1", 2} => {erf_inv, {:digits, 1.0e-7}},
+    {"Nx.erfc/1", 1} => {last_digit, {:digits, 1.0e-15}},
+    {"Nx.erfc/1", 2} => {last_digit, {:digits, 1.0e-15}},
+    {"Nx.log1p/1", 2} => {last_digit, {:digits, 1.0e-15}},
+    {"Nx.sin/1", 2} => {last_digit, {:digits, 1.0e-15}},
+    {"Nx.Random.normal/4", 1} => {normal, {:digits, 2.0e-7}},
+    {"Nx.Random.normal/4", 3} => {normal, {:digits, 2.0e-7}},
+    {"Nx.Random.normal/4", 4} => {normal, {:digits, 2.0e-7}},
+    {"Nx.Random.multivariate_normal/4", 2} => {normal, {:digits, 2.0e-7}},
+    {"Nx.Random.multivariate_normal/4", 4} => {normal, {:digits, 2.0e-7}},
+    {"Nx.LinAlg.cholesky/1", 2} => {decomposition, {:digits, 1.0e-6}},
+    {"Nx.LinAlg.cholesky/1", 5} => {decomposition, {:digits, 1.0e-6}},
+    {"Nx.LinAlg.determinant/1", 7} => {decomposition, {:digits, 1.0e-6}},
+    {"Nx.LinAlg.eigh/2", 3} => {decomposition, {:digits, 1.0e-6}},
+    {"Nx.LinAlg.eigh/2", 4} => {decomposition, {:digits, 1.0e-6}},
+    {"Nx.LinAlg.least_squares/3", 1} => {decomposition, {:digits, 1.0e-6}},
+    {"Nx.LinAlg.least_squares/3", 2} => {decomposition, {:digits, 1.0e-6}},
+    {"Nx.LinAlg.least_squares/3", 3} => {decomposition, {:digits, 1.0e-6}},
+    {"Nx.LinAlg.lu/1", 3} => {decomposition, {:digits, 1.0e-6}},
+    {"Nx.LinAlg.matrix_power/2", 6} => {decomposition, {:digits, 1.0e-5}},
+    {"Nx.LinAlg.pinv/2", 5} => {decomposition, {:digits, 2.0e-5}},
+    {"Nx.LinAlg.pinv/2", 6} => {decomposition, {:digits, 1.0e-6}},
+    {"Nx.LinAlg.qr/2", 4} => {decomposition, {:digits, 1.0e-6}},
+    {"Nx.LinAlg.solve/2", 4} => {decomposition, {:digits, 1.0e-6}},
+    {"Nx.LinAlg.svd/2", 2} => {decomposition, {:digits, 1.0e-6}},
+    {"Nx.LinAlg.eigh/2", 2} => {"another basis for a double eigenvalue", :basis_of_a_double_eigenvalue},
+    {"Nx.LinAlg.triangular_solve/3", 15} => {"singular only once it is computed", :singular_when_computed},
+    {"Nx.Constants.i/2", 2} => {"MLX has no c128", :c128_is_refused}
+  }
+
+  EMLX.Doctests.run(@modules, @exceptions)
+
+  test "every doctest is there, and every exception is one of them" do
+    # 1,330 in Nx 0.12.1, 1,341 in 0.13.1.
+    assert @doctests >= 1330
+    assert map_size(@exceptions) <= 30
+    assert Enum.sort(Map.keys(@found)) == Enum.sort(Map.keys(@exceptions))
+  end
+
+  for {{function, number} = key, {reason, check}} <- Enum.sort(@exceptions) do
+    @name Map.fetch!(@found, key)
+    @check check
+    test "example #{number} of #{function} differs by no more than its reason: #{reason}" do
+      check(EMLX.Doctests.outcome(__MODULE__, @name), @check)
+    end
+  end
+
+  defp check(outcome, {:digits, rtol}), do: EMLX.Doctests.assert_digits(outcome, rtol)
+
+  defp check(_outcome, :basis_of_a_double_eigenvalue) do
+    t = Nx.tensor([[0, 1, 2], [1, 0, 2], [2, 2, 3]])
+    {values, vectors} = Nx.LinAlg.eigh(t)
+    assert_same(values, Nx.tensor([5.0, -1.0, -1.0]))
+    assert_same(Nx.dot(t, vectors), Nx.multiply(vectors, values), atol: 1.0e-5)
+    assert_same(Nx.dot(Nx.transpose(vectors), vectors), Nx.eye(3, type: :f32), atol: 1.0e-5)
+  end
+
+  # Nothing is computed when a system is posed, so nothing can be raised either.
+  defp check(_outcome, :singular_when_computed) do
+    result = Nx.LinAlg.triangular_solve(Nx.tensor([[0, 0], [1, 1]]), Nx.tensor([4, 2]))
+
+    try do
+      refute Nx.to_number(Nx.all(Nx.is_nan(result) |> Nx.logical_or(Nx.is_infinity(result)) |> Nx.logical_not())) == 1
+    rescue
+      error -> assert %EMLX.Error{} = error
+    end
+  end
+
+  defp check(outcome, :c128_is_refused), do: assert(%EMLX.Error{reason: "c128 is not supported" <> _} = outcome)
+end

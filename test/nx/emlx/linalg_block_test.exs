@@ -1,0 +1,326 @@
+defmodule EMLX.LinAlgBlockTest do
+  # Decompositions: by what defines them, and against Nx's composed functions where these leave no choice.
+  use EMLX.NxCase, async: true
+
+  alias EMLX.Random
+
+  # f64 is for the CPU only.
+  @gpu System.get_env("EMLX_TEST_DEVICE") == "gpu"
+  @types [{:f, 32}, {:f, 64}, {:bf, 16}, {:f, 16}, {:s, 32}, {:u, 8}] -- if(@gpu, do: [{:f, 64}], else: [])
+
+  defp batch, do: Random.one_of([{}, {1}, {2}, {2, 3}])
+
+  defp matrices(batch, rows, columns, type),
+    do: Random.tensor(List.to_tuple(Tuple.to_list(batch) ++ [rows, columns]), type, range: {-4, 4})
+
+  # Symmetric matrices, with whole numbers so that every type holds them.
+  defp symmetric(batch, n, type) do
+    half = Nx.round(Nx.as_type(matrices(batch, n, n, {:f, 64}), {:f, 64}))
+    half |> Nx.add(transposed(half)) |> Nx.abs() |> Nx.as_type(type)
+  end
+
+  # Positive definite: diagonally dominant.
+  defp definite(batch, n, type) do
+    symmetric = Nx.as_type(symmetric(batch, n, {:f, 64}), {:f, 64})
+    Nx.as_type(Nx.add(symmetric, Nx.multiply(Nx.eye(n, backend: Nx.BinaryBackend), 10 * n)), type)
+  end
+
+  defp transposed(tensor) do
+    rank = Nx.rank(tensor)
+    Nx.transpose(tensor, axes: Enum.to_list(0..(rank - 3)//1) ++ [rank - 1, rank - 2])
+  end
+
+  defp product(a, b) do
+    rank = Nx.rank(a)
+    axes = Enum.to_list(0..(rank - 3)//1)
+    Nx.dot(a, [rank - 1], axes, b, [rank - 2], axes)
+  end
+
+  # To the binary backend in f64, where products are exact enough to judge by.
+  defp exact(tensor), do: tensor |> Nx.backend_copy(Nx.BinaryBackend) |> Nx.as_type({:f, 64})
+
+  # What Nx's composed function gives on the binary backend.
+  defp composed(fun), do: Nx.with_default_backend(Nx.BinaryBackend, fun)
+
+  defp floating({kind, _} = type) when kind in [:f, :bf, :c], do: type
+  defp floating(_type), do: {:f, 32}
+
+  # How far products of factors may be from the matrix, relative to its largest element.
+  defp tolerance_of(type) do
+    {_absolute, relative} = EMLX.Tolerance.of(:decomposed, EMLX.Backend.dtype(floating(type)))
+    relative
+  end
+
+  defp near(actual, expected, type) do
+    assert Nx.shape(actual) == Nx.shape(expected)
+    size = expected |> Nx.abs() |> Nx.reduce_max() |> Nx.max(1) |> Nx.to_number()
+    difference = Nx.subtract(actual, expected) |> Nx.abs() |> Nx.reduce_max() |> Nx.to_number()
+
+    assert is_number(difference) and difference <= tolerance_of(type) * size,
+           "off by #{difference}: #{inspect(actual)}, expected #{inspect(expected)}"
+  end
+
+  defp orthonormal(q, type) do
+    gram = product(transposed(q), q)
+
+    near(
+      gram,
+      Nx.broadcast(Nx.eye(elem(Nx.shape(gram), Nx.rank(gram) - 1), backend: Nx.BinaryBackend), gram.shape),
+      type
+    )
+  end
+
+  defp for_types(name, fun) do
+    for type <- @types, do: for_all(4, "#{name} #{inspect(type)}", fn -> fun.(type) end)
+  end
+
+  test "cholesky" do
+    for_types("cholesky", fn type ->
+      a = definite(batch(), Random.integer(1..5), type)
+      l = Nx.LinAlg.cholesky(Nx.backend_copy(a, backend()))
+      assert l.type == floating(type)
+      near(product(exact(l), transposed(exact(l))), exact(a), type)
+      same(&Nx.LinAlg.cholesky/1, [a], rtol: 5.0e-2, atol: 5.0e-2)
+    end)
+  end
+
+  test "cholesky of a matrix that is not positive definite is NaN, and its neighbours are not" do
+    good = [[4.0, 2.0], [2.0, 3.0]]
+
+    for bad <- [
+          [[1.0, 2.0], [2.0, 1.0]],
+          [[-1.0, 0.0], [0.0, 1.0]],
+          [[0.0, 0.0], [0.0, 0.0]],
+          [[1.0, :nan], [:nan, 1.0]]
+        ] do
+      [first, second] = Nx.to_batched(Nx.LinAlg.cholesky(Nx.tensor([good, bad])), 1) |> Enum.to_list()
+      near(exact(product(first, transposed(first))), exact(Nx.tensor([good])), {:f, 32})
+      assert Nx.to_flat_list(second) == [:nan, 0.0, :nan, :nan]
+    end
+  end
+
+  test "cholesky of a complex matrix is composed" do
+    tensor = Nx.tensor([[1.0, Complex.new(0, -2)], [Complex.new(0, 2), 5.0]])
+    same(&Nx.LinAlg.cholesky/1, [tensor])
+  end
+
+  test "lu" do
+    for_types("lu", fn type ->
+      n = Random.integer(1..5)
+      a = matrices(batch(), n, n, type)
+      {p, l, u} = Nx.LinAlg.lu(Nx.backend_copy(a, backend()))
+      assert {p.type, l.type, u.type} == {type, floating(type), floating(type)}
+      near(product(exact(p), product(exact(l), exact(u))), exact(a), type)
+      near(Nx.tril(exact(l)), exact(l), {:f, 64})
+      near(Nx.triu(exact(u)), exact(u), {:f, 64})
+      assert Nx.to_number(Nx.reduce_max(Nx.abs(l))) <= 1
+      orthonormal(exact(p), {:f, 64})
+    end)
+  end
+
+  @tag skip: @gpu
+  test "lu exchanges rows as the composed function does" do
+    for_all(10, "lu", fn ->
+      n = Random.integer(1..6)
+      same(&Nx.LinAlg.lu/1, [matrices(batch(), n, n, {:f, 64})], rtol: 1.0e-9, atol: 1.0e-9)
+    end)
+  end
+
+  test "solve" do
+    for_types("solve", fn type ->
+      n = Random.integer(1..5)
+      batch = batch()
+      a = definite(batch, n, type)
+
+      b =
+        if Random.chance(0.5) or batch == {1},
+          do: matrices(batch, n, Random.integer(1..3), type),
+          else: Random.tensor(List.to_tuple(Tuple.to_list(batch) ++ [n]), type, range: {-4, 4})
+
+      same(&Nx.LinAlg.solve/2, [a, b], rtol: 5 * tolerance_of(type), atol: tolerance_of(type))
+    end)
+  end
+
+  test "solve of a singular system is NaN, and its neighbours are not" do
+    a = Nx.tensor([[[1.0, 2.0], [2.0, 4.0]], [[2.0, 0.0], [0.0, 4.0]]])
+    assert Nx.to_list(Nx.LinAlg.solve(a, Nx.tensor([[1.0, 1.0], [1.0, 1.0]]))) == [[:nan, :nan], [0.5, 0.25]]
+  end
+
+  test "determinant" do
+    for_types("determinant", fn type ->
+      n = Random.integer(1..6)
+      a = matrices(batch(), n, n, type)
+      determinant = Nx.LinAlg.determinant(Nx.backend_copy(a, backend()))
+      assert determinant.type == floating(type)
+
+      if Nx.Type.integer?(type) and n < 4 do
+        # Composed of integers, which may wrap around.
+        same(&Nx.LinAlg.determinant/1, [a])
+      else
+        expected = composed(fn -> Nx.LinAlg.determinant(exact(a)) end)
+        # Errors are relative to Hadamard's bound.
+        bound = :math.pow(Nx.to_number(Nx.reduce_max(Nx.abs(exact(a)))) * :math.sqrt(n), n)
+        difference = Nx.subtract(exact(determinant), expected) |> Nx.abs() |> Nx.reduce_max() |> Nx.to_number()
+        assert difference <= tolerance_of(type) * bound
+      end
+    end)
+  end
+
+  test "determinant of a singular matrix is 0" do
+    tensor = Nx.tensor([[1, 2, 3, 4], [0, 0, 0, 0], [1, 1, 1, 1], [5, 6, 7, 9]])
+    assert Nx.to_number(Nx.LinAlg.determinant(tensor)) == 0.0
+  end
+
+  test "qr" do
+    for_types("qr", fn type ->
+      {m, n} = {Random.integer(1..6), Random.integer(1..6)}
+      mode = Random.one_of([:reduced, :complete])
+      a = matrices(batch(), m, n, type)
+      {q, r} = Nx.LinAlg.qr(Nx.backend_copy(a, backend()), mode: mode)
+      assert {q.type, r.type} == {floating(type), floating(type)}
+      near(product(exact(q), exact(r)), exact(a), type)
+      near(Nx.triu(exact(r)), exact(r), type)
+      orthonormal(exact(q), type)
+    end)
+  end
+
+  @tag skip: @gpu
+  test "qr has the signs of the composed function" do
+    for_all(30, "qr", fn ->
+      a = matrices(batch(), Random.integer(1..6), Random.integer(1..6), {:f, 64})
+      mode = Random.one_of([:reduced, :complete])
+      same(&Nx.LinAlg.qr(&1, mode: mode), [a], rtol: 1.0e-8, atol: 1.0e-8)
+    end)
+
+    for matrix <- [
+          [[-3, 2, 1], [0, 1, 1], [0, 0, -1]],
+          [[3, 2, 1], [0, -1, 1], [0, 0, 1]],
+          [[-3.0, 2.0, 1.0], [0.0, 1.0, 1.0], [0.0, 2.0, -1.0]],
+          [[-3.0, 2.0, 1.0], [0.0, -1.0, 1.0]],
+          [[0.0, 0.0], [0.0, 0.0]],
+          [[-2.0]]
+        ] do
+      same(&Nx.LinAlg.qr/1, [Nx.tensor(matrix, type: :f64, backend: Nx.BinaryBackend)], rtol: 1.0e-8, atol: 1.0e-8)
+    end
+  end
+
+  test "eigh" do
+    for_types("eigh", fn type ->
+      n = Random.integer(1..6)
+      a = symmetric(batch(), n, type)
+      {values, vectors} = Nx.LinAlg.eigh(Nx.backend_copy(a, backend()))
+      assert {values.type, vectors.type} == {floating(type), floating(type)}
+      orthonormal(exact(vectors), type)
+      scaled = Nx.multiply(exact(vectors), Nx.new_axis(exact(values), -2))
+      near(product(exact(a), exact(vectors)), scaled, type)
+      magnitudes = Nx.abs(exact(values))
+      near(Nx.sort(magnitudes, axis: -1, direction: :desc), magnitudes, type)
+    end)
+  end
+
+  @tag skip: @gpu
+  test "eigh has the eigenvalues and, where these are apart, the eigenvectors of the composed function" do
+    for_all(10, "eigh", fn ->
+      n = Random.integer(1..6)
+      # The composed function orders by magnitude: 2, 3, 4, … apart by 1, of either sign.
+      values =
+        Nx.tensor(for(i <- n..1//-1, do: Random.one_of([1, -1]) * (i + 1.0)), backend: Nx.BinaryBackend, type: :f64)
+
+      {q, _} = composed(fn -> Nx.LinAlg.qr(matrices({}, n, n, {:f, 64})) end)
+      a = product(Nx.multiply(q, values), transposed(q))
+      {composed_values, composed_vectors} = composed(fn -> Nx.LinAlg.eigh(a, eps: 1.0e-10) end)
+      {actual_values, actual_vectors} = Nx.LinAlg.eigh(Nx.backend_copy(a, backend()))
+      near(exact(actual_values), composed_values, {:f, 32})
+      near(exact(actual_values), values, {:f, 64})
+      # Up to the sign, of which there is a convention here, and to what the composed function stops at.
+      near(Nx.abs(exact(actual_vectors)), Nx.abs(composed_vectors), {:f, 16})
+      largest = Nx.argmax(Nx.abs(actual_vectors), axis: 0, keep_axis: true)
+      assert Nx.to_number(Nx.reduce_min(Nx.take_along_axis(actual_vectors, largest, axis: 0))) > 0
+    end)
+  end
+
+  test "eigh of a complex matrix is composed" do
+    tensor =
+      Nx.tensor([
+        [1.0, Complex.new(0, 2), 2.0],
+        [Complex.new(0, -2), -3.0, Complex.new(0, 2)],
+        [2.0, Complex.new(0, -2), 1.0]
+      ])
+
+    same(&Nx.LinAlg.eigh/1, [tensor], rtol: 1.0e-3, atol: 1.0e-3)
+  end
+
+  test "eigenvalues and singular values that are 0 but for rounding are 0" do
+    column = Nx.tensor([[0.3], [0.7], [1.1], [0.9]])
+    a = Nx.dot(column, Nx.transpose(column))
+    {values, _} = Nx.LinAlg.eigh(a)
+    assert [_, +0.0, +0.0, +0.0] = Nx.to_list(values)
+    {_, values, _} = Nx.LinAlg.svd(a)
+    assert [_, +0.0, +0.0, +0.0] = Nx.to_list(values)
+    near(exact(Nx.dot(Nx.dot(a, Nx.LinAlg.pinv(a)), a)), exact(a), {:f, 32})
+  end
+
+  test "svd" do
+    for_types("svd", fn type ->
+      {m, n} = {Random.integer(1..6), Random.integer(1..6)}
+      full? = Random.chance(0.5)
+      a = matrices(batch(), m, n, type)
+      {u, s, vt} = Nx.LinAlg.svd(Nx.backend_copy(a, backend()), full_matrices?: full?)
+      assert {u.type, s.type, vt.type} == {floating(type), floating(type), floating(type)}
+      orthonormal(exact(u), type)
+      orthonormal(transposed(exact(vt)), type)
+      k = min(m, n)
+      rank = Nx.rank(a)
+      part = Nx.slice_along_axis(exact(u), 0, k, axis: rank - 1)
+      rest = Nx.slice_along_axis(exact(vt), 0, k, axis: rank - 2)
+      near(product(Nx.multiply(part, Nx.new_axis(exact(s), -2)), rest), exact(a), type)
+      near(Nx.sort(exact(s), axis: -1, direction: :desc), exact(s), type)
+      expected = if(full?, do: {m, n}, else: {k, k})
+      assert {elem(u.shape, rank - 1), elem(vt.shape, rank - 2)} == expected
+    end)
+  end
+
+  test "svd of a tall matrix takes no square of its rows" do
+    {u, s, vt} = Nx.LinAlg.svd(Nx.iota({20_000, 3}, type: :f32), full_matrices?: false)
+    assert {u.shape, s.shape, vt.shape} == {{20_000, 3}, {3}, {3, 3}}
+    assert is_float(Nx.to_number(s[0]))
+  end
+
+  test "matrices with NaN have eigenvalues and singular values of NaN, their neighbours have not" do
+    a = Nx.tensor([[[1.0, :nan], [:nan, 1.0]], [[2.0, 0.0], [0.0, 1.0]], [[:infinity, 0.0], [0.0, 1.0]]])
+    expected = [[:nan, :nan], [2.0, 1.0], [:nan, :nan]]
+    {values, _} = Nx.LinAlg.eigh(a)
+    assert Nx.to_list(values) == expected
+    {_, values, _} = Nx.LinAlg.svd(a)
+    assert Nx.to_list(values) == expected
+  end
+
+  @tag skip: @gpu
+  test "gradients are those of the composed functions" do
+    a = Nx.tensor([[4, 1, 2], [1, 5, 3], [2, 3, 6]], type: :f64, backend: Nx.BinaryBackend)
+
+    for fun <- [
+          &Nx.sum(Nx.LinAlg.cholesky(&1)),
+          &Nx.LinAlg.determinant/1,
+          &Nx.sum(Nx.LinAlg.solve(&1, Nx.iota({3}, type: :f64))),
+          fn a -> a |> Nx.LinAlg.qr() |> then(fn {q, r} -> Nx.sum(Nx.multiply(q, Nx.exp(r))) end) end
+        ] do
+      same(&Nx.Defn.grad(&1, fun), [a], rtol: 1.0e-6, atol: 1.0e-6)
+    end
+  end
+
+  test "names are not kept, vectorized axes are" do
+    a = Nx.vectorize(definite({2}, 3, {:f, 32}), :x)
+    for function <- [:cholesky, :lu, :qr, :eigh, :svd, :determinant, :invert], do: same_shapes(function, a)
+  end
+
+  defp same_shapes(function, tensor) do
+    shapes = fn result ->
+      for tensor <- List.wrap(if(is_tuple(result), do: Tuple.to_list(result), else: result)),
+          do: {tensor.type, tensor.shape, tensor.names, tensor.vectorized_axes}
+    end
+
+    expected = apply(Nx.LinAlg, function, [tensor])
+    assert shapes.(apply(Nx.LinAlg, function, [Nx.backend_copy(tensor, backend())])) == shapes.(expected)
+  end
+end
