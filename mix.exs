@@ -74,7 +74,7 @@ defmodule EMLX.MixProject do
       links: %{},
       files:
         ~w(lib mix native tools script guides Cargo.toml Cargo.lock mix.exs .formatter.exs) ++
-          Path.wildcard("{README,ARCHITECTURE,LICENSE}*")
+          Path.wildcard("{README,ARCHITECTURE,CHANGELOG,LICENSE}*")
     ]
   end
 end

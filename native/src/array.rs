@@ -24,13 +24,30 @@ const MAX_HELD: u64 = 256 << 20;
 
 /// Whether a computation that can fail late (linear algebra, reading a file) did. Shared by everything computed from it, so
 /// that no result of a failed computation is ever read as if it were one.
-#[derive(Default)]
 pub struct Outcome {
     failure: OnceLock<Error>,
     succeeded: AtomicBool,
+    /// The CPU stream that the computation runs on, and that keeps its failure until it is asked.
+    pub stream: Stream,
 }
 
 impl Outcome {
+    pub fn new(stream: Stream) -> Outcome {
+        Outcome {
+            failure: OnceLock::new(),
+            succeeded: AtomicBool::new(false),
+            stream,
+        }
+    }
+
+    /// Of linear algebra called on a device, which runs on the CPU wherever it is called.
+    pub fn of_call(device: Device, stream: &Stream) -> Result<Outcome> {
+        Ok(Outcome::new(match device {
+            Device::Cpu => stream.clone(),
+            Device::Gpu => Device::Cpu.stream()?.clone(),
+        }))
+    }
+
     pub fn fail(&self, error: &Error) {
         if !self.succeeded.load(Ordering::Acquire) {
             let _ = self.failure.set(error.clone());
@@ -202,15 +219,12 @@ mod atoms {
     }
 }
 
-/// Refuses a result that could not be held: sizes beyond what MLX counts in, and memory beyond the limit.
-pub fn check_size(array: &Array, is_view: bool) -> Result<()> {
+/// Refuses a result beyond the memory limit. Views are counted as if they were copies: MLX ends the process where more elements than
+/// fit 32 bits are reduced, which no memory would hold.
+pub fn check_size(array: &Array) -> Result<()> {
     let dtype = mlx::dtype(array);
     let bytes = byte_size(array.shape().iter().map(|d| i64::from(*d)), dtype);
-    match bytes {
-        // MLX counts in the machine's own integers, whatever the memory.
-        Some(bytes) if is_view && bytes <= isize::MAX as u128 => Ok(()),
-        bytes => check_bytes(bytes.unwrap_or(u128::MAX)),
-    }
+    check_bytes(bytes.unwrap_or(u128::MAX))
 }
 
 /// Refuses what the memory limit does not allow.

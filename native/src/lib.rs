@@ -236,7 +236,7 @@ fn apply_op(op: Term, inputs: Term, target: Term) -> Result<Applied> {
     let outputs = program::build(&op, &arrays, target.device, &target.stream).map_err(describe)?;
     let mut outcomes = outcomes_of(inputs.iter().flatten().map(|handle| &**handle));
     if op.can_fail_late() {
-        outcomes.push(Arc::new(Outcome::default()));
+        outcomes.push(Arc::new(Outcome::of_call(target.device, &target.stream)?));
     }
     let handles: SmallVec<[ResourceArc<Handle>; 1]> = outputs
         .into_iter()

@@ -246,8 +246,8 @@ impl Shared {
                 let streams = self.streams_of(&arrays);
                 let result = guard("eval", || {
                     let refs: Vec<&Array> = arrays.iter().map(|array| array.array()).collect();
-                    self.submit(&refs, &outcomes)?;
-                    self.finish(&refs, &streams, &outcomes, reply.is_some())
+                    let submitted = self.submit(&refs, &outcomes)?;
+                    self.finish(submitted, &refs, &streams, &outcomes, reply.is_some())
                 });
                 if let Some(reply) = reply {
                     reply.send(result.map(|()| Done));
@@ -282,34 +282,32 @@ impl Shared {
 
     fn run_program(&self, program: &Program, inputs: Vec<ResourceArc<Handle>>, reply: Reply) {
         let mut outcomes = outcomes_of(inputs.iter().map(|input| &**input));
-        outcomes.extend(program.new_outcomes());
         let built = guard("run", || {
+            outcomes.extend(program.new_outcomes(self.device, &self.stream)?);
             let refs: Vec<&Array> = inputs.iter().map(|input| input.array()).collect();
             let outputs = program.replay(&refs, self.device, &self.stream)?;
             let refs: Vec<&Array> = outputs.iter().collect();
-            self.submit(&refs, &outcomes)?;
-            Ok(outputs
-                .into_iter()
-                .map(|array| {
-                    ResourceArc::new(Handle::ready(
-                        array,
-                        self.device,
-                        self.stream.clone(),
-                        outcomes.clone(),
-                    ))
-                })
-                .collect::<Vec<_>>())
+            let submitted = self.submit(&refs, &outcomes)?;
+            let handle = |array| {
+                let stream = self.stream.clone();
+                ResourceArc::new(Handle::ready(array, self.device, stream, outcomes.clone()))
+            };
+            Ok((
+                submitted,
+                outputs.into_iter().map(handle).collect::<Vec<_>>(),
+            ))
         });
         drop(inputs);
         match built {
             Err(error) => reply.send::<()>(Err(error)),
-            Ok(outputs) => {
+            Ok((submitted, outputs)) => {
                 let terms: Vec<ArrayTerm> = outputs.iter().cloned().map(ArrayTerm).collect();
                 reply.send(Ok(terms));
                 let refs: Vec<&Array> = outputs.iter().map(|output| output.array()).collect();
                 // Nobody waits for this result; a failure is kept in the outcomes.
+                let streams = std::slice::from_ref(&self.stream);
                 let _ = guard("run", || {
-                    self.finish(&refs, std::slice::from_ref(&self.stream), &outcomes, false)
+                    self.finish(submitted, &refs, streams, &outcomes, false)
                 });
             }
         }
@@ -325,16 +323,29 @@ impl Shared {
         streams
     }
 
-    fn submit(&self, arrays: &[&Array], outcomes: &Outcomes) -> Result<()> {
+    fn submit(&self, arrays: &[&Array], outcomes: &Outcomes) -> Result<Submitted> {
         check_outcomes(outcomes)?;
+        let submitted = Submitted::of(outcomes);
         let lock = mlx::graph_lock();
-        mlx::async_eval(arrays, &lock)
+        let result = mlx::async_eval(arrays, &lock);
+        drop(lock);
+        let Err(error) = result else {
+            return Ok(submitted);
+        };
+        // A long graph can meet its own failure while the rest of it is still being submitted. What the stream kept is taken
+        // along, so that the next job does not find it.
+        for outcome in outcomes {
+            let _ = outcome.stream.synchronize();
+            outcome.fail(&error);
+        }
+        Err(error)
     }
 
     /// Waits where somebody waits, or where an answer must be known: on the CPU a failure is kept by the stream, and only asking
     /// after every job tells whose it was.
     fn finish(
         &self,
+        _submitted: Submitted,
         arrays: &[&Array],
         streams: &[Stream],
         outcomes: &Outcomes,
@@ -344,12 +355,11 @@ impl Shared {
         if awaited && self.device == Device::Gpu {
             result = self.wait_for(arrays);
         }
-        if !outcomes.is_empty() && self.device == Device::Gpu {
-            // Linear algebra of a GPU graph runs on the CPU's stream.
-            result = result.and(Device::Cpu.stream()?.synchronize());
-        }
         for stream in streams {
             result = result.and(stream.synchronize());
+        }
+        for outcome in outcomes {
+            result = result.and(outcome.stream.synchronize());
         }
         for outcome in outcomes {
             match &result {
@@ -378,21 +388,37 @@ impl Shared {
     fn computed_rows(&self, array: &Handle) -> Result<Array> {
         let outcomes = outcomes_of([array]);
         let rows = mlx::contiguous(array.array(), false, &self.stream)?;
-        self.submit(&[&rows], &outcomes)?;
+        let submitted = self.submit(&[&rows], &outcomes)?;
         array.mark_submitted();
         let streams = match self.device {
             Device::Cpu => vec![self.stream.clone()],
             Device::Gpu => Vec::new(),
         };
-        if self.device == Device::Gpu {
-            mlx::wait(&rows)?;
+        let waited = match self.device {
+            Device::Cpu => Ok(()),
+            Device::Gpu => mlx::wait(&rows),
+        };
+        if let Err(error) = &waited {
+            outcomes.iter().for_each(|outcome| outcome.fail(error));
         }
-        self.finish(&[&rows], &streams, &outcomes, false)?;
+        waited.and(self.finish(submitted, &[&rows], &streams, &outcomes, false))?;
         Ok(rows)
     }
 
     fn read(&self, array: &Handle) -> Result<BinaryTerm> {
         BinaryTerm::new(Buffer::new(self.computed_rows(array)?))
+    }
+}
+
+/// A graph that has been submitted and not yet asked for its outcome. Those that can fail late go one at a time, over all queues:
+/// they may share a stream, and a stream tells of a failure once, whoever asks.
+struct Submitted(#[allow(dead_code)] Option<MutexGuard<'static, ()>>);
+
+impl Submitted {
+    fn of(outcomes: &Outcomes) -> Submitted {
+        static ONE: Mutex<()> = Mutex::new(());
+        let lock = || ONE.lock().unwrap_or_else(PoisonError::into_inner);
+        Submitted((!outcomes.is_empty()).then(lock))
     }
 }
 

@@ -928,14 +928,6 @@ impl Op {
         self.is_for_cpu_only()
     }
 
-    /// Gives a view of its input's memory, so takes none of its own.
-    pub fn is_view(&self) -> bool {
-        matches!(
-            self,
-            Op::BroadcastTo { .. } | Op::Full { .. } | Op::Zeros { .. } | Op::Ones { .. }
-        )
-    }
-
     /// Builds the operation's nodes. Nothing is computed.
     pub fn apply(&self, inputs: &Inputs, device: Device, stream: &Stream) -> Result<Vec<Array>> {
         let stream = if device == Device::Gpu && self.is_for_cpu_only() {

@@ -51,8 +51,8 @@ defmodule EMLX.ErrorTest do
 
   test "refuses more memory than there is, also where sizes do not fit 64 bits" do
     a = Array.scalar(1.0, :f32)
-    huge = Ops.broadcast_to(a, {1_000_000, 1_000_000})
-    error = failure(fn -> Ops.add(huge, 1.0) end)
+    column = Ops.zeros({1_000_000, 1}, :f32)
+    error = failure(fn -> Ops.add(column, Ops.zeros({1, 1_000_000}, :f32)) end)
     assert %{kind: :out_of_memory, op: "add"} = error
     assert error.reason =~ "memory limit"
 
@@ -78,6 +78,14 @@ defmodule EMLX.ErrorTest do
 
     assert Array.to_list(other) == 2.0
     assert Array.to_list(Ops.inv(Ops.eye(2))) == [[1.0, 0.0], [0.0, 1.0]]
+  end
+
+  test "a failure that a long graph meets while it is submitted is kept, too" do
+    inverse = Ops.inv(Ops.zeros({3, 3}, :f32))
+    last = Enum.reduce(1..500, inverse, fn _, sum -> Ops.add(sum, 1.0) end)
+
+    for _ <- 1..3, do: assert(failure(fn -> Array.to_binary(last) end).reason =~ "Inverse")
+    assert failure(fn -> Array.to_binary(inverse) end).reason =~ "Inverse"
   end
 
   test "eigenvalues of what is not finite are NaN, next to those of what is" do

@@ -61,6 +61,21 @@ defmodule EMLX.BackendTest do
       same(fn -> Nx.iota({5000}, type: :f16) end, [])
     end
 
+    test "integers beyond 64 bits keep their low bits, or become floats" do
+      same(fn -> Nx.tensor(36_893_488_147_419_103_235, type: :s32) end, [])
+      assert Nx.to_number(Nx.tensor(36_893_488_147_419_103_235, type: :f32)) == 36_893_488_147_419_103_232.0
+    end
+
+    # By it the backend knows where it need not cast.
+    test "MLX promotes types as the backend takes for granted" do
+      types = [:u8, :u16, :u32, :u64, :s8, :s16, :s32, :s64, :f16, :bf16, :f32, :c64]
+
+      for a <- types, b <- types do
+        sum = EMLX.Ops.add(EMLX.Array.scalar(1, a), EMLX.Array.scalar(1, b))
+        assert {a, b, EMLX.Backend.Type.promote(a, b)} == {a, b, EMLX.Array.dtype(sum)}
+      end
+    end
+
     test "c128 is refused by name" do
       assert %EMLX.Error{reason: "c128 is not supported" <> _} = catch_error(Nx.tensor(1, type: :c128))
       assert %EMLX.Error{} = catch_error(Nx.fft(Nx.tensor([1.0, 2.0], type: :f64)))

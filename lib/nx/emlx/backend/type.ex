@@ -10,7 +10,7 @@ defmodule EMLX.Backend.Type do
   #
   # c128 is refused: MLX's complex numbers are pairs of f32.
 
-  import Bitwise, only: [bsl: 2]
+  import Bitwise, only: [<<<: 2, &&&: 2]
 
   alias EMLX.{Array, Ops}
 
@@ -95,16 +95,13 @@ defmodule EMLX.Backend.Type do
     Array.from_binary(parts, [], :c64, opts)
   end
 
-  # Beyond 64 bits there is nothing that an integer could become but what its low bits are.
-  def constant(number, dtype, opts) when is_integer(number) and number >= bsl(1, 64),
-    do: constant(if(dtype in [:f16, :bf16, :f32, :f64, :c64], do: number * 1.0, else: low_bits(number)), dtype, opts)
-
-  def constant(number, dtype, opts) when is_integer(number) and number < -bsl(1, 63),
-    do: constant(if(dtype in [:f16, :bf16, :f32, :f64, :c64], do: number * 1.0, else: low_bits(number)), dtype, opts)
+  # What is beyond 64 bits a float can still be near to; an integer has its low bits.
+  def constant(number, dtype, opts) when is_integer(number) and (number >= 1 <<< 64 or number < -(1 <<< 63)) do
+    float? = dtype in [:f16, :bf16, :f32, :f64, :c64]
+    constant(if(float?, do: number * 1.0, else: number &&& (1 <<< 64) - 1), dtype, opts)
+  end
 
   def constant(number, dtype, opts), do: Ops.run({:constant, %{value: number, dtype: dtype}}, [], opts)
-
-  defp low_bits(number), do: Bitwise.band(number, bsl(1, 64) - 1)
 
   defp float32(number) when is_number(number), do: <<number::float-32-native>>
   defp float32(number), do: Nx.Shared.write_non_finite(number, 32)
@@ -114,7 +111,7 @@ defmodule EMLX.Backend.Type do
   @doc "Brings values computed in the wider type back into a type of Nx that MLX lacks."
   @spec narrow(Array.t(), nx_type) :: Array.t()
   def narrow(array, {:u, size}) when size < 8,
-    do: Ops.run(:bitwise_and, [array, constant(bsl(1, size) - 1, :u8, [])])
+    do: Ops.run(:bitwise_and, [array, constant((1 <<< size) - 1, :u8, [])])
 
   def narrow(array, {:s, size}) when size < 8 do
     by = constant(8 - size, :s8, [])
@@ -200,8 +197,8 @@ defmodule EMLX.Backend.Type do
 
   @doc "The smallest and largest number of an integer type."
   @spec range(:s | :u, pos_integer) :: {integer, integer}
-  def range(:s, size), do: {-bsl(1, size - 1), bsl(1, size - 1) - 1}
-  def range(:u, size), do: {0, bsl(1, size) - 1}
+  def range(:s, size), do: {-(1 <<< (size - 1)), (1 <<< (size - 1)) - 1}
+  def range(:u, size), do: {0, (1 <<< size) - 1}
 
   defp astype(array, dtype), do: Ops.run({:astype, %{dtype: dtype}}, [array])
 

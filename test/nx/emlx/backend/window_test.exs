@@ -38,6 +38,24 @@ defmodule EMLX.Backend.WindowTest do
     end
   end
 
+  test "large windows" do
+    for_all(60, :large_windows, fn ->
+      size = integer(9..40)
+      dilation = integer(1..3)
+      length = (size - 1) * dilation + integer(1..20)
+
+      opts = [
+        strides: [integer(1..4), 1],
+        window_dilations: [dilation, 1],
+        padding: [{integer(0..5), integer(0..5)}, {0, 0}]
+      ]
+
+      tensor = tensor({length, 2}, one_of([{:s, 32}, {:f, 64}, {:u, 8}]))
+      name = one_of([:window_sum, :window_max, :window_min])
+      same(&apply(Nx, name, [&1, {size, 1}, opts]), [tensor], atol: 1.0e-10)
+    end)
+  end
+
   test "windows that only see padding" do
     opts = [padding: [{3, 3}], strides: [1]]
     tensor = tensor({2}, {:s, 32})
