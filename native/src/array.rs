@@ -12,10 +12,10 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 /// Longest chain of nodes that is left unsubmitted: it bounds the memory of a program that never reads. A GPU should be given
-/// work early. On the CPU, submitting takes the cores that build the next nodes, and 16,384 nodes take about 10 MiB.
+/// work early. On the CPU, submitting takes the cores that build the next nodes, and 32,768 nodes take about 20 MiB.
 fn max_depth(device: Device) -> u32 {
     match device {
-        Device::Cpu => 16_384,
+        Device::Cpu => 32_768,
         Device::Gpu => 256,
     }
 }

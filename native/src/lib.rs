@@ -106,13 +106,21 @@ fn decode_array(term: Term, position: usize) -> Result<ResourceArc<Handle>> {
 
 /// A list of arrays, where nil stands for one that is absent.
 fn decode_inputs(term: Term) -> Result<SmallVec<[Option<ResourceArc<Handle>>; 4]>> {
-    let list: ListIterator = argument(term, 1, "a list of arrays")?;
+    // Every call of an operation comes here: one pass, which looks at the list's end before it begins.
+    let list: ListIterator = match term.list_length() {
+        Ok(_) => term
+            .decode()
+            .unwrap_or_else(|_| unreachable!("it has a length")),
+        Err(_) => argument(term, 1, "a list of arrays")?,
+    };
     list.enumerate()
         .map(|(position, term)| {
             if term.is_atom() && atoms::nil() == term {
-                Ok(None)
-            } else {
-                decode_array(term, position).map(Some)
+                return Ok(None);
+            }
+            match term.decode() {
+                Ok(handle) => Ok(Some(handle)),
+                Err(_) => decode_array(term, position).map(Some),
             }
         })
         .collect()
