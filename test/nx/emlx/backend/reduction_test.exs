@@ -10,6 +10,10 @@ defmodule EMLX.Backend.ReductionTest do
     [axes: one_of([nil, some]), keep_axes: chance(0.5)]
   end
 
+  # Where a product overflows, the signs of a complex infinity depend on the order of the factors.
+  defp factors({:c, _}), do: {0.4, 0.8}
+  defp factors(_type), do: {0.5, 2}
+
   for name <- [:sum, :product, :all, :any] do
     test "#{name} over any axes" do
       for_all(120, unquote(name), fn ->
@@ -18,7 +22,7 @@ defmodule EMLX.Backend.ReductionTest do
         types = types() -- [{:f, 8}, {:f8_e4m3fn, 8}]
         # For the binary backend 0+0i is true.
         type = one_of(if unquote(name) in [:all, :any], do: types -- [{:c, 64}], else: types)
-        range = if unquote(name) == :product, do: {0.5, 2}, else: {-10, 10}
+        range = if unquote(name) == :product, do: factors(type), else: {-10, 10}
         opts = opts(shape)
         tolerance = if elem(type, 1) <= 16, do: [rtol: 0.1, atol: 1.0], else: [rtol: 1.0e-5, atol: 1.0e-4]
         tolerance = if type in integer_types() or unquote(name) in [:all, :any], do: [], else: tolerance
