@@ -1,5 +1,5 @@
-# What building one node costs from Elixir: `mix run bench/dispatch.exs`. A chain of 20,000 additions, which is evaluated
-# after it is built; the median of 9 chains.
+# What building one node costs from Elixir, and reading a scalar that is computed: `mix run bench/dispatch.exs`. A chain of
+# 20,000 additions, which is evaluated after it is built, and 20,000 reads; the median of 9 of each.
 alias EMLX.{Array, Ops}
 
 one = Array.scalar(1.0, :f32)
@@ -15,4 +15,11 @@ times =
     time / 20_000
   end
 
-IO.puts("#{times |> Enum.sort() |> Enum.at(4) |> Float.round(2)} µs a node")
+reads =
+  for _ <- 1..9 do
+    {time, :ok} = :timer.tc(fn -> Enum.each(1..20_000, fn _ -> Array.to_binary(one) end) end)
+    time / 20_000
+  end
+
+median = fn times -> times |> Enum.sort() |> Enum.at(4) |> Float.round(2) end
+IO.puts("#{median.(times)} µs a node, #{median.(reads)} µs a read")

@@ -38,7 +38,7 @@ pub enum Reason {
         found: usize,
     },
     #[error(
-        "device :{0} is not available here; run `mix emlx.doctor`, \
+        "device :{0} is not available here; on Linux, compile with EMLX_MLX=cuda12 or cuda13 for an NVIDIA GPU, \
          or use `device: :cpu`"
     )]
     NoDevice(&'static str),

@@ -11,7 +11,7 @@ use mlx_rs::Array;
 /// (`bench/half_products.exs`: 17 µs both ways at 32 × 32 × 32, 112 against 24 at 64 × 64 × 64).
 const HALF_PRODUCT_BREAK_EVEN: u64 = 32_768;
 
-/// Multiply-adds up to which an integer product is quicker as a broadcast multiplication and a sum.
+/// Multiply-adds up to which an integer product is one broadcast multiplication and a sum, rather than up to ten products of limbs.
 const INTEGER_PRODUCT_BREAK_EVEN: u64 = 4_096;
 
 fn work(a: &Array, b: &Array) -> u64 {

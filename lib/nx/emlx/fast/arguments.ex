@@ -69,6 +69,15 @@ defmodule EMLX.Fast.Arguments do
   def fused?({:bf, 16}), do: true
   def fused?(_type), do: false
 
+  @doc "Why a fused kernel of one array cannot take x, or nil."
+  def refusal(x) do
+    cond do
+      not fused?(x.type) -> "the kernel computes in f32, x is #{Nx.Type.to_string(x.type)}"
+      Nx.size(x) == 0 -> "x is empty"
+      true -> nil
+    end
+  end
+
   @doc "A tensor's type and shape, as inspection has them."
   def describe(%T{} = tensor), do: EMLX.Block.Error.describe(tensor)
 

@@ -57,14 +57,11 @@ defimpl EMLX.Block, for: [EMLX.Fast.RMSNorm, EMLX.Fast.LayerNorm] do
   alias EMLX.Fast.Arguments
 
   def call(block, output, [x | _] = args, fun) do
-    cond do
-      not Arguments.fused?(x.type) ->
-        EMLX.Block.decline(block, args, fun, "the kernel computes in f32, x is #{Nx.Type.to_string(x.type)}")
+    case Arguments.refusal(x) do
+      reason when is_binary(reason) ->
+        EMLX.Block.decline(block, args, fun, reason)
 
-      Nx.size(x) == 0 ->
-        EMLX.Block.decline(block, args, fun, "x is empty")
-
-      true ->
+      nil ->
         array = normalize(block, Enum.map(args, &array/1))
         # A weight of another type is applied in f32, as the composed function does.
         if Enum.all?(args, &(&1.type == x.type)), do: Backend.tensor(array, output), else: Backend.to_nx(array, output)

@@ -91,14 +91,11 @@ defimpl EMLX.Block, for: EMLX.Fast.RoPE do
   alias EMLX.Fast.{Arguments, RoPE}
 
   def call(block, output, [x | rest] = args, fun) do
-    cond do
-      not Arguments.fused?(x.type) ->
-        EMLX.Block.decline(block, args, fun, "the kernel computes in f32, x is #{Nx.Type.to_string(x.type)}")
+    case Arguments.refusal(x) do
+      reason when is_binary(reason) ->
+        EMLX.Block.decline(block, args, fun, reason)
 
-      Nx.size(x) == 0 ->
-        EMLX.Block.decline(block, args, fun, "x is empty")
-
-      true ->
+      nil ->
         {offset, freqs} = RoPE.arguments(block, rest)
         offset = if is_integer(offset), do: offset, else: Backend.to_array(offset)
         opts = [dims: block.dims, traditional: block.traditional, base: block.base, scale: block.scale]
