@@ -8,7 +8,59 @@ defmodule EMLX do
     * `EMLX.Program` - many operations replayed by one native call
     * `EMLX.Queue` - where and in which order arrays are evaluated
     * `EMLX.Memory`, `EMLX.Safetensors` - memory figures and files
+
+  ## Compiler
+
+  With Nx, this module is a compiler for `Nx.Defn`:
+
+      Nx.Defn.jit(&predict/2, compiler: EMLX)
+      Nx.Defn.default_options(compiler: EMLX)
+
+  The function is traced once for each signature of its arguments (containers, shapes, types, names) and becomes an
+  `EMLX.Program`, which every further call runs with one native call. The backend's operations and the implementations of
+  `EMLX.Block` serve compiled functions as they serve eager ones. A call returns when the computation is submitted, before
+  it is done; only reading a value waits.
+
+  `cond` runs the branch taken only; `while` runs in native code. Hooks and `Nx.runtime_call/4` run in the calling
+  process, which the program waits for. Tensors that a function closes over become constants of the program, copied once. Nx 0.12 and 0.13 have no mark for inputs that may be overwritten; intermediate values are, by MLX.
+
+  Options (others are ignored, since libraries pass theirs along):
+
+    * `:device` - `:cpu` or `:gpu`, by default as for `EMLX.Backend`
+    * `:queue` - the `EMLX.Queue` to run on; by default the calling process's queue if it is on the device, else the device's own
+    * `:fuse` - whether runs of element-wise operations are compiled to one kernel each, by `mx.compile`. Default true on the GPU
+      and false on the CPU, where a C++ compiler is needed while the program runs; `config :emlx, fuse: …` sets it. A fused
+      kernel rounds as its operations do one by one, but for the last bits: compilers may contract a product and a sum, and 16-bit floats
+      may keep more bits between two operations
+    * `:on_unsupported` - what to do with a function that cannot be traced, for example since an implementation of a block
+      reads a value: `:raise` (default) or `:evaluate`, which has `Nx.Defn.Evaluator` run it
+    * `:hooks` - a map of functions for named hooks
+    * `:max_concurrency` - the number of partitions, each with a queue, for an `Nx.Serving` with `partitions: true`
+    * `:cache` - `false` to trace at each call. Up to `config :emlx, compiler_cache: 1000` functions are kept, the ones used last
+
+  Telemetry, with measurements `%{duration: native_time}`: `[:emlx, :compile, :stop]` for each trace, metadata `:key` and
+  `:instructions`; `[:emlx, :compile, :evaluate]` where the evaluator takes over, metadata `:key` and `:reason`.
   """
+
+  if match?({:module, _}, Code.ensure_compiled(EMLX.Compiler)) do
+    @behaviour Nx.Defn.Compiler
+
+    @doc false
+    @impl true
+    defdelegate __jit__(key, vars, fun, args_list, opts), to: EMLX.Compiler, as: :jit
+
+    @doc false
+    @impl true
+    defdelegate __compile__(key, vars, fun, opts), to: EMLX.Compiler, as: :compile
+
+    @doc false
+    @impl true
+    defdelegate __partitions_options__(opts), to: EMLX.Compiler, as: :partitions
+
+    @doc false
+    @impl true
+    defdelegate __to_backend__(opts), to: EMLX.Compiler, as: :backend
+  end
 
   alias EMLX.{Array, Native, Queue}
 

@@ -100,6 +100,8 @@ pub struct Handle {
     pub outcomes: Outcomes,
     /// The elements in rows, once their address has been given away.
     pinned: OnceLock<Buffer>,
+    /// Stands for a value of a function that is being traced: it has a shape and a type, and never elements.
+    traced: bool,
 }
 
 // SAFETY: MLX's handle is a reference-counted pointer. What is read through `&Handle` on any thread (shape, dtype, the
@@ -129,7 +131,15 @@ impl Handle {
             held: AtomicU64::new(0),
             outcomes,
             pinned: OnceLock::new(),
+            traced: false,
         }
+    }
+
+    /// Stands for a value of a function that is being traced.
+    pub fn placeholder(array: Array, device: Device, stream: Stream) -> Handle {
+        let mut handle = Handle::ready(array, device, stream, Outcomes::new());
+        handle.traced = true;
+        handle
     }
 
     /// A node on top of `inputs`, not yet submitted.
@@ -158,6 +168,24 @@ impl Handle {
             held: AtomicU64::new(held),
             outcomes,
             pinned: OnceLock::new(),
+            traced: inputs.iter().flatten().any(|input| input.traced),
+        }
+    }
+
+    pub fn is_traced(&self) -> bool {
+        self.traced
+    }
+
+    /// Has the traced function contain the operation that made this array, although its inputs are known.
+    pub fn trace(&mut self) {
+        self.traced = true;
+    }
+
+    /// An error if there will never be elements behind this array.
+    pub fn refuse_traced(&self) -> Result<()> {
+        match self.traced {
+            true => Err(Reason::Traced.into()),
+            false => Ok(()),
         }
     }
 
@@ -167,8 +195,9 @@ impl Handle {
 
     /// The graph behind this array has grown so far that it should be submitted.
     pub fn is_due(&self) -> bool {
-        self.depth.load(Ordering::Relaxed) >= max_depth(self.device)
-            || self.held.load(Ordering::Relaxed) >= MAX_HELD
+        !self.traced
+            && (self.depth.load(Ordering::Relaxed) >= max_depth(self.device)
+                || self.held.load(Ordering::Relaxed) >= MAX_HELD)
     }
 
     /// Keeps computed elements in rows as long as the array lives; gives their address and number of bytes. The first ones given
@@ -205,7 +234,10 @@ impl Encoder for ArrayTerm {
         let values = [
             atoms::array_module().to_term(env),
             self.0.encode(env),
-            weight::term(env, &self.0),
+            match self.0.is_traced() {
+                true => rustler::types::atom::nil().encode(env),
+                false => weight::term(env, &self.0),
+            },
         ];
         Term::map_from_term_arrays(env, &keys, &values).expect("three distinct keys")
     }

@@ -47,6 +47,11 @@ pub enum Reason {
          (see EMLX.Memory.set_limit/1)"
     )]
     OutOfMemory { bytes: u128, limit: usize },
+    #[error(
+        "the array stands for a value of a function that is being compiled, so it has no elements to read; \
+         what depends on values belongs into Nx.runtime_call/4 or a hook"
+    )]
+    Traced,
     #[error("the queue is closed")]
     QueueClosed,
     #[error("{path}: {reason}")]
@@ -66,6 +71,7 @@ impl Reason {
             Reason::BinarySize { .. } => atoms::binary_size(),
             Reason::NoDevice(_) => atoms::no_device(),
             Reason::OutOfMemory { .. } => atoms::out_of_memory(),
+            Reason::Traced => atoms::traced(),
             Reason::QueueClosed => atoms::queue_closed(),
             Reason::File { .. } => atoms::file(),
             Reason::Panic(_) => atoms::panic(),
@@ -141,6 +147,6 @@ mod atoms {
     rustler::atoms! {
         kind, op, reason, inputs, device,
         mlx, invalid_argument, unknown_op, bad_argument, binary_size, no_device,
-        out_of_memory, queue_closed, file, panic,
+        out_of_memory, traced, queue_closed, file, panic,
     }
 }

@@ -36,7 +36,7 @@ fn load(_env: Env, _info: Term) -> bool {
 }
 
 mod atoms {
-    rustler::atoms! { ok, error, wait, nil }
+    rustler::atoms! { ok, error, wait, traced, trace, nil }
 }
 
 /// What a function gives back: a value, or an error as a map.
@@ -126,12 +126,19 @@ fn decode_inputs(term: Term) -> Result<SmallVec<[Option<ResourceArc<Handle>>; 4]
         .collect()
 }
 
+/// Arrays that have or will have elements.
 fn decode_arrays(term: Term) -> Result<Vec<ResourceArc<Handle>>> {
     let list: Vec<Term> = argument(term, 0, "a list of arrays")?;
     list.into_iter()
         .enumerate()
-        .map(|(position, term)| decode_array(term, position))
+        .map(|(position, term)| decode_valued(term, position))
         .collect()
+}
+
+fn decode_valued(term: Term, position: usize) -> Result<ResourceArc<Handle>> {
+    let array = decode_array(term, position)?;
+    array.refuse_traced()?;
+    Ok(array)
 }
 
 fn decode_op(term: Term) -> Result<Op> {
@@ -162,6 +169,8 @@ fn op_name(term: Term) -> String {
 enum Target {
     Default(&'static Arc<Shared>),
     Own(ResourceArc<Queue>),
+    /// A device's default queue, for a function that is being traced: what grows large is recorded though its inputs are known.
+    Trace(&'static Arc<Shared>),
 }
 
 impl std::ops::Deref for Target {
@@ -169,7 +178,7 @@ impl std::ops::Deref for Target {
 
     fn deref(&self) -> &Arc<Shared> {
         match self {
-            Target::Default(shared) => shared,
+            Target::Default(shared) | Target::Trace(shared) => shared,
             Target::Own(queue) => &queue.0,
         }
     }
@@ -194,6 +203,19 @@ fn decode_target<'a>(
         };
         return Ok(Target::Default(Shared::default(device)?));
     }
+    if term.is_tuple() {
+        let (tag, device): (rustler::Atom, Device) =
+            argument(term, position, "{:trace, :cpu | :gpu}")?;
+        if tag != atoms::trace() {
+            return Err(Reason::BadTerm {
+                position,
+                expected: "{:trace, :cpu | :gpu}",
+                found: shown(term),
+            }
+            .into());
+        }
+        return Ok(Target::Trace(Shared::default(device)?));
+    }
     argument(term, position, ":cpu, :gpu or a queue").map(Target::Own)
 }
 
@@ -203,6 +225,7 @@ fn decode_target<'a>(
 enum Applied {
     Ready(SmallVec<[ArrayTerm; 1]>),
     Behind(SmallVec<[ArrayTerm; 1]>),
+    Traced(SmallVec<[ArrayTerm; 1]>),
 }
 
 impl Encoder for Applied {
@@ -210,6 +233,7 @@ impl Encoder for Applied {
         let (tag, arrays) = match self {
             Applied::Ready(arrays) => (atoms::ok(), arrays),
             Applied::Behind(arrays) => (atoms::wait(), arrays),
+            Applied::Traced(arrays) => (atoms::traced(), arrays),
         };
         match arrays.as_slice() {
             [one] => (tag, one).encode(env),
@@ -217,6 +241,9 @@ impl Encoder for Applied {
         }
     }
 }
+
+/// Most bytes of a result that a traced function takes as a constant, where everything it is made of is known.
+const MAX_FOLDED: usize = 1 << 20;
 
 #[rustler::nif]
 fn apply<'a>(env: Env<'a>, op: Term<'a>, inputs: Term<'a>, target: Term<'a>) -> Term<'a> {
@@ -246,18 +273,27 @@ fn apply_op(op: Term, inputs: Term, target: Term) -> Result<Applied> {
     if op.can_fail_late() {
         outcomes.push(Arc::new(Outcome::of_call(target.device, &target.stream)?));
     }
+    let large = matches!(target, Target::Trace(_))
+        && outputs.iter().any(|array| array.nbytes() > MAX_FOLDED);
     let handles: SmallVec<[ResourceArc<Handle>; 1]> = outputs
         .into_iter()
         .map(|array| {
-            ResourceArc::new(Handle::node(
+            let mut handle = Handle::node(
                 array,
                 target.device,
                 target.stream.clone(),
                 &inputs,
                 outcomes.clone(),
-            ))
+            );
+            if large {
+                handle.trace();
+            }
+            ResourceArc::new(handle)
         })
         .collect();
+    if handles.iter().any(|handle| handle.is_traced()) {
+        return Ok(Applied::Traced(handles.into_iter().map(ArrayTerm).collect()));
+    }
     let mut behind = false;
     if handles.iter().any(|handle| handle.is_due()) {
         handles.iter().for_each(|handle| handle.mark_submitted());
@@ -316,6 +352,29 @@ fn info(array: Term) -> Answer<(Vec<i32>, Dtype, Device)> {
         let handle = decode_array(array, 0)?;
         let (shape, dtype) = handle.signature();
         Ok((shape, dtype, handle.device))
+    }))
+}
+
+/// An array that stands for a value of a function that is being traced.
+#[rustler::nif]
+fn placeholder<'a>(shape: Term<'a>, dtype: Term<'a>, device: Term<'a>) -> Answer<ArrayTerm> {
+    Answer(guard("placeholder", || {
+        let shape: Vec<i64> = argument(shape, 0, "a list of integers")?;
+        let dtype: Dtype = argument(dtype, 1, "a type such as :f32")?;
+        let device: Device = argument(device, 2, ":cpu or :gpu")?;
+        let stream = device.stream()?;
+        let array = mlx::zeros(&array::shape_of(&shape)?, dtype, stream)?;
+        array::check_size(&array)?;
+        let handle = Handle::placeholder(array, device, stream.clone());
+        Ok(ArrayTerm(ResourceArc::new(handle)))
+    }))
+}
+
+/// Whether an array stands for a value of a function that is being traced.
+#[rustler::nif]
+fn is_traced(array: Term) -> Answer<bool> {
+    Answer(guard("is_traced", || {
+        decode_array(array, 0).map(|array| array.is_traced())
     }))
 }
 
@@ -402,7 +461,7 @@ impl Encoder for Bytes {
 #[rustler::nif]
 fn read<'a>(env: Env<'a>, array: Term<'a>, target: Term<'a>, tag: Term<'a>) -> Answer<Bytes> {
     Answer(guard("to_binary", || {
-        let array = decode_array(array, 0)?;
+        let array = decode_valued(array, 0)?;
         if let Some(binary) = array::read_now(&array)? {
             return Ok(Bytes::Now(binary));
         }
@@ -417,7 +476,7 @@ fn read<'a>(env: Env<'a>, array: Term<'a>, target: Term<'a>, tag: Term<'a>) -> A
 #[rustler::nif]
 fn pin<'a>(env: Env<'a>, array: Term<'a>, target: Term<'a>, tag: Term<'a>) -> Answer<Done> {
     Answer(guard("to_pointer", || {
-        let array = decode_array(array, 0)?;
+        let array = decode_valued(array, 0)?;
         let target = decode_target(target, 1, [&array])?;
         let reply = Reply::new(env.pid(), tag);
         target.push(Job::Pin { array, reply })?;
@@ -589,7 +648,7 @@ fn save_safetensors<'a>(
         let list: Vec<(String, Term)> = argument(entries, 1, "a list of {name, array}")?;
         let arrays = list
             .into_iter()
-            .map(|(name, array)| Ok((name, decode_array(array, 1)?)))
+            .map(|(name, array)| Ok((name, decode_valued(array, 1)?)))
             .collect::<Result<Vec<_>>>()?;
         let target = decode_target(target, 2, arrays.iter().map(|(_, array)| array))?;
         let reply = Reply::new(env.pid(), tag);

@@ -7,6 +7,12 @@ defmodule EMLX.Application do
     # MLX's compiler for the CPU calls the C++ compiler through popen, and pclose fails while SIGCHLD is ignored, as the VM
     # leaves it. The VM learns of its own ports' ends by other means.
     :os.set_signal(:sigchld, :default)
-    Supervisor.start_link([], strategy: :one_for_one, name: EMLX.Supervisor)
+    Supervisor.start_link(children(), strategy: :one_for_one, name: EMLX.Supervisor)
+  end
+
+  if match?({:module, _}, Code.ensure_compiled(EMLX.Compiler.Cache)) do
+    defp children, do: [EMLX.Compiler.Cache]
+  else
+    defp children, do: []
   end
 end

@@ -188,6 +188,10 @@ defmodule EMLX.Array do
     if device(array) == device, do: array, else: EMLX.Ops.run(:copy, [array], device: device)
   end
 
+  @doc false
+  # Whether an array stands for a value of a function that is being traced.
+  def traced?(%__MODULE__{ref: ref}), do: Native.call!(Native.is_traced(ref))
+
   defp info(%__MODULE__{ref: ref}), do: Native.call!(Native.info(ref))
 
   @doc "The bytes of one element of a type."

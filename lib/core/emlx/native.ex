@@ -14,6 +14,8 @@ defmodule EMLX.Native do
   def from_binary(_binary, _shape, _dtype, _target), do: missing()
   def from_large_binary(_binary, _shape, _dtype, _target), do: missing()
   def info(_array), do: missing()
+  def placeholder(_shape, _dtype, _device), do: missing()
+  def is_traced(_array), do: missing()
   def device_available(_device), do: missing()
   def device_info(_device), do: missing()
   def queue_start(_device), do: missing()

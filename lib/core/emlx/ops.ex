@@ -33,6 +33,7 @@ defmodule EMLX.Ops do
     case Native.apply(op, refs(inputs), Queue.target(opts)) do
       {:ok, result} -> result
       {:wait, result} -> EMLX.eval(result, opts)
+      {:traced, result} -> EMLX.Trace.record(op, inputs, result)
       {:error, error} -> raise EMLX.Error, error
     end
   end

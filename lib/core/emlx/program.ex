@@ -29,11 +29,26 @@ defmodule EMLX.Program do
     %__MODULE__{ref: ref, inputs: inputs, outputs: outputs}
   end
 
+  @doc false
+  def build(inputs, constants, instructions, outputs, _opts) do
+    plain = for {op, ins, count, _label} <- instructions, do: {op, ins, count}
+    ref = Native.call!(Native.program_new(length(inputs) + length(constants), plain, outputs))
+    %{program: %__MODULE__{ref: ref, inputs: inputs, outputs: outputs}, constants: constants, size: length(plain)}
+  end
+
+  @doc false
+  def size(%{size: size}), do: size
+
   @doc """
   Runs a program. The outputs come back as soon as their computation is submitted. Options: `:device`, `:queue`.
   """
   @spec run(t, [Array.t()], keyword) :: [Array.t()]
-  def run(%__MODULE__{ref: ref}, arrays, opts \\ []) do
+  def run(program, arrays, opts \\ [])
+
+  def run(%{program: program, constants: constants}, arrays, opts),
+    do: run(program, arrays ++ constants, Keyword.delete(opts, :calls))
+
+  def run(%__MODULE__{ref: ref}, arrays, opts) do
     inputs = for %Array{ref: ref} <- arrays, do: ref
     target = Queue.target(opts)
     Native.await!(&Native.program_run(ref, inputs, target, &1))

@@ -54,10 +54,12 @@ defmodule EMLX.Queue do
   end
 
   def target(opts) do
-    case {opts[:queue], opts[:device]} do
-      {nil, nil} -> target([])
-      {nil, device} -> device
-      {%__MODULE__{ref: ref}, _} -> ref
+    case {opts[:queue], opts[:device], Process.get(__MODULE__)} do
+      {nil, nil, _} -> target([])
+      # A function that is being traced is recorded as one, whatever its parts ask for.
+      {_, _, %__MODULE__{ref: {:trace, _} = trace}} -> trace
+      {nil, device, _} -> device
+      {%__MODULE__{ref: ref}, _, _} -> ref
     end
   end
 end

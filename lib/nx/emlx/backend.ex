@@ -219,6 +219,12 @@ defmodule EMLX.Backend do
 
   @impl true
   def inspect(tensor, inspect_opts) do
+    if Array.traced?(to_array(tensor)),
+      do: "a value of a function that is being compiled",
+      else: inspect_elements(tensor, inspect_opts)
+  end
+
+  defp inspect_elements(tensor, inspect_opts) do
     size = Nx.flat_size(tensor)
     limit = if inspect_opts.limit == :infinity, do: size, else: min(size, inspect_opts.limit + 1)
     data = Nx.Backend.inspect(tensor, to_binary(tensor, limit), inspect_opts)

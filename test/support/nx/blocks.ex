@@ -17,6 +17,11 @@ if Code.ensure_loaded?(Nx) do
       defstruct []
     end
 
+    defmodule Peek do
+      @moduledoc "An implementation that does what `:how` says, for the tests of the compiler."
+      defstruct [:how]
+    end
+
     @doc "Runs a block."
     def double(block, tensor, output \\ nil),
       do: Nx.block(block, [tensor], output || tensor, fn %{}, tensor -> Nx.multiply(tensor, 2) end)
@@ -47,6 +52,29 @@ if Code.ensure_loaded?(Nx) do
     def call(_block, {one, other}, [tensor], _fun) do
       array = EMLX.Backend.to_array(tensor)
       {EMLX.Backend.to_nx(array, one), array |> EMLX.Ops.negative() |> EMLX.Backend.to_nx(other)}
+    end
+  end
+
+  defimpl EMLX.Block, for: EMLX.TestBlock.Peek do
+    import Nx.Defn
+
+    def call(%{how: how} = block, _output, [x] = args, fun) do
+      case how do
+        how when is_function(how) -> how.(x)
+        :jits -> Nx.Defn.jit_apply(&grow/1, [x])
+        :other_shape -> fun.(block, Nx.stack([x, x]))[0]
+        :leaks -> tap(x, &send(self(), {:leaked, &1}))
+        :composes -> apply(fun, [block | args])
+      end
+    end
+
+    defn grow(x) do
+      {x, _} =
+        while {x, i = 0}, i < 2 do
+          {if(Nx.sum(x) > 100, do: x, else: x + 1), i + 1}
+        end
+
+      x
     end
   end
 end

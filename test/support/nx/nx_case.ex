@@ -43,6 +43,8 @@ defmodule EMLX.NxCase do
   Asserts that `fun`, applied to `tensors` on the backend under test, gives what it gives on the binary backend, in shape,
   type, names and values. Where the binary backend fails there is nothing to compare, and the result is `:skipped`.
 
+  The same is asserted of `fun` compiled with `compiler: EMLX`, unless `compiled: false` says that it reads values.
+
   Options: `:rtol`, `:atol` instead of the type's own. A result in c128, which MLX lacks, has to be refused.
   """
   def same(fun, tensors, opts \\ []) do
@@ -66,7 +68,25 @@ defmodule EMLX.NxCase do
         actual = under(backend(), fun, tensors)
         with {:raised, {error, trace}} <- actual, do: reraise(error, trace)
         assert_same(actual, expected, opts)
+        if Keyword.get(opts, :compiled, true), do: assert_same(compiled(fun, tensors), expected, opts)
+        :ok
     end
+  end
+
+  defp compiled(fun, tensors) do
+    {_, device} = backend()
+    {arguments, given} = Enum.split_with(Enum.with_index(tensors), &is_struct(elem(&1, 0), T))
+
+    # What is not a tensor is no argument of a compiled function.
+    {tensors, places} = Enum.unzip(arguments)
+
+    call = fn tensors ->
+      all = Enum.zip(Tuple.to_list(tensors), places) ++ given
+      apply(fun, all |> Enum.sort_by(&elem(&1, 1)) |> Enum.map(&elem(&1, 0)))
+    end
+
+    tensors = tensors |> Enum.map(&to_backend(&1, backend())) |> List.to_tuple()
+    Nx.Defn.jit_apply(call, [tensors], [compiler: EMLX, cache: false] ++ device)
   end
 
   defp under(backend, fun, tensors) do

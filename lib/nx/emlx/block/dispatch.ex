@@ -67,6 +67,12 @@ defmodule EMLX.Block.Dispatch do
 
   defp noting(fun, _block), do: fun
 
+  @doc "A function of so many arguments that calls one of their list."
+  for arity <- 1..24 do
+    arguments = Macro.generate_arguments(arity, __MODULE__)
+    def of_list(unquote(arity), fun), do: fn unquote_splicing(arguments) -> fun.([unquote_splicing(arguments)]) end
+  end
+
   defp note(block, reason) do
     if Process.get(@path) == :fused do
       Process.put(@path, :composed)

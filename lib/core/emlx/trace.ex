@@ -1,0 +1,139 @@
+defmodule EMLX.Trace do
+  @moduledoc false
+  # Records the operations that a function calls, as the instructions of an EMLX.Program. EMLX.Compiler is what uses it.
+  #
+  # The function is called with placeholders: arrays that have a shape and a type and never elements. An operation on one builds
+  # its node as ever, which checks its arguments and tells the shape of its result; what comes of it is a placeholder again,
+  # and EMLX.Ops.run/3 hands the operation to record/3. Operations on arrays that are known are not recorded: they are computed
+  # once, and what a recorded operation takes of them becomes a constant of the program.
+  #
+  # Values are numbered as they come, through all nested blocks. EMLX.Trace.Passes makes a program's own numbers of them.
+
+  alias EMLX.{Array, Native, Queue}
+
+  @doc "Whether the process is tracing a function."
+  def active?, do: Process.get(__MODULE__) != nil
+
+  @doc "The device of the function that the process is tracing."
+  def device, do: state!("device").device
+
+  @doc """
+  Traces `fun`, which is given placeholders for `templates` (a list of `{dims, dtype}`) and gives a list of arrays, and then any term
+  besides: `{arrays, term}`. Gives `{block, constants, calls, term}`:
+
+    * `block` - `%{params: [value], instructions: [{op, [value | nil], [value], label}], results: [value]}`; the operations `:if` and
+      `:while` hold blocks in their attributes
+    * `constants` - `%{value => array}`
+    * `calls` - `%{id => fun}`, what was given to `call/3`
+  """
+  def run(device, templates, fun) do
+    if active?(), do: raise(ArgumentError, "the process is tracing a function already")
+    state = %{device: device, next: 0, values: %{}, constants: %{}, calls: %{}, instructions: [], label: nil}
+    Process.put(__MODULE__, state)
+    queue = Process.put(Queue, %Queue{ref: {:trace, device}, device: device})
+
+    try do
+      {block, term} = block(templates, fun)
+      %{constants: constants, calls: calls} = Process.get(__MODULE__)
+      {block, constants, calls, term}
+    after
+      Process.delete(__MODULE__)
+      if queue, do: Process.put(Queue, queue), else: Process.delete(Queue)
+    end
+  end
+
+  @doc "Traces `fun` as a block of its own, for an operation that holds blocks. Gives `{block, term}`."
+  def block(templates, fun) do
+    outer = state!("block").instructions
+    put(:instructions, [])
+    placeholders = Enum.map(templates, &placeholder/1)
+    params = Enum.map(placeholders, &define/1)
+    {results, term} = fun.(placeholders)
+    results = Enum.map(results, &value/1)
+    instructions = Enum.reverse(state!("block").instructions)
+    put(:instructions, outer)
+    {%{params: params, instructions: instructions, results: results}, term}
+  end
+
+  @doc "Records an operation that was applied to arrays, nil for those that are absent, and gave `result`. Gives `result`."
+  def record(op, inputs, result) do
+    inputs = Enum.map(inputs, &value/1)
+    outputs = result |> List.wrap() |> Enum.map(&define/1)
+    append({op, inputs, outputs, state!(name(op)).label})
+    result
+  end
+
+  @doc "Records an operation that only programs have. Gives placeholders for `templates`."
+  def emit(op, inputs, templates) do
+    results = Enum.map(templates, &placeholder/1)
+    record(op, inputs, results)
+  end
+
+  @doc """
+  Records a call of `fun` in the process that runs the program: it is given the arrays and gives a list of arrays like `templates`.
+  """
+  def call(fun, inputs, templates) do
+    calls = state!("call").calls
+    id = map_size(calls)
+    put(:calls, Map.put(calls, id, fun))
+    emit({:call, %{id: id, outputs: templates}}, inputs, templates)
+  end
+
+  @doc "Calls `fun`; what is recorded meanwhile is labelled, unless it has a label already."
+  def labelled(label, fun) do
+    case Process.get(__MODULE__) do
+      %{label: nil} ->
+        put(:label, label)
+
+        try do
+          fun.()
+        after
+          put(:label, nil)
+        end
+
+      _ ->
+        fun.()
+    end
+  end
+
+  defp placeholder({dims, dtype}), do: Native.call!(Native.placeholder(dims, dtype, state!("placeholder").device))
+
+  defp define(%Array{ref: ref}) do
+    %{next: value, values: values} = state = state!("define")
+    Process.put(__MODULE__, %{state | next: value + 1, values: Map.put(values, ref, value)})
+    value
+  end
+
+  defp value(nil), do: nil
+
+  defp value(%Array{ref: ref} = array) do
+    case state!("an operation").values do
+      %{^ref => value} ->
+        value
+
+      _ ->
+        if Array.traced?(array), do: escaped("an operation")
+        value = define(array)
+        put(:constants, Map.put(state!("constants").constants, value, array))
+        value
+    end
+  end
+
+  defp append(instruction), do: put(:instructions, [instruction | state!("append").instructions])
+
+  defp put(key, value), do: Process.put(__MODULE__, %{Process.get(__MODULE__) | key => value})
+
+  defp state!(op), do: Process.get(__MODULE__) || escaped(op)
+
+  defp name({op, _attributes}), do: Atom.to_string(op)
+  defp name(op), do: to_string(op)
+
+  defp escaped(op) do
+    raise EMLX.Error,
+      kind: :traced,
+      op: op,
+      reason:
+        "an array stands for a value of a function that is being compiled, or was; it can be used inside of that function only, " <>
+          "in the process that compiles it"
+  end
+end

@@ -1,0 +1,310 @@
+defmodule EMLX.Compiler.Walk do
+  @moduledoc false
+  # Walks an Nx.Defn expression and calls EMLX.Backend's callbacks for its nodes, while EMLX.Trace records what they do.
+  # Control flow, functions, hooks and runtime calls are its own; blocks go to EMLX.Block, as everywhere.
+  #
+  # A node is walked once in the scope it belongs to. `cache` maps the ids of the nodes of a scope to what came of them: a
+  # tensor, a tuple of tensors, or a function. Branches see the cache of the scope around them; bodies of loops and
+  # functions have scopes of their own.
+
+  alias EMLX.{Backend, Trace}
+  alias EMLX.Backend.Type
+  alias Nx.Defn.{Composite, Expr, Tree}
+  alias Nx.Tensor, as: T
+
+  @creation [:eye, :iota, :from_binary]
+
+  @doc """
+  Walks a composite expression. `params` is a tuple of tensors, one for each parameter; `hooks` maps names of hooks to functions.
+  """
+  def run(expr, params, hooks) do
+    state = %{params: params, hooks: hooks, ids: Tree.scope_ids(expr)}
+    {result, _cache} = composite(expr, state, %{})
+    result
+  end
+
+  @doc "The arrays of a composite, in Nx's order."
+  def arrays(composite), do: for(tensor <- Composite.flatten_list([composite]), do: Backend.to_array(tensor))
+
+  @doc "A composite like `template` with the elements of arrays, and the arrays left over."
+  def fill(template, arrays) do
+    Composite.traverse(template, arrays, fn tensor, [array | rest] ->
+      {Backend.tensor(array, tensor |> Nx.to_template() |> Nx.devectorize()), rest}
+    end)
+  end
+
+  @doc "What EMLX.Trace takes as templates for the leaves of a composite."
+  def templates(composite) do
+    for tensor <- Composite.flatten_list([composite]) do
+      %T{shape: shape, type: type} = Nx.devectorize(tensor)
+      {Tuple.to_list(shape), Type.dtype(type)}
+    end
+  end
+
+  defp composite(expr, state, cache), do: Composite.traverse(expr, cache, &walk(&1, state, &2))
+
+  # Constants have ids of their own all over, and so are few.
+  defp walk(%T{data: %Expr{op: :metadata, args: [expr, _metadata]}}, state, cache), do: composite(expr, state, cache)
+
+  defp walk(%T{data: %Expr{id: id, op: op, args: args}} = node, state, cache) do
+    case cache do
+      %{^id => result} ->
+        {result, cache}
+
+      %{} ->
+        {result, cache} = node(op, args, node, state, cache)
+        {result, Map.put(cache, id, result)}
+    end
+  end
+
+  defp node(:constant, [number], out, _state, cache), do: {Backend.constant(out, number, options()), cache}
+
+  defp node(:tensor, [tensor], out, _state, cache) do
+    array = EMLX.Array.to_device(Backend.to_array(tensor), Trace.device())
+    {Backend.tensor(array, out), cache}
+  end
+
+  defp node(:parameter, [i], _out, state, cache), do: {elem(state.params, i), cache}
+
+  defp node(:elem, [tuple, i], _out, state, cache) do
+    {tuple, cache} = composite(tuple, state, cache)
+    {elem(tuple, i), cache}
+  end
+
+  # ---- functions ----
+
+  defp node(:fun, [args, expr, _mfa], _out, state, cache) do
+    call = fn params ->
+      params = params |> Enum.map(&Nx.to_tensor/1) |> List.to_tuple()
+      run(expr, params, state.hooks)
+    end
+
+    fun =
+      case length(args) do
+        1 -> fn a -> call.([a]) end
+        2 -> fn a, b -> call.([a, b]) end
+      end
+
+    {fun, cache}
+  end
+
+  # ---- control flow ----
+
+  defp node(:cond, [[{pred, body} | clauses], last], _out, state, cache) do
+    # What the branches share with the scope around them is computed there, before.
+    branches = [body, last | Enum.flat_map(clauses, fn {pred, body} -> [pred, body] end)]
+    cache = shared(branches, state, cache)
+    {results, cache} = branch(pred, body, clauses, last, state, cache)
+    {result, []} = last |> one_or_tuple() |> fill(results)
+    {result, cache}
+  end
+
+  defp node(:while, [initial, _arg, condition, body], _out, state, cache) do
+    {initial, cache} = composite(initial, state, cache)
+    templates = templates(initial)
+
+    block = fn expr ->
+      {block, nil} =
+        Trace.block(templates, fn arrays ->
+          {params, []} = fill(initial, arrays)
+          {expr |> run(one_or_tuple_list(params), state.hooks) |> arrays(), nil}
+        end)
+
+      block
+    end
+
+    blocks = %{condition: block.(condition), body: block.(body)}
+    results = Trace.emit({:while, blocks}, arrays(initial), templates)
+    {result, []} = fill(initial, results)
+    {result, cache}
+  end
+
+  # ---- blocks ----
+
+  defp node(:block, [struct, in_args, expr, callback], out, state, cache) do
+    {tensors, options} = Enum.split_while(in_args, &(not is_list(&1)))
+    {tensors, cache} = Enum.map_reduce(tensors, cache, &walk(&1, state, &2))
+
+    composed = fn [_struct | args] = all ->
+      given = Enum.take(args, length(tensors))
+
+      # The expression was built for these arguments; for others an implementation gets the function itself.
+      if Enum.zip_with(given, tensors, &like?/2) |> Enum.all?() and Enum.drop(args, length(tensors)) == options,
+        do: run(expr, List.to_tuple(given), state.hooks),
+        else: apply(callback, all)
+    end
+
+    output = if match?({:tuple, _}, out.type), do: expr, else: out
+    label = inspect(struct.__struct__)
+    arity = length(in_args) + 1
+
+    result =
+      Trace.labelled(label, fn ->
+        Backend.block(struct, output, tensors ++ options, EMLX.Block.Dispatch.of_list(arity, composed))
+      end)
+
+    {result, cache}
+  end
+
+  # ---- the calling process ----
+
+  defp node(:runtime_call, [expr, fun, out_template, opts], _out, state, cache) do
+    {value, cache} = composite(expr, state, cache)
+
+    call = fn arrays ->
+      {value, []} = fill(value, arrays)
+      result = fun.(value, opts)
+
+      if not Nx.compatible?(out_template, result) do
+        raise "expected the runtime_call function to match the given output template " <>
+                "#{inspect(out_template)}, got: #{inspect(result)}"
+      end
+
+      arrays(result)
+    end
+
+    results = Trace.call(call, arrays(value), templates(out_template))
+    {result, []} = out_template |> one_or_tuple() |> fill(results)
+    {result, cache}
+  end
+
+  # Nx 0.12 has hooks in tokens, the last one first.
+  defp node(:token, [token], _out, state, cache) do
+    cache =
+      List.foldr(token.hooks, cache, fn %{name: name, callback: callback, expr: expr}, cache ->
+        {value, cache} = composite(expr, state, cache)
+        hook(state.hooks[name] || callback, value)
+        cache
+      end)
+
+    {{}, cache}
+  end
+
+  defp node(:attach_token, [token, expr], _out, state, cache) do
+    {_, cache} = walk(token, state, cache)
+    walk(expr, state, cache)
+  end
+
+  # Nx 0.13 has nodes for them.
+  defp node(:hook, [expr, spec, out_template, _ref], _out, state, cache) do
+    {value, cache} = composite(expr, state, cache)
+
+    {hooked, spec, cache} =
+      case spec do
+        {:token_hook, hooked, spec} ->
+          {hooked, cache} = composite(hooked, state, cache)
+          {hooked, spec, cache}
+
+        spec ->
+          {value, spec, cache}
+      end
+
+    case spec do
+      {:fn, fun} -> hook(fun, hooked)
+      {:named, name, callback} -> hook(state.hooks[name] || callback, hooked)
+    end
+
+    case out_template do
+      %T{} -> {value, cache}
+      _ -> {[value] |> Composite.flatten_list() |> List.to_tuple(), cache}
+    end
+  end
+
+  # ---- everything else is the backend's ----
+
+  defp node(op, _args, out, state, cache) do
+    {args, cache} = Tree.apply_args(out, cache, &walk(&1, state, &2))
+
+    cond do
+      op in @creation -> {apply(Backend, op, [out | args] ++ [options()]), cache}
+      not function_exported?(Backend, op, length(args) + 1) -> unknown(op)
+      true -> {apply(Backend, op, [out | args]), cache}
+    end
+  end
+
+  defp unknown(op) do
+    raise EMLX.Error,
+      kind: :traced,
+      op: Atom.to_string(op),
+      reason: "the compiler EMLX does not know this node of Nx.Defn expressions"
+  end
+
+  defp options, do: [device: Trace.device()]
+
+  defp hook(nil, _value), do: :ok
+
+  defp hook(fun, value) do
+    call = fn arrays ->
+      {value, []} = fill(value, arrays)
+      fun.(value)
+      []
+    end
+
+    [] = Trace.call(call, arrays(value), [])
+    :ok
+  end
+
+  defp like?(%T{} = a, %T{} = b), do: a.type == b.type and a.shape == b.shape and a.vectorized_axes == b.vectorized_axes
+
+  # Results of several leaves are tuples, whatever container they came in.
+  defp one_or_tuple(%T{} = tensor), do: tensor
+  defp one_or_tuple(composite), do: [composite] |> Composite.flatten_list() |> List.to_tuple()
+
+  defp one_or_tuple_list(composite), do: [composite] |> Composite.flatten_list() |> List.to_tuple()
+
+  # ---- cond ----
+
+  # The results of a cond, as arrays.
+  defp branch(pred, body, clauses, last, state, cache) do
+    {pred, cache} = walk(pred, state, cache)
+
+    {taken, templates} =
+      Trace.block([], fn [] ->
+        {result, _cache} = composite(body, inner(body, state), cache)
+        {arrays(result), templates(result)}
+      end)
+
+    {otherwise, nil} =
+      Trace.block([], fn [] ->
+        case clauses do
+          [] ->
+            {result, _cache} = composite(last, inner(last, state), cache)
+            {arrays(result), nil}
+
+          [{pred, body} | clauses] ->
+            {results, _cache} = branch(pred, body, clauses, last, inner({pred, body}, state), cache)
+            {results, nil}
+        end
+      end)
+
+    {Trace.emit({:if, %{then: taken, else: otherwise}}, [Backend.to_array(pred)], templates), cache}
+  end
+
+  defp inner(expr, state), do: %{state | ids: Tree.scope_ids(expr, state.ids)}
+
+  defp shared(branches, state, cache) do
+    {cache, _seen} = Composite.reduce(List.to_tuple(branches), {cache, %{}}, &shared_node(&1, state, &2))
+    cache
+  end
+
+  defp shared_node(%T{data: %Expr{op: :constant}}, _state, acc), do: acc
+
+  defp shared_node(%T{data: %Expr{id: id}} = node, state, {cache, seen}) do
+    cond do
+      is_map_key(cache, id) or is_map_key(seen, id) ->
+        {cache, seen}
+
+      is_map_key(state.ids, id) ->
+        {_, cache} = walk(node, state, cache)
+        {cache, seen}
+
+      true ->
+        {_, acc} =
+          Tree.apply_args(node, :scope, {cache, Map.put(seen, id, true)}, fn arg, acc ->
+            {arg, shared_node(arg, state, acc)}
+          end)
+
+        acc
+    end
+  end
+end

@@ -1,0 +1,595 @@
+defmodule EMLX.CompilerTest do
+  # One at a time: telemetry, memory and traced functions are everybody's.
+  use EMLX.NxCase, async: false
+
+  import Nx.Defn
+
+  alias EMLX.Compiler.Cache
+
+  @moduletag :capture_log
+
+  setup do
+    {_, device} = backend()
+    %{opts: [compiler: EMLX] ++ device}
+  end
+
+  # How often `fun` has functions traced.
+  defp traces(fun) do
+    id = make_ref()
+    counter = :counters.new(1, [])
+    :telemetry.attach(id, [:emlx, :compile, :stop], fn _, _, _, _ -> :counters.add(counter, 1, 1) end, nil)
+    result = fun.()
+    :telemetry.detach(id)
+    {:counters.get(counter, 1), result}
+  end
+
+  # The calls of native functions that `fun` makes in this process.
+  defp native_calls(fun) do
+    me = self()
+
+    tracer =
+      spawn_link(fn ->
+        collect = fn collect, calls ->
+          receive do
+            {:trace, ^me, :call, {_module, name, _args}} -> collect.(collect, [name | calls])
+            {:finish, from} -> send(from, {:calls, Enum.reverse(calls)})
+          end
+        end
+
+        collect.(collect, [])
+      end)
+
+    :erlang.trace_pattern({EMLX.Native, :_, :_}, true, [:local])
+    :erlang.trace(me, true, [:call, {:tracer, tracer}])
+    result = fun.()
+    :erlang.trace(me, false, [:call])
+    :erlang.trace_pattern({EMLX.Native, :_, :_}, false, [:local])
+    # What was traced has arrived when the tracer says so.
+    ref = :erlang.trace_delivered(me)
+    receive do: ({:trace_delivered, ^me, ^ref} -> :ok)
+    send(tracer, {:finish, me})
+    receive do: ({:calls, calls} -> {Enum.reject(calls, &(&1 in [:call!, :await!])), result})
+  end
+
+  defn(polynomial(x, w), do: Nx.sum(x * w + Nx.exp(x) * w))
+
+  describe "the cache" do
+    test "has a function traced once for each signature", %{opts: opts} do
+      fun = jit(fn x, w -> Nx.add(x, Nx.sum(w)) end, opts)
+      x = Nx.tensor([1.0, 2.0])
+
+      assert {1, a} = traces(fn -> fun.(x, 3) end)
+      assert {0, b} = traces(fn -> fun.(Nx.tensor([4.0, 5.0]), 3) end)
+      assert_same(a, Nx.tensor([4.0, 5.0]))
+      assert_same(b, Nx.tensor([7.0, 8.0]))
+      # Another shape, another type, other names, other vectorized axes.
+      assert {1, _} = traces(fn -> fun.(Nx.tensor([1.0]), 3) end)
+      assert {1, _} = traces(fn -> fun.(Nx.tensor([1, 2]), 3) end)
+      assert {1, named} = traces(fn -> fun.(Nx.tensor([1.0, 2.0], names: [:a]), 3) end)
+      assert named.names == [:a]
+      assert {1, vectorized} = traces(fn -> fun.(Nx.vectorize(x, :b), 3) end)
+      assert vectorized.vectorized_axes == [b: 2]
+      assert {0, _} = traces(fn -> fun.(x, 7) end)
+    end
+
+    test "knows functions by what they close over", %{opts: opts} do
+      make = fn n -> jit(fn x -> Nx.multiply(x, n) end, opts) end
+      assert {1, a} = traces(fn -> make.(2).(10) end)
+      assert {1, b} = traces(fn -> make.(3).(10) end)
+      assert {0, c} = traces(fn -> make.(2).(11) end)
+      assert Enum.map([a, b, c], &Nx.to_number/1) == [20, 30, 22]
+    end
+
+    test "knows containers by their structure", %{opts: opts} do
+      fun = jit(fn map -> map |> Map.values() |> Enum.reduce(&Nx.add/2) end, opts)
+      assert {1, _} = traces(fn -> fun.(%{a: 1, b: 2}) end)
+      assert {1, c} = traces(fn -> fun.(%{a: 1, b: 2, c: 4}) end)
+      assert Nx.to_number(c) == 7
+    end
+
+    test "serves Nx.Defn.compile/3 and jit_apply/3", %{opts: opts} do
+      template = Nx.template({3}, :f32)
+      {1, compiled} = traces(fn -> Nx.Defn.compile(&polynomial/2, [template, template], opts) end)
+      x = Nx.tensor([0.5, -1.0, 2.0])
+      assert {0, result} = traces(fn -> compiled.(x, x) end)
+      assert_same(result, Nx.Defn.jit_apply(&polynomial/2, [x, x], compiler: Nx.Defn.Evaluator))
+      assert {0, again} = traces(fn -> Nx.Defn.jit_apply(&polynomial/2, [x, x], opts) end)
+      assert_same(again, result)
+    end
+
+    test "keeps the functions used last", %{opts: opts} do
+      Application.put_env(:emlx, :compiler_cache, 20)
+      on_exit(fn -> Application.delete_env(:emlx, :compiler_cache) end)
+      Cache.clear()
+      make = fn n -> jit_apply(fn x -> Nx.add(x, n) end, [1], opts) end
+      for n <- 1..100, do: make.(n)
+      # The table is trimmed by a process of its own.
+      :sys.get_state(Cache)
+      assert Cache.size() <= 20
+      assert {0, _} = traces(fn -> make.(100) end)
+      assert {1, _} = traces(fn -> make.(1) end)
+    end
+
+    test "can be left out", %{opts: opts} do
+      fun = jit(fn x -> Nx.add(x, 41) end, [cache: false] ++ opts)
+      assert {2, _} = traces(fn -> {fun.(1), fun.(1)} end)
+    end
+  end
+
+  describe "a run" do
+    test "is one native call", %{opts: opts} do
+      fun = fn x, w -> Enum.reduce(1..50, x, fn _, x -> Nx.tanh(Nx.add(Nx.multiply(x, w), 1)) end) end
+      x = Nx.tensor([0.5, 0.25])
+      compiled = Nx.Defn.compile(fun, [x, x], opts)
+      assert {[call], result} = native_calls(fn -> compiled.(x, x) end)
+      assert call in [:program_run, :program_run_dirty]
+      assert_same(result, jit_apply(fun, [x, x], compiler: Nx.Defn.Evaluator), rtol: 1.0e-4)
+    end
+
+    test "with control flow is one native call too", %{opts: opts} do
+      x = Nx.tensor(0.5)
+      compiled = Nx.Defn.compile(&iterate/2, [x, Nx.tensor(100)], opts)
+      assert {[call], result} = native_calls(fn -> compiled.(x, Nx.tensor(100)) end)
+      assert call in [:program_run, :program_run_dirty]
+      assert_same(result, jit_apply(&iterate/2, [x, 100], compiler: Nx.Defn.Evaluator), rtol: 1.0e-4)
+    end
+
+    test "does not wait for the one before", %{opts: opts} do
+      # Forty runs of a product, each of the result of the one before, are submitted while the first is computed.
+      a = Nx.eye(512, type: :f32)
+      compiled = Nx.Defn.compile(fn a, b -> Nx.dot(a, b) end, [a, a], opts)
+      compiled.(a, a) |> Nx.to_binary()
+      {calls, result} = native_calls(fn -> Enum.reduce(1..10, a, fn _, b -> compiled.(a, b) end) end)
+      # Nothing but the runs was called; no call waits for a message.
+      assert length(calls) == 10
+      assert_same(result, a)
+    end
+
+    test "takes tensors of any backend, and unused ones not at all", %{opts: opts} do
+      fun = jit(fn a, _b, c -> Nx.subtract(a, c) end, opts)
+      a = Nx.tensor([5, 6], backend: Nx.BinaryBackend)
+      assert_same(fun.(a, Nx.tensor([1.0]), 2), Nx.tensor([3, 4]))
+    end
+
+    test "gives containers, inputs and constants as they are", %{opts: opts} do
+      x = Nx.tensor([1, 2])
+      result = jit_apply(fn x -> %{same: x, pair: {Nx.add(x, 1), 7}} end, [x], opts)
+      assert_same(result, %{same: x, pair: {Nx.tensor([2, 3]), Nx.tensor(7)}})
+      assert %Nx.Tensor{data: %EMLX.Backend{}} = result.same
+    end
+
+    test "keeps names and vectorized axes", %{opts: opts} do
+      x = Nx.vectorize(Nx.iota({2, 3}, names: [:rows, :columns], type: :f32), :rows)
+      fun = fn x -> Nx.sum(Nx.sin(x), axes: [:columns], keep_axes: true) end
+      assert_same(jit_apply(fun, [x], opts), fun.(x))
+    end
+  end
+
+  defn iterate(x, n) do
+    {x, _, _} =
+      while {x, i = 0, n}, i < n do
+        {Nx.sin(x) + 0.5, i + 1, n}
+      end
+
+    x
+  end
+
+  describe "captured tensors" do
+    test "are constants of the program, copied once", %{opts: opts} do
+      captured = Nx.iota({1024, 256}, type: :f32, backend: Nx.BinaryBackend)
+      compiled = Nx.Defn.compile(fn x -> Nx.sum(Nx.multiply(x, captured)) end, [Nx.template({}, :f32)], opts)
+      Nx.to_number(compiled.(Nx.tensor(1.0)))
+      :erlang.garbage_collect()
+      before = EMLX.Memory.active()
+      results = for i <- 1..20, do: compiled.(Nx.tensor(i / 1))
+
+      for {result, i} <- Enum.with_index(results, 1),
+          do: assert_in_delta(Nx.to_number(result), i * 3.4359e10, i * 1.0e7)
+
+      assert EMLX.Memory.active() - before < 1_000_000
+    end
+  end
+
+  describe "the program" do
+    defp instructions(fun, args, opts) do
+      id = make_ref()
+      me = self()
+
+      :telemetry.attach(
+        id,
+        [:emlx, :compile, :stop],
+        fn _, _, metadata, _ -> send(me, {id, metadata.instructions}) end,
+        nil
+      )
+
+      result = jit_apply(fun, args, [cache: false] ++ opts)
+      :telemetry.detach(id)
+      receive do: ({^id, count} -> {count, result})
+    end
+
+    test "has common subexpressions once", %{opts: opts} do
+      x = Nx.tensor([1.0, 2.0])
+      once = fn x -> Nx.add(Nx.exp(x), 2) end
+      twice = fn x -> Nx.multiply(Nx.add(Nx.exp(x), 2), Nx.add(Nx.exp(x), 2)) end
+      {n, _} = instructions(once, [x], opts)
+      {m, result} = instructions(twice, [x], opts)
+      assert m == n + 1
+      assert_same(result, twice.(x))
+    end
+
+    test "has no dead code", %{opts: opts} do
+      fun = fn x ->
+        {q, _r} = Nx.LinAlg.qr(x)
+        _ = Nx.exp(x)
+        q
+      end
+
+      x = Nx.tensor([[1.0, 2.0], [3.0, 4.0]])
+      {n, _} = instructions(fn x -> Nx.LinAlg.qr(x) end, [x], opts)
+      {m, result} = instructions(fun, [x], opts)
+      assert m < n
+      assert_same(result, fun.(x))
+    end
+
+    test "has what is known as constants", %{opts: opts} do
+      fun = fn x -> Nx.add(x, Nx.sum(Nx.exp(Nx.divide(Nx.iota({4}), 3)))) end
+      assert {1, result} = instructions(fun, [Nx.tensor(1.0)], opts)
+      assert_same(result, fun.(Nx.tensor(1.0)))
+    end
+
+    test "computes large tensors rather than holding them", %{opts: opts} do
+      fun = fn x -> Nx.sum(Nx.add(Nx.iota({1024, 1024}, type: :f32), x)) end
+      assert {3, _} = instructions(fun, [Nx.tensor(1.0)], opts)
+    end
+  end
+
+  describe "control flow" do
+    defn lazy(x) do
+      cond do
+        x > 10 -> x
+        x > 5 -> told(x, 5)
+        x > 0 -> told(x, 0)
+        true -> told(x, -1)
+      end
+    end
+
+    deftransformp(told(x, n), do: Nx.Defn.Kernel.hook(Nx.multiply(x, n), String.to_atom("branch#{n}")))
+
+    test "runs the branch taken only", %{opts: opts} do
+      me = self()
+      hooks = for n <- [5, 0, -1], into: %{}, do: {:"branch#{n}", fn value -> send(me, {n, Nx.to_number(value)}) end}
+      fun = jit(&lazy/1, [hooks: hooks] ++ opts)
+
+      for {x, expected} <- [{20, 20}, {7, 35}, {3, 0}, {-4, 4}] do
+        assert Nx.to_number(fun.(x)) == expected
+      end
+
+      assert_received {5, 35}
+      assert_received {0, 0}
+      assert_received {-1, 4}
+      refute_received _
+    end
+
+    defn branches_of_several(x, y) do
+      {a, %{b: b}} =
+        if Nx.sum(x) > 0 do
+          {x + y, %{b: Nx.as_type(y, {:s, 32})}}
+        else
+          {Nx.exp(x) * 1.0, %{b: Nx.as_type(Nx.sum(x), {:s, 32}) + Nx.broadcast(0, {2})}}
+        end
+
+      a + b
+    end
+
+    test "gives containers", %{opts: opts} do
+      for x <- [[1.0, 2.0], [-1.0, -2.0]] do
+        args = [Nx.tensor(x), Nx.tensor([0.5, 1.5])]
+        assert_same(jit_apply(&branches_of_several/2, args, opts), apply(&branches_of_several/2, args))
+      end
+    end
+
+    defn shared(x) do
+      a = Nx.exp(x)
+      b = if x > 0, do: a + 1, else: a - 1
+      c = if x > 1, do: Nx.sin(x) + a, else: Nx.sin(x)
+      d = if x > 2, do: Nx.sin(x), else: b
+      {a, b + c, d}
+    end
+
+    test "shares what branches have in common with the rest", %{opts: opts} do
+      for x <- [-0.5, 0.5, 1.5, 2.5] do
+        assert_same(jit_apply(&shared/1, [x], opts), shared(x))
+      end
+    end
+
+    test "goes on for 100,000 steps in constant memory", %{opts: opts} do
+      compiled = Nx.Defn.compile(&iterate/2, [Nx.template({64}, :f32), Nx.template({}, :s32)], opts)
+      x = Nx.broadcast(Nx.tensor(0.5), {64})
+      Nx.to_binary(compiled.(x, Nx.tensor(10)))
+      EMLX.Memory.reset_peak()
+      before = EMLX.Memory.active()
+      result = compiled.(x, Nx.tensor(100_000))
+      assert_in_delta Nx.to_number(result[0]), 1.1, 0.2
+      assert EMLX.Memory.peak() - before < 1_000_000
+    end
+  end
+
+  test "runs without growth", %{opts: opts} do
+    x = Nx.broadcast(Nx.tensor(0.5), {1024})
+    compiled = Nx.Defn.compile(fn x -> {Nx.add(Nx.sin(x), 1), Nx.sum(x)} end, [x], opts)
+    run = fn n -> Enum.each(1..n, fn _ -> x |> compiled.() |> elem(1) |> Nx.to_number() end) end
+    run.(100)
+    :erlang.garbage_collect()
+    before = EMLX.Memory.active()
+    memory = :erlang.memory(:total)
+    run.(10_000)
+    :erlang.garbage_collect()
+    assert EMLX.Memory.active() - before < 200_000
+    assert :erlang.memory(:total) - memory < 20_000_000
+  end
+
+  describe "the calling process" do
+    def double(value, opts) do
+      send(opts[:pid], {:called, self(), value})
+      Nx.multiply(value, 2)
+    end
+
+    defn calling(x, opts \\ []) do
+      y = Nx.runtime_call(x, Nx.sin(x), opts, &__MODULE__.double/2)
+      y + 1
+    end
+
+    test "answers runtime calls", %{opts: opts} do
+      me = self()
+      fun = jit(fn x -> calling(x, pid: me) end, opts)
+      x = Nx.tensor([0.5, 1.5])
+      assert_same(fun.(x), Nx.add(Nx.multiply(Nx.sin(x), 2), 1))
+      assert_received {:called, ^me, %Nx.Tensor{data: %EMLX.Backend{}}}
+    end
+
+    defn calling_in_loop(x, opts \\ []) do
+      {x, _} =
+        while {x, i = 0}, i < 3 do
+          {Nx.runtime_call(x, x, opts, &__MODULE__.double/2), i + 1}
+        end
+
+      x
+    end
+
+    test "answers runtime calls in loops", %{opts: opts} do
+      me = self()
+      fun = jit(fn x -> calling_in_loop(x, pid: me) end, opts)
+      assert Nx.to_number(fun.(5)) == 40
+      assert_received {:called, ^me, _}
+      assert_received {:called, ^me, _}
+      assert_received {:called, ^me, _}
+    end
+
+    test "gets what a runtime call raises, and the queue goes on", %{opts: opts} do
+      callback = fn _value, _opts -> raise "out of luck" end
+      fun = jit(fn x -> Nx.runtime_call(x, x, [], callback) end, opts)
+      assert_raise RuntimeError, "out of luck", fn -> fun.(1) end
+      assert Nx.to_number(jit_apply(fn x -> Nx.add(x, 1) end, [1], opts)) == 2
+    end
+
+    test "is told when a runtime call does not fit its template", %{opts: opts} do
+      fun = jit(fn x -> Nx.runtime_call(Nx.template({2}, :f32), x, [], fn x, _ -> x end) end, opts)
+      assert_raise RuntimeError, ~r/to match the given output template/, fn -> fun.(1) end
+    end
+
+    test "a runtime call that never returns holds up nobody else", %{opts: opts} do
+      me = self()
+
+      stuck =
+        spawn(fn ->
+          callback = fn x, _ ->
+            send(me, :stuck)
+            Process.sleep(:infinity)
+            x
+          end
+
+          jit_apply(fn x -> Nx.runtime_call(x, x, [], callback) end, [1], opts)
+        end)
+
+      assert_receive :stuck, 5_000
+      assert Nx.to_number(jit_apply(fn x -> Nx.add(x, 1) end, [1], opts)) == 2
+      assert Nx.to_number(jit_apply(&iterate/2, [0.5, 10], opts)) > 0
+      Process.exit(stuck, :kill)
+      assert Nx.to_number(jit_apply(fn x -> Nx.add(x, 2) end, [1], opts)) == 3
+    end
+
+    test "may use tensors in a runtime call", %{opts: opts} do
+      callback = fn %{a: a, b: {b}}, _ -> {Nx.dot(a, b), Nx.tensor(Nx.to_number(Nx.sum(a)))} end
+
+      fun =
+        jit(
+          fn a, b ->
+            {c, d} = Nx.runtime_call({Nx.template({}, :f32), Nx.template({}, :f32)}, %{a: a, b: {b}}, [], callback)
+            Nx.add(c, d)
+          end,
+          opts
+        )
+
+      assert Nx.to_number(fun.(Nx.tensor([1.0, 2.0]), Nx.tensor([3.0, 4.0]))) == 14.0
+    end
+
+    defn hooked(x) do
+      y = hook(x * 2, :first)
+      z = hook(%{a: y + 1, b: {x}}, :second, &Function.identity/1)
+      z.a
+    end
+
+    test "runs hooks", %{opts: opts} do
+      me = self()
+      hooks = %{first: &send(me, {:first, &1}), second: &send(me, {:second, &1})}
+      assert Nx.to_number(jit_apply(&hooked/1, [5], [hooks: hooks] ++ opts)) == 11
+      assert_received {:first, first}
+      assert Nx.to_number(first) == 10
+      assert_received {:second, %{a: a, b: {b}}}
+      assert {Nx.to_number(a), Nx.to_number(b)} == {11, 5}
+      assert Nx.to_number(jit_apply(&hooked/1, [5], opts)) == 11
+    end
+
+    test "gets what a hook raises", %{opts: opts} do
+      hooks = %{first: fn _ -> raise "no" end}
+      assert_raise RuntimeError, "no", fn -> jit_apply(&hooked/1, [5], [hooks: hooks] ++ opts) end
+      assert Nx.to_number(jit_apply(&hooked/1, [5], opts)) == 11
+    end
+
+    defn(printed(x), do: print_value(x * 2, label: "twice") + 1)
+
+    test "prints values", %{opts: opts} do
+      output = ExUnit.CaptureIO.capture_io(fn -> assert Nx.to_number(jit_apply(&printed/1, [4], opts)) == 9 end)
+      assert output =~ "twice"
+      assert output =~ "8"
+    end
+
+    test "may be killed in the middle of a run", %{opts: opts} do
+      compiled = Nx.Defn.compile(&iterate/2, [Nx.template({}, :f32), Nx.template({}, :s32)], opts)
+      {pid, monitor} = spawn_monitor(fn -> compiled.(Nx.tensor(0.5), Nx.tensor(1_000_000_000)) end)
+      Process.sleep(100)
+      Process.exit(pid, :kill)
+      assert_receive {:DOWN, ^monitor, _, _, _}
+      assert_in_delta Nx.to_number(compiled.(Nx.tensor(0.5), Nx.tensor(1))), 0.979, 0.01
+    end
+  end
+
+  describe "blocks" do
+    defp peek(x, how), do: EMLX.TestBlock.double(%EMLX.TestBlock.Peek{how: how}, x)
+
+    defp reading, do: fn x -> if Nx.to_number(Nx.sum(x)) > 0, do: x, else: Nx.negate(x) end
+
+    test "that read a value cannot be compiled", %{opts: opts} do
+      error = assert_raise EMLX.Error, fn -> jit_apply(&peek(&1, reading()), [Nx.tensor([1.0, 2.0])], opts) end
+      assert error.kind == :traced
+      message = Exception.message(error)
+      assert message =~ "EMLX.TestBlock.Peek"
+      assert message =~ "compiler_test.exs:"
+      assert message =~ "on_unsupported: :evaluate"
+    end
+
+    test "that read a value run in the evaluator, if asked for", %{opts: opts} do
+      id = make_ref()
+      me = self()
+      :telemetry.attach(id, [:emlx, :compile, :evaluate], fn _, _, metadata, _ -> send(me, metadata.reason) end, nil)
+      opts = [on_unsupported: :evaluate] ++ opts
+      assert_same(jit_apply(&peek(&1, reading()), [Nx.tensor([-1.0])], opts), Nx.tensor([1.0]))
+      :telemetry.detach(id)
+      assert_received reason when is_binary(reason)
+      assert reason =~ "Peek"
+      # The process is as it was.
+      refute EMLX.Trace.active?()
+      assert_same(jit_apply(&peek(&1, :composes), [Nx.tensor([-1.0])], opts), Nx.tensor([-2.0]))
+    end
+
+    test "may call compiled functions", %{opts: opts} do
+      assert_same(jit_apply(&peek(&1, :jits), [Nx.tensor([1.0, 2.0])], opts), Nx.tensor([3.0, 4.0]))
+      assert_same(jit_apply(&peek(&1, :jits), [Nx.tensor([1.0, 200.0])], opts), Nx.tensor([1.0, 200.0]))
+    end
+
+    test "may call their composed function with other shapes", %{opts: opts} do
+      assert_same(jit_apply(&peek(&1, :other_shape), [Nx.tensor([1.0, 2.0])], opts), Nx.tensor([2.0, 4.0]))
+    end
+
+    test "are told once a trace", %{opts: opts} do
+      id = make_ref()
+      me = self()
+      :telemetry.attach(id, [:emlx, :block, :dispatch], fn _, _, metadata, _ -> send(me, {id, metadata}) end, nil)
+      fun = jit(fn x -> EMLX.Fast.rms_norm(x, Nx.tensor([1.0, 1.0]), eps: 1.0e-5) end, opts)
+      x = Nx.tensor([[1.0, 2.0]])
+      for _ <- 1..3, do: fun.(x)
+      :telemetry.detach(id)
+      assert_received {^id, %{block: EMLX.Fast.RMSNorm, path: :fused}}
+      refute_received {^id, _}
+      assert_same(fun.(x), EMLX.Fast.rms_norm(x, Nx.tensor([1.0, 1.0]), eps: 1.0e-5))
+    end
+  end
+
+  describe "what goes wrong" do
+    test "in options is said", %{opts: opts} do
+      assert_raise ArgumentError, ~r/:on_unsupported/, fn -> jit_apply(& &1, [1], [on_unsupported: :x] ++ opts) end
+      assert_raise ArgumentError, ~r/:fuse/, fn -> jit_apply(& &1, [1], [fuse: 1] ++ opts) end
+      assert_raise ArgumentError, ~r/:queue/, fn -> jit_apply(& &1, [1], [queue: 1] ++ opts) end
+      assert_raise ArgumentError, ~r/:cpu or :gpu/, fn -> jit_apply(& &1, [1], compiler: EMLX, device: :tpu) end
+    end
+
+    test "late is raised where it is read", %{opts: opts} do
+      fun = fn x -> Nx.LinAlg.cholesky(x) end
+      result = jit_apply(fun, [Nx.tensor([[1.0, 2.0], [2.0, 1.0]])], opts)
+      assert_same(result, fun.(Nx.tensor([[1.0, 2.0], [2.0, 1.0]])))
+    end
+
+    test "leaves an array of a trace useless outside of it", %{opts: opts} do
+      jit_apply(fn x -> EMLX.TestBlock.double(%EMLX.TestBlock.Peek{how: :leaks}, x) end, [1], opts)
+      assert_received {:leaked, leaked}
+      assert_raise EMLX.Error, ~r/inside of that function only/, fn -> Nx.add(leaked, 1) end
+      assert_raise EMLX.Error, ~r/no elements to read/, fn -> Nx.to_number(leaked) end
+      assert inspect(leaked) =~ "a value of a function that is being compiled"
+    end
+  end
+
+  describe "queues and partitions" do
+    test "a run goes to the queue it is given, or the process's own", %{opts: opts} do
+      queue = EMLX.Queue.start(device: opts[:device])
+      fun = jit(fn x -> Nx.add(x, 1) end, compiler: EMLX, queue: queue)
+      assert Nx.to_number(fun.(1)) == 2
+      EMLX.Queue.close(queue)
+      assert_raise EMLX.Error, ~r/the queue is closed/, fn -> fun.(2) end
+      assert Nx.to_number(jit_apply(fn x -> Nx.add(x, 1) end, [1], opts)) == 2
+    end
+
+    test "each partition has a queue", %{opts: opts} do
+      partitions = EMLX.__partitions_options__(max_concurrency: 3, device: opts[:device])
+      assert [%EMLX.Queue{}, %EMLX.Queue{}, %EMLX.Queue{}] = queues = Enum.map(partitions, & &1[:queue])
+      assert queues |> Enum.uniq() |> length() == 3
+    end
+
+    test "the backend is the one of the results", %{opts: opts} do
+      assert EMLX.__to_backend__(Keyword.take(opts, [:device])) == backend()
+    end
+  end
+
+  describe "Nx.Serving" do
+    defp serving(opts), do: Nx.Serving.jit(fn x -> Nx.multiply(Nx.exp(x), 2) end, opts)
+
+    test "runs inline", %{opts: opts} do
+      batch = Nx.Batch.stack([Nx.tensor([1.0, 2.0]), Nx.tensor([3.0, 4.0])])
+      result = Nx.Serving.run(serving(opts), batch)
+      assert_same(result, Nx.multiply(Nx.exp(Nx.tensor([[1.0, 2.0], [3.0, 4.0]])), 2))
+    end
+
+    for partitions <- [false, true] do
+      test "runs batches of many processes, partitions: #{partitions}", %{opts: opts} do
+        name = :"serving_#{unquote(partitions)}"
+        opts = [max_concurrency: 2] ++ opts
+
+        start_supervised!(
+          {Nx.Serving,
+           serving: serving(opts), name: name, batch_size: 4, batch_timeout: 10, partitions: unquote(partitions)}
+        )
+
+        1..40
+        |> Task.async_stream(
+          fn n ->
+            batch = Nx.Batch.stack([Nx.tensor([n / 10])])
+            {n, name |> Nx.Serving.batched_run(batch) |> Nx.squeeze() |> Nx.to_number()}
+          end,
+          max_concurrency: 8
+        )
+        |> Enum.each(fn {:ok, {n, value}} -> assert_in_delta value, 2 * :math.exp(n / 10), 1.0e-3 * value end)
+      end
+    end
+
+    test "streams", %{opts: opts} do
+      name = :streaming_serving
+      serving = serving(opts) |> Nx.Serving.streaming()
+      start_supervised!({Nx.Serving, serving: serving, name: name, batch_size: 2})
+      batch = Nx.Batch.concatenate([Nx.iota({5, 1}, type: :f32)])
+      parts = name |> Nx.Serving.batched_run(batch) |> Enum.map(fn {:batch, part, _info} -> Nx.to_flat_list(part) end)
+      assert length(parts) == 3
+
+      for {value, n} <- parts |> List.flatten() |> Enum.with_index(),
+          do: assert_in_delta(value, 2 * :math.exp(n), 1.0e-3 * value)
+    end
+  end
+end
