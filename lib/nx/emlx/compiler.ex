@@ -195,7 +195,7 @@ defmodule EMLX.Compiler do
 
   defp user_line(stacktrace) do
     Enum.find_value(stacktrace, "", fn {module, _fun, _arity, location} ->
-      if (location[:file] && Application.get_application(module) not in @libraries) and not generated?(module),
+      if location[:file] && Application.get_application(module) not in @libraries,
         do: " It was called at #{location[:file]}:#{location[:line]}."
     end)
   end
