@@ -87,6 +87,20 @@ impl Dtype {
         self.is_signed_integer() || self.is_unsigned_integer()
     }
 
+    /// Whether an element, given by its bytes, is other than zero. NaN is, -0.0 is not.
+    pub fn is_nonzero(self, bytes: &[u8]) -> bool {
+        let sign_at = match self {
+            Dtype::F16 | Dtype::Bf16 => 2,
+            Dtype::F32 | Dtype::C64 => 4,
+            Dtype::F64 => 8,
+            _ => return bytes.iter().any(|byte| *byte != 0),
+        };
+        bytes.chunks(sign_at).any(|part| {
+            let (last, rest) = part.split_last().unwrap_or((&0, &[]));
+            last & 0x7f != 0 || rest.iter().any(|byte| *byte != 0)
+        })
+    }
+
     /// The unsigned type of the same width, for work on bits.
     pub fn unsigned_of_same_size(self) -> Dtype {
         match self.size() {
@@ -108,6 +122,23 @@ mod tests {
             assert_eq!(row.0 as usize, i);
             assert_eq!(Dtype::from_mlx(row.1), row.0);
         }
+    }
+
+    #[test]
+    fn zero_is_zero_in_every_type() {
+        for (dtype, _, size, _) in TABLE {
+            assert!(!dtype.is_nonzero(&vec![0; size]), "{}", dtype.name());
+            for i in 0..size {
+                let mut bytes = vec![0; size];
+                bytes[i] = 1;
+                assert!(dtype.is_nonzero(&bytes), "{}", dtype.name());
+            }
+        }
+        assert!(!Dtype::F32.is_nonzero(&(-0.0f32).to_ne_bytes()));
+        assert!(Dtype::F32.is_nonzero(&f32::NAN.to_ne_bytes()));
+        assert!(!Dtype::F64.is_nonzero(&(-0.0f64).to_ne_bytes()));
+        assert!(Dtype::S16.is_nonzero(&i16::MIN.to_ne_bytes()));
+        assert!(!Dtype::C64.is_nonzero(&[0, 0, 0, 0x80, 0, 0, 0, 0x80]));
     }
 
     #[test]

@@ -113,6 +113,15 @@ impl Error {
         self
     }
 
+    /// Names the place that the call stands in, before what is already named.
+    pub fn within(mut self, place: &str) -> Error {
+        self.op = match self.op.as_str() {
+            "" => place.to_string(),
+            op => format!("{place}, {op}"),
+        };
+        self
+    }
+
     pub fn with_inputs(mut self, inputs: Vec<Option<Signature>>, device: Option<Device>) -> Error {
         if self.inputs.is_empty() {
             self.inputs = inputs;

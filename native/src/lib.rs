@@ -22,7 +22,8 @@ use dtype::Dtype;
 use error::{Error, Reason, Result};
 use mlx_rs::Array;
 use op::Op;
-use program::{Instruction, Program};
+use program::run::{Run, Suspended};
+use program::{Inputs, Program};
 use queue::{guard, Done, Job, Pushed, Queue, Reply, Shared};
 use rustler::{Binary, Decoder, Encoder, Env, ListIterator, ResourceArc, Term, TermType};
 use smallvec::SmallVec;
@@ -62,8 +63,19 @@ fn shown(term: Term) -> String {
     }
 }
 
+/// How deep lists, tuples and maps may stand in one another in what is decoded as a whole.
+const MAX_NESTING: usize = 32;
+
 /// Whether every list in a term ends in []. Decoding one that does not panics.
 fn is_proper(term: Term) -> bool {
+    is_proper_within(term, MAX_NESTING)
+}
+
+fn is_proper_within(term: Term, depth: usize) -> bool {
+    let Some(depth) = depth.checked_sub(1) else {
+        return false;
+    };
+    let is_proper = |term| is_proper_within(term, depth);
     match term.get_type() {
         TermType::List => {
             term.list_length().is_ok()
@@ -171,6 +183,16 @@ enum Target {
     Own(ResourceArc<Queue>),
     /// A device's default queue, for a function that is being traced: what grows large is recorded though its inputs are known.
     Trace(&'static Arc<Shared>),
+}
+
+impl Target {
+    /// The queue, where it is one of the caller's.
+    fn own(&self) -> Option<ResourceArc<Queue>> {
+        match self {
+            Target::Default(_) => None,
+            Target::Own(queue) => Some(queue.clone()),
+        }
+    }
 }
 
 impl std::ops::Deref for Target {
@@ -506,33 +528,93 @@ fn from_address<'a>(
 
 // ---- programs ----
 
-/// `instructions` is a list of `{op, [input number | nil], number of outputs}`.
+/// `inputs` is a count or a list of `{name, shape, dtype}`, `constants` a list of arrays; the rest as `EMLX.Program.new/4` has it.
 #[rustler::nif(schedule = "DirtyCpu")]
 fn program_new<'a>(
     inputs: Term<'a>,
+    constants: Term<'a>,
     instructions: Term<'a>,
     outputs: Term<'a>,
+    opts: Term<'a>,
 ) -> Answer<ResourceArc<Program>> {
     Answer(guard("program", || {
-        let inputs: usize = argument(inputs, 0, "a number of inputs")?;
-        let list: Vec<(Term, Vec<Option<usize>>, usize)> =
-            argument(instructions, 1, "a list of {op, inputs, number of outputs}")?;
-        let outputs: Vec<usize> = argument(outputs, 2, "a list of value numbers")?;
-        let instructions = list
-            .into_iter()
-            .map(|(op, inputs, outputs)| {
-                Ok(Instruction {
-                    op: decode_op(op)?,
-                    inputs,
-                    outputs,
-                })
-            })
-            .collect::<Result<Vec<_>>>()?;
-        Program::new(inputs, instructions, outputs).map(ResourceArc::new)
+        let opts: ProgramOpts = argument(opts, 4, "%{output_names: nil | [name]}")?;
+        let inputs = program::term::inputs(inputs)?;
+        let constants = decode_arrays(constants)?;
+        let count = inputs.len().saturating_add(constants.len());
+        let body = program::term::top(count, instructions, outputs)?;
+        Program::new(inputs, constants, body, opts.output_names).map(ResourceArc::new)
     }))
 }
 
-/// `{tag, {:ok, [array]} | {:error, map}}` follows once the outputs are submitted.
+#[derive(rustler::NifMap)]
+struct ProgramOpts {
+    output_names: Option<Vec<String>>,
+}
+
+/// What the Elixir side keeps of a program.
+#[derive(rustler::NifMap)]
+#[rustler(encode)]
+struct ProgramInfo {
+    inputs: InputsTerm,
+    output_names: Option<Vec<String>>,
+    calls: Vec<u64>,
+    size: usize,
+    is_straight: bool,
+}
+
+enum InputsTerm {
+    Any(usize),
+    Named(Vec<(String, Vec<i32>, Dtype)>),
+}
+
+impl Encoder for InputsTerm {
+    fn encode<'a>(&self, env: Env<'a>) -> Term<'a> {
+        match self {
+            InputsTerm::Any(count) => count.encode(env),
+            InputsTerm::Named(inputs) => inputs.encode(env),
+        }
+    }
+}
+
+#[rustler::nif]
+fn program_info(program: Term) -> Answer<ProgramInfo> {
+    Answer(guard("program", || {
+        let program: ResourceArc<Program> = argument(program, 0, "a program")?;
+        let named = |input: &program::Input| (input.name.clone(), input.shape.clone(), input.dtype);
+        Ok(ProgramInfo {
+            inputs: match &program.inputs {
+                Inputs::Any(count) => InputsTerm::Any(*count),
+                Inputs::Named(inputs) => InputsTerm::Named(inputs.iter().map(named).collect()),
+            },
+            output_names: program.output_names.clone(),
+            calls: program.calls.clone(),
+            size: program.size,
+            is_straight: program.is_straight,
+        })
+    }))
+}
+
+/// The outputs of a run at once, and whether the caller should let the queue catch up; or later, by message.
+enum Outputs {
+    Ready(Vec<ArrayTerm>),
+    Behind(Vec<ArrayTerm>),
+    Later,
+}
+
+impl Encoder for Outputs {
+    fn encode<'a>(&self, env: Env<'a>) -> Term<'a> {
+        match self {
+            Outputs::Ready(arrays) => (atoms::ok(), arrays).encode(env),
+            Outputs::Behind(arrays) => (atoms::wait(), arrays).encode(env),
+            Outputs::Later => Done.encode(env),
+        }
+    }
+}
+
+/// `{:ok, [array]}`, or `{:wait, [array]}` where the queue is behind. A program with branches, loops or calls gives `:ok`; then
+/// `{tag, {:call, id, [array], suspended}}` may come, which `program_resume` answers, and `{tag, {:ok, [array]} | {:error, map}}`
+/// comes once the outputs are submitted.
 #[rustler::nif]
 fn program_run<'a>(
     env: Env<'a>,
@@ -540,17 +622,70 @@ fn program_run<'a>(
     inputs: Term<'a>,
     target: Term<'a>,
     tag: Term<'a>,
-) -> Answer<Done> {
-    Answer(guard("run", || {
-        let program: ResourceArc<Program> = argument(program, 0, "a program")?;
-        let inputs = decode_arrays(inputs)?;
-        let target = decode_target(target, 2, &inputs)?;
+) -> Term<'a> {
+    match guard("run", || run_program(env, program, inputs, target, tag)) {
+        Ok(outputs) => outputs.encode(env),
+        Err(error) => (atoms::error(), error).encode(env),
+    }
+}
+
+/// The same for programs of so many instructions that building them takes long.
+#[rustler::nif(schedule = "DirtyCpu")]
+fn program_run_dirty<'a>(
+    env: Env<'a>,
+    program: Term<'a>,
+    inputs: Term<'a>,
+    target: Term<'a>,
+    tag: Term<'a>,
+) -> Term<'a> {
+    match guard("run", || run_program(env, program, inputs, target, tag)) {
+        Ok(outputs) => outputs.encode(env),
+        Err(error) => (atoms::error(), error).encode(env),
+    }
+}
+
+fn run_program(env: Env, program: Term, inputs: Term, target: Term, tag: Term) -> Result<Outputs> {
+    let program: ResourceArc<Program> = argument(program, 0, "a program")?;
+    let inputs = decode_arrays(inputs)?;
+    program.check_inputs(&inputs)?;
+    let target = decode_target(target, 2, inputs.iter().chain(&program.constants))?;
+    if !program.is_straight {
         let reply = Reply::new(env.pid(), tag);
-        target.push(Job::Run {
-            program,
-            inputs,
-            reply,
-        })?;
+        let run = Run::new(&program, inputs, reply, &target, target.own())?;
+        target.push(Job::Run(Box::new(run)))?;
+        return Ok(Outputs::Later);
+    }
+    let outputs = program::run::inline(&program, &inputs, target.device, &target.stream)?;
+    outputs.iter().for_each(|output| output.mark_submitted());
+    let job = Job::Eval {
+        arrays: outputs.clone(),
+        reply: None,
+    };
+    let pushed = target.push(job)?;
+    let terms = outputs.into_iter().map(ArrayTerm).collect();
+    Ok(match pushed {
+        Pushed::Accepted => Outputs::Ready(terms),
+        Pushed::Behind => Outputs::Behind(terms),
+    })
+}
+
+/// Answers a question of a run with arrays, or gives the run up with anything else.
+#[rustler::nif]
+fn program_resume<'a>(suspended: Term<'a>, answer: Term<'a>) -> Answer<Done> {
+    Answer(guard("run", || {
+        let suspended: ResourceArc<Suspended> = argument(suspended, 0, "a suspended run")?;
+        let mut run = suspended.take()?;
+        if atoms::error() == answer {
+            return Ok(Done);
+        }
+        let (ok, arrays): (rustler::Atom, Term) = argument(answer, 1, "{:ok, [array]} or :error")?;
+        if ok != atoms::ok() {
+            return Err(Error::invalid(
+                "the answer is neither {:ok, [array]} nor :error",
+            ));
+        }
+        run.answer(decode_arrays(arrays)?)?;
+        suspended.queue.push(Job::Run(run))?;
         Ok(Done)
     }))
 }

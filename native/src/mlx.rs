@@ -9,6 +9,7 @@ use crate::dtype::Dtype;
 use crate::error::{Error, Reason, Result};
 use mlx_rs::Array;
 use mlx_sys as sys;
+use smallvec::SmallVec;
 use std::cell::{Cell, RefCell};
 use std::ffi::{c_char, c_int, c_void, CStr, CString};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -267,6 +268,23 @@ pub fn release(array: Array) {
         }
         None => {
             dropped().push(Dropped(array));
+            IS_PENDING.store(true, Ordering::Release);
+        }
+    }
+}
+
+/// The same for several arrays, of which there may be none.
+pub fn release_all(arrays: SmallVec<[Array; 4]>) {
+    if arrays.is_empty() {
+        return;
+    }
+    match try_graph_lock() {
+        Some(lock) => {
+            drop(arrays);
+            drop(lock);
+        }
+        None => {
+            dropped().extend(arrays.into_iter().map(Dropped));
             IS_PENDING.store(true, Ordering::Release);
         }
     }

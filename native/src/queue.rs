@@ -5,7 +5,7 @@ use crate::device::Device;
 use crate::error::{Error, Reason, Result};
 use crate::file;
 use crate::mlx::{self, Stream};
-use crate::program::Program;
+use crate::program::run::{Pause, Run, Suspended};
 use mlx_rs::Array;
 use rustler::{Encoder, Env, LocalPid, OwnedEnv, Resource, ResourceArc, Term};
 use std::collections::VecDeque;
@@ -29,6 +29,29 @@ impl Reply {
         Reply { pid, env, tag }
     }
 
+    /// Whether the caller is still there.
+    pub fn is_awaited(&self) -> bool {
+        self.env.run(|env| self.pid.is_alive(env))
+    }
+
+    /// Another message to the same caller with the same tag.
+    fn again(&self) -> Reply {
+        let env = OwnedEnv::new();
+        let tag = self.env.run(|own| env.save(self.tag.load(own)));
+        let pid = self.pid;
+        Reply { pid, env, tag }
+    }
+
+    /// Sends `{tag, {:call, id, [array], suspended}}`.
+    fn ask(mut self, id: u64, arrays: Vec<ResourceArc<Handle>>, run: ResourceArc<Suspended>) {
+        let tag = self.tag;
+        let pid = self.pid;
+        let _ = self.env.send_and_clear(&pid, |env| {
+            let arrays: Vec<ArrayTerm> = arrays.into_iter().map(ArrayTerm).collect();
+            (tag.load(env), (atoms::call(), id, arrays, run)).encode(env)
+        });
+    }
+
     /// Sends `{tag, {:ok, value} | {:error, error}}`. A caller that is gone is no failure.
     fn send<T: Encoder>(mut self, result: Result<T>) {
         let tag = self.tag;
@@ -37,6 +60,10 @@ impl Reply {
             (tag.load(env), outcome(env, result)).encode(env)
         });
     }
+}
+
+mod atoms {
+    rustler::atoms! { call }
 }
 
 /// The value of a job that has none: `:ok`.
@@ -71,12 +98,8 @@ pub enum Job {
         array: ResourceArc<Handle>,
         reply: Reply,
     },
-    /// Replay a program, submit its outputs, answer with them before they are computed.
-    Run {
-        program: ResourceArc<Program>,
-        inputs: Vec<ResourceArc<Handle>>,
-        reply: Reply,
-    },
+    /// Run a program, or go on with it; submit its outputs, answer with them before they are computed.
+    Run(Box<Run>),
     /// Write arrays to a safetensors file.
     Save {
         path: String,
@@ -99,8 +122,12 @@ impl Job {
             }
             | Job::Read { reply, .. }
             | Job::Pin { reply, .. }
-            | Job::Run { reply, .. }
             | Job::Save { reply, .. } => reply.send::<()>(Err(error)),
+            Job::Run(mut run) => {
+                if let Some(reply) = run.take_reply() {
+                    reply.send::<()>(Err(error));
+                }
+            }
         }
     }
 }
@@ -129,6 +156,12 @@ impl Drop for Queue {
     fn drop(&mut self) {
         self.0.close();
     }
+}
+
+/// What a run asks before it goes on.
+pub struct Pressure {
+    pub waiting: bool,
+    pub closed: bool,
 }
 
 /// What became of a job that was put on a queue.
@@ -239,7 +272,7 @@ impl Shared {
         }
     }
 
-    fn run(&self, job: Job) {
+    fn run(self: &Arc<Self>, job: Job) {
         match job {
             Job::Eval { arrays, reply } => {
                 let outcomes = outcomes_of(arrays.iter().map(|array| &**array));
@@ -258,11 +291,7 @@ impl Shared {
                 let pin = || array.pin(self.computed_rows(&array)?);
                 reply.send(guard("to_pointer", pin));
             }
-            Job::Run {
-                program,
-                inputs,
-                reply,
-            } => self.run_program(&program, inputs, reply),
+            Job::Run(run) => self.go_on(run),
             Job::Save {
                 path,
                 arrays,
@@ -280,37 +309,107 @@ impl Shared {
         }
     }
 
-    fn run_program(&self, program: &Program, inputs: Vec<ResourceArc<Handle>>, reply: Reply) {
-        let mut outcomes = outcomes_of(inputs.iter().map(|input| &**input));
-        let built = guard("run", || {
-            outcomes.extend(program.new_outcomes(self.device, &self.stream)?);
-            let refs: Vec<&Array> = inputs.iter().map(|input| input.array()).collect();
-            let outputs = program.replay(&refs, self.device, &self.stream)?;
-            let refs: Vec<&Array> = outputs.iter().collect();
-            let submitted = self.submit(&refs, &outcomes)?;
-            let handle = |array| {
-                let stream = self.stream.clone();
-                ResourceArc::new(Handle::ready(array, self.device, stream, outcomes.clone()))
-            };
-            Ok((
-                submitted,
-                outputs.into_iter().map(handle).collect::<Vec<_>>(),
-            ))
-        });
-        drop(inputs);
-        match built {
-            Err(error) => reply.send::<()>(Err(error)),
-            Ok((submitted, outputs)) => {
-                let terms: Vec<ArrayTerm> = outputs.iter().cloned().map(ArrayTerm).collect();
-                reply.send(Ok(terms));
-                let refs: Vec<&Array> = outputs.iter().map(|output| output.array()).collect();
-                // Nobody waits for this result; a failure is kept in the outcomes.
-                let streams = std::slice::from_ref(&self.stream);
-                let _ = guard("run", || {
-                    self.finish(submitted, &refs, streams, &outcomes, false)
-                });
+    fn go_on(self: &Arc<Self>, mut run: Box<Run>) {
+        match guard("run", || run.advance(self)) {
+            Ok(Pause::Finished(outputs)) => self.end(*run, outputs),
+            Ok(Pause::Turn) => self.push_back(run),
+            Ok(Pause::Call { id, arrays }) => {
+                let question = run.reply().map(Reply::again);
+                let suspended = ResourceArc::new(Suspended::new(run, self.clone()));
+                if let Some(question) = question {
+                    question.ask(id, arrays, suspended);
+                }
             }
+            Ok(Pause::Abandoned) => {}
+            Err(error) => Job::Run(run).refuse(error),
         }
+    }
+
+    /// Submits a run's outputs, answers, and sees what becomes of them.
+    fn end(&self, mut run: Run, outputs: Vec<ResourceArc<Handle>>) {
+        let refs: Vec<&Array> = outputs.iter().map(|output| output.array()).collect();
+        let outcomes = run.outcomes.clone();
+        let submitted = guard("run", || self.submit(&refs, &outcomes));
+        let (submitted, reply) = match (submitted, run.take_reply()) {
+            (Ok(submitted), Some(reply)) => (submitted, reply),
+            (Err(error), Some(reply)) => return reply.send::<()>(Err(error)),
+            (_, None) => return,
+        };
+        let terms: Vec<ArrayTerm> = outputs.iter().cloned().map(ArrayTerm).collect();
+        reply.send(Ok(terms));
+        // Nobody waits for this result; a failure is kept in the outcomes.
+        let _ = guard("run", || {
+            self.finish(submitted, &refs, &self.streams(), &outcomes, false)
+        });
+    }
+
+    /// Lets the others go first.
+    fn push_back(&self, run: Box<Run>) {
+        let mut state = self.state();
+        state.jobs.push_back(Job::Run(run));
+    }
+
+    pub fn pressure(&self) -> Pressure {
+        let state = self.state();
+        Pressure {
+            waiting: !state.jobs.is_empty(),
+            closed: state.closed,
+        }
+    }
+
+    /// The stream to ask for failures after a job: the CPU's, for the GPU's may be in another thread's use.
+    fn streams(&self) -> Vec<Stream> {
+        match self.device {
+            Device::Cpu => vec![self.stream.clone()],
+            Device::Gpu => Vec::new(),
+        }
+    }
+
+    /// Waits until it is known what became of an array that can fail late.
+    pub fn settle(&self, array: ResourceArc<Handle>) -> Result<()> {
+        let outcomes = outcomes_of([&*array]);
+        let streams = self.streams_of(std::slice::from_ref(&array));
+        let refs = [array.array()];
+        let submitted = self.submit(&refs, &outcomes)?;
+        array.mark_submitted();
+        self.finish(submitted, &refs, &streams, &outcomes, true)
+    }
+
+    /// Submits arrays in the middle of a run whose outcomes stay open. On the CPU waits for them.
+    pub fn compute(&self, arrays: &[&Array], outcomes: &Outcomes) -> Result<()> {
+        let _submitted = self.submit(arrays, outcomes)?;
+        let mut result = Ok(());
+        for stream in &self.streams() {
+            result = result.and(stream.synchronize());
+        }
+        for outcome in outcomes {
+            result = result.and(outcome.stream.synchronize());
+        }
+        result
+    }
+
+    /// Whether a scalar is other than zero. `state` is computed with it.
+    pub fn test(&self, scalar: &Array, state: &[&Array], outcomes: &Outcomes) -> Result<bool> {
+        if scalar.size() != 1 {
+            return Err(Error::invalid(format!(
+                "the predicate has shape {:?}, it is to be one scalar",
+                scalar.shape()
+            )));
+        }
+        // A node that nobody else has a handle of.
+        let own = mlx::contiguous(scalar, false, &self.stream)?;
+        let mut arrays: Vec<&Array> = Vec::with_capacity(1 + state.len());
+        arrays.push(&own);
+        arrays.extend(state);
+        self.compute(&arrays, outcomes)?;
+        if self.device == Device::Gpu {
+            mlx::wait(&own)?;
+        }
+        let _lock = mlx::graph_lock();
+        // SAFETY: computed, and alive beyond the slice.
+        let bytes = unsafe { mlx::bytes(&own) };
+        let bytes = bytes.ok_or_else(|| Error::invalid("the predicate is not laid out in rows"))?;
+        Ok(mlx::dtype(&own).is_nonzero(bytes))
     }
 
     fn streams_of(&self, arrays: &[ResourceArc<Handle>]) -> Vec<Stream> {

@@ -1,56 +1,193 @@
 defmodule EMLX.Program do
   @moduledoc """
-  A list of operations over numbered values, replayed by one native call.
+  Operations over numbered values, with branches and loops, replayed by one native call.
 
-  Values are numbered from 0: first the inputs, then the outputs of each instruction in order.
+  Values are numbered from 0: first the inputs, then the constants, then the outputs of each instruction in order. An
+  instruction is `{op, inputs, number_of_outputs}`, or the same with a label that errors show; `inputs` are numbers of values,
+  `nil` for an absent one. An `op` is
+
+    * what `EMLX.Ops.run/3` takes: `:add`, `{:sum, %{axes: [0], keepdims: false}}`
+    * `{:if, %{then: block, else: block}}` - inputs: the predicate, a scalar of any type (other than zero takes `then`), then the
+      inputs that both blocks have. Only the block that is taken is computed.
+    * `{:while, %{condition: block, body: block}}` - inputs: the initial state, as many values as the instruction has outputs,
+      then captured values. Both blocks take the state and the captured values. The condition gives one scalar; as long as it is
+      other than zero, the body gives the new state, of the same shapes and types.
+    * `{:call, %{id: id, outputs: [{shape, dtype}]}}` - asks the process that runs the program: the function of that id in
+      `run/3`'s option `:calls` is given the inputs as a list of arrays, and gives the outputs as one.
+
+  A `block` is `{number_of_inputs, instructions, outputs}`, whose values are numbered by itself: its inputs, then its
+  instructions' outputs.
+
+      iex> add = {:add, [0, 1], 1}
+      iex> below = {:less, [0, 2], 1}
+      iex> loop = {:while, %{condition: {3, [below], [3]}, body: {3, [add], [3, 1]}}}
+      iex> program = EMLX.Program.new(3, [{loop, [0, 1, 2], 2}], [3])
+      iex> [result] = EMLX.Program.run(program, Enum.map([1, 7, 40], &EMLX.Array.scalar(&1, :s32)))
+      iex> EMLX.Array.to_list(result)
+      43
+
+  A program of operations alone is replayed by the calling process: its nodes are built and handed to the queue, and one run can
+  follow the next without waiting. Other programs are run by the queue, which other processes' jobs share: a run that takes long
+  lets them go first every 10 ms. A run ends when its process does.
   """
 
   alias EMLX.{Array, Native, Queue}
 
-  @enforce_keys [:ref, :inputs, :outputs]
-  defstruct [:ref, :inputs, :outputs]
+  @enforce_keys [:ref, :inputs, :calls, :size, :straight?]
+  defstruct [:ref, :inputs, :calls, :size, :straight?]
 
-  @type t :: %__MODULE__{ref: reference, inputs: non_neg_integer, outputs: [non_neg_integer]}
+  @type input :: {name :: String.t(), [non_neg_integer], Array.dtype()}
+  @type t :: %__MODULE__{
+          ref: reference,
+          inputs: non_neg_integer | [input],
+          calls: [non_neg_integer],
+          size: non_neg_integer,
+          straight?: boolean
+        }
+  @type value :: non_neg_integer
+  @type block :: {inputs :: non_neg_integer, [instruction], outputs :: [value]}
+  @type op ::
+          EMLX.Ops.op()
+          | {:if, %{then: block, else: block}}
+          | {:while, %{condition: block, body: block}}
+          | {:call, %{id: non_neg_integer, outputs: [{[non_neg_integer], Array.dtype()}]}}
   @type instruction ::
-          {EMLX.Ops.op(), inputs :: [non_neg_integer | nil], output_count :: pos_integer}
+          {op, [value | nil], outputs :: non_neg_integer}
+          | {op, [value | nil], outputs :: non_neg_integer, label :: String.t() | nil}
+
+  # Programs of more instructions than this take longer to build than a scheduler should be held (about 1 µs each).
+  @large_program 256
 
   @doc """
-  A program of `instructions` that takes `inputs` arrays and gives the values numbered `outputs`.
+  A program of `instructions` that gives the values numbered `outputs`.
+
+  `inputs` is how many arrays a run takes, of any shapes and types; or a list of `{name, shape, dtype}`, and then every run checks
+  its arrays, and may be given a map by name.
+
+  Options:
+
+    * `:constants` - arrays that every run uses, numbered after the inputs. They are shared, not copied.
+    * `:output_names` - a name for each output
+
+  Raises `EMLX.Error` for a value that is not known where it is used, a block whose inputs or outputs do not fit its
+  instruction, an unknown operation, more than 1,048,576 values, or blocks more than 64 deep in one another.
 
       iex> program = EMLX.Program.new(2, [{:add, [0, 1], 1}, {:square, [2], 1}], [3])
       iex> [a, b] = Enum.map([1.0, 2.0], &EMLX.Array.scalar(&1, :f32))
       iex> [result] = EMLX.Program.run(program, [a, b])
       iex> EMLX.Array.to_list(result)
       9.0
+
+      iex> half = EMLX.Array.scalar(0.5, :f32)
+      iex> program = EMLX.Program.new([{"x", [2], :f32}], [{:multiply, [0, 1], 1}], [2], constants: [half])
+      iex> [result] = EMLX.Program.run(program, %{"x" => EMLX.Array.from_list([1.0, 2.0], :f32)})
+      iex> EMLX.Array.to_list(result)
+      [0.5, 1.0]
   """
-  @spec new(non_neg_integer, [instruction], [non_neg_integer]) :: t
-  def new(inputs, instructions, outputs) do
-    ref = Native.call!(Native.program_new(inputs, instructions, outputs))
-    %__MODULE__{ref: ref, inputs: inputs, outputs: outputs}
+  @spec new(non_neg_integer | [input], [instruction], [value], keyword) :: t
+  def new(inputs, instructions, outputs, opts \\ []) do
+    opts = Keyword.validate!(opts, constants: [], output_names: nil)
+    constants = for %Array{ref: ref} <- opts[:constants], do: ref
+    native_opts = %{output_names: opts[:output_names]}
+    from_ref(Native.call!(Native.program_new(inputs, constants, instructions, outputs, native_opts)))
   end
 
-  @doc false
-  def build(inputs, constants, instructions, outputs, _opts) do
-    plain = for {op, ins, count, _label} <- instructions, do: {op, ins, count}
-    ref = Native.call!(Native.program_new(length(inputs) + length(constants), plain, outputs))
-    %{program: %__MODULE__{ref: ref, inputs: inputs, outputs: outputs}, constants: constants, size: length(plain)}
+  defp from_ref(ref) do
+    info = Native.call!(Native.program_info(ref))
+    %__MODULE__{ref: ref, inputs: info.inputs, calls: info.calls, size: info.size, straight?: info.is_straight}
   end
-
-  @doc false
-  def size(%{size: size}), do: size
 
   @doc """
-  Runs a program. The outputs come back as soon as their computation is submitted. Options: `:device`, `:queue`.
+  Runs a program on a list of arrays, or on a map of arrays by input name. Gives the list of its outputs as soon as their
+  computation is submitted.
+
+  Options:
+
+    * `:calls` - `%{id => fun}`, a function for each `:call` of the program. It runs in the calling process, takes the list of
+      the call's inputs and gives the list of its outputs. Where it raises, the run ends and the exception goes on.
+    * `:device`, `:queue` - where to run, as for `EMLX.Ops.run/3`
+
+  Raises `EMLX.Error` when the inputs do not fit, when an instruction does not fit what it is given, and when the queue is
+  closed meanwhile. `ArgumentError` names a call that there is no function for.
   """
-  @spec run(t, [Array.t()], keyword) :: [Array.t()]
-  def run(program, arrays, opts \\ [])
-
-  def run(%{program: program, constants: constants}, arrays, opts),
-    do: run(program, arrays ++ constants, Keyword.delete(opts, :calls))
-
-  def run(%__MODULE__{ref: ref}, arrays, opts) do
-    inputs = for %Array{ref: ref} <- arrays, do: ref
+  @spec run(t, [Array.t()] | %{String.t() => Array.t()}, keyword) :: [Array.t()]
+  def run(%__MODULE__{} = program, arrays, opts \\ []) do
+    {calls, opts} = Keyword.pop(opts, :calls, %{})
+    check_calls(program, calls)
+    inputs = refs(program, arrays)
     target = Queue.target(opts)
-    Native.await!(&Native.program_run(ref, inputs, target, &1))
+    tag = make_ref()
+
+    case start(program, inputs, target, tag) do
+      {:ok, outputs} -> outputs
+      {:wait, outputs} -> EMLX.eval(outputs, opts)
+      {:error, error} -> raise EMLX.Error, error
+      :ok -> await(tag, calls)
+    end
+  end
+
+  defp start(%{straight?: true, size: size} = program, inputs, target, tag) when size > @large_program do
+    Native.program_run_dirty(program.ref, inputs, target, tag)
+  end
+
+  defp start(program, inputs, target, tag), do: Native.program_run(program.ref, inputs, target, tag)
+
+  defp refs(%{inputs: inputs}, arrays) when is_map(arrays) and is_list(inputs) do
+    names = for {name, _shape, _dtype} <- inputs, do: name
+
+    case {names -- Map.keys(arrays), Map.keys(arrays) -- names} do
+      {[], []} ->
+        for name <- names, do: ref(arrays[name])
+
+      {[missing | _], _} ->
+        raise ArgumentError, "no array for input #{inspect(missing)}; the inputs are #{inspect(names)}"
+
+      {_, [extra | _]} ->
+        raise ArgumentError, "no input is named #{inspect(extra)}; the inputs are #{inspect(names)}"
+    end
+  end
+
+  defp refs(_program, arrays) when is_map(arrays) do
+    raise ArgumentError, "the program's inputs have no names; run it on a list of arrays"
+  end
+
+  defp refs(_program, arrays), do: Enum.map(arrays, &ref/1)
+
+  defp ref(%Array{ref: ref}), do: ref
+  defp ref(other), do: raise(ArgumentError, "expected an EMLX.Array, got #{inspect(other)}")
+
+  # ---- calls ----
+
+  defp check_calls(%{calls: []}, _calls), do: :ok
+
+  defp check_calls(%{calls: ids}, calls) do
+    for id <- ids, not is_function(calls[id], 1) do
+      raise ArgumentError,
+            "the program calls function #{id}; give run/3 a function of one argument as calls: %{#{id} => fun}"
+    end
+  end
+
+  # A run answers always: with its outputs, an error, or a question, after whose answer it answers again.
+  defp await(tag, calls) do
+    receive do
+      {^tag, {:call, id, arrays, suspended}} ->
+        outputs = call(calls[id], arrays, suspended)
+        Native.call!(Native.program_resume(suspended, {:ok, outputs}))
+        await(tag, calls)
+
+      {^tag, answer} ->
+        Native.call!(answer)
+    end
+  end
+
+  defp call(fun, arrays, suspended) do
+    case fun.(arrays) do
+      outputs when is_list(outputs) -> Enum.map(outputs, &ref/1)
+      other -> raise ArgumentError, "a function called by a program gives a list of arrays, got #{inspect(other)}"
+    end
+  catch
+    kind, reason ->
+      Native.program_resume(suspended, :error)
+      :erlang.raise(kind, reason, __STACKTRACE__)
   end
 end

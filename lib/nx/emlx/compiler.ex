@@ -120,8 +120,8 @@ defmodule EMLX.Compiler do
       _ = results
       {used, constants, instructions, results} = EMLX.Trace.Passes.run(block, constants)
       inputs = for i <- used, do: input(Enum.at(templates, i), i)
-      program = Program.build(inputs, constants, instructions, results, fuse: opts.fuse)
-      told(:stop, start, key, %{instructions: Program.size(program)})
+      program = Program.new(inputs, instructions, results, constants: constants)
+      told(:stop, start, key, %{instructions: program.size})
       {:program, %{program: program, used: used, outputs: outputs, calls: calls}}
     rescue
       error ->

@@ -6,7 +6,6 @@ defmodule EMLX.ArrayTest do
   doctest EMLX
   doctest EMLX.Array
   doctest EMLX.Ops
-  doctest EMLX.Program
 
   @dtypes [:bool, :u8, :u16, :u32, :u64, :s8, :s16, :s32, :s64, :f16, :bf16, :f32, :f64, :c64]
 

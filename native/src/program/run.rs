@@ -1,0 +1,552 @@
+//! Replays programs: straight ones on the calling scheduler, all others on a queue's thread, as a stack of blocks that can be left
+//! and taken up again. Called by the border and by queues.
+
+use super::{build, shown, Block, Instruction, Program, Step};
+use crate::array::{outcomes_of, Handle, Outcome, Outcomes};
+use crate::device::Device;
+use crate::error::{Error, Reason, Result, Signature};
+use crate::mlx::{self, Stream};
+use crate::queue::{Queue, Reply, Shared};
+use mlx_rs::Array;
+use rustler::{Resource, ResourceArc};
+use smallvec::SmallVec;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How long a run may have a queue's thread while other jobs wait.
+const TURN: Duration = Duration::from_millis(10);
+
+// ---- values ----
+
+/// What stands at a value's number.
+enum Slot {
+    /// Nothing needs it any more: a buffer that is given up can be written over by MLX.
+    Spent,
+    /// A node of this run, or another handle of one.
+    Owned(Array),
+    /// An array of the caller's, a constant, or one that the caller also has.
+    Given(ResourceArc<Handle>),
+}
+
+impl Slot {
+    fn array(&self) -> Result<&Array> {
+        match self {
+            Slot::Owned(array) => Ok(array),
+            Slot::Given(handle) => Ok(handle.array()),
+            Slot::Spent => Err(Error::invalid("a value was given up before its last use")),
+        }
+    }
+
+    fn share(&self) -> Result<Slot> {
+        match self {
+            Slot::Given(handle) => Ok(Slot::Given(handle.clone())),
+            other => mlx::share(other.array()?).map(Slot::Owned),
+        }
+    }
+
+    fn signature(&self) -> Result<Signature> {
+        let array = self.array()?;
+        Ok((array.shape().to_vec(), mlx::dtype(array)))
+    }
+}
+
+/// The values of a block. They are given up under the graph's lock, or by whoever has it: the nodes below may be shared.
+#[derive(Default)]
+struct Values(Vec<Slot>);
+
+impl Values {
+    fn get(&self, value: u32) -> Option<&Array> {
+        self.0
+            .get(value as usize)
+            .and_then(|slot| slot.array().ok())
+    }
+
+    fn slot(&self, value: u32) -> Result<&Slot> {
+        let absent = || Error::invalid(format!("there is no value {value}"));
+        self.0.get(value as usize).ok_or_else(absent)
+    }
+
+    fn spend(&mut self, values: &[u32]) {
+        let mut owned = SmallVec::new();
+        for value in values {
+            if let Some(slot) = self.0.get_mut(*value as usize) {
+                if let Slot::Owned(array) = std::mem::replace(slot, Slot::Spent) {
+                    owned.push(array);
+                }
+            }
+        }
+        mlx::release_all(owned);
+    }
+
+    fn share(&self) -> Result<Values> {
+        let shared = self.0.iter().map(Slot::share).collect::<Result<_>>()?;
+        Ok(Values(shared))
+    }
+
+    /// The values of these numbers. Those in `spent` are moved, so that nothing else holds them.
+    fn take(&mut self, values: impl Iterator<Item = u32>, spent: &[u32]) -> Result<Values> {
+        let values: SmallVec<[u32; 8]> = values.collect();
+        let mut taken = Values(Vec::with_capacity(values.len()));
+        for (i, value) in values.iter().enumerate() {
+            let is_last = !values[i + 1..].contains(value) && spent.contains(value);
+            taken.0.push(if is_last {
+                match self.0.get_mut(*value as usize) {
+                    Some(slot) => std::mem::replace(slot, Slot::Spent),
+                    None => Slot::Spent,
+                }
+            } else {
+                self.slot(*value)?.share()?
+            });
+        }
+        Ok(taken)
+    }
+}
+
+impl Drop for Values {
+    fn drop(&mut self) {
+        let owned = self.0.drain(..).filter_map(|slot| match slot {
+            Slot::Owned(array) => Some(array),
+            _ => None,
+        });
+        mlx::release_all(owned.collect());
+    }
+}
+
+// ---- blocks ----
+
+/// A block that is being replayed.
+struct Frame {
+    block: Arc<Block>,
+    /// The instruction that comes next, or that waits for its outputs.
+    pc: usize,
+    values: Values,
+}
+
+impl Frame {
+    fn new(block: &Arc<Block>, inputs: Values) -> Frame {
+        Frame {
+            block: block.clone(),
+            pc: 0,
+            values: inputs,
+        }
+    }
+
+    /// Builds operations up to the block's end or to an instruction of another kind. Nothing is computed.
+    fn build(&mut self, device: Device, stream: &Stream) -> Result<()> {
+        while let Some(instruction) = self.block.instructions.get(self.pc) {
+            let Step::Op(op) = &instruction.step else {
+                break;
+            };
+            let inputs: SmallVec<[Option<&Array>; 6]> = instruction
+                .inputs
+                .iter()
+                .map(|value| value.and_then(|value| self.values.get(value)))
+                .collect();
+            let outputs = build(op, &inputs, device, stream)
+                .map_err(|error| error.with_inputs(signatures(&inputs), Some(device)))?;
+            drop(inputs);
+            if outputs.len() != instruction.outputs {
+                return Err(Error::invalid(format!(
+                    "has {} outputs, the program says {}",
+                    outputs.len(),
+                    instruction.outputs
+                )));
+            }
+            self.values.0.extend(outputs.into_iter().map(Slot::Owned));
+            self.values.spend(&instruction.spent);
+            self.pc += 1;
+        }
+        Ok(())
+    }
+
+    fn instruction(&self) -> Option<&Instruction> {
+        self.block.instructions.get(self.pc)
+    }
+
+    /// Goes on after an instruction that waited.
+    fn deliver(&mut self, mut outputs: Values) {
+        self.values.0.append(&mut outputs.0);
+        if let Some(instruction) = self.block.instructions.get(self.pc) {
+            self.values.spend(&instruction.spent);
+        }
+        self.pc += 1;
+    }
+
+    fn outputs(&mut self) -> Result<Values> {
+        let outputs = &self.block.outputs;
+        self.values.take(outputs.iter().copied(), outputs)
+    }
+
+    fn place(&self) -> String {
+        match self.instruction() {
+            Some(instruction) => format!("instruction {}, {}", self.pc, instruction.title()),
+            None => "outputs".into(),
+        }
+    }
+}
+
+fn signatures(inputs: &[Option<&Array>]) -> Vec<Option<Signature>> {
+    inputs
+        .iter()
+        .map(|input| input.map(|array| (array.shape().to_vec(), mlx::dtype(array))))
+        .collect()
+}
+
+/// A loop that is being run; the block above it on the stack is its condition or its body.
+struct Loop {
+    condition: Arc<Block>,
+    body: Arc<Block>,
+    state: Values,
+    captured: Values,
+    signatures: Vec<Signature>,
+    in_body: bool,
+}
+
+impl Loop {
+    fn condition(&mut self) -> Result<Frame> {
+        self.in_body = false;
+        let mut inputs = self.state.share()?;
+        inputs.0.append(&mut self.captured.share()?.0);
+        Ok(Frame::new(&self.condition, inputs))
+    }
+
+    /// The state moves into the body, so that MLX may write over it.
+    fn body(&mut self) -> Result<Frame> {
+        self.in_body = true;
+        let mut inputs = std::mem::take(&mut self.state);
+        inputs.0.append(&mut self.captured.share()?.0);
+        Ok(Frame::new(&self.body, inputs))
+    }
+
+    /// Takes over the body's outputs.
+    fn step(&mut self, state: Values) -> Result<()> {
+        for (i, (slot, before)) in state.0.iter().zip(&self.signatures).enumerate() {
+            let array = slot.array()?;
+            if array.shape() != before.0 || mlx::dtype(array) != before.1 {
+                return Err(Error::invalid(format!(
+                    "value {i} of the state is {} and becomes {}; a loop keeps shapes and types",
+                    shown(before),
+                    shown(&slot.signature()?)
+                )));
+            }
+        }
+        self.state = state;
+        Ok(())
+    }
+}
+
+enum Level {
+    Block(Frame),
+    Loop(Loop),
+}
+
+/// Replays a straight program. Gives its outputs, whose graph is still to be submitted.
+pub fn inline(
+    program: &Program,
+    inputs: &[ResourceArc<Handle>],
+    device: Device,
+    stream: &Stream,
+) -> Result<Vec<ResourceArc<Handle>>> {
+    let given = inputs.iter().chain(&program.constants);
+    let mut values = Values(Vec::with_capacity(program.body.inputs + program.size));
+    values.0.extend(given.clone().cloned().map(Slot::Given));
+    let mut frame = Frame::new(&program.body, values);
+    frame
+        .build(device, stream)
+        .map_err(|error| error.within(&frame.place()))?;
+    let mut outcomes = outcomes_of(given.map(|handle| &**handle));
+    if program.can_fail_late {
+        outcomes.push(Arc::new(Outcome::of_call(device, stream)?));
+    }
+    handles(frame.outputs()?, device, stream, &outcomes)
+}
+
+fn handles(
+    mut values: Values,
+    device: Device,
+    stream: &Stream,
+    outcomes: &Outcomes,
+) -> Result<Vec<ResourceArc<Handle>>> {
+    let handle = |slot| match slot {
+        Slot::Owned(array) => {
+            let handle = Handle::ready(array, device, stream.clone(), outcomes.clone());
+            Ok(ResourceArc::new(handle))
+        }
+        Slot::Given(handle) => Ok(handle),
+        Slot::Spent => Err(Error::invalid("an output was given up")),
+    };
+    values.0.drain(..).map(handle).collect()
+}
+
+// ---- runs ----
+
+/// Why a run leaves the queue's thread.
+pub enum Pause {
+    /// These are its outputs, still to be submitted.
+    Finished(Vec<ResourceArc<Handle>>),
+    /// Others wait.
+    Turn,
+    /// The caller is asked.
+    Call {
+        id: u64,
+        arrays: Vec<ResourceArc<Handle>>,
+    },
+    /// Nobody waits for it any more.
+    Abandoned,
+}
+
+/// A program on its way through a queue.
+pub struct Run {
+    levels: Vec<Level>,
+    /// What the caller gave, at first and in answer to questions, and whose late failures are still to be known.
+    open: Vec<ResourceArc<Handle>>,
+    /// Of this run's own late failures. It is closed with the outputs, for no step before computes all that the run built.
+    pub outcomes: Outcomes,
+    reply: Option<Reply>,
+    /// Keeps a queue of the caller's own from closing meanwhile.
+    _queue: Option<ResourceArc<Queue>>,
+}
+
+impl Run {
+    pub fn new(
+        program: &Program,
+        inputs: Vec<ResourceArc<Handle>>,
+        reply: Reply,
+        shared: &Shared,
+        queue: Option<ResourceArc<Queue>>,
+    ) -> Result<Run> {
+        let mut outcomes = Outcomes::new();
+        if program.can_fail_late {
+            outcomes.push(Arc::new(Outcome::of_call(shared.device, &shared.stream)?));
+        }
+        let given: Vec<_> = inputs.iter().chain(&program.constants).cloned().collect();
+        let values = Values(given.iter().cloned().map(Slot::Given).collect());
+        let frame = Frame::new(&program.body, values);
+        let mut run = Run {
+            levels: vec![Level::Block(frame)],
+            open: Vec::new(),
+            outcomes,
+            reply: Some(reply),
+            _queue: queue,
+        };
+        run.settle_later(given);
+        Ok(run)
+    }
+
+    fn settle_later(&mut self, handles: Vec<ResourceArc<Handle>>) {
+        let is_open = |handle: &ResourceArc<Handle>| !outcomes_of([&**handle]).is_empty();
+        self.open.extend(handles.into_iter().filter(is_open));
+    }
+
+    /// Whom to answer at the end.
+    pub fn take_reply(&mut self) -> Option<Reply> {
+        self.reply.take()
+    }
+
+    pub fn reply(&self) -> Option<&Reply> {
+        self.reply.as_ref()
+    }
+
+    /// Goes on until the end, or until there is a reason to leave the queue's thread.
+    pub fn advance(&mut self, queue: &Shared) -> Result<Pause> {
+        // Late failures of what was given are its own and are known before anything is built on it.
+        for handle in std::mem::take(&mut self.open) {
+            queue.settle(handle)?;
+        }
+        self.go_on(queue)
+            .map_err(|error| error.within(&self.place()))
+    }
+
+    fn go_on(&mut self, queue: &Shared) -> Result<Pause> {
+        let began = Instant::now();
+        loop {
+            let (device, stream) = (queue.device, &queue.stream);
+            let Some(Level::Block(frame)) = self.levels.last_mut() else {
+                return Err(Error::invalid("the run has no block"));
+            };
+            frame.build(device, stream)?;
+            let block = frame.block.clone();
+            let Some(instruction) = block.instructions.get(frame.pc) else {
+                let outputs = frame.outputs()?;
+                self.levels.pop();
+                match self.levels.last_mut() {
+                    None => {
+                        return handles(outputs, device, stream, &self.outcomes)
+                            .map(Pause::Finished)
+                    }
+                    Some(Level::Block(parent)) => parent.deliver(outputs),
+                    Some(Level::Loop(_)) => match self.turn(outputs, queue, began)? {
+                        None => {}
+                        Some(pause) => return Ok(pause),
+                    },
+                }
+                continue;
+            };
+            let inputs = instruction.inputs.iter().flatten().copied();
+            match &instruction.step {
+                Step::Op(_) => {}
+                Step::If { then, otherwise } => {
+                    let predicate = inputs.clone().next().unwrap_or_default();
+                    let predicate = frame.values.slot(predicate)?.array()?;
+                    let taken = match queue.test(predicate, &[], &self.outcomes)? {
+                        true => then,
+                        false => otherwise,
+                    };
+                    let inputs = frame.values.take(inputs.skip(1), &instruction.spent)?;
+                    self.levels.push(Level::Block(Frame::new(taken, inputs)));
+                }
+                Step::While { condition, body } => {
+                    let count = instruction.outputs;
+                    let mut state = frame.values.take(inputs, &instruction.spent)?;
+                    let mut captured = Values(state.0.split_off(count));
+                    for slot in &mut captured.0 {
+                        // Every step takes another handle of it, which is cheaper of one that the VM counts.
+                        if let Slot::Owned(_) = slot {
+                            let owned = Values(vec![std::mem::replace(slot, Slot::Spent)]);
+                            let handle = handles(owned, device, stream, &Outcomes::new())?.pop();
+                            *slot = handle.map_or(Slot::Spent, Slot::Given);
+                        }
+                    }
+                    let signatures = state.0.iter().map(Slot::signature).collect::<Result<_>>()?;
+                    let mut repeated = Loop {
+                        condition: condition.clone(),
+                        body: body.clone(),
+                        state,
+                        captured,
+                        signatures,
+                        in_body: false,
+                    };
+                    let first = repeated.condition()?;
+                    self.levels.push(Level::Loop(repeated));
+                    self.levels.push(Level::Block(first));
+                }
+                Step::Call { id, .. } => {
+                    let values = frame.values.take(inputs, &instruction.spent)?;
+                    let arrays = handles(values, device, stream, &Outcomes::new())?;
+                    let refs: Vec<&Array> = arrays.iter().map(|array| array.array()).collect();
+                    queue.compute(&refs, &self.outcomes)?;
+                    return Ok(Pause::Call { id: *id, arrays });
+                }
+            }
+        }
+    }
+
+    /// The loop on top of the stack goes on with what its condition or its body gave.
+    fn turn(&mut self, outputs: Values, queue: &Shared, began: Instant) -> Result<Option<Pause>> {
+        let Some(Level::Loop(repeated)) = self.levels.last_mut() else {
+            return Err(Error::invalid("there is no loop"));
+        };
+        if repeated.in_body {
+            repeated.step(outputs)?;
+            let condition = repeated.condition()?;
+            self.levels.push(Level::Block(condition));
+            return Ok(None);
+        }
+        // The condition and the whole state are computed together: the graph never grows over steps.
+        let state = repeated
+            .state
+            .0
+            .iter()
+            .map(Slot::array)
+            .collect::<Result<Vec<_>>>()?;
+        let predicate = outputs.slot(0)?.array()?;
+        let goes_on = queue.test(predicate, &state, &self.outcomes)?;
+        drop(state);
+        drop(outputs);
+        if !goes_on {
+            let state = std::mem::take(&mut repeated.state);
+            self.levels.pop();
+            if let Some(Level::Block(parent)) = self.levels.last_mut() {
+                parent.deliver(state);
+            }
+            return Ok(None);
+        }
+        let body = repeated.body()?;
+        self.levels.push(Level::Block(body));
+        if self.reply.as_ref().is_some_and(|reply| !reply.is_awaited()) {
+            return Ok(Some(Pause::Abandoned));
+        }
+        let pressure = queue.pressure();
+        if pressure.closed {
+            return Err(Reason::QueueClosed.into());
+        }
+        let has_had_turn = pressure.waiting && began.elapsed() >= TURN;
+        Ok(has_had_turn.then_some(Pause::Turn))
+    }
+
+    /// Where the run stands, for errors.
+    fn place(&self) -> String {
+        let mut places = Vec::new();
+        for level in &self.levels {
+            match level {
+                Level::Block(frame) => places.push(frame.place()),
+                Level::Loop(repeated) if repeated.in_body => places.push("body".into()),
+                Level::Loop(_) => places.push("condition".into()),
+            }
+        }
+        places.join(", ")
+    }
+
+    /// What the caller is to answer with.
+    fn expected(&self) -> Result<&[Signature]> {
+        let instruction = match self.levels.last() {
+            Some(Level::Block(frame)) => frame.instruction(),
+            _ => None,
+        };
+        match instruction.map(|instruction| &instruction.step) {
+            Some(Step::Call { outputs, .. }) => Ok(outputs),
+            _ => Err(Error::invalid("the run has not asked anything")),
+        }
+    }
+
+    /// Goes on after a question.
+    pub fn answer(&mut self, arrays: Vec<ResourceArc<Handle>>) -> Result<()> {
+        let expected = self.expected()?;
+        let found: Vec<Signature> = arrays.iter().map(|array| array.signature()).collect();
+        if found != expected {
+            let list = |signatures: &[Signature]| {
+                let all: Vec<String> = signatures.iter().map(shown).collect();
+                all.join(", ")
+            };
+            let error = Error::invalid(format!(
+                "the function gave [{}], the program takes [{}]",
+                list(&found),
+                list(expected)
+            ));
+            return Err(error.within(&self.place()));
+        }
+        let given = Values(arrays.iter().cloned().map(Slot::Given).collect());
+        self.settle_later(arrays);
+        if let Some(Level::Block(frame)) = self.levels.last_mut() {
+            frame.deliver(given);
+        }
+        Ok(())
+    }
+}
+
+/// A run that waits for its caller's answer, held by the caller alone: it ends with the last reference to it.
+pub struct Suspended {
+    run: Mutex<Option<Box<Run>>>,
+    pub queue: Arc<Shared>,
+}
+
+#[rustler::resource_impl]
+impl Resource for Suspended {}
+
+impl std::panic::RefUnwindSafe for Suspended {}
+
+impl Suspended {
+    pub fn new(run: Box<Run>, queue: Arc<Shared>) -> Suspended {
+        Suspended {
+            run: Mutex::new(Some(run)),
+            queue,
+        }
+    }
+
+    /// The run, once.
+    pub fn take(&self) -> Result<Box<Run>> {
+        let mut run = self.run.lock().unwrap_or_else(PoisonError::into_inner);
+        run.take()
+            .ok_or_else(|| Error::invalid("the run was already answered"))
+    }
+}
