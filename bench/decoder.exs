@@ -102,7 +102,7 @@ here = fn ->
 end
 
 # The answers are the same.
-output = file <> ".logits"
+output = file <> ".logits.safetensors"
 there.("output #{output}")
 [{"logits", expected}] = Enum.to_list(EMLX.Safetensors.load(output))
 difference = EMLX.Ops.subtract(array.(compiled.(tokens, weights)), expected) |> EMLX.Ops.abs() |> EMLX.Ops.max() |> EMLX.Array.to_list()

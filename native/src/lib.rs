@@ -189,7 +189,7 @@ impl Target {
     /// The queue, where it is one of the caller's.
     fn own(&self) -> Option<ResourceArc<Queue>> {
         match self {
-            Target::Default(_) => None,
+            Target::Default(_) | Target::Trace(_) => None,
             Target::Own(queue) => Some(queue.clone()),
         }
     }

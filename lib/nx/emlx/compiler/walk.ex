@@ -103,17 +103,22 @@ defmodule EMLX.Compiler.Walk do
     {initial, cache} = composite(initial, state, cache)
     templates = templates(initial)
 
-    block = fn expr ->
+    block = fn expr, finish ->
       {block, nil} =
         Trace.block(templates, fn arrays ->
           {params, []} = fill(initial, arrays)
-          {expr |> run(one_or_tuple_list(params), state.hooks) |> arrays(), nil}
+          {expr |> run(one_or_tuple_list(params), state.hooks) |> arrays() |> finish.(), nil}
         end)
 
       block
     end
 
-    blocks = %{condition: block.(condition), body: block.(body)}
+    # Gradients through a loop may come in another type than the state they belong to (seen with Nx 0.12.1 and 0.13.1).
+    blocks = %{
+      condition: block.(condition, & &1),
+      body: block.(body, &Enum.zip_with(&1, templates, fn a, t -> as(a, t) end))
+    }
+
     results = Trace.emit({:while, blocks}, arrays(initial), templates)
     {result, []} = fill(initial, results)
     {result, cache}
@@ -231,6 +236,10 @@ defmodule EMLX.Compiler.Walk do
 
   defp options, do: [device: Trace.device()]
 
+  defp as(array, {_dims, dtype}) do
+    if EMLX.Array.dtype(array) == dtype, do: array, else: EMLX.Ops.run({:astype, %{dtype: dtype}}, [array])
+  end
+
   defp hook(nil, _value), do: :ok
 
   defp hook(fun, value) do
@@ -264,16 +273,18 @@ defmodule EMLX.Compiler.Walk do
         {arrays(result), templates(result)}
       end)
 
+    as_taken = &Enum.zip_with(&1, templates, fn array, template -> as(array, template) end)
+
     {otherwise, nil} =
       Trace.block([], fn [] ->
         case clauses do
           [] ->
             {result, _cache} = composite(last, inner(last, state), cache)
-            {arrays(result), nil}
+            {result |> arrays() |> as_taken.(), nil}
 
           [{pred, body} | clauses] ->
             {results, _cache} = branch(pred, body, clauses, last, inner({pred, body}, state), cache)
-            {results, nil}
+            {as_taken.(results), nil}
         end
       end)
 
