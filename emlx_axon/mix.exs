@@ -41,7 +41,8 @@ defmodule EMLXAxon.MixProject do
   defp compilers(true), do: Mix.compilers()
   defp compilers(false), do: [:emlx_libraries | Mix.compilers()]
 
-  defp elixirc_paths(:test), do: ["lib", "test/support"]
+  # The case template of EMLX's own tests serves here too.
+  defp elixirc_paths(:test), do: ["lib", "test/support", Path.expand("../test/support/nx/nx_case.ex", __DIR__)]
   defp elixirc_paths(_), do: ["lib"]
 
   defp hex?, do: Code.ensure_loaded?(Hex)
