@@ -92,13 +92,14 @@ defmodule EMLXBumblebee do
       iex> {query, _key} =
       ...>   Bumblebee.Layers.rotary_embedding(query, query, Axon.input("positions"), Bumblebee.Layers.none(), 8, name: "rotary")
       iex> model = query |> Bumblebee.Layers.rms_norm(name: "norm") |> EMLXBumblebee.rewrite()
-      iex> IO.puts(EMLXBumblebee.explain(model))
-      layer   block                            how
-      rotary  Bumblebee.Block.RotaryEmbedding  each position on its own, in any order
-      norm    Axon.Block.RMSNorm               upcast: :normalization
-
-      2 layers are blocks, 0 are not
-      :ok
+      iex> model |> EMLXBumblebee.explain() |> String.split("\\n")
+      [
+        "layer   block                            how",
+        "rotary  Bumblebee.Block.RotaryEmbedding  each position on its own, in any order",
+        "norm    Axon.Block.RMSNorm               upcast: :normalization",
+        "",
+        "2 layers are blocks, 0 are not"
+      ]
   """
   @spec explain(Axon.t() | %{model: Axon.t()}) :: String.t()
   def explain(%Axon{} = model), do: Explain.table(model)

@@ -85,7 +85,7 @@ if EMLXBumblebee.Upstream.known?(Bumblebee.Block.SDPA) do
           # f16 does not reach down to where scores no longer matter.
           type = if bias.type == {:f, 16} and seen != nil, do: :f32, else: Backend.dtype(bias.type)
           bias = Ops.astype(Backend.to_array(bias), type)
-          {if(seen, do: Ops.where(seen, bias, @lowest), else: bias), type}
+          {if(seen, do: Ops.where(seen, bias, Array.scalar(@lowest, type)), else: bias), type}
       end
     end
 

@@ -120,7 +120,8 @@ defmodule EMLXBumblebee.Graph do
          functions: {scores.op, output.op},
          rate: opts[:rate],
          opts: Keyword.take(scores.opts, [:causal, :window_size, :scale]),
-         inputs: [query, key, value, key_mask, head_mask, bias, offset],
+         value: value,
+         inputs: [query, key, key_mask, head_mask, bias, offset],
          mask: {inner(key_mask, nodes), inner(offset, nodes), scores.opts[:causal], scores.opts[:window_size]},
          grouped: grouped(key, value, output.policy, nodes)
        }}
@@ -220,19 +221,22 @@ defmodule EMLXBumblebee.Graph do
   defp fuse({:attention, details}, id, state) do
     {mask, {model, masks}} = mask(details, state)
     {grouped, model} = grouped_inputs(details.grouped, model)
-    inputs = [details.weights | details.inputs] ++ List.wrap(mask) ++ grouped
+
+    # Weights come first, so that Axon counts layers without a name in the same order as before. Weights and value come last,
+    # since the state that Axon keeps of dropout is that of the last inputs.
+    inputs = [details.weights | details.inputs] ++ List.wrap(mask) ++ grouped ++ [details.weights, details.value]
 
     %{functions: functions, rate: rate, opts: own} = details
     shared? = mask != nil
 
     op =
-      Call.variadic(length(inputs) + 1, fn [weights | tensors] ->
-        {tensors, [opts]} = Enum.split(tensors, -1)
+      Call.variadic(length(inputs) + 1, fn [_weights | tensors] ->
+        {tensors, [weights, value, opts]} = Enum.split(tensors, -3)
 
         cond do
-          opts[:output_attentions] -> Attention.run_weights(weights, Enum.at(tensors, 2), :output, functions)
-          opts[:mode] == :train and rate > 0 -> Attention.run_weights(weights, Enum.at(tensors, 2), :dropout, functions)
-          true -> attend(tensors, shared?, own, functions)
+          opts[:output_attentions] -> Attention.run_weights(weights, value, :output, functions)
+          opts[:mode] == :train and rate > 0 -> Attention.run_weights(weights, value, :dropout, functions)
+          true -> attend(tensors, value, shared?, own, functions)
         end
       end)
 
@@ -249,7 +253,7 @@ defmodule EMLXBumblebee.Graph do
     {put_in(model.nodes[id], node), masks}
   end
 
-  defp attend([query, key, value, key_mask, head_mask, bias, offset | rest], shared?, opts, functions) do
+  defp attend([query, key, key_mask, head_mask, bias, offset | rest], value, shared?, opts, functions) do
     {mask, rest} = if shared?, do: List.pop_at(rest, 0), else: {%Axon.None{}, rest}
 
     {key, value} =
@@ -283,7 +287,7 @@ defmodule EMLXBumblebee.Graph do
         {id, {model, masks}}
 
       _ ->
-        [query, key, _value, key_mask, _head_mask, _bias, offset] = details.inputs
+        [query, key, key_mask, _head_mask, _bias, offset] = details.inputs
         opts = details.opts
 
         layer = fn query, key, key_mask, offset, _opts ->

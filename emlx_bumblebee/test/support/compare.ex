@@ -22,26 +22,26 @@ defmodule EMLXBumblebee.Compare do
   def on(container, backend), do: Nx.backend_copy(container, backend)
 
   @doc "Asserts that two containers of tensors have the same structure, types, shapes and, up to the type's tolerance, numbers."
-  def assert_alike(actual, expected, path \\ "output")
+  def assert_alike(actual, expected, path \\ "output", tolerance \\ nil)
 
-  def assert_alike(%Nx.Tensor{} = actual, %Nx.Tensor{} = expected, path) do
+  def assert_alike(%Nx.Tensor{} = actual, %Nx.Tensor{} = expected, path, tolerance) do
     assert {path, actual.type, actual.shape} == {path, expected.type, expected.shape}
     actual = on(actual, Nx.BinaryBackend)
-    assert_close(actual, expected, tolerance(expected.type), path)
+    assert_close(actual, expected, tolerance || tolerance(expected.type), path)
   end
 
-  def assert_alike(%Axon.None{}, %Axon.None{}, _path), do: :ok
+  def assert_alike(%Axon.None{}, %Axon.None{}, _path, _tolerance), do: :ok
 
-  def assert_alike(actual, expected, path) when is_tuple(expected) do
+  def assert_alike(actual, expected, path, tolerance) when is_tuple(expected) do
     assert tuple_size(actual) == tuple_size(expected), "#{path}: a tuple of #{tuple_size(actual)}"
 
     for {{one, other}, index} <- Enum.with_index(Enum.zip(Tuple.to_list(actual), Tuple.to_list(expected))),
-        do: assert_alike(one, other, "#{path}.#{index}")
+        do: assert_alike(one, other, "#{path}.#{index}", tolerance)
   end
 
-  def assert_alike(%{} = actual, %{} = expected, path) do
+  def assert_alike(%{} = actual, %{} = expected, path, tolerance) do
     assert {path, Map.keys(actual)} == {path, Map.keys(expected)}
-    for {key, other} <- expected, do: assert_alike(actual[key], other, "#{path}.#{key}")
+    for {key, other} <- expected, do: assert_alike(actual[key], other, "#{path}.#{key}", tolerance)
   end
 
   defp assert_close(actual, expected, 0, path),
