@@ -16,10 +16,11 @@ defmodule EMLXAxon do
 
   | layer | block | composed where |
   |---|---|---|
-  | `Axon.layer_norm/2` | `Axon.Block.LayerNorm` | x is not f32 or bf16, or a parameter has more precision than x; for bf16 it must be bf16 |
+  | `Axon.layer_norm/2` | `Axon.Block.LayerNorm` | x is neither f32 nor bf16; x is bf16 and a parameter is not; a parameter is f64 or integer |
   | `Axon.rms_norm/2` | `Axon.Block.RMSNorm` | with `upcast: :normalization`, x is not f32, f16 or bf16 |
 
-  Complex, empty and vectorized tensors are composed always. Any axis can be normalised over; one that is not the last costs
+  In bf16, `Axon.layer_norm/2` rounds after each step and the kernel once. That is all they may differ in; in f16, where steps can
+  overflow besides, the layer is composed. Complex, empty and vectorized tensors are composed always. Any axis can be normalised over; one that is not the last costs
   two transpositions.
 
   `EMLXAxon.Layers` has further layers for models of one's own.
@@ -43,7 +44,8 @@ defmodule EMLXAxon do
     * `:only` - which layers, default `#{inspect(@names)}`, all there are
 
   Everything else about a node stays: its name, parameters, options, policy, hooks and mode. To rewrite a model twice changes
-  nothing. Raises `ArgumentError` for anything but a model.
+  nothing. What looks for layers by their op, such as `Axon.MixedPrecision.apply_policy/3` with `except: [:layer_norm]`, goes
+  before it: the op of a rewritten layer is a function. Raises `ArgumentError` for anything but a model.
 
       iex> model = Axon.input("x") |> Axon.rms_norm(name: "norm") |> EMLXAxon.rewrite()
       iex> {init, predict} = Axon.build(model)
