@@ -1,0 +1,49 @@
+# Without Hex, Axon is found in Erlang's library path; see the file.
+unless Code.ensure_loaded?(Hex), do: Code.require_file("../mix/compile.emlx_libraries.exs", __DIR__)
+
+defmodule EMLXAxon.MixProject do
+  use Mix.Project
+
+  @version "0.1.0"
+
+  def project do
+    [
+      app: :emlx_axon,
+      version: @version,
+      description: "Axon's layers as blocks that EMLX runs with MLX's fused kernels",
+      elixir: "~> 1.17",
+      start_permanent: Mix.env() == :prod,
+      compilers: compilers(hex?()),
+      elixirc_paths: elixirc_paths(Mix.env()),
+      prune_code_paths: false,
+      deps: [{:emlx, path: ".."} | deps(hex?())],
+      package: [
+        licenses: ["Apache-2.0"],
+        links: %{},
+        files: ~w(lib mix.exs .formatter.exs README.md)
+      ],
+      docs: [main: "EMLXAxon", extras: ["README.md"]]
+    ]
+  end
+
+  # With Hex the dependencies are applications of their own accord.
+  def application, do: [extra_applications: if(hex?(), do: [:logger], else: [:logger, :axon])]
+
+  defp deps(true) do
+    [
+      {:axon, "~> 0.8.0"},
+      {:ex_doc, "~> 0.34", only: :dev, runtime: false}
+    ]
+  end
+
+  defp deps(false), do: []
+
+  defp compilers(true), do: Mix.compilers()
+  defp compilers(false), do: [:emlx_libraries | Mix.compilers()]
+
+  # The case template of EMLX's own tests serves here too.
+  defp elixirc_paths(:test), do: ["lib", "test/support", Path.expand("../test/support/nx/nx_case.ex", __DIR__)]
+  defp elixirc_paths(_), do: ["lib"]
+
+  defp hex?, do: Code.ensure_loaded?(Hex)
+end

@@ -1,0 +1,97 @@
+defmodule EMLXAxon.Case do
+  @moduledoc """
+  Tests of rewritten models: an unrewritten model on Nx.BinaryBackend, evaluated, is what all others have to agree with. They
+  count what telemetry tells, and so do not run side by side.
+  """
+
+  use ExUnit.CaseTemplate
+
+  using do
+    quote do
+      import EMLX.NxCase, only: [assert_same: 2, assert_same: 3, backend: 0, for_all: 3]
+      import EMLXAxon.Case
+    end
+  end
+
+  setup do
+    Nx.default_backend(Nx.BinaryBackend)
+    :ok
+  end
+
+  @doc "The compilers that a model is built with: the evaluator, and EMLX where it is one."
+  def compilers do
+    emlx = if Code.ensure_loaded?(EMLX) and function_exported?(EMLX, :__jit__, 5), do: [EMLX], else: []
+    [Nx.Defn.Evaluator | emlx]
+  end
+
+  @doc "What a model predicts on a backend, in a compiler."
+  def predict(model, state, input, backend, compiler \\ Nx.Defn.Evaluator, opts \\ []) do
+    on(backend, fn ->
+      {_init, predict} = Axon.build(model, [compiler: compiler] ++ opts)
+      predict.(copy(state, backend), copy(input, backend))
+    end)
+  end
+
+  @doc """
+  Asserts that the rewritten model predicts on the backend under test, in every compiler, what the model itself predicts on the
+  binary backend, and that blocks took the paths named in `paths`, such as `[{Axon.Block.RMSNorm, :fused}]`.
+  """
+  def assert_rewritten(model, state, input, paths, opts \\ []) do
+    expected = predict(model, state, input, Nx.BinaryBackend)
+    rewritten = EMLXAxon.rewrite(model)
+    EMLX.NxCase.assert_same(predict(rewritten, state, input, Nx.BinaryBackend), expected, rtol: 0, atol: 0)
+
+    for compiler <- compilers() do
+      {actual, told} = told(fn -> predict(rewritten, state, input, EMLX.NxCase.backend(), compiler) end)
+      EMLX.NxCase.assert_same(actual, expected, opts)
+      assert {compiler, Enum.map(told, &{&1.block, &1.path})} == {compiler, paths}
+    end
+
+    expected
+  end
+
+  @doc "What `fun` gives, and what telemetry told of blocks of Axon and Bumblebee meanwhile."
+  def told(fun) do
+    name = {__MODULE__, make_ref()}
+    :ok = :telemetry.attach(name, [:emlx, :block, :dispatch], &__MODULE__.tell/4, {self(), name})
+
+    try do
+      {fun.(), received(name)}
+    after
+      :telemetry.detach(name)
+    end
+  end
+
+  @doc false
+  def tell(_event, _count, told, {pid, name}) do
+    if hd(Module.split(told.block)) in ["Axon", "Bumblebee"], do: send(pid, {name, told})
+  end
+
+  defp received(name) do
+    receive do
+      {^name, told} -> [told | received(name)]
+    after
+      0 -> []
+    end
+  end
+
+  @doc "Runs `fun` with a default backend."
+  def on(backend, fun) do
+    before = Nx.default_backend(backend)
+
+    try do
+      fun.()
+    after
+      Nx.default_backend(before)
+    end
+  end
+
+  @doc "A tensor, or a container of some, on a backend."
+  def copy(container, backend), do: Nx.backend_copy(container, backend)
+
+  @doc "Random numbers around a mean of 0.3, in a type."
+  def random(shape, type \\ {:f, 32}) do
+    values = for _ <- 1..Tuple.product(shape)//1, do: :rand.normal(0.3, 1.5)
+    Nx.tensor(values, type: {:f, 64}, backend: Nx.BinaryBackend) |> Nx.reshape(shape) |> Nx.as_type(type)
+  end
+end

@@ -1,0 +1,3 @@
+# Axon's loops log the options that they pass on.
+Logger.configure(level: :info)
+ExUnit.start()

@@ -1,0 +1,4 @@
+[
+  line_length: 120,
+  inputs: ["{mix,.formatter}.exs", "{lib,test}/**/*.{ex,exs}"]
+]

@@ -1,0 +1,220 @@
+defmodule EMLXBumblebee do
+  @moduledoc """
+  Runs Bumblebee's models with MLX's fused kernels.
+
+      {:ok, model_info} = Bumblebee.load_model({:hf, "Qwen/Qwen3-0.6B"})
+      model_info = EMLXBumblebee.rewrite(model_info)
+
+  `rewrite/2` makes the layers that have a kernel blocks (`Nx.block/4`): all that `EMLXAxon.rewrite/2` does, and Bumblebee's own
+  layers. `EMLX.Backend` and functions compiled with `EMLX` run a block as one kernel. The composed function of a block is the
+  original layer, so the rewritten model means the same on every backend and compiler, is trained as before, and where a kernel
+  could not give the same answer it is not used. Names, parameters and initial values stay as they were.
+
+  | layer | block | composed where |
+  |---|---|---|
+  | attention | `Bumblebee.Block.SDPA` | the weights are asked for (`output_attentions: true`), some are dropped while training, there is a head mask, or a type is not f32, f16 or bf16 |
+  | rotary embedding | `Bumblebee.Block.RotaryEmbedding` | a type is not f32, f16 or bf16 |
+  | `rms_norm` | `Axon.Block.RMSNorm` | as in `EMLXAxon` |
+  | `Axon.layer_norm/2` | `Axon.Block.LayerNorm` | as in `EMLXAxon` |
+
+  Attention is causal or not, with masks of keys of rank 2 or 4, relative bias, windows, any scale, a cache and its offset, and
+  with keys from another sequence. Heads that several query heads share go to the kernel without being repeated, where there
+  is no cache; Bumblebee's cache holds repeated ones. What keys a query sees is computed once for all layers that agree in it.
+  Rotary embedding takes positions in any order, all scaling strategies, and part of a head.
+
+  `explain/1` tells which layers became blocks. Whether a block ran as a kernel depends on types and inputs too, and is told by
+  telemetry when it runs (see `EMLX.Block`).
+
+  Models with a decoder and an encoder have attention weights among their outputs whatever the options. Where such a model's
+  output is used whole, they are computed besides the kernel; in generation they are not used, and not computed.
+  """
+
+  alias EMLX.Fast.Arguments
+  alias EMLXBumblebee.{Attention, Captures, Explain, Graph}
+
+  @axon [:layer_norm, :rms_norm]
+  @layers Enum.sort([:attention, :rotary_embedding | @axon])
+
+  @doc """
+  Makes the layers of a model that have a kernel blocks.
+
+  Takes an Axon model, or the map with `:model` that `Bumblebee.load_model/2` gives, and gives the same.
+
+  Options:
+
+    * `:only` - which layers, default `#{inspect(@layers)}`, all there are
+
+  To rewrite a model twice changes nothing. Raises `ArgumentError` for anything but a model.
+
+      iex> spec =
+      ...>   Bumblebee.configure(Bumblebee.Text.Bert,
+      ...>     vocab_size: 16,
+      ...>     hidden_size: 8,
+      ...>     num_blocks: 1,
+      ...>     num_attention_heads: 2,
+      ...>     intermediate_size: 8
+      ...>   )
+      iex> model = spec |> Bumblebee.build_model() |> EMLXBumblebee.rewrite()
+      iex> {init, predict} = Axon.build(model)
+      iex> inputs = %{"input_ids" => Nx.tensor([[1, 2, 3]])}
+      iex> state = init.(inputs, Axon.ModelState.empty())
+      iex> Nx.shape(predict.(state, inputs).hidden_state)
+      {1, 3, 8}
+  """
+  @spec rewrite(Axon.t(), keyword) :: Axon.t()
+  @spec rewrite(%{model: Axon.t()}, keyword) :: %{model: Axon.t()}
+  def rewrite(model_or_info, opts \\ [])
+
+  def rewrite(%Axon{} = model, opts) do
+    only = opts |> Keyword.validate!(only: @layers) |> Keyword.fetch!(:only)
+
+    unless is_list(only) and only -- @layers == [] do
+      raise ArgumentError, ":only must be a list of some of #{inspect(@layers)}, got: #{inspect(only)}"
+    end
+
+    model = EMLXAxon.rewrite(model, only: Enum.filter(@axon, &(&1 in only)))
+    Graph.rewrite(model, only)
+  end
+
+  def rewrite(%{model: %Axon{} = model} = info, opts), do: %{info | model: rewrite(model, opts)}
+
+  def rewrite(other, _opts) do
+    raise ArgumentError, "rewrite: an Axon model is needed, or a map with one as :model, got: #{inspect(other)}"
+  end
+
+  @doc """
+  Tells which layers of a model are blocks, as a table for people.
+
+  There is a row for each layer that is a block or might have been: the layer with the parameters it belongs to, its block, and
+  how that computes it, or why there is none. Takes what `rewrite/2` takes, before or after.
+
+      iex> query = Axon.input("query")
+      iex> {query, _key} =
+      ...>   Bumblebee.Layers.rotary_embedding(query, query, Axon.input("positions"), Bumblebee.Layers.none(), 8, name: "rotary")
+      iex> model = query |> Bumblebee.Layers.rms_norm(name: "norm") |> EMLXBumblebee.rewrite()
+      iex> model |> EMLXBumblebee.explain() |> String.split("\\n")
+      [
+        "layer   block                            how",
+        "rotary  Bumblebee.Block.RotaryEmbedding  each position on its own, in any order",
+        "norm    Axon.Block.RMSNorm               upcast: :normalization",
+        "",
+        "2 layers are blocks, 0 are not"
+      ]
+  """
+  @spec explain(Axon.t() | %{model: Axon.t()}) :: String.t()
+  def explain(%Axon{} = model), do: Explain.table(model)
+  def explain(%{model: %Axon{} = model}), do: Explain.table(model)
+
+  def explain(other) do
+    raise ArgumentError, "explain: an Axon model is needed, or a map with one as :model, got: #{inspect(other)}"
+  end
+
+  @doc """
+  Scaled dot product attention with the arguments and the meaning of Bumblebee's layer, as the block `Bumblebee.Block.SDPA`; for
+  models of one's own, in `Axon.layer/3`, in `defn` or on tensors.
+
+    * `query` - `{batch, queries, heads, size}`
+    * `key` - `{batch, keys, kv_heads, size}`, heads being a multiple of kv_heads
+    * `value` - `{batch, keys, kv_heads, value_size}`
+
+  Options:
+
+    * `:key_mask` - `{batch, keys}` or `{batch | 1, heads | 1, queries | 1, keys}`, 0 where a key is not seen
+    * `:head_mask` - `{heads}`, what the weights of each head are multiplied with. With it, the block is composed
+    * `:bias` - `{batch | 1, heads | 1, queries, keys}`, added to the scores
+    * `:offset` - an integer `{}`, the index of the first query among the keys
+    * `:sinks` - `{heads}`, a score for each head that takes part in the softmax but has no value. Bumblebee's layer has none
+      ([Xiao et al., 2023](https://arxiv.org/abs/2309.17453))
+    * `:causal` - whether a query sees only the keys up to its own index, default `false`
+    * `:window_size` - `{left, right}`: a query sees only the keys from its index - left to its index + right. With `:causal`,
+      right is taken for 0
+    * `:scale` - default 1 / sqrt(size)
+
+  Gives `{batch, queries, heads, value_size}`. A query that is left no key sees all of them equally. Raises `ArgumentError` when
+  shapes or options do not fit.
+
+      iex> query = Nx.tensor([[[[0.0]], [[0.0]]]])
+      iex> value = Nx.tensor([[[[1.0]], [[3.0]]]])
+      iex> EMLXBumblebee.attention(query, value, value, causal: true) |> Nx.to_flat_list()
+      [1.0, 2.0]
+      iex> EMLXBumblebee.attention(query, value, value, sinks: Nx.tensor([0.0])) |> Nx.multiply(3) |> Nx.round() |> Nx.to_flat_list()
+      [4.0, 4.0]
+  """
+  @spec attention(Nx.Tensor.t(), Nx.Tensor.t(), Nx.Tensor.t(), keyword) :: Nx.Tensor.t()
+  def attention(query, key, value, opts \\ []) do
+    opts =
+      Keyword.validate!(
+        opts,
+        Enum.map(Attention.optional(), &{&1, nil}) ++ [causal: false, window_size: nil, scale: nil]
+      )
+
+    {tensors, opts} = Keyword.split(opts, Attention.optional())
+    tensors = for {name, tensor} <- tensors, tensor != nil, into: %{}, do: {name, plain!(tensor, name)}
+    [query, key, value] = for {name, t} <- [query: query, key: key, value: value], do: plain!(t, name)
+    fit!(query, key, value, tensors)
+    options!(opts)
+    Attention.run(query, key, value, tensors, opts, Captures.attention())
+  end
+
+  defp plain!(tensor, name) do
+    tensor = Nx.to_tensor(tensor)
+    if tensor.vectorized_axes != [], do: raise(ArgumentError, "attention: #{name} is vectorized")
+    if match?({:c, _}, tensor.type), do: raise(ArgumentError, "attention: #{name} is complex")
+    Nx.rename(tensor, List.duplicate(nil, tuple_size(tensor.shape)))
+  end
+
+  defp fit!(query, key, value, tensors) do
+    with {batch, queries, heads, size} <- query.shape,
+         {^batch, keys, kv_heads, ^size} when kv_heads > 0 and rem(heads, kv_heads) == 0 <- key.shape,
+         {^batch, ^keys, ^kv_heads, _} <- value.shape do
+      scores = [batch, heads, queries, keys]
+
+      for {name, tensor} <- tensors do
+        unless fits?(name, Tuple.to_list(tensor.shape), scores) do
+          raise ArgumentError,
+                "attention: query is #{inspect(query.shape)}, key is #{inspect(key.shape)}, #{name} is " <>
+                  "#{inspect(tensor.shape)}: it must be #{wanted(name)}"
+        end
+
+        if name == :offset and not Nx.Type.integer?(tensor.type),
+          do: raise(ArgumentError, "attention: offset is #{Arguments.describe(tensor)}, it must be an integer")
+      end
+    else
+      _ ->
+        raise ArgumentError,
+              "attention: query is #{inspect(query.shape)}, key is #{inspect(key.shape)}, value is #{inspect(value.shape)}: " <>
+                "they must be {batch, queries, heads, size}, {batch, keys, kv_heads, size} and " <>
+                "{batch, keys, kv_heads, value_size}, heads being a multiple of kv_heads"
+    end
+  end
+
+  defp fits?(:key_mask, [batch, keys], [batch, _, _, keys]), do: true
+  defp fits?(:key_mask, [_, _, _, keys] = shape, [_, _, _, keys] = scores), do: spread?(shape, scores)
+  defp fits?(:bias, [_, _, queries, keys] = shape, [_, _, queries, keys] = scores), do: spread?(shape, scores)
+  defp fits?(:offset, shape, _scores), do: shape == []
+  defp fits?(name, shape, [_, heads, _, _]) when name in [:head_mask, :sinks], do: shape == [heads]
+  defp fits?(_name, _shape, _scores), do: false
+
+  defp spread?(shape, scores), do: shape |> Enum.zip(scores) |> Enum.all?(fn {have, want} -> have in [1, want] end)
+
+  defp wanted(:key_mask), do: "{batch, keys} or {batch | 1, heads | 1, queries | 1, keys}"
+  defp wanted(:bias), do: "{batch | 1, heads | 1, queries, keys}"
+  defp wanted(:offset), do: "a scalar"
+  defp wanted(_name), do: "{heads}"
+
+  defp options!(opts) do
+    scale = opts[:scale]
+
+    unless is_boolean(opts[:causal]),
+      do: raise(ArgumentError, "attention: :causal must be true or false, got: #{inspect(opts[:causal])}")
+
+    unless scale == nil or is_number(scale),
+      do: raise(ArgumentError, "attention: :scale must be a number, got: #{inspect(scale)}")
+
+    case opts[:window_size] do
+      nil -> :ok
+      {left, right} when is_integer(left) and left >= 0 and is_integer(right) and right >= 0 -> :ok
+      other -> raise ArgumentError, "attention: :window_size must be {left, right}, got: #{inspect(other)}"
+    end
+  end
+end

@@ -1,0 +1,19 @@
+defmodule EMLXBumblebee.Call do
+  @moduledoc false
+  # Functions of any number of arguments: Nx.block/4 and Axon's layers want one argument a tensor, and the layers here take
+  # those that a model has.
+
+  @most 16
+
+  @doc "A function of `arity` arguments that calls `fun` with the list of them."
+  for arity <- 1..@most do
+    arguments = Macro.generate_arguments(arity, __MODULE__)
+    def variadic(unquote(arity), fun), do: fn unquote_splicing(arguments) -> fun.(unquote(arguments)) end
+  end
+
+  @doc "`Nx.block/4` with a composed function of the block and the list of tensors."
+  def block(block, tensors, output, composed) do
+    fun = variadic(length(tensors) + 1, fn [block | tensors] -> composed.(block, tensors) end)
+    EMLX.Fast.Arguments.block(block, tensors, output, fun)
+  end
+end

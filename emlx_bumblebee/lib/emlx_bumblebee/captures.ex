@@ -1,0 +1,151 @@
+defmodule EMLXBumblebee.Captures do
+  @moduledoc false
+  # Which functions the layers of Bumblebee's models are; EMLXBumblebee.Graph asks. An Axon node of Bumblebee's holds a capture
+  # of a private function, which has a module, a name and an arity but no other sign. They are read here, when this is compiled,
+  # off graphs that Bumblebee's own builders make. Where a release of Bumblebee builds those graphs in another way, this does
+  # not compile: a rewrite that finds nothing would go unnoticed.
+
+  refuse = fn what ->
+    raise CompileError,
+      description:
+        "Bumblebee #{Application.spec(:bumblebee, :vsn)} builds #{what} in another way than emlx_bumblebee knows. " <>
+          "Use the version of Bumblebee that mix.exs asks for, or a newer emlx_bumblebee"
+  end
+
+  identity = fn fun ->
+    info = Function.info(fun)
+    {info[:module], info[:name], info[:arity]}
+  end
+
+  keys = fn node -> node.opts |> Keyword.keys() |> Enum.sort() end
+  [x, y, z] = for name <- ~w(x y z), do: Axon.input(name)
+  none = Bumblebee.Layers.none()
+
+  # ---- rms_norm ----
+
+  rms_norms =
+    for upcast <- [:normalization, :all] do
+      norm = Bumblebee.Layers.rms_norm(x, upcast: upcast, shift: 1.0)
+
+      case norm.nodes[norm.output] do
+        %{op: op, parent: [_], args: [:layer, :parameter], parameters: [%{name: "weight"}]} = node
+        when is_function(op, 3) ->
+          if keys.(node) == [:epsilon, :shift], do: {identity.(op), upcast}, else: refuse.("rms_norm")
+
+        _ ->
+          refuse.("rms_norm")
+      end
+    end
+
+  # ---- rotary_embedding ----
+
+  {rotary, _} = Bumblebee.Layers.rotary_embedding(x, y, z, none, 4, scaling_strategy: nil)
+
+  # Tuples are taken apart by a function that holds the index.
+  taken = rotary.nodes[rotary.output]
+
+  rotary_embedding =
+    with %{op: op, parent: [parent]} when is_function(op, 2) <- taken,
+         %{op: op, parent: [_, _, _, mask], args: args} = node when is_function(op, 5) <- rotary.nodes[parent],
+         true <- Enum.all?(args, &(&1 == :layer)),
+         %{op: :optional} <- rotary.nodes[mask],
+         [:base, :max_positions, :scaling_strategy, :size] <- keys.(node) do
+      identity.(op)
+    else
+      _ -> refuse.("rotary_embedding")
+    end
+
+  # ---- attention ----
+
+  {output, weights} =
+    Bumblebee.Layers.attention(x, y, z, none, none, none, none,
+      causal: true,
+      window_size: {1, 1},
+      scale: 1.0,
+      dropout_rate: 0.5
+    )
+
+  {attention_weights, attention_output} =
+    with %{op: output_op, parent: [dropout, value], args: [:layer, :layer]} = output_node when is_function(output_op, 3) <-
+           output.nodes[output.output],
+         true <- dropout == weights.output and value == z.output and output_node.opts[:dropout_rate] == 0.5,
+         %{op: :dropout, parent: [weights], opts: [rate: 0.5], mode: :train} <- output.nodes[dropout],
+         %{op: weights_op, parent: [query, key | rest], args: args} = node when is_function(weights_op, 7) <-
+           output.nodes[weights],
+         true <- {query, key} == {x.output, y.output} and args == List.duplicate(:layer, 6),
+         true <- Enum.all?(rest, &match?(%{op: :optional}, output.nodes[&1])),
+         [:causal, :scale, :window_size] <- keys.(node) do
+      {identity.(weights_op), identity.(output_op)}
+    else
+      _ -> refuse.("attention")
+    end
+
+  # ---- repeat_interleave, which repeats the heads of keys and values ----
+
+  repeated = Bumblebee.Layers.repeat_interleave(x, 3, axis: 2)
+
+  repeat_interleave =
+    case repeated.nodes[repeated.output] do
+      %{op: op, parent: [_], opts: [axis: 2]} when is_function(op, 2) -> identity.(op)
+      _ -> refuse.("repeat_interleave")
+    end
+
+  # ---- what a key or value with a cache is: the updated cache if there is one, else the new key or value ----
+
+  {cached, _, _} = Bumblebee.Layers.Decoder.cached_attention_key_values(x, y, z, none)
+
+  if_present =
+    with %{op: op, op_name: :if_present, parent: [cache, on_true, on_false]} when is_function(op, 4) <-
+           cached.nodes[cached.output],
+         [%{parent: [cache]}, %{op: :optional}, %{op: :optional, parent: [on_false]}] <-
+           Enum.map([cache, on_true, on_false], &cached.nodes[&1]),
+         true <- {cache, on_false} == {z.output, x.output} do
+      identity.(op)
+    else
+      _ -> refuse.("cached_attention_key_values")
+    end
+
+  @known [
+           {attention_weights, :attention_weights},
+           {attention_output, :attention_output},
+           {rotary_embedding, :rotary_embedding},
+           {repeat_interleave, :repeat_interleave},
+           {if_present, :if_present}
+         ] ++ Enum.map(rms_norms, fn {identity, upcast} -> {identity, {:rms_norm, upcast}} end)
+
+  # Otherwise one would pass for another.
+  unless length(Enum.uniq_by(@known, &elem(&1, 0))) == length(@known), do: refuse.("its layers")
+
+  @known Map.new(@known)
+
+  @type layer ::
+          :attention_weights
+          | :attention_output
+          | :rotary_embedding
+          | :repeat_interleave
+          | :if_present
+          | {:rms_norm, :normalization | :all}
+
+  @doc "Which layer of Bumblebee's a node is, or nil."
+  @spec layer(Axon.Node.t() | map) :: layer | nil
+  def layer(%{op: op}) when is_function(op) do
+    info = Function.info(op)
+    Map.get(@known, {info[:module], info[:name], info[:arity]})
+  end
+
+  def layer(_node), do: nil
+
+  @doc "Bumblebee's functions for attention: `{weights, output}`."
+  @spec attention() :: {fun, fun}
+  def attention do
+    [q, k, v] = for name <- ~w(q k v), do: Axon.input(name)
+    none = Bumblebee.Layers.none()
+    {output, _} = Bumblebee.Layers.attention(q, k, v, none, none, none, none)
+
+    [weights, output] =
+      for layer <- [:attention_weights, :attention_output],
+          do: Enum.find_value(output.nodes, fn {_, node} -> layer(node) == layer && node.op end)
+
+    {weights, output}
+  end
+end

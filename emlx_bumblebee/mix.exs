@@ -1,0 +1,51 @@
+# Without Hex, Bumblebee is found in Erlang's library path; see the file.
+unless Code.ensure_loaded?(Hex), do: Code.require_file("../mix/compile.emlx_libraries.exs", __DIR__)
+
+defmodule EMLXBumblebee.MixProject do
+  use Mix.Project
+
+  @version "0.1.0"
+
+  def project do
+    [
+      app: :emlx_bumblebee,
+      version: @version,
+      description: "Bumblebee's models on the fused kernels of EMLX",
+      elixir: "~> 1.17",
+      start_permanent: Mix.env() == :prod,
+      compilers: compilers(hex?()),
+      elixirc_paths: elixirc_paths(Mix.env()),
+      prune_code_paths: false,
+      deps: [
+        {:emlx_axon, path: "../emlx_axon"},
+        {:emlx, path: "..", override: true} | deps(hex?())
+      ],
+      package: [
+        licenses: ["Apache-2.0"],
+        links: %{},
+        files: ~w(lib mix.exs .formatter.exs README.md)
+      ],
+      docs: [main: "EMLXBumblebee", extras: ["README.md"]]
+    ]
+  end
+
+  # With Hex the dependencies are applications of their own accord.
+  def application, do: [extra_applications: if(hex?(), do: [:logger], else: [:logger, :bumblebee])]
+
+  defp deps(true) do
+    [
+      {:bumblebee, "~> 0.7.0"},
+      {:ex_doc, "~> 0.34", only: :dev, runtime: false}
+    ]
+  end
+
+  defp deps(false), do: []
+
+  defp compilers(true), do: Mix.compilers()
+  defp compilers(false), do: [:emlx_libraries | Mix.compilers()]
+
+  defp elixirc_paths(:test), do: ["lib", "test/support"]
+  defp elixirc_paths(_), do: ["lib"]
+
+  defp hex?, do: Code.ensure_loaded?(Hex)
+end

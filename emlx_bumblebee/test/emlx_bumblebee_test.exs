@@ -1,0 +1,5 @@
+defmodule EMLXBumblebeeTest do
+  use ExUnit.Case, async: true
+
+  doctest EMLXBumblebee
+end

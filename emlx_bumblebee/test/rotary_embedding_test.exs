@@ -1,0 +1,148 @@
+defmodule EMLXBumblebee.RotaryEmbeddingTest do
+  # Rotary embedding and rms_norm against Bumblebee's layers on Nx.BinaryBackend.
+  use ExUnit.Case, async: true
+
+  import EMLXBumblebee.Compare
+
+  alias Bumblebee.Block.RotaryEmbedding
+  alias Bumblebee.Layers
+
+  defp random(shape, seed, type) do
+    {tensor, _} = Nx.Random.normal(Nx.Random.key(seed), shape: shape)
+    tensor |> Nx.backend_copy(Nx.BinaryBackend) |> Nx.as_type(type)
+  end
+
+  defp assert_same(model, inputs, modules, expected_paths) do
+    expected = Axon.predict(model, Axon.ModelState.empty(), inputs, compiler: Nx.Defn.Evaluator)
+
+    for compiler <- compilers() do
+      {result, told} =
+        told(modules, fn ->
+          model
+          |> EMLXBumblebee.rewrite()
+          |> Axon.predict(Axon.ModelState.empty(), on(inputs, EMLX.Backend), compiler: compiler)
+        end)
+
+      assert Enum.map(told, &{&1.path, &1.reason}) == expected_paths
+      assert_alike(result, expected)
+    end
+  end
+
+  defp layer(size, opts) do
+    [query, key, positions] = for name <- ~w(query key positions), do: Axon.input(name)
+    mask = Axon.input("mask", optional: true)
+    query |> Layers.rotary_embedding(key, positions, mask, size, opts) |> Axon.container()
+  end
+
+  defp inputs(type, size \\ 8, positions \\ Nx.iota({2, 5}, axis: 1)) do
+    %{
+      "query" => random({2, 5, 4, size}, 1, type),
+      "key" => random({2, 5, 2, size}, 2, type),
+      "positions" => positions
+    }
+  end
+
+  @fused [{:fused, nil}]
+
+  @strategies [
+    nil,
+    %{type: :linear, factor: 3.0},
+    %{type: :dynamic, factor: 2.0},
+    %{
+      type: :llama3,
+      factor: 8.0,
+      low_frequency_factor: 1.0,
+      high_frequency_factor: 4.0,
+      original_max_positions: 64
+    },
+    %{
+      type: :longrope,
+      short_factor: [1.0, 1.1, 1.3, 1.7],
+      long_factor: [1.0, 2.0, 3.0, 5.0],
+      original_max_positions: 8
+    }
+  ]
+
+  for strategy <- @strategies, type <- [{:f, 32}, {:bf, 16}, {:f, 16}] do
+    test "#{inspect(strategy[:type])} in #{Nx.Type.to_string(type)}" do
+      {strategy, type} = unquote(Macro.escape({strategy, type}))
+
+      # A mask that is longer than the positions, as with a cache, makes the sequence longer than the model was trained for.
+      for base <- [10_000, 500_000.0], mask <- [nil, Nx.broadcast(1, {2, 40})], positions <- [4, 4096] do
+        model = layer(8, scaling_strategy: strategy, base: base, max_positions: positions)
+        inputs = inputs(type)
+        inputs = if mask, do: Map.put(inputs, "mask", mask), else: inputs
+        assert_same(model, inputs, [RotaryEmbedding], @fused)
+      end
+    end
+  end
+
+  test "positions in any order, and one row of them for all of the batch" do
+    model = layer(8, [])
+
+    for positions <- [
+          Nx.tensor([[4, 0, 0, 2, 1], [1, 1, 3, 0, 4]]),
+          Nx.tensor([[0, 0, 0, 1, 2], [0, 1, 2, 3, 4]], type: :u8),
+          Nx.tensor([[3, 1, 4, 1, 0]], type: :s64)
+        ] do
+      assert_same(model, inputs(:f32, 8, positions), [RotaryEmbedding], @fused)
+    end
+  end
+
+  test "positions far out" do
+    mask = Nx.broadcast(1, {2, 5000})
+    positions = Nx.tensor([[4999, 4998, 17, 2500, 4095], [0, 1, 1000, 3000, 4999]])
+    model = layer(8, max_positions: 8192)
+    inputs = Map.put(inputs(:f32, 8, positions), "mask", mask)
+    expected = Axon.predict(model, Axon.ModelState.empty(), inputs, compiler: Nx.Defn.Evaluator)
+    moved = on(inputs, EMLX.Backend)
+
+    result =
+      model |> EMLXBumblebee.rewrite() |> Axon.predict(Axon.ModelState.empty(), moved, compiler: Nx.Defn.Evaluator)
+
+    # An angle of 5000 in f32 is known to 2.4e-4.
+    assert_alike(result, expected, "output", 5.0e-4)
+  end
+
+  test "sizes that are no power of two" do
+    for size <- [2, 6, 20, 96], do: assert_same(layer(size, []), inputs(:f32, size), [RotaryEmbedding], @fused)
+  end
+
+  test "is composed in f64" do
+    reason = "the kernel computes in f32, x is f64"
+    assert_same(layer(8, []), inputs(:f64), [RotaryEmbedding], [{:composed, reason}])
+  end
+
+  test "a strategy that is not known stays Bumblebee's layer" do
+    model = layer(8, scaling_strategy: %{type: :yarn, factor: 2.0})
+
+    assert EMLXBumblebee.explain(EMLXBumblebee.rewrite(model)) =~
+             "the scaling strategy %{type: :yarn, factor: 2.0} is not known"
+
+    assert_same(model, inputs(:f32), [RotaryEmbedding], [])
+  end
+
+  describe "rms_norm" do
+    for type <- [{:f, 32}, {:bf, 16}, {:f, 16}], upcast <- [:normalization, :all] do
+      test "upcast: #{inspect(upcast)} in #{Nx.Type.to_string(type)}" do
+        {type, upcast} = unquote(Macro.escape({type, upcast}))
+
+        for shift <- [0.0, 1.0], weight_type <- Enum.uniq([type, {:f, 32}]) do
+          model = Axon.input("x") |> Layers.rms_norm(name: "norm", upcast: upcast, shift: shift, epsilon: 1.0e-5)
+          state = Axon.ModelState.new(%{"norm" => %{"weight" => random({8}, 2, weight_type)}})
+          inputs = %{"x" => random({2, 3, 8}, 1, type)}
+          expected = Axon.predict(model, state, inputs, compiler: Nx.Defn.Evaluator)
+
+          for compiler <- compilers() do
+            rewritten = EMLXBumblebee.rewrite(model)
+            moved = %{state | data: on(state.data, EMLX.Backend)}
+            run = fn -> Axon.predict(rewritten, moved, on(inputs, EMLX.Backend), compiler: compiler) end
+            assert {result, [%{path: :fused}]} = told([Axon.Block.RMSNorm], run)
+            tolerance = Enum.max([tolerance(type), tolerance(expected.type)])
+            assert_alike(result, expected, inspect({shift, weight_type}), tolerance)
+          end
+        end
+      end
+    end
+  end
+end
