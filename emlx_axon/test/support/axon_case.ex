@@ -27,7 +27,7 @@ defmodule EMLXAxon.Case do
   @doc "What a model predicts on a backend, in a compiler."
   def predict(model, state, input, backend, compiler \\ Nx.Defn.Evaluator, opts \\ []) do
     on(backend, fn ->
-      {_init, predict} = Axon.build(model, [compiler: compiler] ++ opts)
+      {_init, predict} = Axon.build(model, [compiler: compiler, cache: false] ++ opts)
       predict.(copy(state, backend), copy(input, backend))
     end)
   end
