@@ -431,6 +431,15 @@ defmodule EMLX.CompilerTest do
       assert Nx.to_number(jit_apply(&hooked/1, [5], opts)) == 11
     end
 
+    test "sees names and vectorized axes in hooks", %{opts: opts} do
+      me = self()
+      fun = fn x -> Nx.Defn.Kernel.hook(Nx.multiply(x, 2), :hooked, &send(me, {:hooked, &1})) end
+      x = Nx.iota({2, 3}, names: [:rows, :columns]) |> Nx.vectorize(:rows)
+      jit_apply(fun, [x], opts)
+      assert_received {:hooked, hooked}
+      assert_same(hooked, Nx.multiply(x, 2))
+    end
+
     test "gets what a hook raises", %{opts: opts} do
       hooks = %{first: fn _ -> raise "no" end}
       assert_raise RuntimeError, "no", fn -> jit_apply(&hooked/1, [5], [hooks: hooks] ++ opts) end

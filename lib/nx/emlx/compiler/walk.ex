@@ -43,6 +43,14 @@ defmodule EMLX.Compiler.Walk do
 
   defp composite(expr, state, cache), do: Composite.traverse(expr, cache, &walk(&1, state, &2))
 
+  # What came of a node, with the names and the vectorized axes that it has where it is used: functions of the user's see it.
+  defp like_node(node, state, cache) do
+    {%T{data: data}, cache} = walk(node, state, cache)
+    {%{node | data: data}, cache}
+  end
+
+  defp given(template, [array | rest]), do: {Backend.tensor(array, template), rest}
+
   # Constants have ids of their own all over, and so are few.
   defp walk(%T{data: %Expr{op: :metadata, args: [expr, _metadata]}}, state, cache), do: composite(expr, state, cache)
 
@@ -128,7 +136,7 @@ defmodule EMLX.Compiler.Walk do
 
   defp node(:block, [struct, in_args, expr, callback], out, state, cache) do
     {tensors, options} = Enum.split_while(in_args, &(not is_list(&1)))
-    {tensors, cache} = Enum.map_reduce(tensors, cache, &walk(&1, state, &2))
+    {tensors, cache} = Enum.map_reduce(tensors, cache, &like_node(&1, state, &2))
 
     composed = fn [_struct | args] = all ->
       given = Enum.take(args, length(tensors))
@@ -154,10 +162,10 @@ defmodule EMLX.Compiler.Walk do
   # ---- the calling process ----
 
   defp node(:runtime_call, [expr, fun, out_template, opts], _out, state, cache) do
-    {value, cache} = composite(expr, state, cache)
+    {value, cache} = Composite.traverse(expr, cache, &like_node(&1, state, &2))
 
     call = fn arrays ->
-      {value, []} = fill(value, arrays)
+      {value, []} = Composite.traverse(value, arrays, &given/2)
       result = fun.(value, opts)
 
       if not Nx.compatible?(out_template, result) do
@@ -177,7 +185,7 @@ defmodule EMLX.Compiler.Walk do
   defp node(:token, [token], _out, state, cache) do
     cache =
       List.foldr(token.hooks, cache, fn %{name: name, callback: callback, expr: expr}, cache ->
-        {value, cache} = composite(expr, state, cache)
+        {value, cache} = Composite.traverse(expr, cache, &like_node(&1, state, &2))
         hook(state.hooks[name] || callback, value)
         cache
       end)
@@ -192,12 +200,12 @@ defmodule EMLX.Compiler.Walk do
 
   # Nx 0.13 has nodes for them.
   defp node(:hook, [expr, spec, out_template, _ref], _out, state, cache) do
-    {value, cache} = composite(expr, state, cache)
+    {value, cache} = Composite.traverse(expr, cache, &like_node(&1, state, &2))
 
     {hooked, spec, cache} =
       case spec do
         {:token_hook, hooked, spec} ->
-          {hooked, cache} = composite(hooked, state, cache)
+          {hooked, cache} = Composite.traverse(hooked, cache, &like_node(&1, state, &2))
           {hooked, spec, cache}
 
         spec ->
@@ -244,7 +252,7 @@ defmodule EMLX.Compiler.Walk do
 
   defp hook(fun, value) do
     call = fn arrays ->
-      {value, []} = fill(value, arrays)
+      {value, []} = Composite.traverse(value, arrays, &given/2)
       fun.(value)
       []
     end
