@@ -19,9 +19,9 @@ defmodule EMLXAxon do
   | `Axon.layer_norm/2` | `Axon.Block.LayerNorm` | x is neither f32 nor bf16; x is bf16 and a parameter is not; a parameter is f64 or integer |
   | `Axon.rms_norm/2` | `Axon.Block.RMSNorm` | with `upcast: :normalization`, x is not f32, f16 or bf16 |
 
-  In bf16, `Axon.layer_norm/2` rounds after each step and the kernel once. That is all they may differ in; in f16, where steps can
-  overflow besides, the layer is composed. Complex, empty and vectorized tensors are composed always. Any axis can be normalised over; one that is not the last costs
-  two transpositions.
+  In bf16, `Axon.layer_norm/2` rounds after each step and the kernel once, which is all that they may differ in. In f16 its steps
+  can overflow besides, and it is composed. Complex, empty and vectorized tensors are composed always. Any axis can be normalised
+  over; one that is not the last costs two transpositions.
 
   `EMLXAxon.Layers` has further layers for models of one's own.
   """

@@ -26,6 +26,7 @@ defmodule EMLXAxon.Layers do
       iex> EMLXAxon.Layers.layer_norm(x, Nx.tensor([1.0, 1.0]), Nx.tensor([10.0, 10.0])) |> Nx.round() |> Nx.to_list()
       [[9.0, 11.0]]
   """
+  @spec layer_norm(Nx.Tensor.t(), Nx.Tensor.t(), Nx.Tensor.t(), keyword) :: Nx.Tensor.t()
   deftransform layer_norm(x, gamma, beta, opts \\ []) do
     with {:ok, block} <- block(:layer_norm, opts),
          true <- plain?([x, gamma, beta]) do
@@ -43,6 +44,7 @@ defmodule EMLXAxon.Layers do
       iex> EMLXAxon.Layers.rms_norm(x, Nx.tensor([0.0, 1.0]), shift: 1) |> Nx.multiply(100) |> Nx.round() |> Nx.to_list()
       [[85.0, 226.0]]
   """
+  @spec rms_norm(Nx.Tensor.t(), Nx.Tensor.t(), keyword) :: Nx.Tensor.t()
   deftransform rms_norm(x, gamma, opts \\ []) do
     with {:ok, block} <- block(:rms_norm, opts),
          true <- plain?([x, gamma]) do
@@ -123,9 +125,11 @@ defmodule EMLXAxon.Layers do
       iex> EMLXAxon.Layers.rope(x, Nx.tensor([[1, 0]]), freqs, []) |> Nx.round() |> Nx.add(0) |> Nx.to_flat_list()
       [0.0, 1.0, 1.0, 0.0]
   """
+  @spec rope(Nx.Tensor.t(), Nx.Tensor.t(), keyword) :: Nx.Tensor.t()
   deftransform(rope(x, positions, opts \\ []), do: rope(x, positions, nil, opts))
 
-  @doc false
+  @doc "`rope/3` with frequencies."
+  @spec rope(Nx.Tensor.t(), Nx.Tensor.t(), Nx.Tensor.t() | nil, keyword) :: Nx.Tensor.t()
   deftransform rope(x, positions, freqs, opts) do
     opts = options!(opts, dims: nil, traditional: false, base: 10_000.0, scale: 1.0)
     {x, positions, freqs} = {tensor(x), tensor(positions), tensor(freqs)}
@@ -169,16 +173,27 @@ defmodule EMLXAxon.Layers do
       iex> EMLXAxon.Layers.scaled_dot_product_attention(q, kv, kv, causal: true) |> Nx.to_flat_list()
       [1.0, 2.0]
   """
+  @spec scaled_dot_product_attention(Nx.Tensor.t(), Nx.Tensor.t(), Nx.Tensor.t(), keyword) :: Nx.Tensor.t()
   deftransform(scaled_dot_product_attention(q, k, v, opts \\ []),
     do: scaled_dot_product_attention(q, k, v, nil, nil, opts)
   )
 
-  @doc false
+  @doc "`scaled_dot_product_attention/4` with a mask."
+  @spec scaled_dot_product_attention(Nx.Tensor.t(), Nx.Tensor.t(), Nx.Tensor.t(), Nx.Tensor.t() | nil, keyword) ::
+          Nx.Tensor.t()
   deftransform(scaled_dot_product_attention(q, k, v, mask, opts),
     do: scaled_dot_product_attention(q, k, v, mask, nil, opts)
   )
 
-  @doc false
+  @doc "`scaled_dot_product_attention/4` with a mask and an offset."
+  @spec scaled_dot_product_attention(
+          Nx.Tensor.t(),
+          Nx.Tensor.t(),
+          Nx.Tensor.t(),
+          Nx.Tensor.t() | nil,
+          Nx.Tensor.t() | nil,
+          keyword
+        ) :: Nx.Tensor.t()
   deftransform scaled_dot_product_attention(q, k, v, mask, offset, opts) do
     opts = options!(opts, scale: nil, causal: false, window: nil)
     window!(opts[:window])
