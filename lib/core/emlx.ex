@@ -45,6 +45,31 @@ defmodule EMLX do
   if match?({:module, _}, Code.ensure_compiled(EMLX.Compiler)) do
     @behaviour Nx.Defn.Compiler
 
+    @doc """
+    Compiles a function of Nx to a program, which `EMLX.Program.save/3` can save and which runs without Nx.
+
+    `args` are the function's arguments. What is a template in them (`Nx.template/2`, also inside containers) is an input of
+    the program; what is a tensor with values is a constant, such as the parameters of a model. Inputs, outputs and constants are named
+    by their way through the containers: `"arg1.input_ids"`.
+
+    Options: `:device`, `:hooks` as for the compiler, and
+
+      * `:names` - a name for each argument instead of `arg0`, `arg1`, …; an empty one is left out
+
+    Raises `ArgumentError` for functions with hooks or runtime calls, since those call the process that runs the program; and
+    `EMLX.Error` of kind `:traced` for functions that cannot be traced.
+
+        iex> weights = %{kernel: Nx.tensor([[1.0, 2.0], [3.0, 4.0]])}
+        iex> predict = fn weights, inputs -> Nx.dot(inputs["x"], weights.kernel) end
+        iex> inputs = %{"x" => Nx.template({1, 2}, :f32)}
+        iex> program = EMLX.compile_to_program(predict, [weights, inputs], names: ["weights", ""], device: :cpu)
+        iex> [result] = EMLX.Program.run(program, %{"x" => EMLX.Array.from_list([[1.0, 1.0]], :f32)})
+        iex> EMLX.Array.to_list(result)
+        [[4.0, 6.0]]
+    """
+    @spec compile_to_program(fun, [Nx.Container.t()], keyword) :: EMLX.Program.t()
+    defdelegate compile_to_program(fun, args, opts \\ []), to: EMLX.Compiler, as: :to_program
+
     @doc false
     @impl true
     defdelegate __jit__(key, vars, fun, args_list, opts), to: EMLX.Compiler, as: :jit

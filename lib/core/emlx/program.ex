@@ -86,7 +86,7 @@ defmodule EMLX.Program do
   """
   @spec new(non_neg_integer | [input], [instruction], [value], keyword) :: t
   def new(inputs, instructions, outputs, opts \\ []) do
-    opts = Keyword.validate!(opts, constants: [], output_names: nil)
+    opts = Keyword.validate!(opts, constants: [], constant_names: nil, output_names: nil)
     constants = for %Array{ref: ref} <- opts[:constants], do: ref
     native_opts = %{output_names: opts[:output_names]}
     from_ref(Native.call!(Native.program_new(inputs, constants, instructions, outputs, native_opts)))

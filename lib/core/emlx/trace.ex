@@ -57,10 +57,26 @@ defmodule EMLX.Trace do
 
   @doc "Records an operation that was applied to arrays, nil for those that are absent, and gave `result`. Gives `result`."
   def record(op, inputs, result) do
+    if same?(op, inputs, result), do: alias_value(hd(inputs), result), else: append(op, inputs, result)
+    result
+  end
+
+  # Casts and reshapes to what an array is already.
+  defp same?({name, _attributes}, [%Array{} = a], %Array{} = b) when name in [:astype, :reshape, :broadcast_to],
+    do: Array.dtype(a) == Array.dtype(b) and Array.shape(a) == Array.shape(b)
+
+  defp same?(_op, _inputs, _result), do: false
+
+  defp alias_value(array, %Array{ref: ref}) do
+    value = value(array)
+    put(:values, Map.put(state!("alias").values, ref, value))
+  end
+
+  defp append(op, inputs, result) do
     inputs = Enum.map(inputs, &value/1)
     outputs = result |> List.wrap() |> Enum.map(&define/1)
-    append({op, inputs, outputs, state!(name(op)).label})
-    result
+    state = state!(name(op))
+    put(:instructions, [{op, inputs, outputs, state.label} | state.instructions])
   end
 
   @doc "Records an operation that only programs have. Gives placeholders for `templates`."
@@ -118,8 +134,6 @@ defmodule EMLX.Trace do
         value
     end
   end
-
-  defp append(instruction), do: put(:instructions, [instruction | state!("append").instructions])
 
   defp put(key, value), do: Process.put(__MODULE__, %{Process.get(__MODULE__) | key => value})
 

@@ -4,7 +4,7 @@ defmodule EMLX.Compiler do
   # call. See EMLX for the options.
 
   alias EMLX.{Backend, Program, Queue, Trace}
-  alias EMLX.Compiler.{Cache, Walk}
+  alias EMLX.Compiler.{Cache, Capture, Path, Walk}
   alias Nx.Defn.{Composite, Expr}
   alias Nx.Tensor, as: T
 
@@ -108,18 +108,8 @@ defmodule EMLX.Compiler do
     templates = for var <- Composite.flatten_list(vars), do: Nx.devectorize(var)
 
     try do
-      {block, constants, calls, results} =
-        as_compiler(opts, fn ->
-          Trace.run(opts.device, Walk.templates(List.to_tuple(templates)), fn arrays ->
-            params = templates |> Enum.zip_with(arrays, &Backend.tensor(&2, Nx.to_template(&1))) |> List.to_tuple()
-            results = Walk.run(expr, params, opts.hooks)
-            {Walk.arrays(results), nil}
-          end)
-        end)
-
-      _ = results
-      {used, constants, instructions, results} = EMLX.Trace.Passes.run(block, constants)
-      inputs = for i <- used, do: input(Enum.at(templates, i), i)
+      {used, constants, calls, instructions, results} = record(expr, templates, %{}, opts)
+      inputs = for i <- used, do: input(Enum.at(templates, i), "arg#{i}")
       program = Program.new(inputs, instructions, results, constants: constants)
       told(:stop, start, key, %{instructions: program.size})
       {:program, %{program: program, used: used, outputs: outputs, calls: calls}}
@@ -139,8 +129,80 @@ defmodule EMLX.Compiler do
     end
   end
 
-  defp input(%T{shape: shape, type: type}, i),
-    do: {"arg#{i}", Tuple.to_list(shape), Backend.dtype(type)}
+  # The parts of a program. `templates` are its parameters; `known` has arrays for some of them, by position.
+  defp record(expr, templates, known, opts) do
+    {block, constants, calls, nil} =
+      as_compiler(opts, fn ->
+        Trace.run(opts.device, Walk.templates(List.to_tuple(templates)), fn placeholders ->
+          params =
+            for {{template, placeholder}, i} <- templates |> Enum.zip(placeholders) |> Enum.with_index(),
+                do: Backend.tensor(Map.get(known, i, placeholder), Nx.to_template(template))
+
+          {expr |> Walk.run(List.to_tuple(params), opts.hooks) |> Walk.arrays(), nil}
+        end)
+      end)
+
+    {used, constants, instructions, results} = Trace.Passes.run(block, constants)
+    {used, constants, calls, instructions, results}
+  end
+
+  defp input(%T{shape: shape, type: type}, name), do: {name, Tuple.to_list(shape), Backend.dtype(type)}
+
+  @doc "See `EMLX.compile_to_program/3`."
+  def to_program(fun, args, opts) do
+    {names, opts} = Keyword.pop(opts, :names)
+    names = argument_names(names, args)
+    opts = options(opts)
+    leaves = args |> Enum.zip(names) |> Enum.flat_map(fn {arg, name} -> Path.names(arg, name) end)
+    {vars, fun} = Capture.expression(fun, args)
+    {expr, outputs} = expression(vars, fun)
+    templates = for var <- Composite.flatten_list(vars), do: Nx.devectorize(var)
+
+    known =
+      for {{_name, leaf}, i} <- Enum.with_index(leaves), not template?(leaf), into: %{} do
+        {i, array(fn -> Nx.to_tensor(leaf) end, opts.device)}
+      end
+
+    {used, constants, calls, instructions, results} =
+      try do
+        record(expr, templates, known, opts)
+      rescue
+        error -> reraise untraceable(error, __STACKTRACE__) || error, __STACKTRACE__
+      end
+
+    if calls != %{} do
+      raise ArgumentError,
+            "a program cannot hold hooks and runtime calls, which are functions of the process that runs it; " <>
+              "leave them out of what is given to EMLX.compile_to_program/3"
+    end
+
+    leaf_names = leaves |> Enum.map(&elem(&1, 0)) |> Path.unique()
+    inputs = for i <- used, do: input(Enum.at(templates, i), Enum.at(leaf_names, i))
+    by_ref = for {i, array} <- known, into: %{}, do: {array.ref, Enum.at(leaf_names, i)}
+
+    constant_names =
+      for {array, i} <- Enum.with_index(constants), do: Map.get(by_ref, array.ref, "constant.#{i}")
+
+    output_names =
+      for {name, _leaf} <- Path.names(outputs, ""), do: if(name == "", do: "output", else: name)
+
+    Program.new(inputs, instructions, results,
+      constants: constants,
+      constant_names: Path.unique(constant_names),
+      output_names: Path.unique(output_names)
+    )
+  end
+
+  defp argument_names(nil, args), do: for({_arg, i} <- Enum.with_index(args), do: "arg#{i}")
+  defp argument_names(names, args) when length(names) == length(args), do: Enum.map(names, &to_string/1)
+
+  defp argument_names(names, args) do
+    raise ArgumentError,
+          ":names of EMLX.compile_to_program/3 is a list with a name for each of the #{length(args)} arguments, got: #{inspect(names)}"
+  end
+
+  defp template?(%T{data: %Nx.TemplateBackend{}}), do: true
+  defp template?(_leaf), do: false
 
   # The expression without vectorized axes, and templates of the outputs with them.
   defp expression(vars, fun) do

@@ -1,0 +1,67 @@
+defmodule EMLX.Compiler.Path do
+  @moduledoc false
+  # Names for the leaves of containers, such as "encoder.blocks.0.kernel", for the inputs, outputs and constants of programs that
+  # are saved.
+
+  @doc "`{name, leaf}` for each leaf of a container, in Nx's order; the names begin with `prefix`."
+  def names(container, prefix), do: container |> leaves([prefix], []) |> Enum.reverse()
+
+  defp leaves(%Nx.Tensor{} = leaf, path, acc), do: [{name(path), leaf} | acc]
+  defp leaves(leaf, path, acc) when is_number(leaf) or is_struct(leaf, Complex), do: [{name(path), leaf} | acc]
+
+  defp leaves(tuple, path, acc) when is_tuple(tuple) do
+    tuple
+    |> Tuple.to_list()
+    |> Enum.with_index()
+    |> Enum.reduce(acc, fn {value, i}, acc -> leaves(value, ["#{i}" | path], acc) end)
+  end
+
+  # The order of Nx.Container for maps.
+  defp leaves(map, path, acc) when is_map(map) and not is_struct(map) do
+    map
+    |> Map.to_list()
+    |> Enum.sort()
+    |> Enum.reduce(acc, fn {key, value}, acc -> leaves(value, [key(key) | path], acc) end)
+  end
+
+  # A struct gives its containers in an order of its own, and not their names.
+  defp leaves(struct, path, acc) do
+    {acc, _} =
+      Nx.Container.reduce(struct, {acc, fields(struct)}, fn value, {acc, fields} ->
+        {field, fields} = take(fields, value)
+        {leaves(value, if(field, do: [key(field) | path], else: path), acc), fields}
+      end)
+
+    acc
+  end
+
+  defp fields(struct), do: struct |> Map.from_struct() |> Map.to_list()
+
+  defp take(fields, value) do
+    case Enum.find(fields, fn {_key, field} -> :erts_debug.same(field, value) end) do
+      nil -> {nil, fields}
+      {key, _} = found -> {key, List.delete(fields, found)}
+    end
+  end
+
+  defp key(key) when is_atom(key), do: Atom.to_string(key)
+  defp key(key) when is_binary(key), do: key
+  defp key(key), do: inspect(key)
+
+  defp name(path), do: path |> Enum.reject(&(&1 == "")) |> Enum.reverse() |> Enum.join(".")
+
+  @doc "The same names, with a number behind those that occur before."
+  def unique(names) do
+    {names, _} =
+      Enum.map_reduce(names, MapSet.new(), fn name, seen ->
+        name =
+          Stream.iterate(1, &(&1 + 1))
+          |> Stream.map(&if(&1 == 1, do: name, else: "#{name}.#{&1}"))
+          |> Enum.find(&(&1 not in seen))
+
+        {name, MapSet.put(seen, name)}
+      end)
+
+    names
+  end
+end
