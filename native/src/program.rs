@@ -4,7 +4,7 @@ use crate::array::{check_size, Outcome, Outcomes};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::mlx::{self, Stream};
-use crate::op::{Inputs, Op};
+use crate::op::{Inputs, Op, Outputs};
 use mlx_rs::Array;
 use rustler::Resource;
 use std::sync::Arc;
@@ -130,7 +130,7 @@ pub fn build(
     inputs: &[Option<&Array>],
     device: Device,
     stream: &Stream,
-) -> Result<Vec<Array>> {
+) -> Result<Outputs> {
     device.enter(stream)?;
     let mut outputs = op.apply(&Inputs(inputs), device, stream)?;
     for output in &mut outputs {
