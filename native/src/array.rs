@@ -147,7 +147,7 @@ impl Handle {
         array: Array,
         device: Device,
         stream: Stream,
-        inputs: &[Option<ResourceArc<Handle>>],
+        inputs: &[Option<&Handle>],
         outcomes: Outcomes,
     ) -> Handle {
         let mut depth = 0;
@@ -223,6 +223,13 @@ impl Handle {
 
 /// The term `%EMLX.Array{}` of a handle.
 pub struct ArrayTerm(pub ResourceArc<Handle>);
+
+impl ArrayTerm {
+    /// Whether the term holds more than the reference.
+    pub fn has_weight(&self) -> bool {
+        weight::is_felt(&self.0)
+    }
+}
 
 impl Encoder for ArrayTerm {
     fn encode<'a>(&self, env: Env<'a>) -> Term<'a> {

@@ -25,8 +25,12 @@ use op::Op;
 use program::run::{Run, Suspended};
 use program::{Inputs, Program};
 use queue::{guard, Done, Job, Pushed, Queue, Reply, Shared};
+use rustler::sys::ErlNifTerm;
 use rustler::{Binary, Decoder, Encoder, Env, ListIterator, ResourceArc, Term, TermType};
 use smallvec::SmallVec;
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
 rustler::init!("Elixir.EMLX.Native", load = load);
@@ -112,12 +116,14 @@ fn argument<'a, T: Decoder<'a>>(
     })
 }
 
+const AN_ARRAY: &str = "an array (the ref of an %EMLX.Array{})";
+
 fn decode_array(term: Term, position: usize) -> Result<ResourceArc<Handle>> {
-    argument(term, position, "an array (the ref of an %EMLX.Array{})")
+    argument(term, position, AN_ARRAY)
 }
 
-/// A list of arrays, where nil stands for one that is absent.
-fn decode_inputs(term: Term) -> Result<SmallVec<[Option<ResourceArc<Handle>>; 4]>> {
+/// A list of arrays, where nil stands for one that is absent. They live as long as the call whose arguments they are.
+fn decode_inputs<'a>(term: Term<'a>) -> Result<SmallVec<[Option<&'a Handle>; 4]>> {
     // Every call of an operation comes here: one pass, which looks at the list's end before it begins.
     let list: ListIterator = match term.list_length() {
         Ok(_) => term
@@ -130,9 +136,9 @@ fn decode_inputs(term: Term) -> Result<SmallVec<[Option<ResourceArc<Handle>>; 4]
             if term.is_atom() && atoms::nil() == term {
                 return Ok(None);
             }
-            match term.decode() {
-                Ok(handle) => Ok(Some(handle)),
-                Err(_) => decode_array(term, position).map(Some),
+            match term.try_get_resource() {
+                Some(handle) => Ok(Some(handle)),
+                None => argument(term, position, AN_ARRAY).map(Some),
             }
         })
         .collect()
@@ -153,7 +159,44 @@ fn decode_valued(term: Term, position: usize) -> Result<ResourceArc<Handle>> {
     Ok(array)
 }
 
+thread_local! {
+    /// Operations without attributes by their atoms, as they come up.
+    static BARE: RefCell<HashMap<ErlNifTerm, Op, BuildHasherDefault<AtomHasher>>> = RefCell::default();
+}
+
+/// The VM numbers its atoms, so one multiplication spreads them.
+#[derive(Default)]
+struct AtomHasher(u64);
+
+impl Hasher for AtomHasher {
+    fn write_usize(&mut self, atom: usize) {
+        self.0 = (atom as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    }
+
+    fn write(&mut self, _: &[u8]) {
+        unreachable!("a term is hashed as one usize")
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+/// Every eager call comes here, and the derive compares an operation's name with one name after the other.
 fn decode_op(term: Term) -> Result<Op> {
+    if !term.is_atom() {
+        return decode_any_op(term);
+    }
+    let atom = term.as_c_arg();
+    if let Some(op) = BARE.with_borrow(|bare| bare.get(&atom).cloned()) {
+        return Ok(op);
+    }
+    let op = decode_any_op(term)?;
+    BARE.with_borrow_mut(|bare| bare.insert(atom, op.clone()));
+    Ok(op)
+}
+
+fn decode_any_op(term: Term) -> Result<Op> {
     if !is_proper(term) {
         return Err(Error::invalid(format!("improper list in {}", shown(term))));
     }
@@ -210,7 +253,7 @@ impl std::ops::Deref for Target {
 fn decode_target<'a>(
     term: Term,
     position: usize,
-    inputs: impl IntoIterator<Item = &'a ResourceArc<Handle>>,
+    inputs: impl IntoIterator<Item = &'a Handle>,
 ) -> Result<Target> {
     if term.is_atom() {
         let device = if atoms::nil() == term {
@@ -253,7 +296,10 @@ enum Applied {
 impl Encoder for Applied {
     fn encode<'a>(&self, env: Env<'a>) -> Term<'a> {
         let (tag, arrays) = match self {
-            Applied::Ready(arrays) => (atoms::ok(), arrays),
+            Applied::Ready(arrays) => match arrays.as_slice() {
+                [one] if !one.has_weight() => return one.0.encode(env),
+                _ => (atoms::ok(), arrays),
+            },
             Applied::Behind(arrays) => (atoms::wait(), arrays),
             Applied::Traced(arrays) => (atoms::traced(), arrays),
         };
@@ -267,6 +313,8 @@ impl Encoder for Applied {
 /// Most bytes of a result that a traced function takes as a constant, where everything it is made of is known.
 const MAX_FOLDED: usize = 1 << 20;
 
+/// A bare reference for the one array of an operation, so that the most frequent answer is the cheapest to make and to read;
+/// else `{:ok | :wait, array | [array]}` or `{:error, map}`.
 #[rustler::nif]
 fn apply<'a>(env: Env<'a>, op: Term<'a>, inputs: Term<'a>, target: Term<'a>) -> Term<'a> {
     match guard("", || apply_op(op, inputs, target)) {
@@ -278,7 +326,7 @@ fn apply<'a>(env: Env<'a>, op: Term<'a>, inputs: Term<'a>, target: Term<'a>) -> 
 fn apply_op(op: Term, inputs: Term, target: Term) -> Result<Applied> {
     let op = decode_op(op)?;
     let inputs = decode_inputs(inputs)?;
-    let target = decode_target(target, 2, inputs.iter().flatten())?;
+    let target = decode_target(target, 2, inputs.iter().flatten().copied())?;
     let describe = |error: Error| {
         let signatures = inputs
             .iter()
@@ -291,7 +339,7 @@ fn apply_op(op: Term, inputs: Term, target: Term) -> Result<Applied> {
         .map(|input| input.as_ref().map(|handle| handle.array()))
         .collect();
     let outputs = program::build(&op, &arrays, target.device, &target.stream).map_err(describe)?;
-    let mut outcomes = outcomes_of(inputs.iter().flatten().map(|handle| &**handle));
+    let mut outcomes = outcomes_of(inputs.iter().flatten().copied());
     if op.can_fail_late() {
         outcomes.push(Arc::new(Outcome::of_call(target.device, &target.stream)?));
     }
@@ -314,7 +362,9 @@ fn apply_op(op: Term, inputs: Term, target: Term) -> Result<Applied> {
         })
         .collect();
     if handles.iter().any(|handle| handle.is_traced()) {
-        return Ok(Applied::Traced(handles.into_iter().map(ArrayTerm).collect()));
+        return Ok(Applied::Traced(
+            handles.into_iter().map(ArrayTerm).collect(),
+        ));
     }
     let mut behind = false;
     if handles.iter().any(|handle| handle.is_due()) {
@@ -452,7 +502,7 @@ fn queue_close(queue: Term) -> Answer<Done> {
 fn eval<'a>(env: Env<'a>, arrays: Term<'a>, target: Term<'a>, tag: Term<'a>) -> Answer<Done> {
     Answer(guard("eval", || {
         let arrays = decode_arrays(arrays)?;
-        let target = decode_target(target, 1, &arrays)?;
+        let target = decode_target(target, 1, arrays.iter().map(|array| &**array))?;
         arrays.iter().for_each(|array| array.mark_submitted());
         let reply = if tag.is_atom() {
             None
@@ -487,7 +537,7 @@ fn read<'a>(env: Env<'a>, array: Term<'a>, target: Term<'a>, tag: Term<'a>) -> A
         if let Some(binary) = array::read_now(&array)? {
             return Ok(Bytes::Now(binary));
         }
-        let target = decode_target(target, 1, [&array])?;
+        let target = decode_target(target, 1, [&*array])?;
         let reply = Reply::new(env.pid(), tag);
         target.push(Job::Read { array, reply })?;
         Ok(Bytes::Later)
@@ -499,7 +549,7 @@ fn read<'a>(env: Env<'a>, array: Term<'a>, target: Term<'a>, tag: Term<'a>) -> A
 fn pin<'a>(env: Env<'a>, array: Term<'a>, target: Term<'a>, tag: Term<'a>) -> Answer<Done> {
     Answer(guard("to_pointer", || {
         let array = decode_valued(array, 0)?;
-        let target = decode_target(target, 1, [&array])?;
+        let target = decode_target(target, 1, [&*array])?;
         let reply = Reply::new(env.pid(), tag);
         target.push(Job::Pin { array, reply })?;
         Ok(Done)
@@ -648,7 +698,14 @@ fn run_program(env: Env, program: Term, inputs: Term, target: Term, tag: Term) -
     let program: ResourceArc<Program> = argument(program, 0, "a program")?;
     let inputs = decode_arrays(inputs)?;
     program.check_inputs(&inputs)?;
-    let target = decode_target(target, 2, inputs.iter().chain(&program.constants))?;
+    let target = decode_target(
+        target,
+        2,
+        inputs
+            .iter()
+            .chain(&program.constants)
+            .map(|array| &**array),
+    )?;
     if !program.is_straight {
         let reply = Reply::new(env.pid(), tag);
         let run = Run::new(&program, inputs, reply, &target, target.own())?;
@@ -785,7 +842,7 @@ fn save_safetensors<'a>(
             .into_iter()
             .map(|(name, array)| Ok((name, decode_valued(array, 1)?)))
             .collect::<Result<Vec<_>>>()?;
-        let target = decode_target(target, 2, arrays.iter().map(|(_, array)| array))?;
+        let target = decode_target(target, 2, arrays.iter().map(|(_, array)| &**array))?;
         let reply = Reply::new(env.pid(), tag);
         target.push(Job::Save {
             path,

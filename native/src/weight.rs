@@ -36,13 +36,17 @@ fn map(size: usize) -> Option<&'static [u8]> {
     }
 }
 
+/// Whether an array of this size has a binary beside its reference.
+pub fn is_felt(handle: &Handle) -> bool {
+    handle.array().nbytes() >= MIN_BYTES && !zeros().is_empty()
+}
+
 /// The binary to put beside an array's reference, or nil for a small one.
 pub fn term<'a>(env: Env<'a>, handle: &ResourceArc<Handle>) -> Term<'a> {
-    let bytes = handle.array().nbytes();
-    let zeros = zeros();
-    if bytes < MIN_BYTES || zeros.is_empty() {
+    if !is_felt(handle) {
         return rustler::types::atom::nil().encode(env);
     }
-    let slice = &zeros[..bytes.min(zeros.len())];
+    let zeros = zeros();
+    let slice = &zeros[..handle.array().nbytes().min(zeros.len())];
     handle.make_binary(env, |_| slice).to_term(env)
 }

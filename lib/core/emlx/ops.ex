@@ -31,6 +31,7 @@ defmodule EMLX.Ops do
   @spec run(op, [Array.t() | nil], keyword) :: Array.t() | [Array.t()]
   def run(op, inputs, opts \\ []) do
     case Native.apply(op, refs(inputs), Queue.target(opts)) do
+      ref when is_reference(ref) -> %Array{ref: ref}
       {:ok, result} -> result
       {:wait, result} -> EMLX.eval(result, opts)
       {:traced, result} -> EMLX.Trace.record(op, inputs, result)

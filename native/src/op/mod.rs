@@ -15,7 +15,15 @@ use crate::error::{Error, Reason, Result};
 use crate::mlx::{self, FftNorm, Stream, Vector};
 use mlx_rs::Array;
 use rustler::{NifTaggedEnum, NifUnitEnum, NifUntaggedEnum};
+use smallvec::{smallvec, SmallVec};
 pub use window::Reduction;
+
+/// What an operation gives: nearly always one array, which then needs no allocation.
+pub type Outputs = SmallVec<[Array; 2]>;
+
+fn one(array: Array) -> Outputs {
+    smallvec![array]
+}
 
 /// A number as Elixir writes it; `:nan`, `:infinity` and `:neg_infinity` as Nx does.
 #[derive(Clone, Copy, Debug, PartialEq, NifUntaggedEnum)]
@@ -929,7 +937,7 @@ impl Op {
     }
 
     /// Builds the operation's nodes. Nothing is computed.
-    pub fn apply(&self, inputs: &Inputs, device: Device, stream: &Stream) -> Result<Vec<Array>> {
+    pub fn apply(&self, inputs: &Inputs, device: Device, stream: &Stream) -> Result<Outputs> {
         let stream = if device == Device::Gpu && self.is_for_cpu_only() {
             Device::Cpu.stream()?
         } else {
@@ -938,30 +946,30 @@ impl Op {
         self.apply_on(inputs, device, stream)
     }
 
-    fn apply_on(&self, inputs: &Inputs, device: Device, s: &Stream) -> Result<Vec<Array>> {
+    fn apply_on(&self, inputs: &Inputs, device: Device, s: &Stream) -> Result<Outputs> {
         // Most operations are one call with the inputs first, then the attributes.
         macro_rules! unary {
             ($f:path $(, $arg:expr)*) => {{
                 let [a] = inputs.exactly()?;
-                $f(a, $($arg,)* s).map(|out| vec![out])
+                $f(a, $($arg,)* s).map(one)
             }};
         }
         macro_rules! binary {
             ($f:path $(, $arg:expr)*) => {{
                 let [a, b] = inputs.exactly()?;
-                $f(a, b, $($arg,)* s).map(|out| vec![out])
+                $f(a, b, $($arg,)* s).map(one)
             }};
         }
         macro_rules! ternary {
             ($f:path $(, $arg:expr)*) => {{
                 let [a, b, c] = inputs.exactly()?;
-                $f(a, b, c, $($arg,)* s).map(|out| vec![out])
+                $f(a, b, c, $($arg,)* s).map(one)
             }};
         }
         macro_rules! reduce {
             ($f:path, $axes:expr $(, $arg:expr)*) => {{
                 let [a] = inputs.exactly()?;
-                $f(a, &axes_of(a, $axes)?, $($arg,)* s).map(|out| vec![out])
+                $f(a, &axes_of(a, $axes)?, $($arg,)* s).map(one)
             }};
         }
         // A reduction that has a value for no elements at all.
@@ -970,7 +978,7 @@ impl Op {
                 let [a] = inputs.exactly()?;
                 let axes = axes_of(a, $axes)?;
                 let reduce = |a: &Array| $f(a, &axes, *$keepdims, $($arg,)* s);
-                compose::total(a, &axes, *$keepdims, $of_none, device, s, reduce).map(|out| vec![out])
+                compose::total(a, &axes, *$keepdims, $of_none, device, s, reduce).map(one)
             }};
         }
         // One axis, which must be there.
@@ -980,9 +988,9 @@ impl Op {
                 let axis = check::axis(a, $axis)? as i32;
                 // MLX divides by the length of the axis.
                 if a.size() == 0 {
-                    return mlx::share(a).map(|out| vec![out]);
+                    return mlx::share(a).map(one);
                 }
-                compose::in_single(a, device, s, |a| $f(a, axis, $($arg,)* s)).map(|out| vec![out])
+                compose::in_single(a, device, s, |a| $f(a, axis, $($arg,)* s)).map(one)
             }};
         }
         // Matrices that are not empty.
@@ -993,16 +1001,21 @@ impl Op {
                 $f(a, $($arg,)* s)
             }};
         }
+        macro_rules! several {
+            ($check:path, $f:path $(, $arg:expr)*) => {
+                matrix!($check, $f $(, $arg)*).map(Outputs::from_vec)
+            };
+        }
         macro_rules! single {
             ($check:path, $f:path $(, $arg:expr)*) => {
-                matrix!($check, $f $(, $arg)*).map(|out| vec![out])
+                matrix!($check, $f $(, $arg)*).map(one)
             };
         }
         macro_rules! sliced {
             ($f:path, $start:expr, $stop:expr, $strides:expr) => {{
                 let [a, update] = inputs.exactly()?;
                 let (start, stop, strides) = check::slice(a, $start, $stop, $strides)?;
-                $f(a, update, &start, &stop, &strides, s).map(|out| vec![out])
+                $f(a, update, &start, &stop, &strides, s).map(one)
             }};
         }
         macro_rules! transform {
@@ -1011,26 +1024,26 @@ impl Op {
                 let axes = compose::transform_axes(a, $sizes, $axes)?;
                 let is_half = matches!(self, Op::Irfft { .. });
                 let a = compose::fit_spectrum(a, $sizes, &axes, is_half, s)?;
-                $f(&a, $sizes, &axes, *$norm, s).map(|out| vec![out])
+                $f(&a, $sizes, &axes, *$norm, s).map(one)
             }};
         }
         macro_rules! scatter {
             ($f:path, $axes:expr) => {{
                 let ([a, updates], indices) = inputs.and_more()?;
-                compose::scatter(a, updates, &indices, $axes, $f, s).map(|out| vec![out])
+                compose::scatter(a, updates, &indices, $axes, $f, s).map(one)
             }};
         }
         macro_rules! keyed {
             ($f:path $(, $arg:expr)*) => {{
                 let [key] = inputs.exactly()?;
                 check::key(key)?;
-                $f($($arg,)* Some(key), s).map(|out| vec![out])
+                $f($($arg,)* Some(key), s).map(one)
             }};
         }
         macro_rules! created {
             ($call:expr) => {{
                 inputs.arity(0)?;
-                $call.map(|out| vec![out])
+                $call.map(one)
             }};
         }
 
@@ -1120,7 +1133,7 @@ impl Op {
             Op::RightShift => binary!(compose::right_shift),
             Op::Divmod => {
                 let [a, b] = inputs.exactly()?;
-                Ok(vec![
+                Ok(smallvec![
                     compose::floor_divide(a, b, s)?,
                     compose::remainder(a, b, s)?,
                 ])
@@ -1164,7 +1177,7 @@ impl Op {
                 let [a] = inputs.exactly()?;
                 let axes = axes_of(a, axes)?;
                 compose::in_single(a, device, s, |a| double::logsumexp(a, &axes, *keepdims, s))
-                    .map(|out| vec![out])
+                    .map(one)
             }
             Op::Softmax { axes, precise } => reduce!(double::softmax, axes, *precise),
             Op::Argmax {
@@ -1220,17 +1233,17 @@ impl Op {
             Op::Unflatten { axis, shape } => unary!(compose::unflatten, *axis, shape),
             Op::Squeeze { axes } => {
                 let [a] = inputs.exactly()?;
-                mlx::squeeze(a, &check::axes(a, axes)?, s).map(|out| vec![out])
+                mlx::squeeze(a, &check::axes(a, axes)?, s).map(one)
             }
             Op::ExpandDims { axes } => {
                 let [a] = inputs.exactly()?;
                 let axes = check::new_axes(axes, a.ndim() + axes.len())?;
-                mlx::expand_dims(a, &axes, s).map(|out| vec![out])
+                mlx::expand_dims(a, &axes, s).map(one)
             }
             Op::Transpose { axes } => {
                 let [a] = inputs.exactly()?;
                 check::length("axes", axes.len(), a.ndim())?;
-                mlx::transpose(a, &check::axes(a, axes)?, s).map(|out| vec![out])
+                mlx::transpose(a, &check::axes(a, axes)?, s).map(one)
             }
             Op::Swapaxes { axis1, axis2 } => unary!(mlx::swapaxes, *axis1, *axis2),
             Op::Moveaxis {
@@ -1240,21 +1253,21 @@ impl Op {
             Op::BroadcastTo { shape } => unary!(mlx::broadcast_to, check::shape(shape)?),
             Op::Concatenate { axis } => {
                 let ([], arrays) = inputs.and_more()?;
-                mlx::concatenate(&Vector::new(arrays), *axis, s).map(|out| vec![out])
+                mlx::concatenate(&Vector::new(arrays), *axis, s).map(one)
             }
             Op::Stack { axis } => {
                 let ([], arrays) = inputs.and_more()?;
-                mlx::stack(&Vector::new(arrays), *axis, s).map(|out| vec![out])
+                mlx::stack(&Vector::new(arrays), *axis, s).map(one)
             }
             Op::Split { indices, axis } => {
                 let [a] = inputs.exactly()?;
-                compose::split(a, indices, *axis, s)
+                compose::split(a, indices, *axis, s).map(Outputs::from_vec)
             }
             Op::Repeat { repeats, axis } => {
                 let [a] = inputs.exactly()?;
                 check::at_least("repeats", *repeats, 0)?;
                 let axis = check::axis(a, *axis)? as i32;
-                mlx::repeat(a, *repeats, axis, s).map(|out| vec![out])
+                mlx::repeat(a, *repeats, axis, s).map(one)
             }
             Op::Tile { repetitions } => unary!(mlx::tile, check::shape(repetitions)?),
             Op::Flip { axes } => reduce!(mlx::flip, &Some(axes.clone())),
@@ -1293,7 +1306,7 @@ impl Op {
                 let diagonal = compose::diagonal(a, *offset, *axis1, *axis2, s)?;
                 let last = [diagonal.ndim() as i32 - 1];
                 let sum = |a: &Array| mlx::sum(a, &last, false, s);
-                compose::total(&diagonal, &last, false, 0.0, device, s, sum).map(|out| vec![out])
+                compose::total(&diagonal, &last, false, 0.0, device, s, sum).map(one)
             }
 
             Op::Slice {
@@ -1303,7 +1316,7 @@ impl Op {
             } => {
                 let [a] = inputs.exactly()?;
                 let (start, stop, strides) = check::slice(a, start, stop, strides)?;
-                mlx::slice(a, &start, &stop, &strides, s).map(|out| vec![out])
+                mlx::slice(a, &start, &stop, &strides, s).map(one)
             }
             Op::SliceUpdate {
                 start,
@@ -1338,7 +1351,7 @@ impl Op {
             Op::ScatterAddAxis { axis } => ternary!(compose::scatter_add_axis, *axis),
             Op::Gather { axes, slice_sizes } => {
                 let ([a], indices) = inputs.and_more()?;
-                compose::gather(a, &indices, axes, slice_sizes, s).map(|out| vec![out])
+                compose::gather(a, &indices, axes, slice_sizes, s).map(one)
             }
             Op::Scatter { axes } => scatter!(mlx::scatter, axes),
             Op::ScatterAdd { axes } => scatter!(mlx::scatter_add, axes),
@@ -1349,7 +1362,7 @@ impl Op {
             Op::Where => ternary!(mlx::where_),
             Op::Clip => {
                 let ([a], [low, high]) = inputs.with_optional()?;
-                mlx::clip(a, low, high, s).map(|out| vec![out])
+                mlx::clip(a, low, high, s).map(one)
             }
 
             Op::Matmul => binary!(linear::matmul, device),
@@ -1357,7 +1370,7 @@ impl Op {
             Op::Tensordot { axes_a, axes_b } => binary!(linear::tensordot, axes_a, axes_b, device),
             Op::Einsum { subscripts } => {
                 let ([], operands) = inputs.and_more()?;
-                linear::einsum(subscripts, &operands, device, s).map(|out| vec![out])
+                linear::einsum(subscripts, &operands, device, s).map(one)
             }
             Op::Inner => binary!(linear::inner, device),
             Op::Outer => binary!(mlx::outer),
@@ -1365,7 +1378,7 @@ impl Op {
             Op::Vecdot { axis } => binary!(linear::vecdot, *axis),
             Op::GatherMm { sorted } => {
                 let ([a, b], [lhs, rhs]) = inputs.with_optional()?;
-                linear::gather_mm(a, b, lhs, rhs, *sorted, device, s).map(|out| vec![out])
+                linear::gather_mm(a, b, lhs, rhs, *sorted, device, s).map(one)
             }
 
             Op::Conv {
@@ -1450,34 +1463,34 @@ impl Op {
 
             Op::Cholesky { upper } => single!(check::square, mlx::cholesky, *upper),
             Op::CholeskyInv { upper } => single!(check::square, mlx::cholesky_inv, *upper),
-            Op::Qr => matrix!(check::matrix, mlx::qr),
-            Op::Svd { compute_uv } => matrix!(check::matrix, mlx::svd, *compute_uv),
-            Op::Eigh { upper } => matrix!(check::square, mlx::eigh, uplo(*upper)),
+            Op::Qr => several!(check::matrix, mlx::qr),
+            Op::Svd { compute_uv } => several!(check::matrix, mlx::svd, *compute_uv),
+            Op::Eigh { upper } => several!(check::square, mlx::eigh, uplo(*upper)),
             Op::Eigvalsh { upper } => single!(check::square, mlx::eigvalsh, uplo(*upper)),
-            Op::Eig => matrix!(check::square, linear::eig),
+            Op::Eig => several!(check::square, linear::eig),
             Op::Eigvals => single!(check::square, linear::eigvals),
-            Op::Lu => matrix!(check::matrix, mlx::lu),
-            Op::LuFactor => matrix!(check::matrix, mlx::lu_factor),
+            Op::Lu => several!(check::matrix, mlx::lu),
+            Op::LuFactor => several!(check::matrix, mlx::lu_factor),
             Op::Inv => single!(check::square, mlx::inv),
             Op::TriInv { upper } => single!(check::square, mlx::tri_inv, *upper),
             Op::Pinv => single!(check::matrix, mlx::pinv),
             Op::Det => single!(check::square, double::det),
-            Op::Slogdet => matrix!(check::square, mlx::slogdet),
+            Op::Slogdet => several!(check::square, mlx::slogdet),
             Op::Solve => {
                 let [a, b] = inputs.exactly()?;
                 linear::check_system(a, b)?;
-                mlx::solve(a, b, s).map(|out| vec![out])
+                mlx::solve(a, b, s).map(one)
             }
             Op::SolveTriangular { upper } => {
                 let [a, b] = inputs.exactly()?;
                 linear::check_system(a, b)?;
-                linear::solve_triangular(a, b, *upper, s).map(|out| vec![out])
+                linear::solve_triangular(a, b, *upper, s).map(one)
             }
             Op::Cross { axis } => {
                 let [a, b] = inputs.exactly()?;
                 check::axis(a, *axis)?;
                 check::axis(b, *axis)?;
-                mlx::cross(a, b, *axis, s).map(|out| vec![out])
+                mlx::cross(a, b, *axis, s).map(one)
             }
 
             Op::RandomKey { seed } => created!(mlx::random_key(*seed)),
@@ -1485,7 +1498,7 @@ impl Op {
                 let [key] = inputs.exactly()?;
                 check::key(key)?;
                 check::at_least("num", *num, 1)?;
-                mlx::random_split(key, *num, s).map(|out| vec![out])
+                mlx::random_split(key, *num, s).map(one)
             }
             Op::RandomBits { shape, width } => {
                 if ![1, 2, 4].contains(width) {
@@ -1499,7 +1512,7 @@ impl Op {
                 let [low, high, key] = inputs.exactly()?;
                 check::key(key)?;
                 check::shape(shape)?;
-                mlx::random_uniform(low, high, shape, *dtype, Some(key), s).map(|out| vec![out])
+                mlx::random_uniform(low, high, shape, *dtype, Some(key), s).map(one)
             }
             Op::RandomNormal {
                 shape,
@@ -1517,20 +1530,19 @@ impl Op {
                 let [low, high, key] = inputs.exactly()?;
                 check::key(key)?;
                 check::shape(shape)?;
-                mlx::random_randint(low, high, shape, *dtype, Some(key), s).map(|out| vec![out])
+                mlx::random_randint(low, high, shape, *dtype, Some(key), s).map(one)
             }
             Op::RandomBernoulli { shape } => {
                 let [p, key] = inputs.exactly()?;
                 check::key(key)?;
                 check::shape(shape)?;
-                mlx::random_bernoulli(p, shape, Some(key), s).map(|out| vec![out])
+                mlx::random_bernoulli(p, shape, Some(key), s).map(one)
             }
             Op::RandomTruncatedNormal { shape, dtype } => {
                 let [low, high, key] = inputs.exactly()?;
                 check::key(key)?;
                 check::shape(shape)?;
-                mlx::random_truncated_normal(low, high, shape, *dtype, Some(key), s)
-                    .map(|out| vec![out])
+                mlx::random_truncated_normal(low, high, shape, *dtype, Some(key), s).map(one)
             }
             Op::RandomGumbel { shape, dtype } => {
                 keyed!(mlx::random_gumbel, check::shape(shape)?, *dtype)
@@ -1552,7 +1564,7 @@ impl Op {
                 check::key(key)?;
                 check::shape(shape)?;
                 check::filled_axis(logits, *axis)?;
-                mlx::random_categorical(logits, *axis, shape, Some(key), s).map(|out| vec![out])
+                mlx::random_categorical(logits, *axis, shape, Some(key), s).map(one)
             }
             Op::RandomPermutation { axis } => {
                 let [a, key] = inputs.exactly()?;
@@ -1560,15 +1572,15 @@ impl Op {
                 check::axis(a, *axis)?;
                 // MLX divides by the length of the axis.
                 if a.size() == 0 {
-                    return mlx::share(a).map(|out| vec![out]);
+                    return mlx::share(a).map(one);
                 }
-                mlx::random_permutation(a, *axis, Some(key), s).map(|out| vec![out])
+                mlx::random_permutation(a, *axis, Some(key), s).map(one)
             }
 
             Op::Constant { value, dtype } => created!(compose::constant(*value, *dtype)),
             Op::Full { shape, dtype } => {
                 let [value] = inputs.exactly()?;
-                mlx::full(check::shape(shape)?, value, *dtype, s).map(|out| vec![out])
+                mlx::full(check::shape(shape)?, value, *dtype, s).map(one)
             }
             Op::Zeros { shape, dtype } => created!(mlx::zeros(check::shape(shape)?, *dtype, s)),
             Op::Ones { shape, dtype } => created!(mlx::ones(check::shape(shape)?, *dtype, s)),
@@ -1601,11 +1613,11 @@ impl Op {
 
             Op::RmsNorm { eps } => {
                 let ([x], [weight]) = inputs.with_optional()?;
-                linear::rms_norm(x, weight, *eps, s).map(|out| vec![out])
+                linear::rms_norm(x, weight, *eps, s).map(one)
             }
             Op::LayerNorm { eps } => {
                 let ([x], [weight, bias]) = inputs.with_optional()?;
-                linear::layer_norm(x, weight, bias, *eps, device, s).map(|out| vec![out])
+                linear::layer_norm(x, weight, bias, *eps, device, s).map(one)
             }
             Op::Rope {
                 dims,
@@ -1614,13 +1626,11 @@ impl Op {
                 scale,
             } => {
                 let ([x, offset], [freqs]) = inputs.with_optional()?;
-                linear::rope(x, *dims, *traditional, *base, *scale, offset, freqs, s)
-                    .map(|out| vec![out])
+                linear::rope(x, *dims, *traditional, *base, *scale, offset, freqs, s).map(one)
             }
             Op::ScaledDotProductAttention { scale, mask: mode } => {
                 let ([q, k, v], [mask, sinks]) = inputs.with_optional()?;
-                linear::attention(q, k, v, mask, sinks, *scale, *mode, device, s)
-                    .map(|out| vec![out])
+                linear::attention(q, k, v, mask, sinks, *scale, *mode, device, s).map(one)
             }
             Op::CrossEntropy => binary!(linear::cross_entropy, device),
 
@@ -1632,6 +1642,7 @@ impl Op {
                 let ([w], [global_scale]) = inputs.with_optional()?;
                 check::packing(*group_size, *bits)?;
                 mlx::quantize(w, *group_size, *bits, mode.name(), global_scale, s)
+                    .map(Outputs::from_vec)
             }
             Op::Dequantize {
                 group_size,
@@ -1652,7 +1663,7 @@ impl Op {
                     *dtype,
                     s,
                 )
-                .map(|out| vec![out])
+                .map(one)
             }
             Op::QuantizedMatmul {
                 transpose,
@@ -1673,7 +1684,7 @@ impl Op {
                     mode.name(),
                     s,
                 )
-                .map(|out| vec![out])
+                .map(one)
             }
             Op::Qqmm {
                 group_size,
@@ -1693,7 +1704,7 @@ impl Op {
                     scale_w,
                     s,
                 )
-                .map(|out| vec![out])
+                .map(one)
             }
             Op::GatherQmm {
                 transpose,
@@ -1719,7 +1730,7 @@ impl Op {
                     *sorted,
                     s,
                 )
-                .map(|out| vec![out])
+                .map(one)
             }
         }
     }

@@ -3,7 +3,7 @@
 use super::*;
 use crate::device::Device;
 
-fn run(op: Op, inputs: &[&Array]) -> Result<Vec<Array>> {
+fn run(op: Op, inputs: &[&Array]) -> Result<Outputs> {
     mlx::init();
     let inputs: Vec<Option<&Array>> = inputs.iter().map(|array| Some(*array)).collect();
     crate::program::build(&op, &inputs, Device::Cpu, Device::Cpu.stream()?)
@@ -33,7 +33,7 @@ fn ints(list: &[i32], shape: &[i32]) -> Array {
     mlx::from_bytes(&bytes, shape, Dtype::S32).expect("bytes of the shape")
 }
 
-fn message(result: Result<Vec<Array>>) -> String {
+fn message(result: Result<Outputs>) -> String {
     match result {
         Ok(_) => panic!("should have been refused"),
         Err(error) => error.to_string(),

@@ -381,7 +381,7 @@ pub fn build(
     inputs: &[Option<&Array>],
     device: Device,
     stream: &Stream,
-) -> Result<Vec<Array>> {
+) -> Result<op::Outputs> {
     device.enter(stream)?;
     let mut outputs = op.apply(&op::Inputs(inputs), device, stream)?;
     for output in &mut outputs {
