@@ -50,6 +50,13 @@ pub fn init() {
     });
 }
 
+/// Has a function called when the process exits, before MLX takes its own parts down. Called after [`init`], in whose order the
+/// system undoes.
+pub fn at_exit(call: extern "C" fn()) {
+    // SAFETY: a plain function that stays for the life of the process. It can only fail for want of memory.
+    let _ = unsafe { libc::atexit(call) };
+}
+
 fn take_error() -> Error {
     let text = LAST_ERROR.with(|last| last.borrow_mut().take());
     Reason::Mlx(text.unwrap_or_else(|| "MLX failed without a message".into())).into()

@@ -10,7 +10,9 @@ use mlx_rs::Array;
 use rustler::{Encoder, Env, LocalPid, OwnedEnv, Resource, ResourceArc, Term};
 use std::collections::VecDeque;
 use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 /// Jobs that nobody waits for which a queue accepts before it makes their callers wait.
 const MAX_BACKLOG: usize = 16;
@@ -268,6 +270,7 @@ impl Shared {
                         .unwrap_or_else(PoisonError::into_inner);
                 }
             };
+            let _busy = Busy::begin();
             self.run(job);
         }
     }
@@ -353,7 +356,7 @@ impl Shared {
         let state = self.state();
         Pressure {
             waiting: !state.jobs.is_empty(),
-            closed: state.closed,
+            closed: state.closed || IS_EXITING.load(Ordering::Relaxed),
         }
     }
 
@@ -518,6 +521,45 @@ impl Submitted {
         static ONE: Mutex<()> = Mutex::new(());
         let lock = || ONE.lock().unwrap_or_else(PoisonError::into_inner);
         Submitted((!outcomes.is_empty()).then(lock))
+    }
+}
+
+/// Threads that are at a job, and whether the process is about to exit.
+static BUSY: AtomicUsize = AtomicUsize::new(0);
+static IS_EXITING: AtomicBool = AtomicBool::new(false);
+
+struct Busy;
+
+impl Busy {
+    /// Does not return once the process is exiting.
+    fn begin() -> Busy {
+        BUSY.fetch_add(1, Ordering::SeqCst);
+        let busy = Busy;
+        if IS_EXITING.load(Ordering::SeqCst) {
+            drop(busy);
+            loop {
+                std::thread::park();
+            }
+        }
+        busy
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        BUSY.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Has every queue stop after its job, and every run at its next step: MLX must not be used while the process takes it down.
+/// A job that takes longer than a second is not waited for.
+pub extern "C" fn stop_all() {
+    IS_EXITING.store(true, Ordering::SeqCst);
+    for _ in 0..1000 {
+        if BUSY.load(Ordering::SeqCst) == 0 {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 
