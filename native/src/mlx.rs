@@ -9,6 +9,7 @@ use crate::dtype::Dtype;
 use crate::error::{Error, Reason, Result};
 use mlx_rs::Array;
 use mlx_sys as sys;
+use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 use std::cell::{Cell, RefCell};
 use std::ffi::{c_char, c_int, c_void, CStr, CString};
@@ -539,7 +540,8 @@ macro_rules! wrap {
     )*};
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, rustler::NifUnitEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, rustler::NifUnitEnum, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum FftNorm {
     Backward = sys::mlx_fft_norm__MLX_FFT_NORM_BACKWARD as isize,
     Ortho = sys::mlx_fft_norm__MLX_FFT_NORM_ORTHO as isize,

@@ -6,6 +6,7 @@ use crate::error::{Error, Reason, Result};
 use crate::file;
 use crate::mlx::{self, Stream};
 use crate::program::run::{Pause, Run, Suspended};
+use crate::program::{self, Program};
 use mlx_rs::Array;
 use rustler::{Encoder, Env, LocalPid, OwnedEnv, Resource, ResourceArc, Term};
 use std::collections::VecDeque;
@@ -108,6 +109,13 @@ pub enum Job {
         arrays: Vec<(String, ResourceArc<Handle>)>,
         reply: Reply,
     },
+    /// Write a program to a file.
+    SaveProgram {
+        path: String,
+        program: ResourceArc<Program>,
+        names: Vec<String>,
+        reply: Reply,
+    },
 }
 
 impl Job {
@@ -124,7 +132,8 @@ impl Job {
             }
             | Job::Read { reply, .. }
             | Job::Pin { reply, .. }
-            | Job::Save { reply, .. } => reply.send::<()>(Err(error)),
+            | Job::Save { reply, .. }
+            | Job::SaveProgram { reply, .. } => reply.send::<()>(Err(error)),
             Job::Run(mut run) => {
                 if let Some(reply) = run.take_reply() {
                     reply.send::<()>(Err(error));
@@ -306,6 +315,19 @@ impl Shared {
                         entries.push((name.clone(), self.computed_rows(array)?));
                     }
                     file::save(&path, &entries)
+                });
+                reply.send(result.map(|()| Done));
+            }
+            Job::SaveProgram {
+                path,
+                program,
+                names,
+                reply,
+            } => {
+                let rows = |array: &Handle| self.computed_rows(array);
+                let (device, stream) = (self.device, &self.stream);
+                let result = guard("save", || {
+                    program::file::save(&path, &program, &names, device, stream, rows)
                 });
                 reply.send(result.map(|()| Done));
             }
