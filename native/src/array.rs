@@ -275,7 +275,7 @@ pub fn check_bytes(bytes: u128) -> Result<()> {
     Err(Reason::OutOfMemory { bytes, limit }.into())
 }
 
-fn byte_size(shape: impl Iterator<Item = i64>, dtype: Dtype) -> Option<u128> {
+pub fn byte_size(shape: impl Iterator<Item = i64>, dtype: Dtype) -> Option<u128> {
     shape
         .map(|size| u128::try_from(size).ok())
         .try_fold(dtype.size() as u128, |n, size| n.checked_mul(size?))

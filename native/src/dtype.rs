@@ -2,9 +2,11 @@
 
 use mlx_sys as sys;
 use rustler::NifUnitEnum;
+use serde::{Deserialize, Serialize};
 
 /// Every type an array can have. The Elixir atoms are the lower-case names (`:f32`, `:bf16`, `:s64`, `:bool`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, NifUnitEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, NifUnitEnum, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Dtype {
     Bool,
     U8,

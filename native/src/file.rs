@@ -13,7 +13,7 @@ use std::path::Path;
 /// The limit of the format's own crate.
 const MAX_HEADER: u64 = 100_000_000;
 
-fn failed(path: &str, reason: impl ToString) -> Error {
+pub fn failed(path: &str, reason: impl ToString) -> Error {
     Reason::File {
         path: path.into(),
         reason: reason.to_string(),
@@ -58,6 +58,15 @@ fn held(dtype: safetensors::Dtype) -> Option<Dtype> {
 
 /// The arrays of a file by name, or those of `only`. A file that is not exactly what its header says is refused.
 pub fn load(path: &str, only: Option<&[String]>) -> Result<Vec<(String, Array)>> {
+    load_seen(path, only, |_, _| Ok(()))
+}
+
+/// The same, and shows each array's name and bytes to `see`, which may refuse them.
+pub fn load_seen(
+    path: &str,
+    only: Option<&[String]>,
+    see: impl Fn(&str, &[u8]) -> Result<()>,
+) -> Result<Vec<(String, Array)>> {
     let mut file = File::open(path).map_err(|error| failed(path, error))?;
     let (start, metadata) = header(path, &mut file)?;
     let mut names = metadata.offset_keys();
@@ -90,6 +99,7 @@ pub fn load(path: &str, only: Option<&[String]>) -> Result<Vec<(String, Array)>>
         file.seek(SeekFrom::Start(start + begin as u64))
             .and_then(|_| file.read_exact(bytes))
             .map_err(|error| failed(path, error))?;
+        see(&name, bytes)?;
         arrays.push((name, mlx::from_bytes(bytes, &shape, dtype)?));
     }
     Ok(arrays)
@@ -145,9 +155,15 @@ pub fn save(path: &str, arrays: &[(String, Array)]) -> Result<()> {
             })
             .collect::<Result<Vec<_>>>()?
     };
+    write_whole(path, |unfinished| {
+        safetensors::serialize_to_file(views, None, unfinished).map_err(|error| failed(path, error))
+    })
+}
+
+/// Has a file written under another name, which it loses only once it is whole.
+pub fn write_whole(path: &str, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let unfinished = format!("{path}.{}.partial", std::process::id());
-    let result = safetensors::serialize_to_file(views, None, Path::new(&unfinished))
-        .map_err(|error| failed(path, error))
+    let result = write(Path::new(&unfinished))
         .and_then(|()| std::fs::rename(&unfinished, path).map_err(|error| failed(path, error)));
     if result.is_err() {
         let _ = std::fs::remove_file(&unfinished);

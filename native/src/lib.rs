@@ -19,10 +19,11 @@ mod weight;
 use array::{outcomes_of, ArrayTerm, BinaryTerm, Handle, Outcome};
 use device::Device;
 use dtype::Dtype;
-use error::{Error, Reason, Result};
+use error::{Error, Reason, Result, Signature};
 use mlx_rs::Array;
 use op::Op;
 use program::run::{Run, Suspended};
+use program::types::Types;
 use program::{Inputs, Program};
 use queue::{guard, Done, Job, Pushed, Queue, Reply, Shared};
 use rustler::sys::ErlNifTerm;
@@ -37,6 +38,7 @@ rustler::init!("Elixir.EMLX.Native", load = load);
 
 fn load(_env: Env, _info: Term) -> bool {
     mlx::init();
+    mlx::at_exit(queue::stop_all);
     true
 }
 
@@ -608,6 +610,7 @@ struct ProgramOpts {
 struct ProgramInfo {
     inputs: InputsTerm,
     output_names: Option<Vec<String>>,
+    constants: usize,
     calls: Vec<u64>,
     size: usize,
     is_straight: bool,
@@ -638,10 +641,56 @@ fn program_info(program: Term) -> Answer<ProgramInfo> {
                 Inputs::Named(inputs) => InputsTerm::Named(inputs.iter().map(named).collect()),
             },
             output_names: program.output_names.clone(),
+            constants: program.constants.len(),
             calls: program.calls.clone(),
             size: program.size,
             is_straight: program.is_straight,
         })
+    }))
+}
+
+/// Shape and type of each output, nil for each of a program whose inputs may have any.
+#[rustler::nif(schedule = "DirtyCpu")]
+fn program_outputs<'a>(program: Term<'a>, target: Term<'a>) -> Answer<Vec<Option<Signature>>> {
+    Answer(guard("outputs", || {
+        let program: ResourceArc<Program> = argument(program, 0, "a program")?;
+        let target = decode_target(target, 1, program.constants.iter().map(|array| &**array))?;
+        Types::of_outputs(&program, target.device, &target.stream)
+    }))
+}
+
+/// `{tag, {:ok, :ok} | {:error, map}}` follows. `names` are the constants'.
+#[rustler::nif]
+fn program_save<'a>(
+    env: Env<'a>,
+    program: Term<'a>,
+    path: Term<'a>,
+    names: Term<'a>,
+    target: Term<'a>,
+    tag: Term<'a>,
+) -> Answer<Done> {
+    Answer(guard("save", || {
+        let program: ResourceArc<Program> = argument(program, 0, "a program")?;
+        let path: String = argument(path, 1, "a path")?;
+        let names: Vec<String> = argument(names, 2, "a list of names")?;
+        let target = decode_target(target, 3, program.constants.iter().map(|array| &**array))?;
+        let reply = Reply::new(env.pid(), tag);
+        target.push(Job::SaveProgram {
+            path,
+            program,
+            names,
+            reply,
+        })?;
+        Ok(Done)
+    }))
+}
+
+#[rustler::nif(schedule = "DirtyIo")]
+fn program_load<'a>(path: Term<'a>, target: Term<'a>) -> Answer<ResourceArc<Program>> {
+    Answer(guard("load", || {
+        let path: String = argument(path, 0, "a path")?;
+        let target = decode_target(target, 1, [])?;
+        program::file::load(&path, target.device, &target.stream).map(ResourceArc::new)
     }))
 }
 

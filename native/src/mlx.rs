@@ -9,6 +9,7 @@ use crate::dtype::Dtype;
 use crate::error::{Error, Reason, Result};
 use mlx_rs::Array;
 use mlx_sys as sys;
+use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 use std::cell::{Cell, RefCell};
 use std::ffi::{c_char, c_int, c_void, CStr, CString};
@@ -60,6 +61,13 @@ fn join_freed_chunks() {
     unsafe {
         libc::mallopt(libc::M_MXFAST, 0);
     }
+}
+
+/// Has a function called when the process exits, before MLX takes its own parts down. Called after [`init`], in whose order the
+/// system undoes.
+pub fn at_exit(call: extern "C" fn()) {
+    // SAFETY: a plain function that stays for the life of the process. It can only fail for want of memory.
+    let _ = unsafe { libc::atexit(call) };
 }
 
 fn take_error() -> Error {
@@ -544,7 +552,8 @@ macro_rules! wrap {
     )*};
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, rustler::NifUnitEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, rustler::NifUnitEnum, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum FftNorm {
     Backward = sys::mlx_fft_norm__MLX_FFT_NORM_BACKWARD as isize,
     Ortho = sys::mlx_fft_norm__MLX_FFT_NORM_ORTHO as isize,

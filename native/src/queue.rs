@@ -6,11 +6,14 @@ use crate::error::{Error, Reason, Result};
 use crate::file;
 use crate::mlx::{self, Stream};
 use crate::program::run::{Pause, Run, Suspended};
+use crate::program::{self, Program};
 use mlx_rs::Array;
 use rustler::{Encoder, Env, LocalPid, OwnedEnv, Resource, ResourceArc, Term};
 use std::collections::VecDeque;
 use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 /// Jobs that nobody waits for which a queue accepts before it makes their callers wait.
 const MAX_BACKLOG: usize = 16;
@@ -106,6 +109,13 @@ pub enum Job {
         arrays: Vec<(String, ResourceArc<Handle>)>,
         reply: Reply,
     },
+    /// Write a program to a file.
+    SaveProgram {
+        path: String,
+        program: ResourceArc<Program>,
+        names: Vec<String>,
+        reply: Reply,
+    },
 }
 
 impl Job {
@@ -122,7 +132,8 @@ impl Job {
             }
             | Job::Read { reply, .. }
             | Job::Pin { reply, .. }
-            | Job::Save { reply, .. } => reply.send::<()>(Err(error)),
+            | Job::Save { reply, .. }
+            | Job::SaveProgram { reply, .. } => reply.send::<()>(Err(error)),
             Job::Run(mut run) => {
                 if let Some(reply) = run.take_reply() {
                     reply.send::<()>(Err(error));
@@ -268,6 +279,7 @@ impl Shared {
                         .unwrap_or_else(PoisonError::into_inner);
                 }
             };
+            let _busy = Busy::begin();
             self.run(job);
         }
     }
@@ -303,6 +315,19 @@ impl Shared {
                         entries.push((name.clone(), self.computed_rows(array)?));
                     }
                     file::save(&path, &entries)
+                });
+                reply.send(result.map(|()| Done));
+            }
+            Job::SaveProgram {
+                path,
+                program,
+                names,
+                reply,
+            } => {
+                let rows = |array: &Handle| self.computed_rows(array);
+                let (device, stream) = (self.device, &self.stream);
+                let result = guard("save", || {
+                    program::file::save(&path, &program, &names, device, stream, rows)
                 });
                 reply.send(result.map(|()| Done));
             }
@@ -353,7 +378,7 @@ impl Shared {
         let state = self.state();
         Pressure {
             waiting: !state.jobs.is_empty(),
-            closed: state.closed,
+            closed: state.closed || IS_EXITING.load(Ordering::Relaxed),
         }
     }
 
@@ -518,6 +543,45 @@ impl Submitted {
         static ONE: Mutex<()> = Mutex::new(());
         let lock = || ONE.lock().unwrap_or_else(PoisonError::into_inner);
         Submitted((!outcomes.is_empty()).then(lock))
+    }
+}
+
+/// Threads that are at a job, and whether the process is about to exit.
+static BUSY: AtomicUsize = AtomicUsize::new(0);
+static IS_EXITING: AtomicBool = AtomicBool::new(false);
+
+struct Busy;
+
+impl Busy {
+    /// Does not return once the process is exiting.
+    fn begin() -> Busy {
+        BUSY.fetch_add(1, Ordering::SeqCst);
+        let busy = Busy;
+        if IS_EXITING.load(Ordering::SeqCst) {
+            drop(busy);
+            loop {
+                std::thread::park();
+            }
+        }
+        busy
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        BUSY.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Has every queue stop after its job, and every run at its next step: MLX must not be used while the process takes it down.
+/// A job that takes longer than a second is not waited for.
+pub extern "C" fn stop_all() {
+    IS_EXITING.store(true, Ordering::SeqCst);
+    for _ in 0..1000 {
+        if BUSY.load(Ordering::SeqCst) == 0 {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 

@@ -33,13 +33,16 @@ defmodule EMLX.Program do
 
   alias EMLX.{Array, Native, Queue}
 
-  @enforce_keys [:ref, :inputs, :calls, :size, :straight?]
-  defstruct [:ref, :inputs, :calls, :size, :straight?]
+  @enforce_keys [:ref, :inputs, :output_names, :constants, :calls, :size, :straight?]
+  defstruct [:ref, :inputs, :output_names, :constants, :calls, :size, :straight?, :constant_names]
 
   @type input :: {name :: String.t(), [non_neg_integer], Array.dtype()}
   @type t :: %__MODULE__{
           ref: reference,
           inputs: non_neg_integer | [input],
+          output_names: nil | [String.t()],
+          constants: non_neg_integer,
+          constant_names: nil | [String.t()],
           calls: [non_neg_integer],
           size: non_neg_integer,
           straight?: boolean
@@ -67,10 +70,11 @@ defmodule EMLX.Program do
   Options:
 
     * `:constants` - arrays that every run uses, numbered after the inputs. They are shared, not copied.
+    * `:constant_names` - a name for each constant, for `save/3`
     * `:output_names` - a name for each output
 
   Raises `EMLX.Error` for a value that is not known where it is used, a block whose inputs or outputs do not fit its
-  instruction, an unknown operation, more than 1,048,576 values, or blocks more than 64 deep in one another.
+  instruction, an unknown operation, more than 1,048,576 values, or blocks more than 32 deep in one another.
 
       iex> program = EMLX.Program.new(2, [{:add, [0, 1], 1}, {:square, [2], 1}], [3])
       iex> [a, b] = Enum.map([1.0, 2.0], &EMLX.Array.scalar(&1, :f32))
@@ -89,12 +93,86 @@ defmodule EMLX.Program do
     opts = Keyword.validate!(opts, constants: [], constant_names: nil, output_names: nil)
     constants = for %Array{ref: ref} <- opts[:constants], do: ref
     native_opts = %{output_names: opts[:output_names]}
-    from_ref(Native.call!(Native.program_new(inputs, constants, instructions, outputs, native_opts)))
+    program = from_ref(Native.call!(Native.program_new(inputs, constants, instructions, outputs, native_opts)))
+    %{program | constant_names: opts[:constant_names]}
   end
 
   defp from_ref(ref) do
-    info = Native.call!(Native.program_info(ref))
-    %__MODULE__{ref: ref, inputs: info.inputs, calls: info.calls, size: info.size, straight?: info.is_straight}
+    {straight?, info} = Map.pop!(Native.call!(Native.program_info(ref)), :is_straight)
+    struct!(__MODULE__, Map.merge(info, %{ref: ref, straight?: straight?}))
+  end
+
+  @doc """
+  The inputs of a program, `{name, shape, dtype}` each; `{nil, nil, nil}` for those of which a program takes any.
+
+      iex> EMLX.Program.inputs(EMLX.Program.new([{"x", [2, 3], :f32}], [], [0]))
+      [{"x", [2, 3], :f32}]
+  """
+  @spec inputs(t) :: [input | {nil, nil, nil}]
+  def inputs(%__MODULE__{inputs: inputs}) when is_list(inputs), do: inputs
+  def inputs(%__MODULE__{inputs: count}), do: List.duplicate({nil, nil, nil}, count)
+
+  @doc """
+  The outputs of a program, `{name, shape, dtype}` each. The name is `nil` where none was given; shape and type are where the
+  inputs may have any. They are found by building the program's operations on arrays that are never computed; `EMLX.Error`
+  says which instruction does not fit. Options: `:device`, `:queue`.
+
+      iex> sum = {{:sum, %{axes: [1], keepdims: false}}, [0], 1}
+      iex> EMLX.Program.outputs(EMLX.Program.new([{"x", [2, 3], :f32}], [sum], [1], output_names: ["rows"]))
+      [{"rows", [2], :f32}]
+  """
+  @spec outputs(t, keyword) :: [{String.t() | nil, [non_neg_integer] | nil, Array.dtype() | nil}]
+  def outputs(%__MODULE__{} = program, opts \\ []) do
+    types = Native.call!(Native.program_outputs(program.ref, Queue.target(opts)))
+
+    for {type, name} <- Enum.zip(types, program.output_names || Enum.map(types, fn _ -> nil end)) do
+      {shape, dtype} = type || {nil, nil}
+      {name, shape, dtype}
+    end
+  end
+
+  # ---- files ----
+
+  @doc """
+  Writes a program to a file, by convention `name.emlx`. Constants of more than 1 KiB go to `name.safetensors` beside it.
+  `load/2` needs nothing but EMLX's core: no Nx, and nothing that the program was made with.
+  [The guide](programs.html) has the format.
+
+  Options:
+
+    * `:names` - names for the constants, a list of one for each, or a map from a constant's position to its name; by default
+      those that `new/4` was given, else `"constant.0"` and so on
+    * `:device`, `:queue` - where constants that are not yet computed are
+
+  Raises `EMLX.Error` for a program with calls, whose functions no file can hold; for one whose shapes do not fit together; and
+  of kind `:file` where the file cannot be written.
+  """
+  @spec save(t, Path.t(), keyword) :: :ok
+  def save(%__MODULE__{} = program, path, opts \\ []) do
+    {names, opts} = Keyword.pop(opts, :names, program.constant_names || %{})
+    names = constant_names(names, program.constants)
+    target = Queue.target(opts)
+    Native.await!(&Native.program_save(program.ref, to_string(path), names, target, &1))
+  end
+
+  defp constant_names(names, _count) when is_list(names), do: names
+
+  defp constant_names(names, count) when is_map(names) do
+    case Enum.find(Map.keys(names), &(&1 not in 0..(count - 1)//1)) do
+      nil -> for i <- 0..(count - 1)//1, do: Map.get(names, i, "constant.#{i}")
+      other -> raise ArgumentError, "there is no constant #{inspect(other)}; the program has #{count}"
+    end
+  end
+
+  @doc """
+  The program of a file that `save/3` wrote, with its constants. Options: `:device`, `:queue`, where the constants belong.
+
+  Raises `EMLX.Error` of kind `:file` for a file that is no saved program, of a newer version of the format, cut short, damaged
+  (its digest or that of a constant differs), or whose instructions do not fit together.
+  """
+  @spec load(Path.t(), keyword) :: t
+  def load(path, opts \\ []) do
+    from_ref(Native.call!(Native.program_load(to_string(path), Queue.target(opts))))
   end
 
   @doc """

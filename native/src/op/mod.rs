@@ -1,4 +1,5 @@
-//! The one table of operations. [`Op`] is decoded from the Elixir term by derive; [`Op::apply`] builds its nodes.
+//! The one table of operations. [`Op`] is decoded from the Elixir term and from a file's JSON by derive; [`Op::apply`] builds its
+//! nodes.
 //! An eager call applies one; a program applies many. Nothing else in the crate knows what an operation does.
 
 mod check;
@@ -15,6 +16,7 @@ use crate::error::{Error, Reason, Result};
 use crate::mlx::{self, FftNorm, Stream, Vector};
 use mlx_rs::Array;
 use rustler::{NifTaggedEnum, NifUnitEnum, NifUntaggedEnum};
+use serde::{Deserialize, Serialize};
 use smallvec::{smallvec, SmallVec};
 pub use window::Reduction;
 
@@ -26,7 +28,8 @@ fn one(array: Array) -> Outputs {
 }
 
 /// A number as Elixir writes it; `:nan`, `:infinity` and `:neg_infinity` as Nx does.
-#[derive(Clone, Copy, Debug, PartialEq, NifUntaggedEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, NifUntaggedEnum, Serialize, Deserialize)]
+#[serde(untagged)]
 pub enum Number {
     Int(i64),
     Uint(u64),
@@ -35,40 +38,46 @@ pub enum Number {
     NonFinite(NonFinite),
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, NifUnitEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, NifUnitEnum, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum NonFinite {
     Nan,
     Infinity,
     NegInfinity,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, NifUnitEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, NifUnitEnum, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum MaskMode {
     None,
     Causal,
     Array,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, NifUnitEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, NifUnitEnum, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum PadMode {
     Constant,
     Edge,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, NifUnitEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, NifUnitEnum, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Which {
     First,
     Last,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, NifUnitEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, NifUnitEnum, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Side {
     Left,
     Right,
 }
 
 /// The formats of quantized weights that MLX has.
-#[derive(Clone, Copy, Debug, PartialEq, NifUnitEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, NifUnitEnum, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum QuantMode {
     Affine,
     Mxfp4,
@@ -90,7 +99,8 @@ impl QuantMode {
 /// Every operation with its attributes. Arrays are not here: they are the inputs, in the order of each variant's comment.
 /// A variant without attributes is an atom in Elixir (`:add`), one with attributes a pair (`{:sum, %{axes: …}}`).
 /// `axes: nil` means all axes; a negative axis counts from the end.
-#[derive(Clone, Debug, NifTaggedEnum)]
+#[derive(Clone, Debug, NifTaggedEnum, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Op {
     // Elementwise, inputs: a
     Abs,

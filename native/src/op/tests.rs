@@ -134,3 +134,124 @@ fn einsum_equations_are_read_before_mlx_reads_them() {
     assert_eq!(values(&one(equation("ii->i"), &[&a])), [1, 4]);
     assert_eq!(values(&one(equation("ij,jk"), &[&a, &a])), [7, 10, 15, 22]);
 }
+
+/// Every operation there is, with some attributes: made from what serde says is missing, so that none can be forgotten.
+fn every_op() -> Vec<Op> {
+    let read = |text: &str| serde_json::from_str::<Op>(text).map_err(|error| error.to_string());
+    let quoted = |text: &str| -> Vec<String> {
+        let parts = text.split('`').skip(1).step_by(2);
+        parts.map(str::to_string).collect()
+    };
+    let unknown = read("\"\"").expect_err("no operation has no name");
+    let names = &quoted(&unknown)[1..];
+    assert!(names.len() > 150, "{unknown}");
+    names
+        .iter()
+        .map(|name| {
+            if let Ok(op) = read(&format!("\"{name}\"")) {
+                return op;
+            }
+            // The value of a field is the first that is of its type.
+            let values = [
+                "-3",
+                "true",
+                "[1,-2]",
+                "\"f32\"",
+                "\"text\"",
+                "\"sum\"",
+                "\"none\"",
+                "\"constant\"",
+            ];
+            let more = ["\"first\"", "\"left\"", "\"affine\"", "\"backward\""];
+            let values: Vec<&str> = values.into_iter().chain(more).chain(["7"]).collect();
+            let mut fields: Vec<(String, usize)> = Vec::new();
+            for _ in 0..200 {
+                let list: Vec<String> = fields
+                    .iter()
+                    .map(|(field, value)| format!("\"{field}\":{}", values[*value]))
+                    .collect();
+                match read(&format!("{{\"{name}\":{{{}}}}}", list.join(","))) {
+                    Ok(op) => return op,
+                    Err(error) if error.contains("missing field") => {
+                        fields.push((quoted(&error)[0].clone(), 0));
+                    }
+                    // The field that was added last is of another type.
+                    Err(error) => match fields.last_mut() {
+                        Some((_, value)) if *value + 1 < values.len() => *value += 1,
+                        _ => panic!("{name}: {error}"),
+                    },
+                }
+            }
+            panic!("{name} could not be made")
+        })
+        .collect()
+}
+
+#[test]
+fn every_operation_is_written_and_read_as_it_is() {
+    for op in every_op() {
+        let text = serde_json::to_string(&op).expect("written");
+        let again: Op = serde_json::from_str(&text).expect(&text);
+        assert_eq!(format!("{op:?}"), format!("{again:?}"));
+        // The name is the one that Elixir and errors have.
+        let name = serde_json::to_value(&op).expect("written");
+        let name = match &name {
+            serde_json::Value::String(name) => name.clone(),
+            serde_json::Value::Object(map) => map.keys().next().expect("a name").clone(),
+            other => panic!("{other}"),
+        };
+        assert_eq!(name, op.name());
+    }
+}
+
+#[test]
+fn numbers_survive_being_written() {
+    let numbers = [
+        Number::Int(i64::MIN),
+        Number::Int(-(1 << 53) - 1),
+        Number::Int((1 << 53) + 1),
+        Number::Uint(u64::MAX),
+        Number::Float(-0.0),
+        Number::Float(3.0),
+        Number::Float(0.1),
+        Number::Float(f64::MAX),
+        Number::Float(5e-324),
+        Number::Float(f64::MIN_POSITIVE),
+        Number::Complex((-0.0, 1e-300)),
+        Number::NonFinite(NonFinite::Nan),
+        Number::NonFinite(NonFinite::Infinity),
+        Number::NonFinite(NonFinite::NegInfinity),
+    ];
+    for number in numbers {
+        let text = serde_json::to_string(&number).expect("written");
+        let again: Number = serde_json::from_str(&text).expect(&text);
+        assert_eq!(format!("{number:?}"), format!("{again:?}"), "{text}");
+    }
+    // Bits of floats, from a generator with a fixed seed.
+    let mut state = 1u64;
+    for _ in 0..20_000 {
+        state = state
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
+        let wide = f64::from_bits(state);
+        let narrow = f32::from_bits((state >> 32) as u32);
+        if wide.is_finite() {
+            let text = serde_json::to_string(&Op::RmsNorm { eps: wide }).expect("written");
+            let Ok(Op::RmsNorm { eps }) = serde_json::from_str(&text) else {
+                panic!("{text}")
+            };
+            assert_eq!(eps.to_bits(), wide.to_bits(), "{text}");
+        }
+        if narrow.is_finite() {
+            let op = Op::Addmm {
+                alpha: narrow,
+                beta: 0.0,
+            };
+            let text = serde_json::to_string(&op).expect("written");
+            let Ok(Op::Addmm { alpha, .. }) = serde_json::from_str(&text) else {
+                panic!("{text}")
+            };
+            assert_eq!(alpha.to_bits(), narrow.to_bits(), "{text}");
+        }
+    }
+}

@@ -7,8 +7,10 @@ use crate::error::{Error, Result};
 use crate::mlx::{self, Stream, Vector};
 use mlx_rs::Array;
 use rustler::NifUnitEnum;
+use serde::{Deserialize, Serialize};
 
-#[derive(Clone, Copy, Debug, PartialEq, NifUnitEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, NifUnitEnum, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Reduction {
     Sum,
     Prod,

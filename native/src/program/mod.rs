@@ -1,8 +1,11 @@
 //! Programs: operations over numbered values, with branches, loops and questions to the calling process, replayed on new inputs.
-//! An eager call is the program of one operation. [`term`] decodes programs, [`run`] replays them.
+//! An eager call is the program of one operation. [`term`] decodes programs, [`run`] replays them, [`types`] finds their shapes and
+//! types, [`file`] saves and loads them.
 
+pub mod file;
 pub mod run;
 pub mod term;
+pub mod types;
 
 use crate::array::{check_size, Handle};
 use crate::device::Device;
@@ -17,7 +20,7 @@ use std::sync::Arc;
 /// Most values a program may have, over all its blocks: what is allocated for a program follows its counts.
 pub const MAX_VALUES: usize = 1 << 20;
 /// How deep blocks may stand in one another.
-pub const MAX_DEPTH: usize = 64;
+pub const MAX_DEPTH: usize = 32;
 
 /// What an instruction does.
 #[derive(Debug)]

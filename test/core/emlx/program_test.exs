@@ -91,7 +91,7 @@ defmodule EMLX.ProgramTest do
       {{:if, %{then: {0, inside, []}, else: {0, [], []}}}, [0], 0}
     end
 
-    assert_raise Error, ~r/more than 64 deep/, fn -> Program.new(1, [deep.(deep, 100)], []) end
+    assert_raise Error, ~r/more than 32 deep/, fn -> Program.new(1, [deep.(deep, 100)], []) end
     nested = Enum.reduce(1..200_000, [], fn _, inner -> [inner] end)
     assert_raise Error, fn -> Program.new(1, [{{:sum, %{axes: nested, keepdims: false}}, [0], 1}], []) end
   end

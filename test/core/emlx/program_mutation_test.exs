@@ -1,0 +1,215 @@
+defmodule EMLX.ProgramMutationTest do
+  # Saved programs that somebody damaged or forged: an error or an answer, never the end of the VM. Not async: it lowers the
+  # memory limit. ExUnit's seed is the test's: `mix test --seed N` repeats what failed.
+  use ExUnit.Case, async: false
+
+  alias EMLX.{Array, Error, Memory, Program, Programs}
+
+  @moduletag :tmp_dir
+  @moduletag timeout: 600_000
+
+  # Of each kind; with EMLX_LONG=1 ten times as many.
+  @times if System.get_env("EMLX_LONG"), do: 10, else: 1
+  @bytes 1_500 * @times
+  @forged 3_000 * @times
+  @tensors 500 * @times
+
+  # Operands of the tokens that forged files are made of.
+  @numbers ~w(-9223372036854775808 -2147483649 -2147483648 -3 -1 0 1 2 3 7 255 65536 1048577 2147483647 2147483648
+              4294967295 9007199254740993 18446744073709551615 18446744073709551616 0.5 -0.0 1e-320 1e308 1e999)
+  @words ~w(null true false [] {} "" "x" "f32" "s64" "bool" "bf16" "c64" "u8" "first" "abs" "add" "nan" "infinity" "op" "if" "while"
+            "inputs" "axes" [0] [0,0,0] [null] {"then":0,"else":0} {"condition":0,"body":1})
+
+  setup %{tmp_dir: dir} do
+    :rand.seed(:exsss, ExUnit.configuration()[:seed])
+    # A program may ask for any memory; this is what it gets.
+    limit = Memory.set_limit(256 * 1_048_576)
+    on_exit(fn -> Memory.set_limit(limit) end)
+
+    bases =
+      for {name, {program, inputs}} <- Programs.all() do
+        path = Path.join(dir, "#{name}.emlx")
+        :ok = Program.save(program, path)
+        [header, body] = path |> File.read!() |> String.split("\n", parts: 2)
+        %{path: path, header: header, body: body, inputs: inputs, outputs: bits(Program.run(program, inputs))}
+      end
+
+    %{bases: bases}
+  end
+
+  test "#{@bytes} files with changed bytes are refused", %{bases: bases} do
+    for _ <- 1..@bytes do
+      base = Enum.random(bases)
+      original = base.header <> "\n" <> base.body
+      text = mutate(original, base.body)
+      File.write!(base.path, text)
+      if text == original, do: assert_right(base), else: assert_refused(base, text)
+    end
+  end
+
+  test "#{@forged} files with changed content and a right digest are refused, or run", %{bases: bases} do
+    counts =
+      for _ <- 1..@forged, reduce: %{} do
+        counts ->
+          base = Enum.random(bases)
+          body = Enum.reduce(1..Enum.random([1, 1, 1, 2, 4]), base.body, fn _, body -> forge(body, base.body) end)
+          write(base.path, body)
+          Map.update(counts, outcome(base, body), 1, &(&1 + 1))
+      end
+
+    # All of it happens: content that is no program, programs that do not run, and programs that do.
+    assert %{refused: _, raised: _, answered: _} = counts
+  end
+
+  test "#{@tensors} files of constants with changed bytes are refused", %{bases: bases} do
+    base = Enum.find(bases, &(&1.path =~ "attention"))
+    path = String.replace(base.path, ".emlx", ".safetensors")
+    original = File.read!(path)
+
+    for _ <- 1..@tensors do
+      text = mutate(original, original)
+      File.write!(path, text)
+      # A header that says the same in other words is as good.
+      if text == original, do: assert_right(base), else: assert(outcome(base, text) in [:refused, :same])
+    end
+  end
+
+  defp assert_right(base), do: assert(base.path |> Program.load() |> Program.run(base.inputs) |> bits() == base.outputs)
+
+  defp assert_refused(base, text) do
+    assert %Error{kind: :file} = catch_error(Program.load(base.path)), shown(text)
+  end
+
+  # What loading and running comes to. A forged loop may go on for ever; then its process is killed, as anybody would do.
+  defp outcome(base, text) do
+    task =
+      Task.async(fn ->
+        try do
+          program = Program.load(base.path)
+
+          try do
+            if bits(Program.run(program, given(program, base.inputs))) == base.outputs, do: :same, else: :answered
+          rescue
+            _error in Error -> :raised
+          end
+        rescue
+          error in Error ->
+            assert error.kind == :file, shown(text)
+            :refused
+        end
+      end)
+
+    case Task.yield(task, 2_000) || Task.shutdown(task, :brutal_kill) do
+      {:ok, outcome} -> outcome
+      nil -> :endless
+    end
+  end
+
+  # Inputs that fit what the program asks for now, so that more of them come to be run.
+  defp given(%{inputs: inputs}, _) when is_list(inputs) do
+    for {_name, shape, dtype} <- inputs, do: EMLX.Ops.ones(shape, dtype)
+  end
+
+  defp given(_program, inputs), do: inputs
+
+  defp bits(arrays), do: Enum.map(arrays, &{Array.shape(&1), Array.dtype(&1), Array.to_binary(&1)})
+
+  defp shown(text),
+    do: "with seed #{ExUnit.configuration()[:seed]}: #{inspect(text, limit: :infinity, printable_limit: :infinity)}"
+
+  # ---- damage ----
+
+  defp mutate(text, other) do
+    size = byte_size(text)
+    at = :rand.uniform(size) - 1
+
+    case :rand.uniform(6) do
+      1 ->
+        binary_part(text, 0, at)
+
+      2 ->
+        binary_part(text, at, size - at)
+
+      3 ->
+        splice(text, at, 0, :rand.bytes(:rand.uniform(8)))
+
+      4 ->
+        splice(text, at, min(:rand.uniform(16), size - at), "")
+
+      5 ->
+        from = :rand.uniform(byte_size(other)) - 1
+        splice(text, at, 0, binary_part(other, from, min(:rand.uniform(64), byte_size(other) - from)))
+
+      6 ->
+        Enum.reduce(1..:rand.uniform(4), text, fn _, text ->
+          at = :rand.uniform(byte_size(text)) - 1
+          splice(text, at, 1, <<Bitwise.bxor(:binary.at(text, at), Bitwise.bsl(1, :rand.uniform(8) - 1))>>)
+        end)
+    end
+  end
+
+  defp splice(text, at, length, with) do
+    binary_part(text, 0, at) <> with <> binary_part(text, at + length, byte_size(text) - at - length)
+  end
+
+  # ---- forgery ----
+
+  # Mostly a token for another, so that it still is JSON.
+  defp forge(body, original) do
+    case :rand.uniform(10) do
+      1 ->
+        mutate(body, original)
+
+      2 ->
+        swap(body)
+
+      _ ->
+        tokens = Regex.scan(~r/-?\d+(?:\.\d+)?(?:e-?\d+)?|"[^"]*"|true|false|null/, body, return: :index)
+        [{at, length}] = Enum.random(tokens)
+        splice(body, at, length, replacement(binary_part(body, at, length), body))
+    end
+  end
+
+  defp replacement(token, body) do
+    case :rand.uniform(4) do
+      1 ->
+        Enum.random(@numbers ++ @words)
+
+      2 ->
+        Enum.random(@numbers)
+
+      3 ->
+        # A token of the same kind from the same file: another operation, another value.
+        kind = if String.starts_with?(token, "\""), do: ~r/"[^"]*"/, else: ~r/-?\d+(?:\.\d+)?/
+        [other] = Enum.random(Regex.scan(kind, body) ++ [[token]])
+        other
+
+      4 ->
+        case Integer.parse(token) do
+          {n, ""} -> Integer.to_string(n + Enum.random([-2, -1, 1, 2]))
+          _ -> Enum.random(@words)
+        end
+    end
+  end
+
+  # Two instructions change places.
+  defp swap(body) do
+    case Regex.scan(~r/\{"op":"\w+","inputs":[^}]*\}/, body, return: :index) do
+      [_, _ | _] = found ->
+        [[{a, a_length}], [{b, b_length}]] = Enum.sort(Enum.take_random(found, 2))
+        {first, second} = {binary_part(body, a, a_length), binary_part(body, b, b_length)}
+        body |> splice(b, b_length, first) |> splice(a, a_length, second)
+
+      _ ->
+        body
+    end
+  end
+
+  # The digest that the header should have is in the error.
+  defp write(path, body) do
+    File.write!(path, ["emlx-program 1 ", String.duplicate("0", 64), "\n", body])
+    error = assert_raise(Error, fn -> Program.load(path) end)
+    [_, digest] = Regex.run(~r/its digest is ([0-9a-f]{64})/, error.reason)
+    File.write!(path, ["emlx-program 1 ", digest, "\n", body])
+  end
+end

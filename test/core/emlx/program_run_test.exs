@@ -1,0 +1,392 @@
+defmodule EMLX.ProgramRunTest do
+  # What becomes of runs that last, wait, fail or lose their caller. Not async: memory is counted.
+  use ExUnit.Case, async: false
+
+  alias EMLX.{Array, Error, Memory, Native, Ops, Program, Queue}
+
+  @mib 1_048_576
+
+  defp scalar(number, dtype \\ :s32), do: Array.scalar(number, dtype)
+  defp constant(value, dtype \\ :s32), do: {{:constant, %{value: value, dtype: dtype}}, [], 1}
+
+  # Over {i, x}, up to n steps: i + 1, x + 1.
+  defp counting do
+    body = {3, [constant(1), constant(1.0, :f32), {:add, [0, 3], 1}, {:add, [1, 4], 1}], [5, 6]}
+    loop = {:while, %{condition: {3, [{:less, [0, 2], 1}], [3]}, body: body}}
+    Program.new(3, [{loop, [0, 1, 2], 2}], [3, 4])
+  end
+
+  # Goes on for ever.
+  defp endless do
+    loop = {:while, %{condition: {1, [constant(1)], [1]}, body: {1, [constant(1), {:add, [0, 1], 1}], [2]}}}
+    Program.new(1, [{loop, [0], 1}], [1])
+  end
+
+  defp asking(outputs, more \\ [], results \\ [1]) do
+    Program.new(1, [{{:call, %{id: 0, outputs: outputs}}, [0], length(outputs)} | more], results)
+  end
+
+  # Starts a process in the middle of an endless run: it is known to have begun because a job behind it was served.
+  defp start_endless(queue) do
+    pid = spawn(fn -> Program.run(endless(), [scalar(0)], queue: queue) end)
+    wait_until(fn -> Process.info(pid, :status) == {:status, :waiting} end)
+    assert serves?(queue)
+    pid
+  end
+
+  defp serves?(queue), do: number(Ops.add(scalar(1), 1), queue) == 2
+
+  # Read by way of the queue.
+  defp number(array, queue), do: array |> EMLX.eval(queue: queue) |> Array.to_list()
+
+  # The active memory goes back to what it was, once every process's garbage is gone.
+  defp assert_given_back(before) do
+    wait_until(fn ->
+      for pid <- Process.list(), do: :erlang.garbage_collect(pid)
+      Memory.active() <= before
+    end)
+  end
+
+  defp wait_until(fun, tries \\ 500) do
+    cond do
+      fun.() -> :ok
+      tries == 0 -> flunk("it did not come to be")
+      true -> Process.sleep(10) && wait_until(fun, tries - 1)
+    end
+  end
+
+  defp settled do
+    for pid <- Process.list(), do: :erlang.garbage_collect(pid)
+    Process.sleep(20)
+    Memory.active()
+  end
+
+  describe "memory" do
+    @tag timeout: 300_000
+    test "a loop of 100,000 steps takes what one step takes" do
+      program = counting()
+      x = EMLX.eval(Ops.zeros({16_384}, :f32))
+      before = settled()
+      Memory.reset_peak()
+      [i, x] = Program.run(program, [scalar(0), x, scalar(100_000)])
+      assert Array.to_list(i) == 100_000
+      assert Array.to_list(Ops.min(x)) == 100_000.0
+      # The state is 64 KiB: the old one, the new one, and what is not yet given up.
+      assert Memory.peak() - before < @mib
+    end
+
+    @tag timeout: 300_000
+    test "10,000 runs leave nothing behind" do
+      count = counting()
+      branch = {:if, %{then: {1, [{:negative, [0], 1}], [1]}, else: {1, [], [0]}}}
+      other = asking([{[256], :f32}], [{branch, [0, 1], 1}, {:add, [2, 1], 1}], [3])
+      straight = Program.new(2, [{:divmod, [0, 1], 2}, {:add, [2, 3], 1}], [4])
+      x = EMLX.eval(Ops.ones({256}, :f32))
+
+      runs = fn times ->
+        for n <- 1..times do
+          [_, y] = Program.run(count, [scalar(0), x, scalar(rem(n, 3))])
+          [z] = Program.run(other, [scalar(rem(n, 2))], calls: %{0 => fn [_] -> [y] end})
+          [s] = Program.run(straight, [z, x])
+          EMLX.eval(s)
+        end
+
+        :ok
+      end
+
+      Task.await(Task.async(fn -> runs.(100) end), :infinity)
+      {active, resident} = {settled(), resident()}
+      Task.await(Task.async(fn -> runs.(10_000) end), :infinity)
+      assert settled() <= active
+      assert resident() - resident < 64 * @mib
+    end
+
+    test "a program that is dropped gives its constants back" do
+      before = settled()
+
+      Task.await(
+        Task.async(fn ->
+          big = EMLX.eval(Ops.ones({2 * @mib}, :f32))
+
+          program =
+            Program.new(0, [{:sum |> then(&{&1, %{axes: nil, keepdims: false}}), [0], 1}], [1], constants: [big])
+
+          assert [sum] = Program.run(program, [])
+          assert Array.to_list(sum) == 2.0 * @mib
+        end)
+      )
+
+      assert_given_back(before)
+    end
+  end
+
+  describe "a caller that dies" do
+    test "in a loop ends it, and the queue serves others" do
+      queue = Queue.start()
+      before = settled()
+      pid = start_endless(queue)
+      Process.exit(pid, :kill)
+      assert serves?(queue)
+      assert Array.to_list(hd(Program.run(counting(), [scalar(0), scalar(0.0, :f32), scalar(10)], queue: queue))) == 10
+      # Nothing of the loop is left on the queue's thread.
+      assert_given_back(before)
+    end
+
+    test "in a call gives everything back, and the queue serves others meanwhile" do
+      queue = Queue.start()
+      # The run holds 8 MiB over the call.
+      big = {{:full, %{shape: [2 * @mib], dtype: :f32}}, [0], 1}
+      program = Program.new(1, [big, {{:call, %{id: 0, outputs: []}}, [1], 0}, {:add, [1, 0], 1}], [2])
+      before = settled()
+      me = self()
+
+      forever = fn [array] ->
+        EMLX.eval(array)
+        send(me, {:holds, Memory.active()})
+        Process.sleep(:infinity)
+      end
+
+      pid = spawn(fn -> Program.run(program, [scalar(1.0, :f32)], calls: %{0 => forever}, queue: queue) end)
+      assert_receive {:holds, holds}, 5_000
+      assert holds - before > 7 * @mib
+      for _ <- 1..10, do: assert(serves?(queue))
+      Process.exit(pid, :kill)
+      assert_given_back(before)
+    end
+  end
+
+  describe "a call that fails" do
+    test "ends the run, and the exception goes on with its stacktrace" do
+      queue = Queue.start()
+      program = asking([{[], :s32}])
+      before = settled()
+
+      for {kind, fail} <- [
+            {:error, fn _ -> raise(ArithmeticError, "no") end},
+            {:throw, fn _ -> throw(:no) end},
+            {:exit, fn _ -> exit(:no) end}
+          ] do
+        caught =
+          try do
+            Program.run(program, [scalar(1)], calls: %{0 => fail}, queue: queue)
+          catch
+            kind, reason -> {kind, reason, __STACKTRACE__}
+          end
+
+        assert {^kind, reason, stacktrace} = caught
+        assert reason in [:no, %ArithmeticError{message: "no"}]
+        assert Enum.any?(stacktrace, fn {module, _, _, _} -> module == __MODULE__ end)
+      end
+
+      assert serves?(queue)
+      refute_received _
+      assert_given_back(before)
+    end
+
+    test "is answered once" do
+      program = asking([{[], :s32}])
+
+      question = fn ->
+        tag = make_ref()
+        :ok = Native.program_run(program.ref, [scalar(1).ref], nil, tag)
+        assert_receive {^tag, {:call, 0, [%Array{} = array], suspended}}, 5_000
+        {tag, array, suspended}
+      end
+
+      {tag, array, suspended} = question.()
+      assert {:ok, :ok} = Native.program_resume(suspended, {:ok, [array.ref]})
+      assert_receive {^tag, {:ok, [result]}}, 5_000
+      assert Array.to_list(result) == 1
+      assert {:error, %{reason: "the run was already answered"}} = Native.program_resume(suspended, {:ok, [array.ref]})
+      assert {:error, %{reason: "the run was already answered"}} = Native.program_resume(suspended, :error)
+
+      # What is no answer ends the run, too: nobody would give another.
+      for bad <- [:maybe, {:ok, :array}, {:ok, [1]}, {:no, []}, {:ok, [array.ref | 1]}, 1] do
+        {_tag, _array, suspended} = question.()
+        assert {:error, %{kind: kind}} = Native.program_resume(suspended, bad)
+        assert kind in [:bad_argument, :invalid_argument]
+        assert {:error, %{reason: "the run was already answered"}} = Native.program_resume(suspended, :error)
+      end
+
+      for bad <- [make_ref(), program.ref, array.ref, nil], do: assert({:error, _} = Native.program_resume(bad, :error))
+    end
+  end
+
+  describe "late failures" do
+    setup do
+      %{singular: Ops.zeros({2, 2}, :f32), regular: Ops.eye(2)}
+    end
+
+    test "of what a run is given are raised before it computes anything", %{singular: singular, regular: regular} do
+      program = asking([{[2, 2], :f32}], [{:add, [1, 0], 1}], [2])
+      run = fn x -> Program.run(program, [x], calls: %{0 => fn [x] -> [Ops.multiply(x, 2)] end}) end
+      assert_raise Error, ~r/Inverse/, fn -> run.(Ops.inv(singular)) end
+      assert Array.to_list(hd(run.(Ops.inv(regular)))) == [[3.0, 0.0], [0.0, 3.0]]
+
+      constant =
+        Program.new(1, [{{:if, %{then: {0, [], []}, else: {0, [], []}}}, [0], 0}], [1], constants: [Ops.inv(singular)])
+
+      assert_raise Error, ~r/Inverse/, fn -> Program.run(constant, [scalar(1)]) end
+    end
+
+    test "before a call end the run where the call's inputs depend on them", %{singular: singular, regular: regular} do
+      program = Program.new(1, [{:inv, [0], 1}, {{:call, %{id: 0, outputs: []}}, [1], 0}, {:square, [1], 1}], [2])
+      me = self()
+
+      run = fn x ->
+        Program.run(program, [x], calls: %{0 => fn [_] -> send(me, :asked) && [] end})
+      end
+
+      assert_raise Error, ~r/Inverse/, fn -> run.(singular) end
+      refute_received :asked
+      assert Array.to_list(hd(run.(regular))) == [[1.0, 0.0], [0.0, 1.0]]
+      assert_received :asked
+    end
+
+    test "before a call, on which only the outputs depend, are their readers'", %{singular: singular, regular: regular} do
+      # The call comes between the inverse and its use, and asks for something else.
+      program = Program.new(1, [{:inv, [0], 1}, {{:call, %{id: 0, outputs: []}}, [0], 0}, {:square, [1], 1}], [2, 0])
+      run = fn x -> Program.run(program, [x], calls: %{0 => fn [_] -> [] end}) end
+      [bad, same] = run.(singular)
+      assert_raise Error, ~r/Inverse/, fn -> Array.to_list(bad) end
+      assert_raise Error, ~r/Inverse/, fn -> Array.to_list(Ops.add(bad, 1)) end
+      assert Array.to_list(same) == [[0.0, 0.0], [0.0, 0.0]]
+      assert Array.to_list(hd(run.(regular))) == [[1.0, 0.0], [0.0, 1.0]]
+    end
+
+    test "of what a call gives end the run", %{singular: singular} do
+      program = asking([{[2, 2], :f32}], [{:square, [1], 1}], [2])
+
+      assert_raise Error, ~r/Inverse/, fn ->
+        Program.run(program, [singular], calls: %{0 => fn [x] -> [Ops.inv(x)] end})
+      end
+
+      answer = %{0 => fn [x] -> [Ops.add(x, 3)] end}
+      assert Array.to_list(hd(Program.run(program, [singular], calls: answer))) == [[9.0, 9.0], [9.0, 9.0]]
+    end
+
+    test "in a loop's body and in what comes after it", %{singular: singular, regular: regular} do
+      body = {3, [constant(1), {:subtract, [0, 3], 1}, {:inv, [1], 1}], [4, 5, 2]}
+      loop = {{:while, %{condition: {3, [], [0]}, body: body}}, [0, 1, 1], 3}
+      program = Program.new(2, [loop, {:inv, [1], 1}], [3, 5])
+      assert_raise Error, ~r/instruction 0, while.*Inverse/s, fn -> Program.run(program, [scalar(2), singular]) end
+      [x, y] = Program.run(program, [scalar(0), singular])
+      # No step was made: the state is what was given.
+      assert Array.to_list(x) == [[0.0, 0.0], [0.0, 0.0]]
+      assert_raise Error, ~r/Inverse/, fn -> Array.to_list(y) end
+      assert [[[1.0, _], _], [[1.0, _], _]] = Enum.map(Program.run(program, [scalar(3), regular]), &Array.to_list/1)
+    end
+
+    test "leave other runs and other arrays alone", %{singular: singular, regular: regular} do
+      good = Ops.inv(regular)
+      program = Program.new(2, [{{:if, %{then: {1, [{:inv, [0], 1}], [1]}, else: {1, [], [0]}}}, [0, 1], 1}], [2])
+
+      results =
+        1..40
+        |> Enum.map(fn i ->
+          Task.async(fn ->
+            input = if rem(i, 2) == 0, do: singular, else: good
+
+            # The failure may be met while the graph is submitted or afterwards.
+            try do
+              Array.to_list(hd(Program.run(program, [scalar(1), input])))
+            rescue
+              error in Error -> error.kind
+            end
+          end)
+        end)
+        |> Task.await_many(30_000)
+
+      for {result, i} <- Enum.with_index(results, 1) do
+        assert result == if(rem(i, 2) == 0, do: :mlx, else: [[1.0, 0.0], [0.0, 1.0]])
+      end
+
+      assert Array.to_list(good) == [[1.0, 0.0], [0.0, 1.0]]
+    end
+  end
+
+  describe "a queue" do
+    test "that is closed ends the runs on it" do
+      queue = Queue.start()
+
+      tasks =
+        for _ <- 1..2 do
+          Task.async(fn -> catch_error(Program.run(endless(), [scalar(0)], queue: queue)) end)
+        end
+
+      Process.sleep(50)
+      assert serves?(queue)
+      Queue.close(queue)
+      for error <- Task.await_many(tasks, 10_000), do: assert(%Error{kind: :queue_closed} = error)
+      error = catch_error(Program.run(endless(), [scalar(0)], queue: queue))
+      assert %Error{kind: :queue_closed} = error
+    end
+
+    test "that is closed during a call ends the run at the answer" do
+      queue = Queue.start()
+
+      close = fn [x] ->
+        Queue.close(queue)
+        [x]
+      end
+
+      error = catch_error(Program.run(asking([{[], :s32}]), [scalar(1)], calls: %{0 => close}, queue: queue))
+      assert %Error{kind: :queue_closed} = error
+    end
+
+    test "that only a run refers to stays until its end" do
+      program = counting()
+      run = fn -> Program.run(program, [scalar(0), scalar(0.0, :f32), scalar(3_000)], queue: Queue.start()) end
+      task = Task.async(run)
+      for _ <- 1..20, do: :erlang.garbage_collect(task.pid) && Process.sleep(2)
+      assert [i, _] = Task.await(task, 30_000)
+      assert Array.to_list(i) == 3_000
+    end
+
+    test "is shared by long runs" do
+      queue = Queue.start()
+      # Two loops without an end: whatever else gets its turn does so between them.
+      pids = for _ <- 1..2, do: start_endless(queue)
+
+      results =
+        for _ <- 1..2 do
+          Task.async(fn -> Program.run(counting(), [scalar(0), scalar(0.0, :f32), scalar(2_000)], queue: queue) end)
+        end
+        |> Task.await_many(60_000)
+
+      for [i, x] <- results do
+        assert {number(i, queue), number(x, queue)} == {2_000, 2_000.0}
+      end
+
+      assert Enum.all?(pids, &Process.alive?/1)
+      for pid <- pids, do: Process.exit(pid, :kill)
+      assert serves?(queue)
+    end
+  end
+
+  # MLX takes itself down as the process exits; a queue's thread must not be in it then.
+  test "the VM exits in the middle of runs" do
+    paths = Enum.flat_map(:code.get_path(), &["-pa", to_string(&1)])
+
+    code = """
+    one = {{:constant, %{value: 1, dtype: :s32}}, [], 1}
+    loop = {:while, %{condition: {1, [one], [1]}, body: {1, [one, {:add, [0, 1], 1}], [2]}}}
+    program = EMLX.Program.new(1, [{loop, [0], 1}], [1])
+    run = fn -> EMLX.Program.run(program, [EMLX.Array.scalar(0, :s32)], queue: EMLX.Queue.start()) end
+    for _ <- 1..2, do: spawn(run)
+    Process.sleep(50)
+    """
+
+    for _ <- 1..3 do
+      assert {"", 0} = System.cmd("elixir", paths ++ ["-e", code], stderr_to_stdout: true)
+    end
+  end
+
+  # Bytes that the process occupies, where the system tells.
+  defp resident do
+    case File.read("/proc/self/statm") do
+      {:ok, text} -> (text |> String.split() |> Enum.at(1) |> String.to_integer()) * 4096
+      {:error, _} -> 0
+    end
+  end
+end
