@@ -303,6 +303,23 @@ defmodule EMLX.CompilerTest do
       end
     end
 
+    test "has conds of any length", %{opts: opts} do
+      # What Nx's macro makes of its clauses.
+      number = fn x, count ->
+        clauses = for i <- 0..(count - 1), do: {Nx.equal(x, i), Nx.add(x, 100 * i)}
+        Nx.Defn.Expr.cond(clauses, Nx.negate(x))
+      end
+
+      for count <- [1, 12, 13, 14, 100] do
+        fun = jit(&number.(&1, count), opts)
+
+        for x <- [0, 1, 5, count - 1, count, 1000] do
+          expected = if x in 0..(count - 1), do: x + 100 * x, else: -x
+          assert Nx.to_number(fun.(x)) == expected
+        end
+      end
+    end
+
     test "goes on for 100,000 steps in constant memory", %{opts: opts} do
       compiled = Nx.Defn.compile(&iterate/2, [Nx.template({64}, :f32), Nx.template({}, :s32)], opts)
       x = Nx.broadcast(Nx.tensor(0.5), {64})

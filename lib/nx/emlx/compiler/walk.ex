@@ -7,7 +7,7 @@ defmodule EMLX.Compiler.Walk do
   # tensor, a tuple of tensors, or a function. Branches see the cache of the scope around them; bodies of loops and
   # functions have scopes of their own.
 
-  alias EMLX.{Backend, Trace}
+  alias EMLX.{Backend, Ops, Trace}
   alias EMLX.Backend.Type
   alias Nx.Defn.{Composite, Expr, Tree}
   alias Nx.Tensor, as: T
@@ -245,7 +245,7 @@ defmodule EMLX.Compiler.Walk do
   defp options, do: [device: Trace.device()]
 
   defp as(array, {_dims, dtype}) do
-    if EMLX.Array.dtype(array) == dtype, do: array, else: EMLX.Ops.run({:astype, %{dtype: dtype}}, [array])
+    if EMLX.Array.dtype(array) == dtype, do: array, else: Ops.run({:astype, %{dtype: dtype}}, [array])
   end
 
   defp hook(nil, _value), do: :ok
@@ -270,6 +270,20 @@ defmodule EMLX.Compiler.Walk do
   defp one_or_tuple_list(composite), do: [composite] |> Composite.flatten_list() |> List.to_tuple()
 
   # ---- cond ----
+
+  # Programs do not nest without end, so the predicates of a long cond are all computed, and its branches are halved.
+  @long 12
+
+  defp branch(pred, body, clauses, last, state, cache) when length(clauses) > @long do
+    {preds, bodies} = Enum.unzip([{pred, body} | clauses])
+    {preds, cache} = Enum.map_reduce(preds, cache, &walk(&1, state, &2))
+    zero = Type.scalar(0, {:u, 8})
+    holds = for pred <- preds, do: Ops.run(:not_equal, [Backend.to_array(pred), zero])
+    holds = Ops.run({:stack, %{axis: 0}}, holds ++ [Ops.run({:astype, %{dtype: :bool}}, [Type.scalar(1, {:u, 8})])])
+    index = Ops.run({:argmax, %{axis: 0, keepdims: false, nan: :first}}, [holds])
+    {results, _templates} = halves(index, List.to_tuple(bodies ++ [last]), 0, length(bodies) + 1, nil, state, cache)
+    {results, cache}
+  end
 
   # The results of a cond, as arrays.
   defp branch(pred, body, clauses, last, state, cache) do
@@ -297,6 +311,27 @@ defmodule EMLX.Compiler.Walk do
       end)
 
     {Trace.emit({:if, %{then: taken, else: otherwise}}, [Backend.to_array(pred)], templates), cache}
+  end
+
+  # Of the branches first..(last - 1) the one at `index`.
+  defp halves(_index, branches, first, last, templates, state, cache) when last - first == 1 do
+    expr = elem(branches, first)
+    {result, _cache} = composite(expr, inner(expr, state), cache)
+    templates = templates || templates(result)
+    {Enum.zip_with(arrays(result), templates, &as/2), templates}
+  end
+
+  defp halves(index, branches, first, last, templates, state, cache) do
+    middle = div(first + last, 2)
+    below = Ops.run(:less, [index, Type.scalar(middle, {:u, 32})])
+
+    half = fn from, to, templates ->
+      Trace.block([], fn [] -> halves(index, branches, from, to, templates, state, cache) end)
+    end
+
+    {lower, templates} = half.(first, middle, templates)
+    {upper, templates} = half.(middle, last, templates)
+    {Trace.emit({:if, %{then: lower, else: upper}}, [below], templates), templates}
   end
 
   defp inner(expr, state), do: %{state | ids: Tree.scope_ids(expr, state.ids)}
