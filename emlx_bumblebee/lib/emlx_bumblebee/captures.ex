@@ -105,13 +105,33 @@ defmodule EMLXBumblebee.Captures do
       _ -> refuse.("cached_attention_key_values")
     end
 
-  @known [
-           {attention_weights, :attention_weights},
-           {attention_output, :attention_output},
-           {rotary_embedding, :rotary_embedding},
-           {repeat_interleave, :repeat_interleave},
-           {if_present, :if_present}
-         ] ++ Enum.map(rms_norms, fn {identity, upcast} -> {identity, {:rms_norm, upcast}} end)
+  # ---- the layer norm without bias of ModernBERT, a function that holds its epsilon ----
+
+  layer_norms =
+    for module <- [Bumblebee.Text.ModernBert, Bumblebee.Text.ModernBertDecoder] do
+      tiny = [vocab_size: 2, hidden_size: 2, num_blocks: 1, num_attention_heads: 1, intermediate_size: 2]
+      model = module |> Bumblebee.configure([layer_norm_epsilon: 0.125] ++ tiny) |> Bumblebee.build_model()
+
+      norms =
+        for {_, %{op_name: :layer_norm, op: op, parent: [_], args: [:layer, :parameter], opts: []}} <- model.nodes,
+            is_function(op, 3) and Function.info(op, :env) == {:env, [0.125]},
+            uniq: true,
+            do: identity.(op)
+
+      case norms do
+        [identity] -> identity
+        _ -> refuse.("the norms of #{inspect(module)}")
+      end
+    end
+
+  @known Enum.map(layer_norms, &{&1, :layer_norm}) ++
+           [
+             {attention_weights, :attention_weights},
+             {attention_output, :attention_output},
+             {rotary_embedding, :rotary_embedding},
+             {repeat_interleave, :repeat_interleave},
+             {if_present, :if_present}
+           ] ++ Enum.map(rms_norms, fn {identity, upcast} -> {identity, {:rms_norm, upcast}} end)
 
   # Otherwise one would pass for another.
   unless length(Enum.uniq_by(@known, &elem(&1, 0))) == length(@known), do: refuse.("its layers")
@@ -125,6 +145,7 @@ defmodule EMLXBumblebee.Captures do
           | :repeat_interleave
           | :if_present
           | {:rms_norm, :normalization | :all}
+          | :layer_norm
 
   @doc "Which layer of Bumblebee's a node is, or nil."
   @spec layer(Axon.Node.t() | map) :: layer | nil

@@ -72,6 +72,16 @@ defmodule EMLXBumblebee.Graph do
     end
   end
 
+  defp step(:layer_norm, %{op: op}, _nodes, _asked) do
+    # That of ModernBERT, which has no bias.
+    if Upstream.known?(Axon.Block.LayerNorm) do
+      {:env, [epsilon]} = Function.info(op, :env)
+      {:fuse, Axon.Block.LayerNorm, "without a bias", {:layer_norm, epsilon}}
+    else
+      foreign(Axon.Block.LayerNorm)
+    end
+  end
+
   defp step(:rotary_embedding, node, _nodes, _asked) do
     block = Bumblebee.Block.RotaryEmbedding
     opts = node.opts
@@ -207,6 +217,24 @@ defmodule EMLXBumblebee.Graph do
 
     op = fn x, weight, opts ->
       Call.block(block, [x, weight], x, fn _block, [x, weight] -> function.(x, weight, opts) end)
+    end
+
+    {update_in(model.nodes[id], &%{&1 | op: op}), masks}
+  end
+
+  defp fuse({:layer_norm, epsilon}, id, {model, masks}) do
+    function = model.nodes[id].op
+    block = struct!(Axon.Block.LayerNorm, eps: epsilon, bias?: false)
+
+    # Bumblebee adds a bias of f32 zeros, which widens the result but changes no number. The block has no bias.
+    op = fn x, weight, opts ->
+      type = Nx.Type.merge(Nx.type(x), Nx.type(weight))
+
+      block
+      |> Call.block([x, weight], Nx.as_type(x, type), fn _block, [x, weight] ->
+        x |> function.(weight, opts) |> Nx.as_type(type)
+      end)
+      |> Nx.as_type(Nx.Type.merge(type, {:f, 32}))
     end
 
     {update_in(model.nodes[id], &%{&1 | op: op}), masks}
