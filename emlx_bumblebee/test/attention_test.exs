@@ -36,7 +36,11 @@ defmodule EMLXBumblebee.AttentionTest do
         told([SDPA], fn ->
           model
           |> EMLXBumblebee.rewrite()
-          |> Axon.predict(Axon.ModelState.empty(), on(inputs, EMLX.Backend), Keyword.put(build, :compiler, compiler))
+          |> Axon.predict(
+            Axon.ModelState.empty(),
+            on(inputs, EMLX.Backend),
+            [cache: false] ++ Keyword.put(build, :compiler, compiler)
+          )
         end)
 
       assert told == [expected_path]

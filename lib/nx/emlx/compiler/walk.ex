@@ -99,9 +99,10 @@ defmodule EMLX.Compiler.Walk do
   # ---- control flow ----
 
   defp node(:cond, [[{pred, body} | clauses], last], _out, state, cache) do
-    # What the branches share with the scope around them is computed there, before.
-    branches = [body, last | Enum.flat_map(clauses, fn {pred, body} -> [pred, body] end)]
-    cache = shared(branches, state, cache)
+    # What the branches share with the scope around them is computed there, before, and so is what all of them need.
+    bodies = [body, last | Enum.map(clauses, &elem(&1, 1))]
+    common = bodies |> Enum.map(&needed/1) |> Enum.reduce(&Map.take(&1, Map.keys(&2)))
+    cache = shared(Enum.map(clauses, &elem(&1, 0)) ++ bodies, %{state | ids: Map.merge(state.ids, common)}, cache)
     {results, cache} = branch(pred, body, clauses, last, state, cache)
     {result, []} = last |> one_or_tuple() |> fill(results)
     {result, cache}
@@ -339,6 +340,26 @@ defmodule EMLX.Compiler.Walk do
   defp shared(branches, state, cache) do
     {cache, _seen} = Composite.reduce(List.to_tuple(branches), {cache, %{}}, &shared_node(&1, state, &2))
     cache
+  end
+
+  # The ids of all that an expression needs in any case.
+  defp needed(expr), do: Composite.reduce(expr, %{}, &needed_node/2)
+
+  defp needed_node(%T{data: %Expr{op: :constant}}, ids), do: ids
+
+  defp needed_node(%T{data: %Expr{id: id, op: op, args: args}} = node, ids) do
+    case {ids, op} do
+      {%{^id => _}, _} ->
+        ids
+
+      {_, :cond} ->
+        [[{pred, _body} | _clauses], _last] = args
+        needed_node(pred, Map.put(ids, id, op))
+
+      _ ->
+        {_, ids} = Tree.apply_args(node, :scope, Map.put(ids, id, op), fn arg, ids -> {arg, needed_node(arg, ids)} end)
+        ids
+    end
   end
 
   defp shared_node(%T{data: %Expr{op: :constant}}, _state, acc), do: acc
