@@ -34,7 +34,8 @@ defmodule EMLX.Backend do
     * `Nx.reduce/4` and `Nx.window_reduce/5` call their function with whole slices: in order up to 512 elements along the
       reduced axes and in pairs beyond, which is the same for the associative functions that Nx asks for. A function that
       looks at axes is called element by element
-    * A singular triangular system is not an `ArgumentError` when it is posed, since nothing is computed then
+    * `Nx.LinAlg.triangular_solve/3` computes its matrix when it is called, since a zero on the diagonal is an `ArgumentError` then.
+      `Nx.LinAlg.solve/2` and `Nx.LinAlg.invert/1` do not
     * Decompositions and solvers of linear algebra run on the CPU
 
   Nothing is handed to another backend.
@@ -633,7 +634,17 @@ defmodule EMLX.Backend do
   def conv(out, tensor, kernel, opts), do: shaped(Product.conv(out, tensor, kernel, opts), out)
 
   @impl true
-  def triangular_solve(out, a, b, opts), do: shaped(Product.triangular_solve(out, a, b, opts), out)
+  def triangular_solve(out, a, b, opts) do
+    refuse_singular(a)
+    shaped(Product.triangular_solve(out, a, b, opts), out)
+  end
+
+  # Nx has a singular triangular system raise when it is posed, so the diagonal has to be computed by then. It is the one callback
+  # that looks at values.
+  defp refuse_singular(a) do
+    zeros = to_array(a) |> Ops.diagonal(axis1: -2, axis2: -1) |> Ops.equal(0) |> Ops.any()
+    if Array.to_list(zeros), do: raise(ArgumentError, "can't solve for singular matrix")
+  end
 
   for op <- [:fft, :ifft] do
     @impl true
