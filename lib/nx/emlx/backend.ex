@@ -34,7 +34,8 @@ defmodule EMLX.Backend do
     * `Nx.reduce/4` and `Nx.window_reduce/5` call their function with whole slices: in order up to 512 elements along the
       reduced axes and in pairs beyond, which is the same for the associative functions that Nx asks for. A function that
       looks at axes is called element by element
-    * A singular triangular system is not an `ArgumentError` when it is posed, since nothing is computed then
+    * `Nx.LinAlg.triangular_solve/3` computes its matrix when it is called, since a zero on the diagonal is an `ArgumentError` then.
+      `Nx.LinAlg.solve/2` and `Nx.LinAlg.invert/1` do not
     * Decompositions and solvers of linear algebra run on the CPU
 
   Nothing is handed to another backend.
@@ -58,8 +59,31 @@ defmodule EMLX.Backend do
 
   # ---- between tensors and arrays ----
 
-  @doc false
-  # The array of a tensor of any backend, or of a number.
+  @doc """
+  The array of a tensor, for implementations of `EMLX.Block` and whoever calls `EMLX.Ops` and `EMLX.Kernels` on Nx's tensors.
+
+  A tensor on `EMLX.Backend` gives the array it holds, without a copy; one on another backend is read and copied in. A number,
+  or a `Complex`, is a scalar of the type that Nx infers for it.
+
+    * The shape is the tensor's, with the vectorized axes in front.
+    * The type is the one of MLX that holds the tensor's: `s2`, `s4` stand in `:s8`, `u2`, `u4` in `:u8`, the 8-bit floats in
+      `:f16`, every other in the one of its name.
+    * Names are not kept; `to_nx/2` takes them from its template.
+
+  Raises `EMLX.Error` for c128. Templates and expressions of `defn` have no values; they raise what their backends do.
+
+      iex> tensor = Nx.tensor([[1, 2], [3, 4]], type: :u4, backend: EMLX.Backend)
+      iex> array = EMLX.Backend.to_array(tensor)
+      iex> {EMLX.Array.shape(array), EMLX.Array.dtype(array)}
+      {{2, 2}, :u8}
+
+      iex> EMLX.Backend.to_array(Nx.tensor([1.0, 2.0], backend: Nx.BinaryBackend)) |> EMLX.Array.to_list()
+      [1.0, 2.0]
+
+      iex> vectorized = Nx.iota({3, 2}, backend: EMLX.Backend) |> Nx.vectorize(:x)
+      iex> EMLX.Array.shape(EMLX.Backend.to_array(vectorized))
+      {3, 2}
+  """
   @spec to_array(Nx.Tensor.t() | number | Complex.t()) :: Array.t()
   def to_array(%T{data: %__MODULE__{array: array}}), do: array
 
@@ -68,12 +92,24 @@ defmodule EMLX.Backend do
 
   def to_array(number), do: Type.scalar(number, Nx.Type.infer(number))
 
-  @doc false
-  # A tensor like `out` from an array that may have another type of MLX or another shape of the same size.
+  @doc """
+  A tensor from an array, like a template: with its type, shape, names and vectorized axes. The reverse of `to_array/1`.
+
+    * `array` - an `EMLX.Array` of as many elements as the template. Another type is cast to the template's, another shape of the
+      same size is reshaped to it
+    * `template` - a tensor of which only the description counts, such as the `output` that `EMLX.Block.call/4` is given
+
+  Raises `EMLX.Error` when the numbers of elements differ.
+
+      iex> template = Nx.template({2, 2}, :f32, names: [:rows, nil])
+      iex> tensor = EMLX.Array.from_list([1, 2, 3, 4], :s32) |> EMLX.Backend.to_nx(template)
+      iex> {Nx.type(tensor), Nx.names(tensor), Nx.to_list(tensor)}
+      {{:f, 32}, [:rows, nil], [[1.0, 2.0], [3.0, 4.0]]}
+  """
   @spec to_nx(Array.t(), Nx.Tensor.t()) :: Nx.Tensor.t()
-  def to_nx(array, %T{type: type, shape: shape} = out) do
+  def to_nx(array, %T{type: type} = out) do
     array = Ops.run({:astype, %{dtype: Type.dtype(type)}}, [array])
-    array = Ops.run({:reshape, %{shape: Tuple.to_list(shape)}}, [array])
+    array = Ops.run({:reshape, %{shape: Tuple.to_list(full_shape(out))}}, [array])
     tensor(Type.narrow(array, type), out)
   end
 
@@ -639,7 +675,17 @@ defmodule EMLX.Backend do
   def conv(out, tensor, kernel, opts), do: shaped(Product.conv(out, tensor, kernel, opts), out)
 
   @impl true
-  def triangular_solve(out, a, b, opts), do: shaped(Product.triangular_solve(out, a, b, opts), out)
+  def triangular_solve(out, a, b, opts) do
+    refuse_singular(a)
+    shaped(Product.triangular_solve(out, a, b, opts), out)
+  end
+
+  # Nx has a singular triangular system raise when it is posed, so the diagonal has to be computed by then. It is the one callback
+  # that looks at values.
+  defp refuse_singular(a) do
+    zeros = to_array(a) |> Ops.diagonal(axis1: -2, axis2: -1) |> Ops.equal(0) |> Ops.any()
+    if Array.to_list(zeros), do: raise(ArgumentError, "can't solve for singular matrix")
+  end
 
   for op <- [:fft, :ifft] do
     @impl true

@@ -3,6 +3,28 @@ defmodule EMLX.BackendTest do
 
   import EMLX.Random
 
+  doctest EMLX.Backend
+
+  describe "arrays of tensors and back" do
+    test "keep names, types that MLX lacks, and vectorized axes" do
+      for type <- [{:s, 2}, {:u, 4}, {:s, 32}, {:f, 8}, {:f8_e4m3fn, 8}, {:bf, 16}, {:f, 32}, {:c, 64}] do
+        tensor = Nx.iota({2, 3, 1}, type: type, names: [nil, :rows, nil]) |> Nx.vectorize(:x)
+        back = tensor |> EMLX.Backend.to_array() |> EMLX.Backend.to_nx(tensor)
+        assert Map.delete(back, :data) == Map.delete(tensor, :data)
+        assert Nx.to_binary(back) == Nx.to_binary(tensor)
+      end
+    end
+
+    test "of another size are refused" do
+      error = assert_raise EMLX.Error, fn -> EMLX.Backend.to_nx(EMLX.Ops.iota({6}), Nx.template({5}, :s32)) end
+      assert error.reason =~ "shape [6] cannot become [5]"
+    end
+
+    test "of a template are refused" do
+      assert_raise RuntimeError, ~r/TemplateBackend/, fn -> EMLX.Backend.to_array(Nx.template({2}, :f32)) end
+    end
+  end
+
   describe "options" do
     test "name a device that is there" do
       assert EMLX.Backend.init(device: :cpu) == [device: :cpu]

@@ -40,6 +40,21 @@ defmodule EMLX.BlockTest do
       assert told() == [{Odd, :fused, nil}]
     end
 
+    test "is found in the consolidated protocol, as in a release" do
+      assert Protocol.consolidated?(EMLX.Block)
+      {:consolidated, structs} = EMLX.Block.__protocol__(:impls)
+      assert Odd in structs and Nx.Block.LinAlg.QR in structs and EMLX.Fast.RoPE in structs
+      refute Plain in structs
+    end
+
+    test "of vectorized tensors runs its implementation" do
+      vectorized = Nx.vectorize(Nx.tensor([[1.0, 2.0], [3.0, 4.0]]), :x)
+      doubled = TestBlock.double(%Odd{does: :kernel}, vectorized)
+      assert doubled.vectorized_axes == [x: 2]
+      assert Nx.to_flat_list(doubled) == [2.0, 4.0, 6.0, 8.0]
+      assert told() == [{Odd, :fused, nil}]
+    end
+
     test "whose implementation declines is composed, and the reason is told" do
       assert Nx.to_flat_list(TestBlock.double(%Odd{does: :decline}, tensor())) == doubled()
       assert told() == [{Odd, :composed, "not today"}]

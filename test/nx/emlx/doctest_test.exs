@@ -38,9 +38,8 @@ defmodule EMLX.DoctestTest do
     {"Nx.LinAlg.qr/2", 4} => {decomposition, {:digits, 1.0e-6}},
     {"Nx.LinAlg.solve/2", 4} => {decomposition, {:digits, 1.0e-6}},
     {"Nx.LinAlg.svd/2", 2} => {decomposition, {:digits, 1.0e-6}},
-    {"Nx.LinAlg.eigh/2", 2} => {"another basis for a double eigenvalue", :basis_of_a_double_eigenvalue},
-    {"Nx.LinAlg.triangular_solve/3", 15} => {"singular only once it is computed", :singular_when_computed},
-    {"Nx.Constants.i/2", 2} => {"MLX has no c128", :c128_is_refused}
+    {"Nx.LinAlg.eigh/2", 2} => {decomposition, {:digits, 1.0e-6}},
+    {"Nx.Constants.i/2", 2} => {"MLX has no c128, and c64 would lose half of its digits", :c128_is_refused}
   }
 
   EMLX.Doctests.run(@modules, @exceptions)
@@ -61,25 +60,6 @@ defmodule EMLX.DoctestTest do
   end
 
   defp check(outcome, {:digits, rtol}), do: EMLX.Doctests.assert_digits(outcome, rtol)
-
-  defp check(_outcome, :basis_of_a_double_eigenvalue) do
-    t = Nx.tensor([[0, 1, 2], [1, 0, 2], [2, 2, 3]])
-    {values, vectors} = Nx.LinAlg.eigh(t)
-    assert_same(values, Nx.tensor([5.0, -1.0, -1.0]))
-    assert_same(Nx.dot(t, vectors), Nx.multiply(vectors, values), atol: 1.0e-5)
-    assert_same(Nx.dot(Nx.transpose(vectors), vectors), Nx.eye(3, type: :f32), atol: 1.0e-5)
-  end
-
-  # Nothing is computed when a system is posed, so nothing can be raised either.
-  defp check(_outcome, :singular_when_computed) do
-    result = Nx.LinAlg.triangular_solve(Nx.tensor([[0, 0], [1, 1]]), Nx.tensor([4, 2]))
-
-    try do
-      refute Nx.to_number(Nx.all(Nx.is_nan(result) |> Nx.logical_or(Nx.is_infinity(result)) |> Nx.logical_not())) == 1
-    rescue
-      error -> assert %EMLX.Error{} = error
-    end
-  end
 
   defp check(outcome, :c128_is_refused), do: assert(%EMLX.Error{reason: "c128 is not supported" <> _} = outcome)
 end

@@ -90,13 +90,123 @@ defmodule EMLX.LinAlgBlockTest do
     for bad <- [
           [[1.0, 2.0], [2.0, 1.0]],
           [[-1.0, 0.0], [0.0, 1.0]],
-          [[0.0, 0.0], [0.0, 0.0]],
+          [[0.0, 1.0], [1.0, 5.0]],
           [[1.0, :nan], [:nan, 1.0]]
         ] do
       [first, second] = Nx.to_batched(Nx.LinAlg.cholesky(Nx.tensor([good, bad])), 1) |> Enum.to_list()
       near(exact(product(first, transposed(first))), exact(Nx.tensor([good])), {:f, 32})
       assert Nx.to_flat_list(second) == [:nan, 0.0, :nan, :nan]
     end
+  end
+
+  # Matrices whose pivots are 0 without rounding, for which the composed function gives numbers too.
+  @semidefinite [
+    [[1, 1], [1, 1]],
+    [[0, 0], [0, 0]],
+    [[0, 0], [0, 4]],
+    [[4, 2, 2], [2, 1, 1], [2, 1, 3]],
+    [[4, 0, 2], [0, 0, 0], [2, 0, 1]],
+    [[1, 1, 1], [1, 1, 1], [1, 1, 1]]
+  ]
+
+  test "cholesky of a semidefinite matrix is the composed function's" do
+    for rows <- @semidefinite, type <- [{:f, 32}, {:f, 64}] -- if(@gpu, do: [{:f, 64}], else: []) do
+      a = Nx.tensor(rows, type: type, backend: Nx.BinaryBackend)
+      l = Nx.LinAlg.cholesky(Nx.backend_copy(a, backend()))
+      near(product(exact(l), transposed(exact(l))), exact(a), type)
+      # In f32, where the composed function's eps of 1.0e-10 does not show.
+      near(exact(l), exact(composed(fn -> Nx.LinAlg.cholesky(Nx.tensor(rows, type: :f32)) end)), {:f, 32})
+    end
+  end
+
+  test "cholesky of a semidefinite matrix does not depend on the scale of its rows" do
+    for scale <- [1.0e-4, 1.0, 1.0e4] do
+      l = Nx.LinAlg.cholesky(Nx.tensor([[scale * scale, scale], [scale, 1.0]]))
+      [a, +0.0, b, +0.0] = Nx.to_flat_list(l)
+      assert_in_delta a / scale, 1, 1.0e-6
+      assert_in_delta b, 1, 1.0e-6
+    end
+  end
+
+  test "cholesky of a semidefinite matrix leaves the rest of its batch alone" do
+    good = [[4.0, 2.0], [2.0, 3.0]]
+    alone = Nx.LinAlg.cholesky(Nx.tensor(good))
+    both = Nx.LinAlg.cholesky(Nx.tensor([[[1.0, 1.0], [1.0, 1.0]], good]))
+    assert Nx.to_binary(both[1]) == Nx.to_binary(alone)
+  end
+
+  test "multivariate normal numbers with a singular covariance are those of the binary backend" do
+    draw = fn ->
+      covariance = Nx.tensor([[4.0, 2.0, 2.0], [2.0, 1.0, 1.0], [2.0, 1.0, 3.0]])
+
+      {numbers, _key} =
+        Nx.Random.multivariate_normal(Nx.Random.key(7), Nx.tensor([1, 2, 3]), covariance, shape: {20, 3})
+
+      numbers
+    end
+
+    near(exact(draw.()), exact(composed(draw)), {:f, 32})
+  end
+
+  test "the eigenvectors of a repeated eigenvalue are the last unit vectors as far as they lie in its eigenspace" do
+    for n <- 2..6, type <- [{:f, 32}, {:f, 64}] -- if(@gpu, do: [{:f, 64}], else: []), sign <- [1, -1] do
+      v = Nx.tensor(Enum.take([1, 2, -1, 3, 1, 2], n), type: type)
+      # sign·v·vᵀ + 100: n - 1 eigenvalues of 100.
+      a = Nx.add(Nx.multiply(sign, Nx.outer(v, v)), Nx.multiply(100, Nx.eye(n, type: type)))
+      {values, vectors} = Nx.LinAlg.eigh(a)
+      near(product(exact(a), exact(vectors)), Nx.multiply(exact(vectors), exact(values)), type)
+      orthonormal(exact(vectors), type)
+
+      # The first of them is the projection of unit vector 1, and those that follow have nothing of the unit vectors before theirs.
+      space = if sign == 1, do: vectors[[.., 1..(n - 1)//1]], else: vectors[[.., 0..(n - 2)//1]]
+      triangle = space[1..(n - 1)//1]
+      near(exact(Nx.triu(triangle, k: 1)), exact(Nx.multiply(0, triangle)), type)
+    end
+  end
+
+  test "the eigenvectors of the identity are the unit vectors" do
+    {values, vectors} = Nx.LinAlg.eigh(Nx.eye(5, type: :f32))
+    assert Nx.to_flat_list(values) == List.duplicate(1.0, 5)
+    assert Nx.to_list(vectors) == Nx.to_list(Nx.eye(5, type: :f32))
+  end
+
+  test "close eigenvalues that lead from one to another keep their own eigenvectors" do
+    n = 300
+    # Each is within rounding of the next, the first far from the last.
+    values = Nx.iota({n}, type: :f32) |> Nx.multiply(2.0e-7) |> Nx.add(1)
+    {found, vectors} = Nx.LinAlg.eigh(Nx.make_diagonal(values))
+
+    near(
+      Nx.multiply(exact(values), 1) |> Nx.reshape({n, 1}) |> Nx.multiply(exact(vectors)),
+      Nx.multiply(exact(vectors), exact(found)),
+      {:f, 32}
+    )
+
+    assert Nx.to_number(Nx.sum(Nx.not_equal(vectors, 0))) == n
+  end
+
+  test "a singular triangular system is refused when it is posed, also in a batch" do
+    b = Nx.tensor([4, 2])
+
+    for a <- [[[0, 0], [1, 1]], [[1, 0], [1, 0]]] do
+      assert_raise ArgumentError, "can't solve for singular matrix", fn ->
+        Nx.LinAlg.triangular_solve(Nx.tensor(a), b)
+      end
+    end
+
+    batch = Nx.tensor([[[1, 0], [1, 1]], [[1, 0], [1, 0]]])
+
+    assert_raise ArgumentError, "can't solve for singular matrix", fn ->
+      Nx.LinAlg.triangular_solve(batch, Nx.tensor([[4, 2], [4, 2]]))
+    end
+
+    assert_raise ArgumentError, "can't solve for singular matrix", fn ->
+      Nx.LinAlg.triangular_solve(Nx.tensor([[1, 1], [0, Complex.new(0, 0)]]), b, lower: false)
+    end
+
+    # What is wrong with the matrix before that is told as it is.
+    nan = Nx.tensor([[:nan, 0.0], [1.0, 1.0]])
+    assert [:nan, :nan] = Nx.to_flat_list(Nx.LinAlg.triangular_solve(nan, b))
   end
 
   test "cholesky of a complex matrix is composed" do

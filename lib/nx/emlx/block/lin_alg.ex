@@ -8,17 +8,20 @@ defmodule EMLX.Block.LinAlg do
 
     * `Nx.LinAlg.qr/2` - R has a positive diagonal, except for rows that need no reflection, which keep their sign. The mode
       `:complete` of a tall matrix is composed: its further columns could be any basis
-    * `Nx.LinAlg.eigh/2` - eigenvalues come by falling magnitude, and of each eigenvector the largest component is positive.
-      The eigenvectors of an eigenvalue that occurs several times are any orthonormal basis. The options `:eps` and `:max_iter`
-      of the composed function have no meaning here
+    * `Nx.LinAlg.eigh/2` - eigenvalues come by falling magnitude (but for rounding), and of each eigenvector the largest component is positive.
+      Where an eigenvalue occurs m times, its eigenvectors are the last m unit vectors projected onto its eigenspace and made
+      orthonormal in their order; if those projections depend on each other, any orthonormal basis. Nx's are those of the iteration
+      that finds them, the same only in some cases. The options `:eps` and `:max_iter` of the composed function have no meaning
+      here
     * `Nx.LinAlg.svd/2` - the same rule holds for the right singular vectors, for the left ones where a matrix is wide
     * `Nx.LinAlg.lu/1` - rows are exchanged for the first largest pivot
 
   Eigenvalues and singular values that are 0 but for rounding, which is to the size of the matrix times the precision of the type
   times the largest of them, are 0: `Nx.LinAlg.pinv/2` and others divide by what is not.
 
-  A matrix that is not positive definite has a Cholesky factor of NaN, a singular one has solutions of NaN, and one with NaN or
-  an infinity in it has eigenvalues and singular values of NaN. Other matrices of a batch are not affected.
+  A positive semidefinite matrix has a Cholesky factor with a column of 0 for each pivot that is 0 but for rounding; an indefinite
+  one has a factor of NaN, a singular one has solutions of NaN, and one with NaN or an infinity in it has eigenvalues and singular
+  values of NaN. Other matrices of a batch are not affected.
   """
 
   alias EMLX.{Array, Backend, Ops}
@@ -99,11 +102,14 @@ defmodule EMLX.Block.LinAlg do
   end
 
   @doc false
+  # The distance from 1 to the next number.
+  def precision(array), do: if(Array.dtype(array) == :f64, do: 2.220446049250313e-16, else: 1.1920928955078125e-7)
+
+  @doc false
   # Eigenvalues or singular values of matrices of n rows or columns, 0 where only rounding tells them from it.
   def without_noise(values, n) do
-    precision = if Array.dtype(values) == :f64, do: 2.220446049250313e-16, else: 1.1920929e-7
     magnitude = Ops.abs(values)
-    noise = magnitude |> Ops.max(axes: [-1], keepdims: true) |> Ops.multiply(n * precision)
+    noise = magnitude |> Ops.max(axes: [-1], keepdims: true) |> Ops.multiply(n * precision(values))
     Ops.where(Ops.less_equal(magnitude, noise), like(0, values), values)
   end
 
@@ -125,15 +131,35 @@ defimpl EMLX.Block, for: Nx.Block.LinAlg.Cholesky do
 
   def call(block, output, args, fun) do
     LinAlg.run(block, output, args, fun, fn [a] ->
-      {n, n} = LinAlg.matrix_size(a)
       l = Ops.cholesky(a)
-      # LAPACK stops at a pivot that is not positive, leaves it on the diagonal, and MLX does not look.
-      sound = l |> Ops.diagonal(axis1: -2, axis2: -1) |> Ops.greater(0) |> Ops.all(axes: [-1])
-      sound = Ops.expand_dims(sound, [-2, -1])
-      lower = Ops.tri(n, dtype: :bool)
-      Ops.where(Ops.logical_or(sound, Ops.logical_not(lower)), l, LinAlg.nan(l))
+      Ops.where(sound(l), l, semidefinite(a))
     end)
   end
+
+  # LAPACK stops at a pivot that is not positive, leaves it on the diagonal, and MLX does not look.
+  defp sound(l), do: l |> diagonal() |> Ops.greater(0) |> Ops.all(axes: [-1]) |> Ops.expand_dims([-2, -1])
+
+  # The factor of a matrix that LAPACK gave up: with its diagonal enlarged by what rounding may have taken from it, each pivot that
+  # should be 0 is about as small as that, and its column is noise.
+  defp semidefinite(a) do
+    {n, n} = LinAlg.matrix_size(a)
+    noise = n * LinAlg.precision(a)
+    diagonal = diagonal(a)
+    largest = diagonal |> Ops.max(axes: [-1], keepdims: true) |> Ops.maximum(0)
+    # Next to a diagonal element of 0 there is nothing in a semidefinite matrix.
+    floor = Ops.where(Ops.equal(largest, 0), LinAlg.like(1, a), Ops.multiply(largest, noise * noise))
+    absent = Ops.equal(diagonal, 0)
+    enlarged = Ops.where(absent, floor, Ops.multiply(diagonal, 1 + noise))
+    eye = Ops.eye(n, dtype: :bool)
+    l = Ops.cholesky(Ops.where(eye, Ops.expand_dims(enlarged, [-1]), a))
+    is_noise = l |> diagonal() |> Ops.square() |> Ops.less_equal(Ops.multiply(diagonal, 8 * noise))
+    is_zero = Ops.logical_or(absent, is_noise) |> Ops.expand_dims([-2])
+    factor = Ops.where(is_zero, LinAlg.like(0, l), l)
+    lower = Ops.tri(n, dtype: :bool)
+    Ops.where(Ops.logical_or(sound(l), Ops.logical_not(lower)), factor, LinAlg.nan(l))
+  end
+
+  defp diagonal(array), do: Ops.diagonal(array, axis1: -2, axis2: -1)
 end
 
 defimpl EMLX.Block, for: Nx.Block.LinAlg.LU do
@@ -247,13 +273,49 @@ defimpl EMLX.Block, for: Nx.Block.LinAlg.Eigh do
   end
 
   defp decompose(a) do
+    {n, n} = LinAlg.matrix_size(a)
     [values, vectors] = Ops.eigh(a)
-    order = values |> Ops.abs() |> Ops.negative() |> Ops.argsort(axis: -1)
+    start = first_of_equals(values, n)
+    vectors = with_basis(vectors, start, n)
+    # Equal ones stay together, in the order of their basis.
+    size = values |> Ops.take_along_axis(start, axis: -1) |> Ops.abs()
+    order = size |> Ops.negative() |> Ops.argsort(axis: -1)
     values = Ops.take_along_axis(values, order, axis: -1)
     columns = order |> Ops.expand_dims([-2]) |> Ops.broadcast_to(Array.shape(vectors))
     vectors = Ops.take_along_axis(vectors, columns, axis: -1)
-    {n, n} = LinAlg.matrix_size(a)
     [LinAlg.without_noise(values, n), LinAlg.turn(vectors, LinAlg.orientation(vectors, -2))]
+  end
+
+  # LAPACK's eigenvectors of an eigenvalue that occurs m times are any basis of its eigenspace. In their coordinates, the
+  # projections of the last m unit vectors are the last m rows of `vectors`, so the Q of these turns one basis into the other. The
+  # blocks of all eigenvalues stand in one matrix, whose Q is 1 for an eigenvalue that occurs once.
+  defp with_basis(vectors, start, n) do
+    same = Ops.equal(Ops.expand_dims(start, [-1]), Ops.expand_dims(start, [-2]))
+    times = same |> Ops.astype(:s32) |> Ops.sum(axes: [-1])
+    unit = Ops.iota([n]) |> Ops.subtract(start) |> Ops.add(Ops.subtract(n, times))
+    rows = unit |> Ops.expand_dims([-1]) |> Ops.broadcast_to(Array.shape(vectors))
+    projections = vectors |> Ops.take_along_axis(rows, axis: -2) |> Ops.swapaxes(-2, -1)
+    [q, _r] = Ops.qr(Ops.where(same, projections, LinAlg.like(0, vectors)))
+    Ops.matmul(vectors, q)
+  end
+
+  # For each of n rising eigenvalues, the place of the first that is the same but for rounding. Where many lie so close together
+  # that they lead from one number to another, each is its own.
+  defp first_of_equals(values, 1), do: values |> Ops.astype(:s32) |> Ops.multiply(0)
+
+  defp first_of_equals(values, n) do
+    places = Ops.iota([n])
+    rounding = values |> Ops.abs() |> Ops.max(axes: [-1], keepdims: true) |> Ops.multiply(LinAlg.precision(values))
+    [first, later] = Ops.split(values, [1], axis: -1)
+    [earlier, _last] = Ops.split(values, [n - 1], axis: -1)
+    gap = Ops.greater(Ops.subtract(later, earlier), Ops.multiply(rounding, 8))
+    gap = Ops.concatenate([Ops.equal(first, first), gap], axis: -1)
+    start = gap |> Ops.where(places, Array.scalar(0, :s32)) |> Ops.cummax(axis: -1)
+    width = Ops.subtract(values, Ops.take_along_axis(values, start, axis: -1))
+    too_wide = width |> Ops.greater(Ops.multiply(rounding, max(n, 8))) |> Ops.expand_dims([-2])
+    same = Ops.equal(Ops.expand_dims(start, [-1]), Ops.expand_dims(start, [-2]))
+    spread = same |> Ops.logical_and(too_wide) |> Ops.any(axes: [-1])
+    Ops.where(spread, places, start)
   end
 end
 
