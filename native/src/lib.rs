@@ -590,18 +590,19 @@ fn program_new<'a>(
     opts: Term<'a>,
 ) -> Answer<ResourceArc<Program>> {
     Answer(guard("program", || {
-        let opts: ProgramOpts = argument(opts, 4, "%{output_names: nil | [name]}")?;
+        let opts: ProgramOpts = argument(opts, 4, "%{output_names: nil | [name], fuse: boolean}")?;
         let inputs = program::term::inputs(inputs)?;
         let constants = decode_arrays(constants)?;
         let count = inputs.len().saturating_add(constants.len());
         let body = program::term::top(count, instructions, outputs)?;
-        Program::new(inputs, constants, body, opts.output_names).map(ResourceArc::new)
+        Program::new(inputs, constants, body, opts.output_names, opts.fuse).map(ResourceArc::new)
     }))
 }
 
 #[derive(rustler::NifMap)]
 struct ProgramOpts {
     output_names: Option<Vec<String>>,
+    fuse: bool,
 }
 
 /// What the Elixir side keeps of a program.

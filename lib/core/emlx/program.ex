@@ -72,6 +72,11 @@ defmodule EMLX.Program do
     * `:constants` - arrays that every run uses, numbered after the inputs. They are shared, not copied.
     * `:constant_names` - a name for each constant, for `save/3`
     * `:output_names` - a name for each output
+    * `:fuse` - whether stretches of operations are compiled by MLX, which makes one kernel of neighbouring elementwise operations
+      (`false` by default). The first run for each set of shapes compiles, which on the CPU takes the C++ compiler g++ and a
+      second or so for each new kernel; later ones, in other VMs, too, find it under the system's folder for temporary files.
+      A kernel keeps the values between its operations in registers and may contract a product and a sum: results differ from
+      `fuse: false` in the last bits. The run goes through the queue, as one with branches does.
 
   Raises `EMLX.Error` for a value that is not known where it is used, a block whose inputs or outputs do not fit its
   instruction, an unknown operation, more than 1,048,576 values, or blocks more than 32 deep in one another.
@@ -90,9 +95,9 @@ defmodule EMLX.Program do
   """
   @spec new(non_neg_integer | [input], [instruction], [value], keyword) :: t
   def new(inputs, instructions, outputs, opts \\ []) do
-    opts = Keyword.validate!(opts, constants: [], constant_names: nil, output_names: nil)
+    opts = Keyword.validate!(opts, constants: [], constant_names: nil, output_names: nil, fuse: false)
     constants = for %Array{ref: ref} <- opts[:constants], do: ref
-    native_opts = %{output_names: opts[:output_names]}
+    native_opts = %{output_names: opts[:output_names], fuse: opts[:fuse]}
     program = from_ref(Native.call!(Native.program_new(inputs, constants, instructions, outputs, native_opts)))
     %{program | constant_names: opts[:constant_names]}
   end

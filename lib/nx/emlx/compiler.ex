@@ -110,7 +110,7 @@ defmodule EMLX.Compiler do
     try do
       {used, constants, calls, instructions, results} = record(expr, templates, %{}, opts)
       inputs = for i <- used, do: input(Enum.at(templates, i), "arg#{i}")
-      program = Program.new(inputs, instructions, results, constants: constants)
+      program = Program.new(inputs, instructions, results, constants: constants, fuse: opts.fuse)
       told(:stop, start, key, %{instructions: program.size})
       {:program, %{program: program, used: used, outputs: outputs, calls: calls}}
     rescue

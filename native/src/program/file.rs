@@ -42,6 +42,8 @@ struct Body {
     /// The safetensors file beside this one, where a constant is in it.
     #[serde(skip_serializing_if = "Option::is_none")]
     tensors: Option<String>,
+    /// Whether stretches of operations are to be compiled.
+    fuse: bool,
     /// A block stands after those inside it; the last one is the program.
     blocks: Vec<BlockForm>,
 }
@@ -196,6 +198,7 @@ pub fn save(
             .collect(),
         constants,
         tensors: (!large.is_empty()).then(|| tensors_name.to_string()),
+        fuse: program.fused.is_some(),
         blocks,
     };
     let body = serde_json::to_vec(&body).map_err(|error| failed(path, error))?;
@@ -250,8 +253,9 @@ fn flatten(block: &Block, blocks: &mut Vec<BlockForm>) -> Result<usize> {
                     body: flatten(body, blocks)?,
                 });
             }
-            Step::Call { id, .. } => {
-                return Err(Error::invalid(format!("call {id} cannot be saved")));
+            Step::Call { .. } | Step::Fused(_) => {
+                let message = format!("{} cannot be saved", instruction.step.name());
+                return Err(Error::invalid(message));
             }
         }
         instructions.push(form);
@@ -394,6 +398,7 @@ fn assemble(path: &str, form: Body, device: Device, stream: &Stream) -> Result<P
         constants,
         body,
         output_names.filter(|names| !names.is_empty()),
+        form.fuse,
     )?;
     if let Some(types) = Types::of(&program, device, stream)? {
         for (i, (shape, dtype)) in types.outputs(&program.body).into_iter().enumerate() {
@@ -649,7 +654,7 @@ mod tests {
     fn headers_are_read_strictly() {
         let message = |text: &str| {
             let result = checked_body("x", text.as_bytes());
-            result.err().expect("refused").to_string()
+            result.expect_err("refused").to_string()
         };
         let right = format!("{FORMAT} 1 {}\n{{}}", digest(b"{}"));
         assert_eq!(checked_body("x", right.as_bytes()).expect("a body"), b"{}");

@@ -1,8 +1,9 @@
 //! Programs: operations over numbered values, with branches, loops and questions to the calling process, replayed on new inputs.
 //! An eager call is the program of one operation. [`term`] decodes programs, [`run`] replays them, [`types`] finds their shapes and
-//! types, [`file`] saves and loads them.
+//! types, [`file`] saves and loads them, [`fuse`] has their stretches compiled.
 
 pub mod file;
+mod fuse;
 pub mod run;
 pub mod term;
 pub mod types;
@@ -12,6 +13,7 @@ use crate::device::Device;
 use crate::error::{Error, Result, Signature};
 use crate::mlx::{self, Stream};
 use crate::op::{self, Op};
+use fuse::Fused;
 use mlx_rs::Array;
 use rustler::{Resource, ResourceArc};
 use smallvec::SmallVec;
@@ -42,6 +44,8 @@ pub enum Step {
         id: u64,
         outputs: Vec<Signature>,
     },
+    /// Operations that MLX compiles together; only in what [`fuse`] makes.
+    Fused(Arc<Fused>),
 }
 
 impl Step {
@@ -52,6 +56,7 @@ impl Step {
             Step::If { .. } => "if".into(),
             Step::While { .. } => "while".into(),
             Step::Call { id, .. } => format!("call {id}"),
+            Step::Fused(_) => "fused".into(),
         }
     }
 }
@@ -64,6 +69,8 @@ pub struct Instruction {
     pub outputs: usize,
     /// Where it comes from, for people.
     pub label: Option<String>,
+    /// Its place in the block that it was taken from, where that is another.
+    number: Option<usize>,
     /// The values that nothing after it needs.
     spent: Vec<u32>,
 }
@@ -80,15 +87,40 @@ impl Instruction {
             inputs: inputs.into_iter().collect(),
             outputs,
             label,
+            number: None,
             spent: Vec::new(),
         }
+    }
+
+    /// Takes what an operation gave if it is as many arrays as the instruction says.
+    fn check_outputs(&self, outputs: op::Outputs) -> Result<op::Outputs> {
+        if outputs.len() == self.outputs {
+            return Ok(outputs);
+        }
+        Err(Error::invalid(format!(
+            "has {} outputs, the program says {}",
+            outputs.len(),
+            self.outputs
+        )))
     }
 
     fn is_op(&self) -> bool {
         matches!(self.step, Step::Op(_))
     }
 
-    /// The op for errors: name, and label where there is one.
+    /// Where and what it is, for errors.
+    fn place(&self, at: usize) -> String {
+        match self.step {
+            Step::Fused(_) => self.title(),
+            _ => format!(
+                "instruction {}, {}",
+                self.number.unwrap_or(at),
+                self.title()
+            ),
+        }
+    }
+
+    /// The name, and the label where there is one.
     fn title(&self) -> String {
         match &self.label {
             Some(label) => format!("{} [{label}]", self.step.name()),
@@ -154,6 +186,15 @@ impl Block {
         })
     }
 
+    /// The values by number.
+    fn known(&self) -> usize {
+        let outputs = self
+            .instructions
+            .iter()
+            .map(|instruction| instruction.outputs);
+        self.inputs + outputs.sum::<usize>()
+    }
+
     /// The values, those of blocks inside included.
     fn values(&self) -> usize {
         let outputs = self.instructions.iter().map(|instruction| {
@@ -176,7 +217,7 @@ impl Block {
 impl Instruction {
     fn blocks(&self) -> impl Iterator<Item = &Arc<Block>> {
         let blocks: SmallVec<[&Arc<Block>; 2]> = match &self.step {
-            Step::Op(_) | Step::Call { .. } => SmallVec::new(),
+            Step::Op(_) | Step::Call { .. } | Step::Fused(_) => SmallVec::new(),
             Step::If { then, otherwise } => SmallVec::from_slice(&[then, otherwise]),
             Step::While { condition, body } => SmallVec::from_slice(&[condition, body]),
         };
@@ -210,7 +251,7 @@ fn check_step(instruction: &Instruction) -> Result<()> {
         return Err(Error::invalid("an input is nil"));
     }
     match &instruction.step {
-        Step::Op(_) => Ok(()),
+        Step::Op(_) | Step::Fused(_) => Ok(()),
         Step::If { then, otherwise } => {
             if inputs == 0 {
                 return Err(Error::invalid("has no predicate"));
@@ -275,7 +316,9 @@ pub struct Program {
     pub constants: Vec<ResourceArc<Handle>>,
     pub body: Arc<Block>,
     pub output_names: Option<Vec<String>>,
-    /// Nothing but operations: it needs no queue to be replayed.
+    /// The body with its stretches compiled, where that is asked for.
+    pub fused: Option<Arc<Block>>,
+    /// Nothing but operations, as they are: it needs no queue to be replayed.
     pub is_straight: bool,
     pub can_fail_late: bool,
     /// The questions it may ask, each once.
@@ -295,6 +338,7 @@ impl Program {
         constants: Vec<ResourceArc<Handle>>,
         body: Block,
         output_names: Option<Vec<String>>,
+        fuse: bool,
     ) -> Result<Program> {
         let given = inputs.len() + constants.len();
         if body.inputs != given {
@@ -330,16 +374,27 @@ impl Program {
         });
         calls.sort_unstable();
         calls.dedup();
+        let fused = match fuse {
+            true => Some(Arc::new(fuse::fuse(&body)?)),
+            false => None,
+        };
+        is_straight &= !fuse;
         Ok(Program {
             inputs,
             constants,
             body: Arc::new(body),
             output_names,
+            fused,
             is_straight,
             can_fail_late,
             calls,
             size,
         })
+    }
+
+    /// What a queue runs.
+    pub fn code(&self) -> &Arc<Block> {
+        self.fused.as_ref().unwrap_or(&self.body)
     }
 
     /// Checks the arrays of a run.
@@ -467,7 +522,7 @@ mod tests {
             otherwise: then(),
         };
         let body = Block::new(1, vec![instruction(step, &[0], 0)], vec![]).expect("well-formed");
-        let program = Program::new(Inputs::Any(1), vec![], body, None);
+        let program = Program::new(Inputs::Any(1), vec![], body, None, false);
         let error = program.err().expect("refused").to_string();
         assert!(error.contains("more than"), "{error}");
     }
@@ -515,10 +570,10 @@ mod tests {
         };
         let body = || Block::new(2, vec![], vec![0, 1]).expect("well-formed");
         let inputs = Inputs::Named(vec![input("x"), input("x")]);
-        let error = Program::new(inputs, vec![], body(), None).err();
+        let error = Program::new(inputs, vec![], body(), None, false).err();
         assert!(error.expect("refused").to_string().contains("named \"x\""));
         let names = Some(vec!["y".to_string()]);
-        let error = Program::new(Inputs::Any(2), vec![], body(), names).err();
+        let error = Program::new(Inputs::Any(2), vec![], body(), names, false).err();
         assert!(error.expect("refused").to_string().contains("1 names"));
     }
 }

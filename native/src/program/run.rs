@@ -143,15 +143,9 @@ impl Frame {
                 .map(|value| value.and_then(|value| self.values.get(value)))
                 .collect();
             let outputs = build(op, &inputs, device, stream)
+                .and_then(|outputs| instruction.check_outputs(outputs))
                 .map_err(|error| error.with_inputs(signatures(&inputs), Some(device)))?;
             drop(inputs);
-            if outputs.len() != instruction.outputs {
-                return Err(Error::invalid(format!(
-                    "has {} outputs, the program says {}",
-                    outputs.len(),
-                    instruction.outputs
-                )));
-            }
             self.values.0.extend(outputs.into_iter().map(Slot::Owned));
             self.values.spend(&instruction.spent);
             self.pc += 1;
@@ -179,7 +173,7 @@ impl Frame {
 
     fn place(&self) -> String {
         match self.instruction() {
-            Some(instruction) => format!("instruction {}, {}", self.pc, instruction.title()),
+            Some(instruction) => instruction.place(self.pc),
             None => "outputs".into(),
         }
     }
@@ -321,7 +315,7 @@ impl Run {
         }
         let given: Vec<_> = inputs.iter().chain(&program.constants).cloned().collect();
         let values = Values(given.iter().cloned().map(Slot::Given).collect());
-        let frame = Frame::new(&program.body, values);
+        let frame = Frame::new(program.code(), values);
         let mut run = Run {
             levels: vec![Level::Block(frame)],
             open: Vec::new(),
@@ -385,6 +379,17 @@ impl Run {
             let inputs = instruction.inputs.iter().flatten().copied();
             match &instruction.step {
                 Step::Op(_) => {}
+                Step::Fused(fused) => {
+                    let arrays = inputs
+                        .map(|value| frame.values.slot(value)?.array())
+                        .collect::<Result<Vec<_>>>()?;
+                    let outputs = fused.build(&arrays, device, stream).map_err(|error| {
+                        let signatures = arrays.iter().copied().map(Some).collect::<Vec<_>>();
+                        error.with_inputs(self::signatures(&signatures), Some(device))
+                    })?;
+                    drop(arrays);
+                    frame.deliver(Values(outputs.into_iter().map(Slot::Owned).collect()));
+                }
                 Step::If { then, otherwise } => {
                     let predicate = inputs.clone().next().unwrap_or_default();
                     let predicate = frame.values.slot(predicate)?.array()?;

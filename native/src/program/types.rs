@@ -76,17 +76,9 @@ impl Walk<'_> {
             inside: Vec::with_capacity(block.instructions.len()),
         };
         for (i, instruction) in block.instructions.iter().enumerate() {
-            let (outputs, inside) = self.instruction(instruction, &values).map_err(|error| {
-                error.within(&format!("instruction {i}, {}", instruction.title()))
-            })?;
-            if outputs.len() != instruction.outputs {
-                return Err(Error::invalid(format!(
-                    "has {} outputs, the program says {}",
-                    outputs.len(),
-                    instruction.outputs
-                ))
-                .within(&format!("instruction {i}, {}", instruction.title())));
-            }
+            let (outputs, inside) = self
+                .instruction(instruction, &values)
+                .map_err(|error| error.within(&instruction.place(i)))?;
             types.values.extend(outputs.iter().map(signature));
             types.inside.push(inside);
             values.extend(outputs.into_iter().map(Some));
@@ -144,9 +136,10 @@ impl Walk<'_> {
         match &instruction.step {
             Step::Op(op) => {
                 let outputs = build(op, &inputs, self.device, self.stream)?;
-                Ok((outputs.into_vec(), Vec::new()))
+                Ok((instruction.check_outputs(outputs)?.into_vec(), Vec::new()))
             }
             Step::Call { outputs, .. } => Ok((placeholders(outputs)?, Vec::new())),
+            Step::Fused(_) => Err(Error::invalid("is compiled, and has no types of its own")),
             Step::If { then, otherwise } => {
                 if let Some(Some(predicate)) = inputs.first() {
                     scalar("predicate", &signature(predicate))?;

@@ -159,10 +159,27 @@ defmodule EMLX.CompilerTest do
       assert %Nx.Tensor{data: %EMLX.Backend{}} = result.same
     end
 
+    test "may have its element-wise operations fused", %{opts: opts} do
+      fun = fn x, n ->
+        {y, _} = grown(Nx.multiply(Nx.sigmoid(Nx.add(Nx.sin(x), 1)), Nx.tanh(x)), n)
+        Nx.sum(Nx.exp(Nx.negate(y)), axes: [1])
+      end
+
+      args = [Nx.iota({8, 16}, type: :f32) |> Nx.divide(100), Nx.tensor(3)]
+      fused = jit_apply(fun, args, [fuse: true] ++ opts)
+      assert_same(fused, jit_apply(fun, args, [fuse: false] ++ opts), rtol: 1.0e-5)
+    end
+
     test "keeps names and vectorized axes", %{opts: opts} do
       x = Nx.vectorize(Nx.iota({2, 3}, names: [:rows, :columns], type: :f32), :rows)
       fun = fn x -> Nx.sum(Nx.sin(x), axes: [:columns], keep_axes: true) end
       assert_same(jit_apply(fun, [x], opts), fun.(x))
+    end
+  end
+
+  defn grown(x, n) do
+    while {x, n}, n > 0 do
+      {Nx.cos(x) * 2 + 1, n - 1}
     end
   end
 
