@@ -150,6 +150,20 @@ defmodule EMLX.Backend.ElementwiseTest do
     end
   end
 
+  # Where the binary backend raises.
+  test "integers divided by zero give 0, and the smallest divided by -1 itself" do
+    for {kind, size} = type <- integer_types() do
+      assert Nx.to_flat_list(Nx.quotient(Nx.tensor([1, 0], type: type), Nx.tensor([0, 0], type: type))) == [0, 0]
+      assert Nx.to_flat_list(Nx.remainder(Nx.tensor([1, 0], type: type), Nx.tensor([0, 0], type: type))) == [0, 0]
+
+      if kind == :s do
+        smallest = Nx.tensor([-Integer.pow(2, size - 1)], type: type)
+        assert Nx.to_flat_list(Nx.quotient(smallest, Nx.tensor([-1], type: type))) == Nx.to_flat_list(smallest)
+        assert Nx.to_flat_list(Nx.remainder(smallest, Nx.tensor([-1], type: type))) == [0]
+      end
+    end
+  end
+
   test "remainder of floats has the sign of the dividend" do
     for_all(100, :remainder_of_floats, fn ->
       shape = shape()

@@ -15,6 +15,21 @@ defmodule EMLX.Backend.NodeTest do
     assert_same(Nx.backend_transfer(there, backend()), Nx.multiply(t, 2))
   end
 
+  test "a tensor that is not copied is refused there, and good again here", %{peer: peer} do
+    {:ok, _} = :peer.call(peer, :application, :ensure_all_started, [:emlx])
+    t = Nx.tensor([1, 2, 3])
+
+    for {function, arguments} <- [add: [t, 1], to_binary: [t], backend_copy: [t]] do
+      error = catch_error(:peer.call(peer, Nx, function, arguments))
+      assert %EMLX.Error{kind: :bad_argument} = error
+      assert error.reason =~ "expected an array"
+    end
+
+    # A list that has been there and back.
+    [back] = :peer.call(peer, :lists, :reverse, [[t]])
+    assert Nx.to_flat_list(Nx.add(back, 1)) == [2, 3, 4]
+  end
+
   test "a serialized tensor is read elsewhere", %{peer: peer} do
     t = Nx.vectorize(Nx.iota({3, 2}, type: :f32), :x)
     there = :peer.call(peer, Nx, :deserialize, [IO.iodata_to_binary(Nx.serialize(t))])
