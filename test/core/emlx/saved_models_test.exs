@@ -1,0 +1,45 @@
+defmodule EMLX.SavedModelsTest do
+  # Models of Axon and Bumblebee replayed without them: programs under test/programs (its generate.exs makes them), against what
+  # the models gave on Nx.BinaryBackend.
+  use ExUnit.Case, async: true
+
+  alias EMLX.{Array, Program, Safetensors}
+
+  @folder Path.expand("../../programs", __DIR__)
+  @names for file <- Path.wildcard(Path.join(@folder, "*.emlx")), do: Path.basename(file, ".emlx")
+
+  test "there are models of many kinds" do
+    assert length(@names) >= 12
+  end
+
+  for name <- @names do
+    test "#{name}" do
+      path = Path.join(@folder, unquote(name))
+      program = Program.load(path <> ".emlx", device: :cpu)
+      golden = Safetensors.load(path <> ".golden.safetensors", device: :cpu)
+      inputs = for {name, _shape, _dtype} <- Program.inputs(program), into: %{}, do: {name, golden["input." <> name]}
+      outputs = Program.outputs(program, device: :cpu)
+      assert outputs != []
+
+      results = Program.run(program, inputs, device: :cpu)
+
+      for {{name, shape, dtype}, result} <- Enum.zip(outputs, results) do
+        expected = golden["output." <> name] || golden[name]
+        assert {name, Array.dtype(result), Array.shape(result)} == {name, dtype, List.to_tuple(shape)}
+        assert {name, Array.dtype(result), Array.shape(result)} == {name, Array.dtype(expected), Array.shape(expected)}
+        assert_close(name, flat(result), flat(expected), if(dtype == :f32, do: 1.0e-4, else: 0))
+      end
+    end
+  end
+
+  defp flat(array), do: array |> Array.to_list() |> List.wrap() |> List.flatten()
+
+  # Relative to the largest of a tensor's numbers, as everything in a model's layer is summed.
+  defp assert_close(name, actual, expected, tolerance) do
+    largest = expected |> Enum.map(&abs/1) |> Enum.max()
+
+    for {{a, b}, i} <- Enum.with_index(Enum.zip(actual, expected)) do
+      assert abs(a - b) <= tolerance * max(largest, 1.0), "#{name}: element #{i} is #{a}, expected #{b}"
+    end
+  end
+end
