@@ -660,6 +660,16 @@ fn program_outputs<'a>(program: Term<'a>, target: Term<'a>) -> Answer<Vec<Option
     }))
 }
 
+/// A program as text.
+#[rustler::nif(schedule = "DirtyCpu")]
+fn program_describe<'a>(program: Term<'a>, target: Term<'a>) -> Answer<String> {
+    Answer(guard("inspect", || {
+        let program: ResourceArc<Program> = argument(program, 0, "a program")?;
+        let target = decode_target(target, 1, program.constants.iter().map(|array| &**array))?;
+        program::describe::describe(&program, target.device, &target.stream)
+    }))
+}
+
 /// `{tag, {:ok, :ok} | {:error, map}}` follows. `names` are the constants'.
 #[rustler::nif]
 fn program_save<'a>(

@@ -31,6 +31,8 @@ defmodule EMLX.Program do
   lets them go first every 10 ms. A run ends when its process does.
   """
 
+  import Kernel, except: [inspect: 1, inspect: 2]
+
   alias EMLX.{Array, Native, Queue}
 
   @enforce_keys [:ref, :inputs, :output_names, :constants, :calls, :size, :straight?]
@@ -136,6 +138,32 @@ defmodule EMLX.Program do
     end
   end
 
+  @doc ~S'''
+  A program as text: one line an instruction, with the blocks inside it indented. `%3` is a value, `%c0` a constant. Shapes and
+  types stand there where the inputs have them, labels in brackets. A program whose instructions do not fit ends with the reason.
+  Options: `:device`, `:queue`.
+
+      iex> weight = EMLX.Ops.ones({3, 2}, :f32)
+      iex> instructions = [{:matmul, [0, 1], 1, "Dense"}, {{:sum, %{axes: [1], keepdims: false}}, [2], 1}]
+      iex> program = EMLX.Program.new([{"x", [4, 3], :f32}], instructions, [3], constants: [weight], output_names: ["rows"])
+      iex> EMLX.Program.inspect(program)
+      """
+      inputs
+        %0 = "x" f32[4][3]
+      constants
+        %c0 f32[3][2]
+      instructions
+        %2 = matmul(%0, %c0) f32[4][2] [Dense]
+        %3 = sum(%2, axes: [1], keepdims: false) f32[4]
+      outputs
+        "rows" = %3 f32[4]
+      """
+  '''
+  @spec inspect(t, keyword) :: String.t()
+  def inspect(%__MODULE__{ref: ref}, opts \\ []) do
+    Native.call!(Native.program_describe(ref, Queue.target(opts)))
+  end
+
   # ---- files ----
 
   @doc """
@@ -165,7 +193,7 @@ defmodule EMLX.Program do
   defp constant_names(names, count) when is_map(names) do
     case Enum.find(Map.keys(names), &(&1 not in 0..(count - 1)//1)) do
       nil -> for i <- 0..(count - 1)//1, do: Map.get(names, i, "constant.#{i}")
-      other -> raise ArgumentError, "there is no constant #{inspect(other)}; the program has #{count}"
+      other -> raise ArgumentError, "there is no constant #{Kernel.inspect(other)}; the program has #{count}"
     end
   end
 
@@ -223,10 +251,10 @@ defmodule EMLX.Program do
         for name <- names, do: ref(arrays[name])
 
       {[missing | _], _} ->
-        raise ArgumentError, "no array for input #{inspect(missing)}; the inputs are #{inspect(names)}"
+        raise ArgumentError, "no array for input #{Kernel.inspect(missing)}; the inputs are #{Kernel.inspect(names)}"
 
       {_, [extra | _]} ->
-        raise ArgumentError, "no input is named #{inspect(extra)}; the inputs are #{inspect(names)}"
+        raise ArgumentError, "no input is named #{Kernel.inspect(extra)}; the inputs are #{Kernel.inspect(names)}"
     end
   end
 
@@ -237,7 +265,7 @@ defmodule EMLX.Program do
   defp refs(_program, arrays), do: Enum.map(arrays, &ref/1)
 
   defp ref(%Array{ref: ref}), do: ref
-  defp ref(other), do: raise(ArgumentError, "expected an EMLX.Array, got #{inspect(other)}")
+  defp ref(other), do: raise(ArgumentError, "expected an EMLX.Array, got #{Kernel.inspect(other)}")
 
   # ---- calls ----
 
@@ -265,8 +293,11 @@ defmodule EMLX.Program do
 
   defp call(fun, arrays, suspended) do
     case fun.(arrays) do
-      outputs when is_list(outputs) -> Enum.map(outputs, &ref/1)
-      other -> raise ArgumentError, "a function called by a program gives a list of arrays, got #{inspect(other)}"
+      outputs when is_list(outputs) ->
+        Enum.map(outputs, &ref/1)
+
+      other ->
+        raise ArgumentError, "a function called by a program gives a list of arrays, got #{Kernel.inspect(other)}"
     end
   catch
     kind, reason ->

@@ -95,16 +95,19 @@ defmodule EMLX.Trace do
     emit({:call, %{id: id, outputs: templates}}, inputs, templates)
   end
 
-  @doc "Calls `fun`; what is recorded meanwhile is labelled, unless it has a label already."
+  @doc """
+  Calls `fun`; what is recorded meanwhile has a label. The outermost one counts: it is the block whose kernel it all is. `nil` is for
+  what a block composes.
+  """
   def labelled(label, fun) do
     case Process.get(__MODULE__) do
-      %{label: nil} ->
+      %{label: outer} when outer == nil or label == nil ->
         put(:label, label)
 
         try do
           fun.()
         after
-          put(:label, nil)
+          put(:label, outer)
         end
 
       _ ->

@@ -1,7 +1,9 @@
 //! Programs: operations over numbered values, with branches, loops and questions to the calling process, replayed on new inputs.
 //! An eager call is the program of one operation. [`term`] decodes programs, [`run`] replays them, [`types`] finds their shapes and
-//! types, [`file`] saves and loads them, [`fuse`] has their stretches compiled.
+//! types, [`file`] saves and loads them, [`fuse`] has their stretches compiled,
+//! [`describe`] shows them.
 
+pub mod describe;
 pub mod file;
 mod fuse;
 pub mod run;

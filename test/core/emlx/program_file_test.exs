@@ -4,6 +4,10 @@ defmodule EMLX.ProgramFileTest do
   alias EMLX.{Array, Error, Golden, Ops, Program, Programs, Safetensors}
 
   @moduletag :tmp_dir
+  @guide Path.expand("../../../guides/programs.md", __DIR__)
+  @external_resource @guide
+
+  doctest_file(@guide)
 
   defp again(program, dir, opts \\ []) do
     path = Path.join(dir, "#{System.unique_integer([:positive])}.emlx")
@@ -26,6 +30,16 @@ defmodule EMLX.ProgramFileTest do
       # And the same file.
       assert File.read!(hd(Path.wildcard(Path.join(dir, "*.emlx")))) =~ ~r/^emlx-program 1 [0-9a-f]{64}\n\{"inputs":/
     end
+  end
+
+  test "the guide shows what is written", %{tmp_dir: dir} do
+    weight = Array.from_list([[1.0, 2.0], [3.0, 4.0]], :f32)
+    instructions = [{:matmul, [0, 1], 1, "Dense"}, {{:softmax, %{axes: [-1], precise: true}}, [2], 1}]
+    program = Program.new([{"x", [1, 2], :f32}], instructions, [3], constants: [weight], output_names: ["p"])
+    path = Path.join(dir, "dense.emlx")
+    Program.save(program, path, names: ["dense.weight"])
+    [_, shown] = Regex.run(~r/```json\n(.*?)```/s, File.read!(@guide))
+    assert String.replace(shown, ~r/\s/, "") == body(path)
   end
 
   test "inputs and outputs tell names, shapes and types" do

@@ -274,4 +274,64 @@ defmodule EMLX.ProgramTest do
       assert_raise ArgumentError, ~r/gives a list of arrays, got :x/, fn -> run.(:x) end
     end
   end
+
+  describe "inspect" do
+    test "shows blocks, calls, several outputs and what is absent" do
+      branch = {:if, %{then: {1, [{:negative, [0], 1}], [1]}, else: {1, [], [0]}}}
+
+      instructions = [
+        {count_to(), [1, 1, 2], 2, "count"},
+        {branch, [3, 0], 1},
+        {{:call, %{id: 3, outputs: []}}, [4], 0},
+        {:clip, [5, nil, 0], 1},
+        {:divmod, [1, 2], 2}
+      ]
+
+      program = Program.new([{"x", [2], :f32}, {"n", [], :s32}], instructions, [6, 2], constants: [scalar(9)])
+
+      assert Program.inspect(program) == """
+             inputs
+               %0 = "x" f32[2]
+               %1 = "n" s32
+             constants
+               %c0 s32
+             instructions
+               %3, %4 = while(%1, %1, %c0) s32, s32 [count]
+                 condition(%0 s32, %1 s32, %2 s32)
+                   %3 = less(%0, %2) bool
+                   give %3
+                 body(%0 s32, %1 s32, %2 s32)
+                   %3 = constant(dtype: s32, value: 1) s32
+                   %4 = add(%0, %3) s32
+                   %5 = add(%1, %0) s32
+                   give %4, %5
+               %5 = if(%3, %0) f32[2]
+                 then(%0 f32[2])
+                   %1 = negative(%0) f32[2]
+                   give %1
+                 else(%0 f32[2])
+                   give %0
+               call(%4, id: 3)
+               %6 = clip(%5, nil, %0) f32[2]
+               %7, %8 = divmod(%1, %c0) s32, s32
+             outputs
+               %6 f32[2]
+               %c0 s32
+             """
+    end
+
+    test "shows programs without types, and those that do not fit" do
+      assert Program.inspect(Program.new(1, [{:abs, [0], 1}], [1], fuse: true)) == """
+             inputs
+               %0 any
+             instructions, fused
+               %1 = abs(%0)
+             outputs
+               %1
+             """
+
+      wrong = Program.new([{"x", [2, 3], :f32}], [{:matmul, [0, 0], 1}], [1])
+      assert Program.inspect(wrong) =~ ~r/%1 = matmul\(%0, %0\)\n.*does not fit: instruction 0, matmul: /s
+    end
+  end
 end

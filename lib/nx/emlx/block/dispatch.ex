@@ -21,7 +21,8 @@ defmodule EMLX.Block.Dispatch do
     outer = Process.put(@path, :fused)
 
     try do
-      result = implementation.call(block, output, args, noting(fun, block))
+      call = fn -> implementation.call(block, output, args, noting(fun, block)) end
+      result = EMLX.Trace.labelled(inspect(block.__struct__), call)
 
       if Process.get(@path) == :fused do
         check(block, output, args, result)
@@ -60,7 +61,7 @@ defmodule EMLX.Block.Dispatch do
     defp noting(fun, block) when is_function(fun, unquote(arity)) do
       fn unquote_splicing(arguments) ->
         note(block, nil)
-        fun.(unquote_splicing(arguments))
+        EMLX.Trace.labelled(nil, fn -> fun.(unquote_splicing(arguments)) end)
       end
     end
   end

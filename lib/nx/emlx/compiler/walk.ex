@@ -149,15 +149,8 @@ defmodule EMLX.Compiler.Walk do
     end
 
     output = if match?({:tuple, _}, out.type), do: expr, else: out
-    label = inspect(struct.__struct__)
-    arity = length(in_args) + 1
-
-    result =
-      Trace.labelled(label, fn ->
-        Backend.block(struct, output, tensors ++ options, EMLX.Block.Dispatch.of_list(arity, composed))
-      end)
-
-    {result, cache}
+    composed = EMLX.Block.Dispatch.of_list(length(in_args) + 1, composed)
+    {Backend.block(struct, output, tensors ++ options, composed), cache}
   end
 
   # ---- the calling process ----
