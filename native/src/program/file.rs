@@ -654,7 +654,7 @@ mod tests {
     fn headers_are_read_strictly() {
         let message = |text: &str| {
             let result = checked_body("x", text.as_bytes());
-            result.err().expect("refused").to_string()
+            result.expect_err("refused").to_string()
         };
         let right = format!("{FORMAT} 1 {}\n{{}}", digest(b"{}"));
         assert_eq!(checked_body("x", right.as_bytes()).expect("a body"), b"{}");
