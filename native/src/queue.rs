@@ -355,12 +355,19 @@ impl Shared {
         let refs: Vec<&Array> = outputs.iter().map(|output| output.array()).collect();
         let outcomes = run.outcomes.clone();
         let submitted = guard("run", || self.submit(&refs, &outcomes));
-        let (submitted, reply) = match (submitted, run.take_reply()) {
-            (Ok(submitted), Some(reply)) => (submitted, reply),
-            (Err(error), Some(reply)) => return reply.send::<()>(Err(error)),
-            (_, None) => return,
+        let Some(reply) = run.take_reply() else {
+            return;
         };
         let terms: Vec<ArrayTerm> = outputs.iter().cloned().map(ArrayTerm).collect();
+        let submitted = match submitted {
+            Ok(submitted) => submitted,
+            // The failure is in the outcomes, and is their readers' whether it is met now or later.
+            Err(error) if !outcomes.is_empty() => {
+                outcomes.iter().for_each(|outcome| outcome.fail(&error));
+                return reply.send(Ok(terms));
+            }
+            Err(error) => return reply.send::<()>(Err(error)),
+        };
         reply.send(Ok(terms));
         // Nobody waits for this result; a failure is kept in the outcomes.
         let _ = guard("run", || {
