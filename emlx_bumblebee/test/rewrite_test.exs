@@ -193,6 +193,28 @@ defmodule EMLXBumblebee.RewriteTest do
     end
   end
 
+  defmodule NoCompiler do
+    @behaviour Nx.Defn.Compiler
+    def __jit__(_key, _vars, _fun, _args, _opts), do: raise("the default compiler is not to be asked")
+    def __compile__(_key, _vars, _fun, _opts), do: raise("the default compiler is not to be asked")
+    def __partitions_options__(_opts), do: []
+    def __to_backend__(_opts), do: {Nx.BinaryBackend, []}
+  end
+
+  test "a block that is composed does not start the default compiler, which may be at work" do
+    query = Nx.iota({1, 3, 2, 4}, type: :f64)
+    expected = EMLXBumblebee.attention(query, query, query, causal: true)
+    before = Nx.Defn.default_options(compiler: NoCompiler)
+
+    try do
+      run = fn -> query |> on(EMLX.Backend) |> then(&EMLXBumblebee.attention(&1, &1, &1, causal: true)) end
+      assert {result, [%{path: :composed}]} = told([SDPA], run)
+      assert_alike(result, expected)
+    after
+      Nx.Defn.default_options(before)
+    end
+  end
+
   test "a second rewrite changes nothing" do
     for name <- [:llama_grouped, :bert, :modernbert] do
       info = Models.info(name)
