@@ -98,7 +98,7 @@ defmodule EMLXBumblebee do
         "rotary  Bumblebee.Block.RotaryEmbedding  each position on its own, in any order",
         "norm    Axon.Block.RMSNorm               upcast: :normalization",
         "",
-        "2 layers are blocks, 0 are not"
+        "blocks: 2 of 2 layers"
       ]
   """
   @spec explain(Axon.t() | %{model: Axon.t()}) :: String.t()

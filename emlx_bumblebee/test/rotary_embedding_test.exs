@@ -122,6 +122,17 @@ defmodule EMLXBumblebee.RotaryEmbeddingTest do
     assert_same(model, inputs(:f32), [RotaryEmbedding], [])
   end
 
+  test "is composed where positions are too many for a kernel" do
+    # Shapes are enough to see it.
+    query = Nx.template({512, 1024, 32, 128}, :f32)
+    block = %RotaryEmbedding{size: 128, length: 1024}
+    arguments = [query, query, Nx.template({512, 1024}, :s32)]
+    run = fn -> EMLX.Block.dispatch(block, {query, query}, arguments, fn ^block, _, _, _ -> :composed end) end
+
+    assert {:composed, [%{reason: "512 x 1024 positions are more rows than the kernel can be given"}]} =
+             told([RotaryEmbedding], run)
+  end
+
   describe "rms_norm" do
     for type <- [{:f, 32}, {:bf, 16}, {:f, 16}], upcast <- [:normalization, :all] do
       test "upcast: #{inspect(upcast)} in #{Nx.Type.to_string(type)}" do

@@ -130,6 +130,9 @@ if EMLXBumblebee.Upstream.known?(Bumblebee.Block.RotaryEmbedding) do
     alias EMLX.Fast.Arguments
     alias EMLXBumblebee.RotaryEmbedding
 
+    # CUDA's kernel has a block of 1024 threads for 8192 numbers, and positions along an axis of the grid of at most 65535 blocks.
+    @most 65_535 * 4096
+
     def call(block, output, [query, key, positions] = args, fun) do
       cond do
         reason = Enum.find_value([query, key], &Arguments.refusal/1) ->
@@ -149,11 +152,19 @@ if EMLXBumblebee.Upstream.known?(Bumblebee.Block.RotaryEmbedding) do
       end
     end
 
-    defp refusal(block, %{shape: {batch, length, _, size}}) do
+    defp refusal(block, %{shape: {batch, length, heads, size}}) do
       cond do
-        rem(size, 2) != 0 or size != block.size -> "#{block.size} of #{size} numbers are rotated"
-        batch * length == 0 -> "query is empty"
-        true -> RotaryEmbedding.refusal(block)
+        rem(size, 2) != 0 or size != block.size ->
+          "#{block.size} of #{size} numbers are rotated"
+
+        batch * length == 0 ->
+          "query is empty"
+
+        batch * length * heads * size > @most ->
+          "#{batch} x #{length} positions are more rows than the kernel can be given"
+
+        true ->
+          RotaryEmbedding.refusal(block)
       end
     end
 

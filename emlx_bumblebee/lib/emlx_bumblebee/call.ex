@@ -13,7 +13,18 @@ defmodule EMLXBumblebee.Call do
 
   @doc "`Nx.block/4` with a composed function of the block and the list of tensors."
   def block(block, tensors, output, composed) do
-    fun = variadic(length(tensors) + 1, fn [block | tensors] -> composed.(block, tensors) end)
+    fun = variadic(length(tensors) + 1, fn [block | tensors] -> composed(composed, block, tensors) end)
     EMLX.Fast.Arguments.block(block, tensors, output, fun)
+  end
+
+  # Outside of defn Nx would run Bumblebee's functions with the default compiler. Where a block is composed while a function is
+  # being compiled, that one must not start on the arrays that stand for values to come; the evaluator hands them to their backend.
+  defp composed(composed, block, tensors) do
+    if Enum.any?(tensors, &match?(%Nx.Tensor{data: %Nx.Defn.Expr{}}, &1)) do
+      composed.(block, tensors)
+    else
+      wrapped = fn tensors -> composed.(block, Tuple.to_list(tensors)) end
+      Nx.Defn.jit_apply(wrapped, [List.to_tuple(tensors)], compiler: Nx.Defn.Evaluator)
+    end
   end
 end

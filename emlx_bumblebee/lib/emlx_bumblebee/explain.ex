@@ -14,7 +14,7 @@ defmodule EMLXBumblebee.Explain do
     """
     #{lines([@header | lines])}
 
-    #{blocks} #{if blocks == 1, do: "layer is a block", else: "layers are blocks"}, #{length(rows) - blocks} are not\
+    blocks: #{blocks} of #{length(rows)} #{if length(rows) == 1, do: "layer", else: "layers"}\
     """
   end
 

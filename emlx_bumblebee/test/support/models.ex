@@ -186,6 +186,22 @@ defmodule EMLXBumblebee.Models do
 
   defp opts(_name, _module, opts), do: opts
 
+  @doc "The model and its parameters, as Bumblebee.load_model/2 gives them."
+  def info(name, opts \\ []) do
+    {spec, kind, _counts} = fetch!(name)
+    spec = Bumblebee.configure(spec, opts)
+    model = Bumblebee.build_model(spec)
+    {init, _predict} = Axon.build(model, seed: 5, compiler: Nx.Defn.Evaluator)
+    templates = kind |> inputs(spec) |> Map.new(fn {name, tensor} -> {name, Nx.to_template(tensor)} end)
+    %{model: model, spec: spec, params: templates |> init.(Axon.ModelState.empty()) |> disturbed()}
+  end
+
+  @doc "How to generate a few tokens."
+  def generation(strategy, opts \\ []) do
+    own = [strategy: strategy, max_new_tokens: 8, pad_token_id: 0, eos_token_id: 1, decoder_start_token_id: 2]
+    struct!(Bumblebee.Text.GenerationConfig, own ++ opts)
+  end
+
   @doc "A model's parameters as Axon initialises them, with a small number added to each, lest zeros and ones hide a difference."
   def disturbed(%Axon.ModelState{} = state), do: %{state | data: disturb(state.data)}
 

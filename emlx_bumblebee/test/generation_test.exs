@@ -1,0 +1,71 @@
+defmodule EMLXBumblebee.GenerationTest do
+  # Generated tokens of rewritten models on EMLX, against those of the model as it is on Nx.BinaryBackend, token for token.
+  use ExUnit.Case, async: true
+
+  import EMLXBumblebee.Compare
+
+  alias Bumblebee.Text.Generation
+  alias EMLXBumblebee.Models
+
+  @decoders [:gpt2, :gpt_neo_x, :gpt_big_code, :llama, :mistral, :gemma, :gemma3, :qwen3, :phi, :smollm3]
+  @encoder_decoders [:t5, :bart]
+
+  defp generate(info, inputs, config, backend, compiler) do
+    fun = Generation.build_generate(info.model, info.spec, config)
+    params = %{info.params | data: on(info.params.data, backend)}
+    run = fn -> Nx.Defn.jit_apply(fun, [params, on(inputs, backend)], compiler: compiler) end
+    # The cache is made on the default backend.
+    result = Nx.with_default_backend(backend, run)
+    {Nx.to_list(result.token_ids), Nx.to_list(result.length)}
+  end
+
+  # A batch of two, the shorter one padded on the left, as Bumblebee's serving does.
+  @inputs %{
+    "input_ids" => Nx.tensor([[7, 12, 5, 30, 22, 9], [0, 0, 0, 14, 3, 28]]),
+    "attention_mask" => Nx.tensor([[1, 1, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1]]),
+    "seed" => Nx.tensor([42, 7], type: :s64)
+  }
+
+  defp assert_same(name, config, opts \\ []) do
+    info = Models.info(name, opts)
+    expected = generate(info, @inputs, config, Nx.BinaryBackend, Nx.Defn.Evaluator)
+    rewritten = EMLXBumblebee.rewrite(info)
+
+    for compiler <- compilers() do
+      {result, told} =
+        told([Bumblebee.Block.SDPA], fn -> generate(rewritten, @inputs, config, EMLX.Backend, compiler) end)
+
+      assert result == expected
+      assert told != [] and Enum.all?(told, &(&1.path == :fused))
+    end
+
+    {tokens, _lengths} = expected
+    tokens
+  end
+
+  for name <- @decoders ++ @encoder_decoders do
+    test "#{name}, greedily and sampled" do
+      name = unquote(name)
+      opts = if name == :llama, do: [num_key_value_heads: 2], else: []
+      greedy = assert_same(name, Models.generation(%{type: :greedy_search}), opts)
+      sampled = assert_same(name, Models.generation(%{type: :multinomial_sampling, top_p: 0.9}, temperature: 2.0), opts)
+      # Else nothing was sampled, or all tokens are the same.
+      assert greedy != sampled
+      assert sampled |> hd() |> Enum.uniq() |> length() > 2
+    end
+  end
+
+  test "contrastive search, which repeats the cache for each candidate" do
+    assert_same(:gpt2, Models.generation(%{type: :contrastive_search, top_k: 3, alpha: 0.6}))
+  end
+
+  test "a prompt of one token, which goes straight into the loop" do
+    info = Models.info(:llama)
+    inputs = %{"input_ids" => Nx.tensor([[7]]), "seed" => Nx.tensor([1], type: :s64)}
+    config = Models.generation(%{type: :greedy_search})
+    expected = generate(info, inputs, config, Nx.BinaryBackend, Nx.Defn.Evaluator)
+
+    for compiler <- compilers(),
+        do: assert(generate(EMLXBumblebee.rewrite(info), inputs, config, EMLX.Backend, compiler) == expected)
+  end
+end
