@@ -266,7 +266,7 @@ defmodule EMLX.Compiler.Walk do
   # ---- cond ----
 
   # Programs do not nest without end, so the predicates of a long cond are all computed, and its branches are halved.
-  @long 12
+  @long 4
 
   defp branch(pred, body, clauses, last, state, cache) when length(clauses) > @long do
     {preds, bodies} = Enum.unzip([{pred, body} | clauses])
