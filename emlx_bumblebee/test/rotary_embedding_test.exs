@@ -20,7 +20,7 @@ defmodule EMLXBumblebee.RotaryEmbeddingTest do
         told(modules, fn ->
           model
           |> EMLXBumblebee.rewrite()
-          |> Axon.predict(Axon.ModelState.empty(), on(inputs, EMLX.Backend), compiler: compiler)
+          |> Axon.predict(Axon.ModelState.empty(), on(inputs, EMLX.Backend), options(compiler))
         end)
 
       assert Enum.map(told, &{&1.path, &1.reason}) == expected_paths
@@ -147,7 +147,7 @@ defmodule EMLXBumblebee.RotaryEmbeddingTest do
           for compiler <- compilers() do
             rewritten = EMLXBumblebee.rewrite(model)
             moved = %{state | data: on(state.data, EMLX.Backend)}
-            run = fn -> Axon.predict(rewritten, moved, on(inputs, EMLX.Backend), compiler: compiler) end
+            run = fn -> Axon.predict(rewritten, moved, on(inputs, EMLX.Backend), options(compiler)) end
             assert {result, [%{path: :fused}]} = told([Axon.Block.RMSNorm], run)
             tolerance = Enum.max([tolerance(type), tolerance(expected.type)])
             assert_alike(result, expected, inspect({shift, weight_type}), tolerance)
