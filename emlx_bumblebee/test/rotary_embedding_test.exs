@@ -155,5 +155,19 @@ defmodule EMLXBumblebee.RotaryEmbeddingTest do
         end
       end
     end
+
+    test "of vectorized numbers" do
+      model = Axon.input("x") |> Layers.rms_norm(name: "norm", upcast: :normalization)
+      state = Axon.ModelState.new(%{"norm" => %{"weight" => random({8}, 2, :f32)}})
+      inputs = %{"x" => random({2, 3, 8}, 1, :f32) |> Nx.vectorize(:batch)}
+      expected = Axon.predict(model, state, inputs, compiler: Nx.Defn.Evaluator)
+      moved = %{state | data: on(state.data, EMLX.Backend)}
+
+      for compiler <- compilers() do
+        result = model |> EMLXBumblebee.rewrite() |> Axon.predict(moved, on(inputs, EMLX.Backend), options(compiler))
+        assert result.vectorized_axes == [batch: 2]
+        assert_alike(Nx.devectorize(result), Nx.devectorize(expected))
+      end
+    end
   end
 end
