@@ -248,8 +248,14 @@ defmodule EMLXBumblebee.RewriteTest do
     assert before =~ "blocks: 0 of 9 layers"
 
     table = info |> EMLXBumblebee.rewrite() |> EMLXBumblebee.explain()
-    assert table =~ "causal, a window of 3 and 3, heads that are not repeated"
+
+    assert table =~
+             "causal, a window of 3 and 3, heads that are not repeated; composed with output_attentions: true or a mask of heads"
+
     assert table =~ "blocks: 9 of 9 layers"
+
+    assert Models.info(:bert) |> EMLXBumblebee.rewrite() |> EMLXBumblebee.explain() =~
+             "  composed with output_attentions: true, a mask of heads or dropout while training"
 
     assert EMLXBumblebee.explain(EMLXBumblebee.rewrite(Models.info(:bart))) =~ "the weights are computed besides"
     refute EMLXBumblebee.explain(EMLXBumblebee.rewrite(Models.info(:bert))) =~ "the weights are computed besides"
