@@ -49,7 +49,7 @@ for {name, {module, opts}} <- specs do
     end
 
   step =
-    if function_exported?(module, :init_cache, 4) do
+    if spec.architecture == :for_causal_language_modeling do
       for length <- [256, 2048] do
         cache = Bumblebee.Text.Generation.init_cache(spec, 1, length, %{})
         cast = &if(Nx.Type.float?(Nx.type(&1)), do: Nx.as_type(&1, type), else: &1)

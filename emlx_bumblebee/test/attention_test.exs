@@ -36,11 +36,7 @@ defmodule EMLXBumblebee.AttentionTest do
         told([SDPA], fn ->
           model
           |> EMLXBumblebee.rewrite()
-          |> Axon.predict(
-            Axon.ModelState.empty(),
-            on(inputs, EMLX.Backend),
-            [cache: false] ++ Keyword.put(build, :compiler, compiler)
-          )
+          |> Axon.predict(Axon.ModelState.empty(), on(inputs, EMLX.Backend), Keyword.merge(build, options(compiler)))
         end)
 
       assert told == [expected_path]
@@ -218,7 +214,7 @@ defmodule EMLXBumblebee.AttentionTest do
           inputs |> attend(causal: true, key_mask: @key_mask) |> Nx.multiply(inputs["query"]) |> Nx.sum()
         end
 
-        grad = Nx.Defn.jit_apply(&Nx.Defn.grad(&1, fun), [on(inputs, backend)], compiler: compiler)
+        grad = Nx.Defn.jit_apply(&Nx.Defn.grad(&1, fun), [on(inputs, backend)], options(compiler))
         send(self(), {:grad, on(grad, Nx.BinaryBackend)})
       end
 

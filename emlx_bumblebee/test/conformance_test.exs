@@ -16,8 +16,8 @@ defmodule EMLXBumblebee.ConformanceTest do
       {spec, kind, counts} = Models.fetch!(unquote(name))
       inputs = Models.inputs(kind, spec)
       model = Bumblebee.build_model(spec)
-      state = initial(model, inputs)
-      assert_same_state(initial(EMLXBumblebee.rewrite(model), inputs), state)
+      state = Models.initial(model, inputs)
+      assert_same_state(Models.initial(EMLXBumblebee.rewrite(model), inputs), state)
 
       state = Models.disturbed(state)
       expected = predict(model, state, inputs)
@@ -34,11 +34,6 @@ defmodule EMLXBumblebee.ConformanceTest do
     end
   end
 
-  defp initial(model, inputs) do
-    {init, _predict} = Axon.build(model, seed: 3, compiler: Nx.Defn.Evaluator)
-    init.(Map.new(inputs, fn {name, tensor} -> {name, Nx.to_template(tensor)} end), Axon.ModelState.empty())
-  end
-
   # The same names, shapes and initial numbers.
   defp assert_same_state(state, expected) do
     assert {state.parameters, state.state} == {expected.parameters, expected.state}
@@ -48,7 +43,7 @@ defmodule EMLXBumblebee.ConformanceTest do
   end
 
   defp predict(model, state, inputs, compiler \\ Nx.Defn.Evaluator),
-    do: Axon.predict(model, state, inputs, compiler: compiler)
+    do: Axon.predict(model, state, inputs, options(compiler))
 
   defp assert_rewritten(model, state, inputs, counts, assert_result) do
     model = EMLXBumblebee.rewrite(model)

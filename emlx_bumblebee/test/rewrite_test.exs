@@ -87,7 +87,7 @@ defmodule EMLXBumblebee.RewriteTest do
         gradient = fn model, backend, compiler ->
           arguments = [on(info.params.data, backend), on(inputs, backend)]
           fun = fn params, inputs -> Nx.Defn.grad(params, &loss.(model).(&1, inputs)) end
-          Nx.with_default_backend(backend, fn -> Nx.Defn.jit_apply(fun, arguments, compiler: compiler) end)
+          Nx.with_default_backend(backend, fn -> Nx.Defn.jit_apply(fun, arguments, options(compiler)) end)
         end
 
         expected = gradient.(info.model, Nx.BinaryBackend, Nx.Defn.Evaluator)
@@ -107,7 +107,7 @@ defmodule EMLXBumblebee.RewriteTest do
       assert expected != predict(info, Map.delete(inputs, "position_ids"))
 
       for compiler <- compilers(),
-          do: assert_alike(predict(on_emlx(info), on(inputs, EMLX.Backend), compiler: compiler), expected)
+          do: assert_alike(predict(on_emlx(info), on(inputs, EMLX.Backend), options(compiler)), expected)
     end
 
     test "a mask of heads" do
@@ -117,7 +117,7 @@ defmodule EMLXBumblebee.RewriteTest do
       expected = predict(info, inputs)
 
       for compiler <- compilers() do
-        run = fn -> predict(on_emlx(info), on(inputs, EMLX.Backend), compiler: compiler) end
+        run = fn -> predict(on_emlx(info), on(inputs, EMLX.Backend), options(compiler)) end
         assert {result, [told, told]} = told([SDPA], run)
         assert told == %{block: SDPA, path: :composed, reason: "there is a head mask, and the kernel takes none"}
         assert_alike(result, expected)
@@ -134,7 +134,7 @@ defmodule EMLXBumblebee.RewriteTest do
 
         for compiler <- compilers() do
           run = fn ->
-            predict(on_emlx(info), on(inputs, EMLX.Backend), compiler: compiler, global_layer_options: options)
+            predict(on_emlx(info), on(inputs, EMLX.Backend), [global_layer_options: options] ++ options(compiler))
           end
 
           {result, told} = told([SDPA], run)
@@ -150,7 +150,7 @@ defmodule EMLXBumblebee.RewriteTest do
       expected = predict(info, inputs)
 
       for compiler <- compilers(),
-          do: assert_alike(predict(on_emlx(info), on(inputs, EMLX.Backend), compiler: compiler), expected)
+          do: assert_alike(predict(on_emlx(info), on(inputs, EMLX.Backend), options(compiler)), expected)
     end
   end
 
@@ -248,8 +248,14 @@ defmodule EMLXBumblebee.RewriteTest do
     assert before =~ "blocks: 0 of 9 layers"
 
     table = info |> EMLXBumblebee.rewrite() |> EMLXBumblebee.explain()
-    assert table =~ "causal, a window of 3 and 3, heads that are not repeated"
+
+    assert table =~
+             "causal, a window of 3 and 3, heads that are not repeated; composed with output_attentions: true or a mask of heads"
+
     assert table =~ "blocks: 9 of 9 layers"
+
+    assert Models.info(:bert) |> EMLXBumblebee.rewrite() |> EMLXBumblebee.explain() =~
+             "  composed with output_attentions: true, a mask of heads or dropout while training"
 
     assert EMLXBumblebee.explain(EMLXBumblebee.rewrite(Models.info(:bart))) =~ "the weights are computed besides"
     refute EMLXBumblebee.explain(EMLXBumblebee.rewrite(Models.info(:bert))) =~ "the weights are computed besides"

@@ -20,7 +20,7 @@ defmodule EMLXBumblebee.RotaryEmbeddingTest do
         told(modules, fn ->
           model
           |> EMLXBumblebee.rewrite()
-          |> Axon.predict(Axon.ModelState.empty(), on(inputs, EMLX.Backend), compiler: compiler)
+          |> Axon.predict(Axon.ModelState.empty(), on(inputs, EMLX.Backend), options(compiler))
         end)
 
       assert Enum.map(told, &{&1.path, &1.reason}) == expected_paths
@@ -147,12 +147,26 @@ defmodule EMLXBumblebee.RotaryEmbeddingTest do
           for compiler <- compilers() do
             rewritten = EMLXBumblebee.rewrite(model)
             moved = %{state | data: on(state.data, EMLX.Backend)}
-            run = fn -> Axon.predict(rewritten, moved, on(inputs, EMLX.Backend), compiler: compiler) end
+            run = fn -> Axon.predict(rewritten, moved, on(inputs, EMLX.Backend), options(compiler)) end
             assert {result, [%{path: :fused}]} = told([Axon.Block.RMSNorm], run)
             tolerance = Enum.max([tolerance(type), tolerance(expected.type)])
             assert_alike(result, expected, inspect({shift, weight_type}), tolerance)
           end
         end
+      end
+    end
+
+    test "of vectorized numbers" do
+      model = Axon.input("x") |> Layers.rms_norm(name: "norm", upcast: :normalization)
+      state = Axon.ModelState.new(%{"norm" => %{"weight" => random({8}, 2, :f32)}})
+      inputs = %{"x" => random({2, 3, 8}, 1, :f32) |> Nx.vectorize(:batch)}
+      expected = Axon.predict(model, state, inputs, compiler: Nx.Defn.Evaluator)
+      moved = %{state | data: on(state.data, EMLX.Backend)}
+
+      for compiler <- compilers() do
+        result = model |> EMLXBumblebee.rewrite() |> Axon.predict(moved, on(inputs, EMLX.Backend), options(compiler))
+        assert result.vectorized_axes == [batch: 2]
+        assert_alike(Nx.devectorize(result), Nx.devectorize(expected))
       end
     end
   end

@@ -22,7 +22,7 @@ defmodule EMLXBumblebee.ServingTest do
 
   defp serving(info, compiler, opts) do
     config = Models.generation(%{type: :multinomial_sampling}, temperature: 2.0)
-    Bumblebee.Text.generation(info, tokenizer(), config, [defn_options: [compiler: compiler]] ++ opts)
+    Bumblebee.Text.generation(info, tokenizer(), config, [defn_options: options(compiler)] ++ opts)
   end
 
   defp on_emlx(info),

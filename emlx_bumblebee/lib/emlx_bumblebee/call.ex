@@ -3,6 +3,8 @@ defmodule EMLXBumblebee.Call do
   # Functions of any number of arguments: Nx.block/4 and Axon's layers want one argument a tensor, and the layers here take
   # those that a model has.
 
+  alias EMLX.Fast.Arguments
+
   @most 16
 
   @doc "A function of `arity` arguments that calls `fun` with the list of them."
@@ -11,10 +13,17 @@ defmodule EMLXBumblebee.Call do
     def variadic(unquote(arity), fun), do: fn unquote_splicing(arguments) -> fun.(unquote(arguments)) end
   end
 
-  @doc "`Nx.block/4` with a composed function of the block and the list of tensors."
+  @doc """
+  `Nx.block/4` with a composed function of the block and the list of tensors. Vectorized ones, which kernels do not take, are
+  left to that function.
+  """
   def block(block, tensors, output, composed) do
-    fun = variadic(length(tensors) + 1, fn [block | tensors] -> composed(composed, block, tensors) end)
-    EMLX.Fast.Arguments.block(block, tensors, output, fun)
+    if Arguments.vectorized?(tensors) do
+      composed.(block, tensors)
+    else
+      fun = variadic(length(tensors) + 1, fn [block | tensors] -> composed(composed, block, tensors) end)
+      Arguments.block(block, tensors, output, fun)
+    end
   end
 
   # Outside of defn Nx would run Bumblebee's functions with the default compiler. Where a block is composed while a function is

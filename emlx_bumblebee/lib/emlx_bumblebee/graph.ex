@@ -107,7 +107,7 @@ defmodule EMLXBumblebee.Graph do
 
     case Upstream.known?(block) && attention(node, nodes) do
       false -> foreign(block)
-      {:ok, details} -> {:fuse, block, note(details, asked), {:attention, details}}
+      {:ok, details} -> {:fuse, block, note(details, nodes, asked), {:attention, details}}
       reason -> {:leave, block, reason}
     end
   end
@@ -178,18 +178,50 @@ defmodule EMLXBumblebee.Graph do
     end
   end
 
-  defp note(details, asked) do
-    [
+  # What the block does, and when it will be composed.
+  defp note(details, nodes, asked) do
+    does = [
       if(details.opts[:causal], do: "causal"),
       with({left, right} <- details.opts[:window_size], do: "a window of #{left} and #{right}"),
       details.grouped && "heads that are not repeated",
       if(MapSet.member?(asked, details.weights),
         do: "the weights are computed besides, where the model's output is used whole"
-      ),
-      if(details.rate > 0, do: "composed while training, for dropout")
+      )
     ]
-    |> Enum.reject(&is_nil/1)
-    |> Enum.join(", ")
+
+    [_query, _key, _key_mask, head_mask | _] = details.inputs
+
+    composed = [
+      "output_attentions: true",
+      if(given?([head_mask], nodes), do: "a mask of heads"),
+      if(details.rate > 0, do: "dropout while training")
+    ]
+
+    case Enum.filter(does, & &1) do
+      [] -> "composed with #{either(composed)}"
+      does -> "#{Enum.join(does, ", ")}; composed with #{either(composed)}"
+    end
+  end
+
+  defp either(reasons) do
+    case reasons |> Enum.filter(& &1) |> Enum.split(-1) do
+      {[], [reason]} -> reason
+      {reasons, [last]} -> "#{Enum.join(reasons, ", ")} or #{last}"
+    end
+  end
+
+  # Whether nodes come from an input of the model.
+  defp given?(ids, nodes, seen \\ MapSet.new())
+  defp given?([], _nodes, _seen), do: false
+
+  defp given?([id | rest], nodes, seen) do
+    node = nodes[id]
+
+    cond do
+      MapSet.member?(seen, id) -> given?(rest, nodes, seen)
+      node.op == :input -> true
+      true -> given?(node.parent ++ rest, nodes, MapSet.put(seen, id))
+    end
   end
 
   # The nodes that the output needs whatever global options a model is built with, not counting weights for their own output.

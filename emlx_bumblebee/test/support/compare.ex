@@ -10,6 +10,10 @@ defmodule EMLXBumblebee.Compare do
     [Nx.Defn.Evaluator] ++ if(compiled?, do: [EMLX], else: [])
   end
 
+  @doc "The options that run a function with a compiler. EMLX compiles anew, since what it has compiled dispatches no blocks."
+  def options(EMLX), do: [compiler: EMLX, cache: false]
+  def options(compiler), do: [compiler: compiler]
+
   @doc "How far numbers of a type may lie apart, for results whose largest is about 1."
   def tolerance({:f, 64}), do: 1.0e-6
   def tolerance({:f, 32}), do: 2.0e-5

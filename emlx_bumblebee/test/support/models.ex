@@ -66,6 +66,7 @@ defmodule EMLXBumblebee.Models do
     gpt_big_code: {:text, Text.GptBigCode, @causal ++ [num_key_value_heads: 1] ++ @text, {2, 0, 0, 5}},
     llama: {:text, Text.Llama, @causal ++ @text, {2, 2, 5, 0}},
     llama_grouped: {:text, Text.Llama, [num_key_value_heads: 2] ++ @text, {2, 2, 5, 0}},
+    llama_grouped_causal: {:text, Text.Llama, @causal ++ [num_key_value_heads: 2] ++ @text, {2, 2, 5, 0}},
     llama_with_large_heads:
       {:text, Text.Llama, [num_key_value_heads: 1, attention_head_size: 6] ++ @text, {2, 2, 5, 0}},
     llama_linear:
@@ -191,9 +192,15 @@ defmodule EMLXBumblebee.Models do
     {spec, kind, _counts} = fetch!(name)
     spec = Bumblebee.configure(spec, opts)
     model = Bumblebee.build_model(spec)
-    {init, _predict} = Axon.build(model, seed: 5, compiler: Nx.Defn.Evaluator)
-    templates = kind |> inputs(spec) |> Map.new(fn {name, tensor} -> {name, Nx.to_template(tensor)} end)
-    %{model: model, spec: spec, params: templates |> init.(Axon.ModelState.empty()) |> disturbed()}
+    %{model: model, spec: spec, params: model |> initial(inputs(kind, spec)) |> disturbed()}
+  end
+
+  @doc "The parameters that Axon initialises, drawn on EMLX.Backend, which is the faster one, and given on Nx.BinaryBackend."
+  def initial(model, inputs) do
+    {init, _predict} = Axon.build(model, seed: 3, compiler: Nx.Defn.Evaluator)
+    templates = Map.new(inputs, fn {name, tensor} -> {name, Nx.to_template(tensor)} end)
+    state = Nx.with_default_backend(EMLX.Backend, fn -> init.(templates, Axon.ModelState.empty()) end)
+    %{state | data: Nx.backend_copy(state.data, Nx.BinaryBackend)}
   end
 
   @doc "How to generate a few tokens."
