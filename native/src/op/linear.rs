@@ -423,7 +423,17 @@ pub fn conv(
         .any(|width| *width < 0);
     let dilates = input_dilation.iter().any(|step| *step > 1);
     let crops_what_it_dilates = crops && dilates;
-    if !is_double && !crops_what_it_dilates {
+    // MLX's CPU form for groups and dilation fills the border of the output, as wide as the padding, even where the output is narrower.
+    let overruns = weight.ndim() == a.ndim()
+        && (0..space).any(|i| {
+            let size = (i64::from(a.shape()[i + 1]) - 1) * i64::from(input_dilation[i]) + 1;
+            let kernel = (i64::from(weight.shape()[i + 1]) - 1) * i64::from(kernel_dilation[i]) + 1;
+            let padded = size + i64::from(padding_low[i]) + i64::from(padding_high[i]);
+            let stride = i64::from(stride[i]);
+            let output = (padded - kernel).div_euclid(stride) + 1;
+            output > 0 && i64::from(padding_low[i]) > output * stride
+        });
+    if !is_double && !crops_what_it_dilates && !overruns {
         return mlx::conv_general(
             a,
             weight,
@@ -437,7 +447,7 @@ pub fn conv(
             s,
         );
     }
-    // MLX crops before it dilates; a convolution is defined the other way round.
+    // Padded apart: MLX also crops before it dilates, and a convolution is defined the other way round.
     let whole = |widths: Vec<i32>| [vec![0], widths, vec![0]].concat();
     let between = input_dilation.iter().map(|step| step - 1).collect();
     let zero = mlx::zeros(&[], mlx::dtype(a), s)?;

@@ -14,6 +14,16 @@ defmodule EMLX.Backend.ProductTest do
     end
   end
 
+  test "conv with padding wider than its output, in groups and dilated" do
+    for _ <- 1..20 do
+      image = tensor({1, 4, 2, 2}, {:f, 32}, range: {-2, 2})
+      kernel = tensor({4, 1, 7, 7}, {:f, 32}, range: {-2, 2})
+      same(&Nx.conv(&1, &2, padding: [{3, 3}, {3, 3}], feature_group_size: 4), [image, kernel])
+      kernel = tensor({4, 4, 3, 3}, {:f, 32}, range: {-2, 2})
+      same(&Nx.conv(&1, &2, padding: [{9, 0}, {9, 1}], input_dilation: [2, 1], strides: [3, 2]), [image, kernel])
+    end
+  end
+
   test "dot over any axes, batched or not" do
     for_all(250, :dot, fn ->
       batch = for _ <- 1..integer(0..2)//1, do: integer(1..3)
