@@ -32,7 +32,7 @@ unsafe extern "C" fn keep_error(message: *const c_char, _data: *mut c_void) {
     LAST_ERROR.with(|last| *last.borrow_mut() = Some(text.to_string()));
 }
 
-/// Installs the error handler (mlx-c's own ends the process) and lets MLX set itself up on a thread that goes away,
+/// Installs the error handler (mlx-c's own ends the process) and lets MLX set itself up on a thread that does nothing else,
 /// since MLX treats the first thread it sees as special.
 pub fn init() {
     static INIT: Once = Once::new();
@@ -45,10 +45,20 @@ pub fn init() {
                 let _ = stream.synchronize();
             }
         };
-        let _ = std::thread::Builder::new()
-            .name("emlx_init".into())
-            .spawn(setup)
-            .map(|thread| thread.join());
+        // MLX knows its first thread by an id that the system gives to another thread once this one has ended, and a thread that is
+        // taken for it has its submissions broken off by failures of others, after which MLX waits for work that never comes.
+        let (done, wait) = std::sync::mpsc::channel();
+        let first = std::thread::Builder::new().name("emlx_init".into());
+        let spawned = first.spawn(move || {
+            setup();
+            let _ = done.send(());
+            loop {
+                std::thread::park();
+            }
+        });
+        if spawned.is_ok() {
+            let _ = wait.recv();
+        }
     });
 }
 

@@ -143,6 +143,28 @@ defmodule EMLX.QueueTest do
     assert EMLX.Memory.active() - before < 1_000_000
   end
 
+  test "failures of many computations hold up none of the later ones" do
+    singular = Array.from_list([[1.0, 2.0], [2.0, 4.0]], :f32)
+
+    for _ <- 1..8 do
+      queue = Queue.start()
+
+      for _ <- 1..40 do
+        failed =
+          Enum.reduce(1..25, Ops.run(:inv, [singular], queue: queue), fn _, a -> Ops.run(:add, [a, a], queue: queue) end)
+
+        assert_raise EMLX.Error, fn -> Array.to_binary(failed, queue: queue) end
+      end
+    end
+
+    work = fn ->
+      sum = Enum.reduce(1..5_000, Array.scalar(0, :s64), fn _, sum -> Ops.add(sum, 1) end)
+      Array.to_list(sum)
+    end
+
+    assert 1..20 |> Enum.map(fn _ -> Task.await(Task.async(work), 30_000) end) |> Enum.uniq() == [5_000]
+  end
+
   test "outcomes of linear algebra stay with their own callers under load" do
     good = Ops.eye(3)
     bad = Ops.zeros({3, 3}, :f32)
