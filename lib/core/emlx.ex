@@ -28,9 +28,9 @@ defmodule EMLX do
 
     * `:device` - `:cpu` or `:gpu`, by default as for `EMLX.Backend`
     * `:queue` - the `EMLX.Queue` to run on; by default the calling process's queue if it is on the device, else the device's own
-    * `:fuse` - whether runs of element-wise operations are compiled to one kernel each, by `mx.compile`. Default true on the GPU
-      and false on the CPU, where a C++ compiler is needed while the program runs; `config :emlx, fuse: …` sets it. A fused
-      kernel rounds as its operations do one by one, but for the last bits: compilers may contract a product and a sum, and 16-bit floats
+    * `:fuse` - whether runs of element-wise operations are compiled to one kernel each, by `mx.compile`. Default `false`;
+      `config :emlx, fuse: true` sets it. On the CPU a C++ compiler (g++) is needed while the program runs, and each new
+      kernel takes it about a second. A fused kernel rounds as its operations do one by one, but for the last bits: compilers may contract a product and a sum, and 16-bit floats
       may keep more bits between two operations
     * `:on_unsupported` - what to do with a function that cannot be traced, for example since an implementation of a block
       reads a value: `:raise` (default) or `:evaluate`, which has `Nx.Defn.Evaluator` run it

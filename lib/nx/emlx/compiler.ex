@@ -56,7 +56,7 @@ defmodule EMLX.Compiler do
       raise ArgumentError, ":on_unsupported of compiler: EMLX is :raise or :evaluate, got: #{inspect(on_unsupported)}"
     end
 
-    fuse = Keyword.get(opts, :fuse, Application.get_env(:emlx, :fuse, device == :gpu))
+    fuse = Keyword.get(opts, :fuse, Application.get_env(:emlx, :fuse, false))
 
     if not is_boolean(fuse) do
       raise ArgumentError, ":fuse of compiler: EMLX is true or false, got: #{inspect(fuse)}"
