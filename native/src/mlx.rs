@@ -19,6 +19,8 @@ use std::sync::{Mutex, MutexGuard, Once, PoisonError, TryLockError};
 thread_local! {
     /// What MLX last complained of on this thread, until the failing call takes it.
     static LAST_ERROR: RefCell<Option<String>> = const { RefCell::new(None) };
+    /// Whether a call of CUDA's has failed on this thread.
+    static IS_SPENT: Cell<bool> = const { Cell::new(false) };
 }
 
 unsafe extern "C" fn keep_error(message: *const c_char, _data: *mut c_void) {
@@ -72,7 +74,69 @@ pub fn at_exit(call: extern "C" fn()) {
 
 fn take_error() -> Error {
     let text = LAST_ERROR.with(|last| last.borrow_mut().take());
-    Reason::Mlx(text.unwrap_or_else(|| "MLX failed without a message".into())).into()
+    let text = text.unwrap_or_else(|| "MLX failed without a message".into());
+    if Reason::is_of_cuda(&text) {
+        IS_SPENT.set(true);
+    }
+    Reason::of_mlx(text, memory_figures).into()
+}
+
+/// Has the process end without taking CUDA down: its driver goes first, and what the VM's threads give up after that ends the process
+/// with an abort. Called once CUDA is there, since the system undoes in reverse; `before` is called first. What other
+/// libraries had the system call at exit before CUDA was there is not called.
+#[cfg(target_os = "linux")]
+pub fn leave_before_cuda(before: fn()) {
+    static BEFORE: std::sync::OnceLock<fn()> = std::sync::OnceLock::new();
+
+    extern "C" {
+        // In the C libraries of Linux; the libc crate does not name it.
+        fn on_exit(call: extern "C" fn(c_int, *mut c_void), data: *mut c_void) -> c_int;
+    }
+
+    extern "C" fn leave(status: c_int, _data: *mut c_void) {
+        if let Some(before) = BEFORE.get() {
+            before();
+        }
+        // SAFETY: flushes what C code has written, and ends the process.
+        unsafe {
+            libc::fflush(std::ptr::null_mut());
+            libc::_exit(status);
+        }
+    }
+
+    if BEFORE.set(before).is_ok() {
+        // SAFETY: a plain function that stays for the life of the process. It can only fail for want of memory.
+        let _ = unsafe { on_exit(leave, std::ptr::null_mut()) };
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+pub fn leave_before_cuda(_before: fn()) {}
+
+/// Sets a variable of the environment that MLX reads later, unless the user has set it. The VM's own environment is apart from the one
+/// that C code sees.
+pub fn set_default_variable(name: &str, value: &str) -> Result<()> {
+    let (name, value) = (text(name)?, text(value)?);
+    // SAFETY: both strings end in NUL. Called while the application starts, before anything of MLX's reads the environment.
+    match unsafe { libc::setenv(name.as_ptr(), value.as_ptr(), 0) } {
+        0 => Ok(()),
+        _ => Err(Error::invalid("the environment cannot be changed")),
+    }
+}
+
+/// Active, kept and most bytes, for the text of an error.
+fn memory_figures() -> Option<(usize, usize, usize)> {
+    Some((
+        active_memory().ok()?,
+        cache_memory().ok()?,
+        memory_limit().ok()?,
+    ))
+}
+
+/// Whether a call of CUDA's has failed on the calling thread. CUDA keeps a thread's last error, and MLX asks for it after each wait:
+/// from then on nothing that this thread waits for is told from a failure.
+pub fn thread_is_spent() -> bool {
+    IS_SPENT.get()
 }
 
 fn check(status: c_int) -> Result<()> {
@@ -190,6 +254,8 @@ pub enum InfoValue {
 
 impl Stream {
     pub fn new(device: Device) -> Result<Stream> {
+        // MLX finds a stream's encoder in a map that is not locked, and a new stream can have it rebuilt.
+        let _lock = graph_lock();
         let handle = device_handle(device);
         // SAFETY: the device handle is live for the call.
         let raw = unsafe { sys::mlx_stream_new_thread_unsafe(handle) };
@@ -384,6 +450,26 @@ pub unsafe fn bytes<'a>(array: &Array) -> Option<&'a [u8]> {
         return None;
     }
     Some(std::slice::from_raw_parts(data, size))
+}
+
+/// The same values in row-major order and in a buffer of their own. On CUDA, what the CPU is to read is moved to other memory,
+/// whoever else computes from it: so it reads this.
+pub fn copy_apart(array: &Array, s: &Stream) -> Result<Array> {
+    let given = dtype(array);
+    let bits = match given.size() {
+        1 => Dtype::U8,
+        2 => Dtype::U16,
+        4 => Dtype::U32,
+        _ => Dtype::U64,
+    };
+    let rows = contiguous(array, false, s)?;
+    if array.size() == 0 {
+        return Ok(rows);
+    }
+    // An operation that changes no bit: MLX's own copy and contiguous share the buffer.
+    let zero = from_bytes(&[0; 8][..bits.size()], &[], bits)?;
+    let apart = bitwise_or(&view(&rows, bits, s)?, &zero, s)?;
+    view(&apart, given, s)
 }
 
 /// Another handle of the same array.

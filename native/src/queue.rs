@@ -206,12 +206,17 @@ impl Shared {
             device,
             stream,
         });
-        let of_thread = shared.clone();
-        std::thread::Builder::new()
-            .name(format!("emlx_{}", device.name()))
-            .spawn(move || of_thread.work())
-            .map_err(|e| Error::invalid(format!("cannot start a thread: {e}")))?;
+        shared.start_thread()?;
         Ok(shared)
+    }
+
+    fn start_thread(self: &Arc<Self>) -> Result<()> {
+        let of_thread = self.clone();
+        std::thread::Builder::new()
+            .name(format!("emlx_{}", self.device.name()))
+            .spawn(move || of_thread.work())
+            .map(|_| ())
+            .map_err(|e| Error::invalid(format!("cannot start a thread: {e}")))
     }
 
     /// The device's own queue, which never closes.
@@ -279,8 +284,13 @@ impl Shared {
                         .unwrap_or_else(PoisonError::into_inner);
                 }
             };
-            let _busy = Busy::begin();
+            let busy = Busy::begin();
             self.run(job);
+            drop(busy);
+            // CUDA holds a failed launch against the thread. Another one goes on with the same queue.
+            if mlx::thread_is_spent() && self.start_thread().is_ok() {
+                return;
+            }
         }
     }
 
@@ -422,7 +432,7 @@ impl Shared {
             )));
         }
         // A node that nobody else has a handle of.
-        let own = mlx::contiguous(scalar, false, &self.stream)?;
+        let own = self.rows_to_read(scalar)?;
         let mut arrays: Vec<&Array> = Vec::with_capacity(1 + state.len());
         arrays.push(&own);
         arrays.extend(state);
@@ -456,6 +466,10 @@ impl Shared {
         let Err(error) = result else {
             return Ok(submitted);
         };
+        if matches!(*error.reason, Reason::NoMemory { .. }) {
+            // What is kept for reuse may be of sizes that nothing fits.
+            let _ = mlx::clear_cache();
+        }
         // A long graph can meet its own failure while the rest of it is still being submitted. What the stream kept is taken
         // along, so that the next job does not find it.
         for outcome in outcomes {
@@ -511,7 +525,7 @@ impl Shared {
     /// A private handle of the array's values in row-major order, computed.
     fn computed_rows(&self, array: &Handle) -> Result<Array> {
         let outcomes = outcomes_of([array]);
-        let rows = mlx::contiguous(array.array(), false, &self.stream)?;
+        let rows = self.rows_to_read(array.array())?;
         let submitted = self.submit(&[&rows], &outcomes)?;
         array.mark_submitted();
         let streams = match self.device {
@@ -527,6 +541,15 @@ impl Shared {
         }
         waited.and(self.finish(submitted, &[&rows], &streams, &outcomes, false))?;
         Ok(rows)
+    }
+
+    /// A node of the array's values in row-major order, for the CPU to read.
+    fn rows_to_read(&self, array: &Array) -> Result<Array> {
+        match self.device {
+            // Metal's memory is the CPU's.
+            Device::Gpu if cfg!(target_os = "linux") => mlx::copy_apart(array, &self.stream),
+            _ => mlx::contiguous(array, false, &self.stream),
+        }
     }
 
     fn read(&self, array: &Handle) -> Result<BinaryTerm> {

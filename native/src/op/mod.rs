@@ -5,6 +5,7 @@
 mod check;
 mod compose;
 mod double;
+mod gpu;
 mod linear;
 #[cfg(test)]
 mod tests;
@@ -948,12 +949,22 @@ impl Op {
 
     /// Builds the operation's nodes. Nothing is computed.
     pub fn apply(&self, inputs: &Inputs, device: Device, stream: &Stream) -> Result<Outputs> {
-        let stream = if device == Device::Gpu && self.is_for_cpu_only() {
-            Device::Cpu.stream()?
-        } else {
-            stream
-        };
-        self.apply_on(inputs, device, stream)
+        if device == Device::Cpu {
+            return self.apply_on(inputs, device, stream);
+        }
+        if self.is_for_cpu_only() || gpu::lacks(self, inputs) {
+            let copies = gpu::copies_for_cpu(inputs, stream)?;
+            let arrays: Vec<Option<&Array>> = copies.iter().map(Option::as_ref).collect();
+            return self.apply_on(&Inputs(&arrays), Device::Cpu, Device::Cpu.stream()?);
+        }
+        let arrays = gpu::as_its_kernels_take(self, inputs, stream)?;
+        match arrays {
+            None => self.apply_on(inputs, device, stream),
+            Some(arrays) => {
+                let arrays: Vec<Option<&Array>> = arrays.iter().map(Option::as_ref).collect();
+                self.apply_on(&Inputs(&arrays), device, stream)
+            }
+        }
     }
 
     fn apply_on(&self, inputs: &Inputs, device: Device, s: &Stream) -> Result<Outputs> {
@@ -1059,7 +1070,7 @@ impl Op {
 
         match self {
             Op::Abs => unary!(mlx::abs),
-            Op::Negative => unary!(mlx::negative),
+            Op::Negative => unary!(gpu::negative, device),
             Op::Sign => unary!(mlx::sign),
             Op::Ceil => unary!(mlx::ceil),
             Op::Floor => unary!(mlx::floor),
@@ -1169,10 +1180,10 @@ impl Op {
             Op::Prod { axes, keepdims } => total!(1.0, mlx::prod, axes, keepdims),
             Op::Max { axes, keepdims } => reduce!(mlx::max, axes, *keepdims),
             Op::Min { axes, keepdims } => reduce!(mlx::min, axes, *keepdims),
-            Op::All { axes, keepdims } => total!(1.0, mlx::all, axes, keepdims),
-            Op::Any { axes, keepdims } => total!(0.0, mlx::any, axes, keepdims),
+            Op::All { axes, keepdims } => total!(1.0, compose::all, axes, keepdims),
+            Op::Any { axes, keepdims } => total!(0.0, compose::any, axes, keepdims),
             Op::Mean { axes, keepdims } => total!(f64::NAN, mlx::mean, axes, keepdims),
-            Op::Median { axes, keepdims } => reduce!(mlx::median, axes, *keepdims),
+            Op::Median { axes, keepdims } => reduce!(gpu::median, axes, *keepdims, device),
             Op::Var {
                 axes,
                 keepdims,
@@ -1614,11 +1625,11 @@ impl Op {
             }
             Op::Eye { n, m, k, dtype } => {
                 let k = check::matrix_size(*n, *m, *k, *dtype)?;
-                created!(mlx::eye(*n, *m, k, *dtype, s))
+                created!(gpu::eye(*n, *m, k, *dtype, device, s))
             }
             Op::Tri { n, m, k, dtype } => {
                 let k = check::matrix_size(*n, *m, *k, *dtype)?;
-                created!(mlx::tri(*n, *m, k, *dtype, s))
+                created!(gpu::tri(*n, *m, k, *dtype, device, s))
             }
 
             Op::RmsNorm { eps } => {
@@ -1683,17 +1694,19 @@ impl Op {
             } => {
                 let ([x, w, scales], [biases]) = inputs.with_optional()?;
                 check::packing(*group_size, *bits)?;
-                mlx::quantized_matmul(
-                    x,
-                    w,
-                    scales,
-                    biases,
-                    *transpose,
-                    *group_size,
-                    *bits,
-                    mode.name(),
-                    s,
-                )
+                gpu::of_rows(x, device, s, |x| {
+                    mlx::quantized_matmul(
+                        x,
+                        w,
+                        scales,
+                        biases,
+                        *transpose,
+                        *group_size,
+                        *bits,
+                        mode.name(),
+                        s,
+                    )
+                })
                 .map(one)
             }
             Op::Qqmm {
