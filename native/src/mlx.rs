@@ -915,6 +915,97 @@ pairs! {
     slogdet = mlx_linalg_slogdet(a: array);
 }
 
+/// A kernel in CUDA's C++, as `mx.fast.cuda_kernel` takes it: the body of a function whose inputs, output `out`, type `T` and integer
+/// constants are named in it. MLX compiles it when it first runs, once for each set of types and constants.
+pub struct CudaKernel {
+    pub name: &'static str,
+    pub inputs: &'static [&'static str],
+    pub source: &'static str,
+    /// Whether inputs are copied into rows first; otherwise the source reads `<input>_strides`.
+    pub in_rows: bool,
+}
+
+impl CudaKernel {
+    /// One output of a shape and type; `blocks` groups of `threads` threads.
+    #[allow(clippy::too_many_arguments)]
+    pub fn call(
+        &self,
+        inputs: &[&Array],
+        constants: &[(&str, i32)],
+        shape: &[i32],
+        dtype: Dtype,
+        blocks: i32,
+        threads: i32,
+        s: &Stream,
+    ) -> Result<Array> {
+        let names = |list: &[&str]| {
+            list.iter()
+                .map(|name| text(name))
+                .collect::<Result<Vec<_>>>()
+        };
+        let (name, source, header) = (text(self.name)?, text(self.source)?, text("")?);
+        let (input_names, output_names) = (names(self.inputs)?, names(&["out"])?);
+        let constants = constants
+            .iter()
+            .map(|(name, value)| text(name).map(|name| (name, *value)))
+            .collect::<Result<Vec<_>>>()?;
+        let of_type = text("T")?;
+        let inputs = Vector::new(inputs.iter().copied());
+        let strings = |names: &[CString]| {
+            let mut pointers: Vec<*const c_char> = names.iter().map(|name| name.as_ptr()).collect();
+            // SAFETY: the strings live through the call, which copies them.
+            unsafe { sys::mlx_vector_string_new_data(pointers.as_mut_ptr(), pointers.len()) }
+        };
+        // SAFETY: every handle is made here, used while live and freed once; strings and shapes are copied.
+        unsafe {
+            let (inputs_, outputs_) = (strings(&input_names), strings(&output_names));
+            let kernel = sys::mlx_fast_cuda_kernel_new(
+                name.as_ptr(),
+                inputs_,
+                outputs_,
+                source.as_ptr(),
+                header.as_ptr(),
+                self.in_rows,
+                0,
+            );
+            let config = sys::mlx_fast_cuda_kernel_config_new();
+            let mut status = sys::mlx_fast_cuda_kernel_config_add_output_arg(
+                config,
+                shape.as_ptr(),
+                shape.len(),
+                dtype.to_mlx(),
+            );
+            status |= sys::mlx_fast_cuda_kernel_config_set_grid(config, blocks * threads, 1, 1);
+            status |= sys::mlx_fast_cuda_kernel_config_set_thread_group(config, threads, 1, 1);
+            status |= sys::mlx_fast_cuda_kernel_config_add_template_arg_dtype(
+                config,
+                of_type.as_ptr(),
+                dtype.to_mlx(),
+            );
+            for (name, value) in &constants {
+                status |= sys::mlx_fast_cuda_kernel_config_add_template_arg_int(
+                    config,
+                    name.as_ptr(),
+                    *value,
+                );
+            }
+            let outputs = match status {
+                0 => {
+                    many(|res| sys::mlx_fast_cuda_kernel_apply(res, kernel, inputs.0, config, s.0))
+                }
+                _ => Err(take_error()),
+            };
+            sys::mlx_fast_cuda_kernel_config_free(config);
+            sys::mlx_fast_cuda_kernel_free(kernel);
+            sys::mlx_vector_string_free(inputs_);
+            sys::mlx_vector_string_free(outputs_);
+            outputs?
+                .pop()
+                .ok_or_else(|| Error::invalid("the kernel gives nothing"))
+        }
+    }
+}
+
 pub fn random_key(seed: u64) -> Result<Array> {
     one(|res| unsafe { sys::mlx_random_key(res, seed) })
 }

@@ -19,9 +19,9 @@ pub fn lacks(op: &Op, inputs: &Inputs) -> bool {
         let array = inputs.0.get(position).copied().flatten();
         array.is_some_and(|array| found(mlx::dtype(array)))
     };
-    let is_wide = |dtype| matches!(dtype, Dtype::S64 | Dtype::U64);
+    let is_wide = |dtype| matches!(dtype, Dtype::S64 | Dtype::U64 | Dtype::C64);
     match op {
-        // There are no atomic operations on 64-bit integers.
+        // There are no atomic operations on 64-bit types.
         Op::Scatter { .. }
         | Op::ScatterAdd { .. }
         | Op::ScatterMax { .. }
@@ -75,7 +75,8 @@ pub fn as_its_kernels_take(
         | Op::Qqmm { .. }
         | Op::GatherQmm { .. } => changed(&|_, array| mlx::contiguous(array, false, s)),
         Op::Fft { .. } | Op::Ifft { .. } | Op::Rfft { .. } | Op::Irfft { .. } => {
-            changed(&|_, array| mlx::contiguous(&number(array, s)?, false, s))
+            // In rows is not enough for a single element of a larger array.
+            changed(&|_, array| mlx::copy_apart(&number(array, s)?, s))
         }
         Op::ScaledDotProductAttention { .. } => {
             // The sinks are the last input.
@@ -115,6 +116,20 @@ fn number(array: &Array, s: &Stream) -> Result<Array> {
     match mlx::dtype(array) {
         Dtype::Bool => mlx::astype(array, Dtype::F32, s),
         _ => mlx::share(array),
+    }
+}
+
+/// A result whose strides may be negative, in rows. CUDA's norms and rotation give their results the strides of their input, and would
+/// write before its memory.
+pub fn without_negative_strides(
+    result: Array,
+    turned: bool,
+    device: Device,
+    s: &Stream,
+) -> Result<Array> {
+    match turned && device == Device::Gpu {
+        true => mlx::contiguous(&result, false, s),
+        false => Ok(result),
     }
 }
 
@@ -159,10 +174,10 @@ pub fn median(
     mlx::reshape(&median, &shape, s)
 }
 
-/// MLX scatters ones, which CUDA cannot in 64-bit integers.
+/// MLX scatters ones, which CUDA cannot in 64-bit types.
 pub fn eye(n: i32, m: i32, k: i32, dtype: Dtype, device: Device, s: &Stream) -> Result<Array> {
     match dtype {
-        Dtype::S64 | Dtype::U64 if device == Device::Gpu => {
+        Dtype::S64 | Dtype::U64 | Dtype::C64 if device == Device::Gpu => {
             mlx::astype(&mlx::eye(n, m, k, Dtype::S32, s)?, dtype, s)
         }
         _ => mlx::eye(n, m, k, dtype, s),

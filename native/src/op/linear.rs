@@ -1,6 +1,6 @@
 //! Products, convolutions and the fused kernels, each with what MLX lacks on one device or in one type.
 
-use super::{check, compose, window, MaskMode};
+use super::{check, compose, cuda, window, MaskMode};
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
@@ -765,6 +765,9 @@ pub fn layer_norm(
     check_last_axis(x, "weight", weight)?;
     check_last_axis(x, "bias", bias)?;
     if device == Device::Gpu {
+        if let Some(normal) = cuda::layer_norm(x, weight, bias, eps as f32, s)? {
+            return Ok(normal);
+        }
         return mlx::layer_norm(x, weight, bias, eps as f32, s);
     }
     // What MLX composes on the CPU leaves one of its nodes on the calling thread's own stream, which no other thread may
@@ -799,6 +802,7 @@ pub fn rope(
     scale: f32,
     offset: &Array,
     freqs: Option<&Array>,
+    device: Device,
     s: &Stream,
 ) -> Result<Array> {
     check_fused_type(x)?;
@@ -816,6 +820,16 @@ pub fn rope(
             "offset must be a scalar or hold one integer for each of the {batch} batch rows, got {:?}",
             offset.shape()
         )));
+    }
+    if device == Device::Gpu && cfg!(target_os = "linux") {
+        if let (true, false) = (dims == x.shape()[x.ndim() - 1], traditional) {
+            if let Some(turned) = cuda::rope(x, base, scale, offset, freqs, s)? {
+                return Ok(turned);
+            }
+        }
+        // MLX's kernel writes its result with the strides of x, which must not share elements.
+        let rows = mlx::contiguous(x, false, s)?;
+        return mlx::rope(&rows, dims, traditional, base, scale, offset, freqs, s);
     }
     mlx::rope(x, dims, traditional, base, scale, offset, freqs, s)
 }

@@ -4,6 +4,7 @@
 
 mod check;
 mod compose;
+mod cuda;
 mod double;
 mod gpu;
 mod linear;
@@ -1291,7 +1292,11 @@ impl Op {
                 mlx::repeat(a, *repeats, axis, s).map(one)
             }
             Op::Tile { repetitions } => unary!(mlx::tile, check::shape(repetitions)?),
-            Op::Flip { axes } => reduce!(mlx::flip, &Some(axes.clone())),
+            Op::Flip { axes } => {
+                let [a] = inputs.exactly()?;
+                let flipped = mlx::flip(a, &check::axes(a, axes)?, s)?;
+                gpu::without_negative_strides(flipped, true, device, s).map(one)
+            }
             Op::Roll { shift, axes } => unary!(compose::roll, shift, axes),
             Op::Pad {
                 axes,
@@ -1337,7 +1342,9 @@ impl Op {
             } => {
                 let [a] = inputs.exactly()?;
                 let (start, stop, strides) = check::slice(a, start, stop, strides)?;
-                mlx::slice(a, &start, &stop, &strides, s).map(one)
+                let slice = mlx::slice(a, &start, &stop, &strides, s)?;
+                let turned = strides.iter().any(|stride| *stride < 0);
+                gpu::without_negative_strides(slice, turned, device, s).map(one)
             }
             Op::SliceUpdate {
                 start,
@@ -1647,7 +1654,18 @@ impl Op {
                 scale,
             } => {
                 let ([x, offset], [freqs]) = inputs.with_optional()?;
-                linear::rope(x, *dims, *traditional, *base, *scale, offset, freqs, s).map(one)
+                linear::rope(
+                    x,
+                    *dims,
+                    *traditional,
+                    *base,
+                    *scale,
+                    offset,
+                    freqs,
+                    device,
+                    s,
+                )
+                .map(one)
             }
             Op::ScaledDotProductAttention { scale, mask: mode } => {
                 let ([q, k, v], [mask, sinks]) = inputs.with_optional()?;

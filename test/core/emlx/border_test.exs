@@ -170,7 +170,7 @@ defmodule EMLX.BorderTest do
       end
 
     views = for a <- arrays, Array.rank(a) == 2, do: Ops.transpose(a, [1, 0])
-    EMLX.eval(Enum.take_every(arrays, 2))
+    for array <- Enum.take_every(arrays, 2), do: EMLX.eval(array, device: Array.device(array))
     key = Array.to_device(Ops.random_key(1), Golden.device())
     [key, key, key | arrays ++ views]
   end

@@ -21,8 +21,10 @@ defmodule EMLX.LinAlgBlockTest do
 
   # Positive definite: diagonally dominant.
   defp definite(batch, n, type) do
-    symmetric = Nx.as_type(symmetric(batch, n, {:f, 64}), {:f, 64})
-    Nx.as_type(Nx.add(symmetric, Nx.multiply(Nx.eye(n, backend: Nx.BinaryBackend), 10 * n)), type)
+    exactly(fn ->
+      symmetric = Nx.as_type(symmetric(batch, n, {:f, 64}), {:f, 64})
+      Nx.as_type(Nx.add(symmetric, Nx.multiply(Nx.eye(n), 10 * n)), type)
+    end)
   end
 
   defp transposed(tensor) do
@@ -40,7 +42,7 @@ defmodule EMLX.LinAlgBlockTest do
   defp exact(tensor), do: tensor |> Nx.backend_copy(Nx.BinaryBackend) |> Nx.as_type({:f, 64})
 
   # What Nx's composed function gives on the binary backend.
-  defp composed(fun), do: Nx.with_default_backend(Nx.BinaryBackend, fun)
+  defp composed(fun), do: exactly(fun)
 
   defp floating({kind, _} = type) when kind in [:f, :bf, :c], do: type
   defp floating(_type), do: {:f, 32}
@@ -53,8 +55,12 @@ defmodule EMLX.LinAlgBlockTest do
 
   defp near(actual, expected, type) do
     assert Nx.shape(actual) == Nx.shape(expected)
-    size = expected |> Nx.abs() |> Nx.reduce_max() |> Nx.max(1) |> Nx.to_number()
-    difference = Nx.subtract(actual, expected) |> Nx.abs() |> Nx.reduce_max() |> Nx.to_number()
+
+    {size, difference} =
+      exactly(fn ->
+        {expected |> Nx.abs() |> Nx.reduce_max() |> Nx.max(1) |> Nx.to_number(),
+         Nx.subtract(actual, expected) |> Nx.abs() |> Nx.reduce_max() |> Nx.to_number()}
+      end)
 
     assert is_number(difference) and difference <= tolerance_of(type) * size,
            "off by #{difference}: #{inspect(actual)}, expected #{inspect(expected)}"
