@@ -62,10 +62,10 @@ IO.puts("#{device}, #{Nx.Type.to_string(type)}            fused µs composed µs
 
 times =
   for {name, {start, links, fused, composed}} <- pairs, into: %{} do
-    distance =
-      Nx.subtract(Nx.as_type(fused.(start), :f32), Nx.as_type(composed.(start), :f32)) |> Nx.abs() |> Nx.reduce_max()
-
-    if Nx.to_number(distance) > 0.1, do: raise("#{name}: fused and composed are #{Nx.to_number(distance)} apart")
+    [one, other] = for side <- [fused, composed], do: Nx.as_type(side.(start), :f32)
+    largest = fn tensor -> tensor |> Nx.abs() |> Nx.reduce_max() |> Nx.to_number() end
+    distance = largest.(Nx.subtract(one, other)) / largest.(other)
+    if distance > 0.02, do: raise("#{name}: fused and composed are #{distance} of the largest number apart")
     [a, b] = for side <- [fused, composed], do: time.(start, side, links)
     IO.puts(String.pad_trailing(to_string(name), 16) <> text.(a) <> text.(b) <> text.(b / a))
     {name, a}

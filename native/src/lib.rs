@@ -346,8 +346,17 @@ fn apply_op(op: Term, inputs: Term, target: Term) -> Result<Applied> {
     }
     let outputs = program::build(&op, &arrays, target.device, &target.stream).map_err(describe)?;
     let mut outcomes = outcomes_of(inputs.iter().flatten().copied());
-    if op.can_fail_late() {
-        outcomes.push(Arc::new(Outcome::of_call(target.device, &target.stream)?));
+    let mut crossed = op::take_crossed();
+    if target.device == Device::Gpu {
+        for input in inputs.iter().flatten() {
+            if input.device == Device::Cpu && input.is_unsubmitted() {
+                crossed.push(mlx::share(input.array())?);
+            }
+        }
+    }
+    if op.can_fail_late() || !crossed.is_empty() {
+        let outcome = Outcome::of_call(target.device, &target.stream)?;
+        outcomes.push(Arc::new(outcome.crossing(crossed)?));
     }
     let large = matches!(target, Target::Trace(_))
         && outputs.iter().any(|array| array.nbytes() > MAX_FOLDED);

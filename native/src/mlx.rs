@@ -40,6 +40,8 @@ pub fn init() {
     static INIT: Once = Once::new();
     INIT.call_once(|| {
         join_freed_chunks();
+        // MLX raises an error where more than twice as many different graphs were launched on CUDA as it keeps (400 by default).
+        let _ = set_default_variable("MLX_ENABLE_CACHE_THRASHING_CHECK", "0");
         let setup = || {
             // SAFETY: the handler is a plain function that stays for the life of the process.
             unsafe { sys::mlx_set_error_handler(Some(keep_error), std::ptr::null_mut(), None) };

@@ -5,6 +5,7 @@ use crate::device::Device;
 use crate::error::{Error, Reason, Result};
 use crate::file;
 use crate::mlx::{self, Stream};
+use crate::op::take_crossed;
 use crate::program::run::{Pause, Run, Suspended};
 use crate::program::{self, Program};
 use mlx_rs::Array;
@@ -460,9 +461,10 @@ impl Shared {
     fn submit(&self, arrays: &[&Array], outcomes: &Outcomes) -> Result<Submitted> {
         check_outcomes(outcomes)?;
         let submitted = Submitted::of(outcomes);
-        let lock = mlx::graph_lock();
-        let result = mlx::async_eval(arrays, &lock);
-        drop(lock);
+        let result = self.compute_crossed(outcomes).and_then(|()| {
+            let lock = mlx::graph_lock();
+            mlx::async_eval(arrays, &lock)
+        });
         let Err(error) = result else {
             return Ok(submitted);
         };
@@ -477,6 +479,30 @@ impl Shared {
             outcome.fail(&error);
         }
         Err(error)
+    }
+
+    /// Has the CPU compute its part of what the GPU is to be given.
+    fn compute_crossed(&self, outcomes: &Outcomes) -> Result<()> {
+        if self.device == Device::Cpu {
+            return Ok(());
+        }
+        for outcome in outcomes {
+            for handle in outcome.take_crossed() {
+                let lock = mlx::graph_lock();
+                mlx::async_eval(&[handle.array()], &lock)?;
+                drop(lock);
+                outcome.stream.synchronize()?;
+            }
+        }
+        // Of what this thread has built itself.
+        for array in take_crossed() {
+            let lock = mlx::graph_lock();
+            mlx::async_eval(&[&array], &lock)?;
+            drop(lock);
+            Device::Cpu.stream()?.synchronize()?;
+            mlx::release(array);
+        }
+        Ok(())
     }
 
     /// Waits where somebody waits, or where an answer must be known: on the CPU a failure is kept by the stream, and only asking

@@ -7,6 +7,27 @@ use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
+use std::cell::RefCell;
+
+thread_local! {
+    static CROSSED: RefCell<Vec<Array>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Keeps results that the CPU computes for the GPU, until the caller of `apply` takes them. They have to be computed before what
+/// builds on them is submitted: CUDA's streams wait for the CPU inside a kernel, and while one runs, a call that the CPU's part
+/// makes, such as one for memory, may wait for all kernels in turn.
+pub fn cross(outputs: &[Array]) -> Result<()> {
+    for output in outputs.iter().filter(|output| output.size() > 0) {
+        let shared = mlx::share(output)?;
+        CROSSED.with_borrow_mut(|crossed| crossed.push(shared));
+    }
+    Ok(())
+}
+
+/// The results that were computed by the CPU for the GPU since the last call on this thread.
+pub fn take_crossed() -> Vec<Array> {
+    CROSSED.take()
+}
 
 /// Operations that have to be done on the CPU for arrays of the GPU.
 pub fn lacks(op: &Op, inputs: &Inputs) -> bool {
@@ -30,6 +51,11 @@ pub fn lacks(op: &Op, inputs: &Inputs) -> bool {
         Op::ScatterAddAxis { .. } | Op::WindowScatter { .. } => is(0, is_wide) || is(2, is_wide),
         Op::Diag { .. } => is(0, is_wide),
         Op::Arccosh | Op::Arcsinh | Op::Arctanh => is(0, |dtype| dtype == Dtype::C64),
+        // cuFFT takes no single element of a larger array, in rows or not.
+        Op::Fft { sizes, .. }
+        | Op::Ifft { sizes, .. }
+        | Op::Rfft { sizes, .. }
+        | Op::Irfft { sizes, .. } => sizes.iter().all(|size| *size == 1),
         // The kernel of one such matrix does not compile.
         Op::HadamardTransform { .. } => {
             arrays().any(|array| matches!(array.shape().last(), Some(12 | 20 | 28)))
@@ -75,8 +101,7 @@ pub fn as_its_kernels_take(
         | Op::Qqmm { .. }
         | Op::GatherQmm { .. } => changed(&|_, array| mlx::contiguous(array, false, s)),
         Op::Fft { .. } | Op::Ifft { .. } | Op::Rfft { .. } | Op::Irfft { .. } => {
-            // In rows is not enough for a single element of a larger array.
-            changed(&|_, array| mlx::copy_apart(&number(array, s)?, s))
+            changed(&|_, array| mlx::contiguous(&number(array, s)?, false, s))
         }
         Op::ScaledDotProductAttention { .. } => {
             // The sinks are the last input.
@@ -109,6 +134,12 @@ pub fn as_its_kernels_take(
             })
         }
     }
+}
+
+/// In rows, with the strides that rows of this shape have, also along axes of size 1. cuDNN goes by them.
+pub fn packed(array: &Array, s: &Stream) -> Result<Array> {
+    let flat = mlx::reshape(&mlx::contiguous(array, false, s)?, &[-1], s)?;
+    mlx::reshape(&flat, array.shape(), s)
 }
 
 /// Booleans as f32: a complex number made of one would have it as its imaginary part as well.

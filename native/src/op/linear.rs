@@ -1,6 +1,6 @@
 //! Products, convolutions and the fused kernels, each with what MLX lacks on one device or in one type.
 
-use super::{check, compose, cuda, window, MaskMode};
+use super::{check, compose, cuda, gpu, window, MaskMode};
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
@@ -372,7 +372,7 @@ fn repeated(labels: &[char]) -> Option<(usize, usize)> {
 }
 
 #[allow(clippy::too_many_arguments)]
-pub fn conv(
+pub fn conv_on(
     a: &Array,
     weight: &Array,
     stride: &[i32],
@@ -382,6 +382,40 @@ pub fn conv(
     input_dilation: &[i32],
     groups: i32,
     flip: bool,
+    device: Device,
+    s: &Stream,
+) -> Result<Array> {
+    let (a, weight) = match device {
+        Device::Cpu => (mlx::share(a)?, mlx::share(weight)?),
+        Device::Gpu => (gpu::packed(a, s)?, gpu::packed(weight, s)?),
+    };
+    conv(
+        &a,
+        &weight,
+        stride,
+        padding_low,
+        padding_high,
+        kernel_dilation,
+        input_dilation,
+        groups,
+        flip,
+        device,
+        s,
+    )
+}
+
+#[allow(clippy::too_many_arguments)]
+fn conv(
+    a: &Array,
+    weight: &Array,
+    stride: &[i32],
+    padding_low: &[i32],
+    padding_high: &[i32],
+    kernel_dilation: &[i32],
+    input_dilation: &[i32],
+    groups: i32,
+    flip: bool,
+    device: Device,
     s: &Stream,
 ) -> Result<Array> {
     let space = a.ndim().saturating_sub(2);
@@ -422,7 +456,8 @@ pub fn conv(
         .chain(padding_high)
         .any(|width| *width < 0);
     let dilates = input_dilation.iter().any(|step| *step > 1);
-    let crops_what_it_dilates = crops && dilates;
+    // MLX's choice of a cuDNN kernel, once made, does not look at the dilation of the input.
+    let crops_what_it_dilates = dilates && (crops || device == Device::Gpu);
     if !is_double && !crops_what_it_dilates {
         return mlx::conv_general(
             a,
@@ -536,6 +571,7 @@ pub fn conv_transpose(
     dilation: &[i32],
     output_padding: &[i32],
     groups: i32,
+    device: Device,
     s: &Stream,
 ) -> Result<Array> {
     let space = a.ndim().saturating_sub(2);
@@ -553,7 +589,7 @@ pub fn conv_transpose(
         .map(|i| dilation[i] * (kernel[i] - 1) - padding[i])
         .collect();
     let high: Vec<i32> = (0..space).map(|i| low[i] + output_padding[i]).collect();
-    conv(
+    conv_on(
         a,
         weight,
         &vec![1; space],
@@ -563,6 +599,7 @@ pub fn conv_transpose(
         stride,
         groups,
         true,
+        device,
         s,
     )
 }

@@ -16,6 +16,7 @@ use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Reason, Result};
 use crate::mlx::{self, FftNorm, Stream, Vector};
+pub use gpu::take_crossed;
 use mlx_rs::Array;
 use rustler::{NifTaggedEnum, NifUnitEnum, NifUntaggedEnum};
 use serde::{Deserialize, Serialize};
@@ -956,7 +957,9 @@ impl Op {
         if self.is_for_cpu_only() || gpu::lacks(self, inputs) {
             let copies = gpu::copies_for_cpu(inputs, stream)?;
             let arrays: Vec<Option<&Array>> = copies.iter().map(Option::as_ref).collect();
-            return self.apply_on(&Inputs(&arrays), Device::Cpu, Device::Cpu.stream()?);
+            let outputs = self.apply_on(&Inputs(&arrays), Device::Cpu, Device::Cpu.stream()?)?;
+            gpu::cross(&outputs)?;
+            return Ok(outputs);
         }
         let arrays = gpu::as_its_kernels_take(self, inputs, stream)?;
         match arrays {
@@ -1418,14 +1421,15 @@ impl Op {
                 groups,
                 flip,
             } => binary!(
-                linear::conv,
+                linear::conv_on,
                 stride,
                 padding_low,
                 padding_high,
                 kernel_dilation,
                 input_dilation,
                 *groups,
-                *flip
+                *flip,
+                device
             ),
             Op::ConvTranspose {
                 stride,
@@ -1439,7 +1443,8 @@ impl Op {
                 padding,
                 dilation,
                 output_padding,
-                *groups
+                *groups,
+                device
             ),
             Op::WindowReduce {
                 reduction,
