@@ -1,8 +1,9 @@
-# What building one node costs from Elixir, and reading a scalar that is computed: `mix run bench/dispatch.exs`. A chain of
-# 20,000 additions, which is evaluated after it is built, and 20,000 reads; the median of 9 of each.
+# What building one node costs from Elixir, and reading a scalar that is computed: `mix run bench/dispatch.exs`, on the GPU
+# `mix run bench/dispatch.exs gpu`. A chain of 20,000 additions, which is evaluated after it is built (on the GPU from time to time
+# meanwhile), and 20,000 reads; the median of 9 of each.
 alias EMLX.{Array, Ops}
 
-one = Array.scalar(1.0, :f32)
+one = Array.scalar(1.0, :f32, device: if(System.argv() == ["gpu"], do: :gpu, else: :cpu))
 chain = fn n -> Enum.reduce(1..n, one, fn _, sum -> Ops.add(sum, one) end) end
 chain.(1_000)
 

@@ -9,7 +9,7 @@ use mlx_rs::Array;
 use rustler::{Encoder, Env, Resource, ResourceArc, Term};
 use std::mem::ManuallyDrop;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// Longest chain of nodes that is left unsubmitted: it bounds the memory of a program that never reads. A GPU should be given
 /// work early. On the CPU, submitting takes the cores that build the next nodes, and 32,768 nodes take about 20 MiB.
@@ -29,6 +29,8 @@ pub struct Outcome {
     succeeded: AtomicBool,
     /// The CPU stream that the computation runs on, and that keeps its failure until it is asked.
     pub stream: Stream,
+    /// What the CPU has to have computed before the GPU is given anything that builds on it.
+    crossed: Mutex<Vec<ResourceArc<Handle>>>,
 }
 
 impl Outcome {
@@ -37,7 +39,26 @@ impl Outcome {
             failure: OnceLock::new(),
             succeeded: AtomicBool::new(false),
             stream,
+            crossed: Mutex::default(),
         }
+    }
+
+    /// The same, of results that the CPU computes for the GPU.
+    pub fn crossing(self, arrays: Vec<Array>) -> Result<Outcome> {
+        let stream = Device::Cpu.stream()?;
+        let handle = |array| Handle::ready(array, Device::Cpu, stream.clone(), Outcomes::new());
+        let handles = arrays.into_iter().map(handle).map(ResourceArc::new);
+        self.crossed().extend(handles);
+        Ok(self)
+    }
+
+    fn crossed(&self) -> MutexGuard<'_, Vec<ResourceArc<Handle>>> {
+        self.crossed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the CPU still has to compute.
+    pub fn take_crossed(&self) -> Vec<ResourceArc<Handle>> {
+        std::mem::take(&mut *self.crossed())
     }
 
     /// Of linear algebra called on a device, which runs on the CPU wherever it is called.
@@ -209,6 +230,11 @@ impl Handle {
         let bytes = unsafe { mlx::bytes(&buffer.0) };
         let bytes = bytes.ok_or_else(|| Error::invalid("the array is not laid out in rows"))?;
         Ok((bytes.as_ptr() as usize, bytes.len()))
+    }
+
+    /// Whether nothing has had it computed yet.
+    pub fn is_unsubmitted(&self) -> bool {
+        self.depth.load(Ordering::Relaxed) > 0
     }
 
     pub fn mark_submitted(&self) {

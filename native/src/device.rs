@@ -41,9 +41,14 @@ impl Device {
         if !self.is_available() {
             return Err(Reason::NoDevice(self.name()).into());
         }
-        cell.get_or_init(|| Stream::new(self))
-            .as_ref()
-            .map_err(Clone::clone)
+        let start = || {
+            let stream = Stream::new(self)?;
+            if self == Device::Gpu {
+                mlx::leave_before_cuda(|| crate::queue::stop_all());
+            }
+            Ok(stream)
+        };
+        cell.get_or_init(start).as_ref().map_err(Clone::clone)
     }
 
     /// Makes `stream` the calling thread's default here, and gives the thread a usable default on every other device.

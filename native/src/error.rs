@@ -47,6 +47,12 @@ pub enum Reason {
          (see EMLX.Memory.set_limit/1)"
     )]
     OutOfMemory { bytes: u128, limit: usize },
+    #[error("{text}: there is no memory left{figures}")]
+    NoMemory { text: String, figures: String },
+    #[error(
+        "{0}: the GPU's state is lost with all arrays on it, and no call of this process will use it again; restart the VM"
+    )]
+    DeviceLost(String),
     #[error(
         "the array stands for a value of a function that is being compiled, so it has no elements to read; \
          what depends on values belongs into Nx.runtime_call/4 or a hook"
@@ -60,7 +66,52 @@ pub enum Reason {
     Panic(String),
 }
 
+/// What CUDA and its libraries call having no memory, and MLX's allocator.
+const NO_MEMORY: [&str; 4] = [
+    "failed: out of memory",
+    "Unable to allocate",
+    "STATUS_ALLOC_FAILED",
+    "std::bad_alloc",
+];
+
+/// CUDA's errors after which nothing works in the process, in CUDA's words.
+const DEVICE_LOST: [&str; 9] = [
+    "an illegal memory access was encountered",
+    "an illegal instruction was encountered",
+    "unspecified launch failure",
+    "misaligned address",
+    "invalid program counter",
+    "hardware stack error",
+    "device-side assert triggered",
+    "the launch timed out and was terminated",
+    "uncorrectable ECC error encountered",
+];
+
 impl Reason {
+    /// A failure in MLX's words. `figures` gives the bytes in use, the bytes kept for reuse and the limit.
+    pub fn of_mlx(text: String, figures: fn() -> Option<(usize, usize, usize)>) -> Reason {
+        let is_of = |causes: &[&str]| causes.iter().any(|cause| text.contains(cause));
+        if Self::is_of_cuda(&text) && is_of(&DEVICE_LOST) {
+            return Reason::DeviceLost(text);
+        }
+        if !is_of(&NO_MEMORY) {
+            return Reason::Mlx(text);
+        }
+        let figures = figures().map_or_else(String::new, |(active, kept, limit)| {
+            format!(
+                "; arrays take {active} bytes, {kept} are kept for reuse, the limit is {limit} (EMLX.Memory). \
+                 Drop arrays, or do less at a time"
+            )
+        });
+        Reason::NoMemory { text, figures }
+    }
+
+    /// Whether MLX's words are of a call of CUDA's that failed: `cudaMallocAsync(&data, size, stream) failed: out of memory`.
+    pub fn is_of_cuda(text: &str) -> bool {
+        text.split_once("failed: ")
+            .is_some_and(|(call, _)| call.starts_with("cu") || call.starts_with("CU"))
+    }
+
     /// The atom by which a program tells one failure from another.
     fn kind(&self) -> rustler::Atom {
         match self {
@@ -70,7 +121,8 @@ impl Reason {
             Reason::BadTerm { .. } | Reason::Arity { .. } => atoms::bad_argument(),
             Reason::BinarySize { .. } => atoms::binary_size(),
             Reason::NoDevice(_) => atoms::no_device(),
-            Reason::OutOfMemory { .. } => atoms::out_of_memory(),
+            Reason::OutOfMemory { .. } | Reason::NoMemory { .. } => atoms::out_of_memory(),
+            Reason::DeviceLost(_) => atoms::device_lost(),
             Reason::Traced => atoms::traced(),
             Reason::QueueClosed => atoms::queue_closed(),
             Reason::File { .. } => atoms::file(),
@@ -156,6 +208,40 @@ mod atoms {
     rustler::atoms! {
         kind, op, reason, inputs, device,
         mlx, invalid_argument, unknown_op, bad_argument, binary_size, no_device,
-        out_of_memory, traced, queue_closed, file, panic,
+        out_of_memory, device_lost, traced, queue_closed, file, panic,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reason(text: &str) -> Reason {
+        Reason::of_mlx(text.into(), || Some((1, 2, 3)))
+    }
+
+    #[test]
+    fn having_no_memory_is_told_from_other_failures() {
+        for text in [
+            "cudaMallocAsync(&data, size, stream) failed: out of memory",
+            "[malloc] Unable to allocate 5 bytes.",
+        ] {
+            let Reason::NoMemory { figures, .. } = reason(text) else {
+                panic!("{text} is not taken for a lack of memory");
+            };
+            assert!(figures.contains("the limit is 3"));
+        }
+        assert!(matches!(reason("[matmul] no"), Reason::Mlx(_)));
+    }
+
+    #[test]
+    fn a_lost_device_is_told_from_a_launch_that_was_refused() {
+        let call = "cudaGraphAddKernelNode(&node, graph_, NULL, 0, &params) failed: ";
+        let lost = format!("{call}an illegal memory access was encountered");
+        assert!(matches!(reason(&lost), Reason::DeviceLost(_)));
+        let refused = format!("{call}invalid argument");
+        assert!(matches!(reason(&refused), Reason::Mlx(_)));
+        assert!(Reason::is_of_cuda(&refused));
+        assert!(!Reason::is_of_cuda("[conv] the weight failed: to fit"));
     }
 }

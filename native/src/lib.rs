@@ -336,14 +336,27 @@ fn apply_op(op: Term, inputs: Term, target: Term) -> Result<Applied> {
             .collect();
         error.with_inputs(signatures, Some(target.device))
     };
-    let arrays: SmallVec<[Option<&Array>; 4]> = inputs
+    let brought = bring(&inputs, target.device)?;
+    let mut arrays: SmallVec<[Option<&Array>; 4]> = inputs
         .iter()
         .map(|input| input.as_ref().map(|handle| handle.array()))
         .collect();
+    for (position, array) in &brought {
+        arrays[*position] = Some(array);
+    }
     let outputs = program::build(&op, &arrays, target.device, &target.stream).map_err(describe)?;
     let mut outcomes = outcomes_of(inputs.iter().flatten().copied());
-    if op.can_fail_late() {
-        outcomes.push(Arc::new(Outcome::of_call(target.device, &target.stream)?));
+    let mut crossed = op::take_crossed();
+    if target.device == Device::Gpu {
+        for input in inputs.iter().flatten() {
+            if input.device == Device::Cpu && input.is_unsubmitted() {
+                crossed.push(mlx::share(input.array())?);
+            }
+        }
+    }
+    if op.can_fail_late() || !crossed.is_empty() {
+        let outcome = Outcome::of_call(target.device, &target.stream)?;
+        outcomes.push(Arc::new(outcome.crossing(crossed)?));
     }
     let large = matches!(target, Target::Trace(_))
         && outputs.iter().any(|array| array.nbytes() > MAX_FOLDED);
@@ -383,6 +396,39 @@ fn apply_op(op: Term, inputs: Term, target: Term) -> Result<Applied> {
     } else {
         Applied::Ready(terms)
     })
+}
+
+/// Copies of the GPU's arrays for the CPU, by their positions: it must not read what the GPU computes from.
+fn bring(inputs: &[Option<&Handle>], device: Device) -> Result<SmallVec<[(usize, Array); 2]>> {
+    let mut copies = SmallVec::new();
+    if device == Device::Gpu || cfg!(target_os = "macos") {
+        return Ok(copies);
+    }
+    for (position, input) in inputs.iter().enumerate() {
+        if let Some(input) = input.filter(|input| input.device == Device::Gpu) {
+            let copy = mlx::copy_apart(input.array(), Device::Gpu.stream()?)?;
+            copies.push((position, copy));
+        }
+    }
+    Ok(copies)
+}
+
+/// The same for the inputs of a program.
+fn bring_all(
+    inputs: Vec<ResourceArc<Handle>>,
+    target: &Shared,
+) -> Result<Vec<ResourceArc<Handle>>> {
+    let handles: Vec<Option<&Handle>> = inputs.iter().map(|input| Some(&**input)).collect();
+    let copies = bring(&handles, target.device)?;
+    let mut brought = inputs.clone();
+    for (position, copy) in copies {
+        let outcomes = outcomes_of(handles[position]);
+        let given = &handles[position..=position];
+        let stream = target.stream.clone();
+        brought[position] =
+            ResourceArc::new(Handle::node(copy, target.device, stream, given, outcomes));
+    }
+    Ok(brought)
 }
 
 #[rustler::nif]
@@ -449,6 +495,16 @@ fn placeholder<'a>(shape: Term<'a>, dtype: Term<'a>, device: Term<'a>) -> Answer
 fn is_traced(array: Term) -> Answer<bool> {
     Answer(guard("is_traced", || {
         decode_array(array, 0).map(|array| array.is_traced())
+    }))
+}
+
+/// Whether products of f32 on NVIDIA GPUs may round their operands to 10 bits (TF32), for the speed of it. MLX reads this once.
+#[rustler::nif]
+fn allow_tf32(allowed: Term) -> Answer<Done> {
+    Answer(guard("allow_tf32", || {
+        let allowed: bool = argument(allowed, 0, "a boolean")?;
+        let value = if allowed { "1" } else { "0" };
+        mlx::set_default_variable("MLX_ENABLE_TF32", value).map(|()| Done)
     }))
 }
 
@@ -766,6 +822,7 @@ fn run_program(env: Env, program: Term, inputs: Term, target: Term, tag: Term) -
             .chain(&program.constants)
             .map(|array| &**array),
     )?;
+    let inputs = bring_all(inputs, &target)?;
     if !program.is_straight {
         let reply = Reply::new(env.pid(), tag);
         let run = Run::new(&program, inputs, reply, &target, target.own())?;

@@ -19,6 +19,8 @@ use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError, TryLockError};
 thread_local! {
     /// What MLX last complained of on this thread, until the failing call takes it.
     static LAST_ERROR: RefCell<Option<String>> = const { RefCell::new(None) };
+    /// Whether a call of CUDA's has failed on this thread.
+    static IS_SPENT: Cell<bool> = const { Cell::new(false) };
 }
 
 unsafe extern "C" fn keep_error(message: *const c_char, _data: *mut c_void) {
@@ -38,6 +40,8 @@ pub fn init() {
     static INIT: Once = Once::new();
     INIT.call_once(|| {
         join_freed_chunks();
+        // MLX raises an error where more than twice as many different graphs were launched on CUDA as it keeps (400 by default).
+        let _ = set_default_variable("MLX_ENABLE_CACHE_THRASHING_CHECK", "0");
         let setup = || {
             // SAFETY: the handler is a plain function that stays for the life of the process.
             unsafe { sys::mlx_set_error_handler(Some(keep_error), std::ptr::null_mut(), None) };
@@ -87,7 +91,68 @@ fn take_error() -> Error {
     if text.starts_with("[Compile::eval_cpu]") {
         text.push_str("; a program made with fuse: false takes no compiler");
     }
-    Reason::Mlx(text).into()
+    if Reason::is_of_cuda(&text) {
+        IS_SPENT.set(true);
+    }
+    Reason::of_mlx(text, memory_figures).into()
+}
+
+/// Has the process end without taking CUDA down: its driver goes first, and what the VM's threads give up after that ends the process
+/// with an abort. Called once CUDA is there, since the system undoes in reverse; `before` is called first. What other
+/// libraries had the system call at exit before CUDA was there is not called.
+#[cfg(target_os = "linux")]
+pub fn leave_before_cuda(before: fn()) {
+    static BEFORE: std::sync::OnceLock<fn()> = std::sync::OnceLock::new();
+
+    extern "C" {
+        // In the C libraries of Linux; the libc crate does not name it.
+        fn on_exit(call: extern "C" fn(c_int, *mut c_void), data: *mut c_void) -> c_int;
+    }
+
+    extern "C" fn leave(status: c_int, _data: *mut c_void) {
+        if let Some(before) = BEFORE.get() {
+            before();
+        }
+        // SAFETY: flushes what C code has written, and ends the process.
+        unsafe {
+            libc::fflush(std::ptr::null_mut());
+            libc::_exit(status);
+        }
+    }
+
+    if BEFORE.set(before).is_ok() {
+        // SAFETY: a plain function that stays for the life of the process. It can only fail for want of memory.
+        let _ = unsafe { on_exit(leave, std::ptr::null_mut()) };
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+pub fn leave_before_cuda(_before: fn()) {}
+
+/// Sets a variable of the environment that MLX reads later, unless the user has set it. The VM's own environment is apart from the one
+/// that C code sees.
+pub fn set_default_variable(name: &str, value: &str) -> Result<()> {
+    let (name, value) = (text(name)?, text(value)?);
+    // SAFETY: both strings end in NUL. Called while the application starts, before anything of MLX's reads the environment.
+    match unsafe { libc::setenv(name.as_ptr(), value.as_ptr(), 0) } {
+        0 => Ok(()),
+        _ => Err(Error::invalid("the environment cannot be changed")),
+    }
+}
+
+/// Active, kept and most bytes, for the text of an error.
+fn memory_figures() -> Option<(usize, usize, usize)> {
+    Some((
+        active_memory().ok()?,
+        cache_memory().ok()?,
+        memory_limit().ok()?,
+    ))
+}
+
+/// Whether a call of CUDA's has failed on the calling thread. CUDA keeps a thread's last error, and MLX asks for it after each wait:
+/// from then on nothing that this thread waits for is told from a failure.
+pub fn thread_is_spent() -> bool {
+    IS_SPENT.get()
 }
 
 fn check(status: c_int) -> Result<()> {
@@ -205,6 +270,8 @@ pub enum InfoValue {
 
 impl Stream {
     pub fn new(device: Device) -> Result<Stream> {
+        // MLX finds a stream's encoder in a map that is not locked, and a new stream can have it rebuilt.
+        let _lock = graph_lock();
         let handle = device_handle(device);
         // SAFETY: the device handle is live for the call.
         let raw = unsafe { sys::mlx_stream_new_thread_unsafe(handle) };
@@ -399,6 +466,26 @@ pub unsafe fn bytes<'a>(array: &Array) -> Option<&'a [u8]> {
         return None;
     }
     Some(std::slice::from_raw_parts(data, size))
+}
+
+/// The same values in row-major order and in a buffer of their own. On CUDA, what the CPU is to read is moved to other memory,
+/// whoever else computes from it: so it reads this.
+pub fn copy_apart(array: &Array, s: &Stream) -> Result<Array> {
+    let given = dtype(array);
+    let bits = match given.size() {
+        1 => Dtype::U8,
+        2 => Dtype::U16,
+        4 => Dtype::U32,
+        _ => Dtype::U64,
+    };
+    let rows = contiguous(array, false, s)?;
+    if array.size() == 0 {
+        return Ok(rows);
+    }
+    // An operation that changes no bit: MLX's own copy and contiguous share the buffer.
+    let zero = from_bytes(&[0; 8][..bits.size()], &[], bits)?;
+    let apart = bitwise_or(&view(&rows, bits, s)?, &zero, s)?;
+    view(&apart, given, s)
 }
 
 /// Another handle of the same array.
@@ -938,6 +1025,97 @@ pairs! {
     eig = mlx_linalg_eig(a: array);
     lu_factor = mlx_linalg_lu_factor(a: array);
     slogdet = mlx_linalg_slogdet(a: array);
+}
+
+/// A kernel in CUDA's C++, as `mx.fast.cuda_kernel` takes it: the body of a function whose inputs, output `out`, type `T` and integer
+/// constants are named in it. MLX compiles it when it first runs, once for each set of types and constants.
+pub struct CudaKernel {
+    pub name: &'static str,
+    pub inputs: &'static [&'static str],
+    pub source: &'static str,
+    /// Whether inputs are copied into rows first; otherwise the source reads `<input>_strides`.
+    pub in_rows: bool,
+}
+
+impl CudaKernel {
+    /// One output of a shape and type; `blocks` groups of `threads` threads.
+    #[allow(clippy::too_many_arguments)]
+    pub fn call(
+        &self,
+        inputs: &[&Array],
+        constants: &[(&str, i32)],
+        shape: &[i32],
+        dtype: Dtype,
+        blocks: i32,
+        threads: i32,
+        s: &Stream,
+    ) -> Result<Array> {
+        let names = |list: &[&str]| {
+            list.iter()
+                .map(|name| text(name))
+                .collect::<Result<Vec<_>>>()
+        };
+        let (name, source, header) = (text(self.name)?, text(self.source)?, text("")?);
+        let (input_names, output_names) = (names(self.inputs)?, names(&["out"])?);
+        let constants = constants
+            .iter()
+            .map(|(name, value)| text(name).map(|name| (name, *value)))
+            .collect::<Result<Vec<_>>>()?;
+        let of_type = text("T")?;
+        let inputs = Vector::new(inputs.iter().copied());
+        let strings = |names: &[CString]| {
+            let mut pointers: Vec<*const c_char> = names.iter().map(|name| name.as_ptr()).collect();
+            // SAFETY: the strings live through the call, which copies them.
+            unsafe { sys::mlx_vector_string_new_data(pointers.as_mut_ptr(), pointers.len()) }
+        };
+        // SAFETY: every handle is made here, used while live and freed once; strings and shapes are copied.
+        unsafe {
+            let (inputs_, outputs_) = (strings(&input_names), strings(&output_names));
+            let kernel = sys::mlx_fast_cuda_kernel_new(
+                name.as_ptr(),
+                inputs_,
+                outputs_,
+                source.as_ptr(),
+                header.as_ptr(),
+                self.in_rows,
+                0,
+            );
+            let config = sys::mlx_fast_cuda_kernel_config_new();
+            let mut status = sys::mlx_fast_cuda_kernel_config_add_output_arg(
+                config,
+                shape.as_ptr(),
+                shape.len(),
+                dtype.to_mlx(),
+            );
+            status |= sys::mlx_fast_cuda_kernel_config_set_grid(config, blocks * threads, 1, 1);
+            status |= sys::mlx_fast_cuda_kernel_config_set_thread_group(config, threads, 1, 1);
+            status |= sys::mlx_fast_cuda_kernel_config_add_template_arg_dtype(
+                config,
+                of_type.as_ptr(),
+                dtype.to_mlx(),
+            );
+            for (name, value) in &constants {
+                status |= sys::mlx_fast_cuda_kernel_config_add_template_arg_int(
+                    config,
+                    name.as_ptr(),
+                    *value,
+                );
+            }
+            let outputs = match status {
+                0 => {
+                    many(|res| sys::mlx_fast_cuda_kernel_apply(res, kernel, inputs.0, config, s.0))
+                }
+                _ => Err(take_error()),
+            };
+            sys::mlx_fast_cuda_kernel_config_free(config);
+            sys::mlx_fast_cuda_kernel_free(kernel);
+            sys::mlx_vector_string_free(inputs_);
+            sys::mlx_vector_string_free(outputs_);
+            outputs?
+                .pop()
+                .ok_or_else(|| Error::invalid("the kernel gives nothing"))
+        }
+    }
 }
 
 pub fn random_key(seed: u64) -> Result<Array> {

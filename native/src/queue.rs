@@ -5,6 +5,7 @@ use crate::device::Device;
 use crate::error::{Error, Reason, Result};
 use crate::file;
 use crate::mlx::{self, Stream};
+use crate::op::take_crossed;
 use crate::program::run::{Pause, Run, Suspended};
 use crate::program::{self, Program};
 use mlx_rs::Array;
@@ -206,12 +207,17 @@ impl Shared {
             device,
             stream,
         });
-        let of_thread = shared.clone();
-        std::thread::Builder::new()
-            .name(format!("emlx_{}", device.name()))
-            .spawn(move || of_thread.work())
-            .map_err(|e| Error::invalid(format!("cannot start a thread: {e}")))?;
+        shared.start_thread()?;
         Ok(shared)
+    }
+
+    fn start_thread(self: &Arc<Self>) -> Result<()> {
+        let of_thread = self.clone();
+        std::thread::Builder::new()
+            .name(format!("emlx_{}", self.device.name()))
+            .spawn(move || of_thread.work())
+            .map(|_| ())
+            .map_err(|e| Error::invalid(format!("cannot start a thread: {e}")))
     }
 
     /// The device's own queue, which never closes.
@@ -279,8 +285,13 @@ impl Shared {
                         .unwrap_or_else(PoisonError::into_inner);
                 }
             };
-            let _busy = Busy::begin();
+            let busy = Busy::begin();
             self.run(job);
+            drop(busy);
+            // CUDA holds a failed launch against the thread. Another one goes on with the same queue.
+            if mlx::thread_is_spent() && self.start_thread().is_ok() {
+                return;
+            }
         }
     }
 
@@ -429,7 +440,7 @@ impl Shared {
             )));
         }
         // A node that nobody else has a handle of.
-        let own = mlx::contiguous(scalar, false, &self.stream)?;
+        let own = self.rows_to_read(scalar)?;
         let mut arrays: Vec<&Array> = Vec::with_capacity(1 + state.len());
         arrays.push(&own);
         arrays.extend(state);
@@ -457,12 +468,17 @@ impl Shared {
     fn submit(&self, arrays: &[&Array], outcomes: &Outcomes) -> Result<Submitted> {
         check_outcomes(outcomes)?;
         let submitted = Submitted::of(outcomes);
-        let lock = mlx::graph_lock();
-        let result = mlx::async_eval(arrays, &lock);
-        drop(lock);
+        let result = self.compute_crossed(outcomes).and_then(|()| {
+            let lock = mlx::graph_lock();
+            mlx::async_eval(arrays, &lock)
+        });
         let Err(error) = result else {
             return Ok(submitted);
         };
+        if matches!(*error.reason, Reason::NoMemory { .. }) {
+            // What is kept for reuse may be of sizes that nothing fits.
+            let _ = mlx::clear_cache();
+        }
         // A long graph can meet its own failure while the rest of it is still being submitted. What the stream kept is taken
         // along, so that the next job does not find it.
         for outcome in outcomes {
@@ -470,6 +486,30 @@ impl Shared {
             outcome.fail(&error);
         }
         Err(error)
+    }
+
+    /// Has the CPU compute its part of what the GPU is to be given.
+    fn compute_crossed(&self, outcomes: &Outcomes) -> Result<()> {
+        if self.device == Device::Cpu {
+            return Ok(());
+        }
+        for outcome in outcomes {
+            for handle in outcome.take_crossed() {
+                let lock = mlx::graph_lock();
+                mlx::async_eval(&[handle.array()], &lock)?;
+                drop(lock);
+                outcome.stream.synchronize()?;
+            }
+        }
+        // Of what this thread has built itself.
+        for array in take_crossed() {
+            let lock = mlx::graph_lock();
+            mlx::async_eval(&[&array], &lock)?;
+            drop(lock);
+            Device::Cpu.stream()?.synchronize()?;
+            mlx::release(array);
+        }
+        Ok(())
     }
 
     /// Waits where somebody waits, or where an answer must be known: on the CPU a failure is kept by the stream, and only asking
@@ -518,7 +558,7 @@ impl Shared {
     /// A private handle of the array's values in row-major order, computed.
     fn computed_rows(&self, array: &Handle) -> Result<Array> {
         let outcomes = outcomes_of([array]);
-        let rows = mlx::contiguous(array.array(), false, &self.stream)?;
+        let rows = self.rows_to_read(array.array())?;
         let submitted = self.submit(&[&rows], &outcomes)?;
         array.mark_submitted();
         let streams = match self.device {
@@ -534,6 +574,15 @@ impl Shared {
         }
         waited.and(self.finish(submitted, &[&rows], &streams, &outcomes, false))?;
         Ok(rows)
+    }
+
+    /// A node of the array's values in row-major order, for the CPU to read.
+    fn rows_to_read(&self, array: &Array) -> Result<Array> {
+        match self.device {
+            // Metal's memory is the CPU's.
+            Device::Gpu if cfg!(target_os = "linux") => mlx::copy_apart(array, &self.stream),
+            _ => mlx::contiguous(array, false, &self.stream),
+        }
     }
 
     fn read(&self, array: &Handle) -> Result<BinaryTerm> {

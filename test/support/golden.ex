@@ -1,10 +1,10 @@
 defmodule EMLX.Golden do
   @moduledoc """
   Reads the golden values under `test/golden/data` (made by `test/golden/generate.py`, which says what a case holds), runs
-  cases through `EMLX.Ops.run/3` and compares.
+  cases through `EMLX.Ops.run/3` and compares. On the CPU, or with EMLX_TEST_DEVICE=gpu on the GPU, which has no cases in f64.
   """
 
-  alias EMLX.{Array, Ops, Tolerance}
+  alias EMLX.{Array, Kernels, Ops, Tolerance}
 
   @data Path.expand("../golden/data", __DIR__)
 
@@ -29,9 +29,43 @@ defmodule EMLX.Golden do
   def cases(family) do
     cached({__MODULE__, :cases, family}, fn ->
       {:ok, cases} = :file.consult(Path.join(@data, family <> ".terms"))
-      Enum.map(cases, &Map.merge(%{family: family, form: :values}, &1))
+      cases = Enum.map(cases, &Map.merge(%{family: family, form: :values}, &1))
+      if device() == :cpu, do: cases, else: Enum.reject(cases, &double?/1)
     end)
   end
+
+  defp double?(case_) do
+    arrays = Enum.reject(case_.inputs ++ case_.outputs, &is_nil/1)
+    Enum.any?(arrays, &(elem(&1, 0) == :f64)) or match?({_, %{dtype: :f64}}, case_.op)
+  end
+
+  @doc "The device under test."
+  @spec device :: :cpu | :gpu
+  def device do
+    case System.get_env("EMLX_TEST_DEVICE", "cpu") do
+      "cpu" -> :cpu
+      "gpu" -> :gpu
+    end
+  end
+
+  @doc "`EMLX.Ops.run/3` on the device under test."
+  @spec run(Ops.op(), [Array.t() | nil]) :: Array.t() | [Array.t()]
+  def run(op, inputs), do: Ops.run(op, inputs, device: device())
+
+  # The fused kernels on the device under test, with arguments and results on the CPU, so that formulas can be composed of them.
+  for {name, arity} <- [rms_norm: 2, layer_norm: 3, rope: 3, scaled_dot_product_attention: 4] do
+    arguments = Macro.generate_arguments(arity, __MODULE__)
+
+    @doc "`EMLX.Kernels.#{name}/#{arity + 1}` on the device under test."
+    def unquote(name)(unquote_splicing(arguments), opts \\ []) do
+      arguments = Enum.map(unquote(arguments), &to_device/1)
+      opts = Enum.map(opts, fn {name, value} -> {name, to_device(value)} end)
+      Array.to_device(apply(Kernels, unquote(name), arguments ++ [opts]), :cpu)
+    end
+  end
+
+  defp to_device(%Array{} = array), do: Array.to_device(array, device())
+  defp to_device(other), do: other
 
   @doc "The name of a case's operation."
   @spec operation(case_) :: atom
@@ -60,10 +94,12 @@ defmodule EMLX.Golden do
   `run` takes the operation and its inputs and gives an array or a list of arrays.
   """
   @spec check(case_, (Ops.op(), [Array.t() | nil] -> Array.t() | [Array.t()])) :: :ok | {:error, binary}
-  def check(case_, run \\ &Ops.run/2) do
+  def check(case_, run \\ &__MODULE__.run/2) do
     inputs = Enum.map(case_.inputs, &array(case_, &1))
     results = case_.op |> run.(inputs) |> List.wrap()
-    results = form(case_.form, inputs, results)
+    # Forms are computed in f64 where they can be.
+    results = if case_.form == :values, do: results, else: Enum.map(results, &Array.to_device(&1, :cpu))
+    results = form(case_.form, Enum.map(inputs, &(&1 && Array.to_device(&1, :cpu))), results)
     expected = case_.outputs
 
     if length(results) == length(expected) do
@@ -137,7 +173,7 @@ defmodule EMLX.Golden do
   defp array(_case, nil), do: nil
 
   defp array(case_, {dtype, shape, offset, length}) do
-    Array.from_binary(bytes(case_, offset, length), shape, dtype)
+    Array.from_binary(bytes(case_, offset, length), shape, dtype, device: device())
   end
 
   defp bytes(case_, offset, length) do

@@ -16,6 +16,7 @@ defmodule EMLX.Native do
   def info(_array), do: missing()
   def placeholder(_shape, _dtype, _device), do: missing()
   def is_traced(_array), do: missing()
+  def allow_tf32(_allowed), do: missing()
   def device_available(_device), do: missing()
   def device_info(_device), do: missing()
   def queue_start(_device), do: missing()

@@ -84,7 +84,25 @@ fn truth(a: &Array, s: &Stream) -> Result<Array> {
 pub fn astype(a: &Array, dtype: Dtype, s: &Stream) -> Result<Array> {
     match dtype {
         Dtype::Bool => truth(a, s),
+        // On CUDA a boolean would be the imaginary part as well.
+        Dtype::C64 if mlx::dtype(a) == Dtype::Bool => {
+            mlx::astype(&mlx::astype(a, Dtype::F32, s)?, dtype, s)
+        }
         _ => mlx::astype(a, dtype, s),
+    }
+}
+
+pub fn all(a: &Array, axes: &[i32], keepdims: bool, s: &Stream) -> Result<Array> {
+    match mlx::dtype(a) {
+        Dtype::C64 => mlx::all(&truth(a, s)?, axes, keepdims, s),
+        _ => mlx::all(a, axes, keepdims, s),
+    }
+}
+
+pub fn any(a: &Array, axes: &[i32], keepdims: bool, s: &Stream) -> Result<Array> {
+    match mlx::dtype(a) {
+        Dtype::C64 => mlx::any(&truth(a, s)?, axes, keepdims, s),
+        _ => mlx::any(a, axes, keepdims, s),
     }
 }
 
@@ -562,6 +580,9 @@ pub fn pad_interior(
         return Err(Error::invalid(format!(
             "interior widths must not be negative, got {width}"
         )));
+    }
+    if rank == 0 {
+        return mlx::share(a);
     }
     let axes: Vec<i32> = (0..rank as i32).collect();
     if interior.iter().all(|width| *width == 0) {

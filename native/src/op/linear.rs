@@ -1,6 +1,6 @@
 //! Products, convolutions and the fused kernels, each with what MLX lacks on one device or in one type.
 
-use super::{check, compose, window, MaskMode};
+use super::{check, compose, cuda, gpu, window, MaskMode};
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
@@ -372,7 +372,7 @@ fn repeated(labels: &[char]) -> Option<(usize, usize)> {
 }
 
 #[allow(clippy::too_many_arguments)]
-pub fn conv(
+pub fn conv_on(
     a: &Array,
     weight: &Array,
     stride: &[i32],
@@ -382,6 +382,40 @@ pub fn conv(
     input_dilation: &[i32],
     groups: i32,
     flip: bool,
+    device: Device,
+    s: &Stream,
+) -> Result<Array> {
+    let (a, weight) = match device {
+        Device::Cpu => (mlx::share(a)?, mlx::share(weight)?),
+        Device::Gpu => (gpu::packed(a, s)?, gpu::packed(weight, s)?),
+    };
+    conv(
+        &a,
+        &weight,
+        stride,
+        padding_low,
+        padding_high,
+        kernel_dilation,
+        input_dilation,
+        groups,
+        flip,
+        device,
+        s,
+    )
+}
+
+#[allow(clippy::too_many_arguments)]
+fn conv(
+    a: &Array,
+    weight: &Array,
+    stride: &[i32],
+    padding_low: &[i32],
+    padding_high: &[i32],
+    kernel_dilation: &[i32],
+    input_dilation: &[i32],
+    groups: i32,
+    flip: bool,
+    device: Device,
     s: &Stream,
 ) -> Result<Array> {
     let space = a.ndim().saturating_sub(2);
@@ -422,7 +456,8 @@ pub fn conv(
         .chain(padding_high)
         .any(|width| *width < 0);
     let dilates = input_dilation.iter().any(|step| *step > 1);
-    let crops_what_it_dilates = crops && dilates;
+    // MLX's choice of a cuDNN kernel, once made, does not look at the dilation of the input.
+    let crops_what_it_dilates = dilates && (crops || device == Device::Gpu);
     // MLX's CPU form for groups and dilation fills the border of the output, as wide as the padding, even where the output is narrower.
     let overruns = weight.ndim() == a.ndim()
         && (0..space).any(|i| {
@@ -546,6 +581,7 @@ pub fn conv_transpose(
     dilation: &[i32],
     output_padding: &[i32],
     groups: i32,
+    device: Device,
     s: &Stream,
 ) -> Result<Array> {
     let space = a.ndim().saturating_sub(2);
@@ -563,7 +599,7 @@ pub fn conv_transpose(
         .map(|i| dilation[i] * (kernel[i] - 1) - padding[i])
         .collect();
     let high: Vec<i32> = (0..space).map(|i| low[i] + output_padding[i]).collect();
-    conv(
+    conv_on(
         a,
         weight,
         &vec![1; space],
@@ -573,6 +609,7 @@ pub fn conv_transpose(
         stride,
         groups,
         true,
+        device,
         s,
     )
 }
@@ -775,6 +812,9 @@ pub fn layer_norm(
     check_last_axis(x, "weight", weight)?;
     check_last_axis(x, "bias", bias)?;
     if device == Device::Gpu {
+        if let Some(normal) = cuda::layer_norm(x, weight, bias, eps as f32, s)? {
+            return Ok(normal);
+        }
         return mlx::layer_norm(x, weight, bias, eps as f32, s);
     }
     // What MLX composes on the CPU leaves one of its nodes on the calling thread's own stream, which no other thread may
@@ -809,6 +849,7 @@ pub fn rope(
     scale: f32,
     offset: &Array,
     freqs: Option<&Array>,
+    device: Device,
     s: &Stream,
 ) -> Result<Array> {
     check_fused_type(x)?;
@@ -826,6 +867,16 @@ pub fn rope(
             "offset must be a scalar or hold one integer for each of the {batch} batch rows, got {:?}",
             offset.shape()
         )));
+    }
+    if device == Device::Gpu && cfg!(target_os = "linux") {
+        if let (true, false) = (dims == x.shape()[x.ndim() - 1], traditional) {
+            if let Some(turned) = cuda::rope(x, base, scale, offset, freqs, s)? {
+                return Ok(turned);
+            }
+        }
+        // MLX's kernel writes its result with the strides of x, which must not share elements.
+        let rows = mlx::contiguous(x, false, s)?;
+        return mlx::rope(&rows, dims, traditional, base, scale, offset, freqs, s);
     }
     mlx::rope(x, dims, traditional, base, scale, offset, freqs, s)
 }

@@ -4,7 +4,9 @@
 
 mod check;
 mod compose;
+mod cuda;
 mod double;
+mod gpu;
 mod linear;
 #[cfg(test)]
 mod tests;
@@ -14,6 +16,7 @@ use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Reason, Result};
 use crate::mlx::{self, FftNorm, Stream, Vector};
+pub use gpu::take_crossed;
 use mlx_rs::Array;
 use rustler::{NifTaggedEnum, NifUnitEnum, NifUntaggedEnum};
 use serde::{Deserialize, Serialize};
@@ -948,12 +951,24 @@ impl Op {
 
     /// Builds the operation's nodes. Nothing is computed.
     pub fn apply(&self, inputs: &Inputs, device: Device, stream: &Stream) -> Result<Outputs> {
-        let stream = if device == Device::Gpu && self.is_for_cpu_only() {
-            Device::Cpu.stream()?
-        } else {
-            stream
-        };
-        self.apply_on(inputs, device, stream)
+        if device == Device::Cpu {
+            return self.apply_on(inputs, device, stream);
+        }
+        if self.is_for_cpu_only() || gpu::lacks(self, inputs) {
+            let copies = gpu::copies_for_cpu(inputs, stream)?;
+            let arrays: Vec<Option<&Array>> = copies.iter().map(Option::as_ref).collect();
+            let outputs = self.apply_on(&Inputs(&arrays), Device::Cpu, Device::Cpu.stream()?)?;
+            gpu::cross(&outputs)?;
+            return Ok(outputs);
+        }
+        let arrays = gpu::as_its_kernels_take(self, inputs, stream)?;
+        match arrays {
+            None => self.apply_on(inputs, device, stream),
+            Some(arrays) => {
+                let arrays: Vec<Option<&Array>> = arrays.iter().map(Option::as_ref).collect();
+                self.apply_on(&Inputs(&arrays), device, stream)
+            }
+        }
     }
 
     fn apply_on(&self, inputs: &Inputs, device: Device, s: &Stream) -> Result<Outputs> {
@@ -1059,7 +1074,7 @@ impl Op {
 
         match self {
             Op::Abs => unary!(mlx::abs),
-            Op::Negative => unary!(mlx::negative),
+            Op::Negative => unary!(gpu::negative, device),
             Op::Sign => unary!(mlx::sign),
             Op::Ceil => unary!(mlx::ceil),
             Op::Floor => unary!(mlx::floor),
@@ -1169,10 +1184,10 @@ impl Op {
             Op::Prod { axes, keepdims } => total!(1.0, mlx::prod, axes, keepdims),
             Op::Max { axes, keepdims } => reduce!(mlx::max, axes, *keepdims),
             Op::Min { axes, keepdims } => reduce!(mlx::min, axes, *keepdims),
-            Op::All { axes, keepdims } => total!(1.0, mlx::all, axes, keepdims),
-            Op::Any { axes, keepdims } => total!(0.0, mlx::any, axes, keepdims),
+            Op::All { axes, keepdims } => total!(1.0, compose::all, axes, keepdims),
+            Op::Any { axes, keepdims } => total!(0.0, compose::any, axes, keepdims),
             Op::Mean { axes, keepdims } => total!(f64::NAN, mlx::mean, axes, keepdims),
-            Op::Median { axes, keepdims } => reduce!(mlx::median, axes, *keepdims),
+            Op::Median { axes, keepdims } => reduce!(gpu::median, axes, *keepdims, device),
             Op::Var {
                 axes,
                 keepdims,
@@ -1280,7 +1295,11 @@ impl Op {
                 mlx::repeat(a, *repeats, axis, s).map(one)
             }
             Op::Tile { repetitions } => unary!(mlx::tile, check::shape(repetitions)?),
-            Op::Flip { axes } => reduce!(mlx::flip, &Some(axes.clone())),
+            Op::Flip { axes } => {
+                let [a] = inputs.exactly()?;
+                let flipped = mlx::flip(a, &check::axes(a, axes)?, s)?;
+                gpu::without_negative_strides(flipped, true, device, s).map(one)
+            }
             Op::Roll { shift, axes } => unary!(compose::roll, shift, axes),
             Op::Pad {
                 axes,
@@ -1326,7 +1345,9 @@ impl Op {
             } => {
                 let [a] = inputs.exactly()?;
                 let (start, stop, strides) = check::slice(a, start, stop, strides)?;
-                mlx::slice(a, &start, &stop, &strides, s).map(one)
+                let slice = mlx::slice(a, &start, &stop, &strides, s)?;
+                let turned = strides.iter().any(|stride| *stride < 0);
+                gpu::without_negative_strides(slice, turned, device, s).map(one)
             }
             Op::SliceUpdate {
                 start,
@@ -1400,14 +1421,15 @@ impl Op {
                 groups,
                 flip,
             } => binary!(
-                linear::conv,
+                linear::conv_on,
                 stride,
                 padding_low,
                 padding_high,
                 kernel_dilation,
                 input_dilation,
                 *groups,
-                *flip
+                *flip,
+                device
             ),
             Op::ConvTranspose {
                 stride,
@@ -1421,7 +1443,8 @@ impl Op {
                 padding,
                 dilation,
                 output_padding,
-                *groups
+                *groups,
+                device
             ),
             Op::WindowReduce {
                 reduction,
@@ -1614,11 +1637,11 @@ impl Op {
             }
             Op::Eye { n, m, k, dtype } => {
                 let k = check::matrix_size(*n, *m, *k, *dtype)?;
-                created!(mlx::eye(*n, *m, k, *dtype, s))
+                created!(gpu::eye(*n, *m, k, *dtype, device, s))
             }
             Op::Tri { n, m, k, dtype } => {
                 let k = check::matrix_size(*n, *m, *k, *dtype)?;
-                created!(mlx::tri(*n, *m, k, *dtype, s))
+                created!(gpu::tri(*n, *m, k, *dtype, device, s))
             }
 
             Op::RmsNorm { eps } => {
@@ -1636,7 +1659,18 @@ impl Op {
                 scale,
             } => {
                 let ([x, offset], [freqs]) = inputs.with_optional()?;
-                linear::rope(x, *dims, *traditional, *base, *scale, offset, freqs, s).map(one)
+                linear::rope(
+                    x,
+                    *dims,
+                    *traditional,
+                    *base,
+                    *scale,
+                    offset,
+                    freqs,
+                    device,
+                    s,
+                )
+                .map(one)
             }
             Op::ScaledDotProductAttention { scale, mask: mode } => {
                 let ([q, k, v], [mask, sinks]) = inputs.with_optional()?;
@@ -1683,17 +1717,19 @@ impl Op {
             } => {
                 let ([x, w, scales], [biases]) = inputs.with_optional()?;
                 check::packing(*group_size, *bits)?;
-                mlx::quantized_matmul(
-                    x,
-                    w,
-                    scales,
-                    biases,
-                    *transpose,
-                    *group_size,
-                    *bits,
-                    mode.name(),
-                    s,
-                )
+                gpu::of_rows(x, device, s, |x| {
+                    mlx::quantized_matmul(
+                        x,
+                        w,
+                        scales,
+                        biases,
+                        *transpose,
+                        *group_size,
+                        *bits,
+                        mode.name(),
+                        s,
+                    )
+                })
                 .map(one)
             }
             Op::Qqmm {

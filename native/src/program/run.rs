@@ -6,6 +6,7 @@ use crate::array::{outcomes_of, Handle, Outcome, Outcomes};
 use crate::device::Device;
 use crate::error::{Error, Reason, Result, Signature};
 use crate::mlx::{self, Stream};
+use crate::op::take_crossed;
 use crate::queue::{Queue, Reply, Shared};
 use mlx_rs::Array;
 use rustler::{Resource, ResourceArc};
@@ -249,8 +250,10 @@ pub fn inline(
         .build(device, stream)
         .map_err(|error| error.within(&frame.place()))?;
     let mut outcomes = outcomes_of(given.map(|handle| &**handle));
-    if program.can_fail_late {
-        outcomes.push(Arc::new(Outcome::of_call(device, stream)?));
+    let crossed = take_crossed();
+    if program.can_fail_late || !crossed.is_empty() {
+        let outcome = Outcome::of_call(device, stream)?;
+        outcomes.push(Arc::new(outcome.crossing(crossed)?));
     }
     handles(frame.outputs()?, device, stream, &outcomes)
 }

@@ -3,7 +3,7 @@ defmodule EMLX.BorderTest do
   # EMLX.Error (from the public functions) or an {:error, map} (from the native ones).
   use ExUnit.Case, async: false
 
-  alias EMLX.{Array, Native, Ops}
+  alias EMLX.{Array, Golden, Native, Ops}
 
   @calls 25_000
   @dtypes [:bool, :u8, :u16, :u32, :u64, :s8, :s16, :s32, :s64, :f16, :bf16, :f32, :f64, :c64]
@@ -164,12 +164,14 @@ defmodule EMLX.BorderTest do
 
     arrays =
       for dtype <- @dtypes, shape <- shapes do
-        Ops.astype(Ops.iota(shape, dtype: :s32), dtype)
+        array = Ops.astype(Ops.iota(shape, dtype: :s32), dtype)
+        # A GPU has no f64.
+        if dtype == :f64, do: array, else: Array.to_device(array, Golden.device())
       end
 
     views = for a <- arrays, Array.rank(a) == 2, do: Ops.transpose(a, [1, 0])
-    EMLX.eval(Enum.take_every(arrays, 2))
-    key = Ops.random_key(1)
+    for array <- Enum.take_every(arrays, 2), do: EMLX.eval(array, device: Array.device(array))
+    key = Array.to_device(Ops.random_key(1), Golden.device())
     [key, key, key | arrays ++ views]
   end
 

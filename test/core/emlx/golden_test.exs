@@ -2,7 +2,7 @@
 defmodule EMLX.GoldenTest do
   use ExUnit.Case, async: true
 
-  alias EMLX.{Golden, Ops, Program}
+  alias EMLX.{Golden, Program}
 
   # The fused kernels have their own module.
   @families Golden.families() -- ["kernels"]
@@ -33,9 +33,9 @@ defmodule EMLX.GoldenTest do
         _array, next -> {next, next + 1}
       end)
 
-    outputs = length(List.wrap(Ops.run(op, inputs)))
+    outputs = length(List.wrap(Golden.run(op, inputs)))
     results = Enum.to_list((2 * count)..(2 * count + outputs - 1)//1)
-    Program.run(Program.new(count, copies ++ [{op, numbers, outputs}], results), arrays)
+    Program.run(Program.new(count, copies ++ [{op, numbers, outputs}], results), arrays, device: Golden.device())
   end
 
   for {operation, count} <- Golden.operations(@families) do
@@ -43,7 +43,7 @@ defmodule EMLX.GoldenTest do
 
     describe "#{operation} (#{count} cases)" do
       test "gives the reference's shapes, types and values" do
-        check_all(@operation, &Ops.run/2)
+        check_all(@operation, &Golden.run/2)
       end
 
       test "gives them too as a program whose values can be written over" do
@@ -51,7 +51,7 @@ defmodule EMLX.GoldenTest do
       end
 
       test "gives them too when its inputs are views with strides" do
-        check_all(@operation, fn op, inputs -> Ops.run(op, Enum.map(inputs, &Golden.scattered/1)) end)
+        check_all(@operation, fn op, inputs -> Golden.run(op, Enum.map(inputs, &Golden.scattered/1)) end)
       end
     end
   end

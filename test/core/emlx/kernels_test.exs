@@ -3,7 +3,7 @@
 defmodule EMLX.KernelsTest do
   use ExUnit.Case, async: true
 
-  alias EMLX.{Array, Golden, Kernels, Ops}
+  alias EMLX.{Array, Golden, Ops}
 
   @types [:f32, :f16, :bf16]
   for file <- Golden.files(), do: @external_resource(file)
@@ -27,7 +27,7 @@ defmodule EMLX.KernelsTest do
       end
 
       test "gives them too when its inputs are views with strides" do
-        run = fn op, inputs -> Ops.run(op, Enum.map(inputs, &Golden.scattered/1)) end
+        run = fn op, inputs -> Golden.run(op, Enum.map(inputs, &Golden.scattered/1)) end
         ["kernels"] |> Golden.cases_of(@operation) |> Enum.map(&Golden.check(&1, run)) |> errors() |> report()
       end
     end
@@ -48,6 +48,54 @@ defmodule EMLX.KernelsTest do
 
   defp near(label, have, want), do: Golden.compare(label, have, want, :fused)
 
+  # So large that there are kernels of our own for them on CUDA.
+  describe "large arrays" do
+    for dtype <- @types do
+      test "have the norms' formulas, also where rows begin anywhere, in #{dtype}" do
+        results =
+          for {rows, size} <- [{257, 4096}, {1100, 1000}, {180, 6001}, {80, 16_384}, {64, 20_000}],
+              weighted <- [false, true],
+              shifted <- [false, true] do
+            x = numbers([rows * size + 1], unquote(dtype), 1)
+            {from, to} = if shifted, do: {1, rows * size + 1}, else: {0, rows * size}
+            x = Ops.reshape(Ops.run({:slice, %{start: [from], stop: [to], strides: [1]}}, [x]), {rows, size})
+            [weight, bias] = for seed <- [2, 3], do: if(weighted, do: numbers([size], unquote(dtype), seed))
+            label = "#{rows} × #{size} #{weighted} #{shifted}"
+
+            near(
+              label,
+              Golden.layer_norm(x, weight, bias, eps: 1.0e-5),
+              layer_norm(wide(x), wide(weight), wide(bias), 1.0e-5)
+            )
+          end
+
+        results |> errors() |> report()
+      end
+
+      test "are rotated, whatever their strides, in #{dtype}" do
+        opts = [dims: 128, traditional: false, base: 10_000.0, scale: 1.0]
+        freqs = Array.from_list(for(i <- 1..64, do: 1.0 + i * i), :f32)
+        plain = numbers([20, 9, 60, 128], unquote(dtype), 1)
+        turned = Ops.transpose(numbers([20, 60, 9, 128], unquote(dtype), 2), [0, 2, 1, 3])
+        backwards = Ops.run({:flip, %{axes: [2]}}, [plain])
+        spread = Ops.run({:broadcast_to, %{shape: [20, 9, 60, 128]}}, [numbers([20, 1, 60, 128], unquote(dtype), 3)])
+        rows = Array.from_list(Enum.to_list(0..19), :s32)
+
+        results =
+          for {name, x} <- [plain: plain, turned: turned, backwards: backwards, spread: spread],
+              {offset, freqs} <- [{5, nil}, {rows, nil}, {rows, freqs}] do
+            near(
+              "#{name} #{inspect(offset)} #{freqs != nil}",
+              Golden.rope(x, offset, freqs, opts),
+              rope(wide(x), offset, wide(freqs), opts)
+            )
+          end
+
+        results |> errors() |> report()
+      end
+    end
+  end
+
   describe "rms_norm and layer_norm over a grid of shapes" do
     for dtype <- @types do
       test "are their formulas in #{dtype}" do
@@ -61,8 +109,8 @@ defmodule EMLX.KernelsTest do
             weight = if weighted, do: numbers([size], unquote(dtype), 2)
             bias = if biased, do: numbers([size], unquote(dtype), 3)
             label = "#{inspect(shape)} weight #{weighted} bias #{biased} eps #{eps}"
-            layer = Kernels.layer_norm(x, weight, bias, eps: eps)
-            rms = Kernels.rms_norm(x, weight, eps: eps)
+            layer = Golden.layer_norm(x, weight, bias, eps: eps)
+            rms = Golden.rms_norm(x, weight, eps: eps)
 
             [near("layer_norm " <> label, layer, layer_norm(wide(x), wide(weight), wide(bias), eps))] ++
               if(biased, do: [], else: [near("rms_norm " <> label, rms, rms_norm(wide(x), wide(weight), eps))])
@@ -105,7 +153,7 @@ defmodule EMLX.KernelsTest do
             freqs = if freqs, do: Array.from_list(for(i <- 1..div(dims, 2), do: 1.0 + i * i), :f32)
             opts = [dims: dims, traditional: traditional, scale: scale] ++ if(freqs, do: [], else: [base: base])
             label = "rope #{inspect(shape)} at #{name} #{inspect(opts)} freqs #{freqs != nil}"
-            near(label, Kernels.rope(x, offset, freqs, opts), rope(wide(x), offset, wide(freqs), opts))
+            near(label, Golden.rope(x, offset, freqs, opts), rope(wide(x), offset, wide(freqs), opts))
           end
 
         results |> errors() |> report()
@@ -176,7 +224,7 @@ defmodule EMLX.KernelsTest do
             mask_array = mask(mask, queries, keys, dtype)
             label = "heads 8/#{kv_heads} lengths #{queries}/#{keys} mask #{mask} sinks #{sinks != nil}"
             given = if mask in [:none, :causal], do: %{none: nil, causal: :causal}[mask], else: mask_array
-            have = Kernels.scaled_dot_product_attention(q, k, v, given, sinks: sinks)
+            have = Golden.scaled_dot_product_attention(q, k, v, given, sinks: sinks)
             near(label, have, attention(wide(q), wide(k), wide(v), mask_array, wide(sinks), dtype))
           end
 

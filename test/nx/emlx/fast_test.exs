@@ -120,7 +120,11 @@ defmodule EMLX.FastTest do
     exact =
       Enum.map(
         tensors,
-        &if(match?(%Nx.Tensor{type: {kind, _}} when kind in [:f, :bf], &1), do: Nx.as_type(&1, {:f, 64}), else: &1)
+        &case &1 do
+          %Nx.Tensor{type: {kind, _}} when kind in [:f, :bf] -> exact(&1)
+          %Nx.Tensor{} -> Nx.backend_copy(&1, Nx.BinaryBackend)
+          other -> other
+        end
       )
 
     expected = Nx.with_default_backend(Nx.BinaryBackend, fn -> apply(formula, exact) end)
@@ -140,6 +144,8 @@ defmodule EMLX.FastTest do
       assert EMLX.Tolerance.near?(x, y, {absolute, relative}), "#{x} is not near #{y} in #{inspect(type)}"
     end
   end
+
+  defp exact(tensor), do: tensor |> Nx.backend_copy(Nx.BinaryBackend) |> Nx.as_type(:f64)
 
   defp flat(tensor), do: tensor |> Nx.backend_copy(Nx.BinaryBackend) |> Nx.devectorize() |> Nx.to_flat_list()
 
@@ -326,7 +332,7 @@ defmodule EMLX.FastTest do
     test "takes reciprocal frequencies" do
       x = normal({1, 2, 4, 6}, {:f, 32})
       freqs = Nx.tensor([1.0, 3.0, 20.0])
-      given = Nx.divide(1, Nx.as_type(Nx.backend_copy(freqs, Nx.BinaryBackend), :f64))
+      given = exactly(fn -> Nx.divide(1, exact(freqs)) end)
       near_formula(&Fast.rope(&1, 2, freqs), &rope(&1, positions(4, [2]), given, false), [x])
       near_formula(&Fast.rope(&1, Nx.tensor(2), freqs), &rope(&1, positions(4, [2]), given, false), [x])
       assert Enum.uniq(told()) == [{Fast.RoPE, :fused, nil}]
@@ -459,7 +465,7 @@ defmodule EMLX.FastTest do
             [q, k, v, seen]
           )
 
-        near(out[[0, 0, 1]], Nx.mean(Nx.as_type(v, :f64), axes: [2])[[0, 0]], type)
+        near(out[[0, 0, 1]], exactly(fn -> Nx.mean(exact(v), axes: [2])[[0, 0]] end), type)
       end
     end
 
@@ -845,10 +851,9 @@ defmodule EMLX.FastTest do
     test "gate" do
       [gate, up] = on_backend([normal({2, 6}, {:bf, 16}), normal({2, 6}, {:bf, 16})])
       assert Fast.swiglu(gate, up).type == {:bf, 16}
-      expected = Nx.divide(Nx.multiply(exact(gate), exact(up)), Nx.add(1, Nx.exp(Nx.negate(exact(gate)))))
+      sigmoid = fn x -> Nx.divide(1, Nx.add(1, Nx.exp(Nx.negate(x)))) end
+      expected = exactly(fn -> Nx.multiply(Nx.multiply(exact(gate), exact(up)), sigmoid.(exact(gate))) end)
       near(Fast.swiglu(gate, up), expected, {:bf, 16})
     end
-
-    defp exact(tensor), do: tensor |> Nx.backend_copy(Nx.BinaryBackend) |> Nx.as_type(:f64)
   end
 end

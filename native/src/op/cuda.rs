@@ -1,0 +1,251 @@
+//! Kernels of our own for CUDA, where MLX's take longer than copying does: layer_norm reads each row once and keeps it in registers, the
+//! rotation turns several heads by one sine and cosine. Called by the fused kernels in `linear.rs`; None stands for cases that are
+//! left to MLX. `bench/fused.exs` has the figures.
+
+use crate::dtype::Dtype;
+use crate::error::Result;
+use crate::mlx::{self, CudaKernel, Stream};
+use mlx_rs::Array;
+
+/// Elements from which a kernel's time is more than that of launching it.
+const MIN_SIZE: usize = 1 << 20;
+
+const LAYER_NORM: CudaKernel = CudaKernel {
+    name: "emlx_layer_norm",
+    inputs: &["x", "weight", "bias", "eps"],
+    in_rows: true,
+    source: r#"
+  struct alignas(sizeof(T) * VEC) Pack { T v[VEC]; };
+  constexpr int CHUNKS = (SIZE + VEC * THREADS - 1) / (VEC * THREADS);
+  __shared__ float parts[32];
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  // A slice may begin anywhere.
+  auto load = [&](const T* from) {
+    Pack pack;
+    if (reinterpret_cast<size_t>(from) % sizeof(Pack) == 0) {
+      pack = *reinterpret_cast<const Pack*>(from);
+    } else {
+      for (int i = 0; i < VEC; i++) pack.v[i] = from[i];
+    }
+    return pack;
+  };
+  auto total = [&](float value) {
+    for (int by = 16; by > 0; by /= 2) value += __shfl_xor_sync(0xffffffff, value, by);
+    if (lane == 0) parts[warp] = value;
+    __syncthreads();
+    value = lane < THREADS / 32 ? parts[lane] : 0.0f;
+    for (int by = 16; by > 0; by /= 2) value += __shfl_xor_sync(0xffffffff, value, by);
+    __syncthreads();
+    return value;
+  };
+  const T* row = x + static_cast<size_t>(blockIdx.x) * SIZE;
+  float values[CHUNKS * VEC];
+  float sum = 0.0f;
+#pragma unroll
+  for (int c = 0; c < CHUNKS; c++) {
+    const int at = (c * THREADS + threadIdx.x) * VEC;
+    if (at < SIZE) {
+      const Pack pack = load(row + at);
+#pragma unroll
+      for (int i = 0; i < VEC; i++) {
+        values[c * VEC + i] = static_cast<float>(pack.v[i]);
+        sum += values[c * VEC + i];
+      }
+    }
+  }
+  const float mean = total(sum) / SIZE;
+  float squares = 0.0f;
+#pragma unroll
+  for (int c = 0; c < CHUNKS; c++) {
+    if ((c * THREADS + threadIdx.x) * VEC < SIZE) {
+#pragma unroll
+      for (int i = 0; i < VEC; i++) {
+        const float d = values[c * VEC + i] - mean;
+        squares += d * d;
+      }
+    }
+  }
+  const float scale = rsqrtf(total(squares) / SIZE + eps[0]);
+  T* to = out + static_cast<size_t>(blockIdx.x) * SIZE;
+#pragma unroll
+  for (int c = 0; c < CHUNKS; c++) {
+    const int at = (c * THREADS + threadIdx.x) * VEC;
+    if (at < SIZE) {
+      Pack w, b, result;
+      if (WEIGHTED) w = load(weight + at);
+      if (BIASED) b = load(bias + at);
+#pragma unroll
+      for (int i = 0; i < VEC; i++) {
+        float y = (values[c * VEC + i] - mean) * scale;
+        if (WEIGHTED) y *= static_cast<float>(w.v[i]);
+        if (BIASED) y += static_cast<float>(b.v[i]);
+        result.v[i] = static_cast<T>(y);
+      }
+      *reinterpret_cast<Pack*>(to + at) = result;
+    }
+  }
+"#,
+};
+
+/// As MLX's, for rows of up to 16,384 elements in the type of the weight and the bias.
+pub fn layer_norm(
+    x: &Array,
+    weight: Option<&Array>,
+    bias: Option<&Array>,
+    eps: f32,
+    s: &Stream,
+) -> Result<Option<Array>> {
+    let dtype = mlx::dtype(x);
+    let same = |other: Option<&Array>| other.is_none_or(|array| mlx::dtype(array) == dtype);
+    let size = x.shape().last().copied().unwrap_or(0);
+    let usable = cfg!(target_os = "linux") && same(weight) && same(bias);
+    if !usable || x.size() < MIN_SIZE || !(64..=16_384).contains(&size) {
+        return Ok(None);
+    }
+    let vec = width(size, dtype);
+    // Sixteen elements a thread, in whole warps.
+    let threads = ((size + 511) / 512).clamp(1, 32) * 32;
+    let eps = mlx::from_bytes(&eps.to_ne_bytes(), &[], Dtype::F32)?;
+    let constants = [
+        ("SIZE", size),
+        ("VEC", vec),
+        ("THREADS", threads),
+        ("WEIGHTED", i32::from(weight.is_some())),
+        ("BIASED", i32::from(bias.is_some())),
+    ];
+    // What is absent is not read.
+    let inputs = [x, weight.unwrap_or(x), bias.unwrap_or(x), &eps];
+    let rows = x.size() as i64 / i64::from(size);
+    match i32::try_from(rows * i64::from(threads)) {
+        Ok(_) => LAYER_NORM
+            .call(
+                &inputs,
+                &constants,
+                x.shape(),
+                dtype,
+                rows as i32,
+                threads,
+                s,
+            )
+            .map(Some),
+        Err(_) => Ok(None),
+    }
+}
+
+/// Elements that are read at once: 16 bytes at most, and a divisor of the size.
+fn width(size: i32, dtype: Dtype) -> i32 {
+    let mut vec = 16 / dtype.size() as i32;
+    while size % vec != 0 {
+        vec /= 2;
+    }
+    vec
+}
+
+const ROPE: CudaKernel = CudaKernel {
+    name: "emlx_rope",
+    inputs: &["x", "offset", "freqs", "params"],
+    in_rows: false,
+    source: r#"
+  struct alignas(sizeof(T) * VEC) Pack { T v[VEC]; };
+  constexpr int HALF = SIZE / 2, PARTS = HALF / VEC, GROUPS = (HEADS + GROUP - 1) / GROUP;
+  size_t index = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (index >= static_cast<size_t>(BATCH) * GROUPS * LENGTH * PARTS) return;
+  const int first = (index % PARTS) * VEC;
+  index /= PARTS;
+  const int position = index % LENGTH;
+  index /= LENGTH;
+  const int from_head = (index % GROUPS) * GROUP;
+  const int batch = index / GROUPS;
+  const float place = params[0] * (position + offset[PER_ROW ? batch : 0]);
+  float cosine[VEC], sine[VEC];
+#pragma unroll
+  for (int i = 0; i < VEC; i++) {
+    const float inverse = OWN_FREQS ? 1.0f / freqs[first + i]
+                                    : exp2f(-static_cast<float>(first + i) / HALF * params[1]);
+    sincosf(place * inverse, &sine[i], &cosine[i]);
+  }
+  const int64_t step = x_strides[3];
+  auto load = [&](const T* from) {
+    Pack pack;
+    if (step == 1 && reinterpret_cast<size_t>(from) % sizeof(Pack) == 0) {
+      pack = *reinterpret_cast<const Pack*>(from);
+    } else {
+      for (int i = 0; i < VEC; i++) pack.v[i] = from[i * step];
+    }
+    return pack;
+  };
+  const T* from = x + batch * x_strides[0] + position * x_strides[2] + first * step;
+  T* to = out + (static_cast<size_t>(batch) * HEADS * LENGTH + position) * SIZE + first;
+#pragma unroll
+  for (int h = 0; h < GROUP; h++) {
+    const int head = from_head + h;
+    if (head < HEADS) {
+      const Pack a = load(from + head * x_strides[1]);
+      const Pack b = load(from + head * x_strides[1] + HALF * step);
+      Pack left, right;
+#pragma unroll
+      for (int i = 0; i < VEC; i++) {
+        const float p = static_cast<float>(a.v[i]), q = static_cast<float>(b.v[i]);
+        left.v[i] = static_cast<T>(p * cosine[i] - q * sine[i]);
+        right.v[i] = static_cast<T>(p * sine[i] + q * cosine[i]);
+      }
+      T* row = to + static_cast<size_t>(head) * LENGTH * SIZE;
+      *reinterpret_cast<Pack*>(row) = left;
+      *reinterpret_cast<Pack*>(row + HALF) = right;
+    }
+  }
+"#,
+};
+
+/// As MLX's of halves, over the whole last axis, for any strides of x {batch, heads, length, size}.
+pub fn rope(
+    x: &Array,
+    base: Option<f32>,
+    scale: f32,
+    offset: &Array,
+    freqs: Option<&Array>,
+    s: &Stream,
+) -> Result<Option<Array>> {
+    const GROUP: i32 = 4;
+    const THREADS: i32 = 256;
+    let &[batch, heads, length, size] = x.shape() else {
+        return Ok(None);
+    };
+    let has_freqs = match (base, freqs) {
+        (Some(_), None) => false,
+        (None, Some(freqs)) => freqs.ndim() == 1 && freqs.shape()[0] == size / 2,
+        _ => return Ok(None),
+    };
+    if size % 16 != 0 || x.size() < MIN_SIZE || (freqs.is_some() && !has_freqs) {
+        return Ok(None);
+    }
+    let dtype = mlx::dtype(x);
+    let vec = width(size / 2, dtype);
+    let groups = i64::from(heads.div_euclid(GROUP) + i32::from(heads % GROUP != 0));
+    let items = i64::from(batch) * groups * i64::from(length) * i64::from(size / 2 / vec);
+    let blocks = (items + i64::from(THREADS) - 1) / i64::from(THREADS);
+    let Ok(blocks) = i32::try_from(blocks * i64::from(THREADS)).map(|all| all / THREADS) else {
+        return Ok(None);
+    };
+    let params = [scale, base.unwrap_or(1.0).log2()];
+    let params = params.map(f32::to_ne_bytes).concat();
+    let params = mlx::from_bytes(&params, &[2], Dtype::F32)?;
+    let offset = mlx::contiguous(&mlx::astype(offset, Dtype::S32, s)?, false, s)?;
+    let freqs = match freqs {
+        Some(freqs) => mlx::contiguous(&mlx::astype(freqs, Dtype::F32, s)?, false, s)?,
+        None => mlx::share(&params)?,
+    };
+    let constants = [
+        ("BATCH", batch),
+        ("HEADS", heads),
+        ("LENGTH", length),
+        ("SIZE", size),
+        ("VEC", vec),
+        ("GROUP", GROUP),
+        ("PER_ROW", i32::from(offset.size() > 1)),
+        ("OWN_FREQS", i32::from(has_freqs)),
+    ];
+    let inputs = [x, &offset, &freqs, &params];
+    ROPE.call(&inputs, &constants, x.shape(), dtype, blocks, THREADS, s)
+        .map(Some)
+}
