@@ -1,9 +1,10 @@
 //! Products, convolutions and the fused kernels, each with what MLX lacks on one device or in one type.
 
-use super::{check, compose, window, MaskMode};
+use super::{check, compose, double, window, MaskMode};
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
+use crate::kernels;
 use crate::mlx::{self, Stream, Vector};
 use mlx_rs::Array;
 
@@ -747,9 +748,41 @@ fn check_last_axis(x: &Array, name: &str, vector: Option<&Array>) -> Result<()> 
     }
 }
 
-pub fn rms_norm(x: &Array, weight: Option<&Array>, eps: f64, s: &Stream) -> Result<Array> {
+pub fn softmax(
+    a: &Array,
+    axes: &[i32],
+    precise: bool,
+    device: Device,
+    s: &Stream,
+) -> Result<Array> {
+    let last = a.ndim() as i32 - 1;
+    if a.size() > 0 && (axes == [last] || axes == [-1]) && kernels::takes(device, a) {
+        return kernels::softmax(a, s);
+    }
+    double::softmax(a, axes, precise, s)
+}
+
+/// Whether the vectors of a norm have the type of what is normalised, so that its kernel reads one type.
+fn same_type(x: &Array, vectors: &[Option<&Array>]) -> bool {
+    let dtype = mlx::dtype(x);
+    vectors
+        .iter()
+        .flatten()
+        .all(|vector| mlx::dtype(vector) == dtype)
+}
+
+pub fn rms_norm(
+    x: &Array,
+    weight: Option<&Array>,
+    eps: f64,
+    device: Device,
+    s: &Stream,
+) -> Result<Array> {
     check_fused_type(x)?;
     check_last_axis(x, "weight", weight)?;
+    if kernels::takes(device, x) && x.ndim() > 0 && same_type(x, &[weight]) {
+        return kernels::rms_norm(x, weight, eps as f32, s);
+    }
     mlx::rms_norm(x, weight, eps as f32, s)
 }
 
@@ -766,6 +799,9 @@ pub fn layer_norm(
     check_last_axis(x, "bias", bias)?;
     if device == Device::Gpu {
         return mlx::layer_norm(x, weight, bias, eps as f32, s);
+    }
+    if kernels::takes(device, x) && x.ndim() > 0 && same_type(x, &[weight, bias]) {
+        return kernels::layer_norm(x, weight, bias, eps as f32, s);
     }
     // What MLX composes on the CPU leaves one of its nodes on the calling thread's own stream, which no other thread may
     // evaluate.
