@@ -43,10 +43,13 @@ struct emlx_kernel {
 
 namespace {
 
+// As in src/kernels/node.rs.
+enum Layout { ROWS = 0, ELEMENTWISE = 1, LIKE_FIRST = 2, HEADS_INSIDE = 3 };
+
 class Kernel : public core::UnaryPrimitive {
  public:
-  Kernel(core::Stream stream, const emlx_kernel& kernel, bool elementwise)
-      : core::UnaryPrimitive(stream), kernel_(std::make_shared<Owned>(kernel)), elementwise_(elementwise) {}
+  Kernel(core::Stream stream, const emlx_kernel& kernel, int layout)
+      : core::UnaryPrimitive(stream), kernel_(std::make_shared<Owned>(kernel)), layout_(layout) {}
 
   void eval_cpu(const std::vector<core::array>& inputs, core::array& out) override {
     const bool same = allocate(inputs, out);
@@ -108,27 +111,50 @@ class Kernel : public core::UnaryPrimitive {
         a.flags().row_contiguous};
   }
 
-  // Over the first input where nobody else needs it. True where all arrays are laid out alike, without gaps.
+  // Gives `out` its memory, as src/kernels/node.rs says of each layout. True where all arrays are laid out alike, without gaps.
   bool allocate(const std::vector<core::array>& inputs, core::array& out) const {
-    if (elementwise_) {
-      const auto& first = inputs[0];
+    const auto& first = inputs[0];
+    if (layout_ == ELEMENTWISE) {
       bool same = first.flags().contiguous;
       for (const auto& input : inputs) {
         same = same && input.shape() == out.shape() && input.strides() == first.strides() && input.flags().contiguous &&
             input.data_size() == first.data_size();
       }
       if (same) {
-        if (may_take(first, out)) {
-          out.copy_shared_buffer(first);
-        } else {
-          out.set_data(
-              core::allocator::malloc(first.data_size() * out.itemsize()), first.data_size(), first.strides(), first.flags());
-        }
+        take_layout(first, out);
         return true;
       }
     }
+    if (layout_ == LIKE_FIRST && first.ndim() > 0 && first.flags().contiguous && first.strides().back() == 1 &&
+        first.data_size() == first.size()) {
+      take_layout(first, out);
+      return false;
+    }
+    if (layout_ == HEADS_INSIDE && out.size() > 0) {
+      const int64_t heads = out.shape(1), length = out.shape(2), size = out.shape(3);
+      const core::Strides strides{heads * length * size, size, heads * size, 1};
+      core::array::Flags flags{.contiguous = true, .row_contiguous = true, .col_contiguous = true};
+      int64_t below = 1, above = 1;
+      for (int i = 0; i < 4; ++i) {
+        flags.col_contiguous = flags.col_contiguous && (out.shape(i) == 1 || strides[i] == above);
+        flags.row_contiguous = flags.row_contiguous && (out.shape(3 - i) == 1 || strides[3 - i] == below);
+        above *= out.shape(i);
+        below *= out.shape(3 - i);
+      }
+      out.set_data(core::allocator::malloc(out.nbytes()), out.size(), strides, flags);
+      return false;
+    }
     out.set_data(core::allocator::malloc(out.nbytes()));
     return false;
+  }
+
+  // The input's layout, and its memory where nobody else needs it.
+  static void take_layout(const core::array& in, core::array& out) {
+    if (may_take(in, out)) {
+      out.copy_shared_buffer(in);
+    } else {
+      out.set_data(core::allocator::malloc(in.data_size() * out.itemsize()), in.data_size(), in.strides(), in.flags());
+    }
   }
 
   // As MLX's own operations decide it.
@@ -137,7 +163,7 @@ class Kernel : public core::UnaryPrimitive {
   }
 
   const std::shared_ptr<Owned> kernel_;
-  const bool elementwise_;
+  const int layout_;
 };
 
 } // namespace
@@ -146,7 +172,7 @@ class Kernel : public core::UnaryPrimitive {
 extern "C" int emlx_kernel_node(
     mlx_array* res,
     emlx_kernel kernel,
-    bool elementwise,
+    int layout,
     const mlx_array* inputs,
     size_t count,
     const int* shape,
@@ -156,7 +182,7 @@ extern "C" int emlx_kernel_node(
   bool owned = false;
   try {
     const auto& s = *static_cast<const core::Stream*>(stream.ctx);
-    auto primitive = std::make_shared<Kernel>(s, kernel, elementwise);
+    auto primitive = std::make_shared<Kernel>(s, kernel, layout);
     owned = true;
     std::vector<core::array> arrays;
     arrays.reserve(count);

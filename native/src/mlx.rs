@@ -938,7 +938,7 @@ pub fn random_key(seed: u64) -> Result<Array> {
 /// A node that runs a kernel of ours; it owns what `kernel` points to, also where this fails.
 pub fn kernel_node(
     kernel: Functions,
-    elementwise: bool,
+    layout: i32,
     inputs: &[&Array],
     shape: &[i32],
     like: &Array,
@@ -950,7 +950,7 @@ pub fn kernel_node(
             fn emlx_kernel_node(
                 res: *mut sys::mlx_array,
                 kernel: Functions,
-                elementwise: bool,
+                layout: c_int,
                 inputs: *const sys::mlx_array,
                 count: usize,
                 shape: *const c_int,
@@ -966,7 +966,7 @@ pub fn kernel_node(
             emlx_kernel_node(
                 res,
                 kernel,
-                elementwise,
+                layout,
                 handles.as_ptr(),
                 handles.len(),
                 shape.as_ptr(),
@@ -978,7 +978,7 @@ pub fn kernel_node(
     }
     #[cfg(not(emlx_kernels))]
     {
-        let _ = (kernel, elementwise, inputs, shape, like, s);
+        let _ = (kernel, layout, inputs, shape, like, s);
         Err(Error::invalid("kernels of our own are not built here"))
     }
 }

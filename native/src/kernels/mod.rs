@@ -5,10 +5,13 @@
 
 #![allow(clippy::missing_safety_doc)]
 
+mod attention;
 pub mod element;
+mod gemm;
 mod math;
 mod node;
 pub mod pool;
+mod rope;
 mod rows;
 pub mod simd;
 mod unary;
@@ -17,11 +20,13 @@ use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::mlx::{self, Stream};
+pub use attention::Mask;
 use element::Element;
 use half::{bf16, f16};
 use mlx_rs::Array;
 pub use node::Functions;
-use node::View;
+use node::{Layout, View};
+pub use rope::Rope;
 use simd::Level;
 use std::cell::RefCell;
 use std::ffi::CStr;
@@ -38,6 +43,12 @@ pub enum Kernel {
     RmsNorm { eps: f32 },
     /// x, then weight and bias where they are; over the last axis.
     LayerNorm { eps: f32, weight: bool, bias: bool },
+    /// x, offset, and frequencies where they are given.
+    Rope(Rope),
+    /// q, k, v, and a mask where it is one of numbers or booleans.
+    Attention { scale: f32, mask: Mask },
+    /// a {…, n, k} and b {…, k, m}, broadcast over the axes before these.
+    Product,
 }
 
 /// Elements from which a second thread pays: below, waking it takes longer than the work.
@@ -61,17 +72,31 @@ fn is_switched_off() -> bool {
 }
 
 pub fn unary(function: Function, x: &Array, s: &Stream) -> Result<Array> {
-    node::new(Kernel::Unary(function), true, &[x], x.shape(), x, s)
+    node::new(
+        Kernel::Unary(function),
+        Layout::Elementwise,
+        &[x],
+        x.shape(),
+        x,
+        s,
+    )
 }
 
 /// Over the last axis, which is not empty.
 pub fn softmax(x: &Array, s: &Stream) -> Result<Array> {
-    node::new(Kernel::Softmax, false, &[x], x.shape(), x, s)
+    node::new(Kernel::Softmax, Layout::LikeFirst, &[x], x.shape(), x, s)
 }
 
 pub fn rms_norm(x: &Array, weight: Option<&Array>, eps: f32, s: &Stream) -> Result<Array> {
     let inputs: Vec<&Array> = [Some(x), weight].into_iter().flatten().collect();
-    node::new(Kernel::RmsNorm { eps }, false, &inputs, x.shape(), x, s)
+    node::new(
+        Kernel::RmsNorm { eps },
+        Layout::LikeFirst,
+        &inputs,
+        x.shape(),
+        x,
+        s,
+    )
 }
 
 pub fn layer_norm(
@@ -87,7 +112,57 @@ pub fn layer_norm(
         weight: weight.is_some(),
         bias: bias.is_some(),
     };
-    node::new(kernel, false, &inputs, x.shape(), x, s)
+    node::new(kernel, Layout::LikeFirst, &inputs, x.shape(), x, s)
+}
+
+/// x is {batch, …, length, size}, offset an integer for all or for each batch row, frequencies {dims / 2}.
+pub fn rope(
+    x: &Array,
+    rope: Rope,
+    offset: &Array,
+    frequencies: Option<&Array>,
+    s: &Stream,
+) -> Result<Array> {
+    let offset = mlx::astype(offset, Dtype::S32, s)?;
+    let frequencies = frequencies
+        .map(|array| mlx::astype(array, Dtype::F32, s))
+        .transpose()?;
+    let inputs: Vec<&Array> = [Some(x), Some(&offset), frequencies.as_ref()]
+        .into_iter()
+        .flatten()
+        .collect();
+    node::new(
+        Kernel::Rope(rope),
+        Layout::LikeFirst,
+        &inputs,
+        x.shape(),
+        x,
+        s,
+    )
+}
+
+/// All operands of one type; a mask of numbers too, and any mask of the scores' shape.
+pub fn attention(
+    q: &Array,
+    k: &Array,
+    v: &Array,
+    mask: Option<&Array>,
+    kind: Mask,
+    scale: f32,
+    s: &Stream,
+) -> Result<Array> {
+    let inputs: Vec<&Array> = [Some(q), Some(k), Some(v), mask]
+        .into_iter()
+        .flatten()
+        .collect();
+    let shape = [q.shape()[0], q.shape()[1], q.shape()[2], v.shape()[3]];
+    let kernel = Kernel::Attention { scale, mask: kind };
+    node::new(kernel, Layout::HeadsInside, &inputs, &shape, q, s)
+}
+
+/// a·b of at least two axes each and of one type, whose sizes have been checked.
+pub fn product(a: &Array, b: &Array, shape: &[i32], s: &Stream) -> Result<Array> {
+    node::new(Kernel::Product, Layout::Rows, &[a, b], shape, a, s)
 }
 
 impl Kernel {
@@ -106,6 +181,9 @@ impl Kernel {
             Kernel::Softmax => c"softmax",
             Kernel::RmsNorm { .. } => c"rms_norm",
             Kernel::LayerNorm { .. } => c"layer_norm",
+            Kernel::Rope(_) => c"rope",
+            Kernel::Attention { .. } => c"scaled_dot_product_attention",
+            Kernel::Product => c"matmul",
         }
     }
 
@@ -127,6 +205,11 @@ impl Kernel {
     unsafe fn run_as<T: Element>(&self, inputs: &[View], out: &View) {
         let level = Level::best();
         match *self {
+            Kernel::Rope(ref rope) => rope::run::<T>(level, rope, inputs, out),
+            Kernel::Attention { scale, mask } => {
+                attention::run::<T>(level, inputs, mask, scale, out)
+            }
+            Kernel::Product => run_product::<T>(level, &inputs[0], &inputs[1], out),
             Kernel::Unary(function) => run_unary::<T>(level, function, &inputs[0], out),
             Kernel::Softmax => by_rows::<T>(&inputs[0], &[], out, &|x, _, to, count, scratch| {
                 rows::softmax::<T>(level, x, to, count, scratch)
@@ -183,7 +266,7 @@ unsafe fn run_unary<T: Element>(level: Level, function: Function, x: &View, out:
     }
     // Laid out in some other way: copied into rows on the way.
     let (rows, count) = out.rows();
-    let step = x.strides().last().copied().unwrap_or(1);
+    let step = x.step();
     let parts = (rows * count).div_ceil(PART).min(rows);
     pool::parallel(parts, rows * count >= WORTH_SHARING, &|part| {
         for row in rows * part / parts..rows * (part + 1) / parts {
@@ -195,8 +278,7 @@ unsafe fn run_unary<T: Element>(level: Level, function: Function, x: &View, out:
                     unary::apply(level, function, from, to, count);
                 } else {
                     for i in 0..count {
-                        to.add(i)
-                            .write(from.offset(i as isize * step as isize).read());
+                        to.add(i).write(from.offset(i as isize * step).read());
                     }
                     unary::apply(level, function, to, to, count);
                 }
@@ -215,8 +297,8 @@ unsafe fn by_rows<T: Element>(
     thread_local! {
         static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
     }
-    let (rows, count) = out.rows();
-    let step = x.strides().last().copied().unwrap_or(1) as isize;
+    let (rows, count) = x.rows();
+    let step = x.step();
     // Vectors of one axis, made contiguous where they are not.
     let copies: Vec<Option<Vec<T>>> = rest
         .iter()
@@ -247,7 +329,7 @@ unsafe fn by_rows<T: Element>(
             for row in rows * part / parts..rows * (part + 1) / parts {
                 // SAFETY: the view's own shape and strides, and a row that is this part's alone.
                 unsafe {
-                    let to = to.at(row * count);
+                    let to = to.offset(out.row(row));
                     let mut x = from.offset(x.row(row)).cast_const();
                     if step != 1 {
                         // The row of the result serves as the place to copy to: each kernel reads a row before it writes it.
@@ -267,4 +349,41 @@ unsafe fn gather<T: Element>(from: *const T, step: isize, count: usize) -> Vec<T
     (0..count as isize)
         .map(|i| from.offset(i * step).read())
         .collect()
+}
+
+unsafe fn run_product<T: Element>(level: Level, a: &View, b: &View, out: &View) {
+    let matrix = |view: &View, number: usize| {
+        let (shape, strides) = (view.shape(), view.strides());
+        let rank = shape.len();
+        // The axes before the last two, of which those of size 1 are repeated.
+        let mut offset = 0;
+        let mut number = number;
+        for axis in (0..out.shape().len() - 2).rev() {
+            let size = out.shape()[axis] as usize;
+            let own = (axis + rank).checked_sub(out.shape().len());
+            if let Some(own) = own.filter(|own| shape[*own] != 1) {
+                offset += (number % size) as isize * strides[own] as isize;
+            }
+            number /= size;
+        }
+        gemm::Matrix {
+            data: view.data.cast::<T>().cast_const().offset(offset),
+            row: strides[rank - 2] as isize,
+            column: strides[rank - 1] as isize,
+        }
+    };
+    let sizes = |view: &View, back: usize| view.shape()[view.shape().len() - back] as usize;
+    let (rows, terms, columns) = (sizes(a, 2), sizes(a, 1), sizes(b, 1));
+    let to = Shared(out.data.cast::<T>());
+    let count = out.size() / (rows * columns);
+    for number in 0..count {
+        let (a, b) = (matrix(a, number), matrix(b, number));
+        gemm::product::<T>(
+            level,
+            a,
+            b,
+            to.at(number * rows * columns),
+            (rows, terms, columns),
+        );
+    }
 }

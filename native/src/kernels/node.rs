@@ -41,6 +41,11 @@ impl View {
         self.shape().iter().map(|n| *n as usize).product()
     }
 
+    /// From one element of a row to the next.
+    pub fn step(&self) -> isize {
+        self.strides().last().copied().unwrap_or(1) as isize
+    }
+
     /// Rows along the last axis, and how long they are; a scalar is one row of one.
     pub fn rows(&self) -> (usize, usize) {
         let count = self.shape().last().copied().unwrap_or(1) as usize;
@@ -133,11 +138,23 @@ unsafe extern "C" fn drop_kernel(kernel: *const c_void) {
     drop(unsafe { Box::from_raw(kernel.cast_mut().cast::<Owned>()) });
 }
 
-/// A node of `shape` and of the type of `like`, which is the type of all inputs that the kernel computes with. An elementwise one
-/// may share the layout, and the memory, of its inputs.
+/// How a node lays its result out; the same in cpp/kernel.cpp.
+#[derive(Clone, Copy)]
+pub enum Layout {
+    /// Row after row.
+    Rows = 0,
+    /// As all inputs, where they agree; else row after row. The kernel may be given the first input's memory.
+    Elementwise = 1,
+    /// As the first input, where its rows have no gaps; else row after row. The kernel may be given the first input's memory.
+    LikeFirst = 2,
+    /// {batch, heads, length, size} with the heads of one position beside each other, as what follows wants them.
+    HeadsInside = 3,
+}
+
+/// A node of `shape` and of the type of `like`, which is the type of all inputs that the kernel computes with.
 pub fn new(
     kernel: Kernel,
-    elementwise: bool,
+    layout: Layout,
     inputs: &[&Array],
     shape: &[i32],
     like: &Array,
@@ -153,5 +170,5 @@ pub fn new(
         equal,
         drop: drop_kernel,
     };
-    mlx::kernel_node(functions, elementwise, inputs, shape, like, s)
+    mlx::kernel_node(functions, layout as i32, inputs, shape, like, s)
 }

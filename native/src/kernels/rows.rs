@@ -66,7 +66,7 @@ unsafe fn at<S: Simd, T: Element>(row: *const T, i: usize, rest: usize) -> S::V 
 
 /// The largest of a row, or NaN if one is NaN.
 #[inline(always)]
-unsafe fn largest<S: Simd>(row: *const f32, count: usize) -> f32 {
+pub unsafe fn largest<S: Simd>(row: *const f32, count: usize) -> f32 {
     let lowest = f32::NEG_INFINITY;
     let mut most = S::splat(lowest);
     let mut sum = S::splat(0.0);
@@ -119,6 +119,23 @@ pub unsafe fn exponents<S: Simd>(row: *mut f32, count: usize, largest: f32) -> f
 #[inline(always)]
 unsafe fn widen<S: Simd, T: Element>(from: *const T, to: *mut f32, count: usize) {
     map!(S, T => f32, from, to, count, |x, i, rest| { let _ = rest; x });
+}
+
+#[inline(always)]
+pub unsafe fn narrow<S: Simd, T: Element>(from: *const f32, to: *mut T, count: usize) {
+    map!(S, f32 => T, from, to, count, |x, i, rest| {
+        let _ = rest;
+        x
+    });
+}
+
+#[inline(always)]
+pub unsafe fn scaled<S: Simd, T: Element>(from: *const f32, to: *mut T, count: usize, factor: f32) {
+    let factor = S::splat(factor);
+    map!(S, f32 => T, from, to, count, |x, i, rest| {
+        let _ = rest;
+        S::mul(x, factor)
+    });
 }
 
 #[inline(always)]

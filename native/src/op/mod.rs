@@ -1651,7 +1651,18 @@ impl Op {
                 scale,
             } => {
                 let ([x, offset], [freqs]) = inputs.with_optional()?;
-                linear::rope(x, *dims, *traditional, *base, *scale, offset, freqs, s).map(one)
+                linear::rope(
+                    x,
+                    *dims,
+                    *traditional,
+                    *base,
+                    *scale,
+                    offset,
+                    freqs,
+                    device,
+                    s,
+                )
+                .map(one)
             }
             Op::ScaledDotProductAttention { scale, mask: mode } => {
                 let ([q, k, v], [mask, sinks]) = inputs.with_optional()?;
