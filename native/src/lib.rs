@@ -8,6 +8,7 @@ mod device;
 mod dtype;
 mod error;
 mod file;
+mod kernels;
 mod mlx;
 #[cfg(test)]
 mod no_vm;

@@ -7,6 +7,7 @@
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Reason, Result};
+use crate::kernels::Functions;
 use mlx_rs::Array;
 use mlx_sys as sys;
 use serde::{Deserialize, Serialize};
@@ -1120,6 +1121,54 @@ impl CudaKernel {
 
 pub fn random_key(seed: u64) -> Result<Array> {
     one(|res| unsafe { sys::mlx_random_key(res, seed) })
+}
+
+/// A node that runs a kernel of ours; it owns what `kernel` points to, also where this fails.
+pub fn kernel_node(
+    kernel: Functions,
+    layout: i32,
+    inputs: &[&Array],
+    shape: &[i32],
+    like: &Array,
+    s: &Stream,
+) -> Result<Array> {
+    #[cfg(emlx_kernels)]
+    {
+        extern "C" {
+            fn emlx_kernel_node(
+                res: *mut sys::mlx_array,
+                kernel: Functions,
+                layout: c_int,
+                inputs: *const sys::mlx_array,
+                count: usize,
+                shape: *const c_int,
+                rank: usize,
+                like: sys::mlx_array,
+                stream: sys::mlx_stream,
+            ) -> c_int;
+        }
+        let handles: SmallVec<[sys::mlx_array; 4]> =
+            inputs.iter().map(|array| array.as_ptr()).collect();
+        // SAFETY: every pointer comes from a live reference and every length from its slice; exceptions are caught there.
+        one(|res| unsafe {
+            emlx_kernel_node(
+                res,
+                kernel,
+                layout,
+                handles.as_ptr(),
+                handles.len(),
+                shape.as_ptr(),
+                shape.len(),
+                like.as_ptr(),
+                s.0,
+            )
+        })
+    }
+    #[cfg(not(emlx_kernels))]
+    {
+        let _ = (kernel, layout, inputs, shape, like, s);
+        Err(Error::invalid("kernels of our own are not built here"))
+    }
 }
 
 /// Arrays equal to `inputs` that are computed only after `dependencies`.

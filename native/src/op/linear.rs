@@ -1,9 +1,10 @@
 //! Products, convolutions and the fused kernels, each with what MLX lacks on one device or in one type.
 
-use super::{check, compose, cuda, gpu, window, MaskMode};
+use super::{check, compose, cuda, double, gpu, window, MaskMode};
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
+use crate::kernels;
 use crate::mlx::{self, Stream, Vector};
 use mlx_rs::Array;
 
@@ -52,10 +53,47 @@ pub fn matmul(a: &Array, b: &Array, device: Device, s: &Stream) -> Result<Array>
     if is_integral(a) && is_integral(b) {
         return integer_matmul(a, b, device, s);
     }
+    if let Some(shape) = half_product_shape(a, b, device) {
+        return kernels::product(a, b, &shape, s);
+    }
     match widened(&[a, b], work(a, b), device, s)? {
         Some((wide, dtype)) => mlx::astype(&mlx::matmul(&wide[0], &wide[1], s)?, dtype, s),
         None => mlx::matmul(a, b, s),
     }
+}
+
+/// The shape of a product of 16-bit floats that the kernel here takes: it widens them on the way, where BLAS takes copies in f32.
+fn half_product_shape(a: &Array, b: &Array, device: Device) -> Option<Vec<i32>> {
+    let dtype = mlx::dtype(a);
+    if !kernels::takes(device, a) || !dtype.is_half() || dtype != mlx::dtype(b) {
+        return None;
+    }
+    let (left, right) = (a.shape(), b.shape());
+    let (rank_a, rank_b) = (left.len(), right.len());
+    if rank_a < 2 || rank_b < 2 || a.size() == 0 || b.size() == 0 {
+        return None;
+    }
+    let ([rows, terms], [below, columns]) = (
+        [left[rank_a - 2], left[rank_a - 1]],
+        [right[rank_b - 2], right[rank_b - 1]],
+    );
+    if terms != below {
+        return None;
+    }
+    let rank = rank_a.max(rank_b);
+    let size = |shape: &[i32], axis: usize| match (axis + shape.len()).checked_sub(rank) {
+        Some(own) => shape[own],
+        None => 1,
+    };
+    let mut shape = (0..rank - 2)
+        .map(|axis| match (size(left, axis), size(right, axis)) {
+            (one, other) if one == other || other == 1 => Some(one),
+            (1, other) => Some(other),
+            _ => None,
+        })
+        .collect::<Option<Vec<i32>>>()?;
+    shape.extend([rows, columns]);
+    Some(shape)
 }
 
 /// Products of integers, exact modulo the width of their type. On the CPU through BLAS: operands are cut into 16-bit limbs,
@@ -794,9 +832,41 @@ fn check_last_axis(x: &Array, name: &str, vector: Option<&Array>) -> Result<()> 
     }
 }
 
-pub fn rms_norm(x: &Array, weight: Option<&Array>, eps: f64, s: &Stream) -> Result<Array> {
+pub fn softmax(
+    a: &Array,
+    axes: &[i32],
+    precise: bool,
+    device: Device,
+    s: &Stream,
+) -> Result<Array> {
+    let last = a.ndim() as i32 - 1;
+    if a.size() > 0 && (axes == [last] || axes == [-1]) && kernels::takes(device, a) {
+        return kernels::softmax(a, s);
+    }
+    double::softmax(a, axes, precise, s)
+}
+
+/// Whether the vectors of a norm have the type of what is normalised, so that its kernel reads one type.
+fn same_type(x: &Array, vectors: &[Option<&Array>]) -> bool {
+    let dtype = mlx::dtype(x);
+    vectors
+        .iter()
+        .flatten()
+        .all(|vector| mlx::dtype(vector) == dtype)
+}
+
+pub fn rms_norm(
+    x: &Array,
+    weight: Option<&Array>,
+    eps: f64,
+    device: Device,
+    s: &Stream,
+) -> Result<Array> {
     check_fused_type(x)?;
     check_last_axis(x, "weight", weight)?;
+    if kernels::takes(device, x) && x.ndim() > 0 && same_type(x, &[weight]) {
+        return kernels::rms_norm(x, weight, eps as f32, s);
+    }
     mlx::rms_norm(x, weight, eps as f32, s)
 }
 
@@ -816,6 +886,9 @@ pub fn layer_norm(
             return Ok(normal);
         }
         return mlx::layer_norm(x, weight, bias, eps as f32, s);
+    }
+    if kernels::takes(device, x) && x.ndim() > 0 && same_type(x, &[weight, bias]) {
+        return kernels::layer_norm(x, weight, bias, eps as f32, s);
     }
     // What MLX composes on the CPU leaves one of its nodes on the calling thread's own stream, which no other thread may
     // evaluate.
@@ -877,6 +950,22 @@ pub fn rope(
         // MLX's kernel writes its result with the strides of x, which must not share elements.
         let rows = mlx::contiguous(x, false, s)?;
         return mlx::rope(&rows, dims, traditional, base, scale, offset, freqs, s);
+    }
+    let size = x.shape()[x.ndim() - 1];
+    let fits = dims >= 2 && dims % 2 == 0 && dims <= size && x.size() > 0;
+    let halves = |freqs: &Array| freqs.ndim() == 1 && freqs.shape()[0] == dims / 2;
+    let known = match freqs {
+        Some(freqs) => base.is_none() && halves(freqs),
+        None => base.is_some(),
+    };
+    if kernels::takes(device, x) && fits && known && mlx::dtype(offset).is_integer() {
+        let rope = kernels::Rope {
+            dims: dims as usize,
+            traditional,
+            base: base.unwrap_or(1.0),
+            scale,
+        };
+        return kernels::rope(x, rope, offset, freqs, s);
     }
     mlx::rope(x, dims, traditional, base, scale, offset, freqs, s)
 }
@@ -946,6 +1035,9 @@ pub fn attention(
     if let (Device::Gpu, Some(seen)) = (device, mask.filter(|m| mlx::dtype(m) == Dtype::Bool)) {
         return masked_attention(q, k, v, seen, sinks, scale, s);
     }
+    if let Some((kind, mask)) = own_mask(q, k, v, mask, sinks, mode, device, s)? {
+        return kernels::attention(q, k, v, mask.as_ref(), kind, scale, s);
+    }
     // MLX has no fused form on the CPU; what it composes there multiplies 16-bit matrices without BLAS.
     let work = (q.size() as u64).saturating_mul(key[2] as u64);
     match widened(&[q, k, v], work, device, s)? {
@@ -957,6 +1049,45 @@ pub fn attention(
         }
         None => mlx::scaled_dot_product_attention(q, k, v, scale, mode, mask, sinks, false, s),
     }
+}
+
+/// Queries from which the kernel here pays in f32: it rearranges the keys for products with several.
+const OWN_ATTENTION_BREAK_EVEN: i32 = 8;
+
+/// Whether attention has a kernel here, and then the mask as that takes it.
+#[allow(clippy::too_many_arguments)]
+fn own_mask(
+    q: &Array,
+    k: &Array,
+    v: &Array,
+    mask: Option<&Array>,
+    sinks: Option<&Array>,
+    mode: &str,
+    device: Device,
+    s: &Stream,
+) -> Result<Option<(kernels::Mask, Option<Array>)>> {
+    let dtype = mlx::dtype(q);
+    let same = mlx::dtype(k) == dtype && mlx::dtype(v) == dtype;
+    let many = dtype.is_half() || q.shape()[2] >= OWN_ATTENTION_BREAK_EVEN;
+    let filled = q.size() > 0 && v.size() > 0;
+    if !kernels::takes(device, q) || !same || !many || !filled || sinks.is_some() {
+        return Ok(None);
+    }
+    let (queries, keys) = (q.shape()[2], k.shape()[2]);
+    Ok(match mask {
+        // MLX has it that queries before the first key see all.
+        None if mode == "causal" => (queries <= keys).then_some((kernels::Mask::Causal, None)),
+        None => Some((kernels::Mask::None, None)),
+        Some(mask) => {
+            let kind = match mlx::dtype(mask) {
+                Dtype::Bool => kernels::Mask::Seen,
+                other if other == dtype => kernels::Mask::Added,
+                _ => return Ok(None),
+            };
+            let scores = [q.shape()[0], q.shape()[1], queries, keys];
+            Some((kind, Some(mlx::broadcast_to(mask, &scores, s)?)))
+        }
+    })
 }
 
 /// Attention with a boolean mask on the GPU. MLX's kernels there do not agree on a query without any key: CUDA's add minus

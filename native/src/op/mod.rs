@@ -15,6 +15,7 @@ mod window;
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Reason, Result};
+use crate::kernels::{self, Function};
 use crate::mlx::{self, FftNorm, Stream, Vector};
 pub use gpu::take_crossed;
 use mlx_rs::Array;
@@ -1018,6 +1019,17 @@ impl Op {
                 compose::in_single(a, device, s, |a| $f(a, axis, $($arg,)* s)).map(one)
             }};
         }
+        // A function that has a kernel of ours for most floats on the CPU.
+        macro_rules! function {
+            ($f:ident, $other:expr) => {{
+                let [a] = inputs.exactly()?;
+                if kernels::takes(device, a) {
+                    kernels::unary(Function::$f, a, s).map(one)
+                } else {
+                    $other
+                }
+            }};
+        }
         // Matrices that are not empty.
         macro_rules! matrix {
             ($check:path, $f:path $(, $arg:expr)*) => {{
@@ -1080,7 +1092,7 @@ impl Op {
             Op::Floor => unary!(mlx::floor),
             Op::Trunc => unary!(mlx::trunc),
             Op::Round { decimals } => unary!(double::round, *decimals),
-            Op::Exp => unary!(double::either, double::exp, mlx::exp),
+            Op::Exp => function!(Exp, unary!(double::either, double::exp, mlx::exp)),
             Op::Expm1 => unary!(compose::expm1),
             Op::Log => unary!(mlx::log),
             Op::Log1p => unary!(mlx::log1p),
@@ -1094,19 +1106,22 @@ impl Op {
             Op::Arctan => unary!(mlx::arctan),
             Op::Sinh => unary!(mlx::sinh),
             Op::Cosh => unary!(mlx::cosh),
-            Op::Tanh => unary!(mlx::tanh),
+            Op::Tanh => function!(Tanh, unary!(mlx::tanh)),
             Op::Arcsinh => unary!(mlx::arcsinh),
             Op::Arccosh => unary!(mlx::arccosh),
             Op::Arctanh => unary!(mlx::arctanh),
-            Op::Erf => unary!(double::either, double::erf, mlx::erf),
+            Op::Erf => function!(Erf, unary!(double::either, double::erf, mlx::erf)),
             Op::Erfc => unary!(double::either, double::erfc, compose::erfc),
             Op::Erfinv => unary!(double::either, double::erfinv, mlx::erfinv),
-            Op::Sqrt => unary!(mlx::sqrt),
-            Op::Rsqrt => unary!(mlx::rsqrt),
+            Op::Sqrt => function!(Sqrt, unary!(mlx::sqrt)),
+            Op::Rsqrt => function!(Rsqrt, unary!(mlx::rsqrt)),
             Op::Cbrt => unary!(compose::cbrt),
             Op::Square => unary!(mlx::square),
             Op::Reciprocal => unary!(mlx::reciprocal),
-            Op::Sigmoid => unary!(double::either, double::sigmoid, compose::sigmoid),
+            Op::Sigmoid => function!(
+                Sigmoid,
+                unary!(double::either, double::sigmoid, compose::sigmoid)
+            ),
             Op::Degrees => unary!(mlx::degrees),
             Op::Radians => unary!(mlx::radians),
             Op::LogicalNot => unary!(compose::logical_not),
@@ -1204,7 +1219,7 @@ impl Op {
                 compose::in_single(a, device, s, |a| double::logsumexp(a, &axes, *keepdims, s))
                     .map(one)
             }
-            Op::Softmax { axes, precise } => reduce!(double::softmax, axes, *precise),
+            Op::Softmax { axes, precise } => reduce!(linear::softmax, axes, *precise, device),
             Op::Argmax {
                 axis,
                 keepdims,
@@ -1646,7 +1661,7 @@ impl Op {
 
             Op::RmsNorm { eps } => {
                 let ([x], [weight]) = inputs.with_optional()?;
-                linear::rms_norm(x, weight, *eps, s).map(one)
+                linear::rms_norm(x, weight, *eps, device, s).map(one)
             }
             Op::LayerNorm { eps } => {
                 let ([x], [weight, bias]) = inputs.with_optional()?;

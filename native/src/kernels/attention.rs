@@ -1,0 +1,252 @@
+//! Scaled dot product attention: softmax(scale · q·kᵀ + mask) · v, head by head, a block of queries at a time, so that scores are
+//! never written to memory as a whole. Operands are read through their strides: heads that lie inside rows take no copy.
+
+use super::element::Element;
+use super::gemm::{self, Matrix};
+use super::node::View;
+use super::pool;
+use super::rows;
+use super::simd::{Level, Simd};
+use super::Shared;
+use crate::dispatch;
+use std::cell::RefCell;
+
+/// Queries of a block: a multiple of every tile's height.
+const QUERIES: usize = 48;
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Mask {
+    None,
+    /// Query i of L sees the first i + 1 + S - L of S keys.
+    Causal,
+    /// Booleans: true where a key is seen.
+    Seen,
+    /// Numbers that are added to the scores.
+    Added,
+}
+
+/// One head's operands and its place in the result.
+struct Head<T> {
+    q: Matrix<T>,
+    k: Matrix<T>,
+    v: Matrix<T>,
+    mask: Mask,
+    seen: Matrix<u8>,
+    added: Matrix<T>,
+    out: *mut T,
+    out_row: isize,
+    /// The queries that are to be done, of `queries`.
+    first: usize,
+    last: usize,
+    queries: usize,
+    keys: usize,
+    size: usize,
+    value_size: usize,
+    scale: f32,
+}
+
+thread_local! {
+    static ROOM: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+fn padded(count: usize) -> usize {
+    count.next_multiple_of(32)
+}
+
+#[inline(always)]
+unsafe fn head_body<S: Simd, T: Element>(head: &Head<T>) {
+    let (keys, size, value_size) = (head.keys, head.size, head.value_size);
+    ROOM.with_borrow_mut(|room| {
+        let sizes = [
+            padded(keys) * size,
+            keys * padded(value_size),
+            QUERIES * size.max(keys),
+            QUERIES * keys,
+            QUERIES * value_size,
+        ];
+        let mut next = gemm::room(room, sizes.iter().sum());
+        let mut parts = [std::ptr::null_mut::<f32>(); 5];
+        for (part, size) in parts.iter_mut().zip(sizes) {
+            *part = next;
+            next = next.add(size);
+        }
+        let [packed_k, packed_v, packed, scores, sums] = parts;
+        let transposed = Matrix {
+            data: head.k.data,
+            row: head.k.column,
+            column: head.k.row,
+        };
+        gemm::pack_columns::<S, T>(transposed, size, keys, packed_k);
+        gemm::pack_columns::<S, T>(head.v, keys, value_size, packed_v);
+        let mut first = head.first;
+        while first < head.last {
+            let count = QUERIES.min(head.last - first);
+            // Keys that none of these queries sees are left out.
+            let seen = match head.mask {
+                Mask::Causal => keys - head.queries + first + count,
+                _ => keys,
+            };
+            gemm::pack_rows::<S, T>(head.q.from(first, 0), count, size, packed);
+            gemm::multiply::<S>(packed, packed_k, scores, keys, (count, size, seen), false);
+            let mut totals = [0f32; QUERIES];
+            for (i, total) in totals.iter_mut().enumerate().take(count) {
+                let row = scores.add(i * keys);
+                let own = match head.mask {
+                    Mask::Causal => keys - head.queries + first + i + 1,
+                    _ => keys,
+                };
+                scale_and_mask::<S, T>(head, first + i, row, own);
+                let most = rows::largest::<S>(row, own);
+                *total = rows::exponents::<S>(row, own, most);
+                for j in own..seen {
+                    row.add(j).write(0.0);
+                }
+            }
+            let weights = Matrix {
+                data: scores.cast_const(),
+                row: keys as isize,
+                column: 1,
+            };
+            gemm::pack_rows::<S, f32>(weights, count, seen, packed);
+            // Panels of v are `keys` terms long, of which the first `seen` are used.
+            multiply_values::<S>(packed, packed_v, sums, (count, seen, value_size), keys);
+            for (i, total) in totals.iter().enumerate().take(count) {
+                let to = head.out.offset((first + i) as isize * head.out_row);
+                rows::scaled::<S, T>(sums.add(i * value_size), to, value_size, 1.0 / total);
+            }
+            first += count;
+        }
+    })
+}
+
+#[inline(always)]
+unsafe fn multiply_values<S: Simd>(
+    weights: *const f32,
+    values: *const f32,
+    sums: *mut f32,
+    (count, terms, columns): (usize, usize, usize),
+    panel_terms: usize,
+) {
+    let width = 2 * S::LANES;
+    let mut j = 0;
+    while j < columns {
+        let panel = values.add(j * panel_terms);
+        let wide = width.min(columns - j);
+        gemm::multiply::<S>(
+            weights,
+            panel,
+            sums.add(j),
+            columns,
+            (count, terms, wide),
+            false,
+        );
+        j += width;
+    }
+}
+
+#[inline(always)]
+unsafe fn scale_and_mask<S: Simd, T: Element>(
+    head: &Head<T>,
+    query: usize,
+    row: *mut f32,
+    keys: usize,
+) {
+    rows::scaled::<S, f32>(row, row, keys, head.scale);
+    match head.mask {
+        Mask::None | Mask::Causal => {}
+        Mask::Seen => {
+            for j in 0..keys {
+                if head.seen.at(query, j).read() == 0 {
+                    // As MLX has it: a query that sees no key sees all equally.
+                    row.add(j).write(f32::MIN);
+                }
+            }
+        }
+        Mask::Added => {
+            for j in 0..keys {
+                *row.add(j) += head.added.at(query, j).read().widen();
+            }
+        }
+    }
+}
+
+dispatch! {
+    fn run_head<T: Element>(head: &Head<T>) = head_body
+}
+
+/// The last two axes at batch `b` and head `h` of an array of four axes.
+unsafe fn matrix<T>(view: &View, b: usize, h: usize) -> Matrix<T> {
+    let strides = view.strides();
+    Matrix {
+        data: view
+            .data
+            .cast::<T>()
+            .offset(b as isize * strides[0] as isize + h as isize * strides[1] as isize),
+        row: strides[2] as isize,
+        column: strides[3] as isize,
+    }
+}
+
+/// q is {batch, heads, length, size}, k and v {batch, kv_heads, keys, size}; a mask is of four axes already broadcast.
+///
+/// # Safety
+/// The views are of live arrays of these shapes; a causal mask goes with no more queries than keys.
+pub unsafe fn run<T: Element>(level: Level, inputs: &[View], mask: Mask, scale: f32, out: &View) {
+    let (q, k, v) = (&inputs[0], &inputs[1], &inputs[2]);
+    let sizes = |view: &View, axis: usize| view.shape()[axis] as usize;
+    let (batch, heads, queries) = (sizes(q, 0), sizes(q, 1), sizes(q, 2));
+    let group = heads / sizes(k, 1);
+    let (keys, size, value_size) = (sizes(k, 2), sizes(q, 3), sizes(v, 3));
+    let all = batch * heads;
+    let wanted = (2 * pool::threads()).div_ceil(all).max(1);
+    let chunk = queries.div_ceil(wanted).next_multiple_of(QUERIES);
+    let chunks = queries.div_ceil(chunk);
+    let work = all * queries * keys * (size + value_size);
+    let out_strides = out.strides();
+    let to = Shared(out.data.cast::<T>());
+    let at = |part: usize| {
+        let (head, chunk_number) = (part / chunks, part % chunks);
+        let (b, h) = (head / heads, head % heads);
+        // SAFETY: within the arrays' shapes; a chunk's rows of the result are its own.
+        unsafe {
+            let null = |_: ()| Matrix {
+                data: std::ptr::null(),
+                row: 0,
+                column: 0,
+            };
+            run_head::<T>(
+                level,
+                &Head {
+                    q: matrix(q, b, h),
+                    k: matrix(k, b, h / group),
+                    v: matrix(v, b, h / group),
+                    mask,
+                    seen: match mask {
+                        Mask::Seen => matrix(&inputs[3], b, h),
+                        _ => Matrix {
+                            data: std::ptr::null(),
+                            row: 0,
+                            column: 0,
+                        },
+                    },
+                    added: match mask {
+                        Mask::Added => matrix(&inputs[3], b, h),
+                        _ => null(()),
+                    },
+                    out: to.offset(
+                        b as isize * out_strides[0] as isize + h as isize * out_strides[1] as isize,
+                    ),
+                    out_row: out_strides[2] as isize,
+                    first: chunk_number * chunk,
+                    last: queries.min((chunk_number + 1) * chunk),
+                    queries,
+                    keys,
+                    size,
+                    value_size,
+                    scale,
+                },
+            );
+        }
+    };
+    pool::parallel(all * chunks, work >= 100_000, &at);
+}

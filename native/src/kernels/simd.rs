@@ -1,0 +1,521 @@
+//! Vectors of f32 for the kernels: one trait, and AVX-512, AVX2 and portable forms of it. A kernel is written once over [`Simd`];
+//! [`dispatch!`] compiles it for each form and calls the best that the machine has.
+
+use super::element::Element;
+
+/// Operations on `LANES` numbers. All are unsafe to call where the machine lacks the form's instructions; `max` and `min` give
+/// their second argument where either is NaN.
+pub trait Simd: Copy + 'static {
+    type V: Copy;
+    type M: Copy;
+    const LANES: usize;
+
+    unsafe fn splat(x: f32) -> Self::V;
+    unsafe fn load(from: *const f32) -> Self::V;
+    unsafe fn store(to: *mut f32, x: Self::V);
+    unsafe fn load_bf16(from: *const u16) -> Self::V;
+    unsafe fn store_bf16(to: *mut u16, x: Self::V);
+    unsafe fn load_f16(from: *const u16) -> Self::V;
+    unsafe fn store_f16(to: *mut u16, x: Self::V);
+    unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn sub(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn div(a: Self::V, b: Self::V) -> Self::V;
+    /// a · b + c, rounded once where the machine can.
+    unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn min(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn sqrt(x: Self::V) -> Self::V;
+    /// To the nearest integer, halves to the even one.
+    unsafe fn round(x: Self::V) -> Self::V;
+    /// x · 2ⁿ for whole n between -252 and 254, rounded as the exact product is.
+    unsafe fn scale(x: Self::V, n: Self::V) -> Self::V;
+    unsafe fn abs(x: Self::V) -> Self::V;
+    /// The magnitude of `x` with the sign of `sign`.
+    unsafe fn copysign(x: Self::V, sign: Self::V) -> Self::V;
+    unsafe fn less(a: Self::V, b: Self::V) -> Self::M;
+    unsafe fn select(mask: Self::M, yes: Self::V, no: Self::V) -> Self::V;
+    unsafe fn sum(x: Self::V) -> f32;
+    unsafe fn largest(x: Self::V) -> f32;
+
+    #[inline(always)]
+    unsafe fn neg(x: Self::V) -> Self::V {
+        Self::sub(Self::splat(-0.0), x)
+    }
+}
+
+/// `x` with zeros, or what `fill` says, beyond the first `count` elements.
+#[inline(always)]
+pub unsafe fn load_part<S: Simd, T: Element>(from: *const T, count: usize, fill: f32) -> S::V {
+    let mut part = [fill; 16];
+    for (i, slot) in part.iter_mut().enumerate().take(count) {
+        *slot = T::widen(from.add(i).read());
+    }
+    S::load(part.as_ptr())
+}
+
+#[inline(always)]
+pub unsafe fn store_part<S: Simd, T: Element>(to: *mut T, count: usize, x: S::V) {
+    let mut part = [0f32; 16];
+    S::store(part.as_mut_ptr(), x);
+    for (i, value) in part.iter().enumerate().take(count) {
+        to.add(i).write(T::narrow(*value));
+    }
+}
+
+/// The form that any machine has; the compiler makes of it what the target allows.
+#[derive(Clone, Copy)]
+pub struct Portable;
+
+const WIDTH: usize = 8;
+
+macro_rules! lanes {
+    (|$i:ident| $value:expr) => {{
+        let mut out = [0f32; WIDTH];
+        for ($i, slot) in out.iter_mut().enumerate() {
+            *slot = $value;
+        }
+        out
+    }};
+}
+
+impl Simd for Portable {
+    type V = [f32; WIDTH];
+    type M = [bool; WIDTH];
+    const LANES: usize = WIDTH;
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self::V {
+        [x; WIDTH]
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self::V {
+        from.cast::<Self::V>().read_unaligned()
+    }
+    #[inline(always)]
+    unsafe fn store(to: *mut f32, x: Self::V) {
+        to.cast::<Self::V>().write_unaligned(x)
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const u16) -> Self::V {
+        lanes!(|i| half::bf16::widen(half::bf16::from_bits(from.add(i).read_unaligned())))
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(to: *mut u16, x: Self::V) {
+        for (i, value) in x.iter().enumerate() {
+            to.add(i).write(half::bf16::narrow(*value).to_bits());
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(from: *const u16) -> Self::V {
+        lanes!(|i| half::f16::widen(half::f16::from_bits(from.add(i).read_unaligned())))
+    }
+    #[inline(always)]
+    unsafe fn store_f16(to: *mut u16, x: Self::V) {
+        for (i, value) in x.iter().enumerate() {
+            to.add(i).write(half::f16::narrow(*value).to_bits());
+        }
+    }
+    #[inline(always)]
+    unsafe fn add(a: Self::V, b: Self::V) -> Self::V {
+        lanes!(|i| a[i] + b[i])
+    }
+    #[inline(always)]
+    unsafe fn sub(a: Self::V, b: Self::V) -> Self::V {
+        lanes!(|i| a[i] - b[i])
+    }
+    #[inline(always)]
+    unsafe fn mul(a: Self::V, b: Self::V) -> Self::V {
+        lanes!(|i| a[i] * b[i])
+    }
+    #[inline(always)]
+    unsafe fn div(a: Self::V, b: Self::V) -> Self::V {
+        lanes!(|i| a[i] / b[i])
+    }
+    #[inline(always)]
+    unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        // x86-64's baseline has no such instruction, and the C library's function is slow.
+        if cfg!(any(target_arch = "aarch64", target_feature = "fma")) {
+            lanes!(|i| a[i].mul_add(b[i], c[i]))
+        } else {
+            lanes!(|i| a[i] * b[i] + c[i])
+        }
+    }
+    #[inline(always)]
+    unsafe fn max(a: Self::V, b: Self::V) -> Self::V {
+        lanes!(|i| if a[i] > b[i] { a[i] } else { b[i] })
+    }
+    #[inline(always)]
+    unsafe fn min(a: Self::V, b: Self::V) -> Self::V {
+        lanes!(|i| if a[i] < b[i] { a[i] } else { b[i] })
+    }
+    #[inline(always)]
+    unsafe fn sqrt(x: Self::V) -> Self::V {
+        lanes!(|i| x[i].sqrt())
+    }
+    #[inline(always)]
+    unsafe fn round(x: Self::V) -> Self::V {
+        // Adding 1.5·2²³ leaves no room for a fraction. For magnitudes below 2²², which is all that is asked here.
+        lanes!(|i| (x[i] + 12_582_912.0) - 12_582_912.0)
+    }
+    #[inline(always)]
+    unsafe fn scale(x: Self::V, n: Self::V) -> Self::V {
+        lanes!(|i| {
+            let n = n[i] as i32;
+            let half = n >> 1;
+            let power = |n: i32| f32::from_bits(((n + 127) << 23) as u32);
+            x[i] * power(half) * power(n - half)
+        })
+    }
+    #[inline(always)]
+    unsafe fn abs(x: Self::V) -> Self::V {
+        lanes!(|i| x[i].abs())
+    }
+    #[inline(always)]
+    unsafe fn copysign(x: Self::V, sign: Self::V) -> Self::V {
+        lanes!(|i| x[i].copysign(sign[i]))
+    }
+    #[inline(always)]
+    unsafe fn less(a: Self::V, b: Self::V) -> Self::M {
+        let mut out = [false; WIDTH];
+        for (i, slot) in out.iter_mut().enumerate() {
+            *slot = a[i] < b[i];
+        }
+        out
+    }
+    #[inline(always)]
+    unsafe fn select(mask: Self::M, yes: Self::V, no: Self::V) -> Self::V {
+        lanes!(|i| if mask[i] { yes[i] } else { no[i] })
+    }
+    #[inline(always)]
+    unsafe fn sum(x: Self::V) -> f32 {
+        ((x[0] + x[4]) + (x[1] + x[5])) + ((x[2] + x[6]) + (x[3] + x[7]))
+    }
+    #[inline(always)]
+    unsafe fn largest(x: Self::V) -> f32 {
+        x.iter().fold(x[0], |a, b| if a > *b { a } else { *b })
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+pub use x86::{Avx2, Avx512};
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::Simd;
+    use std::arch::x86_64::*;
+
+    /// 8 lanes: AVX2, FMA and F16C.
+    #[derive(Clone, Copy)]
+    pub struct Avx2;
+
+    impl Simd for Avx2 {
+        type V = __m256;
+        type M = __m256;
+        const LANES: usize = 8;
+
+        #[inline(always)]
+        unsafe fn splat(x: f32) -> __m256 {
+            _mm256_set1_ps(x)
+        }
+        #[inline(always)]
+        unsafe fn load(from: *const f32) -> __m256 {
+            _mm256_loadu_ps(from)
+        }
+        #[inline(always)]
+        unsafe fn store(to: *mut f32, x: __m256) {
+            _mm256_storeu_ps(to, x)
+        }
+        #[inline(always)]
+        unsafe fn load_bf16(from: *const u16) -> __m256 {
+            let bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
+            _mm256_castsi256_ps(_mm256_slli_epi32(bits, 16))
+        }
+        #[inline(always)]
+        unsafe fn store_bf16(to: *mut u16, x: __m256) {
+            let bits = _mm256_castps_si256(x);
+            let even = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+            let rounded = _mm256_add_epi32(bits, _mm256_add_epi32(even, _mm256_set1_epi32(0x7fff)));
+            // Rounding could make an infinity of a NaN.
+            let nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+            let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x0040_0000));
+            let bits = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
+            let packed = _mm_packus_epi32(
+                _mm256_castsi256_si128(bits),
+                _mm256_extracti128_si256(bits, 1),
+            );
+            _mm_storeu_si128(to.cast(), packed)
+        }
+        #[inline(always)]
+        unsafe fn load_f16(from: *const u16) -> __m256 {
+            _mm256_cvtph_ps(_mm_loadu_si128(from.cast()))
+        }
+        #[inline(always)]
+        unsafe fn store_f16(to: *mut u16, x: __m256) {
+            _mm_storeu_si128(to.cast(), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT))
+        }
+        #[inline(always)]
+        unsafe fn add(a: __m256, b: __m256) -> __m256 {
+            _mm256_add_ps(a, b)
+        }
+        #[inline(always)]
+        unsafe fn sub(a: __m256, b: __m256) -> __m256 {
+            _mm256_sub_ps(a, b)
+        }
+        #[inline(always)]
+        unsafe fn mul(a: __m256, b: __m256) -> __m256 {
+            _mm256_mul_ps(a, b)
+        }
+        #[inline(always)]
+        unsafe fn div(a: __m256, b: __m256) -> __m256 {
+            _mm256_div_ps(a, b)
+        }
+        #[inline(always)]
+        unsafe fn fma(a: __m256, b: __m256, c: __m256) -> __m256 {
+            _mm256_fmadd_ps(a, b, c)
+        }
+        #[inline(always)]
+        unsafe fn max(a: __m256, b: __m256) -> __m256 {
+            _mm256_max_ps(a, b)
+        }
+        #[inline(always)]
+        unsafe fn min(a: __m256, b: __m256) -> __m256 {
+            _mm256_min_ps(a, b)
+        }
+        #[inline(always)]
+        unsafe fn sqrt(x: __m256) -> __m256 {
+            _mm256_sqrt_ps(x)
+        }
+        #[inline(always)]
+        unsafe fn round(x: __m256) -> __m256 {
+            _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
+        }
+        #[inline(always)]
+        unsafe fn scale(x: __m256, n: __m256) -> __m256 {
+            let n = _mm256_cvtps_epi32(n);
+            let half = _mm256_srai_epi32(n, 1);
+            let rest = _mm256_sub_epi32(n, half);
+            let bias = _mm256_set1_epi32(127);
+            let first = _mm256_slli_epi32(_mm256_add_epi32(half, bias), 23);
+            let second = _mm256_slli_epi32(_mm256_add_epi32(rest, bias), 23);
+            let x = _mm256_mul_ps(x, _mm256_castsi256_ps(first));
+            _mm256_mul_ps(x, _mm256_castsi256_ps(second))
+        }
+        #[inline(always)]
+        unsafe fn abs(x: __m256) -> __m256 {
+            _mm256_andnot_ps(_mm256_set1_ps(-0.0), x)
+        }
+        #[inline(always)]
+        unsafe fn copysign(x: __m256, sign: __m256) -> __m256 {
+            let bit = _mm256_set1_ps(-0.0);
+            _mm256_or_ps(_mm256_andnot_ps(bit, x), _mm256_and_ps(bit, sign))
+        }
+        #[inline(always)]
+        unsafe fn less(a: __m256, b: __m256) -> __m256 {
+            _mm256_cmp_ps(a, b, _CMP_LT_OQ)
+        }
+        #[inline(always)]
+        unsafe fn select(mask: __m256, yes: __m256, no: __m256) -> __m256 {
+            _mm256_blendv_ps(no, yes, mask)
+        }
+        #[inline(always)]
+        unsafe fn sum(x: __m256) -> f32 {
+            let x = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+            let x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+            _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)))
+        }
+        #[inline(always)]
+        unsafe fn largest(x: __m256) -> f32 {
+            let x = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+            let x = _mm_max_ps(x, _mm_movehl_ps(x, x));
+            _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)))
+        }
+    }
+
+    /// 16 lanes: AVX-512 F, BW, DQ and VL.
+    #[derive(Clone, Copy)]
+    pub struct Avx512;
+
+    impl Simd for Avx512 {
+        type V = __m512;
+        type M = __mmask16;
+        const LANES: usize = 16;
+
+        #[inline(always)]
+        unsafe fn splat(x: f32) -> __m512 {
+            _mm512_set1_ps(x)
+        }
+        #[inline(always)]
+        unsafe fn load(from: *const f32) -> __m512 {
+            _mm512_loadu_ps(from)
+        }
+        #[inline(always)]
+        unsafe fn store(to: *mut f32, x: __m512) {
+            _mm512_storeu_ps(to, x)
+        }
+        #[inline(always)]
+        unsafe fn load_bf16(from: *const u16) -> __m512 {
+            let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16))
+        }
+        #[inline(always)]
+        unsafe fn store_bf16(to: *mut u16, x: __m512) {
+            let bits = _mm512_castps_si512(x);
+            let even = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+            let rounded = _mm512_add_epi32(bits, _mm512_add_epi32(even, _mm512_set1_epi32(0x7fff)));
+            // Rounding could make an infinity of a NaN.
+            let nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+            let quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x0040_0000));
+            let bits = _mm512_srli_epi32(_mm512_mask_mov_epi32(rounded, nan, quiet), 16);
+            _mm256_storeu_si256(to.cast(), _mm512_cvtepi32_epi16(bits))
+        }
+        #[inline(always)]
+        unsafe fn load_f16(from: *const u16) -> __m512 {
+            _mm512_cvtph_ps(_mm256_loadu_si256(from.cast()))
+        }
+        #[inline(always)]
+        unsafe fn store_f16(to: *mut u16, x: __m512) {
+            let half = _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+            _mm256_storeu_si256(to.cast(), half)
+        }
+        #[inline(always)]
+        unsafe fn add(a: __m512, b: __m512) -> __m512 {
+            _mm512_add_ps(a, b)
+        }
+        #[inline(always)]
+        unsafe fn sub(a: __m512, b: __m512) -> __m512 {
+            _mm512_sub_ps(a, b)
+        }
+        #[inline(always)]
+        unsafe fn mul(a: __m512, b: __m512) -> __m512 {
+            _mm512_mul_ps(a, b)
+        }
+        #[inline(always)]
+        unsafe fn div(a: __m512, b: __m512) -> __m512 {
+            _mm512_div_ps(a, b)
+        }
+        #[inline(always)]
+        unsafe fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {
+            _mm512_fmadd_ps(a, b, c)
+        }
+        #[inline(always)]
+        unsafe fn max(a: __m512, b: __m512) -> __m512 {
+            _mm512_max_ps(a, b)
+        }
+        #[inline(always)]
+        unsafe fn min(a: __m512, b: __m512) -> __m512 {
+            _mm512_min_ps(a, b)
+        }
+        #[inline(always)]
+        unsafe fn sqrt(x: __m512) -> __m512 {
+            _mm512_sqrt_ps(x)
+        }
+        #[inline(always)]
+        unsafe fn round(x: __m512) -> __m512 {
+            _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
+        }
+        #[inline(always)]
+        unsafe fn scale(x: __m512, n: __m512) -> __m512 {
+            _mm512_scalef_ps(x, n)
+        }
+        #[inline(always)]
+        unsafe fn abs(x: __m512) -> __m512 {
+            _mm512_abs_ps(x)
+        }
+        #[inline(always)]
+        unsafe fn copysign(x: __m512, sign: __m512) -> __m512 {
+            let bit = _mm512_set1_ps(-0.0);
+            _mm512_or_ps(_mm512_andnot_ps(bit, x), _mm512_and_ps(bit, sign))
+        }
+        #[inline(always)]
+        unsafe fn less(a: __m512, b: __m512) -> __mmask16 {
+            _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ)
+        }
+        #[inline(always)]
+        unsafe fn select(mask: __mmask16, yes: __m512, no: __m512) -> __m512 {
+            _mm512_mask_blend_ps(mask, no, yes)
+        }
+        #[inline(always)]
+        unsafe fn sum(x: __m512) -> f32 {
+            _mm512_reduce_add_ps(x)
+        }
+        #[inline(always)]
+        unsafe fn largest(x: __m512) -> f32 {
+            _mm512_reduce_max_ps(x)
+        }
+    }
+}
+
+/// What the machine has, asked once.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Level {
+    Portable,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+}
+
+impl Level {
+    /// All that this machine can run, the best one last.
+    pub fn all() -> Vec<Level> {
+        #[allow(unused_mut)]
+        let mut all = vec![Level::Portable];
+        #[cfg(target_arch = "x86_64")]
+        {
+            let avx2 = is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("fma")
+                && is_x86_feature_detected!("f16c");
+            let avx512 = avx2
+                && is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vl");
+            if avx2 {
+                all.push(Level::Avx2);
+            }
+            if avx512 {
+                all.push(Level::Avx512);
+            }
+        }
+        all
+    }
+
+    pub fn best() -> Level {
+        static BEST: std::sync::OnceLock<Level> = std::sync::OnceLock::new();
+        *BEST.get_or_init(|| Level::all().pop().unwrap_or(Level::Portable))
+    }
+}
+
+/// Defines `$name`, which runs `$body::<S, …>` in the form that `level` says: the generic function is compiled anew, with all that
+/// it inlines, for each.
+#[macro_export]
+macro_rules! dispatch {
+    ($(#[$doc:meta])* $vis:vis fn $name:ident $(<$T:ident: $bound:path>)? ($($arg:ident: $type:ty),* $(,)?) = $body:ident) => {
+        $(#[$doc])*
+        #[allow(clippy::too_many_arguments)]
+        $vis unsafe fn $name $(<$T: $bound>)? (level: $crate::kernels::simd::Level, $($arg: $type),*) {
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+            #[allow(clippy::too_many_arguments)]
+            unsafe fn avx512 $(<$T: $bound>)? ($($arg: $type),*) {
+                $body::<$crate::kernels::simd::Avx512 $(, $T)?>($($arg),*)
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma,f16c")]
+            #[allow(clippy::too_many_arguments)]
+            unsafe fn avx2 $(<$T: $bound>)? ($($arg: $type),*) {
+                $body::<$crate::kernels::simd::Avx2 $(, $T)?>($($arg),*)
+            }
+            match level {
+                #[cfg(target_arch = "x86_64")]
+                $crate::kernels::simd::Level::Avx512 => avx512 $(::<$T>)? ($($arg),*),
+                #[cfg(target_arch = "x86_64")]
+                $crate::kernels::simd::Level::Avx2 => avx2 $(::<$T>)? ($($arg),*),
+                $crate::kernels::simd::Level::Portable => {
+                    $body::<$crate::kernels::simd::Portable $(, $T)?>($($arg),*)
+                }
+            }
+        }
+    };
+}
