@@ -9,7 +9,7 @@ defmodule EMLX.Random do
   def integer_types, do: @integers
   def float_types, do: @floats
   def real_types, do: @integers ++ @floats
-  def types, do: real_types() ++ [{:c, 64}]
+  def types, do: real_types() ++ [{:c, 64}, {:c, 128}]
 
   @doc "One of a list."
   def one_of(list), do: Enum.at(list, :rand.uniform(length(list)) - 1)
