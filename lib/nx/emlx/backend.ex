@@ -211,8 +211,9 @@ defmodule EMLX.Backend do
     end
   end
 
+  @doc false
   # Where to make a tensor of a type.
-  defp where(opts, type) do
+  def where(opts, type) do
     device = device(opts)
 
     if device == :gpu, do: refuse_double(type)

@@ -9,7 +9,8 @@ defmodule EMLX.Random do
   def integer_types, do: @integers
   def float_types, do: @floats
   def real_types, do: @integers ++ @floats
-  def types, do: real_types() ++ [{:c, 64}, {:c, 128}]
+  def complex_types, do: [{:c, 64}, {:c, 128}]
+  def types, do: real_types() ++ complex_types()
 
   @doc "One of a list."
   def one_of(list), do: Enum.at(list, :rand.uniform(length(list)) - 1)

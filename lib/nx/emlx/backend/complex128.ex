@@ -112,16 +112,16 @@ defmodule EMLX.Backend.Complex128 do
         number -> {number, 0.0}
       end
 
-    # Checks the device.
-    [re, im] = for part <- [re, im], do: Backend.constant(%{out | type: {:f, 64}, shape: {}}, part, opts)
-    pair = Pair.join(Backend.to_array(re), Backend.to_array(im))
+    device = Backend.where(opts, @c128)
+    pair = Pair.join(Type.constant(re, :f64, device), Type.constant(im, :f64, device))
     dims = Tuple.to_list(append(shape, 2))
     Backend.tensor(if(shape == {}, do: pair, else: Ops.run({:broadcast_to, %{shape: dims}}, [pair])), out)
   end
 
-  def eye(out, opts), do: %{out | type: {:f, 64}} |> Backend.eye(opts) |> of_real(out)
+  def eye(out, opts), do: %{out | type: {:f, 64}} |> Backend.eye(Backend.where(opts, @c128)) |> of_real(out)
 
-  def iota(out, axis, opts), do: %{out | type: {:f, 64}} |> Backend.iota(axis, opts) |> of_real(out)
+  def iota(out, axis, opts),
+    do: %{out | type: {:f, 64}} |> Backend.iota(axis, Backend.where(opts, @c128)) |> of_real(out)
 
   defp of_real(tensor, out), do: tensor |> Backend.to_array() |> Pair.of_real() |> Backend.tensor(out)
 
