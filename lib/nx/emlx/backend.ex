@@ -318,7 +318,7 @@ defmodule EMLX.Backend do
 
   @impl true
   def backend_transfer(%T{} = tensor, __MODULE__, opts),
-    do: tensor(Array.to_device(to_array(tensor), device(opts)), tensor)
+    do: tensor(Array.to_device(to_array(tensor), where(opts, tensor.type)[:device]), tensor)
 
   def backend_transfer(tensor, backend, opts), do: backend_copy(tensor, backend, opts)
 

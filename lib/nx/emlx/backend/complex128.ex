@@ -9,7 +9,7 @@ defmodule EMLX.Backend.Complex128 do
 
   alias EMLX.{Array, Backend, Ops}
   alias EMLX.Backend.{Fold, Pair, Product, Type, Window}
-  alias EMLX.Backend.Complex128.{Fourier, Math}
+  alias EMLX.Backend.Complex128.{Fourier, Math, Triangular}
   alias Nx.Tensor, as: T
 
   @c128 {:c, 128}
@@ -361,9 +361,6 @@ defmodule EMLX.Backend.Complex128 do
       {[a, b], [c]} ->
         {product.(a, c), product.(b, c)}
 
-      {[a], [c]} ->
-        {product.(a, c), Ops.multiply(product.(a, c), 0.0)}
-
       {[a, b], [c, d]} ->
         {Ops.subtract(product.(a, c), product.(b, d)), Ops.add(product.(a, d), product.(b, c))}
     end
@@ -377,90 +374,11 @@ defmodule EMLX.Backend.Complex128 do
 
   defp real_parts(tensor), do: [tensor]
 
-  # ---- triangular systems ----
-
-  @doc """
-  Each row is divided by its element of the diagonal. Then a complex system is a real one, also triangular, of twice the size, in which
-  each number of the matrix is the block x, -y; y, x.
-  """
   def triangular_solve(%T{shape: out_shape} = out, a, b, opts) do
     Fold.refuse_slices()
-    rank = tuple_size(a.shape)
-    n = elem(a.shape, rank - 1)
-    batch = a.shape |> Tuple.to_list() |> Enum.drop(-2)
-    vector? = tuple_size(b.shape) < rank
-    left? = opts[:left_side]
-    {matrix, lower?} = transformed(triangle(a, opts[:lower]), opts)
-
-    b_dims = Tuple.to_list(b.shape)
-
-    columns =
-      cond do
-        vector? -> 1
-        left? -> List.last(b_dims)
-        true -> Enum.at(b_dims, -2)
-      end
-
-    right = parts(b)
-
-    # x·a = b is the system of the transposed a and b.
-    {matrix, right, lower?} =
-      if left? do
-        {matrix, both(right, &shaped(&1, batch ++ [n, columns])), lower?}
-      else
-        rows = both(right, &shaped(&1, batch ++ [columns, n]))
-        {both(matrix, &flip/1), both(rows, &flip/1), not lower?}
-      end
-
-    diagonal = both(matrix, &Pair.expand(Ops.diagonal(&1, axis1: -2, axis2: -1)))
-    refuse_singular(diagonal)
-    {x, y} = Math.divide(matrix, diagonal)
-    right = Math.divide(right, diagonal)
-
-    # {…, n, 2, n, 2}: the parts of a row stand next to each other, as do those of a column.
-    blocks = Ops.run({:stack, %{axis: -3}}, [Pair.join(x, Ops.negative(y)), Pair.join(y, x)])
-    blocks = shaped(blocks, batch ++ [2 * n, 2 * n])
-    # The diagonal is 1 but for rounding.
-    blocks = unit_diagonal(blocks, 2 * n)
-    {re, im} = right
-    sides = shaped(Ops.run({:stack, %{axis: -2}}, [re, im]), batch ++ [2 * n, columns])
-    solved = Ops.run({:solve_triangular, %{upper: not lower?}}, [blocks, sides])
-    pairs = shaped(solved, batch ++ [n, 2, columns])
-    axes = Enum.to_list(0..(length(batch) - 1)//1)
-    r = length(batch)
-    order = if left?, do: [r, r + 2, r + 1], else: [r + 2, r, r + 1]
-    pairs = Ops.run({:transpose, %{axes: axes ++ order}}, [pairs])
-    Backend.tensor(shaped(pairs, Tuple.to_list(append(out_shape, 2))), out)
+    pairs = Triangular.solve(parts(a), a.shape, parts(b), b.shape, opts)
+    Backend.tensor(Ops.run({:reshape, %{shape: Tuple.to_list(append(out_shape, 2))}}, [pairs]), out)
   end
-
-  # Only one triangle counts, whatever stands in the other.
-  defp triangle(a, lower?),
-    do: {a |> parts() |> both(&Ops.run({if(lower?, do: :tril, else: :triu), %{k: 0}}, [&1])), lower?}
-
-  defp transformed({matrix, lower?}, opts) do
-    case opts[:transform_a] do
-      :transpose -> {both(matrix, &flip/1), not lower?}
-      :conjugate -> {put_elem(matrix, 1, Ops.negative(elem(matrix, 1))), lower?}
-      _ -> {matrix, lower?}
-    end
-  end
-
-  defp unit_diagonal(blocks, size) do
-    eye = Ops.run({:eye, %{n: size, m: size, k: 0, dtype: :bool}}, [], device: :cpu)
-    Ops.where(eye, Array.scalar(1.0, :f64, device: :cpu), blocks)
-  end
-
-  # As EMLX.Backend does for other types.
-  defp refuse_singular({x, y}) do
-    if not Array.traced?(x) do
-      zeros = Ops.any(Ops.logical_and(Ops.equal(x, 0.0), Ops.equal(y, 0.0)))
-      if Array.to_list(zeros), do: raise(ArgumentError, "can't solve for singular matrix")
-    end
-  end
-
-  defp flip(array), do: Ops.swapaxes(array, -1, -2)
-
-  defp shaped(array, dims), do: Ops.run({:reshape, %{shape: dims}}, [array])
 
   # ---- spectra ----
 
@@ -478,13 +396,13 @@ defmodule EMLX.Backend.Complex128 do
     rows = div(Nx.size(shape), elem(shape, axis))
 
     rows_of = fn array ->
-      array |> moved.(order) |> shaped([rows, elem(shape, axis)]) |> sized(rows, elem(shape, axis), n)
+      array |> moved.(order) |> reshape_array([rows, elem(shape, axis)]) |> sized(rows, elem(shape, axis), n)
     end
 
     result = tensor |> parts() |> both(rows_of) |> Fourier.transform(n, sign)
     result = if sign == 1, do: both(result, &Ops.divide(&1, n * 1.0)), else: result
     dims = Enum.map(order, &elem(out_shape, &1))
-    result |> both(&(&1 |> small_to_zero(opts[:eps]) |> shaped(dims) |> moved.(back))) |> joined(out)
+    result |> both(&(&1 |> small_to_zero(opts[:eps]) |> reshape_array(dims) |> moved.(back))) |> joined(out)
   end
 
   # Cut or filled up to n.
@@ -498,6 +416,8 @@ defmodule EMLX.Backend.Complex128 do
 
   defp slice_columns(array, rows, n),
     do: Ops.run({:slice, %{start: [0, 0], stop: [rows, n], strides: [1, 1]}}, [array])
+
+  defp reshape_array(array, dims), do: Ops.run({:reshape, %{shape: dims}}, [array])
 
   defp small_to_zero(array, nil), do: array
 

@@ -14,6 +14,7 @@ defmodule EMLX.Block.Dispatch do
   end
 
   def run(implementation, block, output, args, fun) do
+    # Held in arrays of two numbers an element, which no implementation expects (EMLX.Backend.Pair).
     if complex128?([output | args]) do
       tell(block, :composed, "the kernel takes no c128, which MLX lacks")
       apply(fun, [block | args])

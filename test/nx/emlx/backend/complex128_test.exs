@@ -105,8 +105,10 @@ defmodule EMLX.Backend.Complex128Test do
   for name <- @functions do
     test "#{name} is the binary backend's" do
       for_all(25, unquote(name), fn ->
-        range = one_of([{0.2, 0.8}, {-0.9, -0.1}, {0.001, 0.01}, {-1, 1}, {1, 3}])
-        agrees(&apply(Nx, unquote(name), [&1]), [complex(shape(), range: range)], rtol: 1.0e-11, atol: 1.0e-11)
+        # Of every quadrant, and away from the points that are none's.
+        z = complex(shape(), range: one_of([{0.2, 0.8}, {0.001, 0.01}, {1.2, 3}]))
+        z = one_of([z, Nx.negate(z), Nx.conjugate(z), Nx.negate(Nx.conjugate(z))])
+        agrees(&apply(Nx, unquote(name), [&1]), [z], rtol: 1.0e-11, atol: 1.0e-11)
       end)
     end
   end
