@@ -32,6 +32,7 @@ defmodule EMLX.Backend do
     * Shifts by the width of the type or more give 0, or -1 for negative numbers shifted right
     * Arithmetic and comparisons take place in the type that both operands merge to; u64 is compared with signed integers
       exactly
+    * A complex 0 is false, and the inverse functions of complex numbers have their principal values
     * NaN stays NaN under `Nx.clip/3`, and its sign is 0
     * Where indices repeat, `Nx.indexed_put/4` keeps the last update on the CPU and any of them on the GPU
     * `Nx.reduce/4` and `Nx.window_reduce/5` call their function with whole slices: in order up to 512 elements along the
