@@ -17,7 +17,10 @@ defmodule EMLX.Backend do
 
   ## Types
 
-  Every type of Nx but c128. f64 is for the CPU only. s2, s4, u2 and u4 take a byte an element, f8 and f8_e4m3fn two bytes.
+  Every type of Nx. f64 and c128 are for the CPU only. s2, s4, u2 and u4 take a byte an element, f8 and f8_e4m3fn two bytes.
+
+  MLX has complex numbers of two f32 only. c128 is computed by formulas of f64: an operation takes several times as long as its
+  counterpart in c64, no kernel of a block (`EMLX.Block`) takes part, and linear algebra is what Nx composes.
 
   ## Meaning
 
@@ -29,6 +32,7 @@ defmodule EMLX.Backend do
     * Shifts by the width of the type or more give 0, or -1 for negative numbers shifted right
     * Arithmetic and comparisons take place in the type that both operands merge to; u64 is compared with signed integers
       exactly
+    * A complex 0 is false, and the inverse functions of complex numbers have their principal values
     * NaN stays NaN under `Nx.clip/3`, and its sign is 0
     * Where indices repeat, `Nx.indexed_put/4` keeps the last update on the CPU and any of them on the GPU
     * `Nx.reduce/4` and `Nx.window_reduce/5` call their function with whole slices: in order up to 512 elements along the
@@ -42,6 +46,9 @@ defmodule EMLX.Backend do
   """
 
   @behaviour Nx.Backend
+
+  # Callbacks with c128 go there.
+  use EMLX.Backend.Complex128
 
   import Kernel, except: [inspect: 2]
 
@@ -67,10 +74,11 @@ defmodule EMLX.Backend do
 
     * The shape is the tensor's, with the vectorized axes in front.
     * The type is the one of MLX that holds the tensor's: `s2`, `s4` stand in `:s8`, `u2`, `u4` in `:u8`, the 8-bit floats in
-      `:f16`, every other in the one of its name.
+      `:f16`, c128 in `:f64` with one more axis, the last one, for the real and the imaginary part, every other in the one of its
+      name.
     * Names are not kept; `to_nx/2` takes them from its template.
 
-  Raises `EMLX.Error` for c128. Templates and expressions of `defn` have no values; they raise what their backends do.
+  Templates and expressions of `defn` have no values; they raise what their backends do.
 
       iex> tensor = Nx.tensor([[1, 2], [3, 4]], type: :u4, backend: EMLX.Backend)
       iex> array = EMLX.Backend.to_array(tensor)
@@ -96,7 +104,7 @@ defmodule EMLX.Backend do
   A tensor from an array, like a template: with its type, shape, names and vectorized axes. The reverse of `to_array/1`.
 
     * `array` - an `EMLX.Array` of as many elements as the template. Another type is cast to the template's, another shape of the
-      same size is reshaped to it
+      same size is reshaped to it. For c128 it has the real and the imaginary part in one more axis, or is an array of numbers
     * `template` - a tensor of which only the description counts, such as the `output` that `EMLX.Block.call/4` is given
 
   Raises `EMLX.Error` when the numbers of elements differ.
@@ -107,6 +115,24 @@ defmodule EMLX.Backend do
       {{:f, 32}, [:rows, nil], [[1.0, 2.0], [3.0, 4.0]]}
   """
   @spec to_nx(Array.t(), Nx.Tensor.t()) :: Nx.Tensor.t()
+  def to_nx(array, %T{type: {:c, 128}} = out) do
+    dims = Tuple.to_list(full_shape(out))
+
+    pairs =
+      cond do
+        array |> Array.shape() |> Tuple.product() == 2 * Enum.product(dims) ->
+          Ops.run({:astype, %{dtype: :f64}}, [array])
+
+        Array.dtype(array) == :c64 ->
+          Type.convert(array, {:c, 64}, out.type)
+
+        true ->
+          Type.convert(Ops.run({:astype, %{dtype: :f64}}, [array]), {:f, 64}, out.type)
+      end
+
+    tensor(Ops.run({:reshape, %{shape: dims ++ [2]}}, [pairs]), out)
+  end
+
   def to_nx(array, %T{type: type} = out) do
     array = Ops.run({:astype, %{dtype: Type.dtype(type)}}, [array])
     array = Ops.run({:reshape, %{shape: Tuple.to_list(full_shape(out))}}, [array])
@@ -186,20 +212,27 @@ defmodule EMLX.Backend do
     end
   end
 
+  @doc false
   # Where to make a tensor of a type.
-  defp where(opts, type) do
+  def where(opts, type) do
     device = device(opts)
 
-    if type == {:f, 64} and device == :gpu do
-      raise EMLX.Error,
-        kind: :invalid_argument,
-        op: "EMLX.Backend",
-        device: :gpu,
-        reason: "f64 is not supported on the GPU; use f32, or device: :cpu"
-    end
+    if device == :gpu, do: refuse_double(type)
 
     [device: device]
   end
+
+  defp refuse_double({kind, size}) when {kind, size} in [{:f, 64}, {:c, 128}] do
+    [name, instead] = if kind == :f, do: ["f64", "f32"], else: ["c128", "c64"]
+
+    raise EMLX.Error,
+      kind: :invalid_argument,
+      op: "EMLX.Backend",
+      device: :gpu,
+      reason: "#{name} is not supported on the GPU; use #{instead}, or device: :cpu"
+  end
+
+  defp refuse_double(_type), do: :ok
 
   # ---- creation ----
 
@@ -286,7 +319,7 @@ defmodule EMLX.Backend do
 
   @impl true
   def backend_transfer(%T{} = tensor, __MODULE__, opts),
-    do: tensor(Array.to_device(to_array(tensor), device(opts)), tensor)
+    do: tensor(Array.to_device(to_array(tensor), where(opts, tensor.type)[:device]), tensor)
 
   def backend_transfer(tensor, backend, opts), do: backend_copy(tensor, backend, opts)
 
@@ -341,8 +374,8 @@ defmodule EMLX.Backend do
   @impl true
   def from_pointer(%Nx.Pointer{kind: :local} = pointer, type, shape, backend_opts, opts) do
     refuse_encoded(type, "from_pointer")
-    dtype = Type.dtype(type)
-    expected = Nx.size(shape) * Array.dtype_size(dtype)
+    {dims, dtype} = Type.held(Tuple.to_list(shape), type)
+    expected = Enum.product(dims) * Array.dtype_size(dtype)
 
     if pointer.data_size not in [nil, expected] do
       raise ArgumentError,
@@ -351,7 +384,7 @@ defmodule EMLX.Backend do
 
     names = opts[:names] || List.duplicate(nil, tuple_size(shape))
     out = %T{type: type, shape: shape, names: names}
-    tensor(Array.from_pointer(pointer.address, shape, dtype, where(backend_opts, type)), out)
+    tensor(Array.from_pointer(pointer.address, dims, dtype, where(backend_opts, type)), out)
   end
 
   def from_pointer(%Nx.Pointer{kind: kind}, _type, _shape, _backend_opts, _opts) do

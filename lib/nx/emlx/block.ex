@@ -26,6 +26,7 @@ defprotocol EMLX.Block do
       `EMLX.Backend.to_nx/2` makes a tensor like the template from an array.
     * It may read shapes and types, never values: in a compiled function the arrays stand for values that are not there yet.
     * Its result has the shape and the type of `output`; that is checked.
+    * No tensor, of the arguments or the output, is c128, which MLX lacks: such a block is composed.
     * It may call Nx, and so reach further blocks.
     * It is never approximately right. Where the kernel could not give the composed answer, it calls `decline/4`.
 

@@ -146,7 +146,10 @@ defmodule EMLX.Compiler do
     {used, constants, calls, instructions, results}
   end
 
-  defp input(%T{shape: shape, type: type}, name), do: {name, Tuple.to_list(shape), Backend.dtype(type)}
+  defp input(%T{shape: shape, type: type}, name) do
+    {dims, dtype} = Backend.Type.held(Tuple.to_list(shape), type)
+    {name, dims, dtype}
+  end
 
   @doc "See `EMLX.compile_to_program/3`."
   def to_program(fun, args, opts) do

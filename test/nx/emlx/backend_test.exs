@@ -7,7 +7,7 @@ defmodule EMLX.BackendTest do
 
   describe "arrays of tensors and back" do
     test "keep names, types that MLX lacks, and vectorized axes" do
-      for type <- [{:s, 2}, {:u, 4}, {:s, 32}, {:f, 8}, {:f8_e4m3fn, 8}, {:bf, 16}, {:f, 32}, {:c, 64}] do
+      for type <- [{:s, 2}, {:u, 4}, {:s, 32}, {:f, 8}, {:f8_e4m3fn, 8}, {:bf, 16}, {:f, 32}, {:c, 64}, {:c, 128}] do
         tensor = Nx.iota({2, 3, 1}, type: type, names: [nil, :rows, nil]) |> Nx.vectorize(:x)
         back = tensor |> EMLX.Backend.to_array() |> EMLX.Backend.to_nx(tensor)
         assert Map.delete(back, :data) == Map.delete(tensor, :data)
@@ -98,11 +98,6 @@ defmodule EMLX.BackendTest do
       end
     end
 
-    test "c128 is refused by name" do
-      assert %EMLX.Error{reason: "c128 is not supported" <> _} = catch_error(Nx.tensor(1, type: :c128))
-      assert %EMLX.Error{} = catch_error(Nx.fft(Nx.tensor([1.0, 2.0], type: :f64)))
-    end
-
     test "8-bit floats round to the nearest" do
       numbers = [1.06, 1.2, -3.3, 300.0, 1.0e-3]
       assert Nx.to_flat_list(Nx.tensor(numbers) |> Nx.as_type(:f8_e4m3fn)) == [1.0, 1.25, -3.25, 288.0, 0.001953125]
@@ -188,7 +183,7 @@ defmodule EMLX.BackendTest do
 
   describe "pointers" do
     test "lead to the elements and back" do
-      for type <- [:u8, :s64, :f32, :bf16, :c64],
+      for type <- [:u8, :s64, :f32, :bf16, :c64, :c128],
           t = Nx.iota({2, 3}, type: type),
           t <- [t, Nx.transpose(t), Nx.broadcast(t, {2, 2, 3})] do
         assert %Nx.Pointer{kind: :local, address: address, data_size: size} = pointer = Nx.to_pointer(t)

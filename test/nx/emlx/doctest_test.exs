@@ -38,8 +38,7 @@ defmodule EMLX.DoctestTest do
     {"Nx.LinAlg.qr/2", 4} => {decomposition, {:digits, 1.0e-6}},
     {"Nx.LinAlg.solve/2", 4} => {decomposition, {:digits, 1.0e-6}},
     {"Nx.LinAlg.svd/2", 2} => {decomposition, {:digits, 1.0e-6}},
-    {"Nx.LinAlg.eigh/2", 2} => {decomposition, {:digits, 1.0e-6}},
-    {"Nx.Constants.i/2", 2} => {"MLX has no c128, and c64 would lose half of its digits", :c128_is_refused}
+    {"Nx.LinAlg.eigh/2", 2} => {decomposition, {:digits, 1.0e-6}}
   }
 
   EMLX.Doctests.run(@modules, @exceptions)
@@ -60,6 +59,4 @@ defmodule EMLX.DoctestTest do
   end
 
   defp check(outcome, {:digits, rtol}), do: EMLX.Doctests.assert_digits(outcome, rtol)
-
-  defp check(outcome, :c128_is_refused), do: assert(%EMLX.Error{reason: "c128 is not supported" <> _} = outcome)
 end

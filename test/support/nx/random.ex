@@ -9,16 +9,17 @@ defmodule EMLX.Random do
   def integer_types, do: @integers
   def float_types, do: there(@floats)
   def real_types, do: @integers ++ float_types()
-  def types, do: real_types() ++ [{:c, 64}]
+  def complex_types, do: there([{:c, 64}, {:c, 128}])
+  def types, do: real_types() ++ complex_types()
 
-  @doc "One of a list. Not of the type f64 where the device under test has none."
+  @doc "One of a list. Not of the types f64 and c128 where the device under test has none."
   def one_of(list) do
     list = there(list)
     Enum.at(list, :rand.uniform(length(list)) - 1)
   end
 
   defp there(list) do
-    if EMLX.Golden.device() == :cpu, do: list, else: Enum.reject(list, &(&1 in [:f64, {:f, 64}]))
+    if EMLX.Golden.device() == :cpu, do: list, else: Enum.reject(list, &(&1 in [:f64, {:f, 64}, {:c, 128}]))
   end
 
   @doc "An integer of a range."

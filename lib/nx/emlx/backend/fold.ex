@@ -12,6 +12,9 @@ defmodule EMLX.Backend.Fold do
   alias EMLX.Ops
   alias Nx.Tensor, as: T
 
+  #
+  # An array of c128 has one more axis for the parts of its numbers (EMLX.Backend.Pair), which stays the last.
+
   # Up to so many elements are taken in order; more are joined in pairs.
   @in_order 512
 
@@ -30,13 +33,16 @@ defmodule EMLX.Backend.Fold do
     all = Enum.to_list(0..(rank - 1)//1)
     axes = opts[:axes] || all
     array = Type.convert(Backend.to_array(tensor), tensor.type, type)
-    front = Ops.run({:transpose, %{axes: axes ++ (all -- axes)}}, [array])
+    parts = if type == {:c, 128}, do: [rank], else: []
+    front = Ops.run({:transpose, %{axes: axes ++ (all -- axes) ++ parts}}, [array])
     count = axes |> Enum.map(&elem(shape, &1)) |> Enum.product()
     fold(out, front, count, acc, fun)
   end
 
   @doc "See `c:Nx.Backend.window_reduce/6`."
   def window_reduce(out, tensor, acc, window, opts, fun) do
+    # A window with its padding is of one type.
+    tensor = if out.type == {:c, 128}, do: Backend.as_type(%{tensor | type: out.type}, tensor), else: tensor
     acc = %{tensor | shape: {}, names: []} |> tensor_of(acc)
     fold(out, Window.slices(tensor, acc, window, opts), Tuple.product(window), acc, fun)
   end
@@ -50,24 +56,35 @@ defmodule EMLX.Backend.Fold do
     size = Enum.product(dims)
     scalar = %{out | shape: {}, names: []}
     acc = Backend.tensor(Type.convert(Backend.to_array(acc), acc.type, type), scalar)
-    slices = Ops.run({:reshape, %{shape: [count, size]}}, [front])
+    slices = Ops.run({:reshape, %{shape: held([count, size], scalar)}}, [front])
     call = fn x, acc -> fun.(x, acc) |> result(scalar) end
 
     result =
       with :refused <- whole(slices, count, size, acc, scalar, call) do
-        columns = for i <- 0..(size - 1)//1, do: single(part(slices, 1, i, count, size), count, acc, scalar, call)
+        columns =
+          for i <- 0..(size - 1)//1, do: single(part(slices, 1, i, count, size, scalar), count, acc, scalar, call)
+
         Ops.run({:stack, %{axis: 0}}, columns)
       end
 
-    Backend.tensor(Ops.run({:reshape, %{shape: dims}}, [result]), out)
+    Backend.tensor(Ops.run({:reshape, %{shape: held(dims, out)}}, [result]), out)
   end
+
+  defp held(dims, %T{type: type}), do: dims |> Type.held(type) |> elem(0)
+
+  # A slice of an array of elements like `like`.
+  defp sliced(array, start, stop, strides, %T{type: {:c, 128}}),
+    do: sliced(array, start ++ [0], stop ++ [2], strides ++ [1], nil)
+
+  defp sliced(array, start, stop, strides, _like),
+    do: Ops.run({:slice, %{start: start, stop: stop, strides: strides}}, [array])
 
   # All columns at once.
   defp whole(slices, count, size, acc, scalar, call) do
     before = Process.put(__MODULE__, true)
 
     try do
-      row = fn i -> Backend.tensor(part(slices, 0, i, count, size), scalar) end
+      row = fn i -> Backend.tensor(part(slices, 0, i, count, size, scalar), scalar) end
 
       folded =
         if count <= @in_order do
@@ -77,7 +94,7 @@ defmodule EMLX.Backend.Fold do
           call.(Backend.tensor(total, scalar), acc)
         end
 
-      Ops.run({:broadcast_to, %{shape: [size]}}, [Backend.to_array(folded)])
+      Ops.run({:broadcast_to, %{shape: held([size], scalar)}}, [Backend.to_array(folded)])
     rescue
       # An operation did not take the slice for an element. What else is wrong, element by element shows again.
       _error -> :refused
@@ -89,32 +106,31 @@ defmodule EMLX.Backend.Fold do
   end
 
   # Neighbours are joined, so that the order of elements is kept.
-  defp halves(slices, 1, size, _scalar, _call), do: Ops.run({:reshape, %{shape: [size]}}, [slices])
+  defp halves(slices, 1, size, scalar, _call), do: Ops.run({:reshape, %{shape: held([size], scalar)}}, [slices])
 
   defp halves(slices, count, size, scalar, call) do
     pairs = div(count, 2)
 
     every_other = fn first ->
-      op = {:slice, %{start: [first, 0], stop: [2 * pairs, size], strides: [2, 1]}}
-      Backend.tensor(Ops.run(op, [slices]), scalar)
+      Backend.tensor(sliced(slices, [first, 0], [2 * pairs, size], [2, 1], scalar), scalar)
     end
 
     joined = Backend.to_array(call.(every_other.(1), every_other.(0)))
-    joined = Ops.run({:broadcast_to, %{shape: [pairs, size]}}, [joined])
+    joined = Ops.run({:broadcast_to, %{shape: held([pairs, size], scalar)}}, [joined])
 
     if rem(count, 2) == 0 do
       halves(joined, pairs, size, scalar, call)
     else
-      op = {:slice, %{start: [count - 1, 0], stop: [count, size], strides: [1, 1]}}
-      halves(Ops.run({:concatenate, %{axis: 0}}, [joined, Ops.run(op, [slices])]), pairs + 1, size, scalar, call)
+      last = sliced(slices, [count - 1, 0], [count, size], [1, 1], scalar)
+      halves(Ops.run({:concatenate, %{axis: 0}}, [joined, last]), pairs + 1, size, scalar, call)
     end
   end
 
   # One column, element by element.
   defp single(column, count, acc, scalar, call) do
     element = fn i ->
-      part = Ops.run({:slice, %{start: [i], stop: [i + 1], strides: [1]}}, [column])
-      Backend.tensor(Ops.run({:reshape, %{shape: []}}, [part]), scalar)
+      part = sliced(column, [i], [i + 1], [1], scalar)
+      Backend.tensor(Ops.run({:reshape, %{shape: held([], scalar)}}, [part]), scalar)
     end
 
     0..(count - 1)//1
@@ -122,10 +138,10 @@ defmodule EMLX.Backend.Fold do
     |> Backend.to_array()
   end
 
-  defp part(slices, axis, i, count, size) do
+  defp part(slices, axis, i, count, size, scalar) do
     {start, stop, length} = if axis == 0, do: {[i, 0], [i + 1, size], size}, else: {[0, i], [count, i + 1], count}
-    part = Ops.run({:slice, %{start: start, stop: stop, strides: [1, 1]}}, [slices])
-    Ops.run({:reshape, %{shape: [length]}}, [part])
+    part = sliced(slices, start, stop, [1, 1], scalar)
+    Ops.run({:reshape, %{shape: held([length], scalar)}}, [part])
   end
 
   # What the function gave, as an accumulator.

@@ -7,12 +7,13 @@ defmodule EMLX.Backend.Type do
   #
   #   * s2, s4, u2 and u4 are held as s8 and u8
   #   * f8 (E5M2) and f8_e4m3fn are held as f16, of which both are a subset
-  #
-  # c128 is refused: MLX's complex numbers are pairs of f32.
+  #   * c128 is held as f64 with one more axis, the last one, for the two parts (EMLX.Backend.Pair): MLX's complex numbers are pairs
+  #     of f32. It has no type of MLX to name, so dtype/1 refuses it; held/2 says what an array of any type looks like
 
   import Bitwise, only: [<<<: 2, &&&: 2]
 
   alias EMLX.{Array, Ops}
+  alias EMLX.Backend.Pair
 
   @type nx_type :: Nx.Type.t()
 
@@ -32,14 +33,17 @@ defmodule EMLX.Backend.Type do
     raise EMLX.Error,
       kind: :invalid_argument,
       op: "type",
-      reason:
-        "c128 is not supported, MLX has complex numbers of two f32 (c64); " <>
-          "f64 becomes complex only where it is cast to f32 before"
+      reason: "c128 is no type of MLX; cast to c64, or take the two parts with Nx.real/1 and Nx.imag/1"
   end
 
   def dtype(type) do
     raise EMLX.Error, kind: :invalid_argument, op: "type", reason: "#{inspect(type)} is not supported"
   end
+
+  @doc "The dimensions and the type of the array that holds a tensor's elements."
+  @spec held([non_neg_integer], nx_type) :: {[non_neg_integer], Array.dtype()}
+  def held(dims, {:c, 128}), do: {dims ++ [2], :f64}
+  def held(dims, type), do: {dims, dtype(type)}
 
   @doc "Whether a type stands in a wider one, so that results have to be narrowed."
   defguard is_narrow(type) when elem(type, 1) < 8 or type == {:f, 8} or elem(type, 0) == :f8_e4m3fn
@@ -165,6 +169,10 @@ defmodule EMLX.Backend.Type do
   """
   @spec convert(Array.t(), nx_type, nx_type) :: Array.t()
   def convert(array, type, type), do: array
+  def convert(pairs, {:c, 128}, {:c, 64}), do: Pair.to_c64(pairs)
+  def convert(pairs, {:c, 128}, to), do: pairs |> Pair.real() |> convert({:f, 64}, to)
+  def convert(array, {:c, 64}, {:c, 128}), do: Pair.of_c64(array)
+  def convert(array, from, {:c, 128}), do: array |> convert(from, {:f, 64}) |> Pair.of_real()
 
   def convert(array, from, to) when is_complex_type(from) and not is_complex_type(to),
     do: convert(Ops.run(:real, [array]), {:f, 32}, to)
@@ -219,7 +227,10 @@ defmodule EMLX.Backend.Type do
   def load(bits, shape, type, opts) when is_narrow(type),
     do: bits |> Array.from_binary(shape, :u8, opts) |> decode(type)
 
-  def load(binary, shape, type, opts), do: Array.from_binary(binary, shape, dtype(type), opts)
+  def load(binary, shape, type, opts) do
+    {dims, dtype} = held(Tuple.to_list(shape), type)
+    Array.from_binary(binary, dims, dtype, opts)
+  end
 
   @doc "The bits that Nx has for an array of a type."
   @spec dump(Array.t(), nx_type) :: bitstring

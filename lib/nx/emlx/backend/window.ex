@@ -3,7 +3,7 @@ defmodule EMLX.Backend.Window do
   # Sliding windows for EMLX.Backend. Every list has one entry an axis of the tensor.
 
   alias EMLX.Backend
-  alias EMLX.Backend.Type
+  alias EMLX.Backend.{Complex128, Type}
   alias EMLX.Ops
   alias Nx.Tensor, as: T
 
@@ -90,6 +90,8 @@ defmodule EMLX.Backend.Window do
   defp to_scalar(array), do: Ops.run({:reshape, %{shape: []}}, [array])
 
   @doc "What `view/4` gives, with the elements of each window along one axis in front."
+  def slices(%T{type: {:c, 128}} = tensor, acc, window, opts), do: Complex128.windows(tensor, acc, window, opts)
+
   def slices(%T{type: type} = tensor, acc, window, opts) do
     rank = tuple_size(window)
     windows = view(Backend.operand(tensor, type), Backend.to_array(acc), window, opts)

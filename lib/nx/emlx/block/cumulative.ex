@@ -9,7 +9,7 @@ for {module, op} <- [
   defimpl EMLX.Block, for: module do
     alias EMLX.{Backend, Ops}
 
-    def call(block, _output, [%{type: {_, size}}] = args, fun) when size < 8 or size == 128,
+    def call(block, _output, [%{type: {_, size}}] = args, fun) when size < 8,
       do: EMLX.Block.decline(block, args, fun, "MLX has no scan of this type")
 
     def call(block, _output, [%{type: {:f8_e4m3fn, 8}}] = args, fun),

@@ -14,6 +14,21 @@ defmodule EMLX.Block.Dispatch do
   end
 
   def run(implementation, block, output, args, fun) do
+    # Held in arrays of two numbers an element, which no implementation expects (EMLX.Backend.Pair).
+    if complex128?([output | args]) do
+      tell(block, :composed, "the kernel takes no c128, which MLX lacks")
+      apply(fun, [block | args])
+    else
+      implemented(implementation, block, output, args, fun)
+    end
+  end
+
+  defp complex128?([%Nx.Tensor{type: {:c, 128}} | _rest]), do: true
+  defp complex128?([tuple | rest]) when is_tuple(tuple), do: complex128?(Tuple.to_list(tuple)) or complex128?(rest)
+  defp complex128?([_other | rest]), do: complex128?(rest)
+  defp complex128?([]), do: false
+
+  defp implemented(implementation, block, output, args, fun) do
     # A kernel may look at axes, which elements that stand for whole slices do not have.
     if implementation not in @elementwise, do: EMLX.Backend.Fold.refuse_slices()
 

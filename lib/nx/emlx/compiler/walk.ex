@@ -8,7 +8,7 @@ defmodule EMLX.Compiler.Walk do
   # functions have scopes of their own.
 
   alias EMLX.{Backend, Ops, Trace}
-  alias EMLX.Backend.Type
+  alias EMLX.Backend.{Complex128, Type}
   alias Nx.Defn.{Composite, Expr, Tree}
   alias Nx.Tensor, as: T
 
@@ -37,7 +37,7 @@ defmodule EMLX.Compiler.Walk do
   def templates(composite) do
     for tensor <- Composite.flatten_list([composite]) do
       %T{shape: shape, type: type} = Nx.devectorize(tensor)
-      {Tuple.to_list(shape), Type.dtype(type)}
+      Type.held(Tuple.to_list(shape), type)
     end
   end
 
@@ -103,7 +103,7 @@ defmodule EMLX.Compiler.Walk do
     bodies = [body, last | Enum.map(clauses, &elem(&1, 1))]
     common = bodies |> Enum.map(&needed/1) |> Enum.reduce(&Map.take(&1, Map.keys(&2)))
     cache = shared(Enum.map(clauses, &elem(&1, 0)) ++ bodies, %{state | ids: Map.merge(state.ids, common)}, cache)
-    {results, cache} = branch(pred, body, clauses, last, state, cache)
+    {results, _like, cache} = branch(pred, body, clauses, last, nil, state, cache)
     {result, []} = last |> one_or_tuple() |> fill(results)
     {result, cache}
   end
@@ -116,7 +116,7 @@ defmodule EMLX.Compiler.Walk do
       {block, nil} =
         Trace.block(templates, fn arrays ->
           {params, []} = fill(initial, arrays)
-          {expr |> run(one_or_tuple_list(params), state.hooks) |> arrays() |> finish.(), nil}
+          {expr |> run(one_or_tuple_list(params), state.hooks) |> finish.(), nil}
         end)
 
       block
@@ -124,8 +124,8 @@ defmodule EMLX.Compiler.Walk do
 
     # Gradients through a loop may come in another type than the state they belong to (seen with Nx 0.12.1 and 0.13.1).
     blocks = %{
-      condition: block.(condition, & &1),
-      body: block.(body, &Enum.zip_with(&1, templates, fn a, t -> as(a, t) end))
+      condition: block.(condition, &arrays/1),
+      body: block.(body, &arrays_like(&1, Composite.flatten_list([initial])))
     }
 
     results = Trace.emit({:while, blocks}, arrays(initial), templates)
@@ -238,9 +238,22 @@ defmodule EMLX.Compiler.Walk do
 
   defp options, do: [device: Trace.device()]
 
-  defp as(array, {_dims, dtype}) do
+  # The arrays of a composite, in the types of other tensors.
+  defp arrays_like(composite, like) do
+    Enum.zip_with(Composite.flatten_list([composite]), like, fn tensor, %T{type: type} ->
+      tensor |> Backend.to_array() |> as(tensor.type, type)
+    end)
+  end
+
+  defp as(array, from, to) when {:c, 128} in [from, to], do: Type.convert(array, from, to)
+
+  defp as(array, _from, to) do
+    dtype = Type.dtype(to)
     if EMLX.Array.dtype(array) == dtype, do: array, else: Ops.run({:astype, %{dtype: dtype}}, [array])
   end
+
+  defp predicate(%T{type: {:c, 128}} = pred), do: Complex128.truth(pred)
+  defp predicate(pred), do: Backend.to_array(pred)
 
   defp hook(nil, _value), do: :ok
 
@@ -268,64 +281,59 @@ defmodule EMLX.Compiler.Walk do
   # Programs do not nest without end, so the predicates of a long cond are all computed, and its branches are halved.
   @long 4
 
-  defp branch(pred, body, clauses, last, state, cache) when length(clauses) > @long do
+  # The results of a cond, as arrays, and the tensors that their types and shapes are those of: the first branch's, unless `like` has
+  # some.
+  defp branch(pred, body, clauses, last, like, state, cache) when length(clauses) > @long do
     {preds, bodies} = Enum.unzip([{pred, body} | clauses])
     {preds, cache} = Enum.map_reduce(preds, cache, &walk(&1, state, &2))
     zero = Type.scalar(0, {:u, 8})
-    holds = for pred <- preds, do: Ops.run(:not_equal, [Backend.to_array(pred), zero])
+    holds = for pred <- preds, do: Ops.run(:not_equal, [predicate(pred), zero])
     holds = Ops.run({:stack, %{axis: 0}}, holds ++ [Ops.run({:astype, %{dtype: :bool}}, [Type.scalar(1, {:u, 8})])])
     index = Ops.run({:argmax, %{axis: 0, keepdims: false, nan: :first}}, [holds])
-    {results, _templates} = halves(index, List.to_tuple(bodies ++ [last]), 0, length(bodies) + 1, nil, state, cache)
-    {results, cache}
+    {results, like} = halves(index, List.to_tuple(bodies ++ [last]), 0, length(bodies) + 1, like, state, cache)
+    {results, like, cache}
   end
 
-  # The results of a cond, as arrays.
-  defp branch(pred, body, clauses, last, state, cache) do
+  defp branch(pred, body, clauses, last, like, state, cache) do
     {pred, cache} = walk(pred, state, cache)
+    {taken, like} = Trace.block([], fn [] -> taken(body, like, state, cache) end)
 
-    {taken, templates} =
-      Trace.block([], fn [] ->
-        {result, _cache} = composite(body, inner(body, state), cache)
-        {arrays(result), templates(result)}
-      end)
-
-    as_taken = &Enum.zip_with(&1, templates, fn array, template -> as(array, template) end)
-
-    {otherwise, nil} =
+    {otherwise, _like} =
       Trace.block([], fn [] ->
         case clauses do
           [] ->
-            {result, _cache} = composite(last, inner(last, state), cache)
-            {result |> arrays() |> as_taken.(), nil}
+            taken(last, like, state, cache)
 
           [{pred, body} | clauses] ->
-            {results, _cache} = branch(pred, body, clauses, last, inner({pred, body}, state), cache)
-            {as_taken.(results), nil}
+            {results, like, _cache} = branch(pred, body, clauses, last, like, inner({pred, body}, state), cache)
+            {results, like}
         end
       end)
 
-    {Trace.emit({:if, %{then: taken, else: otherwise}}, [Backend.to_array(pred)], templates), cache}
+    {Trace.emit({:if, %{then: taken, else: otherwise}}, [predicate(pred)], templates(List.to_tuple(like))), like, cache}
+  end
+
+  defp taken(expr, like, state, cache) do
+    {result, _cache} = composite(expr, inner(expr, state), cache)
+    like = like || Composite.flatten_list([result])
+    {arrays_like(result, like), like}
   end
 
   # Of the branches first..(last - 1) the one at `index`.
-  defp halves(_index, branches, first, last, templates, state, cache) when last - first == 1 do
-    expr = elem(branches, first)
-    {result, _cache} = composite(expr, inner(expr, state), cache)
-    templates = templates || templates(result)
-    {Enum.zip_with(arrays(result), templates, &as/2), templates}
-  end
+  defp halves(_index, branches, first, last, like, state, cache) when last - first == 1,
+    do: taken(elem(branches, first), like, state, cache)
 
-  defp halves(index, branches, first, last, templates, state, cache) do
+  defp halves(index, branches, first, last, like, state, cache) do
     middle = div(first + last, 2)
     below = Ops.run(:less, [index, Type.scalar(middle, {:u, 32})])
 
-    half = fn from, to, templates ->
-      Trace.block([], fn [] -> halves(index, branches, from, to, templates, state, cache) end)
+    half = fn from, to, like ->
+      Trace.block([], fn [] -> halves(index, branches, from, to, like, state, cache) end)
     end
 
-    {lower, templates} = half.(first, middle, templates)
-    {upper, templates} = half.(middle, last, templates)
-    {Trace.emit({:if, %{then: lower, else: upper}}, [below], templates), templates}
+    {lower, like} = half.(first, middle, like)
+    {upper, like} = half.(middle, last, like)
+    {Trace.emit({:if, %{then: lower, else: upper}}, [below], templates(List.to_tuple(like))), like}
   end
 
   defp inner(expr, state), do: %{state | ids: Tree.scope_ids(expr, state.ids)}

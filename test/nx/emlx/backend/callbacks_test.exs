@@ -148,6 +148,63 @@ defmodule EMLX.Backend.CallbacksTest do
     assert Enum.to_list(calls(Nx.BinaryBackend, &everything/0)) == []
   end
 
+  # c128 has callbacks of its own.
+  test "complex numbers of f64 run without the binary backend" do
+    run = fn ->
+      z = Nx.complex(Nx.tensor([[0.5, 0.25, 0.75], [0.1, 0.2, 0.3]], type: :f64), 0.5)
+      types = [Nx.type(z), Nx.type(Nx.fft(Nx.real(z)))]
+      indices = Nx.tensor([[0, 1], [1, 2]])
+      real = [:erf, :erf_inv, :erfc, :ceil, :floor, :round, :argmax, :argmin, :argsort, :sort, :reduce_max, :reduce_min]
+
+      results =
+        Enum.map(@unary -- real, &apply(Nx, &1, [z])) ++
+          Enum.map(
+            [:add, :divide, :equal, :logical_and, :logical_xor, :multiply, :not_equal, :pow, :subtract],
+            fn name ->
+              apply(Nx, name, [z, Nx.reverse(z)])
+            end
+          ) ++
+          for(name <- [:window_product, :window_sum], do: apply(Nx, name, [z, {1, 2}])) ++
+          [
+            Nx.iota({3}, type: :c128),
+            Nx.eye(3, type: :c128),
+            Nx.as_type(z, :f32),
+            Nx.as_type(z, :c64),
+            Nx.backend_copy(z, backend()),
+            Nx.backend_transfer(z, backend()),
+            Nx.broadcast(z, {2, 2, 3}),
+            Nx.concatenate([z, z]),
+            Nx.stack([z, z]),
+            Nx.conv(Nx.reshape(z, {1, 1, 2, 3}), Nx.broadcast(1.0, {1, 1, 1, 1})),
+            Nx.dot(z, [1], z, [1]),
+            Nx.gather(z, indices),
+            Nx.indexed_add(z, indices, Nx.tensor([1.0, 2.0])),
+            Nx.indexed_put(z, indices, Nx.tensor([1.0, 2.0])),
+            Nx.pad(z, 0.0, [{1, 0, 1}, {0, -1, 0}]),
+            Nx.put_slice(z, [0, 1], Nx.tensor([[1.0]])),
+            Nx.slice(z, [0, 1], [1, 2]),
+            Nx.squeeze(Nx.new_axis(z, 0)),
+            Nx.select(z, z, 0.0),
+            Nx.reduce(z, 0.0, [axes: [1]], &Nx.add/2),
+            Nx.window_reduce(z, 0.0, {1, 2}, &Nx.add/2),
+            Nx.cumulative_product(z, axis: 1),
+            Nx.LinAlg.triangular_solve(Nx.eye(3), z[0]),
+            Nx.LinAlg.qr(z[[.., 0..1]]) |> elem(0),
+            Nx.take(z, Nx.tensor([1, 0]), axis: 1)
+          ] ++ Enum.to_list(Nx.to_batched(z, 1))
+
+      for result <- results do
+        assert %EMLX.Backend{} = result.data
+        Nx.to_binary(result)
+      end
+
+      assert types == [{:c, 128}, {:c, 128}]
+      inspect(z)
+    end
+
+    assert Nx.BinaryBackend |> calls(run) |> Enum.reject(&of_nx_itself?/1) == []
+  end
+
   test "linear algebra and random numbers run without the binary backend" do
     run = fn ->
       a = Nx.add(Nx.iota({4, 4}, type: :f32), Nx.multiply(Nx.eye(4), 20))

@@ -21,7 +21,7 @@ defmodule EMLX.Backend.ReductionTest do
         # A product of many numbers is anything in 8 bits.
         types = types() -- [{:f, 8}, {:f8_e4m3fn, 8}]
         # For the binary backend 0+0i is true.
-        type = one_of(if unquote(name) in [:all, :any], do: types -- [{:c, 64}], else: types)
+        type = one_of(if unquote(name) in [:all, :any], do: types -- complex_types(), else: types)
         range = if unquote(name) == :product, do: factors(type), else: {-10, 10}
         opts = opts(shape)
         tolerance = if elem(type, 1) <= 16, do: [rtol: 0.1, atol: 1.0], else: [rtol: 1.0e-5, atol: 1.0e-4]
