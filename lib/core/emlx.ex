@@ -9,6 +9,12 @@ defmodule EMLX do
     * `EMLX.Queue` - where and in which order arrays are evaluated
     * `EMLX.Memory`, `EMLX.Safetensors` - memory figures and files
 
+  ## NVIDIA GPUs
+
+  `config :emlx, tf32: true` lets products of f32 round their operands to 10 bits, for speed; the default is f32. It is read when the
+  application starts; an environment variable `MLX_ENABLE_TF32` goes before it. What has no kernel on the GPU (linear algebra,
+  scatters of 64-bit types, arrays without elements) is computed on the CPU and copied.
+
   ## Compiler
 
   With Nx, this module is a compiler for `Nx.Defn`:
