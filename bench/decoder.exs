@@ -1,5 +1,8 @@
 # The Elixir side of bench/decoder: a decoder of 8 blocks of 512 on 128 tokens in f32 on the CPU, compiled with EMLX, against the
-# same model in bare Python MLX with the same libmlx and BLAS, in turn. Prints medians, the ratio, and what tracing takes.
+# same model in bare Python MLX with the same libmlx and BLAS and in XLA (jax.jit), in turn; and the same compiled in bf16. Prints
+# medians, ratios, and what tracing takes.
+Code.require_file("peers.exs", __DIR__)
+
 defmodule Decoder do
   import Nx.Defn
 
@@ -72,51 +75,37 @@ file = Path.join(System.tmp_dir!(), "emlx_decoder_#{System.pid()}.safetensors")
 array = &EMLX.Backend.to_array/1
 EMLX.Safetensors.save(file, [{"tokens", array.(tokens)} | for({name, tensor} <- weights, do: {"#{name}", array.(tensor)})])
 
-python = System.find_executable("python3")
-script = Path.join(__DIR__, "decoder.py")
-arguments = [script, file, "#{Decoder.blocks()}", "#{Decoder.heads()}"]
-port = Port.open({:spawn_executable, python}, [:binary, line: 200, args: arguments])
+arguments = [file, "#{Decoder.blocks()}", "#{Decoder.heads()}"]
+mlx = Peers.start("decoder.py", System.fetch_env!("EMLX_BENCH_MLX"), arguments)
+xla = Peers.start("decoder_xla.py", System.fetch_env!("EMLX_BENCH_XLA"), arguments)
 
-there = fn command ->
-  Port.command(port, command <> "\n")
-
-  receive do
-    {^port, {:data, {:eol, text}}} -> text |> Float.parse() |> elem(0)
-  after
-    60_000 -> raise "Python MLX did not answer"
-  end
-end
-
-ms = fn fun ->
-  {time, result} = :timer.tc(fun)
-  {time / 1000, result}
-end
-
-compile = fn -> Nx.Defn.compile(&Decoder.model/2, [tokens, weights], compiler: EMLX, cache: false) end
-{first, compiled} = ms.(compile)
-traces = for _ <- 1..5, do: elem(ms.(compile), 0)
-
-here = fn ->
-  {time, _} = ms.(fn -> tokens |> compiled.(weights) |> array.() |> EMLX.eval() end)
-  time
-end
+compile = fn weights -> Nx.Defn.compile(&Decoder.model/2, [tokens, weights], compiler: EMLX, cache: false) end
+{first, compiled} = Peers.ms(fn -> compile.(weights) end)
+traces = for _ <- 1..5, do: elem(Peers.ms(fn -> compile.(weights) end), 0)
+half_weights = Map.new(weights, fn {name, w} -> {name, Nx.as_type(w, :bf16)} end)
+half = compile.(half_weights)
+here = fn run, weights -> fn -> elem(Peers.ms(fn -> tokens |> run.(weights) |> array.() |> EMLX.eval() end), 0) end end
 
 # The answers are the same.
-output = file <> ".logits.safetensors"
-there.("output #{output}")
-[{"logits", expected}] = Enum.to_list(EMLX.Safetensors.load(output))
-difference = EMLX.Ops.subtract(array.(compiled.(tokens, weights)), expected) |> EMLX.Ops.abs() |> EMLX.Ops.max() |> EMLX.Array.to_list()
-Enum.each([file, output], &File.rm/1)
+for {name, there} <- [{"bare Python MLX", mlx}, {"XLA", xla}] do
+  output = file <> ".logits.safetensors"
+  there.("output #{output}")
+  [{"logits", expected}] = Enum.to_list(EMLX.Safetensors.load(output))
+  IO.puts("largest difference of a logit from #{name}: #{Peers.largest_difference(array.(compiled.(tokens, weights)), expected)}")
+  File.rm(output)
+end
 
-for _ <- 1..3, do: {here.(), there.("run")}
-{ours, theirs} = Enum.unzip(for _ <- 1..31, do: {here.(), there.("run")})
-median = fn list -> list |> Enum.sort() |> Enum.at(div(length(list), 2)) end
-round = &Float.round(&1, 2)
+File.rm(file)
+IO.puts("decoder, 8 blocks of 512, 128 tokens, CPU; medians of 31 in turn")
 
-IO.puts("""
-decoder, 8 blocks of 512, 128 tokens, f32, CPU; median of 31 in turn, largest difference of a logit #{Float.round(difference, 7)}
-compiled with EMLX   #{round.(median.(ours))} ms
-bare Python MLX      #{round.(median.(theirs))} ms
-ratio of times       #{round.(median.(ours) / median.(theirs))}
-tracing              #{round.(median.(traces))} ms (#{round.(first)} ms the first time)
-""")
+[
+  {"compiled with EMLX, f32", here.(compiled, weights)},
+  {"bare Python MLX, f32", fn -> mlx.("run") end},
+  {"XLA, f32", fn -> xla.("run") end},
+  {"compiled with EMLX, bf16", here.(half, half_weights)}
+]
+|> Peers.medians(31)
+|> Peers.print()
+
+tracing = traces |> Enum.sort() |> Enum.at(2)
+IO.puts("tracing                     #{Float.round(tracing, 2)} ms (#{Float.round(first, 2)} ms the first time)")

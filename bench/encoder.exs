@@ -79,14 +79,14 @@ mlx = Peers.start("encoder.py", System.fetch_env!("EMLX_BENCH_MLX"), arguments)
 xla = Peers.start("encoder_xla.py", System.fetch_env!("EMLX_BENCH_XLA"), arguments)
 
 compiled = fn type ->
-  [x | weights] = [x | Map.to_list(weights)] |> Enum.map(fn {name, w} -> {name, Nx.as_type(w, type)}; x -> Nx.as_type(x, type) end)
-  weights = Map.new(weights)
+  x = Nx.as_type(x, type)
+  weights = Map.new(weights, fn {name, w} -> {name, Nx.as_type(w, type)} end)
   run = Nx.Defn.compile(&Encoder.model/2, [x, weights], compiler: EMLX, cache: false)
   fn -> run.(x, weights) end
 end
 
-here = fn run -> fn -> elem(Peers.ms(fn -> EMLX.eval(array.(run.())) end), 0) end end
-[single, half] = for type <- [:f32, :bf16], do: compiled.(type)
+here = fn run -> fn -> elem(Peers.ms(fn -> run.() |> array.() |> EMLX.eval() end), 0) end end
+{single, half} = {compiled.(:f32), compiled.(:bf16)}
 
 # The answers are the same.
 for {name, there} <- [{"bare Python MLX", mlx}, {"XLA", xla}] do
@@ -100,7 +100,11 @@ end
 File.rm(file)
 IO.puts("encoder, 6 blocks of 384, 8 × 64 tokens, CPU; medians of 31 in turn")
 
-[{"compiled with EMLX, f32", here.(single)}, {"bare Python MLX, f32", fn -> mlx.("run") end}, {"XLA, f32", fn -> xla.("run") end}]
-|> Kernel.++([{"compiled with EMLX, bf16", here.(half)}])
+[
+  {"compiled with EMLX, f32", here.(single)},
+  {"bare Python MLX, f32", fn -> mlx.("run") end},
+  {"XLA, f32", fn -> xla.("run") end},
+  {"compiled with EMLX, bf16", here.(half)}
+]
 |> Peers.medians(31)
 |> Peers.print()

@@ -40,9 +40,9 @@ unsafe extern "C" fn keep_error(message: *const c_char, _data: *mut c_void) {
 pub fn init() {
     static INIT: Once = Once::new();
     INIT.call_once(|| {
-        join_freed_chunks();
         // MLX raises an error where more than twice as many different graphs were launched on CUDA as it keeps (400 by default).
         let _ = set_default_variable("MLX_ENABLE_CACHE_THRASHING_CHECK", "0");
+        settle_malloc();
         let setup = || {
             // SAFETY: the handler is a plain function that stays for the life of the process.
             unsafe { sys::mlx_set_error_handler(Some(keep_error), std::ptr::null_mut(), None) };
@@ -70,11 +70,15 @@ pub fn init() {
 /// Has the C library join small chunks with their neighbours as they are freed. It would keep them in lists, last one first: after
 /// one graph is taken apart, each allocation of the next (some ten a node, of which the lists hold most) then goes to
 /// another place in memory, a third of a node's cost. The VM has allocators of its own and is not concerned.
-fn join_freed_chunks() {
+fn settle_malloc() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: a setting that the C library allows at any time, under its own lock.
     unsafe {
         libc::mallopt(libc::M_MXFAST, 0);
+        // On the CPU MLX takes an array's memory from here and gives it back: memory that goes back to the system each time comes
+        // as pages to clear and map, which costs as much as a pass over the array.
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 32 << 20);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 256 << 20);
     }
 }
 

@@ -54,69 +54,54 @@ fn padded(count: usize) -> usize {
 }
 
 #[inline(always)]
-unsafe fn head_body<S: Simd, T: Element>(head: &Head<T>) {
+unsafe fn head_body<S: Simd, T: Element>(head: &Head<T>, parts: &[*mut f32; 5]) {
     let (keys, size, value_size) = (head.keys, head.size, head.value_size);
-    ROOM.with_borrow_mut(|room| {
-        let sizes = [
-            padded(keys) * size,
-            keys * padded(value_size),
-            QUERIES * size.max(keys),
-            QUERIES * keys,
-            QUERIES * value_size,
-        ];
-        let mut next = gemm::room(room, sizes.iter().sum());
-        let mut parts = [std::ptr::null_mut::<f32>(); 5];
-        for (part, size) in parts.iter_mut().zip(sizes) {
-            *part = next;
-            next = next.add(size);
-        }
-        let [packed_k, packed_v, packed, scores, sums] = parts;
-        let transposed = Matrix {
-            data: head.k.data,
-            row: head.k.column,
-            column: head.k.row,
+    let [packed_k, packed_v, packed, scores, sums] = *parts;
+    let transposed = Matrix {
+        data: head.k.data,
+        row: head.k.column,
+        column: head.k.row,
+    };
+    gemm::pack_columns::<S, T>(transposed, size, keys, packed_k);
+    gemm::pack_columns::<S, T>(head.v, keys, value_size, packed_v);
+    let mut first = head.first;
+    while first < head.last {
+        let count = QUERIES.min(head.last - first);
+        // Keys that none of these queries sees are left out.
+        let seen = match head.mask {
+            Mask::Causal => keys - head.queries + first + count,
+            _ => keys,
         };
-        gemm::pack_columns::<S, T>(transposed, size, keys, packed_k);
-        gemm::pack_columns::<S, T>(head.v, keys, value_size, packed_v);
-        let mut first = head.first;
-        while first < head.last {
-            let count = QUERIES.min(head.last - first);
-            // Keys that none of these queries sees are left out.
-            let seen = match head.mask {
-                Mask::Causal => keys - head.queries + first + count,
+        gemm::pack_rows::<S, T>(head.q.from(first, 0), count, size, packed);
+        gemm::multiply::<S>(packed, packed_k, scores, keys, (count, size, seen), false);
+        let mut totals = [0f32; QUERIES];
+        for (i, total) in totals.iter_mut().enumerate().take(count) {
+            let row = scores.add(i * keys);
+            let own = match head.mask {
+                Mask::Causal => keys - head.queries + first + i + 1,
                 _ => keys,
             };
-            gemm::pack_rows::<S, T>(head.q.from(first, 0), count, size, packed);
-            gemm::multiply::<S>(packed, packed_k, scores, keys, (count, size, seen), false);
-            let mut totals = [0f32; QUERIES];
-            for (i, total) in totals.iter_mut().enumerate().take(count) {
-                let row = scores.add(i * keys);
-                let own = match head.mask {
-                    Mask::Causal => keys - head.queries + first + i + 1,
-                    _ => keys,
-                };
-                scale_and_mask::<S, T>(head, first + i, row, own);
-                let most = rows::largest::<S>(row, own);
-                *total = rows::exponents::<S>(row, own, most);
-                for j in own..seen {
-                    row.add(j).write(0.0);
-                }
+            scale_and_mask::<S, T>(head, first + i, row, own);
+            let most = rows::largest::<S>(row, own);
+            *total = rows::exponents::<S>(row, own, most);
+            for j in own..seen {
+                row.add(j).write(0.0);
             }
-            let weights = Matrix {
-                data: scores.cast_const(),
-                row: keys as isize,
-                column: 1,
-            };
-            gemm::pack_rows::<S, f32>(weights, count, seen, packed);
-            // Panels of v are `keys` terms long, of which the first `seen` are used.
-            multiply_values::<S>(packed, packed_v, sums, (count, seen, value_size), keys);
-            for (i, total) in totals.iter().enumerate().take(count) {
-                let to = head.out.offset((first + i) as isize * head.out_row);
-                rows::scaled::<S, T>(sums.add(i * value_size), to, value_size, 1.0 / total);
-            }
-            first += count;
         }
-    })
+        let weights = Matrix {
+            data: scores.cast_const(),
+            row: keys as isize,
+            column: 1,
+        };
+        gemm::pack_rows::<S, f32>(weights, count, seen, packed);
+        // Panels of v are `keys` terms long, of which the first `seen` are used.
+        multiply_values::<S>(packed, packed_v, sums, (count, seen, value_size), keys);
+        for (i, total) in totals.iter().enumerate().take(count) {
+            let to = head.out.offset((first + i) as isize * head.out_row);
+            rows::scaled::<S, T>(sums.add(i * value_size), to, value_size, 1.0 / total);
+        }
+        first += count;
+    }
 }
 
 #[inline(always)]
@@ -171,7 +156,30 @@ unsafe fn scale_and_mask<S: Simd, T: Element>(
 }
 
 dispatch! {
-    fn run_head<T: Element>(head: &Head<T>) = head_body
+    fn run_head<T: Element>(head: &Head<T>, parts: &[*mut f32; 5]) = head_body
+}
+
+/// Runs one head's queries with room of the thread's own. (Vector code must not stand in closures: they are compiled without the
+/// instructions of the function around them.)
+unsafe fn with_room<T: Element>(level: Level, head: &Head<T>) {
+    ROOM.with_borrow_mut(|room| {
+        let sizes = [
+            padded(head.keys) * head.size,
+            head.keys * padded(head.value_size),
+            QUERIES * head.size.max(head.keys),
+            QUERIES * head.keys,
+            QUERIES * head.value_size,
+        ];
+        let mut next = gemm::room(room, sizes.iter().sum());
+        let mut parts = [std::ptr::null_mut::<f32>(); 5];
+        for (part, size) in parts.iter_mut().zip(sizes) {
+            *part = next;
+            // SAFETY: within the room.
+            next = unsafe { next.add(size) };
+        }
+        // SAFETY: the caller's word.
+        unsafe { run_head::<T>(level, head, &parts) }
+    })
 }
 
 /// The last two axes at batch `b` and head `h` of an array of four axes.
@@ -214,7 +222,7 @@ pub unsafe fn run<T: Element>(level: Level, inputs: &[View], mask: Mask, scale: 
                 row: 0,
                 column: 0,
             };
-            run_head::<T>(
+            with_room::<T>(
                 level,
                 &Head {
                     q: matrix(q, b, h),

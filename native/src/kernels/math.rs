@@ -49,12 +49,6 @@ pub unsafe fn sigmoid<S: Simd>(x: S::V) -> S::V {
     S::div(above, S::add(one, e))
 }
 
-/// x·sigmoid(x).
-#[inline(always)]
-pub unsafe fn silu<S: Simd>(x: S::V) -> S::V {
-    S::mul(x, sigmoid::<S>(x))
-}
-
 /// x + x³·P(x²) near zero, 1 - 2 / (e^2|x| + 1) further out.
 #[inline(always)]
 pub unsafe fn tanh<S: Simd>(x: S::V) -> S::V {
@@ -110,13 +104,6 @@ pub unsafe fn erf<S: Simd>(x: S::V) -> S::V {
     let one = S::splat(1.0);
     let far = S::sub(one, exp::<S>(S::neg(S::mul(t, q))));
     S::select(S::less(size, one), near, S::copysign(far, x))
-}
-
-/// x/2 · (1 + erf(x / √2)), the exact form of GELU.
-#[inline(always)]
-pub unsafe fn gelu<S: Simd>(x: S::V) -> S::V {
-    let e = erf::<S>(S::mul(x, S::splat(std::f32::consts::FRAC_1_SQRT_2)));
-    S::mul(S::mul(S::splat(0.5), x), S::add(S::splat(1.0), e))
 }
 
 #[inline(always)]

@@ -6,6 +6,7 @@
 #![allow(clippy::missing_safety_doc)]
 
 mod attention;
+mod binary;
 pub mod element;
 mod gemm;
 mod math;
@@ -21,6 +22,7 @@ use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::mlx::{self, Stream};
 pub use attention::Mask;
+pub use binary::Pair;
 use element::Element;
 use half::{bf16, f16};
 use mlx_rs::Array;
@@ -37,6 +39,8 @@ pub use unary::Function;
 pub enum Kernel {
     /// x
     Unary(Function),
+    /// a and b, of one shape
+    Binary(Pair),
     /// x; over the last axis.
     Softmax,
     /// x, and weight where there is one; over the last axis.
@@ -65,6 +69,11 @@ pub fn takes(device: Device, x: &Array) -> bool {
         && !is_switched_off()
 }
 
+/// Whether the machine has the vector instructions that products here are written for; without them BLAS is quicker.
+pub fn has_vectors() -> bool {
+    Level::best() != Level::Portable
+}
+
 /// For benchmarks that compare with MLX's own kernels (`bench/cpu_kernels.exs`).
 fn is_switched_off() -> bool {
     static OFF: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
@@ -80,6 +89,47 @@ pub fn unary(function: Function, x: &Array, s: &Stream) -> Result<Array> {
         x,
         s,
     )
+}
+
+/// a and b broadcast to one shape, where they are floats of one type and many enough for threads to pay; else None.
+pub fn binary(
+    pair: Pair,
+    a: &Array,
+    b: &Array,
+    device: Device,
+    s: &Stream,
+) -> Option<Result<Array>> {
+    let (left, right) = (a.shape(), b.shape());
+    let larger = if a.size() >= b.size() { a } else { b };
+    let shape = larger.shape();
+    let fits = |other: &[i32]| {
+        let pairs = other.iter().rev().zip(shape.iter().rev());
+        other.len() <= shape.len() && pairs.into_iter().all(|(n, m)| n == m || *n == 1)
+    };
+    let many = larger.size() >= WORTH_SHARING && shape.last().is_some_and(|n| *n >= 16);
+    if !many || !takes(device, a) || mlx::dtype(a) != mlx::dtype(b) || !fits(left) || !fits(right) {
+        return None;
+    }
+    let whole = |array: &Array| {
+        if array.shape() == shape {
+            mlx::share(array)
+        } else {
+            mlx::broadcast_to(array, shape, s)
+        }
+    };
+    let build = || {
+        let (a, b) = (whole(a)?, whole(b)?);
+        // The one that may lend its memory comes first in the layout's eyes.
+        node::new(
+            Kernel::Binary(pair),
+            Layout::Elementwise,
+            &[&a, &b],
+            shape,
+            &a,
+            s,
+        )
+    };
+    Some(build())
 }
 
 /// Over the last axis, which is not empty.
@@ -171,12 +221,16 @@ impl Kernel {
             Kernel::Unary(function) => match function {
                 Function::Exp => c"exp",
                 Function::Sigmoid => c"sigmoid",
-                Function::Silu => c"silu",
                 Function::Tanh => c"tanh",
                 Function::Erf => c"erf",
-                Function::Gelu => c"gelu",
                 Function::Sqrt => c"sqrt",
                 Function::Rsqrt => c"rsqrt",
+            },
+            Kernel::Binary(pair) => match pair {
+                Pair::Add => c"add",
+                Pair::Subtract => c"subtract",
+                Pair::Multiply => c"multiply",
+                Pair::Divide => c"divide",
             },
             Kernel::Softmax => c"softmax",
             Kernel::RmsNorm { .. } => c"rms_norm",
@@ -211,6 +265,7 @@ impl Kernel {
             }
             Kernel::Product => run_product::<T>(level, &inputs[0], &inputs[1], out),
             Kernel::Unary(function) => run_unary::<T>(level, function, &inputs[0], out),
+            Kernel::Binary(pair) => run_binary::<T>(level, pair, &inputs[0], &inputs[1], out),
             Kernel::Softmax => by_rows::<T>(&inputs[0], &[], out, &|x, _, to, count, scratch| {
                 rows::softmax::<T>(level, x, to, count, scratch)
             }),
@@ -284,6 +339,46 @@ unsafe fn run_unary<T: Element>(level: Level, function: Function, x: &View, out:
                 }
             }
         }
+    });
+}
+
+unsafe fn run_binary<T: Element>(level: Level, pair: Pair, a: &View, b: &View, out: &View) {
+    let (left, right) = (Shared(a.data.cast::<T>()), Shared(b.data.cast::<T>()));
+    let to = Shared(out.data.cast::<T>());
+    if out.flat > 0 {
+        let count = out.flat;
+        return pool::parallel(count.div_ceil(PART), count >= WORTH_SHARING, &|i| {
+            let (start, end) = (i * PART, count.min((i + 1) * PART));
+            // SAFETY: within all arrays.
+            unsafe {
+                let (a, b, to) = (left.at(start), right.at(start), to.at(start));
+                binary::apply(level, pair, a, false, b, false, to, end - start)
+            }
+        });
+    }
+    let (rows, count) = out.rows();
+    let (a_step, b_step) = (a.step(), b.step());
+    let parts = (rows * count).div_ceil(PART).min(rows);
+    pool::parallel(parts, rows * count >= WORTH_SHARING, &|part| {
+        let (mut of_a, mut of_b) = (Vec::new(), Vec::new());
+        for row in rows * part / parts..rows * (part + 1) / parts {
+            // SAFETY: the views' own shapes and strides.
+            unsafe {
+                let mut a = left.offset(a.row(row)).cast_const();
+                let mut b = right.offset(b.row(row)).cast_const();
+                if a_step > 1 || a_step < 0 {
+                    of_a = gather(a, a_step, count);
+                    a = of_a.as_ptr();
+                }
+                if b_step > 1 || b_step < 0 {
+                    of_b = gather(b, b_step, count);
+                    b = of_b.as_ptr();
+                }
+                let to = to.at(row * count);
+                binary::apply(level, pair, a, a_step == 0, b, b_step == 0, to, count);
+            }
+        }
+        drop((of_a, of_b));
     });
 }
 

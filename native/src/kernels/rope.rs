@@ -3,7 +3,8 @@
 use super::element::Element;
 use super::node::View;
 use super::pool;
-use super::simd::{load_part, store_part, Level, Simd};
+use super::rows::at;
+use super::simd::{store_part, Level, Simd};
 use super::{Shared, WORTH_SHARING};
 use crate::dispatch;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -90,22 +91,8 @@ unsafe fn row_body<S: Simd, T: Element>(
         while j < half {
             let rest = S::LANES.min(half - j);
             let whole = rest == S::LANES;
-            let of = |from: *const T| {
-                if whole {
-                    T::load::<S>(from)
-                } else {
-                    load_part::<S, T>(from, rest, 0.0)
-                }
-            };
-            let angle = |from: *const f32| {
-                if whole {
-                    S::load(from)
-                } else {
-                    load_part::<S, f32>(from, rest, 0.0)
-                }
-            };
-            let (a, b) = (of(x.add(j)), of(x.add(half + j)));
-            let (c, s) = (angle(cos.add(j)), angle(sin.add(j)));
+            let (a, b) = (at::<S, T>(x, j, rest), at::<S, T>(x, half + j, rest));
+            let (c, s) = (at::<S, f32>(cos, j, rest), at::<S, f32>(sin, j, rest));
             let first = S::sub(S::mul(a, c), S::mul(b, s));
             let second = S::add(S::mul(a, s), S::mul(b, c));
             if whole {

@@ -56,7 +56,7 @@ macro_rules! map {
 
 /// The elements from `i` on of a row that may end within a vector.
 #[inline(always)]
-unsafe fn at<S: Simd, T: Element>(row: *const T, i: usize, rest: usize) -> S::V {
+pub unsafe fn at<S: Simd, T: Element>(row: *const T, i: usize, rest: usize) -> S::V {
     if rest >= S::LANES {
         T::load::<S>(row.add(i))
     } else {

@@ -9,10 +9,8 @@ use crate::dispatch;
 pub enum Function {
     Exp,
     Sigmoid,
-    Silu,
     Tanh,
     Erf,
-    Gelu,
     Sqrt,
     Rsqrt,
 }
@@ -53,10 +51,8 @@ pub unsafe fn apply<T: Element>(
     each!(
         Exp = exp,
         Sigmoid = sigmoid,
-        Silu = silu,
         Tanh = tanh,
         Erf = erf,
-        Gelu = gelu,
         Sqrt = sqrt,
         Rsqrt = rsqrt
     )

@@ -53,8 +53,15 @@ pub fn matmul(a: &Array, b: &Array, device: Device, s: &Stream) -> Result<Array>
     if is_integral(a) && is_integral(b) {
         return integer_matmul(a, b, device, s);
     }
-    if let Some(shape) = half_product_shape(a, b, device) {
-        return kernels::product(a, b, &shape, s);
+    if let Some(shape) = own_product_shape(a, b, device) {
+        if b.ndim() > 2 || a.ndim() == 2 {
+            return kernels::product(a, b, &shape, s);
+        }
+        // One matrix for all rows: as one product.
+        let (terms, columns) = (b.shape()[0], b.shape()[1]);
+        let rows = mlx::reshape(a, &[-1, terms], s)?;
+        let flat = [rows.shape()[0], columns];
+        return mlx::reshape(&kernels::product(&rows, b, &flat, s)?, &shape, s);
     }
     match widened(&[a, b], work(a, b), device, s)? {
         Some((wide, dtype)) => mlx::astype(&mlx::matmul(&wide[0], &wide[1], s)?, dtype, s),
@@ -62,10 +69,20 @@ pub fn matmul(a: &Array, b: &Array, device: Device, s: &Stream) -> Result<Array>
     }
 }
 
-/// The shape of a product of 16-bit floats that the kernel here takes: it widens them on the way, where BLAS takes copies in f32.
-fn half_product_shape(a: &Array, b: &Array, device: Device) -> Option<Vec<i32>> {
+/// Multiply-adds and rows from which a product is the kernel's here: as quick as OpenBLAS's (`bench/cpu_kernels.exs`), without
+/// threads of its own that keep the cores from others, and 16-bit floats need no copies in f32. One row is better left to BLAS,
+/// which does not rearrange the other operand.
+const OWN_PRODUCT_BREAK_EVEN: u64 = 64 * 64 * 64;
+const OWN_PRODUCT_ROWS: i32 = 8;
+
+/// The shape of a product that the kernel here takes.
+fn own_product_shape(a: &Array, b: &Array, device: Device) -> Option<Vec<i32>> {
     let dtype = mlx::dtype(a);
-    if !kernels::takes(device, a) || !dtype.is_half() || dtype != mlx::dtype(b) {
+    if !kernels::takes(device, a)
+        || !kernels::has_vectors()
+        || dtype != mlx::dtype(b)
+        || work(a, b) < OWN_PRODUCT_BREAK_EVEN
+    {
         return None;
     }
     let (left, right) = (a.shape(), b.shape());
@@ -77,7 +94,12 @@ fn half_product_shape(a: &Array, b: &Array, device: Device) -> Option<Vec<i32>> 
         [left[rank_a - 2], left[rank_a - 1]],
         [right[rank_b - 2], right[rank_b - 1]],
     );
-    if terms != below {
+    let rows_at_once = if rank_b == 2 {
+        a.size() as i32 / terms
+    } else {
+        rows
+    };
+    if terms != below || rows_at_once < OWN_PRODUCT_ROWS {
         return None;
     }
     let rank = rank_a.max(rank_b);

@@ -15,7 +15,7 @@ mod window;
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Reason, Result};
-use crate::kernels::{self, Function};
+use crate::kernels::{self, Function, Pair};
 use crate::mlx::{self, FftNorm, Stream, Vector};
 pub use gpu::take_crossed;
 use mlx_rs::Array;
@@ -1030,6 +1030,15 @@ impl Op {
                 }
             }};
         }
+        macro_rules! pair {
+            ($pair:ident, $other:expr) => {{
+                let [a, b] = inputs.exactly()?;
+                match kernels::binary(Pair::$pair, a, b, device, s) {
+                    Some(out) => out.map(one),
+                    None => $other,
+                }
+            }};
+        }
         // Matrices that are not empty.
         macro_rules! matrix {
             ($check:path, $f:path $(, $arg:expr)*) => {{
@@ -1144,10 +1153,10 @@ impl Op {
             } => unary!(mlx::nan_to_num, *nan, *posinf, *neginf),
             Op::HadamardTransform { scale } => unary!(mlx::hadamard_transform, *scale),
 
-            Op::Add => binary!(mlx::add),
-            Op::Subtract => binary!(mlx::subtract),
-            Op::Multiply => binary!(mlx::multiply),
-            Op::Divide => binary!(mlx::divide),
+            Op::Add => pair!(Add, binary!(mlx::add)),
+            Op::Subtract => pair!(Subtract, binary!(mlx::subtract)),
+            Op::Multiply => pair!(Multiply, binary!(mlx::multiply)),
+            Op::Divide => pair!(Divide, binary!(mlx::divide)),
             Op::FloorDivide => binary!(compose::floor_divide),
             Op::Quotient => binary!(compose::quotient),
             Op::Remainder => binary!(compose::remainder),

@@ -1,0 +1,63 @@
+//! Functions of two arrays, element by element, a row at a time.
+
+use super::element::Element;
+use super::simd::{load_part, store_part, Level, Simd};
+use crate::dispatch;
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Pair {
+    Add,
+    Subtract,
+    Multiply,
+    Divide,
+}
+
+/// `count` elements of which each operand has as many, or one for all.
+///
+/// # Safety
+/// `to` holds `count` elements, an operand `count`, or one where it is marked so.
+#[allow(clippy::too_many_arguments)]
+pub unsafe fn apply<T: Element>(
+    level: Level,
+    pair: Pair,
+    a: *const T,
+    a_is_one: bool,
+    b: *const T,
+    b_is_one: bool,
+    to: *mut T,
+    count: usize,
+) {
+    macro_rules! each {
+        ($($case:ident = $f:ident),*) => {
+            match pair {
+                $(Pair::$case => {
+                    #[inline(always)]
+                    unsafe fn body<S: Simd, T: Element>(
+                        a: *const T, a_is_one: bool, b: *const T, b_is_one: bool, to: *mut T, count: usize,
+                    ) {
+                        let one_a = if a_is_one { S::splat(a.read().widen()) } else { S::splat(0.0) };
+                        let one_b = if b_is_one { S::splat(b.read().widen()) } else { S::splat(0.0) };
+                        let mut i = 0;
+                        while i + S::LANES <= count {
+                            let x = if a_is_one { one_a } else { T::load::<S>(a.add(i)) };
+                            let y = if b_is_one { one_b } else { T::load::<S>(b.add(i)) };
+                            T::store::<S>(to.add(i), S::$f(x, y));
+                            i += S::LANES;
+                        }
+                        if i < count {
+                            let rest = count - i;
+                            let x = if a_is_one { one_a } else { load_part::<S, T>(a.add(i), rest, 1.0) };
+                            let y = if b_is_one { one_b } else { load_part::<S, T>(b.add(i), rest, 1.0) };
+                            store_part::<S, T>(to.add(i), rest, S::$f(x, y));
+                        }
+                    }
+                    dispatch!(fn run<T: Element>(
+                        a: *const T, a_is_one: bool, b: *const T, b_is_one: bool, to: *mut T, count: usize,
+                    ) = body);
+                    run::<T>(level, a, a_is_one, b, b_is_one, to, count)
+                })*
+            }
+        };
+    }
+    each!(Add = add, Subtract = sub, Multiply = mul, Divide = div)
+}
