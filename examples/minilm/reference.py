@@ -1,87 +1,40 @@
-"""MiniLM's embeddings by NumPy, in float64 and one sentence at a time, so with neither padding nor a mask: what the
-demo compares with. Writes them as raw little-endian float64, 384 a sentence.
+"""Makes reference.safetensors: the embeddings of sentences.txt by PyTorch and Hugging Face's transformers, in float64, one
+sentence at a time, so with neither padding nor a mask. script/demo compares with them.
 
-python3 reference.py MODEL_FOLDER TOKEN_IDS OUTPUT
+Needs torch and transformers (made with torch 2 and transformers 4.57); MODEL_FOLDER is the checkpoint that script/demo fetches.
+
+python3 reference.py MODEL_FOLDER
 """
 
-import json
-import math
+import pathlib
 import sys
 
-import numpy as np
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from transformers import BertModel
 
-LAYERS, HEADS, EPS = 6, 12, 1e-12  # config.json
-
-
-def load_safetensors(path):
-    with open(path, "rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        data = file.read()
-    header.pop("__metadata__", None)
-    return {
-        name: np.frombuffer(data[slice(*entry["data_offsets"])], "<f4").reshape(entry["shape"])
-        for name, entry in header.items()
-        if entry["dtype"] == "F32"
-    }
+FOLDER = pathlib.Path(__file__).parent
 
 
-def linear(weights, name, x):
-    return x @ weights[f"{name}.weight"].T.astype(np.float64) + weights[f"{name}.bias"]
+def main(checkpoint):
+    tokenizer = Tokenizer.from_file(f"{checkpoint}/tokenizer.json")
+    tokenizer.no_padding()
+    sentences = (FOLDER / "sentences.txt").read_text(encoding="utf-8").splitlines()
+    ids = [encoding.ids for encoding in tokenizer.encode_batch(sentences)]
+    model = BertModel.from_pretrained(checkpoint, attn_implementation="eager").eval().double()
 
+    embeddings = []
+    with torch.no_grad():
+        for row in ids:
+            mean = model(torch.tensor([row])).last_hidden_state[0].mean(dim=0)
+            embeddings.append(mean / mean.norm())
 
-def layer_norm(weights, name, x):
-    x = x - x.mean(axis=-1, keepdims=True)
-    x = x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + EPS)
-    return x * weights[f"{name}.weight"] + weights[f"{name}.bias"]
-
-
-erf = np.vectorize(math.erf, otypes=[np.float64])
-
-
-def gelu(x):
-    return 0.5 * x * (1 + erf(x / math.sqrt(2)))
-
-
-def softmax(x):
-    x = np.exp(x - x.max(axis=-1, keepdims=True))
-    return x / x.sum(axis=-1, keepdims=True)
-
-
-def attention(weights, name, x):
-    length, hidden = x.shape
-
-    def heads(kind):
-        return linear(weights, f"{name}.{kind}", x).reshape(length, HEADS, -1).transpose(1, 0, 2)
-
-    q, k, v = heads("query"), heads("key"), heads("value")
-    scores = q @ k.transpose(0, 2, 1) / math.sqrt(hidden // HEADS)
-    return (softmax(scores) @ v).transpose(1, 0, 2).reshape(length, hidden)
-
-
-def embed(weights, ids):
-    """The embedding, of 384 numbers, of one sentence's token ids."""
-    x = (
-        weights["embeddings.word_embeddings.weight"][ids].astype(np.float64)
-        + weights["embeddings.position_embeddings.weight"][: len(ids)]
-        + weights["embeddings.token_type_embeddings.weight"][0]
-    )
-    x = layer_norm(weights, "embeddings.LayerNorm", x)
-    for layer in (f"encoder.layer.{i}" for i in range(LAYERS)):
-        y = linear(weights, f"{layer}.attention.output.dense", attention(weights, f"{layer}.attention.self", x))
-        x = layer_norm(weights, f"{layer}.attention.output.LayerNorm", x + y)
-        y = linear(weights, f"{layer}.output.dense", gelu(linear(weights, f"{layer}.intermediate.dense", x)))
-        x = layer_norm(weights, f"{layer}.output.LayerNorm", x + y)
-    mean = x.mean(axis=0)
-    return mean / np.linalg.norm(mean)
-
-
-def main(model, token_ids, output):
-    weights = load_safetensors(f"{model}/model.safetensors")
-    with open(token_ids, encoding="utf-8") as file:
-        sentences = [[int(token) for token in line.split("\t")[0].split()] for line in file]
-    with open(output, "wb") as file:
-        for ids in sentences:
-            file.write(embed(weights, ids).astype("<f8").tobytes())
+    # The token ids tell to which sentences the embeddings belong.
+    length = max(map(len, ids))
+    padded = torch.tensor([row + [0] * (length - len(row)) for row in ids], dtype=torch.int32)
+    tensors = {"input_ids": padded, "embeddings": torch.stack(embeddings).float()}
+    save_file(tensors, FOLDER / "reference.safetensors")
 
 
 if __name__ == "__main__":

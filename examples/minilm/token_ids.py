@@ -8,7 +8,7 @@ import sys
 
 from tokenizers import Tokenizer
 
-MAX_TOKENS = 256  # sentence_bert_config.json's max_seq_length
+MAX_TOKENS = 64  # the length that the demo's programs are compiled for
 
 
 def main(model, sentences_path, output):

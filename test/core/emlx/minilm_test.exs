@@ -1,88 +1,84 @@
-Code.require_file("../../../examples/minilm/encoder.ex", __DIR__)
-
 defmodule EMLX.MiniLMTest do
-  @moduledoc "The example in examples/minilm, with small made-up weights in place of the checkpoint's."
-
+  @moduledoc "The saved programs of examples/minilm, with made-up weights in place of the checkpoint's."
   use ExUnit.Case, async: true
 
-  alias EMLX.Array
-  alias MiniLM.{Composed, Encoder}
+  alias EMLX.{Array, Ops, Program}
 
-  @hidden 8
-  @inner 16
-  @sentences [[1, 2, 3, 4, 5], [9, 0, 7]]
-  # By examples/minilm/reference.py's `embed` with the weights below, in float64 and without padding.
-  @embeddings [
-    [0.4406515, 0.1772194, -0.3056769, 0.2649987, -0.3534298, 0.2671294, 0.4502993, 0.4601268],
-    [0.4471635, 0.1655857, -0.3153324, 0.258816, -0.3522491, 0.2655486, 0.442524, 0.4645244]
-  ]
-  @tolerance 2.0e-6
+  @folder Path.expand("../../../examples/minilm", __DIR__)
+  @tolerance 1.0e-5
 
-  test "gives NumPy's embeddings, with the fused kernels and with their formulas" do
-    {ids, mask} = Encoder.pad(@sentences)
+  setup_all do
+    programs =
+      for name <- ["minilm", "minilm_composed"], do: Program.load(Path.join(@folder, name <> ".emlx"), device: :cpu)
 
-    for kernels <- [EMLX.Kernels, Composed] do
-      assert_close(Encoder.embed(model(), ids, mask, kernels), @embeddings)
+    {:ok, programs: programs}
+  end
+
+  test "take the checkpoint's tensors by name, token ids and a mask, and hold no weights", %{programs: programs} do
+    for {program, name} <- Enum.zip(programs, ["minilm", "minilm_composed"]) do
+      inputs = for {name, shape, dtype} <- Program.inputs(program), into: %{}, do: {name, {shape, dtype}}
+      # Five of the embeddings, and sixteen of each layer.
+      assert map_size(inputs) == 5 + 6 * 16 + 2
+      assert inputs["embeddings.word_embeddings.weight"] == {[30_522, 384], :f32}
+      assert inputs["encoder.layer.5.output.dense.weight"] == {[384, 1536], :f32}
+      assert {[_batch, _length] = shape, :s32} = inputs["input_ids"]
+      assert inputs["attention_mask"] == {shape, :s32}
+      assert File.stat!(Path.join(@folder, name <> ".safetensors")).size < 16_384
     end
   end
 
-  test "gives a sentence the same embedding in any batch" do
-    for {ids, embedding} <- Enum.zip(@sentences, @embeddings),
-        others <- [[], [[4, 4, 4, 4, 4, 4]]] do
-      {ids, mask} = Encoder.pad([ids | others])
-      assert_close(Encoder.embed(model(), ids, mask), [embedding])
-    end
-  end
+  test "the rewritten model's has a kernel for each attention and each norm, the other has none", %{programs: programs} do
+    counts =
+      for program <- programs do
+        text = Program.inspect(program, device: :cpu)
 
-  defp assert_close(embeddings, expected) do
-    # A batch may have more rows than are expected.
-    for {row, expected} <- Enum.zip(Array.to_list(embeddings), expected),
-        {a, b} <- Enum.zip(row, expected) do
-      assert_in_delta a, b, @tolerance
-    end
-  end
-
-  # The entries of the i-th weight, by name, are sin(i + k²).
-  defp model do
-    weights =
-      for {{name, shape}, i} <- shapes() |> Enum.sort() |> Enum.with_index(), into: %{} do
-        values =
-          for k <- 0..(Tuple.product(shape) - 1),
-              into: <<>>,
-              do: <<:math.sin(i + k * k)::float-32-native>>
-
-        {name, Array.from_binary(values, shape, :f32)}
+        for kernel <- ["scaled_dot_product_attention", "layer_norm"],
+            do: length(String.split(text, " = #{kernel}(")) - 1
       end
 
-    %Encoder{weights: weights, layers: 2, heads: 2}
+    assert counts == [[6, 13], [0, 0]]
   end
 
-  defp shapes do
-    blocks =
-      for block <- ["encoder.layer.0", "encoder.layer.1"],
-          entries <- [
-            linear("#{block}.attention.self.query", @hidden, @hidden),
-            linear("#{block}.attention.self.key", @hidden, @hidden),
-            linear("#{block}.attention.self.value", @hidden, @hidden),
-            linear("#{block}.attention.output.dense", @hidden, @hidden),
-            norm("#{block}.attention.output.LayerNorm"),
-            linear("#{block}.intermediate.dense", @hidden, @inner),
-            linear("#{block}.output.dense", @inner, @hidden),
-            norm("#{block}.output.LayerNorm")
-          ],
-          do: entries
+  test "give the same embeddings, of length 1, whatever the padding holds", %{programs: [fused, composed]} do
+    weights = weights(fused)
+    {_, [batch, length], _} = fused |> Program.inputs() |> List.keyfind("input_ids", 0)
 
-    List.flatten([
-      {"embeddings.word_embeddings.weight", {10, @hidden}},
-      {"embeddings.position_embeddings.weight", {6, @hidden}},
-      {"embeddings.token_type_embeddings.weight", {2, @hidden}},
-      norm("embeddings.LayerNorm"),
-      blocks
-    ])
+    run = fn program, padding ->
+      ids = for b <- 1..batch, i <- 1..length, do: if(i <= 3 + b, do: 100 * b + i, else: padding)
+      mask = for b <- 1..batch, i <- 1..length, do: if(i <= 3 + b, do: 1, else: 0)
+
+      inputs =
+        for {name, list} <- [{"input_ids", ids}, {"attention_mask", mask}],
+            into: weights,
+            do: {name, integers(list, batch, length)}
+
+      [embeddings] = Program.run(program, inputs, device: :cpu)
+      assert {Array.shape(embeddings), Array.dtype(embeddings)} == {{batch, 384}, :f32}
+      Array.to_list(embeddings)
+    end
+
+    expected = run.(composed, 0)
+    for row <- expected, do: assert_in_delta(row |> Enum.map(&(&1 * &1)) |> Enum.sum(), 1.0, @tolerance)
+    # Sentences that differ have embeddings that do.
+    assert expected |> Enum.map(&hd/1) |> Enum.uniq() |> length() == batch
+
+    for actual <- [run.(fused, 0), run.(fused, 7)],
+        {row, other} <- Enum.zip(actual, expected),
+        {a, b} <- Enum.zip(row, other),
+        do: assert_in_delta(a, b, @tolerance)
   end
 
-  defp linear(name, inputs, outputs),
-    do: [{"#{name}.weight", {outputs, inputs}}, {"#{name}.bias", {outputs}}]
+  defp integers(list, batch, length),
+    do: Array.from_binary(for(x <- list, into: <<>>, do: <<x::32-native>>), {batch, length}, :s32, device: :cpu)
 
-  defp norm(name), do: [{"#{name}.weight", {@hidden}}, {"#{name}.bias", {@hidden}}]
+  # The entries of the i-th weight are sin(i + k²) / 8, roughly of a model's size; norms' scales are 1 more.
+  defp weights(program) do
+    named = for {name, shape, :f32} <- Program.inputs(program), do: {name, List.to_tuple(shape)}
+
+    for {{name, shape}, i} <- Enum.with_index(named), into: %{} do
+      k = Ops.remainder(Ops.arange(0, Tuple.product(shape), device: :cpu), 997.0)
+      noise = k |> Ops.square() |> Ops.add(i * 1.0) |> Ops.sin() |> Ops.divide(8.0) |> Ops.reshape(Tuple.to_list(shape))
+      {name, if(String.ends_with?(name, "LayerNorm.weight"), do: Ops.add(noise, 1.0), else: noise)}
+    end
+  end
 end

@@ -1,0 +1,106 @@
+# The part of script/demo that runs MiniLM where Bumblebee is: its model, tokenizer and serving, rewritten by EMLXBumblebee and
+# compiled with EMLX.
+#
+#   cd emlx_bumblebee && mix run ../examples/minilm/bumblebee.exs DEVICE MODEL_FOLDER TOKENS
+#
+# TOKENS is token_ids.py's output.
+Code.require_file("report.ex", __DIR__)
+Code.require_file("program.ex", __DIR__)
+
+defmodule MiniLM.Bumblebee do
+  @moduledoc false
+
+  alias MiniLM.Report
+
+  def run(device, folder, tokens) do
+    rows = Report.sentences(tokens)
+    Nx.default_backend({EMLX.Backend, device: device})
+    {:ok, info} = Bumblebee.load_model({:local, folder}, architecture: :base)
+    {:ok, tokenizer} = Bumblebee.load_tokenizer({:local, folder})
+    rewritten = EMLXBumblebee.rewrite(info)
+    {batch, length} = MiniLM.Program.size()
+
+    where = device |> to_string() |> String.upcase()
+
+    IO.puts("""
+
+    MiniLM on the #{where}: #{length(rows)} sentences, in batches of #{batch} x #{length} tokens
+    by Bumblebee.Text.text_embedding, with compiler: EMLX, after EMLXBumblebee.rewrite
+
+    #{EMLXBumblebee.explain(rewritten)}
+    """)
+
+    texts = for {_ids, sentence} <- rows, do: sentence
+    {fused, told} = told(fn -> embed(rewritten, tokenizer, texts, device) end)
+    {composed, []} = told(fn -> embed(info, tokenizer, texts, device) end)
+
+    IO.puts("Kernels used, told by telemetry when the model was compiled")
+
+    for {{block, path}, count} <- Enum.frequencies_by(told, &{&1.block, &1.path}) do
+      Report.line("#{inspect(block)}, #{path}", "#{count}")
+    end
+
+    inputs = Bumblebee.apply_tokenizer(Bumblebee.configure(tokenizer, length: length), first(texts, batch))
+    runs = for info <- [rewritten, info], do: batch(info, Map.take(inputs, ["input_ids", "attention_mask"]), device)
+
+    Report.print(
+      rows,
+      EMLX.Backend.to_array(fused),
+      EMLX.Backend.to_array(composed),
+      List.to_tuple(runs),
+      "#{batch} x #{length}"
+    )
+  end
+
+  defp embed(info, tokenizer, texts, device) do
+    {batch, length} = MiniLM.Program.size()
+
+    serving =
+      Bumblebee.Text.text_embedding(info, tokenizer,
+        output_attribute: :hidden_state,
+        output_pool: :mean_pooling,
+        embedding_processor: :l2_norm,
+        compile: [batch_size: batch, sequence_length: length],
+        # A function that is compiled already dispatches no blocks.
+        defn_options: [compiler: EMLX, device: device, cache: false]
+      )
+
+    {:ok, pid} = Nx.Serving.start_link(serving: serving, name: __MODULE__, batch_size: batch)
+    rows = for %{embedding: row} <- Nx.Serving.batched_run(__MODULE__, texts), do: row
+    Supervisor.stop(pid)
+    rows |> Nx.stack() |> Nx.backend_transfer({EMLX.Backend, device: device})
+  end
+
+  # The model alone: what a serving adds is the same for both.
+  defp batch(info, inputs, device) do
+    {_init, predict} = Axon.build(info.model, compiler: EMLX, device: device)
+    fn -> predict.(info.params, inputs).hidden_state |> EMLX.Backend.to_array() |> EMLX.eval() end
+  end
+
+  # As many texts as a batch has, from the first on, and from the first again.
+  defp first(texts, count), do: texts |> Stream.cycle() |> Enum.take(count)
+
+  # What telemetry tells of the models' blocks. Those of Nx are the composed model's too, and those of EMLX.Fast are inside others.
+  defp told(fun) do
+    {:ok, heard} = Agent.start_link(fn -> [] end)
+    id = make_ref()
+    :telemetry.attach(id, [:emlx, :block, :dispatch], &__MODULE__.tell/4, heard)
+    result = fun.()
+    :telemetry.detach(id)
+    {result, Agent.get(heard, & &1)}
+  end
+
+  def tell(_event, _measurements, told, heard) do
+    unless hd(Module.split(told.block)) in ["Nx", "EMLX"], do: Agent.update(heard, &[told | &1])
+  end
+end
+
+[device, folder, tokens] = System.argv()
+device = String.to_atom(device)
+
+if EMLX.device_available?(device) do
+  MiniLM.Bumblebee.run(device, folder, tokens)
+else
+  IO.puts(:stderr, "demo: MLX finds no GPU here")
+  exit({:shutdown, 1})
+end
