@@ -57,7 +57,11 @@ defmodule Decoder do
   defp attention(x, of) do
     {batch, length, size} = Nx.shape(x)
     dims = div(size, heads())
-    split = fn name -> x |> Nx.dot(of.(name)) |> Nx.reshape({batch, length, heads(), dims}) |> Nx.transpose(axes: [0, 2, 1, 3]) end
+
+    split = fn name ->
+      x |> Nx.dot(of.(name)) |> Nx.reshape({batch, length, heads(), dims}) |> Nx.transpose(axes: [0, 2, 1, 3])
+    end
+
     rope = fn t -> EMLX.Fast.rope(t, 0, nil, dims: dims, base: 10_000.0) end
     [q, k, v] = [rope.(split.(:q)), rope.(split.(:k)), split.(:v)]
 
@@ -73,7 +77,10 @@ Nx.default_backend({EMLX.Backend, device: :cpu})
 
 file = Path.join(System.tmp_dir!(), "emlx_decoder_#{System.pid()}.safetensors")
 array = &EMLX.Backend.to_array/1
-EMLX.Safetensors.save(file, [{"tokens", array.(tokens)} | for({name, tensor} <- weights, do: {"#{name}", array.(tensor)})])
+
+EMLX.Safetensors.save(file, [
+  {"tokens", array.(tokens)} | for({name, tensor} <- weights, do: {"#{name}", array.(tensor)})
+])
 
 arguments = [file, "#{Decoder.blocks()}", "#{Decoder.heads()}"]
 mlx = Peers.start("decoder.py", System.fetch_env!("EMLX_BENCH_MLX"), arguments)
@@ -91,7 +98,11 @@ for {name, there} <- [{"bare Python MLX", mlx}, {"XLA", xla}] do
   output = file <> ".logits.safetensors"
   there.("output #{output}")
   [{"logits", expected}] = Enum.to_list(EMLX.Safetensors.load(output))
-  IO.puts("largest difference of a logit from #{name}: #{Peers.largest_difference(array.(compiled.(tokens, weights)), expected)}")
+
+  IO.puts(
+    "largest difference of a logit from #{name}: #{Peers.largest_difference(array.(compiled.(tokens, weights)), expected)}"
+  )
+
   File.rm(output)
 end
 

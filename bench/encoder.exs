@@ -34,7 +34,7 @@ defmodule Encoder do
     vectors ++ square ++ biases ++ [u: {@size, @hidden}, ub: {@hidden}, d: {@hidden, @size}]
   end
 
-  defn model(x, w), do: all_blocks(x, w)
+  defn(model(x, w), do: all_blocks(x, w))
 
   deftransformp all_blocks(x, w) do
     Enum.reduce(0..(blocks() - 1), x, fn i, x ->
@@ -49,7 +49,12 @@ defmodule Encoder do
   end
 
   defp gelu(x) do
-    x |> Nx.divide(Nx.tensor(:math.sqrt(2), type: Nx.type(x))) |> Nx.erf() |> Nx.add(1) |> Nx.multiply(x) |> Nx.multiply(0.5)
+    x
+    |> Nx.divide(Nx.tensor(:math.sqrt(2), type: Nx.type(x)))
+    |> Nx.erf()
+    |> Nx.add(1)
+    |> Nx.multiply(x)
+    |> Nx.multiply(0.5)
   end
 
   defp attention(x, _of, dense) do
@@ -60,7 +65,9 @@ defmodule Encoder do
       dense.(x, w, b) |> Nx.reshape({batch, length, heads(), dims}) |> Nx.transpose(axes: [0, 2, 1, 3])
     end
 
-    EMLX.Fast.scaled_dot_product_attention(split.(:q, :qb), split.(:k, :kb), split.(:v, :vb), nil, scale: 1 / :math.sqrt(dims))
+    EMLX.Fast.scaled_dot_product_attention(split.(:q, :qb), split.(:k, :kb), split.(:v, :vb), nil,
+      scale: 1 / :math.sqrt(dims)
+    )
     |> Nx.transpose(axes: [0, 2, 1, 3])
     |> Nx.reshape({batch, length, size})
     |> dense.(:o, :ob)

@@ -25,5 +25,8 @@ for n <- [4, 8, 12, 16, 24, 32, 48, 64] do
   end
 
   [d, t] = for f <- [direct, through], do: Float.round(time.(f) / 200, 2)
-  IO.puts("#{String.pad_trailing("#{n}", 7)}#{String.pad_trailing("#{n ** 3}", 16)}#{String.pad_trailing("#{d}", 10)}#{t}")
+
+  IO.puts(
+    "#{String.pad_trailing("#{n}", 7)}#{String.pad_trailing("#{n ** 3}", 16)}#{String.pad_trailing("#{d}", 10)}#{t}"
+  )
 end

@@ -41,4 +41,3 @@ for type <- [:f32, :bf16, :f16] do
       "#{Float.round(theirs / ours, 1)}"
   )
 end
-

@@ -217,11 +217,6 @@ pub unsafe fn run<T: Element>(level: Level, inputs: &[View], mask: Mask, scale: 
         let (b, h) = (head / heads, head % heads);
         // SAFETY: within the arrays' shapes; a chunk's rows of the result are its own.
         unsafe {
-            let null = |_: ()| Matrix {
-                data: std::ptr::null(),
-                row: 0,
-                column: 0,
-            };
             with_room::<T>(
                 level,
                 &Head {
@@ -231,15 +226,11 @@ pub unsafe fn run<T: Element>(level: Level, inputs: &[View], mask: Mask, scale: 
                     mask,
                     seen: match mask {
                         Mask::Seen => matrix(&inputs[3], b, h),
-                        _ => Matrix {
-                            data: std::ptr::null(),
-                            row: 0,
-                            column: 0,
-                        },
+                        _ => Matrix::NONE,
                     },
                     added: match mask {
                         Mask::Added => matrix(&inputs[3], b, h),
-                        _ => null(()),
+                        _ => Matrix::NONE,
                     },
                     out: to.offset(
                         b as isize * out_strides[0] as isize + h as isize * out_strides[1] as isize,

@@ -26,6 +26,13 @@ pub struct Matrix<T> {
 }
 
 impl<T> Matrix<T> {
+    /// For an operand that is not there.
+    pub const NONE: Matrix<T> = Matrix {
+        data: std::ptr::null(),
+        row: 0,
+        column: 0,
+    };
+
     #[inline(always)]
     pub unsafe fn at(&self, i: usize, j: usize) -> *const T {
         self.data

@@ -68,7 +68,8 @@ pub unsafe fn tanh<S: Simd>(x: S::V) -> S::V {
     let one = S::splat(1.0);
     let e = exp::<S>(S::add(size, size));
     let far = S::sub(one, S::div(S::splat(2.0), S::add(e, one)));
-    S::select(S::less(size, S::splat(0.625)), near, S::copysign(far, x))
+    // The sign also where rounding lost that of a zero.
+    S::copysign(S::select(S::less(size, S::splat(0.625)), near, far), x)
 }
 
 /// x + x·P(x²) up to 1, 1 - e^(-|x|·Q(|x|)) beyond. From 4 on the answer is ±1.

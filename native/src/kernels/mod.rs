@@ -15,6 +15,8 @@ pub mod pool;
 mod rope;
 mod rows;
 pub mod simd;
+#[cfg(test)]
+mod tests;
 mod unary;
 
 use crate::device::Device;
@@ -366,11 +368,11 @@ unsafe fn run_binary<T: Element>(level: Level, pair: Pair, a: &View, b: &View, o
             unsafe {
                 let mut a = left.offset(a.row(row)).cast_const();
                 let mut b = right.offset(b.row(row)).cast_const();
-                if a_step > 1 || a_step < 0 {
+                if !(0..=1).contains(&a_step) {
                     of_a = gather(a, a_step, count);
                     a = of_a.as_ptr();
                 }
-                if b_step > 1 || b_step < 0 {
+                if !(0..=1).contains(&b_step) {
                     of_b = gather(b, b_step, count);
                     b = of_b.as_ptr();
                 }
@@ -382,13 +384,11 @@ unsafe fn run_binary<T: Element>(level: Level, pair: Pair, a: &View, b: &View, o
     });
 }
 
+/// A row, the vectors beside it, the row of the result, their length, and room for a row of f32.
+type RowWork<'a, T> = dyn Fn(*const T, &[*const T], *mut T, usize, *mut f32) + Sync + 'a;
+
 /// Calls `work` for each row of the first input with the vectors `rest`, the row of `out`, and room for a row of f32.
-unsafe fn by_rows<T: Element>(
-    x: &View,
-    rest: &[View],
-    out: &View,
-    work: &(dyn Fn(*const T, &[*const T], *mut T, usize, *mut f32) + Sync),
-) {
+unsafe fn by_rows<T: Element>(x: &View, rest: &[View], out: &View, work: &RowWork<T>) {
     thread_local! {
         static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
     }

@@ -1,0 +1,115 @@
+# The CPU's kernels of our own against MLX's, operation by operation and size by size: microseconds and the ratio. MLX's are asked for
+# with EMLX_KERNELS=mlx, which is read once a VM and there for this alone; so this starts a second VM of itself and runs both in turn.
+#
+#   mix run bench/cpu_kernels.exs
+defmodule CpuKernels do
+  alias EMLX.{Array, Kernels, Ops}
+
+  def cases do
+    elementwise =
+      for type <- [:f32, :bf16], size <- [1_000, 786_432], name <- [:exp, :sigmoid, :tanh, :erf, :rsqrt] do
+        x = numbers([size], type)
+        {"#{name} #{type} #{size}", fn -> Ops.run(name, [x]) end}
+      end
+
+    rows =
+      for type <- [:f32, :bf16], {rows, size} <- [{1, 512}, {512, 384}, {4096, 128}] do
+        {x, w} = {numbers([rows, size], type), numbers([size], type)}
+        label = "#{type} #{rows} × #{size}"
+
+        [
+          {"softmax #{label}", fn -> Ops.run({:softmax, %{axes: [-1], precise: true}}, [x]) end},
+          {"rms_norm #{label}", fn -> Kernels.rms_norm(x, w) end},
+          {"layer_norm #{label}", fn -> Kernels.layer_norm(x, w, w) end},
+          {"add of a row #{label}", fn -> Ops.add(x, w) end}
+        ]
+      end
+
+    products =
+      for type <- [:f32, :bf16],
+          {m, k, n} <- [{1, 512, 512}, {8, 512, 512}, {128, 512, 2048}, {512, 384, 1536}, {1024, 1024, 1024}] do
+        {a, b} = {numbers([m, k], type), numbers([k, n], type)}
+        {"matmul #{type} #{m} × #{k} × #{n}", fn -> Ops.matmul(a, b) end}
+      end
+
+    heads =
+      for type <- [:f32, :bf16], {batch, heads, length, size} <- [{1, 8, 128, 64}, {8, 12, 64, 32}] do
+        q = Ops.transpose(numbers([batch, length, heads, size], type), [0, 2, 1, 3])
+        label = "#{type} #{batch} × #{heads} × #{length} × #{size}"
+
+        [
+          {"attention #{label}", fn -> Kernels.scaled_dot_product_attention(q, q, q, nil) end},
+          {"causal attention #{label}", fn -> Kernels.scaled_dot_product_attention(q, q, q, :causal) end},
+          {"rope #{label}", fn -> Kernels.rope(q, 0, nil) end}
+        ]
+      end
+
+    List.flatten([elementwise, rows, products, heads])
+  end
+
+  defp numbers(shape, type) do
+    key = Ops.run({:random_key, %{seed: 1}}, [])
+    bounds = [Array.scalar(0.1, :f32), Array.scalar(2.0, :f32)]
+    x = Ops.run({:random_uniform, %{shape: shape, dtype: :f32}}, bounds ++ [key]) |> Ops.astype(type)
+    EMLX.eval(x)
+    x
+  end
+
+  # Microseconds of one call: of several together where one is short.
+  def time(run) do
+    {once, _} = :timer.tc(fn -> EMLX.eval(run.()) end)
+    count = max(1, div(2_000, max(once, 1)))
+    {time, _} = :timer.tc(fn -> for(_ <- 1..count, do: EMLX.eval(run.())) end)
+    time / count
+  end
+
+  # The other VM: answers the number of a case with its time.
+  def serve do
+    cases = Map.new(Enum.with_index(cases(), fn {_name, run}, i -> {i, run} end))
+
+    for line <- IO.stream(:stdio, :line) do
+      {i, _} = Integer.parse(line)
+      IO.puts("time #{time(cases[i])}")
+    end
+  end
+
+  def compare do
+    arguments = ["run", "--no-compile", __ENV__.file, "--", "serve"]
+    environment = [{~c"EMLX_KERNELS", ~c"mlx"}]
+
+    port =
+      Port.open({:spawn_executable, System.find_executable("mix")}, [
+        :binary,
+        line: 200,
+        args: arguments,
+        env: environment
+      ])
+
+    for {{name, run}, i} <- Enum.with_index(cases()) do
+      pairs = for _ <- 1..11, do: {time(run), there(port, i)}
+      {ours, theirs} = Enum.unzip(pairs)
+      [ours, theirs] = for list <- [ours, theirs], do: list |> Enum.sort() |> Enum.at(5)
+      [a, b, ratio] = for number <- [ours, theirs, ours / theirs], do: :erlang.float_to_binary(number, decimals: 2)
+
+      IO.puts(
+        "#{String.pad_trailing(name, 40)} ours #{String.pad_leading(a, 10)} µs   MLX's #{String.pad_leading(b, 10)} µs   ratio #{ratio}"
+      )
+    end
+  end
+
+  defp there(port, i) do
+    Port.command(port, "#{i}\n")
+    answer(port)
+  end
+
+  defp answer(port) do
+    receive do
+      {^port, {:data, {:eol, "time " <> text}}} -> text |> Float.parse() |> elem(0)
+      {^port, _} -> answer(port)
+    after
+      60_000 -> raise "the other VM did not answer"
+    end
+  end
+end
+
+if System.argv() == ["serve"], do: CpuKernels.serve(), else: CpuKernels.compare()

@@ -1,0 +1,321 @@
+//! Each kernel in every form that the machine has, against f64: the functions over the whole range of f32, the others over sizes
+//! that fill vectors and panels and that do not.
+
+use super::gemm::{self, Matrix};
+use super::simd::Level;
+use super::unary::{self, Function};
+use super::{element::Element, rows};
+use half::{bf16, f16};
+
+/// Numbers between -1 and 1 from a seed.
+fn noise(count: usize, seed: u32) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as f32 / (1u32 << 23) as f32 - 1.0
+    };
+    (0..count).map(|_| next()).collect()
+}
+
+/// How many units in the last place of the right answer `got` is off.
+fn ulps(got: f32, want: f64) -> f64 {
+    let rounded = want as f32;
+    if want.is_nan() || rounded.is_infinite() || rounded == 0.0 {
+        let same = got.to_bits() == rounded.to_bits() || (want.is_nan() && got.is_nan());
+        return if same { 0.0 } else { f64::INFINITY };
+    }
+    let size = rounded.abs();
+    let unit = f32::from_bits(size.to_bits() + 1) as f64 - size as f64;
+    (got as f64 - want).abs() / unit
+}
+
+fn sigmoid(x: f64) -> f64 {
+    if x < 0.0 {
+        x.exp() / (1.0 + x.exp())
+    } else {
+        1.0 / (1.0 + (-x).exp())
+    }
+}
+
+/// The integral's series near zero, its continued fraction further out.
+fn erf(x: f64) -> f64 {
+    if x.is_nan() {
+        return x;
+    }
+    let size = x.abs();
+    if size > 6.0 {
+        return x.signum();
+    }
+    if size < 2.5 {
+        let (mut term, mut sum) = (x, x);
+        for n in 1..80 {
+            term *= -x * x / n as f64;
+            sum += term / (2 * n + 1) as f64;
+        }
+        return sum * std::f64::consts::FRAC_2_SQRT_PI;
+    }
+    let mut fraction = 0.0;
+    for n in (1..200).rev() {
+        fraction = n as f64 / 2.0 / (size + fraction);
+    }
+    let rest = (-x * x).exp() / (size + fraction) * std::f64::consts::FRAC_2_SQRT_PI / 2.0;
+    (1.0 - rest) * x.signum()
+}
+
+#[test]
+fn functions_are_right_over_the_whole_range_of_f32() {
+    type Exact = fn(f64) -> f64;
+    let functions: [(Function, Exact); 6] = [
+        (Function::Exp, f64::exp),
+        (Function::Sigmoid, sigmoid),
+        (Function::Tanh, f64::tanh),
+        (Function::Erf, erf),
+        (Function::Sqrt, f64::sqrt),
+        (Function::Rsqrt, |x| 1.0 / x.sqrt()),
+    ];
+    // Every 65,521st pattern of bits, and what is special.
+    let special = [
+        0.0,
+        -0.0,
+        f32::NAN,
+        -f32::NAN,
+        f32::INFINITY,
+        f32::NEG_INFINITY,
+        f32::MIN_POSITIVE,
+        1e-45,
+        -1e-45,
+        f32::MAX,
+        f32::MIN,
+        88.72283,
+        88.72284,
+        -87.33655,
+        -103.97,
+        -104.1,
+        0.625,
+        -0.625,
+        1.0,
+        -1.0,
+        4.0,
+    ];
+    let spread = (0..u32::MAX / 65_521).map(|i| f32::from_bits(i * 65_521));
+    let xs: Vec<f32> = spread.chain(special).collect();
+    for level in Level::all() {
+        let allowed = if level == Level::Portable { 3.0 } else { 2.2 };
+        for (function, exact) in functions {
+            let mut out = vec![0f32; xs.len()];
+            // SAFETY: both hold as many.
+            unsafe { unary::apply(level, function, xs.as_ptr(), out.as_mut_ptr(), xs.len()) };
+            for (x, y) in xs.iter().zip(&out) {
+                let off = ulps(*y, exact(*x as f64));
+                assert!(
+                    off <= allowed,
+                    "{level:?} {function:?}({x:e}) is {y:e}, off by {off}"
+                );
+            }
+        }
+    }
+}
+
+fn halves_round_to_nearest<T: Element>(exact: fn(f32) -> f32) {
+    let special = [
+        f32::NAN,
+        f32::INFINITY,
+        f32::NEG_INFINITY,
+        0.0,
+        -0.0,
+        1e-8,
+        65_520.0,
+        3e38,
+    ];
+    let xs: Vec<f32> = noise(1_000, 7)
+        .into_iter()
+        .map(|x| x * 30.0)
+        .chain(special)
+        .collect();
+    let from: Vec<T> = xs.iter().map(|x| T::narrow(*x)).collect();
+    for level in Level::all() {
+        let mut out = vec![T::narrow(0.0); from.len()];
+        // SAFETY: both hold as many.
+        unsafe {
+            unary::apply(
+                level,
+                Function::Sqrt,
+                from.as_ptr(),
+                out.as_mut_ptr(),
+                from.len(),
+            )
+        };
+        for (x, y) in from.iter().zip(&out) {
+            let want = exact(x.widen().sqrt());
+            let same = y.widen() == want || (y.widen().is_nan() && want.is_nan());
+            assert!(
+                same,
+                "{level:?}: √{} is {}, expected {want}",
+                x.widen(),
+                y.widen()
+            );
+        }
+    }
+}
+
+#[test]
+fn sixteen_bit_floats_are_widened_and_rounded_once() {
+    halves_round_to_nearest::<bf16>(|x| bf16::from_f32(x).to_f32());
+    halves_round_to_nearest::<f16>(|x| f16::from_f32(x).to_f32());
+}
+
+#[test]
+fn rows_of_any_length() {
+    for level in Level::all() {
+        for count in [1, 2, 7, 8, 15, 16, 17, 63, 64, 65, 200] {
+            let (x, weight) = (noise(count, 1), noise(count, 2));
+            let (mut out, mut scratch) = (vec![0f32; count], vec![0f32; count]);
+            let wide: Vec<f64> = x.iter().map(|x| *x as f64).collect();
+            let n = count as f64;
+            let check = |name: &str, out: &[f32], want: &dyn Fn(usize) -> f64| {
+                for (i, y) in out.iter().enumerate() {
+                    let want = want(i);
+                    let off = (*y as f64 - want).abs();
+                    assert!(
+                        off <= 2e-6 * want.abs().max(1.0),
+                        "{level:?} {name} of {count} at {i}: {y}, expected {want}"
+                    );
+                }
+            };
+            // SAFETY: all hold `count`.
+            unsafe {
+                rows::softmax(
+                    level,
+                    x.as_ptr(),
+                    out.as_mut_ptr(),
+                    count,
+                    scratch.as_mut_ptr(),
+                )
+            };
+            let sum: f64 = wide.iter().map(|x| x.exp()).sum();
+            check("softmax", &out, &|i| wide[i].exp() / sum);
+
+            let squares = wide.iter().map(|x| x * x).sum::<f64>() / n;
+            // SAFETY: all hold `count`.
+            unsafe {
+                rows::rms_norm(
+                    level,
+                    x.as_ptr(),
+                    weight.as_ptr(),
+                    out.as_mut_ptr(),
+                    count,
+                    1e-2,
+                    scratch.as_mut_ptr(),
+                );
+            }
+            check("rms_norm", &out, &|i| {
+                wide[i] / (squares + 1e-2).sqrt() * weight[i] as f64
+            });
+
+            let mean = wide.iter().sum::<f64>() / n;
+            let variance = wide.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / n;
+            let null = std::ptr::null();
+            // SAFETY: all but the null pointer hold `count`.
+            unsafe {
+                rows::layer_norm(
+                    level,
+                    x.as_ptr(),
+                    null,
+                    weight.as_ptr(),
+                    out.as_mut_ptr(),
+                    count,
+                    1e-2,
+                    scratch.as_mut_ptr(),
+                );
+            }
+            check("layer_norm", &out, &|i| {
+                (wide[i] - mean) / (variance + 1e-2).sqrt() + weight[i] as f64
+            });
+        }
+    }
+}
+
+#[test]
+fn softmax_of_infinities_and_nan() {
+    let infinity = f32::INFINITY;
+    let cases: [([f32; 3], [f32; 3]); 3] = [
+        ([-infinity, 0.0, 0.0], [0.0, 0.5, 0.5]),
+        ([-infinity; 3], [f32::NAN; 3]),
+        ([1.0, f32::NAN, 2.0], [f32::NAN; 3]),
+    ];
+    for level in Level::all() {
+        for (x, want) in cases {
+            let (mut out, mut scratch) = ([0f32; 3], [0f32; 3]);
+            // SAFETY: all hold three.
+            unsafe { rows::softmax(level, x.as_ptr(), out.as_mut_ptr(), 3, scratch.as_mut_ptr()) };
+            let same = out
+                .iter()
+                .zip(&want)
+                .all(|(a, b)| a == b || (a.is_nan() && b.is_nan()));
+            assert!(same, "{level:?}: {x:?} gave {out:?}");
+        }
+    }
+}
+
+#[test]
+fn products_of_any_size_and_layout() {
+    let sizes = [
+        (1, 1, 1),
+        (13, 37, 45),
+        (12, 385, 32),
+        (97, 5, 33),
+        (200, 770, 300),
+        (64, 64, 64),
+    ];
+    for level in Level::all() {
+        for (rows, terms, columns) in sizes {
+            let (a, b) = (noise(rows * terms, 3), noise(terms * columns, 4));
+            // Once in rows, once in columns.
+            for turned in [false, true] {
+                let matrix = |data: &Vec<f32>, rows: usize, columns: usize| Matrix {
+                    data: data.as_ptr(),
+                    row: if turned { 1 } else { columns as isize },
+                    column: if turned { rows as isize } else { 1 },
+                };
+                let (left, right) = (matrix(&a, rows, terms), matrix(&b, terms, columns));
+                let mut out = vec![f32::NAN; rows * columns];
+                // SAFETY: as large as the sizes say.
+                unsafe {
+                    gemm::product(level, left, right, out.as_mut_ptr(), (rows, terms, columns))
+                };
+                for i in [0, rows / 2, rows - 1] {
+                    for j in 0..columns {
+                        // SAFETY: within both.
+                        let term = |k| unsafe { *left.at(i, k) as f64 * *right.at(k, j) as f64 };
+                        let want: f64 = (0..terms).map(term).sum();
+                        let got = out[i * columns + j];
+                        let off = (got as f64 - want).abs();
+                        assert!(
+                            off < 1e-6 * terms as f64,
+                            "{level:?} {rows}×{terms}×{columns} at {i}, {j}: {got}, not {want}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn products_of_sixteen_bits_are_added_up_in_f32() {
+    let (rows, terms, columns) = (9, 1_000, 40);
+    let one = bf16::from_f32(1.0);
+    let ones = vec![one; terms * columns.max(rows)];
+    let matrix = |row| Matrix {
+        data: ones.as_ptr(),
+        row,
+        column: 1,
+    };
+    for level in Level::all() {
+        let mut out = vec![one; rows * columns];
+        let (a, b) = (matrix(terms as isize), matrix(columns as isize));
+        // SAFETY: as large as the sizes say.
+        unsafe { gemm::product(level, a, b, out.as_mut_ptr(), (rows, terms, columns)) };
+        assert!(out.iter().all(|x| x.to_f32() == 1_000.0), "{level:?}");
+    }
+}

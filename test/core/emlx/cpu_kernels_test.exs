@@ -1,0 +1,152 @@
+# The kernels of our own on the CPU: sizes at which threads share the work, views, every float, against the same in f64.
+defmodule EMLX.CpuKernelsTest do
+  use ExUnit.Case, async: true
+
+  alias EMLX.{Array, Golden, Kernels, Ops}
+
+  @floats [:f32, :bf16, :f16]
+  # Rows that fill no vector; the last is enough for two threads.
+  @shapes [[1], [0, 4], [4, 0], [3, 5], [2, 129, 257]]
+
+  # Seeded numbers between -2 and 2, in the type.
+  defp numbers(shape, dtype, seed) do
+    key = Ops.run({:random_key, %{seed: seed}}, [])
+    bounds = [Array.scalar(-2.0, :f32), Array.scalar(2.0, :f32)]
+    Ops.run({:random_uniform, %{shape: shape, dtype: :f32}}, bounds ++ [key]) |> Ops.astype(dtype)
+  end
+
+  defp wide(array), do: Ops.astype(array, :f64)
+
+  # The array as it is, and as views: with the axes turned or every second element, and one row for all.
+  defp forms(array) do
+    [array, Golden.scattered(array) | repeated(array, Array.shape(array))]
+  end
+
+  defp repeated(array, {rows, columns}) when rows > 0 do
+    row = Ops.run({:slice, %{start: [0, 0], stop: [1, columns], strides: [1, 1]}}, [array])
+    [Ops.broadcast_to(row, [3, columns])]
+  end
+
+  defp repeated(_array, _shape), do: []
+
+  defp agree(label, have, want, class), do: assert(:ok == Golden.compare(label, have, want, class))
+
+  for dtype <- @floats do
+    test "functions of #{dtype}, of views too" do
+      for shape <- @shapes, x <- forms(numbers(shape, unquote(dtype), 1)) do
+        for name <- [:exp, :sigmoid, :tanh, :erf] do
+          agree("#{name} of #{inspect(shape)}", Ops.run(name, [x]), Ops.run(name, [wide(x)]), :rounded)
+        end
+
+        positive = Ops.abs(x) |> Ops.add(Array.scalar(0.5, unquote(dtype)))
+
+        for name <- [:sqrt, :rsqrt] do
+          agree("#{name} of #{inspect(shape)}", Ops.run(name, [positive]), Ops.run(name, [wide(positive)]), :rounded)
+        end
+      end
+    end
+
+    test "arithmetic of #{dtype} on operands that broadcast" do
+      # Away from zero, so that quotients stay within 16 bits.
+      apart = fn shape, seed ->
+        Ops.add(Ops.abs(numbers(shape, unquote(dtype), seed)), Array.scalar(0.5, unquote(dtype)))
+      end
+
+      a = apart.([2, 129, 257], 1)
+
+      for shape <- [[2, 129, 257], [257], [129, 1], [2, 1, 257], [1], []],
+          b = apart.(shape, 2),
+          a <- [a, Golden.scattered(a)],
+          name <- [:add, :subtract, :multiply, :divide] do
+        agree("#{name} with #{inspect(shape)}", Ops.run(name, [a, b]), Ops.run(name, [wide(a), wide(b)]), :rounded)
+        agree("#{name} of #{inspect(shape)}", Ops.run(name, [b, a]), Ops.run(name, [wide(b), wide(a)]), :rounded)
+      end
+    end
+
+    test "softmax of #{dtype} over the last axis, of views too" do
+      for shape <- [[1], [3, 5], [2, 129, 257]], x <- forms(numbers(shape, unquote(dtype), 3)) do
+        op = {:softmax, %{axes: [-1], precise: true}}
+        agree("softmax of #{inspect(shape)}", Ops.run(op, [x]), Ops.run(op, [wide(x)]), :rounded)
+      end
+    end
+
+    test "products of #{dtype} in batches, of matrices in rows and in columns" do
+      for {left, right} <- [
+            {[70, 90], [90, 65]},
+            {[3, 70, 90], [90, 65]},
+            {[2, 1, 70, 90], [3, 90, 65]},
+            {[3, 70, 90], [3, 90, 65]},
+            {[2, 600], [600, 300]},
+            {[300, 1], [1, 300]}
+          ] do
+        # Halves and quarters, whose sums are exact in every type but for the last rounding.
+        quarters = fn shape, seed -> Ops.run({:round, %{decimals: 0}}, [numbers(shape, unquote(dtype), seed)]) end
+        {a, b} = {quarters.(left, 4), quarters.(right, 5)}
+
+        for a <- [a, Golden.scattered(a)], b <- [b, Golden.scattered(b)] do
+          agree("#{inspect(left)} times #{inspect(right)}", Ops.matmul(a, b), Ops.matmul(wide(a), wide(b)), :rounded)
+        end
+      end
+    end
+
+    test "attention of #{dtype} with every mask, heads shared by groups, heads inside rows" do
+      for {queries, keys} <- [{130, 130}, {9, 70}, {64, 64}],
+          mask <- [nil, :causal, :boolean, :added] do
+        inside = fn heads, length, seed ->
+          Ops.transpose(numbers([2, length, heads, 24], unquote(dtype), seed), [0, 2, 1, 3])
+        end
+
+        [q, k, v] = [inside.(4, queries, 6), inside.(2, keys, 7), inside.(2, keys, 8)]
+        seen = Ops.greater(numbers([queries, keys], :f32, 9), Array.scalar(0.0, :f32))
+        added = numbers([2, 1, queries, keys], unquote(dtype), 10)
+        {given, low} = mask(mask, seen, added, queries, keys)
+
+        repeat = fn x -> Ops.run({:repeat, %{repeats: 2, axis: 1}}, [wide(x)]) end
+        scores = Ops.matmul(wide(q), Ops.transpose(repeat.(k), [0, 1, 3, 2])) |> Ops.multiply(Array.scalar(0.2, :f64))
+        weights = Ops.run({:softmax, %{axes: [-1], precise: true}}, [Ops.add(scores, low)])
+        want = Ops.matmul(weights, repeat.(v))
+        have = Kernels.scaled_dot_product_attention(q, k, v, given, scale: 0.2)
+        agree("#{inspect(mask)} #{queries} × #{keys}", have, want, :fused)
+      end
+    end
+  end
+
+  # The mask as the kernel takes it, and as numbers to add.
+  defp mask(nil, _seen, _added, _queries, _keys), do: {nil, Array.scalar(0.0, :f64)}
+  defp mask(:added, _seen, added, _queries, _keys), do: {added, wide(added)}
+  defp mask(:boolean, seen, _added, _queries, _keys), do: {seen, lowest_unless(seen)}
+
+  defp mask(:causal, _seen, _added, queries, keys) do
+    ones = Ops.run({:ones, %{shape: [queries, keys], dtype: :f32}}, [])
+    {:causal, lowest_unless(Ops.astype(Ops.run({:tril, %{k: keys - queries}}, [ones]), :bool))}
+  end
+
+  defp lowest_unless(seen) do
+    Ops.run(:where, [seen, Array.scalar(0.0, :f64), Array.scalar(-1.0e30, :f64)])
+  end
+
+  test "what is still needed is not written over" do
+    x = numbers([300, 300], :f32, 11)
+    before = Array.to_binary(x)
+    results = for name <- [:exp, :tanh, :erf], do: Ops.run(name, [x])
+    sums = for result <- results, do: Ops.add(result, x)
+    EMLX.eval(sums)
+    assert Array.to_binary(x) == before
+    assert Array.to_binary(hd(sums)) == Array.to_binary(Ops.add(Ops.exp(x), x))
+  end
+
+  test "processes on queues of their own get the same" do
+    x = numbers([200, 400], :f32, 12)
+
+    run = fn ->
+      x |> Ops.matmul(Ops.transpose(x, [1, 0])) |> Ops.tanh() |> Kernels.layer_norm(nil, nil) |> Array.to_binary()
+    end
+
+    expected = run.()
+
+    results =
+      1..8 |> Task.async_stream(fn _ -> for(_ <- 1..5, do: run.()) end, timeout: 60_000) |> Enum.flat_map(&elem(&1, 1))
+
+    assert Enum.all?(results, &(&1 == expected))
+  end
+end
