@@ -1,13 +1,17 @@
 defmodule EMLXBumblebee.ConformanceTest do
   # Every kind of model in Bumblebee, rewritten and on EMLX, against the model as it is on Nx.BinaryBackend.
   #
+  # What each test finds is a row of CONFORMANCE.md, and has to be the one that stands there. To write the file anew:
+  #
+  #   EMLX_CONFORMANCE=write mix test test/conformance_test.exs
+  #
   # Bumblebee's own tests have reference values of another framework for the models in its "bumblebee-testing" repositories,
   # whose weights have to be downloaded; none has weights that could be made here, so none of those values is used.
   use ExUnit.Case, async: true
 
   import EMLXBumblebee.Compare
 
-  alias EMLXBumblebee.Models
+  alias EMLXBumblebee.{Conformance, Models}
 
   @blocks [Bumblebee.Block.SDPA, Bumblebee.Block.RotaryEmbedding, Axon.Block.RMSNorm, Axon.Block.LayerNorm]
 
@@ -21,7 +25,7 @@ defmodule EMLXBumblebee.ConformanceTest do
 
       state = Models.disturbed(state)
       expected = predict(model, state, inputs)
-      assert_rewritten(model, state, inputs, counts, &assert_alike(&1, expected, &2))
+      f32 = assert_rewritten(model, state, inputs, counts, &assert_alike(&1, expected, &2))
 
       # In bf16, models are compared with the same parameters in f32 too: the rewritten one may not lie further from that than
       # the model does as it is.
@@ -30,7 +34,18 @@ defmodule EMLXBumblebee.ConformanceTest do
       model = Bumblebee.build_model(spec, type: type)
       {state, inputs} = {Models.as_type(state, type), Models.as_type(inputs, type)}
       expected = predict(model, state, inputs)
-      assert_rewritten(model, state, inputs, counts, &assert_as_near(&1, expected, exact, &2))
+      bf16 = assert_rewritten(model, state, inputs, counts, &assert_as_near(&1, expected, exact, &2))
+
+      row = Conformance.row(unquote(name), spec, Map.keys(inputs), [{{:f, 32}, f32}, {type, bf16}])
+      Conformance.check(unquote(name), row)
+    end
+  end
+
+  test "CONFORMANCE.md has a row for each model, and no other" do
+    # While it is written, rows are still to come.
+    unless Conformance.writing?() do
+      assert Conformance.names() == Models.names()
+      assert String.starts_with?(File.read!(Conformance.path()), Conformance.head())
     end
   end
 
@@ -52,7 +67,9 @@ defmodule EMLXBumblebee.ConformanceTest do
     for compiler <- compilers() do
       {result, told} = told(@blocks, fn -> predict(model, state, inputs, compiler) end)
       assert_result.(result, inspect(compiler))
-      assert {paths(told), []} == {counts, Enum.reject(told, &(&1.path == :fused))}
+      {fused, composed} = Enum.split_with(told, &(&1.path == :fused))
+      assert {paths(fused), composed} == {counts, []}
+      {compiler, paths(fused), length(composed)}
     end
   end
 

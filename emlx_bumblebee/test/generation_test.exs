@@ -66,6 +66,27 @@ defmodule EMLXBumblebee.GenerationTest do
     end
   end
 
+  test "in compiled generation of Llama, explain and telemetry agree: every norm, rotation and attention is fused" do
+    blocks = [Bumblebee.Block.SDPA, Bumblebee.Block.RotaryEmbedding, Axon.Block.RMSNorm]
+    info = Models.info(:llama_grouped_causal)
+    rewritten = EMLXBumblebee.rewrite(info)
+
+    table = EMLXBumblebee.explain(rewritten)
+    explained = for block <- blocks, do: length(String.split(table, " #{inspect(block)} ")) - 1
+    layers = info.spec.num_blocks
+    assert explained == [layers, layers, 2 * layers + 1]
+    assert table =~ "blocks: #{Enum.sum(explained)} of #{Enum.sum(explained)} layers"
+
+    config = Models.generation(%{type: :greedy_search})
+    expected = generate(info, @inputs, config, Nx.BinaryBackend, Nx.Defn.Evaluator)
+    {result, told} = told(blocks, fn -> generate(rewritten, @inputs, config, EMLX.Backend, EMLX) end)
+    assert result == expected
+    assert Enum.reject(told, &(&1.path == :fused)) == []
+
+    # The model is traced for the prompt, and once for all the tokens after it.
+    assert for(block <- blocks, do: Enum.count(told, &(&1.block == block))) == Enum.map(explained, &(2 * &1))
+  end
+
   test "contrastive search, which repeats the cache for each candidate" do
     assert_same(:gpt2, Models.generation(%{type: :contrastive_search, top_k: 3, alpha: 0.6}))
   end

@@ -40,6 +40,7 @@ defmodule EMLXBumblebee.MiniLMTest do
     folder = Path.join(System.tmp_dir!(), "emlx_minilm_#{System.pid()}")
     File.mkdir_p!(folder)
     on_exit(fn -> File.rm_rf!(folder) end)
+
     programs =
       for name <- ["minilm", "minilm_composed"], do: Program.load(Path.join(@folder, name <> ".emlx"), device: :cpu)
 
