@@ -112,4 +112,4 @@ defmodule CpuKernels do
   end
 end
 
-if System.argv() == ["serve"], do: CpuKernels.serve(), else: CpuKernels.compare()
+if "serve" in System.argv(), do: CpuKernels.serve(), else: CpuKernels.compare()
