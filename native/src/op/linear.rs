@@ -69,11 +69,12 @@ pub fn matmul(a: &Array, b: &Array, device: Device, s: &Stream) -> Result<Array>
     }
 }
 
-/// Multiply-adds and rows from which a product is the kernel's here: as quick as OpenBLAS's (`bench/cpu_kernels.exs`), without
-/// threads of its own that keep the cores from others, and 16-bit floats need no copies in f32. One row is better left to BLAS,
-/// which does not rearrange the other operand.
+/// Multiply-adds and rows from which a product is the kernel's here. Few rows are better left to BLAS, which does not rearrange the
+/// other operand; 16-bit floats, which BLAS takes as copies in f32, come here sooner (`bench/cpu_kernels.exs`). By itself a product
+/// of f32 is a little quicker through OpenBLAS, in a model slower: its threads keep the cores from what comes next.
 const OWN_PRODUCT_BREAK_EVEN: u64 = 64 * 64 * 64;
 const OWN_PRODUCT_ROWS: i32 = 8;
+const OWN_PRODUCT_ROWS_F32: i32 = 32;
 
 /// The shape of a product that the kernel here takes.
 fn own_product_shape(a: &Array, b: &Array, device: Device) -> Option<Vec<i32>> {
@@ -99,7 +100,12 @@ fn own_product_shape(a: &Array, b: &Array, device: Device) -> Option<Vec<i32>> {
     } else {
         rows
     };
-    if terms != below || rows_at_once < OWN_PRODUCT_ROWS {
+    let enough = if dtype.is_half() {
+        OWN_PRODUCT_ROWS
+    } else {
+        OWN_PRODUCT_ROWS_F32
+    };
+    if terms != below || rows_at_once < enough {
         return None;
     }
     let rank = rank_a.max(rank_b);
