@@ -39,7 +39,7 @@ fn sigmoid(x: f64) -> f64 {
 
 /// The integral's series near zero, its continued fraction further out.
 fn erf(x: f64) -> f64 {
-    if x.is_nan() {
+    if x.is_nan() || x == 0.0 {
         return x;
     }
     let size = x.abs();
