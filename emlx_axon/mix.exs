@@ -42,7 +42,11 @@ defmodule EMLXAxon.MixProject do
   defp compilers(false), do: [:emlx_libraries | Mix.compilers()]
 
   # The case template of EMLX's own tests serves here too.
-  defp elixirc_paths(:test), do: ["lib", "test/support", Path.expand("../test/support/nx/nx_case.ex", __DIR__)]
+  defp elixirc_paths(:test) do
+    shared = for file <- ~w(nx/nx_case golden tolerance), do: Path.expand("../test/support/#{file}.ex", __DIR__)
+    ["lib", "test/support" | shared]
+  end
+
   defp elixirc_paths(_), do: ["lib"]
 
   defp hex?, do: Code.ensure_loaded?(Hex)
