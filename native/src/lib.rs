@@ -156,6 +156,11 @@ fn decode_arrays(term: Term) -> Result<Vec<ResourceArc<Handle>>> {
         .collect()
 }
 
+/// What [`decode_target`] looks at.
+fn handles(arrays: &[ResourceArc<Handle>]) -> impl Iterator<Item = &Handle> {
+    arrays.iter().map(|array| &**array)
+}
+
 fn decode_valued(term: Term, position: usize) -> Result<ResourceArc<Handle>> {
     let array = decode_array(term, position)?;
     array.refuse_traced()?;
@@ -382,21 +387,24 @@ fn apply_op(op: Term, inputs: Term, target: Term) -> Result<Applied> {
             handles.into_iter().map(ArrayTerm).collect(),
         ));
     }
-    let mut behind = false;
-    if handles.iter().any(|handle| handle.is_due()) {
-        handles.iter().for_each(|handle| handle.mark_submitted());
-        let job = Job::Eval {
-            arrays: handles.to_vec(),
-            reply: None,
-        };
-        behind = matches!(target.push(job)?, Pushed::Behind);
-    }
+    let is_due = handles.iter().any(|handle| handle.is_due());
+    let behind = is_due && is_behind(&handles, &target)?;
     let terms = handles.into_iter().map(ArrayTerm).collect();
     Ok(if behind {
         Applied::Behind(terms)
     } else {
         Applied::Ready(terms)
     })
+}
+
+/// Submits arrays for whose computation nobody waits. Whether the caller should let the queue catch up.
+fn is_behind(arrays: &[ResourceArc<Handle>], target: &Shared) -> Result<bool> {
+    arrays.iter().for_each(|array| array.mark_submitted());
+    let job = Job::Eval {
+        arrays: arrays.to_vec(),
+        reply: None,
+    };
+    Ok(matches!(target.push(job)?, Pushed::Behind))
 }
 
 /// Copies of the GPU's arrays for the CPU, by their positions: it must not read what the GPU computes from.
@@ -421,6 +429,9 @@ fn bring_all(
 ) -> Result<Vec<ResourceArc<Handle>>> {
     let handles: Vec<Option<&Handle>> = inputs.iter().map(|input| Some(&**input)).collect();
     let copies = bring(&handles, target.device)?;
+    if copies.is_empty() {
+        return Ok(inputs);
+    }
     let mut brought = inputs.clone();
     for (position, copy) in copies {
         let outcomes = outcomes_of(handles[position]);
@@ -453,11 +464,17 @@ fn from_large_binary<'a>(
     Answer(make_array(data, shape, dtype, target))
 }
 
+/// A shape and, as the next argument, a type.
+fn decode_layout(shape: Term, dtype: Term, position: usize) -> Result<(Vec<i64>, Dtype)> {
+    let shape = argument(shape, position, "a list of integers")?;
+    let dtype = argument(dtype, position + 1, "a type such as :f32")?;
+    Ok((shape, dtype))
+}
+
 fn make_array(data: Term, shape: Term, dtype: Term, target: Term) -> Result<ArrayTerm> {
     guard("from_binary", || {
         let data: Binary = argument(data, 0, "a binary")?;
-        let shape: Vec<i64> = argument(shape, 1, "a list of integers")?;
-        let dtype: Dtype = argument(dtype, 2, "a type such as :f32")?;
+        let (shape, dtype) = decode_layout(shape, dtype, 1)?;
         let target = decode_target(target, 3, [])?;
         let handle = array::from_binary(&data, &shape, dtype, target.device, &target.stream)?;
         Ok(ArrayTerm(ResourceArc::new(handle)))
@@ -480,8 +497,7 @@ fn info(array: Term) -> Answer<(Vec<i32>, Dtype, Device)> {
 #[rustler::nif]
 fn placeholder<'a>(shape: Term<'a>, dtype: Term<'a>, device: Term<'a>) -> Answer<ArrayTerm> {
     Answer(guard("placeholder", || {
-        let shape: Vec<i64> = argument(shape, 0, "a list of integers")?;
-        let dtype: Dtype = argument(dtype, 1, "a type such as :f32")?;
+        let (shape, dtype) = decode_layout(shape, dtype, 0)?;
         let device: Device = argument(device, 2, ":cpu or :gpu")?;
         let stream = device.stream()?;
         let array = mlx::zeros(&array::shape_of(&shape)?, dtype, stream)?;
@@ -561,7 +577,7 @@ fn queue_close(queue: Term) -> Answer<Done> {
 fn eval<'a>(env: Env<'a>, arrays: Term<'a>, target: Term<'a>, tag: Term<'a>) -> Answer<Done> {
     Answer(guard("eval", || {
         let arrays = decode_arrays(arrays)?;
-        let target = decode_target(target, 1, arrays.iter().map(|array| &**array))?;
+        let target = decode_target(target, 1, handles(&arrays))?;
         arrays.iter().for_each(|array| array.mark_submitted());
         let reply = if tag.is_atom() {
             None
@@ -625,8 +641,7 @@ fn from_address<'a>(
 ) -> Answer<ArrayTerm> {
     Answer(guard("from_pointer", || {
         let address: usize = argument(address, 0, "an address")?;
-        let shape: Vec<i64> = argument(shape, 1, "a list of integers")?;
-        let dtype: Dtype = argument(dtype, 2, "a type such as :f32")?;
+        let (shape, dtype) = decode_layout(shape, dtype, 1)?;
         let target = decode_target(target, 3, [])?;
         // SAFETY: the caller's word, as for every pointer that Nx passes around.
         let handle =
@@ -636,6 +651,10 @@ fn from_address<'a>(
 }
 
 // ---- programs ----
+
+fn decode_program(term: Term) -> Result<ResourceArc<Program>> {
+    argument(term, 0, "a program")
+}
 
 /// `inputs` is a count or a list of `{name, shape, dtype}`, `constants` a list of arrays; the rest as `EMLX.Program.new/4` has it.
 #[rustler::nif(schedule = "DirtyCpu")]
@@ -691,7 +710,7 @@ impl Encoder for InputsTerm {
 #[rustler::nif]
 fn program_info(program: Term) -> Answer<ProgramInfo> {
     Answer(guard("program", || {
-        let program: ResourceArc<Program> = argument(program, 0, "a program")?;
+        let program = decode_program(program)?;
         let named = |input: &program::Input| (input.name.clone(), input.shape.clone(), input.dtype);
         Ok(ProgramInfo {
             inputs: match &program.inputs {
@@ -711,8 +730,8 @@ fn program_info(program: Term) -> Answer<ProgramInfo> {
 #[rustler::nif(schedule = "DirtyCpu")]
 fn program_outputs<'a>(program: Term<'a>, target: Term<'a>) -> Answer<Vec<Option<Signature>>> {
     Answer(guard("outputs", || {
-        let program: ResourceArc<Program> = argument(program, 0, "a program")?;
-        let target = decode_target(target, 1, program.constants.iter().map(|array| &**array))?;
+        let program = decode_program(program)?;
+        let target = decode_target(target, 1, handles(&program.constants))?;
         Types::of_outputs(&program, target.device, &target.stream)
     }))
 }
@@ -721,8 +740,8 @@ fn program_outputs<'a>(program: Term<'a>, target: Term<'a>) -> Answer<Vec<Option
 #[rustler::nif(schedule = "DirtyCpu")]
 fn program_describe<'a>(program: Term<'a>, target: Term<'a>) -> Answer<String> {
     Answer(guard("inspect", || {
-        let program: ResourceArc<Program> = argument(program, 0, "a program")?;
-        let target = decode_target(target, 1, program.constants.iter().map(|array| &**array))?;
+        let program = decode_program(program)?;
+        let target = decode_target(target, 1, handles(&program.constants))?;
         program::describe::describe(&program, target.device, &target.stream)
     }))
 }
@@ -738,10 +757,10 @@ fn program_save<'a>(
     tag: Term<'a>,
 ) -> Answer<Done> {
     Answer(guard("save", || {
-        let program: ResourceArc<Program> = argument(program, 0, "a program")?;
+        let program = decode_program(program)?;
         let path: String = argument(path, 1, "a path")?;
         let names: Vec<String> = argument(names, 2, "a list of names")?;
-        let target = decode_target(target, 3, program.constants.iter().map(|array| &**array))?;
+        let target = decode_target(target, 3, handles(&program.constants))?;
         let reply = Reply::new(env.pid(), tag);
         target.push(Job::SaveProgram {
             path,
@@ -790,10 +809,7 @@ fn program_run<'a>(
     target: Term<'a>,
     tag: Term<'a>,
 ) -> Term<'a> {
-    match guard("run", || run_program(env, program, inputs, target, tag)) {
-        Ok(outputs) => outputs.encode(env),
-        Err(error) => (atoms::error(), error).encode(env),
-    }
+    run_program(env, program, inputs, target, tag)
 }
 
 /// The same for programs of so many instructions that building them takes long.
@@ -805,24 +821,28 @@ fn program_run_dirty<'a>(
     target: Term<'a>,
     tag: Term<'a>,
 ) -> Term<'a> {
-    match guard("run", || run_program(env, program, inputs, target, tag)) {
+    run_program(env, program, inputs, target, tag)
+}
+
+fn run_program<'a>(
+    env: Env<'a>,
+    program: Term<'a>,
+    inputs: Term<'a>,
+    target: Term<'a>,
+    tag: Term<'a>,
+) -> Term<'a> {
+    match guard("run", || start_run(env, program, inputs, target, tag)) {
         Ok(outputs) => outputs.encode(env),
         Err(error) => (atoms::error(), error).encode(env),
     }
 }
 
-fn run_program(env: Env, program: Term, inputs: Term, target: Term, tag: Term) -> Result<Outputs> {
-    let program: ResourceArc<Program> = argument(program, 0, "a program")?;
+fn start_run(env: Env, program: Term, inputs: Term, target: Term, tag: Term) -> Result<Outputs> {
+    let program = decode_program(program)?;
     let inputs = decode_arrays(inputs)?;
     program.check_inputs(&inputs)?;
-    let target = decode_target(
-        target,
-        2,
-        inputs
-            .iter()
-            .chain(&program.constants)
-            .map(|array| &**array),
-    )?;
+    let given = handles(&inputs).chain(handles(&program.constants));
+    let target = decode_target(target, 2, given)?;
     let inputs = bring_all(inputs, &target)?;
     if !program.is_straight {
         let reply = Reply::new(env.pid(), tag);
@@ -831,16 +851,12 @@ fn run_program(env: Env, program: Term, inputs: Term, target: Term, tag: Term) -
         return Ok(Outputs::Later);
     }
     let outputs = program::run::inline(&program, &inputs, target.device, &target.stream)?;
-    outputs.iter().for_each(|output| output.mark_submitted());
-    let job = Job::Eval {
-        arrays: outputs.clone(),
-        reply: None,
-    };
-    let pushed = target.push(job)?;
+    let behind = is_behind(&outputs, &target)?;
     let terms = outputs.into_iter().map(ArrayTerm).collect();
-    Ok(match pushed {
-        Pushed::Accepted => Outputs::Ready(terms),
-        Pushed::Behind => Outputs::Behind(terms),
+    Ok(if behind {
+        Outputs::Behind(terms)
+    } else {
+        Outputs::Ready(terms)
     })
 }
 

@@ -438,40 +438,7 @@ fn repeated(labels: &[char]) -> Option<(usize, usize)> {
 }
 
 #[allow(clippy::too_many_arguments)]
-pub fn conv_on(
-    a: &Array,
-    weight: &Array,
-    stride: &[i32],
-    padding_low: &[i32],
-    padding_high: &[i32],
-    kernel_dilation: &[i32],
-    input_dilation: &[i32],
-    groups: i32,
-    flip: bool,
-    device: Device,
-    s: &Stream,
-) -> Result<Array> {
-    let (a, weight) = match device {
-        Device::Cpu => (mlx::share(a)?, mlx::share(weight)?),
-        Device::Gpu => (gpu::packed(a, s)?, gpu::packed(weight, s)?),
-    };
-    conv(
-        &a,
-        &weight,
-        stride,
-        padding_low,
-        padding_high,
-        kernel_dilation,
-        input_dilation,
-        groups,
-        flip,
-        device,
-        s,
-    )
-}
-
-#[allow(clippy::too_many_arguments)]
-fn conv(
+pub fn conv(
     a: &Array,
     weight: &Array,
     stride: &[i32],
@@ -514,7 +481,11 @@ fn conv(
             "groups must be positive, got {groups}"
         )));
     }
-    let is_double = [a, weight]
+    let (a, weight) = match device {
+        Device::Cpu => (mlx::share(a)?, mlx::share(weight)?),
+        Device::Gpu => (gpu::packed(a, s)?, gpu::packed(weight, s)?),
+    };
+    let is_double = [&a, &weight]
         .iter()
         .any(|array| mlx::dtype(array) == Dtype::F64);
     let crops = padding_low
@@ -534,44 +505,35 @@ fn conv(
             let output = (padded - kernel).div_euclid(stride) + 1;
             output > 0 && i64::from(padding_low[i]) > output * stride
         });
-    if !is_double && !crops_what_it_dilates && !overruns {
-        return mlx::conv_general(
-            a,
-            weight,
-            stride,
-            padding_low,
-            padding_high,
-            kernel_dilation,
-            input_dilation,
-            groups,
-            flip,
-            s,
-        );
-    }
-    // Padded apart: MLX also crops before it dilates, and a convolution is defined the other way round.
-    let whole = |widths: Vec<i32>| [vec![0], widths, vec![0]].concat();
-    let between = input_dilation.iter().map(|step| step - 1).collect();
-    let zero = mlx::zeros(&[], mlx::dtype(a), s)?;
-    let padded = compose::pad_interior(
-        a,
-        &zero,
-        &whole(padding_low.to_vec()),
-        &whole(padding_high.to_vec()),
-        &whole(between),
-        s,
-    )?;
-    if is_double {
-        return double_conv(&padded, weight, stride, kernel_dilation, groups, flip, s);
-    }
     let (none, one) = (vec![0; space], vec![1; space]);
+    let (a, padding_low, padding_high, input_dilation) =
+        if is_double || crops_what_it_dilates || overruns {
+            // Padded apart: MLX also crops before it dilates, and a convolution is defined the other way round.
+            let whole = |widths: Vec<i32>| [vec![0], widths, vec![0]].concat();
+            let between = input_dilation.iter().map(|step| step - 1).collect();
+            let padded = compose::pad_interior(
+                &a,
+                &mlx::zeros(&[], mlx::dtype(&a), s)?,
+                &whole(padding_low.to_vec()),
+                &whole(padding_high.to_vec()),
+                &whole(between),
+                s,
+            )?;
+            (padded, &none[..], &none[..], &one[..])
+        } else {
+            (a, padding_low, padding_high, input_dilation)
+        };
+    if is_double {
+        return double_conv(&a, &weight, stride, kernel_dilation, groups, flip, s);
+    }
     mlx::conv_general(
-        &padded,
-        weight,
+        &a,
+        &weight,
         stride,
-        &none,
-        &none,
+        padding_low,
+        padding_high,
         kernel_dilation,
-        &one,
+        input_dilation,
         groups,
         flip,
         s,
@@ -665,7 +627,7 @@ pub fn conv_transpose(
         .map(|i| dilation[i] * (kernel[i] - 1) - padding[i])
         .collect();
     let high: Vec<i32> = (0..space).map(|i| low[i] + output_padding[i]).collect();
-    conv_on(
+    conv(
         a,
         weight,
         &vec![1; space],

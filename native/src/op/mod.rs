@@ -1445,7 +1445,7 @@ impl Op {
                 groups,
                 flip,
             } => binary!(
-                linear::conv_on,
+                linear::conv,
                 stride,
                 padding_low,
                 padding_high,
