@@ -74,49 +74,11 @@ end
 
 Nx.default_backend({EMLX.Backend, device: :cpu})
 {weights, tokens} = Decoder.weights()
+title = "decoder, 8 blocks of 512, 128 tokens, CPU"
+sizes = [Decoder.blocks(), Decoder.heads()]
+compile = fn -> Nx.Defn.compile(&Decoder.model/2, [tokens, weights], compiler: EMLX, cache: false) end
+{first, _} = Peers.ms(compile)
+tracing = for(_ <- 1..5, do: elem(Peers.ms(compile), 0)) |> Enum.sort() |> Enum.at(2)
 
-file = Path.join(System.tmp_dir!(), "emlx_decoder_#{System.pid()}.safetensors")
-array = &EMLX.Backend.to_array/1
-
-EMLX.Safetensors.save(file, [
-  {"tokens", array.(tokens)} | for({name, tensor} <- weights, do: {"#{name}", array.(tensor)})
-])
-
-arguments = [file, "#{Decoder.blocks()}", "#{Decoder.heads()}"]
-mlx = Peers.start("decoder.py", System.fetch_env!("EMLX_BENCH_MLX"), arguments)
-xla = Peers.start("decoder_xla.py", System.fetch_env!("EMLX_BENCH_XLA"), arguments)
-
-compile = fn weights -> Nx.Defn.compile(&Decoder.model/2, [tokens, weights], compiler: EMLX, cache: false) end
-{first, compiled} = Peers.ms(fn -> compile.(weights) end)
-traces = for _ <- 1..5, do: elem(Peers.ms(fn -> compile.(weights) end), 0)
-half_weights = Map.new(weights, fn {name, w} -> {name, Nx.as_type(w, :bf16)} end)
-half = compile.(half_weights)
-here = fn run, weights -> fn -> elem(Peers.ms(fn -> tokens |> run.(weights) |> array.() |> EMLX.eval() end), 0) end end
-
-# The answers are the same.
-for {name, there} <- [{"bare Python MLX", mlx}, {"XLA", xla}] do
-  output = file <> ".logits.safetensors"
-  there.("output #{output}")
-  [{"logits", expected}] = Enum.to_list(EMLX.Safetensors.load(output))
-
-  IO.puts(
-    "largest difference of a logit from #{name}: #{Peers.largest_difference(array.(compiled.(tokens, weights)), expected)}"
-  )
-
-  File.rm(output)
-end
-
-File.rm(file)
-IO.puts("decoder, 8 blocks of 512, 128 tokens, CPU; medians of 31 in turn")
-
-[
-  {"compiled with EMLX, f32", here.(compiled, weights)},
-  {"bare Python MLX, f32", fn -> mlx.("run") end},
-  {"XLA, f32", fn -> xla.("run") end},
-  {"compiled with EMLX, bf16", here.(half, half_weights)}
-]
-|> Peers.medians(31)
-|> Peers.print()
-
-tracing = traces |> Enum.sort() |> Enum.at(2)
+Peers.compare("decoder", title, &Decoder.model/2, {"tokens", tokens}, weights, "logits", sizes)
 IO.puts("tracing                     #{Float.round(tracing, 2)} ms (#{Float.round(first, 2)} ms the first time)")

@@ -1,15 +1,10 @@
-"""The Python side of bench/decoder: the model of bench/decoder.exs in bare MLX. For each line of input it runs the model once and
-prints the milliseconds; for the line "output" it writes the logits to the file that follows."""
-
-import sys
-import time
+"""The model of bench/decoder.exs in bare MLX."""
 
 import mlx.core as mx
 
-weights_path, blocks, heads = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-mx.set_default_device(mx.cpu)
-w = mx.load(weights_path)
-tokens = w["tokens"]
+import bare_mlx
+from bare_mlx import blocks, heads
+from bare_mlx import weights as w
 
 
 def attention(x, i):
@@ -32,14 +27,4 @@ def model(tokens):
     return mx.fast.rms_norm(x, w["norm"], 1e-5) @ w["head"]
 
 
-mx.eval(list(w.values()))
-
-for line in sys.stdin:
-    words = line.split()
-    start = time.perf_counter()
-    logits = model(tokens)
-    mx.eval(logits)
-    elapsed = (time.perf_counter() - start) * 1000
-    if words[0] == "output":
-        mx.save_safetensors(words[1], {"logits": logits})
-    print(elapsed, flush=True)
+bare_mlx.serve(model, "logits", w["tokens"])

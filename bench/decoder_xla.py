@@ -1,14 +1,11 @@
 """The XLA side of bench/decoder: the model of bench/decoder.exs in jax.jit."""
 
-import sys
-
 import jax
 import jax.numpy as jnp
 
 import xla
+from xla import blocks, heads, weights
 
-weights_path, blocks, heads = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-weights = xla.load(weights_path)
 tokens = weights.pop("tokens")
 
 

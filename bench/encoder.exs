@@ -76,42 +76,5 @@ end
 
 Nx.default_backend({EMLX.Backend, device: :cpu})
 {weights, x} = Encoder.weights()
-
-file = Path.join(System.tmp_dir!(), "emlx_encoder_#{System.pid()}.safetensors")
-array = &EMLX.Backend.to_array/1
-EMLX.Safetensors.save(file, [{"x", array.(x)} | for({name, tensor} <- weights, do: {"#{name}", array.(tensor)})])
-
-arguments = [file, "#{Encoder.blocks()}", "#{Encoder.heads()}"]
-mlx = Peers.start("encoder.py", System.fetch_env!("EMLX_BENCH_MLX"), arguments)
-xla = Peers.start("encoder_xla.py", System.fetch_env!("EMLX_BENCH_XLA"), arguments)
-
-compiled = fn type ->
-  x = Nx.as_type(x, type)
-  weights = Map.new(weights, fn {name, w} -> {name, Nx.as_type(w, type)} end)
-  run = Nx.Defn.compile(&Encoder.model/2, [x, weights], compiler: EMLX, cache: false)
-  fn -> run.(x, weights) end
-end
-
-here = fn run -> fn -> elem(Peers.ms(fn -> run.() |> array.() |> EMLX.eval() end), 0) end end
-{single, half} = {compiled.(:f32), compiled.(:bf16)}
-
-# The answers are the same.
-for {name, there} <- [{"bare Python MLX", mlx}, {"XLA", xla}] do
-  output = file <> ".output.safetensors"
-  there.("output #{output}")
-  [{"y", expected}] = Enum.to_list(EMLX.Safetensors.load(output))
-  IO.puts("largest difference from #{name}: #{Peers.largest_difference(array.(single.()), expected)}")
-  File.rm(output)
-end
-
-File.rm(file)
-IO.puts("encoder, 6 blocks of 384, 8 × 64 tokens, CPU; medians of 31 in turn")
-
-[
-  {"compiled with EMLX, f32", here.(single)},
-  {"bare Python MLX, f32", fn -> mlx.("run") end},
-  {"XLA, f32", fn -> xla.("run") end},
-  {"compiled with EMLX, bf16", here.(half)}
-]
-|> Peers.medians(31)
-|> Peers.print()
+title = "encoder, 6 blocks of 384, 8 × 64 tokens, CPU"
+Peers.compare("encoder", title, &Encoder.model/2, {"x", x}, weights, "y", [Encoder.blocks(), Encoder.heads()])

@@ -1,15 +1,10 @@
-"""The Python side of bench/encoder: the model of bench/encoder.exs in bare MLX. For each line of input it runs the model once and
-prints the milliseconds; for the line "output" it writes the result to the file that follows."""
-
-import sys
-import time
+"""The model of bench/encoder.exs in bare MLX."""
 
 import mlx.core as mx
 
-weights_path, blocks, heads = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-mx.set_default_device(mx.cpu)
-w = mx.load(weights_path)
-x = w["x"]
+import bare_mlx
+from bare_mlx import blocks, heads
+from bare_mlx import weights as w
 
 
 def dense(x, i, weight, bias):
@@ -38,14 +33,4 @@ def model(x):
     return x
 
 
-mx.eval(list(w.values()))
-
-for line in sys.stdin:
-    words = line.split()
-    start = time.perf_counter()
-    y = model(x)
-    mx.eval(y)
-    elapsed = (time.perf_counter() - start) * 1000
-    if words[0] == "output":
-        mx.save_safetensors(words[1], {"y": y})
-    print(elapsed, flush=True)
+bare_mlx.serve(model, "y", w["x"])

@@ -1,15 +1,12 @@
 """The XLA side of bench/encoder: the model of bench/encoder.exs in jax.jit."""
 
-import sys
-
 import jax
 import jax.numpy as jnp
 
 import xla
+from xla import blocks, heads, weights
 
-weights_path, blocks, heads = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-weights = xla.load(weights_path)
-tokens = weights.pop("x")
+hidden = weights.pop("x")
 
 
 def layer_norm(x, scale, bias):
@@ -38,4 +35,4 @@ def model(x, w):
     return x
 
 
-xla.serve(model, "y", tokens, weights)
+xla.serve(model, "y", hidden, weights)

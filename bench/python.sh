@@ -1,17 +1,18 @@
 # What the benchmarks against Python share. Sourced by them, after script/lib.sh.
 
-# Fetches a Python package with what it needs, once; prints the folder.
-#   python_package <name> <requirement> <what to say>
+# Fetches Python packages with what they need, once; prints the folder.
+#   python_package <name> <what to say> <requirement>...
 python_package() {
-  local cache=${EMLX_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/emlx} folder part
-  folder=$cache/python-$1
+  local cache=${EMLX_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/emlx} folder part what
+  folder=$cache/python-$1 what=$2
+  shift 2
 
   if [ ! -d "$folder" ]; then
-    say "fetching $3, once" >&2
+    say "fetching $what, once" >&2
     mkdir -p "$cache"
     part=$folder.$$.part
-    python3 -m pip --disable-pip-version-check install --no-compile --target "$part" "$2" >&2 ||
-      fail "pip could not install $2 (see above); run this again when it can"
+    python3 -m pip --disable-pip-version-check install --no-compile --target "$part" "$@" >&2 ||
+      fail "pip could not install $* (see above); run this again when it can"
     mv "$part" "$folder"
   fi
   echo "$folder"
@@ -19,10 +20,21 @@ python_package() {
 
 # Python MLX of the version that the NIF has; sets `packages` to where it is.
 python_mlx() {
-  packages=$(python_package mlx-0.32.2 "mlx[cpu]==0.32.2" "Python MLX (12 MB)")
+  packages=$(python_package mlx-0.32.2 "Python MLX (12 MB)" "mlx[cpu]==0.32.2")
 }
 
 # XLA by way of JAX; sets `xla` to where it is.
 python_xla() {
-  xla=$(python_package jax-0.10.2 "jax[cpu]==0.10.2" "JAX (150 MB)")
+  xla=$(python_package jax-0.10.2-safetensors "JAX (150 MB)" "jax[cpu]==0.10.2" safetensors==0.8.0)
+}
+
+# Runs bench/<name>.exs with its peers in bare MLX and in XLA.
+model_bench() {
+  "${root:?}/script/bootstrap"
+  python_mlx
+  python_xla
+  cd "$root"
+  mix compile
+  # Python's module takes libmlx from where the NIF takes it.
+  EMLX_BENCH_MLX=$packages EMLX_BENCH_XLA=$xla LD_LIBRARY_PATH=$root/priv/native/mlx/mlx/lib mix run "bench/$1.exs"
 }
