@@ -118,6 +118,9 @@ defmodule EMLX.Block.LinAlg do
   def turn(factor, signs), do: factor |> Ops.multiply(signs) |> Ops.add(0)
 
   @doc false
+  def diagonal(array), do: Ops.diagonal(array, axis1: -2, axis2: -1)
+
+  @doc false
   # The part of an array up to `stop` on its last two axes.
   def corner(array, rows, columns) do
     shape = Tuple.to_list(Array.shape(array))
@@ -137,14 +140,14 @@ defimpl EMLX.Block, for: Nx.Block.LinAlg.Cholesky do
   end
 
   # LAPACK stops at a pivot that is not positive, leaves it on the diagonal, and MLX does not look.
-  defp sound(l), do: l |> diagonal() |> Ops.greater(0) |> Ops.all(axes: [-1]) |> Ops.expand_dims([-2, -1])
+  defp sound(l), do: l |> LinAlg.diagonal() |> Ops.greater(0) |> Ops.all(axes: [-1]) |> Ops.expand_dims([-2, -1])
 
   # The factor of a matrix that LAPACK gave up: with its diagonal enlarged by what rounding may have taken from it, each pivot that
   # should be 0 is about as small as that, and its column is noise.
   defp semidefinite(a) do
     {n, n} = LinAlg.matrix_size(a)
     noise = n * LinAlg.precision(a)
-    diagonal = diagonal(a)
+    diagonal = LinAlg.diagonal(a)
     largest = diagonal |> Ops.max(axes: [-1], keepdims: true) |> Ops.maximum(0)
     # Next to a diagonal element of 0 there is nothing in a semidefinite matrix.
     floor = Ops.where(Ops.equal(largest, 0), LinAlg.like(1, a), Ops.multiply(largest, noise * noise))
@@ -152,14 +155,12 @@ defimpl EMLX.Block, for: Nx.Block.LinAlg.Cholesky do
     enlarged = Ops.where(absent, floor, Ops.multiply(diagonal, 1 + noise))
     eye = Ops.eye(n, dtype: :bool)
     l = Ops.cholesky(Ops.where(eye, Ops.expand_dims(enlarged, [-1]), a))
-    is_noise = l |> diagonal() |> Ops.square() |> Ops.less_equal(Ops.multiply(diagonal, 8 * noise))
+    is_noise = l |> LinAlg.diagonal() |> Ops.square() |> Ops.less_equal(Ops.multiply(diagonal, 8 * noise))
     is_zero = Ops.logical_or(absent, is_noise) |> Ops.expand_dims([-2])
     factor = Ops.where(is_zero, LinAlg.like(0, l), l)
     lower = Ops.tri(n, dtype: :bool)
     Ops.where(Ops.logical_or(sound(l), Ops.logical_not(lower)), factor, LinAlg.nan(l))
   end
-
-  defp diagonal(array), do: Ops.diagonal(array, axis1: -2, axis2: -1)
 end
 
 defimpl EMLX.Block, for: Nx.Block.LinAlg.LU do
@@ -242,12 +243,12 @@ defimpl EMLX.Block, for: Nx.Block.LinAlg.QR do
   defp signs(a, r, eps) do
     {m, n} = LinAlg.matrix_size(a)
     k = min(m, n)
-    positive = LinAlg.sign(diagonal(r))
+    positive = LinAlg.sign(LinAlg.diagonal(r))
 
     # Columns that stay as they are, from the first on; after a reflection they are not told from their elements.
     below = LinAlg.corner(a, m, k) |> Ops.tril(k: -1) |> Ops.square() |> Ops.sum(axes: [-2])
     stays = below |> Ops.less(eps * 1.0) |> Ops.astype(:s32) |> Ops.cumprod(axis: -1) |> Ops.equal(1)
-    kept = Ops.multiply(positive, LinAlg.sign(diagonal(a)))
+    kept = Ops.multiply(positive, LinAlg.sign(LinAlg.diagonal(a)))
     signs = Ops.where(stays, kept, positive)
 
     if m > n do
@@ -261,8 +262,6 @@ defimpl EMLX.Block, for: Nx.Block.LinAlg.QR do
       Ops.where(Ops.logical_and(last, Ops.logical_not(stays)), follows, signs)
     end
   end
-
-  defp diagonal(array), do: Ops.diagonal(array, axis1: -2, axis2: -1)
 end
 
 defimpl EMLX.Block, for: Nx.Block.LinAlg.Eigh do
