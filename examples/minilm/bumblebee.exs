@@ -18,17 +18,10 @@ defmodule MiniLM.Bumblebee do
     {:ok, info} = Bumblebee.load_model({:local, folder}, architecture: :base)
     {:ok, tokenizer} = Bumblebee.load_tokenizer({:local, folder})
     rewritten = EMLXBumblebee.rewrite(info)
-    {batch, length} = MiniLM.Program.size()
-
-    where = device |> to_string() |> String.upcase()
-
-    IO.puts("""
-
-    MiniLM on the #{where}: #{length(rows)} sentences, in batches of #{batch} x #{length} tokens
-    by Bumblebee.Text.text_embedding, with compiler: EMLX, after EMLXBumblebee.rewrite
-
-    #{EMLXBumblebee.explain(rewritten)}
-    """)
+    {batch, length} = size = MiniLM.Program.size()
+    how = "by Bumblebee.Text.text_embedding, with compiler: EMLX, after EMLXBumblebee.rewrite"
+    Report.title(device, rows, size, how)
+    IO.puts("#{EMLXBumblebee.explain(rewritten)}\n")
 
     texts = for {_ids, sentence} <- rows, do: sentence
     {fused, told} = told(fn -> embed(rewritten, tokenizer, texts, device) end)
@@ -95,12 +88,4 @@ defmodule MiniLM.Bumblebee do
   end
 end
 
-[device, folder, tokens] = System.argv()
-device = String.to_atom(device)
-
-if EMLX.device_available?(device) do
-  MiniLM.Bumblebee.run(device, folder, tokens)
-else
-  IO.puts(:stderr, "demo: MLX finds no GPU here")
-  exit({:shutdown, 1})
-end
+MiniLM.Report.main(&MiniLM.Bumblebee.run/3)

@@ -19,15 +19,12 @@ defmodule MiniLM.Demo do
     {batch, length} = fused.size
     batches = for rows <- Enum.chunk_every(rows, batch), do: pad(Enum.map(rows, &elem(&1, 0)), fused.size, device)
 
-    where = device |> to_string() |> String.upcase()
+    how = "by examples/minilm/minilm.emlx, the saved program of Bumblebee's model after EMLXBumblebee.rewrite"
+    Report.title(device, rows, fused.size, how)
 
-    IO.puts("""
-
-    MiniLM on the #{where}: #{length(rows)} sentences, in batches of #{batch} x #{length} tokens
-    by examples/minilm/minilm.emlx, the saved program of Bumblebee's model after EMLXBumblebee.rewrite
-
-    Kernels used (of the program's #{fused.program.size} instructions; the model as it is has #{composed.program.size})\
-    """)
+    IO.puts(
+      "Kernels used (of the program's #{fused.program.size} instructions; the model as it is has #{composed.program.size})"
+    )
 
     for {kernel, count} <- kernels(fused.program, device), do: Report.line(kernel, "#{count}")
 
@@ -85,12 +82,4 @@ defmodule MiniLM.Demo do
   end
 end
 
-[device, model, tokens] = System.argv()
-device = String.to_atom(device)
-
-if EMLX.device_available?(device) do
-  MiniLM.Demo.run(device, model, tokens)
-else
-  IO.puts(:stderr, "demo: MLX finds no GPU here")
-  exit({:shutdown, 1})
-end
+MiniLM.Report.main(&MiniLM.Demo.run/3)

@@ -10,6 +10,28 @@ defmodule MiniLM.Report do
   # Of the embeddings from the reference's, whose entries are about 0.05.
   @limit 1.0e-5
 
+  @doc """
+  Calls `run` with what script/demo gives as arguments: the device, the model's folder and token_ids.py's output. Ends the VM with an
+  error where the device is absent.
+  """
+  def main(run) do
+    [device, folder, tokens] = System.argv()
+    device = if device == "gpu", do: :gpu, else: :cpu
+
+    if EMLX.device_available?(device) do
+      run.(device, folder, tokens)
+    else
+      IO.puts(:stderr, "demo: MLX finds no GPU here")
+      exit({:shutdown, 1})
+    end
+  end
+
+  @doc "What is run, where and how."
+  def title(device, rows, {batch, length}, how) do
+    where = device |> to_string() |> String.upcase()
+    IO.puts("\nMiniLM on the #{where}: #{length(rows)} sentences, in batches of #{batch} x #{length} tokens\n#{how}\n")
+  end
+
   @doc "The rows of token_ids.py's output: `{ids, sentence}` each."
   def sentences(path) do
     for line <- File.stream!(path) do
