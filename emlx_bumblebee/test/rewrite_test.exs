@@ -193,18 +193,10 @@ defmodule EMLXBumblebee.RewriteTest do
     end
   end
 
-  defmodule NoCompiler do
-    @behaviour Nx.Defn.Compiler
-    def __jit__(_key, _vars, _fun, _args, _opts), do: raise("the default compiler is not to be asked")
-    def __compile__(_key, _vars, _fun, _opts), do: raise("the default compiler is not to be asked")
-    def __partitions_options__(_opts), do: []
-    def __to_backend__(_opts), do: {Nx.BinaryBackend, []}
-  end
-
   test "a block that is composed does not start the default compiler, which may be at work" do
     query = Nx.iota({1, 3, 2, 4}, type: :f64)
     expected = EMLXBumblebee.attention(query, query, query, causal: true)
-    before = Nx.Defn.default_options(compiler: NoCompiler)
+    before = Nx.Defn.default_options(compiler: EMLX.NoCompiler)
 
     try do
       run = fn -> query |> on(EMLX.Backend) |> then(&EMLXBumblebee.attention(&1, &1, &1, causal: true)) end
@@ -250,12 +242,12 @@ defmodule EMLXBumblebee.RewriteTest do
     table = info |> EMLXBumblebee.rewrite() |> EMLXBumblebee.explain()
 
     assert table =~
-             "causal, a window of 3 and 3, heads that are not repeated; composed with output_attentions: true or a mask of heads"
+             "causal, a window of 3 and 3, heads that are not repeated; composed only with output_attentions: true or a mask of heads"
 
     assert table =~ "blocks: 9 of 9 layers"
 
     assert Models.info(:bert) |> EMLXBumblebee.rewrite() |> EMLXBumblebee.explain() =~
-             "  composed with output_attentions: true, a mask of heads or dropout while training"
+             "  composed only with output_attentions: true, a mask of heads or dropout while training"
 
     assert EMLXBumblebee.explain(EMLXBumblebee.rewrite(Models.info(:bart))) =~ "the weights are computed besides"
     refute EMLXBumblebee.explain(EMLXBumblebee.rewrite(Models.info(:bert))) =~ "the weights are computed besides"

@@ -198,8 +198,8 @@ defmodule EMLXBumblebee.Graph do
     ]
 
     case Enum.filter(does, & &1) do
-      [] -> "composed with #{either(composed)}"
-      does -> "#{Enum.join(does, ", ")}; composed with #{either(composed)}"
+      [] -> "composed only with #{either(composed)}"
+      does -> "#{Enum.join(does, ", ")}; composed only with #{either(composed)}"
     end
   end
 
