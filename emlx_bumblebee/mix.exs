@@ -44,7 +44,7 @@ defmodule EMLXBumblebee.MixProject do
   defp compilers(true), do: Mix.compilers()
   defp compilers(false), do: [:emlx_libraries | Mix.compilers()]
 
-  defp elixirc_paths(:test), do: ["lib", "test/support"]
+  defp elixirc_paths(:test), do: ["lib", "test/support", Path.expand("../test/support/nx/no_compiler.ex", __DIR__)]
   defp elixirc_paths(_), do: ["lib"]
 
   defp hex?, do: Code.ensure_loaded?(Hex)

@@ -174,19 +174,11 @@ defmodule EMLXAxon.RewriteTest do
     end
   end
 
-  defmodule NoCompiler do
-    @behaviour Nx.Defn.Compiler
-    def __jit__(_key, _vars, _fun, _args, _opts), do: raise("the default compiler is not to be asked")
-    def __compile__(_key, _vars, _fun, _opts), do: raise("the default compiler is not to be asked")
-    def __partitions_options__(_opts), do: []
-    def __to_backend__(_opts), do: {Nx.BinaryBackend, []}
-  end
-
   test "a block that is composed does not start the default compiler, which may be at work" do
     {x, gamma, beta} = {random({2, 5}, {:f, 16}), random({5}, {:f, 16}), random({5}, {:f, 16})}
     expected = Axon.Layers.layer_norm(x, gamma, beta)
     [x, gamma, beta] = Enum.map([x, gamma, beta], &copy(&1, backend()))
-    before = Nx.Defn.default_options(compiler: NoCompiler)
+    before = Nx.Defn.default_options(compiler: EMLX.NoCompiler)
 
     try do
       {actual, told} = told(fn -> EMLXAxon.Layers.layer_norm(x, gamma, beta) end)

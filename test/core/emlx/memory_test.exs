@@ -74,7 +74,7 @@ defmodule EMLX.MemoryTest do
   @tag timeout: 300_000
   test "a chain of a million operations with no read between runs in bounded memory" do
     one = Array.scalar(1, :s64)
-    rss = fn -> resident() end
+    rss = fn -> EMLX.Resident.bytes() end
     before = rss.()
     last = Enum.reduce(1..1_000_000, one, fn _, acc -> Ops.add(acc, one) end)
     grown = rss.() - before
@@ -117,13 +117,5 @@ defmodule EMLX.MemoryTest do
     cycles.(10_000)
     Process.sleep(50)
     assert Memory.active() == before
-  end
-
-  # Bytes that the process occupies, where the system tells.
-  defp resident do
-    case File.read("/proc/self/statm") do
-      {:ok, text} -> (text |> String.split() |> Enum.at(1) |> String.to_integer()) * 4096
-      {:error, _} -> 0
-    end
   end
 end

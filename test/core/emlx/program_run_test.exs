@@ -95,10 +95,10 @@ defmodule EMLX.ProgramRunTest do
       end
 
       Task.await(Task.async(fn -> runs.(100) end), :infinity)
-      {active, resident} = {settled(), resident()}
+      {active, resident} = {settled(), EMLX.Resident.bytes()}
       Task.await(Task.async(fn -> runs.(10_000) end), :infinity)
       assert settled() <= active
-      assert resident() - resident < 64 * @mib
+      assert EMLX.Resident.bytes() - resident < 64 * @mib
     end
 
     test "a program that is dropped gives its constants back" do
@@ -380,14 +380,6 @@ defmodule EMLX.ProgramRunTest do
 
     for _ <- 1..3 do
       assert {"", 0} = System.cmd("elixir", paths ++ ["-e", code], stderr_to_stdout: true)
-    end
-  end
-
-  # Bytes that the process occupies, where the system tells.
-  defp resident do
-    case File.read("/proc/self/statm") do
-      {:ok, text} -> (text |> String.split() |> Enum.at(1) |> String.to_integer()) * 4096
-      {:error, _} -> 0
     end
   end
 end
