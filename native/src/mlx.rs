@@ -227,6 +227,84 @@ pub fn device_is_available(device: Device) -> bool {
     status == 0 && available
 }
 
+/// What NVIDIA's driver says of itself, where libmlx is one for CUDA.
+pub struct CudaDriver {
+    /// The version of CUDA that libmlx and its libraries are of: 12 or 13.
+    pub of_mlx: u32,
+    /// The newest CUDA that the driver serves: 12.4 is 12040.
+    pub of_driver: u32,
+    /// Why the driver has no device, in its own words.
+    pub failure: Option<String>,
+}
+
+/// None where libmlx is for the CPU alone. The driver is asked directly: MLX says how many devices there are, and not why none is.
+#[cfg(target_os = "linux")]
+pub fn cuda_driver() -> Option<CudaDriver> {
+    type Init = unsafe extern "C" fn(flags: u32) -> c_int;
+    type Version = unsafe extern "C" fn(version: *mut c_int) -> c_int;
+    type Words = unsafe extern "C" fn(error: c_int, words: *mut *const c_char) -> c_int;
+
+    let mut is_cuda = false;
+    // SAFETY: only fills in the flag.
+    if unsafe { sys::mlx_cuda_is_available(&mut is_cuda) } != 0 || !is_cuda {
+        return None;
+    }
+    // What is loaded already, if anything.
+    let loaded = |name: &CStr| {
+        // SAFETY: the name ends in NUL; the flag has nothing loaded.
+        let library = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_LAZY | libc::RTLD_NOLOAD) };
+        (!library.is_null()).then_some(library)
+    };
+    let of_mlx = if loaded(c"libnvrtc.so.12").is_some() {
+        12
+    } else {
+        13
+    };
+    let mut driver = CudaDriver {
+        of_mlx,
+        of_driver: 0,
+        failure: None,
+    };
+    // libmlx does not load without it.
+    let library = loaded(c"libcuda.so.1")?;
+    let function = |name: &CStr| {
+        // SAFETY: the library stays loaded for the life of the process.
+        let address = unsafe { libc::dlsym(library, name.as_ptr()) };
+        (!address.is_null()).then_some(address)
+    };
+    // SAFETY: these are the functions of CUDA's driver API of those names, which have had these types since CUDA 6.
+    unsafe {
+        if let Some(address) = function(c"cuDriverGetVersion") {
+            let mut version = 0;
+            if std::mem::transmute::<*mut c_void, Version>(address)(&mut version) == 0 {
+                driver.of_driver = u32::try_from(version).unwrap_or(0);
+            }
+        }
+        let status = match function(c"cuInit") {
+            Some(address) => std::mem::transmute::<*mut c_void, Init>(address)(0),
+            None => 0,
+        };
+        if status != 0 {
+            let mut words: *const c_char = std::ptr::null();
+            if let Some(address) = function(c"cuGetErrorString") {
+                std::mem::transmute::<*mut c_void, Words>(address)(status, &mut words);
+            }
+            let words = if words.is_null() {
+                "an unknown error".into()
+            } else {
+                CStr::from_ptr(words).to_string_lossy()
+            };
+            driver.failure = Some(format!("cuInit gives {status}, {words}"));
+        }
+    }
+    Some(driver)
+}
+
+#[cfg(not(target_os = "linux"))]
+pub fn cuda_driver() -> Option<CudaDriver> {
+    None
+}
+
 /// What MLX knows of a device: name, memory, architecture, as MLX names them.
 pub fn device_info(device: Device) -> Result<Vec<(String, InfoValue)>> {
     let handle = device_handle(device);
