@@ -8,6 +8,7 @@ defmodule EMLX do
     * `EMLX.Program` - many operations replayed by one native call
     * `EMLX.Queue` - where and in which order arrays are evaluated
     * `EMLX.Memory`, `EMLX.Safetensors` - memory figures and files
+    * `EMLX.Telemetry` - spans of what is computed, run, traced and moved, and a table of where the time goes
 
   ## NVIDIA GPUs
 
@@ -44,8 +45,7 @@ defmodule EMLX do
     * `:max_concurrency` - the number of partitions, each with a queue, for an `Nx.Serving` with `partitions: true`
     * `:cache` - `false` to trace at each call. Up to `config :emlx, compiler_cache: 1000` functions are kept, the ones used last
 
-  Telemetry, with measurements `%{duration: native_time}`: `[:emlx, :compile, :stop]` for each trace, metadata `:key` and
-  `:instructions`; `[:emlx, :compile, :evaluate]` where the evaluator takes over, metadata `:key` and `:reason`.
+  Telemetry tells of each trace and each run (`EMLX.Telemetry`).
   """
 
   if match?({:module, _}, Code.ensure_compiled(EMLX.Compiler)) do
@@ -105,7 +105,7 @@ defmodule EMLX do
   def eval(arrays, opts \\ []) do
     refs = refs(arrays)
     target = Queue.target(opts)
-    Native.await!(&Native.eval(refs, target, &1))
+    Native.await!(:eval, opts, &Native.eval(refs, target, &1))
     arrays
   end
 

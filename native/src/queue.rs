@@ -186,9 +186,7 @@ pub enum Pushed {
 impl Shared {
     /// Starts a queue. Streams outlive their queues (MLX cannot end one), so a new queue takes over the stream of a closed one.
     pub fn start(device: Device) -> Result<Arc<Shared>> {
-        if !device.is_available() {
-            return Err(Reason::NoDevice(device.name()).into());
-        }
+        device.require()?;
         let idle = free_streams(device).pop();
         let stream = match idle {
             Some(stream) => stream,

@@ -185,7 +185,7 @@ defmodule EMLX.Program do
     {names, opts} = Keyword.pop(opts, :names, program.constant_names || %{})
     names = constant_names(names, program.constants)
     target = Queue.target(opts)
-    Native.await!(&Native.program_save(program.ref, to_string(path), names, target, &1))
+    Native.await!(:save, opts, &Native.program_save(program.ref, to_string(path), names, target, &1))
   end
 
   defp constant_names(names, _count) when is_list(names), do: names
@@ -217,6 +217,7 @@ defmodule EMLX.Program do
     * `:calls` - `%{id => fun}`, a function for each `:call` of the program. It runs in the calling process, takes the list of
       the call's inputs and gives the list of its outputs. Where it raises, the run ends and the exception goes on.
     * `:device`, `:queue` - where to run, as for `EMLX.Ops.run/3`
+    * `:function` - what telemetry calls the run (`EMLX.Telemetry`): the compiler gives the function that the program is of
 
   Raises `EMLX.Error` when the inputs do not fit, when an instruction does not fit what it is given, and when the queue is
   closed meanwhile. `ArgumentError` names a call that there is no function for.
@@ -224,16 +225,26 @@ defmodule EMLX.Program do
   @spec run(t, [Array.t()] | %{String.t() => Array.t()}, keyword) :: [Array.t()]
   def run(%__MODULE__{} = program, arrays, opts \\ []) do
     {calls, opts} = Keyword.pop(opts, :calls, %{})
+    {function, opts} = Keyword.pop(opts, :function)
     check_calls(program, calls)
     inputs = refs(program, arrays)
     target = Queue.target(opts)
-    tag = make_ref()
+    metadata = %{program: program, function: function, device: Queue.device(opts), queue: Queue.of(opts)}
 
-    case start(program, inputs, target, tag) do
+    outputs =
+      EMLX.Telemetry.span(:run, %{instructions: program.size}, metadata, fn ->
+        tag = make_ref()
+
+        case start(program, inputs, target, tag) do
+          {:error, error} -> raise EMLX.Error, error
+          :ok -> {{:ok, await(tag, calls)}, %{}, %{}}
+          built -> {built, %{}, %{}}
+        end
+      end)
+
+    case outputs do
       {:ok, outputs} -> outputs
       {:wait, outputs} -> EMLX.eval(outputs, opts)
-      {:error, error} -> raise EMLX.Error, error
-      :ok -> await(tag, calls)
     end
   end
 

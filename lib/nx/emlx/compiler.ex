@@ -103,7 +103,10 @@ defmodule EMLX.Compiler do
   end
 
   defp trace(key, vars, fun, opts) do
-    start = System.monotonic_time()
+    told(key, opts, fn -> traced(key, vars, fun, opts) end)
+  end
+
+  defp traced(key, vars, fun, opts) do
     {expr, outputs} = expression(vars, fun)
     templates = for var <- Composite.flatten_list(vars), do: Nx.devectorize(var)
 
@@ -111,8 +114,8 @@ defmodule EMLX.Compiler do
       {used, constants, calls, instructions, results} = record(expr, templates, %{}, opts)
       inputs = for i <- used, do: input(Enum.at(templates, i), "arg#{i}")
       program = Program.new(inputs, instructions, results, constants: constants, fuse: opts.fuse)
-      told(:stop, start, key, %{instructions: program.size})
-      {:program, %{program: program, used: used, outputs: outputs, calls: calls}}
+      compiled = {:program, %{program: program, used: used, outputs: outputs, calls: calls, function: key}}
+      {compiled, size(program), %{path: :program, reason: nil}}
     rescue
       error ->
         case untraceable(error, __STACKTRACE__) do
@@ -120,8 +123,8 @@ defmodule EMLX.Compiler do
             reraise error, __STACKTRACE__
 
           error when opts.on_unsupported == :evaluate ->
-            told(:evaluate, start, key, %{reason: Exception.message(error)})
-            {:evaluate, Nx.Defn.Evaluator.__compile__(key, vars, fun, hooks: opts.hooks)}
+            evaluated = {:evaluate, Nx.Defn.Evaluator.__compile__(key, vars, fun, hooks: opts.hooks)}
+            {evaluated, %{}, %{path: :evaluate, reason: Exception.message(error)}}
 
           error ->
             reraise error, __STACKTRACE__
@@ -156,6 +159,14 @@ defmodule EMLX.Compiler do
     {names, opts} = Keyword.pop(opts, :names)
     names = argument_names(names, args)
     opts = options(opts)
+
+    told(fun, opts, fn ->
+      program = program(fun, args, names, opts)
+      {program, size(program), %{path: :program, reason: nil}}
+    end)
+  end
+
+  defp program(fun, args, names, opts) do
     leaves = args |> Enum.zip(names) |> Enum.flat_map(fn {arg, name} -> Path.names(arg, name) end)
     {vars, fun} = Capture.expression(fun, args)
     {expr, outputs} = expression(vars, fun)
@@ -234,10 +245,10 @@ defmodule EMLX.Compiler do
     result
   end
 
-  defp told(event, start, key, metadata) do
-    measurements = %{duration: System.monotonic_time() - start}
-    :telemetry.execute([:emlx, :compile, event], measurements, Map.put(metadata, :key, key))
-  end
+  defp told(function, opts, fun),
+    do: EMLX.Telemetry.span(:trace, %{}, %{function: function, device: opts.device}, fun)
+
+  defp size(program), do: %{instructions: program.size, constants: program.constants}
 
   # ---- what cannot be traced ----
 
@@ -272,9 +283,10 @@ defmodule EMLX.Compiler do
     result
   end
 
-  defp call({:program, %{program: program, used: used, outputs: outputs, calls: calls}}, params, opts) do
+  defp call({:program, compiled}, params, opts) do
+    %{program: program, used: used, outputs: outputs, calls: calls, function: function} = compiled
     arrays = params |> pick(used, 0) |> Enum.map(&array(&1, opts.device))
-    results = Program.run(program, arrays, [calls: calls] ++ target(opts))
+    results = Program.run(program, arrays, [calls: calls, function: function] ++ target(opts))
     {result, []} = Composite.traverse(outputs, results, &output/2)
     result
   end
