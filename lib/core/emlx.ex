@@ -102,7 +102,10 @@ defmodule EMLX do
       3
   """
   @spec eval(arrays, keyword) :: arrays when arrays: Array.t() | [Array.t()]
-  def eval(arrays, opts \\ []) do
+  def eval(arrays, opts \\ [])
+  def eval([], _opts), do: []
+
+  def eval(arrays, opts) do
     refs = refs(arrays)
     target = Queue.target(opts)
     Native.await!(:eval, opts, &Native.eval(refs, target, &1))

@@ -43,8 +43,8 @@ defmodule EMLX.Array do
   # A copy of more than this takes longer than a scheduler should be held.
   @large_binary 1_048_576
 
-  # One of less is as quick as an operation, and as little to be told of.
-  @told_binary 4096
+  # Copying one of less takes hardly longer than telling of it.
+  @told_binary 65_536
 
   @doc """
   An array from the bytes of its elements, row by row, in native byte order. The bytes are copied.

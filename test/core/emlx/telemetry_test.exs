@@ -114,12 +114,12 @@ defmodule EMLX.TelemetryTest do
       assert {_, _, %{kind: :throw, reason: :out}} = List.last(events)
     end
 
-    test "a transfer is told from 4 KiB on, with where from and where to" do
+    test "a transfer is told from 64 KiB on, with where from and where to" do
       device = device()
-      {_, events} = told(fn -> Array.from_binary(:binary.copy(<<0>>, 4096), {1024}, :f32, device: device) end)
-      assert [{_, %{bytes: 4096}, _}, {[:transfer, :stop], %{bytes: 4096, duration: _}, metadata}] = events
+      {_, events} = told(fn -> Array.from_binary(:binary.copy(<<0>>, 65_536), {16_384}, :f32, device: device) end)
+      assert [{_, %{bytes: 65_536}, _}, {[:transfer, :stop], %{bytes: 65_536, duration: _}, metadata}] = events
       assert %{from: :host, to: ^device, queue: nil} = metadata
-      assert {_, []} = told(fn -> Array.from_binary(:binary.copy(<<0>>, 4092), {1023}, :f32) end)
+      assert {_, []} = told(fn -> Array.from_binary(:binary.copy(<<0>>, 65_532), {16_383}, :f32) end)
 
       assert {_, [_, {_, %{bytes: bytes}, _}]} =
                told(fn -> Array.from_binary(:binary.copy(<<0>>, 2_000_000), {2_000_000}, :u8) end)
