@@ -14,7 +14,8 @@ defmodule EMLX do
 
   `config :emlx, tf32: true` lets products of f32 round their operands to 10 bits, for speed; the default is f32. It is read when the
   application starts; an environment variable `MLX_ENABLE_TF32` goes before it. What has no kernel on the GPU (linear algebra,
-  scatters of 64-bit types, arrays without elements) is computed on the CPU and copied.
+  scatters of 64-bit types, arrays without elements) is computed on the CPU and copied. The guide [On NVIDIA GPUs](cuda.html) has what
+  differs, and what to do where no GPU is found.
 
   ## Compiler
 
@@ -123,7 +124,19 @@ defmodule EMLX do
   defp refs(arrays) when is_list(arrays), do: for(%Array{ref: ref} <- arrays, do: ref)
 
   @doc """
-  What is known of a device: name, memory, architecture. Options: `:device`, the GPU where there is one by default.
+  What MLX knows of a device, by MLX's names. Options: `:device`, the GPU where there is one by default.
+
+    * On the CPU: `"device_name"`, the processor's, and `"architecture"`, `"x86_64"` or `"arm64"`
+    * On CUDA: `"device_name"`, `"architecture"` (`"sm_90"`), `"compute_capability_major"` and `"compute_capability_minor"`, `"uuid"`,
+      `"pci_bus_id"`, and in bytes `"total_memory"` and `"free_memory"`, which is what is free at the time of the call
+    * On Metal: `"device_name"`, `"architecture"`, and in bytes `"memory_size"`, `"max_buffer_length"` and
+      `"max_recommended_working_set_size"`; `"resource_limit"`, the most buffers
+
+  Raises `EMLX.Error` of kind `:no_device` where the device is not there; the error says why, and what to do.
+
+      iex> info = EMLX.device_info(device: :cpu)
+      iex> is_binary(info["device_name"]) and is_binary(info["architecture"])
+      true
   """
   @spec device_info(keyword) :: %{String.t() => String.t() | non_neg_integer}
   def device_info(opts \\ []) do
@@ -131,7 +144,9 @@ defmodule EMLX do
     Map.new(Native.call!(Native.device_info(device)))
   end
 
-  @doc "Whether a device is there."
+  @doc """
+  Whether a device is there. The CPU always is, except with MLX for CUDA where CUDA has no GPU to use: then nothing is.
+  """
   @spec device_available?(:cpu | :gpu) :: boolean
   def device_available?(device), do: Native.call!(Native.device_available(device))
 
