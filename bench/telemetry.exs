@@ -8,6 +8,7 @@ binary = :binary.copy(<<0>>, 65_536)
 [one, ten, hundred] = Enum.map([1, 10, 100], chain)
 
 calls = [
+  {"a span alone", fn -> Telemetry.span(:run, %{instructions: 1}, %{function: nil}, fn -> {nil, %{}, %{}} end) end},
   {"run of 1 instruction", fn -> Program.run(one, [x]) end},
   {"run of 10 instructions", fn -> Program.run(ten, [x]) end},
   {"run of 100 instructions", fn -> Program.run(hundred, [x]) end},

@@ -27,6 +27,8 @@ defmodule EMLX.TelemetryTest do
     def tell([:emlx | event], measurements, metadata, {test, id}),
       do: if(self() == test, do: send(test, {id, {event, measurements, metadata}}))
 
+    def refuse(_event, _measurements, _metadata, _config), do: raise("no")
+
     defp events(id) do
       receive do
         {^id, event} -> [event | events(id)]
@@ -144,7 +146,7 @@ defmodule EMLX.TelemetryTest do
 
     test "a handler that raises does not harm the call" do
       id = make_ref()
-      :telemetry.attach(id, [:emlx, :eval, :start], fn _, _, _, _ -> raise "no" end, nil)
+      :telemetry.attach(id, [:emlx, :eval, :start], &__MODULE__.refuse/4, nil)
       log = ExUnit.CaptureLog.capture_log(fn -> assert Array.to_list(sum(5)) == 5.0 end)
       assert log =~ "has failed and has been detached"
       assert :telemetry.list_handlers([:emlx, :eval, :start]) == []
