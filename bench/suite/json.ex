@@ -3,16 +3,11 @@ defmodule EMLX.Bench.JSON do
   Writes the results file. Small, since Elixir has JSON of its own only from 1.18 on, and this keeps the order of what it is given.
   """
 
-  @doc """
+  @doc ~S"""
   JSON, indented. A list of `{key, value}` is an object in that order; maps are sorted by key; atoms are strings.
 
-      iex> EMLX.Bench.JSON.encode([name: "a\\nb", runs: [1, 2.5], none: nil]) |> IO.puts()
-      {
-        "name": "a\\\\nb",
-        "runs": [1, 2.5],
-        "none": null
-      }
-      :ok
+      iex> EMLX.Bench.JSON.encode(name: "a \"b\"", runs: [1, 2.5], none: nil)
+      "{\n  \"name\": \"a \\\"b\\\"\",\n  \"runs\": [1, 2.5],\n  \"none\": null\n}"
   """
   def encode(value), do: value |> encode(0) |> IO.iodata_to_binary()
 

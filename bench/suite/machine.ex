@@ -18,7 +18,7 @@ defmodule EMLX.Bench.Machine do
         [
           emlx: version(:emlx),
           mlx: mlx(text.("MLX")),
-          blas: text.("BLAS"),
+          blas: with(path when path != nil <- text.("BLAS"), do: Path.basename(path)),
           nx: version(:nx),
           axon: version(:axon),
           bumblebee: version(:bumblebee),

@@ -19,7 +19,7 @@ defmodule EMLX.Bench.Options do
   """
   def parse(arguments, names) do
     {switches, parts, invalid} = OptionParser.parse(arguments, strict: @switches)
-    unknown = parts -- names
+    unknown = Enum.uniq(parts) -- names
 
     cond do
       invalid != [] -> {:error, invalid(hd(invalid))}

@@ -11,14 +11,15 @@ defmodule EMLX.Bench.Part do
     @moduledoc """
     What is measured in turn.
 
-      * `:sides` - `[{name, fun}]`; the function gives microseconds or bytes, or `{:skip, reason}` as the first thing it gives
+      * `:sides` - `[{name, fun}]`; the function gives microseconds or bytes
       * `:rows` - `[{label, side here, [sides that it is compared with]}]`; sides that are not among `:sides` are left out
       * `:unit` - `:time` (microseconds) or `:bytes`
       * `:point` - nil, or `{panel, x}` for what belongs to a chart of growth
+      * `:missing` - `[message]`, what was to be compared and could not be
       * `:tidy` - called at the end
     """
     @enforce_keys [:sides, :rows]
-    defstruct [:sides, :rows, :point, unit: :time, tidy: nil]
+    defstruct [:sides, :rows, :point, unit: :time, missing: [], tidy: nil]
   end
 
   @type context :: %{

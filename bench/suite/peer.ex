@@ -5,6 +5,8 @@ defmodule EMLX.Bench.Peer do
   passed over.
   """
 
+  use GenServer
+
   @enforce_keys [:name, :owner]
   defstruct [:name, :owner, versions: []]
 
@@ -24,7 +26,7 @@ defmodule EMLX.Bench.Peer do
         if(opts[:cd], do: [{:cd, opts[:cd]}], else: [])
 
     # A process that outlives each group's, for the answers go to the one that opened the port.
-    {:ok, owner} = Agent.start_link(fn -> Port.open({:spawn_executable, executable}, settings) end)
+    {:ok, owner} = GenServer.start_link(__MODULE__, {executable, settings})
     peer = %__MODULE__{name: name, owner: owner}
     versions = call!(peer, "versions", [])
     %{peer | versions: Enum.map(versions, &(&1 |> String.split("=", parts: 2) |> List.to_tuple()))}
@@ -34,20 +36,28 @@ defmodule EMLX.Bench.Peer do
   def call!(%__MODULE__{owner: owner, name: name}, command, words) do
     line = Enum.map_join([command | words], " ", &(&1 |> to_string() |> URI.encode_www_form()))
 
-    case Agent.get(owner, &ask(&1, line <> "\n"), :infinity) do
+    case GenServer.call(owner, line <> "\n", :infinity) do
       {:ok, words} -> words
       {:error, message} -> raise "#{name} #{message}"
     end
   end
 
-  defp ask(port, line) do
+  @impl true
+  def init({executable, settings}), do: {:ok, Port.open({:spawn_executable, executable}, settings)}
+
+  @impl true
+  def handle_call(line, _from, port) do
     if Port.info(port) do
       Port.command(port, line)
-      answer(port)
+      {:reply, answer(port), port}
     else
-      {:error, "has ended"}
+      {:reply, {:error, "has ended"}, port}
     end
   end
+
+  # What it prints between two commands.
+  @impl true
+  def handle_info(_message, port), do: {:noreply, port}
 
   defp answer(port) do
     receive do
@@ -79,7 +89,7 @@ defmodule EMLX.Bench.Peer do
   def drop(peer, number), do: call!(peer, "drop", [number])
 
   @doc "Ends the program."
-  def stop(%__MODULE__{owner: owner}), do: Agent.stop(owner)
+  def stop(%__MODULE__{owner: owner}), do: GenServer.stop(owner)
 
   # Python's nan and inf read as a number that agrees with nothing.
   defp to_number(text) do

@@ -42,7 +42,9 @@ defmodule EMLX.Bench.Report do
         %{label: label, here: here, figure: mine, against: others, unit: group.unit, point: group.point}
       end
 
-    %{name: name, rows: rows, failures: for({:error, name, message} <- groups, do: {name, message})}
+    failed = for {:error, name, message} <- groups, do: {name, message}
+    missing = for {:ok, name, group, _} <- groups, message <- group.missing, do: {name, message}
+    %{name: name, rows: rows, failures: failed ++ missing}
   end
 
   @doc "A part as text."

@@ -62,6 +62,7 @@ defmodule EMLX.Bench.Statistics do
       ["0.0123", "1.00", "98.8", "1235"]
   """
   def digits(number) when number == 0, do: "0"
+  def digits(number) when abs(number) >= 1.0e15, do: :erlang.float_to_binary(number * 1.0, scientific: 2)
 
   def digits(number) do
     before =

@@ -55,6 +55,7 @@ defmodule EMLX.Bench.Parts.Models do
         {title, "EMLX", ["Python MLX", "XLA"]},
         {title, "Bumblebee rewritten", ["Bumblebee as it is", "Python MLX", "XLA"]}
       ],
+      missing: missing(peers ++ bumblebee),
       tidy: fn -> drop(peers ++ bumblebee) end
     }
   end
@@ -68,6 +69,7 @@ defmodule EMLX.Bench.Parts.Models do
     %Group{
       sides: sides(bumblebee ++ peers),
       rows: [{"#{title(spec)}, #{type}, evaluator", "Bumblebee rewritten", ["Bumblebee as it is", "Python MLX"]}],
+      missing: missing(peers ++ bumblebee),
       tidy: fn -> drop(peers ++ bumblebee) end
     }
   end
@@ -83,6 +85,7 @@ defmodule EMLX.Bench.Parts.Models do
         {"EMLX in #{main}", fn -> Measure.time(other.run) end} | sides(peers)
       ],
       rows: [{"#{title(spec)}, #{type}", "EMLX", ["Python MLX", "EMLX in #{main}"]}],
+      missing: missing(peers),
       tidy: fn -> drop(peers) end
     }
   end
@@ -110,6 +113,7 @@ defmodule EMLX.Bench.Parts.Models do
         {"as it is", fn -> Measure.time(fn -> run.(composed) end) end} | sides(peers)
       ],
       rows: [{"encoder, #{batch} × #{length}, f32, saved", "saved program", ["as it is", "Python MLX"]}],
+      missing: missing(peers),
       tidy: fn -> drop(peers) end
     }
   end
@@ -152,11 +156,18 @@ defmodule EMLX.Bench.Parts.Models do
         []
 
       peer ->
-        number = Peer.define(peer, kind, options)
-        Inputs.check!(name, Peer.sample(peer, number), expected, type)
-        [{name, peer, number}]
+        try do
+          number = Peer.define(peer, kind, options)
+          Inputs.check!(name, Peer.sample(peer, number), expected, type)
+          [{name, peer, number}]
+        rescue
+          # The others are measured all the same.
+          error -> [{:missing, Exception.message(error)}]
+        end
     end
   end
+
+  defp missing(defined), do: for({:missing, message} <- defined, do: message)
 
   defp sides(defined), do: for({name, peer, number} <- defined, do: {name, fn -> Peer.time(peer, number) end})
 
