@@ -7,6 +7,8 @@ defmodule EMLX.Bench.Chart do
   alias EMLX.Bench.Statistics
 
   @width 860
+  # Of a character on average, and a little more.
+  @character 6.9
   @font 12
   @row 20
 
@@ -15,7 +17,7 @@ defmodule EMLX.Bench.Chart do
   .ground { fill: #ffffff } .text { fill: #1f2328 } .faint { fill: #59636e } .grid { stroke: #d1d9e0 } .one { stroke: #59636e }
   .c0 { fill: #0969da; stroke: #0969da } .c1 { fill: #bc4c00; stroke: #bc4c00 } .c2 { fill: #1a7f37; stroke: #1a7f37 }
   .c3 { fill: #8250df; stroke: #8250df } .c4 { fill: #bf3989; stroke: #bf3989 } .line { fill: none; stroke-width: 2 }
-  text { font: #{@font}px system-ui, sans-serif; stroke: none } .title { font-size: 15px; font-weight: 600 }
+  text { font-family: system-ui, sans-serif; font-size: #{@font}px; stroke: none } .title { font-size: 15px; font-weight: 600 }
   @media (prefers-color-scheme: dark) {
   .ground { fill: #0d1117 } .text { fill: #f0f6fc } .faint { fill: #9198a1 } .grid { stroke: #3d444d } .one { stroke: #9198a1 }
   .c0 { fill: #4493f8; stroke: #4493f8 } .c1 { fill: #f0883e; stroke: #f0883e } .c2 { fill: #3fb950; stroke: #3fb950 }
@@ -31,7 +33,9 @@ defmodule EMLX.Bench.Chart do
   def ratios(title, axis, rows) do
     names = for({_, _, ratios} <- rows, {name, _} <- ratios, do: name) |> Enum.uniq()
     values = for {_, _, ratios} <- rows, {_, ratio} <- ratios, do: ratio
-    {left, right, top} = {330, @width - 90, 70}
+    widest = rows |> Enum.map(fn {label, _, _} -> String.length(label) end) |> Enum.max()
+    left = max(widest * @character + 30, 120)
+    {right, top} = {left + 440, 70}
     bottom = top + @row * length(rows)
     {low, high} = powers([1 | values], 2)
     x = fn value -> place(value, low, high, left, right) end
@@ -60,8 +64,8 @@ defmodule EMLX.Bench.Chart do
         ]
       end
 
-    [ticks, dots, legend(names, left, 46), text((left + right) / 2, bottom + 40, axis, "text", "middle")]
-    |> document(title, bottom + 56)
+    [ticks, dots, legend(names, 20, 46), text((left + right) / 2, bottom + 40, axis, "text", "middle")]
+    |> document(title, right + 90, bottom + 56)
   end
 
   @doc """
@@ -78,7 +82,7 @@ defmodule EMLX.Bench.Chart do
         panel(panel, names, {rem(i, columns) * width, 60 + div(i, columns) * height, width, height})
       end
 
-    document([drawn, legend(names, 20, 46)], title, 60 + height * ceil(length(panels) / columns))
+    document([drawn, legend(names, 20, 46)], title, @width, 60 + height * ceil(length(panels) / columns))
   end
 
   defp panel({label, unit, series}, names, {x0, y0, width, height}) do
@@ -156,7 +160,7 @@ defmodule EMLX.Bench.Chart do
     {pieces, _} =
       Enum.map_reduce(names, x, fn name, x ->
         {[dot(x + 5, y - 4, index(names, name), name), text(x + 16, y, name, "text", "start")],
-         x + 40 + String.length(name) * 6.6}
+         x + 40 + String.length(name) * @character}
       end)
 
     pieces
@@ -176,12 +180,12 @@ defmodule EMLX.Bench.Chart do
   defp text(x, y, text, class, anchor),
     do: ~s(<text class="#{class}" x="#{number(x)}" y="#{number(y)}" text-anchor="#{anchor}">#{escape(text)}</text>\n)
 
-  defp document(content, title, height) do
+  defp document(content, title, width, height) do
     IO.iodata_to_binary([
-      ~s(<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 #{@width} #{number(height)}" width="#{@width}" role="img">\n),
+      ~s(<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 #{number(width)} #{number(height)}" width="#{number(width)}" role="img">\n),
       "<title>#{escape(title)}</title>\n",
       @style,
-      ~s(<rect class="ground" width="#{@width}" height="#{number(height)}"/>\n),
+      ~s(<rect class="ground" width="#{number(width)}" height="#{number(height)}"/>\n),
       ~s(<text class="text title" x="20" y="26">#{escape(title)}</text>\n),
       content,
       "</svg>\n"

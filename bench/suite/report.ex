@@ -11,13 +11,21 @@ defmodule EMLX.Bench.Report do
     versions = for {name, version} <- machine[:versions], version != nil, do: "#{name} #{version}"
     load = if results.load_before, do: ", load #{results.load_before}"
     quick = if results.quick, do: " Quick: a look, not a measurement."
+    cores = machine[:cores]
+    busy? = is_number(results.load_before) and is_number(cores) and results.load_before > cores / 2
+
+    busy =
+      if busy?,
+        do: ["the machine is busy with other work: times are longer than they would be, and ratios less certain"],
+        else: []
+
     where = if results.device == :gpu, do: machine[:gpu] || "GPU", else: machine[:processor]
 
     [
       "EMLX on the #{String.upcase(to_string(results.device))}, #{results.date}.#{quick}",
       "#{where}; #{machine[:cores]} cores, #{machine[:memory]}#{load}",
       Enum.join(versions, ", ")
-      | results.notes
+      | busy ++ results.notes
     ]
     |> Enum.join("\n")
   end
@@ -36,7 +44,13 @@ defmodule EMLX.Bench.Report do
         others =
           for side <- against, figures[side] != nil do
             theirs = Statistics.summary(figures[side])
-            %{side: side, figure: theirs, ratio: Statistics.ratio(mine.median, theirs.median)}
+            # On a busy machine the least times are nearer to the truth, since other work only adds.
+            %{
+              side: side,
+              figure: theirs,
+              ratio: Statistics.ratio(mine.median, theirs.median),
+              least: Statistics.ratio(mine.least, theirs.least)
+            }
           end
 
         %{label: label, here: here, figure: mine, against: others, unit: group.unit, point: group.point}
@@ -49,7 +63,7 @@ defmodule EMLX.Bench.Report do
 
   @doc "A part as text."
   def text(part) do
-    heading = ["#{part.name}", "here", "median", "against", "median", "ratio", ""]
+    heading = ["#{part.name}", "here", "median", "against", "median", "ratio", "of least", ""]
 
     rows =
       for row <- part.rows,
@@ -59,16 +73,16 @@ defmodule EMLX.Bench.Report do
       end
 
     failures = for {name, message} <- part.failures, do: "\nfailed: #{name}: #{message}"
-    table = if rows == [], do: "#{part.name}: nothing to show", else: Table.text(heading, rows, left: [1, 3, 6])
+    table = if rows == [], do: "#{part.name}: nothing to show", else: Table.text(heading, rows, left: [1, 3, 7])
     table <> Enum.join(failures)
   end
 
-  defp against(nil, _unit), do: ["", "", "", ""]
+  defp against(nil, _unit), do: ["", "", "", "", ""]
 
   defp against(other, unit) do
     verdict = if unit == :time, do: Statistics.verdict(other.ratio), else: ""
-    ratio = if other.ratio, do: Statistics.digits(other.ratio), else: ""
-    [other.side, Statistics.text(other.figure.median, unit), ratio, verdict]
+    [ratio, least] = for ratio <- [other.ratio, other.least], do: if(ratio, do: Statistics.digits(ratio), else: "")
+    [other.side, Statistics.text(other.figure.median, unit), ratio, least, verdict]
   end
 
   @doc "Writes results.json and the charts into a folder; gives the files' names."
@@ -93,7 +107,10 @@ defmodule EMLX.Bench.Report do
       for part <- results.parts do
         rows =
           for row <- part.rows do
-            against = for other <- row.against, do: [side: other.side] ++ figure(other.figure) ++ [ratio: other.ratio]
+            against =
+              for other <- row.against,
+                  do: [side: other.side] ++ figure(other.figure) ++ [ratio: other.ratio, ratio_of_least: other.least]
+
             [case: row.label, unit: unit(row.unit), here: [side: row.here] ++ figure(row.figure), against: against]
           end
 
@@ -146,7 +163,13 @@ defmodule EMLX.Bench.Report do
   defp chart_label(%{here: here, label: label}), do: "#{label}, #{here}"
 
   defp panels(points) do
-    for {{axis, unit}, rows} <- Enum.sort(Enum.group_by(points, &{elem(&1.point, 0), &1.unit})) do
+    # Time on the left, memory on the right, a line for each axis.
+    keys = points |> Enum.map(&{elem(&1.point, 0), &1.unit}) |> Enum.uniq()
+    axes = keys |> Enum.map(&elem(&1, 0)) |> Enum.uniq()
+
+    for axis <- axes, unit <- [:time, :bytes], {axis, unit} in keys do
+      rows = Enum.filter(points, &(elem(&1.point, 0) == axis and &1.unit == unit))
+
       figures =
         for row <- rows, {side, figure} <- [{row.here, row.figure} | Enum.map(row.against, &{&1.side, &1.figure})] do
           {side, {elem(row.point, 1), figure.median}}

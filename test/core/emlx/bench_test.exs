@@ -106,7 +106,7 @@ defmodule EMLX.BenchTest do
 
     test "prints medians, the ratio and what failed; a side that was not there is left out", %{part: part} do
       text = Report.text(part)
-      assert text =~ ~r/a <case> & more +EMLX +2\.00 ms +Python MLX +4\.00 ms +0\.500 +2\.00 times as fast/
+      assert text =~ ~r/a <case> & more +EMLX +2\.00 ms +Python MLX +4\.00 ms +0\.500 +0\.250 +2\.00 times as fast/
       refute text =~ "XLA"
       assert text =~ "failed: second: does \"not\" run"
     end
@@ -118,6 +118,8 @@ defmodule EMLX.BenchTest do
           do: assert(text =~ part)
 
       refute text =~ "nx"
+      refute text =~ "busy"
+      assert Report.heading(%{results | load_before: 3.5}) =~ "the machine is busy"
     end
 
     @tag :tmp_dir
