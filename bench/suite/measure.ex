@@ -4,7 +4,7 @@ defmodule EMLX.Bench.Measure do
   """
 
   # Rounds at least and at most, and the seconds after which no further round starts.
-  @full %{least: 5, most: 31, seconds: 20}
+  @full %{least: 5, most: 31, seconds: 10}
   @quick %{least: 3, most: 5, seconds: 2}
 
   @doc "How many rounds there are at most."

@@ -203,6 +203,22 @@ defmodule EMLX.BenchTest do
   end
 
   @tag :tmp_dir
+  test "mix emlx.bench says where the suite is when it is not there", %{tmp_dir: folder} do
+    File.write!(Path.join(folder, "mix.exs"), """
+    defmodule EMLX.BenchTest.Elsewhere.MixProject do
+      use Mix.Project
+      def project, do: [app: :elsewhere, version: "0.1.0"]
+    end
+    """)
+
+    Mix.Project.in_project(:elsewhere, folder, fn _ ->
+      assert_raise Mix.Error, ~r/comes with EMLX's repository, not with the package/, fn ->
+        Mix.Task.rerun("emlx.bench", [])
+      end
+    end)
+  end
+
+  @tag :tmp_dir
   test "mix emlx.bench runs a part, prints its table and writes its files", %{tmp_dir: folder} do
     output =
       capture_io(fn -> Mix.Task.rerun("emlx.bench", ~w(dispatch --quick --no-peers --no-compile --out) ++ [folder]) end)
