@@ -171,8 +171,8 @@ def decode(file, inputs, type, blocks, heads, length, offset):
 
 
 def peak(run):
-    run()
     gc.collect()
+    mx.clear_cache()
     held = mx.get_active_memory()
     mx.reset_peak_memory()
     run()

@@ -88,7 +88,7 @@ defmodule EMLX.Bench.Chart do
   defp panel({label, unit, series}, names, {x0, y0, width, height}) do
     points = for {_, points} <- series, point <- points, do: point
     {xs, ys} = Enum.unzip(points)
-    {left, right, top, bottom} = {x0 + 78, x0 + width - 24, y0 + 16, y0 + height - 56}
+    {left, right, top, bottom} = {x0 + 78, x0 + width - 24, y0 + 30, y0 + height - 56}
     {x_low, x_high} = spread(Enum.map(xs, &:math.log2/1))
     {y_low, y_high} = powers(ys, 2)
     x = fn value -> place(value, x_low, x_high, left, right) end
@@ -100,9 +100,7 @@ defmodule EMLX.Bench.Chart do
       end
 
     horizontal =
-      for power <- ticks(y_low, y_high) do
-        value = :math.pow(2, power)
-
+      for value <- marks(unit, y_low, y_high) do
         [
           line(left, y.(value), right, y.(value), "grid"),
           text(left - 8, y.(value) + 4, Statistics.text(value, unit), "faint", "end")
@@ -121,14 +119,13 @@ defmodule EMLX.Bench.Chart do
       end
 
     what = if unit == :bytes, do: "memory", else: "time"
-    middle = (top + bottom) / 2
 
     [
       vertical,
       horizontal,
       lines,
       text((left + right) / 2, bottom + 38, label, "text", "middle"),
-      ~s(<text class="text" text-anchor="middle" transform="translate\(#{number(x0 + 14)} #{number(middle)}\) rotate\(-90\)">#{what}</text>\n)
+      text(left, top - 8, what, "text", "middle")
     ]
   end
 
@@ -144,6 +141,21 @@ defmodule EMLX.Bench.Chart do
   defp spread(logs) do
     {low, high} = Enum.min_max(logs)
     if low == high, do: {low - 1, high + 1}, else: {low, high}
+  end
+
+  # Round numbers between two powers of 2: for bytes those powers, for times 1, 2 and 5 or, where that is too many, powers of 10.
+  defp marks(:bytes, low, high), do: for(power <- ticks(low, high), do: :math.pow(2, power))
+
+  defp marks(:time, low, high) do
+    round = fn factors ->
+      for power <- floor(low * :math.log10(2))..ceil(high * :math.log10(2)),
+          factor <- factors,
+          value = factor * :math.pow(10, power),
+          :math.log2(value) >= low and :math.log2(value) <= high,
+          do: value
+    end
+
+    if length(round.([1, 2, 5])) <= 9, do: round.([1, 2, 5]), else: round.([1])
   end
 
   # About ten of the whole powers at most.

@@ -124,7 +124,8 @@ defmodule EMLX.Bench do
         try do
           %Group{} = group = make.()
           plan = if group.unit == :bytes, do: :bytes, else: quick?
-          figures = Measure.in_turn(group.sides, plan, fn -> Agent.update(counter, &Progress.step/1) end)
+          warm = if group.unit == :bytes, do: 1, else: 2
+          figures = Measure.in_turn(group.sides, plan, fn -> Agent.update(counter, &Progress.step/1) end, warm)
           if group.tidy, do: group.tidy.()
           {:ok, name, %{group | sides: nil, tidy: nil}, figures}
         rescue
