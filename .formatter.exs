@@ -1,4 +1,4 @@
 [
   line_length: 120,
-  inputs: ["{mix,.formatter}.exs", "{lib,mix,test,examples}/**/*.{ex,exs}"]
+  inputs: ["{mix,.formatter}.exs", "{lib,mix,test,examples,bench}/**/*.{ex,exs}"]
 ]

@@ -27,14 +27,3 @@ python_mlx() {
 python_xla() {
   xla=$(python_package jax-0.10.2-safetensors "JAX (150 MB)" "jax[cpu]==0.10.2" safetensors==0.8.0)
 }
-
-# Runs bench/<name>.exs with its peers in bare MLX and in XLA.
-model_bench() {
-  "${root:?}/script/bootstrap"
-  python_mlx
-  python_xla
-  cd "$root"
-  mix compile
-  # Python's module takes libmlx from where the NIF takes it.
-  EMLX_BENCH_MLX=$packages EMLX_BENCH_XLA=$xla LD_LIBRARY_PATH=$root/priv/native/mlx/mlx/lib mix run "bench/$1.exs"
-}

@@ -1,0 +1,134 @@
+# Bumblebee's side of the suite: `mix run ../bench/peers/bumblebee_peer.exs cpu|gpu` in emlx_bumblebee, a VM of its own that has all three
+# packages. Runs the models of the suite's checkpoints as Bumblebee has them, rewritten or not, compiled or by the evaluator.
+# EMLX.Bench.Peer is the other end.
+for file <- ~w(statistics measure inputs), do: Code.require_file("../suite/#{file}.ex", __DIR__)
+Code.require_file("../suite/models/encoder.ex", __DIR__)
+
+defmodule EMLX.Bench.BumblebeePeer do
+  alias EMLX.Backend
+  alias EMLX.Bench.{Encoder, Inputs, Measure}
+
+  def serve(device) do
+    Nx.default_backend({Backend, device: device})
+
+    Enum.reduce(IO.stream(:stdio, :line), %{device: device}, fn line, cases ->
+      [command | words] = line |> String.split() |> Enum.map(&URI.decode_www_form/1)
+
+      try do
+        {answer, cases} = answer(command, words, cases)
+        IO.puts(Enum.join(["= ok" | Enum.map(answer, &to_string/1)], " "))
+        cases
+      rescue
+        error ->
+          IO.puts("= error " <> URI.encode_www_form(Exception.message(error)))
+          cases
+      end
+    end)
+  end
+
+  defp answer("versions", [], cases) do
+    versions = for app <- [:bumblebee, :axon], do: "#{app}=#{Application.spec(app, :vsn)}"
+    {versions, cases}
+  end
+
+  defp answer("define", [kind | options], cases) do
+    options = Map.new(options, &(&1 |> String.split("=", parts: 2) |> List.to_tuple()))
+    number = "#{map_size(cases)}-#{System.unique_integer([:positive])}"
+    {[number], Map.put(cases, number, define(kind, options, cases.device))}
+  end
+
+  defp answer("time", [number], cases), do: {[Measure.time(cases[number].run)], cases}
+  defp answer("sample", [number], cases), do: {cases[number].sample, cases}
+
+  defp answer("drop", [number], cases) do
+    cases = Map.delete(cases, number)
+    :erlang.garbage_collect()
+    EMLX.Memory.clear_cache()
+    {[], cases}
+  end
+
+  defp define(kind, options, device) do
+    opts = if kind == "encoder", do: [architecture: :base], else: []
+    type = Nx.Type.normalize!(String.to_existing_atom(options["type"]))
+
+    {:ok, info} =
+      Bumblebee.load_model({:local, options["folder"]}, [type: type, backend: {Backend, device: device}] ++ opts)
+
+    info = if options["rewritten"] == "true", do: EMLXBumblebee.rewrite(info), else: info
+    {_init, predict} = Axon.build(info.model)
+    inputs = inputs(options["inputs"], device)
+    run = run(kind, predict, info, inputs, options, type, compiler(options["compiler"], device))
+    first = Inputs.sample(run.())
+    %{run: run, sample: first}
+  end
+
+  defp compiler("emlx", device), do: [compiler: EMLX, device: device, cache: false]
+  defp compiler("evaluator", _device), do: [compiler: Nx.Defn.Evaluator]
+
+  defp inputs(file, device) do
+    for {name, array} <- EMLX.Safetensors.load(file, device: device), into: %{} do
+      template = Nx.template(EMLX.Array.shape(array), EMLX.Array.dtype(array))
+      {name, %{template | data: %Backend{array: array}}}
+    end
+  end
+
+  defp run("encoder", predict, info, inputs, _options, _type, compiler) do
+    embed = fn params, inputs -> Encoder.pool(predict.(params, inputs).hidden_state, inputs["attention_mask"]) end
+    compiled = Nx.Defn.compile(embed, [info.params, inputs], compiler)
+    fn -> compiled.(info.params, inputs) |> computed() end
+  end
+
+  defp run("prefill", predict, info, inputs, _options, _type, compiler) do
+    # The suite's other sides are not padded here.
+    inputs = %{inputs | "attention_mask" => Nx.broadcast(Nx.tensor(1), inputs["input_ids"])}
+
+    compiled =
+      Nx.Defn.compile(fn params, inputs -> predict.(params, inputs).logits end, [info.params, inputs], compiler)
+
+    fn -> compiled.(info.params, inputs) |> computed() end
+  end
+
+  # A step with what the step before left; at the cache's end it starts again where it began.
+  defp run("decode", predict, info, inputs, options, type, compiler) do
+    [length, start] = for name <- ["length", "offset"], do: String.to_integer(options[name])
+    {batch, 1} = Nx.shape(inputs["input_ids"])
+    cache = Bumblebee.Text.Generation.init_cache(info.spec, batch, length, %{})
+    cast = &if(Nx.Type.float?(Nx.type(&1)), do: Nx.as_type(&1, type), else: &1)
+    cache = Bumblebee.Utils.Nx.map(cache, cast)
+    seen = Nx.as_type(Nx.less(Nx.iota({batch, length}, axis: 1), start), Nx.type(cache.attention_mask))
+    first = %{cache | offset: Nx.tensor(start, type: Nx.type(cache.offset)), attention_mask: seen}
+    one = Nx.broadcast(Nx.tensor(1), {batch, 1})
+
+    given = fn position, cache ->
+      %{
+        "input_ids" => inputs["input_ids"],
+        "attention_mask" => one,
+        "position_ids" => Nx.broadcast(Nx.tensor(position), {batch, 1}),
+        "cache" => cache
+      }
+    end
+
+    step = fn params, inputs ->
+      outputs = predict.(params, inputs)
+      {outputs.logits, outputs.cache}
+    end
+
+    compiled = Nx.Defn.compile(step, [info.params, given.(start, first)], compiler)
+    state = make_ref()
+
+    fn ->
+      {position, cache} = Process.get(state, {start, first})
+      {logits, cache} = compiled.(info.params, given.(position, cache))
+      EMLX.eval(Enum.map([logits | tensors(cache)], &Backend.to_array/1))
+      Process.put(state, if(position + 1 == length, do: {start, first}, else: {position + 1, cache}))
+      Backend.to_array(logits)
+    end
+  end
+
+  defp tensors(container), do: Nx.Defn.Composite.flatten_list([container])
+
+  defp computed(tensor), do: tensor |> Backend.to_array() |> EMLX.eval()
+end
+
+[device] = System.argv()
+EMLX.Bench.BumblebeePeer.serve(String.to_existing_atom(device))

@@ -1,0 +1,74 @@
+defmodule EMLX.Bench.Measure do
+  @moduledoc """
+  Runs the sides of a group in turn, so that whatever else the machine does slows all alike.
+  """
+
+  # Rounds at least and at most, and the seconds after which no further round starts.
+  @full %{least: 5, most: 31, seconds: 10}
+  @quick %{least: 3, most: 5, seconds: 2}
+
+  @doc "How many rounds there are at most."
+  def rounds(quick?), do: plan(quick?).most
+
+  # Memory is the same each time, but for what a garbage collector leaves.
+  @bytes %{least: 3, most: 3, seconds: 0}
+
+  defp plan(:bytes), do: @bytes
+  defp plan(quick?), do: if(quick?, do: @quick, else: @full)
+
+  @doc """
+  The figures of each side, `%{name => [figure]}`, for time (whether `--quick`) or memory (`:bytes`), after `warm` rounds that do not count. `step` is called after each round.
+  Every other round goes through the sides backwards.
+  """
+  def in_turn(sides, what, step, warm \\ 2) do
+    plan = plan(what)
+    for _ <- 1..warm//1, {_name, run} <- sides, do: run.()
+    until = now() + plan.seconds * 1000
+    {rounds, _} = rounds(sides, plan, until, step, 1, [])
+    for {{name, _}, i} <- Enum.with_index(sides), into: %{}, do: {name, Enum.map(rounds, &Enum.at(&1, i))}
+  end
+
+  defp rounds(sides, plan, until, step, number, done) do
+    if number > plan.most or (number > plan.least and now() > until) do
+      {done, number - 1}
+    else
+      figures = if rem(number, 2) == 1, do: once(sides), else: sides |> Enum.reverse() |> once() |> Enum.reverse()
+      step.()
+      rounds(sides, plan, until, step, number + 1, [figures | done])
+    end
+  end
+
+  defp once(sides), do: for({_name, run} <- sides, do: run.())
+
+  @doc "Microseconds of a function, without the garbage that was there before it."
+  def time(run) do
+    :erlang.garbage_collect()
+    start = System.monotonic_time(:nanosecond)
+    run.()
+    (System.monotonic_time(:nanosecond) - start) / 1000
+  end
+
+  @doc "Bytes that a run takes at its peak beyond what is held before it."
+  def peak(run) do
+    :erlang.garbage_collect()
+    # What was given up is freed a little later where a queue is at work, and what is freed may be kept for others.
+    Process.sleep(20)
+    :erlang.garbage_collect()
+    EMLX.Memory.clear_cache()
+    held = EMLX.Memory.active()
+    EMLX.Memory.reset_peak()
+    run.()
+    max(EMLX.Memory.peak() - held, 0)
+  end
+
+  @doc """
+  How many runs to make one sample of, so that it takes some milliseconds: from 1 to 64.
+  """
+  def links(run) do
+    run.()
+    once = Enum.min(for _ <- 1..3, do: time(run))
+    round(4_000 / max(once, 1)) |> max(1) |> min(64)
+  end
+
+  defp now, do: System.monotonic_time(:millisecond)
+end

@@ -1,0 +1,43 @@
+defmodule EMLX.Bench.Part do
+  @moduledoc """
+  A part of the suite: what a file in `bench/suite/parts` defines. The part's name is the file's, and the module is
+  `EMLX.Bench.Parts.<Name>`; a new file there is a new part.
+
+  A part lists its groups. A group is what is measured in turn: sides, each a function that runs once and gives its figure, and the
+  rows that compare them. Groups are made one by one, since their inputs take memory.
+  """
+
+  defmodule Group do
+    @moduledoc """
+    What is measured in turn.
+
+      * `:sides` - `[{name, fun}]`; the function gives microseconds or bytes
+      * `:rows` - `[{label, side here, [sides that it is compared with]}]`; sides that are not among `:sides` are left out
+      * `:unit` - `:time` (microseconds) or `:bytes`
+      * `:point` - nil, or `{panel, x}` for what belongs to a chart of growth
+      * `:missing` - `[message]`, what was to be compared and could not be
+      * `:tidy` - called at the end
+    """
+    @enforce_keys [:sides, :rows]
+    defstruct [:sides, :rows, :point, unit: :time, missing: [], tidy: nil]
+  end
+
+  @type context :: %{
+          device: :cpu | :gpu,
+          quick?: boolean,
+          folder: Path.t(),
+          peers: %{atom => EMLX.Bench.Peer.t()}
+        }
+
+  @doc "One line for `--list`."
+  @callback about() :: String.t()
+
+  @doc "What the part needs: `:core`, or `:nx` where it has nothing to show without Nx."
+  @callback needs() :: :core | :nx
+
+  @doc "The other programs that the part compares with: `:mlx`, `:xla`, `:bumblebee`."
+  @callback peers() :: [atom]
+
+  @doc "The groups, `{name, function that makes the group}` each."
+  @callback groups(context) :: [{String.t(), (-> %Group{})}]
+end

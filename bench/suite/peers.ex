@@ -1,0 +1,102 @@
+defmodule EMLX.Bench.Peers do
+  @moduledoc """
+  Finds and starts the programs that the suite compares with. What cannot be had is told in a line, and the suite goes on without.
+  """
+
+  alias EMLX.Bench.Peer
+
+  @doc "`{%{name => peer}, [line]}` of those that are wanted."
+  def start(names, options, folder) do
+    Enum.reduce(names, {%{}, []}, fn name, {peers, notes} ->
+      try do
+        case prepare(name, options, folder) do
+          {:ok, executable, arguments, opts} ->
+            {Map.put(peers, name, Peer.start(called(name), executable, arguments, opts)), notes}
+
+          {:absent, reason} ->
+            {peers, notes ++ ["without #{called(name)}: #{reason}"]}
+        end
+      rescue
+        error in RuntimeError -> {peers, notes ++ ["without #{called(name)}: #{Exception.message(error)}"]}
+      end
+    end)
+  end
+
+  defp called(:mlx), do: "Python MLX"
+  defp called(:xla), do: "XLA"
+  defp called(:bumblebee), do: "Bumblebee"
+
+  defp prepare(:xla, %{device: :gpu}, _folder), do: {:absent, "it is compared on the CPU"}
+
+  defp prepare(name, options, folder) when name in [:mlx, :xla] do
+    with {:ok, python} <- python(), {:ok, packages} <- packages(name, folder) do
+      library = Path.expand("../priv/native/mlx/mlx/lib", folder)
+      # The same libmlx, found before the one of Python's own package; what else the variable had stays.
+      paths = Enum.reject([library, System.get_env("LD_LIBRARY_PATH")], &(&1 in [nil, ""]))
+
+      environment =
+        [{"PYTHONPATH", packages}, {"PYTHONUNBUFFERED", "1"}] ++
+          if name == :mlx and :os.type() == {:unix, :linux} do
+            # Products of f32 are in f32 here too, unless the user says otherwise.
+            [{"LD_LIBRARY_PATH", Enum.join(paths, ":")}, {"MLX_ENABLE_TF32", System.get_env("MLX_ENABLE_TF32", "0")}]
+          else
+            []
+          end
+
+      script = Path.join(folder, "peers/#{name}_peer.py")
+      {:ok, python, [script | if(name == :mlx, do: [to_string(options.device)], else: [])], env: environment}
+    end
+  end
+
+  # A VM in emlx_bumblebee, which has all three packages. Hex's Bumblebee counts once it is fetched.
+  defp prepare(:bumblebee, options, folder) do
+    project = Path.expand("../emlx_bumblebee", folder)
+
+    there? =
+      if Code.ensure_loaded?(Hex),
+        do: File.dir?(Path.join(project, "deps/bumblebee")),
+        else: Code.ensure_loaded?(Bumblebee)
+
+    cond do
+      not Code.ensure_loaded?(EMLX.Backend) ->
+        {:absent, "Nx is not there"}
+
+      not there? ->
+        {:absent, "it is not there (with Hex: mix deps.get in emlx_bumblebee)"}
+
+      true ->
+        flags = if options.compile?, do: [], else: ["--no-compile"]
+        arguments = ["run"] ++ flags ++ ["../bench/peers/bumblebee_peer.exs", to_string(options.device)]
+        {:ok, System.find_executable("mix"), arguments, cd: project, env: []}
+    end
+  end
+
+  defp python do
+    case System.find_executable("python3") do
+      nil -> {:absent, "there is no python3"}
+      path -> {:ok, path}
+    end
+  end
+
+  # The cache's folder with the packages, fetched by pip if it is not there.
+  defp packages(name, folder) do
+    script = """
+    name="mix emlx.bench"
+    . "$1/../script/lib.sh"
+    . "$1/python.sh"
+    python_#{name} >&2
+    echo "$#{if name == :mlx, do: "packages", else: "xla"}"
+    """
+
+    case System.find_executable("bash") do
+      nil ->
+        {:absent, "there is no bash to fetch Python's packages with"}
+
+      bash ->
+        case System.cmd(bash, ["-euc", script, "bash", folder]) do
+          {text, 0} -> {:ok, text |> String.split("\n", trim: true) |> List.last()}
+          {_, _} -> {:absent, "pip could not fetch its packages (see above)"}
+        end
+    end
+  end
+end
