@@ -66,6 +66,8 @@ defmodule EMLX.Compiler do
       queue: queue,
       device: device,
       fuse: fuse,
+      # Nobody's to set but the tests': kernels for merged operations are the GPU's.
+      merge: Keyword.get(opts, :merge, device == :gpu),
       on_unsupported: on_unsupported,
       hooks: opts[:hooks] || %{},
       cache: Keyword.get(opts, :cache, true)
@@ -131,7 +133,7 @@ defmodule EMLX.Compiler do
 
   # The parts of a program. `templates` are its parameters; `known` has arrays for some of them, by position.
   defp record(expr, templates, known, opts) do
-    {block, constants, calls, nil} =
+    {block, constants, calls, types, nil} =
       as_compiler(opts, fn ->
         Trace.run(opts.device, Walk.templates(List.to_tuple(templates)), fn placeholders ->
           params =
@@ -142,7 +144,7 @@ defmodule EMLX.Compiler do
         end)
       end)
 
-    {used, constants, instructions, results} = Trace.Passes.run(block, constants)
+    {used, constants, instructions, results} = Trace.Passes.run(block, constants, types, merge: opts.merge)
     {used, constants, calls, instructions, results}
   end
 
