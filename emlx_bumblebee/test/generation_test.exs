@@ -31,8 +31,8 @@ defmodule EMLXBumblebee.GenerationTest do
     {Nx.to_list(result.token_ids), Nx.to_list(result.length)}
   end
 
-  # Merged operations are composed on the CPU, and mean the same.
-  defp ways, do: compilers() ++ if(EMLX in compilers(), do: [{EMLX, merge: true}], else: [])
+  # Merged operations are composed on the CPU, and mean the same; a step that was one too many is dropped.
+  defp ways, do: compilers() ++ if(EMLX in compilers(), do: [{EMLX, merge: true, run_ahead: 0}], else: [])
 
   # A batch of two, the shorter one padded on the left, as Bumblebee's serving does.
   @inputs %{

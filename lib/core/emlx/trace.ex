@@ -29,7 +29,18 @@ defmodule EMLX.Trace do
   """
   def run(device, templates, fun) do
     if active?(), do: raise(ArgumentError, "the process is tracing a function already")
-    state = %{device: device, next: 0, values: %{}, types: %{}, constants: %{}, calls: %{}, instructions: [], label: nil}
+
+    state = %{
+      device: device,
+      next: 0,
+      values: %{},
+      types: %{},
+      constants: %{},
+      calls: %{},
+      instructions: [],
+      label: nil
+    }
+
     Process.put(__MODULE__, state)
     queue = Process.put(Queue, %Queue{ref: {:trace, device}, device: device})
 

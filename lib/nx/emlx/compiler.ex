@@ -62,12 +62,24 @@ defmodule EMLX.Compiler do
       raise ArgumentError, ":fuse of compiler: EMLX is true or false, got: #{inspect(fuse)}"
     end
 
+    merge = Keyword.get(opts, :merge, Application.get_env(:emlx, :merge, false))
+
+    if not is_boolean(merge) do
+      raise ArgumentError, ":merge of compiler: EMLX is true or false, got: #{inspect(merge)}"
+    end
+
+    run_ahead = Keyword.get(opts, :run_ahead, Application.get_env(:emlx, :run_ahead))
+
+    if not (run_ahead == nil or (is_integer(run_ahead) and run_ahead >= 0)) do
+      raise ArgumentError, ":run_ahead of compiler: EMLX is nil or a number of steps, got: #{inspect(run_ahead)}"
+    end
+
     %{
       queue: queue,
       device: device,
       fuse: fuse,
-      # Nobody's to set but the tests': kernels for merged operations are the GPU's.
-      merge: Keyword.get(opts, :merge, device == :gpu),
+      merge: merge,
+      run_ahead: run_ahead,
       on_unsupported: on_unsupported,
       hooks: opts[:hooks] || %{},
       cache: Keyword.get(opts, :cache, true)
@@ -112,7 +124,10 @@ defmodule EMLX.Compiler do
     try do
       {used, constants, calls, instructions, results} = record(expr, templates, %{}, opts)
       inputs = for i <- used, do: input(Enum.at(templates, i), "arg#{i}")
-      program = Program.new(inputs, instructions, results, constants: constants, fuse: opts.fuse)
+
+      program =
+        Program.new(inputs, instructions, results, constants: constants, fuse: opts.fuse, run_ahead: opts.run_ahead)
+
       told(:stop, start, key, %{instructions: program.size})
       {:program, %{program: program, used: used, outputs: outputs, calls: calls}}
     rescue

@@ -63,13 +63,6 @@ pub fn matmul(a: &Array, b: &Array, device: Device, s: &Stream) -> Result<Array>
         let flat = [rows.shape()[0], columns];
         return mlx::reshape(&kernels::product(&rows, b, &flat, s)?, &shape, s);
     }
-    if device == Device::Gpu && a.ndim() == 2 && b.ndim() == 2 {
-        if let Some(mut product) = cuda::decode::products(a, None, None, &[b], false, s)? {
-            if let Some(product) = product.pop() {
-                return Ok(product);
-            }
-        }
-    }
     match widened(&[a, b], work(a, b), device, s)? {
         Some((wide, dtype)) => mlx::astype(&mlx::matmul(&wide[0], &wide[1], s)?, dtype, s),
         None => mlx::matmul(a, b, s),
@@ -1027,13 +1020,6 @@ pub fn attention(
                 "the mask has shape {:?}, which does not broadcast to {scores:?}",
                 mask.shape()
             )));
-        }
-    }
-    if device == Device::Gpu && sinks.is_none() && query[2] == 1 {
-        // One query sees all keys where they are causal.
-        let boolean = mask.is_none_or(|mask| mlx::dtype(mask) == Dtype::Bool);
-        if let (true, Some(out)) = (boolean, cuda::decode::attention(q, k, v, mask, scale, s)?) {
-            return Ok(out);
         }
     }
     if let (Device::Gpu, Some(seen)) = (device, mask.filter(|m| mlx::dtype(m) == Dtype::Bool)) {

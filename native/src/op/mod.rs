@@ -795,20 +795,29 @@ pub enum Op {
         mask: MaskMode,
     },
     /// Products of one x. Inputs: x {…, k}, the weight of an RMS norm of x or nil, what is added to the only product {…, n} or nil, then
-    /// matrices {k, n}. Outputs {rows, n}: one for each matrix; where `gated`, silu of the first product times the second.
+    /// matrices {k, n}. Outputs {rows, n}: one for each matrix; where `gated`, silu of the first product times the second. A `shape` is
+    /// that of the only output.
     Products {
         eps: Option<f64>,
         gated: bool,
+        shape: Option<Vec<i32>>,
     },
     /// What attention takes of one row a position. Inputs: q, k, v {rows, heads * size}, offsets {rows}, the weights of the RMS norms of heads
-    /// of q and of k or nil, freqs or nil (then `base` is given). Outputs {rows, heads, size}: q and k normed and turned, and
-    /// heads of k and v `repeat` times each.
+    /// of q and of k or nil, freqs or nil (then `base` is given). Outputs {…lead, heads, size}, q and k normed and turned, and
+    /// heads of k and v `repeat` times each; `lead` multiplies to the rows.
     RopeHeads {
+        lead: Vec<i32>,
         size: i32,
         repeat: i32,
         eps: Option<f64>,
         base: Option<f32>,
         scale: f32,
+    },
+    /// Attention of one position on a cache. Inputs: q {batch, 1, heads, size}, k, v {batch, length, kv_heads, size}, a mask of booleans
+    /// {batch | 1, heads | 1, 1, length} or nil. The output has the elements of {batch, 1, heads, size} in `shape`.
+    CacheAttention {
+        scale: f32,
+        shape: Vec<i32>,
     },
     /// Inputs: logits, targets.
     CrossEntropy,
@@ -1727,16 +1736,18 @@ impl Op {
                 )
                 .map(one)
             }
-            Op::Products { eps, gated } => {
+            Op::Products { eps, gated, shape } => {
                 let ([x], [weight, residual], matrices) = inputs.with_optional_and_more()?;
                 let norm = match (weight, eps) {
                     (Some(weight), Some(eps)) => Some((weight, *eps)),
                     (None, None) => None,
                     _ => return Err(Error::invalid("eps goes with the weight of a norm")),
                 };
-                fused::products(x, norm, residual, &matrices, *gated, device, s)
+                let shape = shape.as_deref();
+                fused::products(x, norm, residual, &matrices, *gated, shape, device, s)
             }
             Op::RopeHeads {
+                lead,
                 size,
                 repeat,
                 eps,
@@ -1745,6 +1756,7 @@ impl Op {
             } => {
                 let (arrays, optional) = inputs.with_optional()?;
                 let turn = fused::Turn {
+                    lead,
                     size: *size,
                     repeat: *repeat,
                     eps: *eps,
@@ -1752,6 +1764,10 @@ impl Op {
                     scale: *scale,
                 };
                 fused::rope_heads(arrays, optional, &turn, device, s)
+            }
+            Op::CacheAttention { scale, shape } => {
+                let (arrays, [mask]) = inputs.with_optional()?;
+                fused::cache_attention(arrays, mask, *scale, shape, device, s).map(one)
             }
             Op::ScaledDotProductAttention { scale, mask: mode } => {
                 let ([q, k, v], [mask, sinks]) = inputs.with_optional()?;

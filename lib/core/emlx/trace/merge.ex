@@ -2,8 +2,9 @@ defmodule EMLX.Trace.Merge do
   @moduledoc false
   # Where a program computes a few rows, as a model does for each token that it generates, launching kernels takes longer than running
   # them. Here runs of operations become one that the GPU has a kernel for (native/src/op/fused.rs): products of one input, with
-  # the norm before them and the gate or the sum after them (`:products`), and the norm, the rotation and the repetition of heads
-  # (`:rope_heads`). Both round where the operations that they stand for round. EMLX.Trace.Passes calls it.
+  # the norm before them and the gate or the sum after them (`:products`); the norm, the rotation and the repetition of heads
+  # (`:rope_heads`); attention of one position on a cache, as both lie (`:cache_attention`). The first two round where the operations that
+  # they stand for round. EMLX.Trace.Passes calls it.
 
   alias EMLX.Trace.Passes
 
@@ -12,35 +13,25 @@ defmodule EMLX.Trace.Merge do
   @floats [:f32, :f16, :bf16]
 
   @doc "The block with what can be merged in it and in the blocks inside. `types` has `{shape, dtype}` of its values."
-  def run(block, types) do
-    next = types |> Map.keys() |> Enum.max(fn -> 0 end)
-    {block, _scope} = block(block, %{types: types, next: next + 1})
-    block
-  end
+  def run(%{instructions: instructions} = block, types) do
+    instructions =
+      Enum.map(instructions, fn
+        {{name, blocks}, inputs, outputs, label} when name in [:if, :while] ->
+          {{name, Map.new(blocks, fn {key, block} -> {key, run(block, types)} end)}, inputs, outputs, label}
 
-  defp block(%{instructions: instructions} = block, scope) do
-    {instructions, scope} =
-      Enum.map_reduce(instructions, scope, fn
-        {{name, blocks}, inputs, outputs, label}, scope when name in [:if, :while] ->
-          {blocks, scope} =
-            Enum.map_reduce(blocks, scope, fn {key, block}, scope ->
-              {block, scope} = block(block, scope)
-              {{key, block}, scope}
-            end)
-
-          {{{name, Map.new(blocks)}, inputs, outputs, label}, scope}
-
-        instruction, scope ->
-          {instruction, scope}
+        instruction ->
+          instruction
       end)
 
-    block = %{block | instructions: instructions}
     # What came of one step is looked at anew in the next.
-    Enum.reduce([&gates/2, &sums/2, &products/2, &heads/2], {block, scope}, fn step, {block, scope} ->
-      {changes, scope} = step.(known(block, scope), scope)
-      block = changed(block, changes)
-      {Passes.live(block, block.results), scope}
-    end)
+    Enum.reduce(
+      [&gates/1, &sums/1, &products/1, &heads/1, &attention/1],
+      %{block | instructions: instructions},
+      fn step, block ->
+        block = changed(block, step.(known(block, types)))
+        Passes.live(block, block.results)
+      end
+    )
   end
 
   # Changes are `{position, instruction}`: it comes instead of those that define the same values, and before the one at the position.
@@ -60,7 +51,7 @@ defmodule EMLX.Trace.Merge do
   end
 
   # What defines a value of the block, where, and how often it is used.
-  defp known(block, scope) do
+  defp known(block, types) do
     indexed = Enum.with_index(block.instructions)
 
     definitions =
@@ -74,7 +65,7 @@ defmodule EMLX.Trace.Merge do
 
     users = Enum.reduce(block.results, users, &Map.update(&2, &1, [:result], fn list -> [:result | list] end))
     instructions = block.instructions |> List.to_tuple()
-    %{definitions: definitions, users: users, instructions: instructions, types: scope.types}
+    %{definitions: definitions, users: users, instructions: instructions, types: types}
   end
 
   defp taken({op, inputs, _, _}), do: Enum.reject(inputs, &is_nil/1) ++ inside(op)
@@ -88,8 +79,8 @@ defmodule EMLX.Trace.Merge do
   # ---- products ----
 
   # silu(x·gate) * (x·up)
-  defp gates(known, scope) do
-    map_changes(known, scope, fn {op, inputs, [output], _label}, at, scope ->
+  defp gates(known) do
+    changes(known, fn {op, inputs, [output], _label}, at ->
       with true <- op == :multiply,
            [p, q] <- inputs,
            {:ok, gate, up} <- either(p, q, &silu(known, &1), &only(known, &1)),
@@ -98,8 +89,7 @@ defmodule EMLX.Trace.Merge do
            true <- gate.x == up.x and gate.norm == up.norm,
            true <- shape(known, gate.matrix) == shape(known, up.matrix),
            true <- shape(known, p) == shape(known, q) do
-        {columns, scope} = {elem(shape(known, gate.matrix), 1), scope}
-        merged(known, scope, at, gate, nil, [gate.matrix, up.matrix], true, columns, output)
+        merged(known, at, gate, nil, [gate.matrix, up.matrix], true, output)
       else
         _ -> :none
       end
@@ -107,14 +97,14 @@ defmodule EMLX.Trace.Merge do
   end
 
   # x·w + residual
-  defp sums(known, scope) do
-    map_changes(known, scope, fn {op, inputs, [output], _label}, at, scope ->
+  defp sums(known) do
+    changes(known, fn {op, inputs, [output], _label}, at ->
       with true <- op == :add,
            [p, q] <- inputs,
            true <- p != q and shape(known, p) == shape(known, q) and dtype(known, p) == dtype(known, q),
-           {:ok, product, residual} <- either(p, q, &(with {:ok, value} <- only(known, &1), do: product(known, value)), &{:ok, &1}) do
-        columns = elem(shape(known, product.matrix), 1)
-        merged(known, scope, at, product, residual, [product.matrix], false, columns, output)
+           {:ok, product, residual} <-
+             either(p, q, &with({:ok, value} <- only(known, &1), do: product(known, value)), &{:ok, &1}) do
+        merged(known, at, product, residual, [product.matrix], false, output)
       else
         _ -> :none
       end
@@ -122,40 +112,28 @@ defmodule EMLX.Trace.Merge do
   end
 
   # The products that are left, up to three of one input together.
-  defp products(known, scope) do
+  defp products(known) do
     groups =
       for {at, {op, _, [output], _}} <- numbered(known), op == :matmul, {:ok, product} <- [product(known, output)] do
         {at, output, product}
       end
       |> Enum.group_by(fn {_at, _output, product} -> {product.x, product.norm} end)
 
-    changes =
-      for {{x, norm}, products} <- groups,
-          chunk <- products |> Enum.sort() |> Enum.chunk_every(3),
-          [{at, _, _} | _] = chunk,
-          length(chunk) > 1 or norm != nil,
-          matrices = for({_, _, product} <- chunk, do: product.matrix),
-          Enum.all?(matrices, &before?(known, &1, at)) do
-        {weight, eps} = norm || {nil, nil}
-        outputs = for {_, output, _} <- chunk, do: output
-        {at, {{:products, %{eps: eps, gated: false}}, [x, weight, nil | matrices], outputs, nil}}
-      end
-
-    {changes, scope}
+    for {{x, norm}, products} <- groups,
+        chunk <- products |> Enum.sort() |> Enum.chunk_every(3),
+        [{at, _, _} | _] = chunk,
+        matrices = for({_, _, product} <- chunk, do: product.matrix),
+        Enum.all?(matrices, &before?(known, &1, at)) do
+      {weight, eps} = norm || {nil, nil}
+      outputs = for {_, output, _} <- chunk, do: output
+      {at, {{:products, %{eps: eps, gated: false, shape: nil}}, [x, weight, nil | matrices], outputs, nil}}
+    end
   end
 
-  defp merged(known, scope, at, %{x: x, norm: norm}, residual, matrices, gated, columns, output) do
+  defp merged(known, at, %{x: x, norm: norm}, residual, matrices, gated, output) do
     {weight, eps} = norm || {nil, nil}
-    {shape, dtype} = known.types[output]
-    rows = div(Tuple.product(shape), columns)
-    {value, scope} = new({{rows, columns}, dtype}, scope)
-
-    changes = [
-      {at, {{:products, %{eps: eps, gated: gated}}, [x, weight, residual | matrices], [value], nil}},
-      {at, reshape(value, shape, output)}
-    ]
-
-    {:ok, changes, scope}
+    attributes = %{eps: eps, gated: gated, shape: known |> shape(output) |> Tuple.to_list()}
+    {:ok, [{at, {{:products, attributes}, [x, weight, residual | matrices], [output], nil}}]}
   end
 
   # sigmoid(x) * x, used once; gives x.
@@ -185,7 +163,7 @@ defmodule EMLX.Trace.Merge do
          {{rows, k}, dtype} when rows <= @rows and dtype in @floats <- known.types[left],
          {{^k, _columns}, ^dtype} <- known.types[matrix] do
       {x, norm} = normed(known, left, k)
-      {:ok, %{x: x, norm: norm, matrix: matrix}}
+      {:ok, %{x: rows(known, x, rows, k), norm: norm, matrix: matrix}}
     else
       _ -> :none
     end
@@ -193,7 +171,8 @@ defmodule EMLX.Trace.Merge do
 
   # Below a norm over the last axis: what is normed, and `{weight, eps}`.
   defp normed(known, value, k) do
-    with %{op: {:rms_norm, %{eps: eps}}, inputs: [x, weight], outputs: [output]} when weight != nil <- through(known, value),
+    with %{op: {:rms_norm, %{eps: eps}}, inputs: [x, weight], outputs: [output]} when weight != nil <-
+           through(known, value),
          {shape, dtype} <- known.types[output],
          true <- elem(shape, tuple_size(shape) - 1) == k,
          {{^k}, ^dtype} <- known.types[weight],
@@ -204,7 +183,16 @@ defmodule EMLX.Trace.Merge do
     end
   end
 
-  # What defines a value, seen through reshapes that nothing else uses.
+  # The same rows before they were reshaped, where they lay one after the other there too.
+  defp rows(known, value, rows, k) do
+    with %{op: {:reshape, _}, inputs: [source]} <- known.definitions[value],
+         [^k | before] <- known |> shape(source) |> Tuple.to_list() |> Enum.reverse(),
+         true <- before |> Enum.drop(1) |> Enum.all?(&(&1 == 1)) and Enum.at(before, 0, 1) == rows,
+         do: rows(known, source, rows, k),
+         else: (_ -> value)
+  end
+
+  # What defines a value, seen through reshapes.
   defp through(known, value) do
     case known.definitions[value] do
       %{op: {:reshape, _}, inputs: [source]} -> through(known, source)
@@ -216,53 +204,55 @@ defmodule EMLX.Trace.Merge do
 
   # Of three products of one input: two whose heads are turned alike, queries and keys, and one whose heads are not, values; those of
   # keys and values are each repeated.
-  defp heads(known, scope) do
-    map_changes(known, scope, fn
-      {{:products, %{gated: false}}, [x | _], [_, _, _] = outputs, _label}, at, scope ->
+  defp heads(known) do
+    changes(known, fn
+      {{:products, %{gated: false, shape: nil}}, [x | _], [_, _, _] = outputs, _label}, at ->
         {_, dtype} = known.types[x]
 
         with {:ok, chains} <- all(outputs, &chain(known, &1)),
              {[first, second], [v]} <- Enum.split_with(chains, & &1.rope),
              true <- first.rope == second.rope,
              {q, k} = if(first.repeat == 1, do: {first, second}, else: {second, first}),
-             true <- q.repeat == 1 and k.repeat == v.repeat and k.size == v.size and (q.norm == nil) == (k.norm == nil),
+             true <- q.repeat == 1 and k.repeat == v.repeat and k.size == v.size and q.norm == nil == (k.norm == nil),
              {offset, freqs, attributes} = q.rope,
              {q_weight, eps} = q.norm || {nil, nil},
              {k_weight, ^eps} <- k.norm || {nil, nil},
              true <- v.norm == nil and dtype in @floats,
              ends = [q, k, v],
+             [lead] <- ends |> Enum.map(&lead(known, &1)) |> Enum.uniq(),
+             true <- lead != nil,
              place = ends |> Enum.map(& &1.at) |> Enum.min(),
              true <- place > at,
              needed = [offset, freqs, q_weight, k_weight] |> Enum.reject(&is_nil/1),
              true <- Enum.all?(needed, &before?(known, &1, place)) do
-          %{dims: size, base: base, scale: scale} = attributes
-          {{rows, _}, _} = known.types[q.value]
-          op = {:rope_heads, %{size: size, repeat: k.repeat, eps: eps, base: base, scale: scale}}
-
-          {values, scope} =
-            Enum.map_reduce(ends, scope, fn %{value: value, repeat: repeat}, scope ->
-              {{^rows, columns}, dtype} = known.types[value]
-              new({{rows, div(columns, size) * repeat, size}, dtype}, scope)
-            end)
-
+          %{base: base, scale: scale} = attributes
+          attributes = %{lead: lead, size: q.size, repeat: k.repeat, eps: eps, base: base, scale: scale}
           inputs = [q.value, k.value, v.value, offset, q_weight, k_weight, freqs]
-
-          reshapes =
-            for {value, %{last: last}} <- Enum.zip(values, ends), do: {place, reshape(value, shape(known, last), last)}
-
-          {:ok, [{place, {op, inputs, values, nil}} | reshapes], scope}
+          {:ok, [{place, {{:rope_heads, attributes}, inputs, Enum.map(ends, & &1.last), nil}}]}
         else
           _ -> :none
         end
 
-      _instruction, _at, _scope ->
+      _instruction, _at ->
         :none
     end)
   end
 
+  # The axes before those of the heads and what they hold.
+  defp lead(known, %{value: value, last: last, size: size, repeat: repeat}) do
+    {rows, columns} = shape(known, value)
+    heads = div(columns, size) * repeat
+
+    case known |> shape(last) |> Tuple.to_list() |> Enum.reverse() do
+      [^size, ^heads | lead] -> if Enum.product(lead) == rows, do: Enum.reverse(lead)
+      _ -> nil
+    end
+  end
+
   # What becomes of a product, as far as it is reshapes, one norm, one rotation and one repetition that nothing else uses. The size of
   # heads that are not turned is that of the axis that they are reshaped to.
-  defp chain(known, value), do: chain(known, value, %{value: value, last: value, at: -1, norm: nil, rope: nil, repeat: 1, size: nil})
+  defp chain(known, value),
+    do: chain(known, value, %{value: value, last: value, at: -1, norm: nil, rope: nil, repeat: 1, size: nil})
 
   defp chain(known, value, found) do
     with [at] when is_integer(at) <- known.users[value],
@@ -275,7 +265,8 @@ defmodule EMLX.Trace.Merge do
   end
 
   # Nothing may be missing of what a repetition comes to.
-  defp whole?(known, found), do: Tuple.product(shape(known, found.last)) == Tuple.product(shape(known, found.value)) * found.repeat
+  defp whole?(known, found),
+    do: Tuple.product(shape(known, found.last)) == Tuple.product(shape(known, found.value)) * found.repeat
 
   defp link(known, {:reshape, _}, [_], _value, output, found) do
     shape = shape(known, output)
@@ -290,7 +281,10 @@ defmodule EMLX.Trace.Merge do
     shape = shape(known, output)
     size = elem(shape, tuple_size(shape) - 1)
     {_, dtype} = known.types[value]
-    if found.size == size and known.types[weight] == {{size}, dtype}, do: {:ok, %{found | norm: {weight, eps}}}, else: :none
+
+    if found.size == size and known.types[weight] == {{size}, dtype},
+      do: {:ok, %{found | norm: {weight, eps}}},
+      else: :none
   end
 
   defp link(known, {:rope, %{traditional: false} = attributes}, [value, offset, freqs], value, _output, found)
@@ -318,34 +312,69 @@ defmodule EMLX.Trace.Merge do
 
   defp link(_known, _op, _inputs, _value, _output, _found), do: :none
 
-  # ---- what the steps share ----
+  # ---- attention ----
 
-  defp map_changes(known, scope, fun) do
-    {changes, scope} =
-      Enum.flat_map_reduce(numbered(known), scope, fn
-        {at, {_op, _inputs, [_ | _], _label} = instruction}, scope ->
-          case call(fun, instruction, at, scope) do
-            {:ok, changes, scope} -> {changes, scope}
-            :none -> {[], scope}
-          end
+  @by_head {:transpose, %{axes: [0, 2, 1, 3]}}
 
-        _other, scope ->
-          {[], scope}
-      end)
+  # One query a head on keys and values that lie by position, as what comes out does.
+  defp attention(known) do
+    changes(known, fn
+      {{:scaled_dot_product_attention, %{mask: mode, scale: scale}}, [q, k, v, mask, nil], [output], _label}, _at ->
+        with {:ok, [q, k, v]} <- all([q, k, v], &by_place(known, &1)),
+             {{_, 1, _, _}, dtype} when dtype in @floats <- known.types[q],
+             {{_, length, _, _} = keys, ^dtype} <- known.types[k],
+             {^keys, ^dtype} <- known.types[v],
+             true <- mask(known, mode, mask, length),
+             {:ok, output} <- user(known, output, &(&1 == @by_head)) do
+          last =
+            case user(known, output, &match?({:reshape, _}, &1)) do
+              {:ok, reshaped} -> reshaped
+              :none -> output
+            end
 
-    {changes, scope}
+          op = {:cache_attention, %{scale: scale, shape: known |> shape(last) |> Tuple.to_list()}}
+          {:ok, [{known.definitions[last].at, {op, [q, k, v, mask], [last], nil}}]}
+        else
+          _ -> :none
+        end
+
+      _instruction, _at ->
+        :none
+    end)
   end
 
-  defp call(fun, {_, _, [_], _} = instruction, at, scope), do: fun.(instruction, at, scope)
-  defp call(fun, {{:products, _}, _, _, _} = instruction, at, scope), do: fun.(instruction, at, scope)
-  defp call(_fun, _instruction, _at, _scope), do: :none
+  defp mask(_known, :none, nil, _length), do: true
+  defp mask(known, :array, mask, length), do: match?({{_, _, 1, ^length}, :bool}, known.types[mask])
+  defp mask(_known, _mode, _mask, _length), do: false
+
+  defp by_place(known, value) do
+    case known.definitions[value] do
+      %{op: @by_head, inputs: [source]} -> {:ok, source}
+      _ -> :none
+    end
+  end
+
+  # What the only user of a value makes of it, if that is the right one.
+  defp user(known, value, right?) do
+    with [at] when is_integer(at) <- known.users[value],
+         {op, [^value], [output], _label} <- elem(known.instructions, at),
+         true <- right?.(op),
+         do: {:ok, output},
+         else: (_ -> :none)
+  end
+
+  # ---- what the steps share ----
+
+  defp changes(known, fun) do
+    Enum.flat_map(numbered(known), fn {at, {op, _inputs, outputs, _label} = instruction} ->
+      with true <- match?([_], outputs) or match?({:products, _}, op),
+           {:ok, changes} <- fun.(instruction, at),
+           do: changes,
+           else: (_ -> [])
+    end)
+  end
 
   defp numbered(known), do: known.instructions |> Tuple.to_list() |> Enum.with_index(&{&2, &1})
-
-  defp new(type, %{types: types, next: next} = scope),
-    do: {next, %{scope | types: Map.put(types, next, type), next: next + 1}}
-
-  defp reshape(value, shape, output), do: {{:reshape, %{shape: Tuple.to_list(shape)}}, [value], [output], nil}
 
   defp shape(known, value), do: known.types |> Map.fetch!(value) |> elem(0)
   defp dtype(known, value), do: known.types |> Map.fetch!(value) |> elem(1)

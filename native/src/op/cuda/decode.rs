@@ -59,19 +59,39 @@ const PRODUCTS: [CudaKernel; 3] = [
     },
 ];
 
-/// Products of x {rows, k}, normed first if there is a weight, with matrices {k, n}: one of each, or silu(x·w0)·(x·w1); `residual`
-/// {rows, n} is added to the only one.
+/// The rows of an array {1, …, rows, size}, and which axis they are along.
+fn rows_of(array: &Array, size: i32) -> Option<(i32, i32)> {
+    match array.shape() {
+        [leading @ .., rows, last] if *last == size && leading.iter().all(|n| *n == 1) => {
+            Some((*rows, leading.len() as i32))
+        }
+        _ => None,
+    }
+}
+
+/// Products of x {1, …, rows, k}, normed first if there is a weight, with matrices {k, n}: one of each, or silu(x·w0)·(x·w1); `residual`
+/// {1, …, rows, n} is added to the only one, whose shape may be given.
+#[allow(clippy::too_many_arguments)]
 pub fn products(
     x: &Array,
     norm: Option<(&Array, f64)>,
     residual: Option<&Array>,
     matrices: &[&Array],
     gated: bool,
+    shape: Option<&[i32]>,
     s: &Stream,
 ) -> Result<Option<SmallVec<[Array; 2]>>> {
     let dtype = mlx::dtype(x);
-    let (&[rows, k], 1..=3) = (x.shape(), matrices.len()) else {
+    let k = x.shape().last().copied().unwrap_or(0);
+    let (Some((rows, axis)), 1..=3) = (rows_of(x, k), matrices.len()) else {
         return Ok(None);
+    };
+    let added = match residual {
+        Some(added) => match rows_of(added, matrices[0].shape().last().copied().unwrap_or(0)) {
+            Some((count, axis)) if count == rows => axis,
+            _ => return Ok(None),
+        },
+        None => 0,
     };
     let mut all = matrices
         .iter()
@@ -87,8 +107,7 @@ pub fn products(
         && norm.is_none_or(|(weight, _)| weight.shape() == [k])
         && matrices
             .iter()
-            .all(|matrix| matrix.ndim() == 2 && matrix.shape()[0] == k)
-        && residual.is_none_or(|added| added.shape() == [rows, matrices[0].shape()[1]]);
+            .all(|matrix| matrix.ndim() == 2 && matrix.shape()[0] == k);
     if !usable {
         return Ok(None);
     }
@@ -112,6 +131,8 @@ pub fn products(
     let size = |i: usize| columns.get(i).copied().unwrap_or(0);
     let constants = [
         (c"K", k),
+        (c"AXIS", axis),
+        (c"ADDED", added),
         (c"N0", size(0)),
         (c"N1", size(1)),
         (c"N2", size(2)),
@@ -136,10 +157,10 @@ pub fn products(
     ];
     let shapes: SmallVec<[[i32; 2]; 3]> = columns.iter().map(|n| [rows, *n]).collect();
     let count = if gated { 1 } else { shapes.len() };
-    let outputs: SmallVec<[(&[i32], usize); 3]> = shapes[..count]
-        .iter()
-        .map(|shape| (&shape[..], 0))
-        .collect();
+    let outputs: SmallVec<[(&[i32], usize); 3]> = match shape {
+        Some(shape) => std::iter::once((shape, 0)).collect(),
+        None => shapes[..count].iter().map(|own| (&own[..], 0)).collect(),
+    };
     let launch = Launch {
         blocks,
         threads: THREADS,
@@ -157,19 +178,20 @@ const ATTENTION: CudaKernel = CudaKernel {
     in_rows: false,
 };
 
-/// Attention of one query a head, with a mask of booleans or none, on keys and values with any strides.
+/// Attention of one query {batch, 1, heads, size} on keys and values {batch, length, kv_heads, size}, with a mask of booleans
+/// {batch | 1, heads | 1, 1, length} or none; as they lie, with any strides. The result has the elements of {batch, 1, heads, size} in
+/// `shape`.
 pub fn attention(
-    q: &Array,
-    k: &Array,
-    v: &Array,
+    [q, k, v]: [&Array; 3],
     mask: Option<&Array>,
     scale: f32,
+    shape: &[i32],
     s: &Stream,
 ) -> Result<Option<Array>> {
     const THREADS: i32 = 512;
     // Beyond, one block a head reads for too long.
     const MAX_KEYS: i32 = 8192;
-    let (&[batch, heads, 1, size], &[_, kv_heads, length, _]) = (q.shape(), k.shape()) else {
+    let (&[batch, 1, heads, size], &[_, length, kv_heads, _]) = (q.shape(), k.shape()) else {
         return Ok(None);
     };
     let dtype = mlx::dtype(q);
@@ -215,7 +237,7 @@ pub fn attention(
         }
     };
     ATTENTION
-        .call(&[q, k, v, mask], &constants, &[(q.shape(), 0)], launch, s)
+        .call(&[q, k, v, mask], &constants, &[(shape, 0)], launch, s)
         .map(first)
 }
 
@@ -227,8 +249,10 @@ const HEADS: CudaKernel = CudaKernel {
     in_rows: false,
 };
 
-/// How heads are turned: `size` numbers each, by `freqs` or powers of `base`; those of keys and values come `repeat` times.
+/// How heads are turned: `size` numbers each, by `freqs` or powers of `base`; those of keys and values come `repeat` times. `lead` are the
+/// sizes of the results' axes before the heads.
 pub struct Heads<'a> {
+    pub lead: &'a [i32],
     pub size: i32,
     pub repeat: i32,
     pub norm: Option<(&'a Array, &'a Array, f64)>,
@@ -236,7 +260,7 @@ pub struct Heads<'a> {
     pub scale: f32,
 }
 
-/// Queries, keys and values {rows, heads * size}, the first two normed and turned, as {rows, heads, size}.
+/// Queries, keys and values {rows, heads * size}, the first two normed and turned, as {…, heads, size}.
 pub fn heads(
     [q, k, v]: [&Array; 3],
     how: &Heads,
@@ -245,7 +269,7 @@ pub fn heads(
     s: &Stream,
 ) -> Result<Option<SmallVec<[Array; 2]>>> {
     const THREADS: i32 = 128;
-    let (&[rows, queries], &[_, keys]) = (q.shape(), k.shape()) else {
+    let (&[rows, in_queries], &[_, in_keys]) = (q.shape(), k.shape()) else {
         return Ok(None);
     };
     let (dtype, size) = (mlx::dtype(q), how.size);
@@ -261,8 +285,8 @@ pub fn heads(
             .all(|array| mlx::dtype(array) == dtype)
         && matches!(size, 64 | 128 | 192 | 256)
         && (1..=MAX_ROWS).contains(&rows)
-        && queries % size == 0
-        && keys % size == 0
+        && in_queries % size == 0
+        && in_keys % size == 0
         && k.shape() == v.shape()
         && offset.shape() == [rows]
         && freqs.is_none_or(|freqs| freqs.shape() == [size / 2])
@@ -270,7 +294,7 @@ pub fn heads(
     if !usable {
         return Ok(None);
     }
-    let (heads, kv_heads) = (queries / size, keys / size);
+    let (heads, kv_heads) = (in_queries / size, in_keys / size);
     let constants = [
         (c"HEADS", heads),
         (c"KV_HEADS", kv_heads),
@@ -298,8 +322,9 @@ pub fn heads(
         .norm
         .map_or((q, k), |(q_norm, k_norm, _)| (q_norm, k_norm));
     let inputs = [q, k, v, q_norm, k_norm, &offset, freqs];
-    let repeated = [rows, kv_heads * how.repeat, size];
-    let outputs: [(&[i32], usize); 3] = [(&[rows, heads, size], 0), (&repeated, 1), (&repeated, 2)];
+    let queries = [how.lead, &[heads, size]].concat();
+    let repeated = [how.lead, &[kv_heads * how.repeat, size]].concat();
+    let outputs: [(&[i32], usize); 3] = [(&queries, 0), (&repeated, 1), (&repeated, 2)];
     let items = rows * (heads + 2 * kv_heads);
     let launch = Launch {
         blocks: (items + THREADS / 32 - 1) / (THREADS / 32),
