@@ -44,7 +44,7 @@ impl Device {
         let start = || {
             let stream = Stream::new(self)?;
             if self == Device::Gpu {
-                mlx::leave_before_cuda(|| crate::queue::stop_all());
+                mlx::leave_at_exit(crate::queue::stop_all);
             }
             Ok(stream)
         };

@@ -39,7 +39,7 @@ rustler::init!("Elixir.EMLX.Native", load = load);
 
 fn load(_env: Env, _info: Term) -> bool {
     mlx::init();
-    mlx::at_exit(queue::stop_all);
+    mlx::leave_at_exit(queue::stop_all);
     true
 }
 

@@ -46,7 +46,12 @@ pub fn init() {
         let setup = || {
             // SAFETY: the handler is a plain function that stays for the life of the process.
             unsafe { sys::mlx_set_error_handler(Some(keep_error), std::ptr::null_mut(), None) };
+            // What MLX makes when it is first used, its allocator for one, is made here: what is older than `leave_at_exit` is not taken
+            // down before it.
             if let Ok(stream) = Stream::new(Device::Cpu) {
+                if let Ok(array) = zeros(&[2], Dtype::F32, &stream) {
+                    let _ = async_eval(&[&array], &graph_lock());
+                }
                 let _ = stream.synchronize();
             }
         };
@@ -82,13 +87,6 @@ fn settle_malloc() {
     }
 }
 
-/// Has a function called when the process exits, before MLX takes its own parts down. Called after [`init`], in whose order the
-/// system undoes.
-pub fn at_exit(call: extern "C" fn()) {
-    // SAFETY: a plain function that stays for the life of the process. It can only fail for want of memory.
-    let _ = unsafe { libc::atexit(call) };
-}
-
 fn take_error() -> Error {
     let text = LAST_ERROR.with(|last| last.borrow_mut().take());
     let mut text = text.unwrap_or_else(|| "MLX failed without a message".into());
@@ -102,37 +100,33 @@ fn take_error() -> Error {
     Reason::of_mlx(text, memory_figures).into()
 }
 
-/// Has the process end without taking CUDA down: its driver goes first, and what the VM's threads give up after that ends the process
-/// with an abort. Called once CUDA is there, since the system undoes in reverse; `before` is called first. What other
-/// libraries had the system call at exit before CUDA was there is not called.
-#[cfg(target_os = "linux")]
-pub fn leave_before_cuda(before: fn()) {
-    static BEFORE: std::sync::OnceLock<fn()> = std::sync::OnceLock::new();
-
-    extern "C" {
-        // In the C libraries of Linux; the libc crate does not name it.
-        fn on_exit(call: extern "C" fn(c_int, *mut c_void), data: *mut c_void) -> c_int;
-    }
-
-    extern "C" fn leave(status: c_int, _data: *mut c_void) {
-        if let Some(before) = BEFORE.get() {
-            before();
+/// Has the process end without taking down MLX, which queues, MLX's own threads and the VM's may still be in, nor CUDA, whose driver goes
+/// first. Called after [`init`] and again once CUDA is there, since the system undoes in reverse. Where a process cannot leave with
+/// its status from such a function, `stop` is called instead. What other libraries asked for before is not called.
+pub fn leave_at_exit(stop: extern "C" fn()) {
+    #[cfg(target_os = "linux")]
+    {
+        extern "C" {
+            // In the C libraries of Linux; the libc crate does not name it.
+            fn on_exit(call: extern "C" fn(c_int, *mut c_void), data: *mut c_void) -> c_int;
         }
-        // SAFETY: flushes what C code has written, and ends the process.
-        unsafe {
-            libc::fflush(std::ptr::null_mut());
-            libc::_exit(status);
-        }
-    }
 
-    if BEFORE.set(before).is_ok() {
+        extern "C" fn leave(status: c_int, _data: *mut c_void) {
+            // SAFETY: flushes what C code has written, and ends the process.
+            unsafe {
+                libc::fflush(std::ptr::null_mut());
+                libc::_exit(status);
+            }
+        }
+
+        let _ = stop;
         // SAFETY: a plain function that stays for the life of the process. It can only fail for want of memory.
         let _ = unsafe { on_exit(leave, std::ptr::null_mut()) };
     }
+    #[cfg(not(target_os = "linux"))]
+    // SAFETY: as above.
+    let _ = unsafe { libc::atexit(stop) };
 }
-
-#[cfg(not(target_os = "linux"))]
-pub fn leave_before_cuda(_before: fn()) {}
 
 /// Sets a variable of the environment that MLX reads later, unless the user has set it. The VM's own environment is apart from the one
 /// that C code sees.
