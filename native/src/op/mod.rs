@@ -910,11 +910,15 @@ impl<'a> Inputs<'a> {
     fn with_optional_and_more<const N: usize, const M: usize>(
         &self,
     ) -> Result<([&'a Array; N], [Option<&'a Array>; M], Vec<&'a Array>)> {
-        let fixed = self.0.get(..N + M).ok_or_else(|| Reason::Arity {
-            expected: format!("at least {}", N + M + 1),
-            found: self.0.len(),
-        })?;
-        let ([], more) = Inputs(&self.0[N + M..]).and_more::<0>()?;
+        if self.0.len() <= N + M {
+            return Err(Reason::Arity {
+                expected: format!("at least {}", N + M + 1),
+                found: self.0.len(),
+            }
+            .into());
+        }
+        let (fixed, more) = self.0.split_at(N + M);
+        let ([], more) = Inputs(more).and_more()?;
         let (arrays, optional) = Inputs(fixed).with_optional()?;
         Ok((arrays, optional, more))
     }

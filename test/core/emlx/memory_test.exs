@@ -78,6 +78,7 @@ defmodule EMLX.MemoryTest do
     last = Enum.reduce(1..3_000_000, one, fn _, acc -> Ops.add(acc, one) end)
     grown = EMLX.Resident.bytes() - before
     assert Array.to_list(last) == 3_000_001
+
     # Half a million nodes wait to be computed at most, 500 bytes each, and the C library keeps 256 MiB; unbounded, 3 million take 1.5 GB.
     assert grown < 768 * @mib
   end
