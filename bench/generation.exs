@@ -175,6 +175,13 @@ runs = number.("EMLX_BENCH_RUNS", 5)
 own? = System.get_env("EMLX_BENCH_OWN") == "1"
 Nx.default_backend({EMLX.Backend, device: device})
 
+# What is compared, by the options of compiler: EMLX.
+ways = [
+  {"EMLX", []},
+  {"EMLX merged", [merge: true]},
+  {"EMLX merged, ahead", [merge: true, run_ahead: 8]}
+]
+
 for name <- names do
   info = Generation.info(name)
   prompt = Generation.prompt(length, info.spec.vocab_size)
@@ -183,46 +190,53 @@ for name <- names do
   output = file <> ".tokens.safetensors"
   arguments = [file, "#{device}", Jason.encode!(Generation.arguments(info.spec))]
   peer = Peers.start("generation.py", System.fetch_env!("EMLX_BENCH_MLX"), arguments)
-  options = [compiler: EMLX, device: device]
+  models = for {way, options} <- ways, do: {way, EMLXBumblebee.rewrite(info), options}
+  models = if own?, do: models ++ [{"EMLX not rewritten", info, []}], else: models
 
-  timed = fn run ->
-    fn ->
-      {time, _tokens} = Peers.ms(run)
-      time
+  runs_of =
+    for {way, model, options} <- models do
+      options = [compiler: EMLX, device: device] ++ options
+      {tracing, [all, first]} = Peers.ms(fn -> for(count <- [count, 1], do: Generation.generate(model, prompt, count, options)) end)
+      {way, tracing, all, first}
     end
-  end
 
-  rewritten = EMLXBumblebee.rewrite(info)
-  {compiling, {ours, first}} = Peers.ms(fn -> {Generation.generate(rewritten, prompt, count, options), Generation.generate(rewritten, prompt, 1, options)} end)
-  tokens = ours.()
   peer.("#{count}")
   peer.("output #{output}")
   %{"tokens" => theirs} = EMLX.Safetensors.load(output, device: :cpu)
   for file <- [file, output], do: File.rm(file)
-  same = Enum.zip(tokens, EMLX.Array.to_list(theirs)) |> Enum.take_while(fn {a, b} -> a == b end) |> length()
+  theirs = EMLX.Array.to_list(theirs)
 
-  sides = [
-    {"EMLX, all", timed.(ours)},
-    {"mlx-lm, all", fn -> peer.("#{count}") end},
-    {"EMLX, first token", timed.(first)},
-    {"mlx-lm, first token", fn -> peer.("1") end}
-  ]
-
-  sides =
-    if own? do
-      own = Generation.generate(info, prompt, count, options)
-      sides ++ [{"not rewritten", timed.(own)}]
-    else
-      sides
+  same =
+    for {way, _tracing, all, _first} <- runs_of, into: %{} do
+      {way, Enum.zip(all.(), theirs) |> Enum.take_while(fn {a, b} -> a == b end) |> length()}
     end
 
-  [ours, theirs, our_first, their_first | own] = for {_name, time} <- Peers.medians(sides, runs), do: time
-  rate = fn all, first -> (count - 1) * 1000 / (all - first) end
-  [ours_rate, theirs_rate] = [rate.(ours, our_first), rate.(theirs, their_first)]
+  timed = fn run -> fn -> run |> Peers.ms() |> elem(0) end end
+  sides = for {way, _, all, first} <- runs_of, {what, run} <- [all: all, first: first], do: {{way, what}, timed.(run)}
+  peers = [{{"mlx-lm", :all}, fn -> peer.("#{count}") end}, {{"mlx-lm", :first}, fn -> peer.("1") end}]
+  medians = Map.new(Peers.medians(sides ++ peers, runs))
+  rate = fn way -> (count - 1) * 1000 / (medians[{way, :all}] - medians[{way, :first}]) end
   round = &:erlang.float_to_binary(&1 * 1.0, decimals: &2)
-  IO.puts("#{name}, #{device}, #{Generation.dtype()}, prompt of #{length}, #{count} tokens; medians of #{runs} in turn; tracing #{round.(compiling, 0)} ms")
-  IO.puts("tokens a second    EMLX #{round.(ours_rate, 1)}   mlx-lm #{round.(theirs_rate, 1)}   ratio #{round.(ours_rate / theirs_rate, 2)}")
-  IO.puts("first token        EMLX #{round.(our_first, 1)} ms   mlx-lm #{round.(their_first, 1)} ms   ratio of times #{round.(our_first / their_first, 2)}")
-  for time <- own, do: IO.puts("not rewritten      EMLX #{round.(rate.(time, our_first), 1)} tokens a second")
-  IO.puts("the first #{same} of #{count} tokens are the same")
+  pad = &String.pad_leading/2
+
+  IO.puts("#{name}, #{device}, #{Generation.dtype()}, prompt of #{length}, #{count} tokens; medians of #{runs} in turn")
+  IO.puts("                      tokens/s   ratio   first token   ratio of times   tracing   tokens as mlx-lm's")
+
+  for {way, _model, _options} <- models ++ [{"mlx-lm", nil, nil}] do
+    first = medians[{way, :first}]
+    {_, tracing, _, _} = List.keyfind(runs_of, way, 0, {nil, nil, nil, nil})
+
+    [
+      String.pad_trailing(way, 20),
+      pad.(round.(rate.(way), 1), 10),
+      pad.(round.(rate.(way) / rate.("mlx-lm"), 2), 8),
+      pad.(round.(first, 1) <> " ms", 14),
+      pad.(round.(first / medians[{"mlx-lm", :first}], 2), 17),
+      pad.(if(tracing, do: round.(tracing, 0) <> " ms", else: ""), 10),
+      pad.(if(way == "mlx-lm", do: "", else: "first #{same[way]}"), 21)
+    ]
+    |> Enum.join()
+    |> String.trim_trailing()
+    |> IO.puts()
+  end
 end
