@@ -173,6 +173,7 @@ length = number.("EMLX_BENCH_PROMPT", 128)
 count = number.("EMLX_BENCH_TOKENS", 256)
 runs = number.("EMLX_BENCH_RUNS", 5)
 own? = System.get_env("EMLX_BENCH_OWN") == "1"
+bits = System.get_env("EMLX_BENCH_BITS") && number.("EMLX_BENCH_BITS", 4)
 Nx.default_backend({EMLX.Backend, device: device})
 
 # What is compared, by the options of compiler: EMLX.
@@ -190,6 +191,9 @@ for name <- names do
   output = file <> ".tokens.safetensors"
   arguments = [file, "#{device}", Jason.encode!(Generation.arguments(info.spec))]
   peer = Peers.start("generation.py", System.fetch_env!("EMLX_BENCH_MLX"), arguments)
+  # Weights in few bits, on both sides.
+  info = if bits, do: EMLXBumblebee.quantize(info, bits: bits, group_size: 64), else: info
+  if bits, do: peer.("quantize #{bits}")
   models = for {way, options} <- ways, do: {way, EMLXBumblebee.rewrite(info), options}
   models = if own?, do: models ++ [{"EMLX not rewritten", info, []}], else: models
 
@@ -219,7 +223,7 @@ for name <- names do
   round = &:erlang.float_to_binary(&1 * 1.0, decimals: &2)
   pad = &String.pad_leading/2
 
-  IO.puts("#{name}, #{device}, #{Generation.dtype()}, prompt of #{length}, #{count} tokens; medians of #{runs} in turn")
+  IO.puts("#{name}, #{device}, #{Generation.dtype()}#{bits && ", weights in #{bits} bits"}, prompt of #{length}, #{count} tokens; medians of #{runs} in turn")
   IO.puts("                      tokens/s   ratio   first token   ratio of times   tracing   tokens as mlx-lm's")
 
   for {way, _model, _options} <- models ++ [{"mlx-lm", nil, nil}] do

@@ -1,6 +1,7 @@
 """The Python side of bench/generation: mlx-lm's own models with the weights of the Elixir side, driven as mlx-lm's `generate_step` drives
 them: the next token's graph is submitted before this one's is read. For each line of input it generates once and prints the
-milliseconds: "<tokens>" generates so many, "output <file>" saves those generated last, "quantize" makes the model 4-bit."""
+milliseconds: "<tokens>" generates so many, "output <file>" saves those generated last, "quantize <bits>" keeps the weights in
+so many bits."""
 
 import json
 import sys
@@ -59,7 +60,7 @@ for line in sys.stdin:
     if words[0] == "output":
         mx.save_safetensors(words[1], {"tokens": mx.array(tokens, mx.int32)})
     elif words[0] == "quantize":
-        nn.quantize(model, group_size=64, bits=4)
+        nn.quantize(model, group_size=64, bits=int(words[1]))
         mx.eval(model.parameters())
     else:
         tokens = generate(int(words[0]))
