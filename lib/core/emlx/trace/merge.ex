@@ -50,13 +50,13 @@ defmodule EMLX.Trace.Merge do
     %{block | instructions: instructions}
   end
 
-  # What defines a value of the block, where, and how often it is used.
+  # What defines a value of the block and what uses it, with positions; `:result` is one, too.
   defp known(block, types) do
     indexed = Enum.with_index(block.instructions)
 
     definitions =
-      for {{op, inputs, outputs, label}, at} <- indexed, {value, i} <- Enum.with_index(outputs), into: %{} do
-        {value, %{op: op, inputs: inputs, outputs: outputs, i: i, at: at, label: label}}
+      for {{op, inputs, outputs, _label}, at} <- indexed, value <- outputs, into: %{} do
+        {value, %{op: op, inputs: inputs, outputs: outputs, at: at}}
       end
 
     users =
