@@ -40,6 +40,12 @@ defmodule EMLX do
       `config :emlx, fuse: true` sets it. On the CPU a C++ compiler (g++) is needed while the program runs, and each new
       kernel takes it about a second. A fused kernel rounds as its operations do one by one, but for the last bits: compilers may contract a product and a sum, and 16-bit floats
       may keep more bits between two operations
+    * `:merge` - whether operations on at most 4 rows, as a model has for each token that it generates, become fewer, larger ones:
+      products of one input with the norm before and the gate or the sum after them, the norm and rotation of heads, attention on
+      a cache. On CUDA each is one kernel; elsewhere they are the operations that they stand for, with the same results. Default `false`;
+      `config :emlx, merge: true` sets it
+    * `:run_ahead` - the steps after which a loop submits its next step before it is known whether there is one, as `EMLX.Program.new/4`
+      has it. Default `nil`, never; `config :emlx, run_ahead: 8` sets it
     * `:on_unsupported` - what to do with a function that cannot be traced, for example since an implementation of a block
       reads a value: `:raise` (default) or `:evaluate`, which has `Nx.Defn.Evaluator` run it
     * `:hooks` - a map of functions for named hooks

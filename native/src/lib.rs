@@ -698,12 +698,17 @@ fn program_new<'a>(
     opts: Term<'a>,
 ) -> Answer<ResourceArc<Program>> {
     Answer(guard("program", || {
-        let opts: ProgramOpts = argument(opts, 4, "%{output_names: nil | [name], fuse: boolean}")?;
+        let opts: ProgramOpts = argument(
+            opts,
+            4,
+            "%{output_names: nil | [name], fuse: boolean, run_ahead: nil | steps}",
+        )?;
         let inputs = program::term::inputs(inputs)?;
         let constants = decode_arrays(constants)?;
         let count = inputs.len().saturating_add(constants.len());
         let body = program::term::top(count, instructions, outputs)?;
-        Program::new(inputs, constants, body, opts.output_names, opts.fuse).map(ResourceArc::new)
+        Program::new(inputs, constants, body, opts.output_names, opts.fuse)
+            .map(|program| ResourceArc::new(program.running_ahead(opts.run_ahead)))
     }))
 }
 
@@ -711,6 +716,7 @@ fn program_new<'a>(
 struct ProgramOpts {
     output_names: Option<Vec<String>>,
     fuse: bool,
+    run_ahead: Option<usize>,
 }
 
 /// What the Elixir side keeps of a program.

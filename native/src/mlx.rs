@@ -1104,93 +1104,152 @@ pairs! {
     slogdet = mlx_linalg_slogdet(a: array);
 }
 
-/// A kernel in CUDA's C++, as `mx.fast.cuda_kernel` takes it: the body of a function whose inputs, output `out`, type `T` and integer
-/// constants are named in it. MLX compiles it when it first runs, once for each set of types and constants.
+/// A kernel in CUDA's C++, as `mx.fast.cuda_kernel` takes it: the body of a function in which its inputs, its outputs, integer constants
+/// and the first input's type `T` have names. MLX compiles it when it first runs, once for each set of types and constants.
 pub struct CudaKernel {
-    pub name: &'static str,
-    pub inputs: &'static [&'static str],
-    pub source: &'static str,
+    pub name: &'static CStr,
+    pub inputs: &'static [&'static CStr],
+    pub outputs: &'static [&'static CStr],
+    pub source: &'static CStr,
     /// Whether inputs are copied into rows first; otherwise the source reads `<input>_strides`.
     pub in_rows: bool,
 }
 
+/// How a kernel is launched: `blocks` groups of `threads` threads.
+pub struct Launch {
+    pub blocks: i32,
+    pub threads: i32,
+}
+
 impl CudaKernel {
-    /// One output of a shape and type; `blocks` groups of `threads` threads.
-    #[allow(clippy::too_many_arguments)]
+    /// Outputs of these shapes, each of the type of the input with that number.
     pub fn call(
         &self,
         inputs: &[&Array],
-        constants: &[(&str, i32)],
-        shape: &[i32],
-        dtype: Dtype,
-        blocks: i32,
-        threads: i32,
+        constants: &[(&CStr, i32)],
+        outputs: &[(&[i32], usize)],
+        launch: Launch,
         s: &Stream,
-    ) -> Result<Array> {
-        let names = |list: &[&str]| {
-            list.iter()
-                .map(|name| text(name))
-                .collect::<Result<Vec<_>>>()
-        };
-        let (name, source, header) = (text(self.name)?, text(self.source)?, text("")?);
-        let (input_names, output_names) = (names(self.inputs)?, names(&["out"])?);
-        let constants = constants
+    ) -> Result<SmallVec<[Array; 2]>> {
+        #[cfg(emlx_kernels)]
+        {
+            cuda::call(self, inputs, constants, outputs, launch, s)
+        }
+        #[cfg(not(emlx_kernels))]
+        {
+            let _ = (inputs, constants, outputs, launch.blocks, launch.threads, s);
+            Err(Error::invalid("kernels of our own are not built here"))
+        }
+    }
+}
+
+#[cfg(emlx_kernels)]
+mod cuda {
+    use super::*;
+
+    /// As in cpp/kernel.cpp.
+    #[repr(C)]
+    struct Kernel {
+        name: *const c_char,
+        source: *const c_char,
+        inputs: *const *const c_char,
+        input_count: usize,
+        outputs: *const *const c_char,
+        output_count: usize,
+        constants: *const *const c_char,
+        values: *const c_int,
+        constant_count: usize,
+        in_rows: bool,
+        blocks: c_int,
+        threads: c_int,
+    }
+
+    /// As in cpp/kernel.cpp.
+    #[repr(C)]
+    struct Output {
+        shape: *const c_int,
+        rank: usize,
+        like: usize,
+    }
+
+    extern "C" {
+        fn emlx_cuda_node(
+            res: *mut sys::mlx_array,
+            kernel: *const Kernel,
+            inputs: *const sys::mlx_array,
+            outputs: *const Output,
+            stream: sys::mlx_stream,
+        ) -> c_int;
+    }
+
+    fn pointers<'a>(names: impl Iterator<Item = &'a CStr>) -> SmallVec<[*const c_char; 16]> {
+        names.map(CStr::as_ptr).collect()
+    }
+
+    pub fn call(
+        kernel: &CudaKernel,
+        inputs: &[&Array],
+        constants: &[(&CStr, i32)],
+        outputs: &[(&[i32], usize)],
+        launch: Launch,
+        s: &Stream,
+    ) -> Result<SmallVec<[Array; 2]>> {
+        let fits = inputs.len() == kernel.inputs.len() && outputs.len() == kernel.outputs.len();
+        if !fits || outputs.iter().any(|(_, like)| *like >= inputs.len()) {
+            return Err(Error::invalid(
+                "the kernel takes or gives another number of arrays",
+            ));
+        }
+        let input_names = pointers(kernel.inputs.iter().copied());
+        let output_names = pointers(kernel.outputs.iter().copied());
+        let constant_names = pointers(constants.iter().map(|(name, _)| *name));
+        let values: SmallVec<[c_int; 16]> = constants.iter().map(|(_, value)| *value).collect();
+        let handles: SmallVec<[sys::mlx_array; 8]> =
+            inputs.iter().map(|array| array.as_ptr()).collect();
+        let shapes: SmallVec<[Output; 3]> = outputs
             .iter()
-            .map(|(name, value)| text(name).map(|name| (name, *value)))
-            .collect::<Result<Vec<_>>>()?;
-        let of_type = text("T")?;
-        let inputs = Vector::new(inputs.iter().copied());
-        let strings = |names: &[CString]| {
-            let mut pointers: Vec<*const c_char> = names.iter().map(|name| name.as_ptr()).collect();
-            // SAFETY: the strings live through the call, which copies them.
-            unsafe { sys::mlx_vector_string_new_data(pointers.as_mut_ptr(), pointers.len()) }
+            .map(|(shape, like)| Output {
+                shape: shape.as_ptr(),
+                rank: shape.len(),
+                like: *like,
+            })
+            .collect();
+        let spec = Kernel {
+            name: kernel.name.as_ptr(),
+            source: kernel.source.as_ptr(),
+            inputs: input_names.as_ptr(),
+            input_count: input_names.len(),
+            outputs: output_names.as_ptr(),
+            output_count: output_names.len(),
+            constants: constant_names.as_ptr(),
+            values: values.as_ptr(),
+            constant_count: values.len(),
+            in_rows: kernel.in_rows,
+            blocks: launch.blocks,
+            threads: launch.threads,
         };
-        // SAFETY: every handle is made here, used while live and freed once; strings and shapes are copied.
+        // SAFETY: every pointer comes from something that lives through the call, every length is that of its list, there is room for
+        // as many handles as there are outputs, and exceptions are caught there. Handles that were given are owned from here on.
         unsafe {
-            let (inputs_, outputs_) = (strings(&input_names), strings(&output_names));
-            let kernel = sys::mlx_fast_cuda_kernel_new(
-                name.as_ptr(),
-                inputs_,
-                outputs_,
-                source.as_ptr(),
-                header.as_ptr(),
-                self.in_rows,
-                0,
+            let mut made: SmallVec<[sys::mlx_array; 3]> = (0..outputs.len())
+                .map(|_| sys::mlx_array {
+                    ctx: std::ptr::null_mut(),
+                })
+                .collect();
+            let status = emlx_cuda_node(
+                made.as_mut_ptr(),
+                &spec,
+                handles.as_ptr(),
+                shapes.as_ptr(),
+                s.0,
             );
-            let config = sys::mlx_fast_cuda_kernel_config_new();
-            let mut status = sys::mlx_fast_cuda_kernel_config_add_output_arg(
-                config,
-                shape.as_ptr(),
-                shape.len(),
-                dtype.to_mlx(),
-            );
-            status |= sys::mlx_fast_cuda_kernel_config_set_grid(config, blocks * threads, 1, 1);
-            status |= sys::mlx_fast_cuda_kernel_config_set_thread_group(config, threads, 1, 1);
-            status |= sys::mlx_fast_cuda_kernel_config_add_template_arg_dtype(
-                config,
-                of_type.as_ptr(),
-                dtype.to_mlx(),
-            );
-            for (name, value) in &constants {
-                status |= sys::mlx_fast_cuda_kernel_config_add_template_arg_int(
-                    config,
-                    name.as_ptr(),
-                    *value,
-                );
+            if status != 0 {
+                return Err(take_error());
             }
-            let outputs = match status {
-                0 => {
-                    many(|res| sys::mlx_fast_cuda_kernel_apply(res, kernel, inputs.0, config, s.0))
-                }
-                _ => Err(take_error()),
-            };
-            sys::mlx_fast_cuda_kernel_config_free(config);
-            sys::mlx_fast_cuda_kernel_free(kernel);
-            sys::mlx_vector_string_free(inputs_);
-            sys::mlx_vector_string_free(outputs_);
-            outputs?
-                .pop()
-                .ok_or_else(|| Error::invalid("the kernel gives nothing"))
+            Ok(made
+                .into_iter()
+                .map(|handle| Array::from_ptr(handle))
+                .collect())
         }
     }
 }

@@ -12,6 +12,8 @@ defmodule EMLXBumblebee.Compare do
 
   @doc "The options that run a function with a compiler. EMLX compiles anew, since what it has compiled dispatches no blocks."
   def options(EMLX), do: [compiler: EMLX, cache: false]
+  # As functions are compiled for the GPU, with operations merged.
+  def options({EMLX, opts}), do: options(EMLX) ++ opts
   def options(compiler), do: [compiler: compiler]
 
   @doc "How far numbers of a type may lie apart, for results whose largest is about 1."

@@ -79,6 +79,9 @@ defmodule EMLX.Program do
       second or so for each new kernel; later ones, in other VMs, too, find it under the system's folder for temporary files.
       A kernel keeps the values between its operations in registers and may contract a product and a sum: results differ from
       `fuse: false` in the last bits. The run goes through the queue, as one with branches does.
+    * `:run_ahead` - the number of steps after which a loop submits its next step before it is known whether there is one, so that
+      the device does not wait for the answer. A step too many is dropped; what the loop gives is kept beside it, so a
+      result of more than 1 MiB is not run ahead of, nor are loops with branches, loops or calls inside. `nil`, the default, is never
 
   Raises `EMLX.Error` for a value that is not known where it is used, a block whose inputs or outputs do not fit its
   instruction, an unknown operation, more than 1,048,576 values, or blocks more than 32 deep in one another.
@@ -97,9 +100,9 @@ defmodule EMLX.Program do
   """
   @spec new(non_neg_integer | [input], [instruction], [value], keyword) :: t
   def new(inputs, instructions, outputs, opts \\ []) do
-    opts = Keyword.validate!(opts, constants: [], constant_names: nil, output_names: nil, fuse: false)
+    opts = Keyword.validate!(opts, constants: [], constant_names: nil, output_names: nil, fuse: false, run_ahead: nil)
     constants = for %Array{ref: ref} <- opts[:constants], do: ref
-    native_opts = %{output_names: opts[:output_names], fuse: opts[:fuse]}
+    native_opts = %{output_names: opts[:output_names], fuse: opts[:fuse], run_ahead: opts[:run_ahead]}
     program = from_ref(Native.call!(Native.program_new(inputs, constants, instructions, outputs, native_opts)))
     %{program | constant_names: opts[:constant_names]}
   end

@@ -62,10 +62,24 @@ defmodule EMLX.Compiler do
       raise ArgumentError, ":fuse of compiler: EMLX is true or false, got: #{inspect(fuse)}"
     end
 
+    merge = Keyword.get(opts, :merge, Application.get_env(:emlx, :merge, false))
+
+    if not is_boolean(merge) do
+      raise ArgumentError, ":merge of compiler: EMLX is true or false, got: #{inspect(merge)}"
+    end
+
+    run_ahead = Keyword.get(opts, :run_ahead, Application.get_env(:emlx, :run_ahead))
+
+    if not (run_ahead == nil or (is_integer(run_ahead) and run_ahead >= 0)) do
+      raise ArgumentError, ":run_ahead of compiler: EMLX is nil or a number of steps, got: #{inspect(run_ahead)}"
+    end
+
     %{
       queue: queue,
       device: device,
       fuse: fuse,
+      merge: merge,
+      run_ahead: run_ahead,
       on_unsupported: on_unsupported,
       hooks: opts[:hooks] || %{},
       cache: Keyword.get(opts, :cache, true)
@@ -113,7 +127,10 @@ defmodule EMLX.Compiler do
     try do
       {used, constants, calls, instructions, results} = record(expr, templates, %{}, opts)
       inputs = for i <- used, do: input(Enum.at(templates, i), "arg#{i}")
-      program = Program.new(inputs, instructions, results, constants: constants, fuse: opts.fuse)
+
+      program =
+        Program.new(inputs, instructions, results, constants: constants, fuse: opts.fuse, run_ahead: opts.run_ahead)
+
       compiled = {:program, %{program: program, used: used, outputs: outputs, calls: calls, function: key}}
       {compiled, size(program), %{path: :program, reason: nil}}
     rescue
@@ -134,7 +151,7 @@ defmodule EMLX.Compiler do
 
   # The parts of a program. `templates` are its parameters; `known` has arrays for some of them, by position.
   defp record(expr, templates, known, opts) do
-    {block, constants, calls, nil} =
+    {block, constants, calls, types, nil} =
       as_compiler(opts, fn ->
         Trace.run(opts.device, Walk.templates(List.to_tuple(templates)), fn placeholders ->
           params =
@@ -145,7 +162,7 @@ defmodule EMLX.Compiler do
         end)
       end)
 
-    {used, constants, instructions, results} = Trace.Passes.run(block, constants)
+    {used, constants, instructions, results} = Trace.Passes.run(block, constants, types, merge: opts.merge)
     {used, constants, calls, instructions, results}
   end
 
