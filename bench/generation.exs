@@ -85,7 +85,11 @@ defmodule Generation do
 
     data =
       Enum.reduce(weights, %{}, fn {{layer, name}, array}, data ->
-        put_in(data, [Access.key(layer, %{}), name], EMLX.Backend.to_nx(array, Nx.template(EMLX.Array.shape(array), @type_)))
+        put_in(
+          data,
+          [Access.key(layer, %{}), name],
+          EMLX.Backend.to_nx(array, Nx.template(EMLX.Array.shape(array), @type_))
+        )
       end)
 
     %{model: model, spec: spec, params: %{Axon.ModelState.empty() | data: data}, weights: weights}
@@ -148,7 +152,12 @@ defmodule Generation do
   # A function that generates so many tokens greedily, none of which ends the text.
   def generate(info, prompt, count, options) do
     config =
-      struct!(GenerationConfig, max_new_tokens: count, pad_token_id: 0, eos_token_id: nil, strategy: %{type: :greedy_search})
+      struct!(GenerationConfig,
+        max_new_tokens: count,
+        pad_token_id: 0,
+        eos_token_id: nil,
+        strategy: %{type: :greedy_search}
+      )
 
     inputs = %{
       "input_ids" => Nx.tensor([prompt]),
@@ -167,7 +176,9 @@ end
     names -> {:cpu, names}
   end
 
-names = if names == [], do: if(device == :gpu, do: ~w(qwen3-0.6b llama-3.2-1b), else: ~w(tiny-qwen3 tiny-llama)), else: names
+names =
+  if names == [], do: if(device == :gpu, do: ~w(qwen3-0.6b llama-3.2-1b), else: ~w(tiny-qwen3 tiny-llama)), else: names
+
 number = fn name, default -> name |> System.get_env("#{default}") |> String.to_integer() end
 length = number.("EMLX_BENCH_PROMPT", 128)
 count = number.("EMLX_BENCH_TOKENS", 256)
@@ -200,7 +211,10 @@ for name <- names do
   runs_of =
     for {way, model, options} <- models do
       options = [compiler: EMLX, device: device] ++ options
-      {tracing, [all, first]} = Peers.ms(fn -> for(count <- [count, 1], do: Generation.generate(model, prompt, count, options)) end)
+
+      {tracing, [all, first]} =
+        Peers.ms(fn -> for(count <- [count, 1], do: Generation.generate(model, prompt, count, options)) end)
+
       {way, tracing, all, first}
     end
 
@@ -223,7 +237,10 @@ for name <- names do
   round = &:erlang.float_to_binary(&1 * 1.0, decimals: &2)
   pad = &String.pad_leading/2
 
-  IO.puts("#{name}, #{device}, #{Generation.dtype()}#{bits && ", weights in #{bits} bits"}, prompt of #{length}, #{count} tokens; medians of #{runs} in turn")
+  IO.puts(
+    "#{name}, #{device}, #{Generation.dtype()}#{bits && ", weights in #{bits} bits"}, prompt of #{length}, #{count} tokens; medians of #{runs} in turn"
+  )
+
   IO.puts("                      tokens/s   ratio   first token   ratio of times   tracing   tokens as mlx-lm's")
 
   for {way, _model, _options} <- models ++ [{"mlx-lm", nil, nil}] do
