@@ -48,8 +48,14 @@ defmodule EMLX.MixProject do
 
   defp deps(false), do: []
 
-  # With Hex the dependencies are applications of their own accord.
-  defp applications, do: if(nx?() and not hex?(), do: [:nx, :telemetry], else: [])
+  # With Hex the dependencies are applications of their own accord. The core tier tells telemetry of its work where that is there.
+  defp applications do
+    cond do
+      hex?() -> []
+      nx?() -> [:nx, :telemetry]
+      true -> [telemetry: :optional]
+    end
+  end
 
   defp elixirc_paths(:test), do: elixirc_paths(:dev) ++ support()
   defp elixirc_paths(_), do: ["lib/core"] ++ if(nx?(), do: ["lib/nx"], else: [])

@@ -1,5 +1,6 @@
 # The Mix compiler that builds the NIF; mix.exs loads it. It makes MLX ready (tools/prepare, on Linux), runs Cargo, and puts
-# the library where `EMLX.Native` loads it from, `priv/native/emlx_native`. Where no source changed it runs nothing at all.
+# the library where `EMLX.Native` loads it from, `priv/native/emlx_native`. Where no source changed it runs nothing at all, unless it is
+# told to (--force).
 defmodule Mix.Tasks.Compile.EmlxNative do
   @moduledoc false
   use Mix.Task.Compiler
@@ -13,10 +14,10 @@ defmodule Mix.Tasks.Compile.EmlxNative do
   @sources ["Cargo.{toml,lock}", "native/**/*", "tools/prepare/**/*"]
 
   @impl true
-  def run(_arguments) do
+  def run(arguments) do
     state = state()
 
-    if ready?() and File.read(@stamp) == {:ok, state} do
+    if "--force" not in arguments and ready?() and File.read(@stamp) == {:ok, state} do
       {:noop, []}
     else
       cargo = cargo()

@@ -1,3 +1,4 @@
 # Axon's loops log the options that they pass on.
 Logger.configure(level: :info)
-ExUnit.start()
+# A busy machine is no failure: the limit is for what hangs.
+ExUnit.start(timeout: 300_000)

@@ -31,6 +31,9 @@ defmodule EMLXBumblebee.GenerationTest do
     {Nx.to_list(result.token_ids), Nx.to_list(result.length)}
   end
 
+  # Merged operations are composed on the CPU, and mean the same; a step that was one too many is dropped.
+  defp ways, do: compilers() ++ if(EMLX in compilers(), do: [{EMLX, merge: true, run_ahead: 0}], else: [])
+
   # A batch of two, the shorter one padded on the left, as Bumblebee's serving does.
   @inputs %{
     "input_ids" => Nx.tensor([[7, 12, 5, 30, 22, 9], [0, 0, 0, 14, 3, 28]]),
@@ -43,7 +46,7 @@ defmodule EMLXBumblebee.GenerationTest do
     expected = generate(info, @inputs, config, Nx.BinaryBackend, Nx.Defn.Evaluator)
     rewritten = EMLXBumblebee.rewrite(info)
 
-    for compiler <- compilers() do
+    for compiler <- ways() do
       {result, told} =
         told([Bumblebee.Block.SDPA], fn -> generate(rewritten, @inputs, config, EMLX.Backend, compiler) end)
 
@@ -97,7 +100,7 @@ defmodule EMLXBumblebee.GenerationTest do
     config = Models.generation(%{type: :greedy_search})
     expected = generate(info, inputs, config, Nx.BinaryBackend, Nx.Defn.Evaluator)
 
-    for compiler <- compilers(),
+    for compiler <- ways(),
         do: assert(generate(EMLXBumblebee.rewrite(info), inputs, config, EMLX.Backend, compiler) == expected)
   end
 end

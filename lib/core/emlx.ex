@@ -8,12 +8,14 @@ defmodule EMLX do
     * `EMLX.Program` - many operations replayed by one native call
     * `EMLX.Queue` - where and in which order arrays are evaluated
     * `EMLX.Memory`, `EMLX.Safetensors` - memory figures and files
+    * `EMLX.Telemetry` - spans of what is computed, run, traced and moved, and a table of where the time goes
 
   ## NVIDIA GPUs
 
   `config :emlx, tf32: true` lets products of f32 round their operands to 10 bits, for speed; the default is f32. It is read when the
   application starts; an environment variable `MLX_ENABLE_TF32` goes before it. What has no kernel on the GPU (linear algebra,
-  scatters of 64-bit types, arrays without elements) is computed on the CPU and copied.
+  scatters of 64-bit types, arrays without elements) is computed on the CPU and copied. The guide [On NVIDIA GPUs](cuda.html) has what
+  differs, and what to do where no GPU is found.
 
   ## Compiler
 
@@ -38,14 +40,19 @@ defmodule EMLX do
       `config :emlx, fuse: true` sets it. On the CPU a C++ compiler (g++) is needed while the program runs, and each new
       kernel takes it about a second. A fused kernel rounds as its operations do one by one, but for the last bits: compilers may contract a product and a sum, and 16-bit floats
       may keep more bits between two operations
+    * `:merge` - whether operations on at most 4 rows, as a model has for each token that it generates, become fewer, larger ones:
+      products of one input with the norm before and the gate or the sum after them, the norm and rotation of heads, attention on
+      a cache. On CUDA each is one kernel; elsewhere they are the operations that they stand for, with the same results. Default `false`;
+      `config :emlx, merge: true` sets it
+    * `:run_ahead` - the steps after which a loop submits its next step before it is known whether there is one, as `EMLX.Program.new/4`
+      has it. Default `nil`, never; `config :emlx, run_ahead: 8` sets it
     * `:on_unsupported` - what to do with a function that cannot be traced, for example since an implementation of a block
       reads a value: `:raise` (default) or `:evaluate`, which has `Nx.Defn.Evaluator` run it
     * `:hooks` - a map of functions for named hooks
     * `:max_concurrency` - the number of partitions, each with a queue, for an `Nx.Serving` with `partitions: true`
     * `:cache` - `false` to trace at each call. Up to `config :emlx, compiler_cache: 1000` functions are kept, the ones used last
 
-  Telemetry, with measurements `%{duration: native_time}`: `[:emlx, :compile, :stop]` for each trace, metadata `:key` and
-  `:instructions`; `[:emlx, :compile, :evaluate]` where the evaluator takes over, metadata `:key` and `:reason`.
+  Telemetry tells of each trace and each run (`EMLX.Telemetry`).
   """
 
   if match?({:module, _}, Code.ensure_compiled(EMLX.Compiler)) do
@@ -102,10 +109,13 @@ defmodule EMLX do
       3
   """
   @spec eval(arrays, keyword) :: arrays when arrays: Array.t() | [Array.t()]
-  def eval(arrays, opts \\ []) do
+  def eval(arrays, opts \\ [])
+  def eval([], _opts), do: []
+
+  def eval(arrays, opts) do
     refs = refs(arrays)
     target = Queue.target(opts)
-    Native.await!(&Native.eval(refs, target, &1))
+    Native.await!(:eval, opts, &Native.eval(refs, target, &1))
     arrays
   end
 
@@ -120,7 +130,19 @@ defmodule EMLX do
   defp refs(arrays) when is_list(arrays), do: for(%Array{ref: ref} <- arrays, do: ref)
 
   @doc """
-  What is known of a device: name, memory, architecture. Options: `:device`, the GPU where there is one by default.
+  What MLX knows of a device, by MLX's names. Options: `:device`, the GPU where there is one by default.
+
+    * On the CPU: `"device_name"`, the processor's, and `"architecture"`, `"x86_64"` or `"arm64"`
+    * On CUDA: `"device_name"`, `"architecture"` (`"sm_90"`), `"compute_capability_major"` and `"compute_capability_minor"`, `"uuid"`,
+      `"pci_bus_id"`, and in bytes `"total_memory"` and `"free_memory"`, which is what is free at the time of the call
+    * On Metal: `"device_name"`, `"architecture"`, and in bytes `"memory_size"`, `"max_buffer_length"` and
+      `"max_recommended_working_set_size"`; `"resource_limit"`, the most buffers
+
+  Raises `EMLX.Error` of kind `:no_device` where the device is not there; the error says why, and what to do.
+
+      iex> info = EMLX.device_info(device: :cpu)
+      iex> is_binary(info["device_name"]) and is_binary(info["architecture"])
+      true
   """
   @spec device_info(keyword) :: %{String.t() => String.t() | non_neg_integer}
   def device_info(opts \\ []) do
@@ -128,7 +150,9 @@ defmodule EMLX do
     Map.new(Native.call!(Native.device_info(device)))
   end
 
-  @doc "Whether a device is there."
+  @doc """
+  Whether a device is there. The CPU always is, except with MLX for CUDA where CUDA has no GPU to use: then nothing is.
+  """
   @spec device_available?(:cpu | :gpu) :: boolean
   def device_available?(device), do: Native.call!(Native.device_available(device))
 

@@ -1,11 +1,15 @@
-// An operation of MLX's graph whose kernel is a function of this crate's (src/kernels/). Built by build.rs where there is no
-// Accelerate; called by src/kernels/node.rs alone. MLX has no C interface for operations of one's own, so this is the one file of C++.
+// Operations of MLX's graph whose kernel is this crate's: a function in Rust (src/kernels/) on the CPU, a text in CUDA's C++ (src/op/cuda/)
+// on the GPU. Built by build.rs where there is no Accelerate; called through src/mlx.rs alone. MLX has no C interface for operations
+// of one's own, so this is the one file of C++.
 
 #include <cstdint>
 #include <exception>
 #include <memory>
+#include <mutex>
 #include <stdexcept>
 #include <string>
+#include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "mlx/c/array.h"
@@ -14,6 +18,7 @@
 #include "mlx/allocator.h"
 #include "mlx/array.h"
 #include "mlx/backend/cpu/encoder.h"
+#include "mlx/fast.h"
 #include "mlx/primitives.h"
 
 namespace core = mlx::core;
@@ -196,6 +201,126 @@ extern "C" int emlx_kernel_node(
     if (!owned) {
       kernel.drop(kernel.kernel);
     }
+    mlx_error("%s", e.what());
+    return 1;
+  }
+}
+
+extern "C" {
+
+// A kernel in CUDA's C++ with what its text depends on; the same in src/mlx.rs.
+struct emlx_cuda_kernel {
+  const char* name;
+  const char* source;
+  const char* const* inputs;
+  size_t input_count;
+  const char* const* outputs;
+  size_t output_count;
+  const char* const* constants;
+  const int* values;
+  size_t constant_count;
+  bool in_rows;
+  int blocks;
+  int threads;
+};
+
+// A shape, and the input whose type the output has.
+struct emlx_output {
+  const int* shape;
+  size_t rank;
+  size_t like;
+};
+}
+
+namespace {
+
+using Primitives = std::unordered_map<std::string, std::shared_ptr<core::Primitive>>;
+
+// What a kernel's text and launch depend on, as bytes.
+std::string key_of(const emlx_cuda_kernel& kernel, const std::vector<core::array>& inputs, const core::Stream& s) {
+  std::string key(kernel.name);
+  key.push_back('\0');
+  const auto add = [&key](int value) { key.append(reinterpret_cast<const char*>(&value), sizeof(value)); };
+  add(s.index);
+  add(kernel.blocks);
+  add(kernel.threads);
+  for (size_t i = 0; i < kernel.constant_count; ++i) {
+    add(kernel.values[i]);
+  }
+  for (const auto& input : inputs) {
+    add(static_cast<int>(input.dtype().val()) * 2 + (input.ndim() > 0));
+  }
+  return key;
+}
+
+} // namespace
+
+// The nodes of a kernel's outputs. MLX writes out the whole text of a kernel at each call, which takes longer than to launch it: here it
+// is done once for all calls that differ in their arrays alone. 0, or 1 with MLX's error handler called.
+extern "C" int emlx_cuda_node(
+    mlx_array* res,
+    const emlx_cuda_kernel* kernel,
+    const mlx_array* inputs,
+    const emlx_output* outputs,
+    const mlx_stream stream) {
+  // More than a process has use for; a program with ever new shapes should not fill the memory.
+  constexpr size_t most = 4096;
+  static std::mutex lock;
+  static Primitives* known = new Primitives();
+  try {
+    const auto& s = *static_cast<const core::Stream*>(stream.ctx);
+    std::vector<core::array> arrays;
+    arrays.reserve(kernel->input_count);
+    for (size_t i = 0; i < kernel->input_count; ++i) {
+      arrays.push_back(*static_cast<const core::array*>(inputs[i].ctx));
+    }
+    std::vector<core::Shape> shapes;
+    std::vector<core::Dtype> dtypes;
+    for (size_t i = 0; i < kernel->output_count; ++i) {
+      shapes.emplace_back(outputs[i].shape, outputs[i].shape + outputs[i].rank);
+      dtypes.push_back(arrays.at(outputs[i].like).dtype());
+    }
+    const auto key = key_of(*kernel, arrays, s);
+    std::shared_ptr<core::Primitive> primitive;
+    {
+      std::lock_guard<std::mutex> guard(lock);
+      if (const auto found = known->find(key); found != known->end()) {
+        primitive = found->second;
+      }
+    }
+    std::vector<core::array> made;
+    if (primitive) {
+      made = core::array::make_arrays(std::move(shapes), dtypes, primitive, arrays);
+    } else {
+      const std::vector<std::string> input_names(kernel->inputs, kernel->inputs + kernel->input_count);
+      const std::vector<std::string> output_names(kernel->outputs, kernel->outputs + kernel->output_count);
+      std::vector<std::pair<std::string, core::fast::TemplateArg>> constants{{"T", arrays.at(0).dtype()}};
+      for (size_t i = 0; i < kernel->constant_count; ++i) {
+        constants.emplace_back(kernel->constants[i], kernel->values[i]);
+      }
+      const auto call =
+          core::fast::cuda_kernel(kernel->name, input_names, output_names, kernel->source, "", kernel->in_rows, 0);
+      made = call(
+          arrays,
+          shapes,
+          dtypes,
+          {kernel->blocks * kernel->threads, 1, 1},
+          {kernel->threads, 1, 1},
+          constants,
+          std::nullopt,
+          false,
+          s);
+      std::lock_guard<std::mutex> guard(lock);
+      if (known->size() >= most) {
+        known->clear();
+      }
+      known->emplace(key, made.at(0).primitive_ptr());
+    }
+    for (size_t i = 0; i < kernel->output_count; ++i) {
+      res[i].ctx = new core::array(std::move(made.at(i)));
+    }
+    return 0;
+  } catch (const std::exception& e) {
     mlx_error("%s", e.what());
     return 1;
   }

@@ -37,11 +37,8 @@ pub enum Reason {
         expected: String,
         found: usize,
     },
-    #[error(
-        "device :{0} is not available here; on Linux, compile with EMLX_MLX=cuda12 or cuda13 for an NVIDIA GPU, \
-         or use `device: :cpu`"
-    )]
-    NoDevice(&'static str),
+    #[error("there is no device :{device} here: {cause}")]
+    NoDevice { device: &'static str, cause: String },
     #[error(
         "the result would take {bytes} bytes, more than the memory limit of {limit} bytes \
          (see EMLX.Memory.set_limit/1)"
@@ -120,7 +117,7 @@ impl Reason {
             Reason::UnknownOp(_) => atoms::unknown_op(),
             Reason::BadTerm { .. } | Reason::Arity { .. } => atoms::bad_argument(),
             Reason::BinarySize { .. } => atoms::binary_size(),
-            Reason::NoDevice(_) => atoms::no_device(),
+            Reason::NoDevice { .. } => atoms::no_device(),
             Reason::OutOfMemory { .. } | Reason::NoMemory { .. } => atoms::out_of_memory(),
             Reason::DeviceLost(_) => atoms::device_lost(),
             Reason::Traced => atoms::traced(),

@@ -39,12 +39,12 @@ rustler::init!("Elixir.EMLX.Native", load = load);
 
 fn load(_env: Env, _info: Term) -> bool {
     mlx::init();
-    mlx::at_exit(queue::stop_all);
+    mlx::leave_at_exit(queue::stop_all);
     true
 }
 
 mod atoms {
-    rustler::atoms! { ok, error, wait, traced, trace, nil }
+    rustler::atoms! { ok, error, wait, queued, traced, trace, nil }
 }
 
 /// What a function gives back: a value, or an error as a map.
@@ -533,6 +533,15 @@ fn device_available(device: Term) -> Answer<bool> {
     }))
 }
 
+/// Why a device is not there, nil where it is.
+#[rustler::nif(schedule = "DirtyIo")]
+fn device_absence(device: Term) -> Answer<Option<String>> {
+    Answer(guard("device_absence", || {
+        let device: Device = argument(device, 0, ":cpu or :gpu")?;
+        Ok((!device.is_available()).then(|| device.absence()))
+    }))
+}
+
 impl Encoder for mlx::InfoValue {
     fn encode<'a>(&self, env: Env<'a>) -> Term<'a> {
         match self {
@@ -546,9 +555,7 @@ impl Encoder for mlx::InfoValue {
 fn device_info(device: Term) -> Answer<Vec<(String, mlx::InfoValue)>> {
     Answer(guard("device_info", || {
         let device: Device = argument(device, 0, ":cpu or :gpu")?;
-        if !device.is_available() {
-            return Err(Reason::NoDevice(device.name()).into());
-        }
+        device.require()?;
         mlx::device_info(device)
     }))
 }
@@ -572,9 +579,31 @@ fn queue_close(queue: Term) -> Answer<Done> {
     }))
 }
 
+/// What a queue has been given to do: `{:queued, device, bytes}` with the bytes of the arrays it is about. The answer follows by message.
+struct Queued {
+    device: Device,
+    bytes: usize,
+}
+
+impl Queued {
+    fn new<'a>(target: &Shared, arrays: impl IntoIterator<Item = &'a Handle>) -> Queued {
+        let bytes = arrays.into_iter().map(|array| array.array().nbytes());
+        Queued {
+            device: target.device,
+            bytes: bytes.sum(),
+        }
+    }
+}
+
+impl Encoder for Queued {
+    fn encode<'a>(&self, env: Env<'a>) -> Term<'a> {
+        (atoms::queued(), self.device, self.bytes).encode(env)
+    }
+}
+
 /// Submits arrays. With a tag, `{tag, {:ok, :ok} | {:error, map}}` follows once they are computed.
 #[rustler::nif]
-fn eval<'a>(env: Env<'a>, arrays: Term<'a>, target: Term<'a>, tag: Term<'a>) -> Answer<Done> {
+fn eval<'a>(env: Env<'a>, arrays: Term<'a>, target: Term<'a>, tag: Term<'a>) -> Answer<Queued> {
     Answer(guard("eval", || {
         let arrays = decode_arrays(arrays)?;
         let target = decode_target(target, 1, handles(&arrays))?;
@@ -584,27 +613,28 @@ fn eval<'a>(env: Env<'a>, arrays: Term<'a>, target: Term<'a>, tag: Term<'a>) -> 
         } else {
             Some(Reply::new(env.pid(), tag))
         };
+        let queued = Queued::new(&target, handles(&arrays));
         target.push(Job::Eval { arrays, reply })?;
-        Ok(Done)
+        Ok(queued)
     }))
 }
 
 /// The bytes at once, or later.
 enum Bytes {
     Now(BinaryTerm),
-    Later,
+    Later(Queued),
 }
 
 impl Encoder for Bytes {
     fn encode<'a>(&self, env: Env<'a>) -> Term<'a> {
         match self {
             Bytes::Now(binary) => binary.encode(env),
-            Bytes::Later => Done.encode(env),
+            Bytes::Later(queued) => queued.encode(env),
         }
     }
 }
 
-/// The binary where it can be had at once; else `:ok`, and `{tag, {:ok, binary} | {:error, map}}` follows.
+/// The binary where it can be had at once; else what was queued, and `{tag, {:ok, binary} | {:error, map}}` follows.
 #[rustler::nif]
 fn read<'a>(env: Env<'a>, array: Term<'a>, target: Term<'a>, tag: Term<'a>) -> Answer<Bytes> {
     Answer(guard("to_binary", || {
@@ -614,20 +644,22 @@ fn read<'a>(env: Env<'a>, array: Term<'a>, target: Term<'a>, tag: Term<'a>) -> A
         }
         let target = decode_target(target, 1, [&*array])?;
         let reply = Reply::new(env.pid(), tag);
+        let queued = Queued::new(&target, [&*array]);
         target.push(Job::Read { array, reply })?;
-        Ok(Bytes::Later)
+        Ok(Bytes::Later(queued))
     }))
 }
 
 /// `{tag, {:ok, {address, bytes}} | {:error, map}}` follows. The address holds as long as the array lives.
 #[rustler::nif]
-fn pin<'a>(env: Env<'a>, array: Term<'a>, target: Term<'a>, tag: Term<'a>) -> Answer<Done> {
+fn pin<'a>(env: Env<'a>, array: Term<'a>, target: Term<'a>, tag: Term<'a>) -> Answer<Queued> {
     Answer(guard("to_pointer", || {
         let array = decode_valued(array, 0)?;
         let target = decode_target(target, 1, [&*array])?;
         let reply = Reply::new(env.pid(), tag);
+        let queued = Queued::new(&target, [&*array]);
         target.push(Job::Pin { array, reply })?;
-        Ok(Done)
+        Ok(queued)
     }))
 }
 
@@ -666,12 +698,17 @@ fn program_new<'a>(
     opts: Term<'a>,
 ) -> Answer<ResourceArc<Program>> {
     Answer(guard("program", || {
-        let opts: ProgramOpts = argument(opts, 4, "%{output_names: nil | [name], fuse: boolean}")?;
+        let opts: ProgramOpts = argument(
+            opts,
+            4,
+            "%{output_names: nil | [name], fuse: boolean, run_ahead: nil | steps}",
+        )?;
         let inputs = program::term::inputs(inputs)?;
         let constants = decode_arrays(constants)?;
         let count = inputs.len().saturating_add(constants.len());
         let body = program::term::top(count, instructions, outputs)?;
-        Program::new(inputs, constants, body, opts.output_names, opts.fuse).map(ResourceArc::new)
+        Program::new(inputs, constants, body, opts.output_names, opts.fuse)
+            .map(|program| ResourceArc::new(program.running_ahead(opts.run_ahead)))
     }))
 }
 
@@ -679,6 +716,7 @@ fn program_new<'a>(
 struct ProgramOpts {
     output_names: Option<Vec<String>>,
     fuse: bool,
+    run_ahead: Option<usize>,
 }
 
 /// What the Elixir side keeps of a program.
@@ -755,20 +793,21 @@ fn program_save<'a>(
     names: Term<'a>,
     target: Term<'a>,
     tag: Term<'a>,
-) -> Answer<Done> {
+) -> Answer<Queued> {
     Answer(guard("save", || {
         let program = decode_program(program)?;
         let path: String = argument(path, 1, "a path")?;
         let names: Vec<String> = argument(names, 2, "a list of names")?;
         let target = decode_target(target, 3, handles(&program.constants))?;
         let reply = Reply::new(env.pid(), tag);
+        let queued = Queued::new(&target, handles(&program.constants));
         target.push(Job::SaveProgram {
             path,
             program,
             names,
             reply,
         })?;
-        Ok(Done)
+        Ok(queued)
     }))
 }
 
@@ -968,7 +1007,7 @@ fn save_safetensors<'a>(
     entries: Term<'a>,
     target: Term<'a>,
     tag: Term<'a>,
-) -> Answer<Done> {
+) -> Answer<Queued> {
     Answer(guard("save_safetensors", || {
         let path: String = argument(path, 0, "a path")?;
         let list: Vec<(String, Term)> = argument(entries, 1, "a list of {name, array}")?;
@@ -978,11 +1017,12 @@ fn save_safetensors<'a>(
             .collect::<Result<Vec<_>>>()?;
         let target = decode_target(target, 2, arrays.iter().map(|(_, array)| &**array))?;
         let reply = Reply::new(env.pid(), tag);
+        let queued = Queued::new(&target, arrays.iter().map(|(_, array)| &**array));
         target.push(Job::Save {
             path,
             arrays,
             reply,
         })?;
-        Ok(Done)
+        Ok(queued)
     }))
 }

@@ -46,7 +46,12 @@ pub fn init() {
         let setup = || {
             // SAFETY: the handler is a plain function that stays for the life of the process.
             unsafe { sys::mlx_set_error_handler(Some(keep_error), std::ptr::null_mut(), None) };
+            // What MLX makes when it is first used, its allocator for one, is made here: what is older than `leave_at_exit` is not taken
+            // down before it.
             if let Ok(stream) = Stream::new(Device::Cpu) {
+                if let Ok(array) = zeros(&[2], Dtype::F32, &stream) {
+                    let _ = async_eval(&[&array], &graph_lock());
+                }
                 let _ = stream.synchronize();
             }
         };
@@ -82,13 +87,6 @@ fn settle_malloc() {
     }
 }
 
-/// Has a function called when the process exits, before MLX takes its own parts down. Called after [`init`], in whose order the
-/// system undoes.
-pub fn at_exit(call: extern "C" fn()) {
-    // SAFETY: a plain function that stays for the life of the process. It can only fail for want of memory.
-    let _ = unsafe { libc::atexit(call) };
-}
-
 fn take_error() -> Error {
     let text = LAST_ERROR.with(|last| last.borrow_mut().take());
     let mut text = text.unwrap_or_else(|| "MLX failed without a message".into());
@@ -102,37 +100,33 @@ fn take_error() -> Error {
     Reason::of_mlx(text, memory_figures).into()
 }
 
-/// Has the process end without taking CUDA down: its driver goes first, and what the VM's threads give up after that ends the process
-/// with an abort. Called once CUDA is there, since the system undoes in reverse; `before` is called first. What other
-/// libraries had the system call at exit before CUDA was there is not called.
-#[cfg(target_os = "linux")]
-pub fn leave_before_cuda(before: fn()) {
-    static BEFORE: std::sync::OnceLock<fn()> = std::sync::OnceLock::new();
-
-    extern "C" {
-        // In the C libraries of Linux; the libc crate does not name it.
-        fn on_exit(call: extern "C" fn(c_int, *mut c_void), data: *mut c_void) -> c_int;
-    }
-
-    extern "C" fn leave(status: c_int, _data: *mut c_void) {
-        if let Some(before) = BEFORE.get() {
-            before();
+/// Has the process end without taking down MLX, which queues, MLX's own threads and the VM's may still be in, nor CUDA, whose driver goes
+/// first. Called after [`init`] and again once CUDA is there, since the system undoes in reverse. Where a process cannot leave with
+/// its status from such a function, `stop` is called instead. What other libraries asked for before is not called.
+pub fn leave_at_exit(stop: extern "C" fn()) {
+    #[cfg(target_os = "linux")]
+    {
+        extern "C" {
+            // In the C libraries of Linux; the libc crate does not name it.
+            fn on_exit(call: extern "C" fn(c_int, *mut c_void), data: *mut c_void) -> c_int;
         }
-        // SAFETY: flushes what C code has written, and ends the process.
-        unsafe {
-            libc::fflush(std::ptr::null_mut());
-            libc::_exit(status);
-        }
-    }
 
-    if BEFORE.set(before).is_ok() {
+        extern "C" fn leave(status: c_int, _data: *mut c_void) {
+            // SAFETY: flushes what C code has written, and ends the process.
+            unsafe {
+                libc::fflush(std::ptr::null_mut());
+                libc::_exit(status);
+            }
+        }
+
+        let _ = stop;
         // SAFETY: a plain function that stays for the life of the process. It can only fail for want of memory.
         let _ = unsafe { on_exit(leave, std::ptr::null_mut()) };
     }
+    #[cfg(not(target_os = "linux"))]
+    // SAFETY: as above.
+    let _ = unsafe { libc::atexit(stop) };
 }
-
-#[cfg(not(target_os = "linux"))]
-pub fn leave_before_cuda(_before: fn()) {}
 
 /// Sets a variable of the environment that MLX reads later, unless the user has set it. The VM's own environment is apart from the one
 /// that C code sees.
@@ -225,6 +219,84 @@ pub fn device_is_available(device: Device) -> bool {
     let status = unsafe { sys::mlx_device_is_available(&mut available, handle) };
     unsafe { sys::mlx_device_free(handle) };
     status == 0 && available
+}
+
+/// What NVIDIA's driver says of itself, where libmlx is one for CUDA.
+pub struct CudaDriver {
+    /// The version of CUDA that libmlx and its libraries are of: 12 or 13.
+    pub of_mlx: u32,
+    /// The newest CUDA that the driver serves: 12.4 is 12040.
+    pub of_driver: u32,
+    /// Why the driver has no device, in its own words.
+    pub failure: Option<String>,
+}
+
+/// None where libmlx is for the CPU alone. The driver is asked directly: MLX says how many devices there are, and not why none is.
+#[cfg(target_os = "linux")]
+pub fn cuda_driver() -> Option<CudaDriver> {
+    type Init = unsafe extern "C" fn(flags: u32) -> c_int;
+    type Version = unsafe extern "C" fn(version: *mut c_int) -> c_int;
+    type Words = unsafe extern "C" fn(error: c_int, words: *mut *const c_char) -> c_int;
+
+    let mut is_cuda = false;
+    // SAFETY: only fills in the flag.
+    if unsafe { sys::mlx_cuda_is_available(&mut is_cuda) } != 0 || !is_cuda {
+        return None;
+    }
+    // What is loaded already, if anything.
+    let loaded = |name: &CStr| {
+        // SAFETY: the name ends in NUL; the flag has nothing loaded.
+        let library = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_LAZY | libc::RTLD_NOLOAD) };
+        (!library.is_null()).then_some(library)
+    };
+    let of_mlx = if loaded(c"libnvrtc.so.12").is_some() {
+        12
+    } else {
+        13
+    };
+    let mut driver = CudaDriver {
+        of_mlx,
+        of_driver: 0,
+        failure: None,
+    };
+    // libmlx does not load without it.
+    let library = loaded(c"libcuda.so.1")?;
+    let function = |name: &CStr| {
+        // SAFETY: the library stays loaded for the life of the process.
+        let address = unsafe { libc::dlsym(library, name.as_ptr()) };
+        (!address.is_null()).then_some(address)
+    };
+    // SAFETY: these are the functions of CUDA's driver API of those names, which have had these types since CUDA 6.
+    unsafe {
+        if let Some(address) = function(c"cuDriverGetVersion") {
+            let mut version = 0;
+            if std::mem::transmute::<*mut c_void, Version>(address)(&mut version) == 0 {
+                driver.of_driver = u32::try_from(version).unwrap_or(0);
+            }
+        }
+        let status = match function(c"cuInit") {
+            Some(address) => std::mem::transmute::<*mut c_void, Init>(address)(0),
+            None => 0,
+        };
+        if status != 0 {
+            let mut words: *const c_char = std::ptr::null();
+            if let Some(address) = function(c"cuGetErrorString") {
+                std::mem::transmute::<*mut c_void, Words>(address)(status, &mut words);
+            }
+            let words = if words.is_null() {
+                "an unknown error".into()
+            } else {
+                CStr::from_ptr(words).to_string_lossy()
+            };
+            driver.failure = Some(format!("cuInit gives {status}, {words}"));
+        }
+    }
+    Some(driver)
+}
+
+#[cfg(not(target_os = "linux"))]
+pub fn cuda_driver() -> Option<CudaDriver> {
+    None
 }
 
 /// What MLX knows of a device: name, memory, architecture, as MLX names them.
@@ -1032,93 +1104,152 @@ pairs! {
     slogdet = mlx_linalg_slogdet(a: array);
 }
 
-/// A kernel in CUDA's C++, as `mx.fast.cuda_kernel` takes it: the body of a function whose inputs, output `out`, type `T` and integer
-/// constants are named in it. MLX compiles it when it first runs, once for each set of types and constants.
+/// A kernel in CUDA's C++, as `mx.fast.cuda_kernel` takes it: the body of a function in which its inputs, its outputs, integer constants
+/// and the first input's type `T` have names. MLX compiles it when it first runs, once for each set of types and constants.
 pub struct CudaKernel {
-    pub name: &'static str,
-    pub inputs: &'static [&'static str],
-    pub source: &'static str,
+    pub name: &'static CStr,
+    pub inputs: &'static [&'static CStr],
+    pub outputs: &'static [&'static CStr],
+    pub source: &'static CStr,
     /// Whether inputs are copied into rows first; otherwise the source reads `<input>_strides`.
     pub in_rows: bool,
 }
 
+/// How a kernel is launched: `blocks` groups of `threads` threads.
+pub struct Launch {
+    pub blocks: i32,
+    pub threads: i32,
+}
+
 impl CudaKernel {
-    /// One output of a shape and type; `blocks` groups of `threads` threads.
-    #[allow(clippy::too_many_arguments)]
+    /// Outputs of these shapes, each of the type of the input with that number.
     pub fn call(
         &self,
         inputs: &[&Array],
-        constants: &[(&str, i32)],
-        shape: &[i32],
-        dtype: Dtype,
-        blocks: i32,
-        threads: i32,
+        constants: &[(&CStr, i32)],
+        outputs: &[(&[i32], usize)],
+        launch: Launch,
         s: &Stream,
-    ) -> Result<Array> {
-        let names = |list: &[&str]| {
-            list.iter()
-                .map(|name| text(name))
-                .collect::<Result<Vec<_>>>()
-        };
-        let (name, source, header) = (text(self.name)?, text(self.source)?, text("")?);
-        let (input_names, output_names) = (names(self.inputs)?, names(&["out"])?);
-        let constants = constants
+    ) -> Result<SmallVec<[Array; 2]>> {
+        #[cfg(emlx_kernels)]
+        {
+            cuda::call(self, inputs, constants, outputs, launch, s)
+        }
+        #[cfg(not(emlx_kernels))]
+        {
+            let _ = (inputs, constants, outputs, launch.blocks, launch.threads, s);
+            Err(Error::invalid("kernels of our own are not built here"))
+        }
+    }
+}
+
+#[cfg(emlx_kernels)]
+mod cuda {
+    use super::*;
+
+    /// As in cpp/kernel.cpp.
+    #[repr(C)]
+    struct Kernel {
+        name: *const c_char,
+        source: *const c_char,
+        inputs: *const *const c_char,
+        input_count: usize,
+        outputs: *const *const c_char,
+        output_count: usize,
+        constants: *const *const c_char,
+        values: *const c_int,
+        constant_count: usize,
+        in_rows: bool,
+        blocks: c_int,
+        threads: c_int,
+    }
+
+    /// As in cpp/kernel.cpp.
+    #[repr(C)]
+    struct Output {
+        shape: *const c_int,
+        rank: usize,
+        like: usize,
+    }
+
+    extern "C" {
+        fn emlx_cuda_node(
+            res: *mut sys::mlx_array,
+            kernel: *const Kernel,
+            inputs: *const sys::mlx_array,
+            outputs: *const Output,
+            stream: sys::mlx_stream,
+        ) -> c_int;
+    }
+
+    fn pointers<'a>(names: impl Iterator<Item = &'a CStr>) -> SmallVec<[*const c_char; 16]> {
+        names.map(CStr::as_ptr).collect()
+    }
+
+    pub fn call(
+        kernel: &CudaKernel,
+        inputs: &[&Array],
+        constants: &[(&CStr, i32)],
+        outputs: &[(&[i32], usize)],
+        launch: Launch,
+        s: &Stream,
+    ) -> Result<SmallVec<[Array; 2]>> {
+        let fits = inputs.len() == kernel.inputs.len() && outputs.len() == kernel.outputs.len();
+        if !fits || outputs.iter().any(|(_, like)| *like >= inputs.len()) {
+            return Err(Error::invalid(
+                "the kernel takes or gives another number of arrays",
+            ));
+        }
+        let input_names = pointers(kernel.inputs.iter().copied());
+        let output_names = pointers(kernel.outputs.iter().copied());
+        let constant_names = pointers(constants.iter().map(|(name, _)| *name));
+        let values: SmallVec<[c_int; 16]> = constants.iter().map(|(_, value)| *value).collect();
+        let handles: SmallVec<[sys::mlx_array; 8]> =
+            inputs.iter().map(|array| array.as_ptr()).collect();
+        let shapes: SmallVec<[Output; 3]> = outputs
             .iter()
-            .map(|(name, value)| text(name).map(|name| (name, *value)))
-            .collect::<Result<Vec<_>>>()?;
-        let of_type = text("T")?;
-        let inputs = Vector::new(inputs.iter().copied());
-        let strings = |names: &[CString]| {
-            let mut pointers: Vec<*const c_char> = names.iter().map(|name| name.as_ptr()).collect();
-            // SAFETY: the strings live through the call, which copies them.
-            unsafe { sys::mlx_vector_string_new_data(pointers.as_mut_ptr(), pointers.len()) }
+            .map(|(shape, like)| Output {
+                shape: shape.as_ptr(),
+                rank: shape.len(),
+                like: *like,
+            })
+            .collect();
+        let spec = Kernel {
+            name: kernel.name.as_ptr(),
+            source: kernel.source.as_ptr(),
+            inputs: input_names.as_ptr(),
+            input_count: input_names.len(),
+            outputs: output_names.as_ptr(),
+            output_count: output_names.len(),
+            constants: constant_names.as_ptr(),
+            values: values.as_ptr(),
+            constant_count: values.len(),
+            in_rows: kernel.in_rows,
+            blocks: launch.blocks,
+            threads: launch.threads,
         };
-        // SAFETY: every handle is made here, used while live and freed once; strings and shapes are copied.
+        // SAFETY: every pointer comes from something that lives through the call, every length is that of its list, there is room for
+        // as many handles as there are outputs, and exceptions are caught there. Handles that were given are owned from here on.
         unsafe {
-            let (inputs_, outputs_) = (strings(&input_names), strings(&output_names));
-            let kernel = sys::mlx_fast_cuda_kernel_new(
-                name.as_ptr(),
-                inputs_,
-                outputs_,
-                source.as_ptr(),
-                header.as_ptr(),
-                self.in_rows,
-                0,
+            let mut made: SmallVec<[sys::mlx_array; 3]> = (0..outputs.len())
+                .map(|_| sys::mlx_array {
+                    ctx: std::ptr::null_mut(),
+                })
+                .collect();
+            let status = emlx_cuda_node(
+                made.as_mut_ptr(),
+                &spec,
+                handles.as_ptr(),
+                shapes.as_ptr(),
+                s.0,
             );
-            let config = sys::mlx_fast_cuda_kernel_config_new();
-            let mut status = sys::mlx_fast_cuda_kernel_config_add_output_arg(
-                config,
-                shape.as_ptr(),
-                shape.len(),
-                dtype.to_mlx(),
-            );
-            status |= sys::mlx_fast_cuda_kernel_config_set_grid(config, blocks * threads, 1, 1);
-            status |= sys::mlx_fast_cuda_kernel_config_set_thread_group(config, threads, 1, 1);
-            status |= sys::mlx_fast_cuda_kernel_config_add_template_arg_dtype(
-                config,
-                of_type.as_ptr(),
-                dtype.to_mlx(),
-            );
-            for (name, value) in &constants {
-                status |= sys::mlx_fast_cuda_kernel_config_add_template_arg_int(
-                    config,
-                    name.as_ptr(),
-                    *value,
-                );
+            if status != 0 {
+                return Err(take_error());
             }
-            let outputs = match status {
-                0 => {
-                    many(|res| sys::mlx_fast_cuda_kernel_apply(res, kernel, inputs.0, config, s.0))
-                }
-                _ => Err(take_error()),
-            };
-            sys::mlx_fast_cuda_kernel_config_free(config);
-            sys::mlx_fast_cuda_kernel_free(kernel);
-            sys::mlx_vector_string_free(inputs_);
-            sys::mlx_vector_string_free(outputs_);
-            outputs?
-                .pop()
-                .ok_or_else(|| Error::invalid("the kernel gives nothing"))
+            Ok(made
+                .into_iter()
+                .map(|handle| Array::from_ptr(handle))
+                .collect())
         }
     }
 }

@@ -186,9 +186,7 @@ pub enum Pushed {
 impl Shared {
     /// Starts a queue. Streams outlive their queues (MLX cannot end one), so a new queue takes over the stream of a closed one.
     pub fn start(device: Device) -> Result<Arc<Shared>> {
-        if !device.is_available() {
-            return Err(Reason::NoDevice(device.name()).into());
-        }
+        device.require()?;
         let idle = free_streams(device).pop();
         let stream = match idle {
             Some(stream) => stream,
@@ -433,6 +431,11 @@ impl Shared {
 
     /// Whether a scalar is other than zero. `state` is computed with it.
     pub fn test(&self, scalar: &Array, state: &[&Array], outcomes: &Outcomes) -> Result<bool> {
+        self.answer(&self.ask(scalar, state, outcomes)?)
+    }
+
+    /// Submits a scalar, and `state` with it, without waiting for it on the GPU.
+    pub fn ask(&self, scalar: &Array, state: &[&Array], outcomes: &Outcomes) -> Result<Asked> {
         if scalar.size() != 1 {
             return Err(Error::invalid(format!(
                 "the predicate has shape {:?}, it is to be one scalar",
@@ -440,19 +443,27 @@ impl Shared {
             )));
         }
         // A node that nobody else has a handle of.
-        let own = self.rows_to_read(scalar)?;
+        let own = Asked(Some(self.rows_to_read(scalar)?));
         let mut arrays: Vec<&Array> = Vec::with_capacity(1 + state.len());
-        arrays.push(&own);
+        arrays.extend(&own.0);
         arrays.extend(state);
         self.compute(&arrays, outcomes)?;
+        Ok(own)
+    }
+
+    /// Waits for what was asked: whether it is other than zero.
+    pub fn answer(&self, asked: &Asked) -> Result<bool> {
+        let Some(own) = &asked.0 else {
+            return Err(Error::invalid("there is no predicate"));
+        };
         if self.device == Device::Gpu {
-            mlx::wait(&own)?;
+            mlx::wait(own)?;
         }
         let _lock = mlx::graph_lock();
         // SAFETY: computed, and alive beyond the slice.
-        let bytes = unsafe { mlx::bytes(&own) };
+        let bytes = unsafe { mlx::bytes(own) };
         let bytes = bytes.ok_or_else(|| Error::invalid("the predicate is not laid out in rows"))?;
-        Ok(mlx::dtype(&own).is_nonzero(bytes))
+        Ok(mlx::dtype(own).is_nonzero(bytes))
     }
 
     fn streams_of(&self, arrays: &[ResourceArc<Handle>]) -> Vec<Stream> {
@@ -587,6 +598,17 @@ impl Shared {
 
     fn read(&self, array: &Handle) -> Result<BinaryTerm> {
         BinaryTerm::new(Buffer::new(self.computed_rows(array)?))
+    }
+}
+
+/// A scalar that has been submitted, to be read later. It is given up as all nodes are.
+pub struct Asked(Option<Array>);
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        if let Some(own) = self.0.take() {
+            mlx::release(own);
+        }
     }
 }
 

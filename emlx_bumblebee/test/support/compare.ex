@@ -12,6 +12,8 @@ defmodule EMLXBumblebee.Compare do
 
   @doc "The options that run a function with a compiler. EMLX compiles anew, since what it has compiled dispatches no blocks."
   def options(EMLX), do: [compiler: EMLX, cache: false]
+  # As functions are compiled for the GPU, with operations merged.
+  def options({EMLX, opts}), do: options(EMLX) ++ opts
   def options(compiler), do: [compiler: compiler]
 
   @doc "How far numbers of a type may lie apart, for results whose largest is about 1."
@@ -94,12 +96,23 @@ defmodule EMLXBumblebee.Compare do
     for {key, other} <- expected, do: as_near(actual[key], other, exact[key], "#{path}.#{key}")
   end
 
-  defp distance(one, other) do
+  @doc "The largest difference between numbers of two tensors."
+  def distance(one, other) do
     [one, other] = Enum.map([one, other], &Nx.as_type(&1, :f64))
     one |> Nx.subtract(other) |> Nx.abs() |> Nx.reduce_max() |> Nx.to_number()
   end
 
-  defp largest(tensor), do: tensor |> Nx.as_type(:f64) |> Nx.abs() |> Nx.reduce_max() |> Nx.to_number()
+  @doc "The largest number of a tensor, without its sign."
+  def largest(tensor), do: tensor |> Nx.as_type(:f64) |> Nx.abs() |> Nx.reduce_max() |> Nx.to_number()
+
+  @doc "The blocks that models have."
+  def blocks, do: [Bumblebee.Block.SDPA, Bumblebee.Block.RotaryEmbedding, Axon.Block.RMSNorm, Axon.Block.LayerNorm]
+
+  @doc "How many of each kind there are in what telemetry told, in the order of `blocks/0`."
+  def counts(told) do
+    frequencies = Enum.frequencies_by(told, & &1.block)
+    blocks() |> Enum.map(&Map.get(frequencies, &1, 0)) |> List.to_tuple()
+  end
 
   @doc "Runs a function and gives `{result, paths}`: what telemetry told of each block with a name that `modules` has."
   def told(modules, fun) do

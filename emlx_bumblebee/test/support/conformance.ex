@@ -2,31 +2,27 @@ defmodule EMLXBumblebee.Conformance do
   @moduledoc false
   # CONFORMANCE.md, the table of what test/conformance_test.exs finds.
 
-  import ExUnit.Assertions
+  alias EMLXBumblebee.{Compare, Models, Table}
 
-  alias EMLXBumblebee.{Compare, Models}
+  @head """
+  # Conformance
 
-  @path Path.expand("../../CONFORMANCE.md", __DIR__)
+  Every kind of model in Bumblebee 0.7, tiny and with random parameters, rewritten by `EMLXBumblebee.rewrite/2` and run on
+  `EMLX.Backend`, eagerly and compiled with `compiler: EMLX`, against the same model as it is on `Nx.BinaryBackend`. Written by
+  `test/conformance_test.exs`, which fails where it finds anything else than what stands here. [REFERENCES.md](REFERENCES.md) is
+  the table of models against another framework.
 
-  def path, do: @path
+  The blocks are those that telemetry told of as run by a kernel; each run of a model had as many. *Composed* are those that an
+  implementation declined. The last columns are how far, relative to the largest number of an output (at least 1), the outputs were
+  allowed to lie apart, and did not. Where bf16 is further apart than that, the rewritten model lies no further from the same
+  model in f32 than twice what the model as it is does.
 
-  @doc "What stands above the rows."
-  def head do
-    """
-    # Conformance
+  | model | module | inputs | attention | rotary embedding | rms_norm | layer_norm | composed | f32 eager | f32 compiled | bf16 eager | bf16 compiled |
+  |---|---|---|---|---|---|---|---|---|---|---|---|
+  """
 
-    Every kind of model in Bumblebee 0.7, tiny and with random parameters, rewritten by `EMLXBumblebee.rewrite/2` and run on
-    `EMLX.Backend`, eagerly and compiled with `compiler: EMLX`, against the same model as it is on `Nx.BinaryBackend`. Written by
-    `test/conformance_test.exs`, which fails where it finds anything else than what stands here.
-
-    The blocks are those that telemetry told of as run by a kernel; each run of a model had as many. *Composed* are those that an
-    implementation declined. The last columns are how far, relative to the largest number of an output (at least 1), the outputs were
-    allowed to lie apart, and did not. Where bf16 is further apart than that, the rewritten model lies no further from the same
-    model in f32 than twice what the model as it is does.
-
-    | model | module | inputs | attention | rotary embedding | rms_norm | layer_norm | composed | f32 eager | f32 compiled | bf16 eager | bf16 compiled |
-    |---|---|---|---|---|---|---|---|---|---|---|---|
-    """
+  def table do
+    %{path: Path.expand("../../CONFORMANCE.md", __DIR__), head: @head, names: Models.names(), foot: ""}
   end
 
   @doc "The row of a model. `runs` is, for each type, a list of `{compiler, counts of fused blocks, how many were composed}`."
@@ -40,33 +36,6 @@ defmodule EMLXBumblebee.Conformance do
       end
 
     cells = [name, inspect(spec.__struct__), inputs |> Enum.sort() |> Enum.join(", ")]
-    "| " <> Enum.join(cells ++ Tuple.to_list(counts) ++ [composed | agreed], " | ") <> " |"
-  end
-
-  @doc "Asserts that a row stands in the file; with EMLX_CONFORMANCE=write, sees to it."
-  def check(name, row) do
-    if writing?(), do: write(Map.put(rows(), name, row))
-    assert rows()[name] == row, "CONFORMANCE.md is out of date for #{name}; EMLX_CONFORMANCE=write has it written anew"
-  end
-
-  def writing?, do: System.get_env("EMLX_CONFORMANCE") == "write"
-
-  @doc "The models that have a row, in order."
-  def names, do: for({name, _} <- lines(), do: name)
-
-  defp rows, do: Map.new(lines())
-
-  defp lines do
-    text = if File.exists?(@path), do: File.read!(@path), else: ""
-
-    for line <- String.split(text, "\n"),
-        name <- Models.names(),
-        String.starts_with?(line, "| #{name} |"),
-        do: {name, line}
-  end
-
-  defp write(rows) do
-    lines = for name <- Models.names(), row = rows[name], do: row <> "\n"
-    File.write!(@path, [head() | lines])
+    Table.row(cells ++ Tuple.to_list(counts) ++ [composed | agreed])
   end
 end

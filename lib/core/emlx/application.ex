@@ -4,11 +4,14 @@ defmodule EMLX.Application do
 
   @impl true
   def start(_type, _args) do
+    EMLX.Native.loaded!()
+
     # MLX's compiler for the CPU calls the C++ compiler through popen, and pclose fails while SIGCHLD is ignored, as the VM
     # leaves it. The VM learns of its own ports' ends by other means.
     :os.set_signal(:sigchld, :default)
     # On NVIDIA GPUs MLX would round the operands of f32 products to 10 bits by default.
     EMLX.Native.call!(EMLX.Native.allow_tf32(Application.get_env(:emlx, :tf32, false)))
+    EMLX.Telemetry.start()
     Supervisor.start_link(children(), strategy: :one_for_one, name: EMLX.Supervisor)
   end
 

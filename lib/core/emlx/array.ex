@@ -43,6 +43,9 @@ defmodule EMLX.Array do
   # A copy of more than this takes longer than a scheduler should be held.
   @large_binary 1_048_576
 
+  # Copying one of less takes hardly longer than telling of it.
+  @told_binary 65_536
+
   @doc """
   An array from the bytes of its elements, row by row, in native byte order. The bytes are copied.
 
@@ -55,11 +58,21 @@ defmodule EMLX.Array do
     shape = EMLX.Ops.shape_to_list(shape)
     target = Queue.target(opts)
 
-    if is_binary(binary) and byte_size(binary) > @large_binary do
-      Native.call!(Native.from_large_binary(binary, shape, dtype, target))
-    else
-      Native.call!(Native.from_binary(binary, shape, dtype, target))
+    cond do
+      not is_binary(binary) or byte_size(binary) < @told_binary ->
+        Native.call!(Native.from_binary(binary, shape, dtype, target))
+
+      byte_size(binary) <= @large_binary ->
+        transfer(byte_size(binary), opts, fn -> Native.call!(Native.from_binary(binary, shape, dtype, target)) end)
+
+      true ->
+        transfer(byte_size(binary), opts, fn -> Native.call!(Native.from_large_binary(binary, shape, dtype, target)) end)
     end
+  end
+
+  defp transfer(bytes, opts, fun) do
+    metadata = %{from: :host, to: Queue.device(opts) || :cpu, queue: Queue.of(opts)}
+    EMLX.Telemetry.span(:transfer, %{bytes: bytes}, metadata, fn -> {fun.(), %{}, %{}} end)
   end
 
   @doc """
@@ -109,7 +122,7 @@ defmodule EMLX.Array do
   @spec to_binary(t, keyword) :: binary
   def to_binary(%__MODULE__{ref: ref}, opts \\ []) do
     target = Queue.target(opts)
-    Native.await!(&Native.read(ref, target, &1))
+    Native.await!(:to_binary, opts, &Native.read(ref, target, &1))
   end
 
   @doc """
@@ -120,7 +133,7 @@ defmodule EMLX.Array do
   @spec to_pointer(t, keyword) :: {pos_integer, non_neg_integer}
   def to_pointer(%__MODULE__{ref: ref}, opts \\ []) do
     target = Queue.target(opts)
-    Native.await!(&Native.pin(ref, target, &1))
+    Native.await!(:to_pointer, opts, &Native.pin(ref, target, &1))
   end
 
   @doc """
@@ -130,7 +143,9 @@ defmodule EMLX.Array do
   @spec from_pointer(pos_integer, shape, dtype, keyword) :: t
   def from_pointer(address, shape, dtype, opts \\ []) do
     shape = EMLX.Ops.shape_to_list(shape)
-    Native.call!(Native.from_address(address, shape, dtype, Queue.target(opts)))
+    target = Queue.target(opts)
+    bytes = Enum.product(shape) * dtype_size(dtype)
+    transfer(bytes, opts, fn -> Native.call!(Native.from_address(address, shape, dtype, target)) end)
   end
 
   @doc """
@@ -185,7 +200,15 @@ defmodule EMLX.Array do
   @doc "An equal array on another device. Raises `EMLX.Error` of kind `:no_device` where that is absent."
   @spec to_device(t, :cpu | :gpu) :: t
   def to_device(array, device) do
-    if device(array) == device, do: array, else: EMLX.Ops.run(:copy, [array], device: device)
+    case device(array) do
+      ^device ->
+        array
+
+      from ->
+        metadata = %{from: from, to: device, queue: Queue.of(device: device)}
+        copy = fn -> {EMLX.Ops.run(:copy, [array], device: device), %{}, %{}} end
+        EMLX.Telemetry.span(:transfer, %{bytes: bytes(array)}, metadata, copy)
+    end
   end
 
   @doc false

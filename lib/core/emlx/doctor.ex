@@ -45,7 +45,7 @@ defmodule EMLX.Doctor do
 
     rest =
       if elem(library, 1) == :ok,
-        do: mlx() ++ [device(:cpu), device(:gpu), memory(), fuse()],
+        do: mlx() ++ [device(:cpu), device(:gpu)] ++ memory() ++ [fuse()],
         else: mlx()
 
     [platform(), library] ++ rest ++ packages()
@@ -66,13 +66,44 @@ defmodule EMLX.Doctor do
   defp library do
     path = native("emlx_native.so")
 
-    case Code.ensure_loaded(EMLX.Native) do
-      {:module, _} ->
-        {"native library", :ok, path, nil}
+    case EMLX.Native.failure() do
+      nil -> {"native library", :ok, path, nil}
+      text -> {"native library", :error, cause(text), loading_way_out(text)}
+    end
+  end
 
-      {:error, reason} ->
-        {"native library", :error, "#{path} cannot be loaded (#{inspect(reason)})",
-         "mix compile --force builds it and finds MLX again; the cache folder (EMLX_CACHE) has to stay where it was"}
+  @doc false
+  # Why the native library could not be loaded, and what to do, for errors. `text` is the loader's.
+  def not_loaded(text), do: "#{cause(text)}: #{loading_way_out(text)}"
+
+  # The loader names the library in front of what it misses.
+  defp cause(text) do
+    case Regex.run(~r/'(.*)'$/s, text) do
+      [_, words] -> "the native library cannot be loaded (#{words})"
+      nil -> "the native library cannot be loaded (#{text})"
+    end
+  end
+
+  defp loading_way_out(text) do
+    cond do
+      # The CPU's MLX asks for none of it.
+      text =~ "libcuda.so" ->
+        "MLX for CUDA needs NVIDIA's driver, and #{driver()}; on a machine without an NVIDIA GPU compile with EMLX_MLX=cpu"
+
+      text =~ ~r/lib(cu|nv|nccl)/ ->
+        "a library that MLX's wheel for CUDA brings is missing or does not fit: remove #{resolved(native("mlx"))}, then " <>
+          "EMLX_MLX=#{variable()} mix compile --force installs it again; #{driver_needed()}"
+
+      true ->
+        "mix compile --force builds it and finds MLX again; the cache folder (EMLX_CACHE) has to stay where it was"
+    end
+  end
+
+  # What EMLX_MLX was when MLX was made ready.
+  defp variable do
+    case Path.wildcard(Path.join(resolved(native("mlx")), "mlx_{cpu,cuda}*.dist-info")) do
+      [wheel | _] -> Regex.replace(~r/^mlx_([a-z]*)_?(\d*)-.*/, Path.basename(wheel), "\\1\\2")
+      [] -> "cuda13"
     end
   end
 
@@ -127,12 +158,10 @@ defmodule EMLX.Doctor do
       try do
         {name, :ok, described(device) <> run(device), nil}
       rescue
-        error ->
-          {name, :error, Exception.message(error), driver_way_out(device)}
+        error -> {name, :error, Exception.message(error), if(device == :gpu, do: driver())}
       end
     else
-      {status, way_out} = missing(device)
-      {name, status, "not there", way_out}
+      missing(name, device, EMLX.Native.call!(EMLX.Native.device_absence(device)))
     end
   end
 
@@ -161,42 +190,36 @@ defmodule EMLX.Doctor do
     "a product and a norm computed in #{Float.round(time / 1000, 1)} ms"
   end
 
-  defp missing(:cpu), do: {:error, "MLX has no CPU device here: mix compile --force"}
-
-  defp missing(:gpu) do
+  # `cause` is the native side's, with the way out.
+  defp missing(name, :gpu, cause) do
     cond do
-      not linux?() ->
-        {:error, "MLX finds no Metal device; Apple silicon is needed"}
-
-      cpu?(resolved(native("mlx"))) and nvidia?() ->
-        {:warning, "compile with EMLX_MLX=cuda13 (or cuda12) for the NVIDIA GPU of this machine"}
-
-      cpu?(resolved(native("mlx"))) ->
-        {:absent, nil}
-
-      true ->
-        {:error, driver_way_out(:gpu)}
+      not linux?() or not cpu?(resolved(native("mlx"))) -> {name, :error, "not there", cause}
+      nvidia?() -> {name, :warning, "not there", cause}
+      true -> {name, :absent, "not there", nil}
     end
   end
 
-  defp driver_way_out(:gpu) do
-    driver =
-      case File.read("/proc/driver/nvidia/version") do
-        {:ok, text} -> "the driver says: " <> (text |> String.split("\n") |> hd())
-        _ -> "there is no NVIDIA driver (/proc/driver/nvidia/version)"
-      end
+  # Its cause is the GPU's, which the line after tells.
+  defp missing(name, :cpu, _cause), do: {name, :error, "not there: MLX for CUDA takes its memory from CUDA", nil}
 
-    "#{driver}; CUDA 13 needs driver 580 or newer, CUDA 12 needs 525 or newer (EMLX_MLX=cuda12)"
+  defp driver do
+    case File.read("/proc/driver/nvidia/version") do
+      {:ok, text} -> "the driver here is #{text |> String.split("\n") |> hd()}; #{driver_needed()}"
+      _ -> "there is none here (no /proc/driver/nvidia/version); #{driver_needed()}"
+    end
   end
 
-  defp driver_way_out(_device), do: nil
+  defp driver_needed, do: "CUDA 13 needs driver 580 or newer, CUDA 12 needs 525 or newer (EMLX_MLX=cuda12)"
 
   defp nvidia?, do: File.exists?("/proc/driver/nvidia/version")
 
   # ---- the rest ----
 
+  # There is none to ask about where no device is.
   defp memory do
-    {"memory", :ok, "limit #{bytes(EMLX.Memory.limit())}, active #{bytes(EMLX.Memory.active())}", nil}
+    if EMLX.device_available?(:cpu),
+      do: [{"memory", :ok, "limit #{bytes(EMLX.Memory.limit())}, active #{bytes(EMLX.Memory.active())}", nil}],
+      else: []
   end
 
   defp fuse do

@@ -5,10 +5,19 @@ defmodule EMLX.Native do
 
   @on_load :load
 
+  # A library that cannot be loaded does not keep the module from being: every function then says what is wrong.
   def load do
     path = :filename.join(:code.priv_dir(:emlx), ~c"native/emlx_native")
-    :erlang.load_nif(path, 0)
+
+    case :erlang.load_nif(path, 0) do
+      {:error, {:load_failed, text}} -> :persistent_term.put({__MODULE__, :failure}, List.to_string(text))
+      other -> other
+    end
   end
+
+  @doc false
+  # Why the library could not be loaded, in the loader's words; nil where it was.
+  def failure, do: :persistent_term.get({__MODULE__, :failure}, nil)
 
   def apply(_op, _inputs, _target), do: missing()
   def from_binary(_binary, _shape, _dtype, _target), do: missing()
@@ -18,6 +27,7 @@ defmodule EMLX.Native do
   def is_traced(_array), do: missing()
   def allow_tf32(_allowed), do: missing()
   def device_available(_device), do: missing()
+  def device_absence(_device), do: missing()
   def device_info(_device), do: missing()
   def queue_start(_device), do: missing()
   def queue_close(_queue), do: missing()
@@ -41,7 +51,19 @@ defmodule EMLX.Native do
   def load_safetensors(_path, _only, _target), do: missing()
   def save_safetensors(_path, _entries, _target, _tag), do: missing()
 
-  defp missing, do: :erlang.nif_error(:nif_not_loaded)
+  defp missing do
+    loaded!()
+    :erlang.nif_error(:nif_not_loaded)
+  end
+
+  @doc false
+  # Raises where the library could not be loaded.
+  def loaded! do
+    case failure() do
+      nil -> :ok
+      text -> raise EMLX.Error, kind: :not_loaded, op: "EMLX", reason: EMLX.Doctor.not_loaded(text)
+    end
+  end
 
   @doc false
   # The value of a call, or its error raised.
@@ -49,19 +71,22 @@ defmodule EMLX.Native do
   def call!({:error, error}), do: raise(EMLX.Error, error)
 
   @doc false
-  # Calls a function that answers by message, and waits for the answer. A queue answers every job, also when it closes. A
-  # function that has its value at once gives it instead of :ok.
-  def await!(fun) do
+  # Calls a function that puts a job on a queue, and waits for the answer, which is a message. A queue answers every job, also when
+  # it closes. A function that has its value at once gives it instead of what was queued. `op` and `opts` are for telemetry.
+  def await!(op, opts, fun) do
     tag = make_ref()
 
     case call!(fun.(tag)) do
-      :ok ->
-        receive do
-          {^tag, answer} -> call!(answer)
-        end
-
-      value ->
-        value
+      {:queued, device, bytes} -> wait!(tag, op, device, bytes, EMLX.Queue.of(opts))
+      value -> value
     end
+  end
+
+  defp wait!(tag, op, device, bytes, queue) do
+    EMLX.Telemetry.span(:eval, %{bytes: bytes}, %{op: op, device: device, queue: queue}, fn ->
+      receive do
+        {^tag, answer} -> {call!(answer), %{}, %{}}
+      end
+    end)
   end
 end

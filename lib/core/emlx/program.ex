@@ -79,6 +79,9 @@ defmodule EMLX.Program do
       second or so for each new kernel; later ones, in other VMs, too, find it under the system's folder for temporary files.
       A kernel keeps the values between its operations in registers and may contract a product and a sum: results differ from
       `fuse: false` in the last bits. The run goes through the queue, as one with branches does.
+    * `:run_ahead` - the number of steps after which a loop submits its next step before it is known whether there is one, so that
+      the device does not wait for the answer. A step too many is dropped; what the loop gives is kept beside it, so a
+      result of more than 1 MiB is not run ahead of, nor are loops with branches, loops or calls inside. `nil`, the default, is never
 
   Raises `EMLX.Error` for a value that is not known where it is used, a block whose inputs or outputs do not fit its
   instruction, an unknown operation, more than 1,048,576 values, or blocks more than 32 deep in one another.
@@ -97,9 +100,9 @@ defmodule EMLX.Program do
   """
   @spec new(non_neg_integer | [input], [instruction], [value], keyword) :: t
   def new(inputs, instructions, outputs, opts \\ []) do
-    opts = Keyword.validate!(opts, constants: [], constant_names: nil, output_names: nil, fuse: false)
+    opts = Keyword.validate!(opts, constants: [], constant_names: nil, output_names: nil, fuse: false, run_ahead: nil)
     constants = for %Array{ref: ref} <- opts[:constants], do: ref
-    native_opts = %{output_names: opts[:output_names], fuse: opts[:fuse]}
+    native_opts = %{output_names: opts[:output_names], fuse: opts[:fuse], run_ahead: opts[:run_ahead]}
     program = from_ref(Native.call!(Native.program_new(inputs, constants, instructions, outputs, native_opts)))
     %{program | constant_names: opts[:constant_names]}
   end
@@ -185,7 +188,7 @@ defmodule EMLX.Program do
     {names, opts} = Keyword.pop(opts, :names, program.constant_names || %{})
     names = constant_names(names, program.constants)
     target = Queue.target(opts)
-    Native.await!(&Native.program_save(program.ref, to_string(path), names, target, &1))
+    Native.await!(:save, opts, &Native.program_save(program.ref, to_string(path), names, target, &1))
   end
 
   defp constant_names(names, _count) when is_list(names), do: names
@@ -217,6 +220,7 @@ defmodule EMLX.Program do
     * `:calls` - `%{id => fun}`, a function for each `:call` of the program. It runs in the calling process, takes the list of
       the call's inputs and gives the list of its outputs. Where it raises, the run ends and the exception goes on.
     * `:device`, `:queue` - where to run, as for `EMLX.Ops.run/3`
+    * `:function` - what telemetry calls the run (`EMLX.Telemetry`): the compiler gives the function that the program is of
 
   Raises `EMLX.Error` when the inputs do not fit, when an instruction does not fit what it is given, and when the queue is
   closed meanwhile. `ArgumentError` names a call that there is no function for.
@@ -224,16 +228,26 @@ defmodule EMLX.Program do
   @spec run(t, [Array.t()] | %{String.t() => Array.t()}, keyword) :: [Array.t()]
   def run(%__MODULE__{} = program, arrays, opts \\ []) do
     {calls, opts} = Keyword.pop(opts, :calls, %{})
+    {function, opts} = Keyword.pop(opts, :function)
     check_calls(program, calls)
     inputs = refs(program, arrays)
     target = Queue.target(opts)
-    tag = make_ref()
+    metadata = %{program: program, function: function, device: Queue.device(opts), queue: Queue.of(opts)}
 
-    case start(program, inputs, target, tag) do
+    outputs =
+      EMLX.Telemetry.span(:run, %{instructions: program.size}, metadata, fn ->
+        tag = make_ref()
+
+        case start(program, inputs, target, tag) do
+          {:error, error} -> raise EMLX.Error, error
+          :ok -> {{:ok, await(tag, calls)}, %{}, %{}}
+          built -> {built, %{}, %{}}
+        end
+      end)
+
+    case outputs do
       {:ok, outputs} -> outputs
       {:wait, outputs} -> EMLX.eval(outputs, opts)
-      {:error, error} -> raise EMLX.Error, error
-      :ok -> await(tag, calls)
     end
   end
 

@@ -62,4 +62,23 @@ defmodule EMLX.Queue do
       {%__MODULE__{ref: ref}, _, _} -> ref
     end
   end
+
+  @doc false
+  # The queue that target/1 stands for, as a struct; nil for a device's own.
+  def of(opts) do
+    case {opts[:queue], opts[:device], Process.get(__MODULE__)} do
+      {nil, nil, %__MODULE__{ref: ref} = queue} when is_reference(ref) -> queue
+      {queue, _, _} -> queue
+    end
+  end
+
+  @doc false
+  # The device that target/1 stands for; nil where it is that of the inputs.
+  def device(opts) do
+    case {opts[:queue], opts[:device], Process.get(__MODULE__)} do
+      {%__MODULE__{device: device}, _, _} -> device
+      {_, nil, %__MODULE__{device: device}} -> device
+      {_, device, _} -> device
+    end
+  end
 end

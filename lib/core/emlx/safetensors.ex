@@ -26,6 +26,6 @@ defmodule EMLX.Safetensors do
   def save(path, arrays, opts \\ []) do
     entries = for {name, %Array{ref: ref}} <- Enum.sort(arrays), do: {name, ref}
     target = Queue.target(opts)
-    Native.await!(&Native.save_safetensors(to_string(path), entries, target, &1))
+    Native.await!(:save, opts, &Native.save_safetensors(to_string(path), entries, target, &1))
   end
 end

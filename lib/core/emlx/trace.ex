@@ -19,23 +19,35 @@ defmodule EMLX.Trace do
 
   @doc """
   Traces `fun`, which is given placeholders for `templates` (a list of `{dims, dtype}`) and gives a list of arrays, and then any term
-  besides: `{arrays, term}`. Gives `{block, constants, calls, term}`:
+  besides: `{arrays, term}`. Gives `{block, constants, calls, types, term}`:
 
     * `block` - `%{params: [value], instructions: [{op, [value | nil], [value], label}], results: [value]}`; the operations `:if` and
       `:while` hold blocks in their attributes
     * `constants` - `%{value => array}`
     * `calls` - `%{id => fun}`, what was given to `call/3`
+    * `types` - `%{value => {shape, dtype}}`
   """
   def run(device, templates, fun) do
     if active?(), do: raise(ArgumentError, "the process is tracing a function already")
-    state = %{device: device, next: 0, values: %{}, constants: %{}, calls: %{}, instructions: [], label: nil}
+
+    state = %{
+      device: device,
+      next: 0,
+      values: %{},
+      types: %{},
+      constants: %{},
+      calls: %{},
+      instructions: [],
+      label: nil
+    }
+
     Process.put(__MODULE__, state)
     queue = Process.put(Queue, %Queue{ref: {:trace, device}, device: device})
 
     try do
       {block, term} = block(templates, fun)
-      %{constants: constants, calls: calls} = Process.get(__MODULE__)
-      {block, constants, calls, term}
+      %{constants: constants, calls: calls, types: types} = Process.get(__MODULE__)
+      {block, constants, calls, types, term}
     after
       Process.delete(__MODULE__)
       if queue, do: Process.put(Queue, queue), else: Process.delete(Queue)
@@ -117,9 +129,10 @@ defmodule EMLX.Trace do
 
   defp placeholder({dims, dtype}), do: Native.call!(Native.placeholder(dims, dtype, state!("placeholder").device))
 
-  defp define(%Array{ref: ref}) do
-    %{next: value, values: values} = state = state!("define")
-    Process.put(__MODULE__, %{state | next: value + 1, values: Map.put(values, ref, value)})
+  defp define(%Array{ref: ref} = array) do
+    %{next: value, values: values, types: types} = state = state!("define")
+    types = Map.put(types, value, {Array.shape(array), Array.dtype(array)})
+    Process.put(__MODULE__, %{state | next: value + 1, values: Map.put(values, ref, value), types: types})
     value
   end
 

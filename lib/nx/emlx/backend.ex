@@ -190,7 +190,10 @@ defmodule EMLX.Backend do
     device = opts |> Keyword.validate!([:device]) |> device()
 
     if not EMLX.device_available?(device) do
-      raise EMLX.Error, kind: :no_device, op: "EMLX.Backend", reason: "there is no device #{Kernel.inspect(device)}"
+      reason =
+        "there is no device #{Kernel.inspect(device)} here: #{EMLX.Native.call!(EMLX.Native.device_absence(device))}"
+
+      raise EMLX.Error, kind: :no_device, op: "EMLX.Backend", reason: reason
     end
 
     [device: device]

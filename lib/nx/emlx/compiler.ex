@@ -62,10 +62,24 @@ defmodule EMLX.Compiler do
       raise ArgumentError, ":fuse of compiler: EMLX is true or false, got: #{inspect(fuse)}"
     end
 
+    merge = Keyword.get(opts, :merge, Application.get_env(:emlx, :merge, false))
+
+    if not is_boolean(merge) do
+      raise ArgumentError, ":merge of compiler: EMLX is true or false, got: #{inspect(merge)}"
+    end
+
+    run_ahead = Keyword.get(opts, :run_ahead, Application.get_env(:emlx, :run_ahead))
+
+    if not (run_ahead == nil or (is_integer(run_ahead) and run_ahead >= 0)) do
+      raise ArgumentError, ":run_ahead of compiler: EMLX is nil or a number of steps, got: #{inspect(run_ahead)}"
+    end
+
     %{
       queue: queue,
       device: device,
       fuse: fuse,
+      merge: merge,
+      run_ahead: run_ahead,
       on_unsupported: on_unsupported,
       hooks: opts[:hooks] || %{},
       cache: Keyword.get(opts, :cache, true)
@@ -103,16 +117,22 @@ defmodule EMLX.Compiler do
   end
 
   defp trace(key, vars, fun, opts) do
-    start = System.monotonic_time()
+    told(key, opts, fn -> traced(key, vars, fun, opts) end)
+  end
+
+  defp traced(key, vars, fun, opts) do
     {expr, outputs} = expression(vars, fun)
     templates = for var <- Composite.flatten_list(vars), do: Nx.devectorize(var)
 
     try do
       {used, constants, calls, instructions, results} = record(expr, templates, %{}, opts)
       inputs = for i <- used, do: input(Enum.at(templates, i), "arg#{i}")
-      program = Program.new(inputs, instructions, results, constants: constants, fuse: opts.fuse)
-      told(:stop, start, key, %{instructions: program.size})
-      {:program, %{program: program, used: used, outputs: outputs, calls: calls}}
+
+      program =
+        Program.new(inputs, instructions, results, constants: constants, fuse: opts.fuse, run_ahead: opts.run_ahead)
+
+      compiled = {:program, %{program: program, used: used, outputs: outputs, calls: calls, function: key}}
+      {compiled, size(program), %{path: :program, reason: nil}}
     rescue
       error ->
         case untraceable(error, __STACKTRACE__) do
@@ -120,8 +140,8 @@ defmodule EMLX.Compiler do
             reraise error, __STACKTRACE__
 
           error when opts.on_unsupported == :evaluate ->
-            told(:evaluate, start, key, %{reason: Exception.message(error)})
-            {:evaluate, Nx.Defn.Evaluator.__compile__(key, vars, fun, hooks: opts.hooks)}
+            evaluated = {:evaluate, Nx.Defn.Evaluator.__compile__(key, vars, fun, hooks: opts.hooks)}
+            {evaluated, %{}, %{path: :evaluate, reason: Exception.message(error)}}
 
           error ->
             reraise error, __STACKTRACE__
@@ -131,7 +151,7 @@ defmodule EMLX.Compiler do
 
   # The parts of a program. `templates` are its parameters; `known` has arrays for some of them, by position.
   defp record(expr, templates, known, opts) do
-    {block, constants, calls, nil} =
+    {block, constants, calls, types, nil} =
       as_compiler(opts, fn ->
         Trace.run(opts.device, Walk.templates(List.to_tuple(templates)), fn placeholders ->
           params =
@@ -142,7 +162,7 @@ defmodule EMLX.Compiler do
         end)
       end)
 
-    {used, constants, instructions, results} = Trace.Passes.run(block, constants)
+    {used, constants, instructions, results} = Trace.Passes.run(block, constants, types, merge: opts.merge)
     {used, constants, calls, instructions, results}
   end
 
@@ -156,6 +176,14 @@ defmodule EMLX.Compiler do
     {names, opts} = Keyword.pop(opts, :names)
     names = argument_names(names, args)
     opts = options(opts)
+
+    told(fun, opts, fn ->
+      program = program(fun, args, names, opts)
+      {program, size(program), %{path: :program, reason: nil}}
+    end)
+  end
+
+  defp program(fun, args, names, opts) do
     leaves = args |> Enum.zip(names) |> Enum.flat_map(fn {arg, name} -> Path.names(arg, name) end)
     {vars, fun} = Capture.expression(fun, args)
     {expr, outputs} = expression(vars, fun)
@@ -234,10 +262,10 @@ defmodule EMLX.Compiler do
     result
   end
 
-  defp told(event, start, key, metadata) do
-    measurements = %{duration: System.monotonic_time() - start}
-    :telemetry.execute([:emlx, :compile, event], measurements, Map.put(metadata, :key, key))
-  end
+  defp told(function, opts, fun),
+    do: EMLX.Telemetry.span(:trace, %{}, %{function: function, device: opts.device}, fun)
+
+  defp size(program), do: %{instructions: program.size, constants: program.constants}
 
   # ---- what cannot be traced ----
 
@@ -272,9 +300,10 @@ defmodule EMLX.Compiler do
     result
   end
 
-  defp call({:program, %{program: program, used: used, outputs: outputs, calls: calls}}, params, opts) do
+  defp call({:program, compiled}, params, opts) do
+    %{program: program, used: used, outputs: outputs, calls: calls, function: function} = compiled
     arrays = params |> pick(used, 0) |> Enum.map(&array(&1, opts.device))
-    results = Program.run(program, arrays, [calls: calls] ++ target(opts))
+    results = Program.run(program, arrays, [calls: calls, function: function] ++ target(opts))
     {result, []} = Composite.traverse(outputs, results, &output/2)
     result
   end

@@ -6,6 +6,7 @@ mod check;
 mod compose;
 mod cuda;
 mod double;
+mod fused;
 mod gpu;
 mod linear;
 #[cfg(test)]
@@ -793,6 +794,31 @@ pub enum Op {
         scale: f32,
         mask: MaskMode,
     },
+    /// Products of one x. Inputs: x {…, k}, the weight of an RMS norm of x or nil, what is added to the only product {…, n} or nil, then
+    /// matrices {k, n}. Outputs {rows, n}: one for each matrix; where `gated`, silu of the first product times the second. A `shape` is
+    /// that of the only output.
+    Products {
+        eps: Option<f64>,
+        gated: bool,
+        shape: Option<Vec<i32>>,
+    },
+    /// What attention takes of one row a position. Inputs: q, k, v {rows, heads * size}, offsets {rows}, the weights of the RMS norms of heads
+    /// of q and of k or nil, freqs or nil (then `base` is given). Outputs {…lead, heads, size}, q and k normed and turned, and
+    /// heads of k and v `repeat` times each; `lead` multiplies to the rows.
+    RopeHeads {
+        lead: Vec<i32>,
+        size: i32,
+        repeat: i32,
+        eps: Option<f64>,
+        base: Option<f32>,
+        scale: f32,
+    },
+    /// Attention of one position on a cache. Inputs: q {batch, 1, heads, size}, k, v {batch, length, kv_heads, size}, a mask of booleans
+    /// {batch | 1, heads | 1, 1, length} or nil. The output has the elements of {batch, 1, heads, size} in `shape`.
+    CacheAttention {
+        scale: f32,
+        shape: Vec<i32>,
+    },
     /// Inputs: logits, targets.
     CrossEntropy,
 
@@ -877,6 +903,24 @@ impl<'a> Inputs<'a> {
         let mut optional = [None; M];
         optional.copy_from_slice(&self.0[N..]);
         Ok((Inputs(&self.0[..N]).exactly()?, optional))
+    }
+
+    /// N arrays, M that may be nil, and at least one array more.
+    #[allow(clippy::type_complexity)]
+    fn with_optional_and_more<const N: usize, const M: usize>(
+        &self,
+    ) -> Result<([&'a Array; N], [Option<&'a Array>; M], Vec<&'a Array>)> {
+        if self.0.len() <= N + M {
+            return Err(Reason::Arity {
+                expected: format!("at least {}", N + M + 1),
+                found: self.0.len(),
+            }
+            .into());
+        }
+        let (fixed, more) = self.0.split_at(N + M);
+        let ([], more) = Inputs(more).and_more()?;
+        let (arrays, optional) = Inputs(fixed).with_optional()?;
+        Ok((arrays, optional, more))
     }
 
     /// N arrays, then at least one more.
@@ -1695,6 +1739,39 @@ impl Op {
                     s,
                 )
                 .map(one)
+            }
+            Op::Products { eps, gated, shape } => {
+                let ([x], [weight, residual], matrices) = inputs.with_optional_and_more()?;
+                let norm = match (weight, eps) {
+                    (Some(weight), Some(eps)) => Some((weight, *eps)),
+                    (None, None) => None,
+                    _ => return Err(Error::invalid("eps goes with the weight of a norm")),
+                };
+                let shape = shape.as_deref();
+                fused::products(x, norm, residual, &matrices, *gated, shape, device, s)
+            }
+            Op::RopeHeads {
+                lead,
+                size,
+                repeat,
+                eps,
+                base,
+                scale,
+            } => {
+                let (arrays, optional) = inputs.with_optional()?;
+                let turn = fused::Turn {
+                    lead,
+                    size: *size,
+                    repeat: *repeat,
+                    eps: *eps,
+                    base: *base,
+                    scale: *scale,
+                };
+                fused::rope_heads(arrays, optional, &turn, device, s)
+            }
+            Op::CacheAttention { scale, shape } => {
+                let (arrays, [mask]) = inputs.with_optional()?;
+                fused::cache_attention(arrays, mask, *scale, shape, device, s).map(one)
             }
             Op::ScaledDotProductAttention { scale, mask: mode } => {
                 let ([q, k, v], [mask, sinks]) = inputs.with_optional()?;

@@ -323,6 +323,8 @@ pub struct Program {
     /// Nothing but operations, as they are: it needs no queue to be replayed.
     pub is_straight: bool,
     pub can_fail_late: bool,
+    /// Steps after which a loop submits its next step before it is known that there is one; None is never.
+    pub run_ahead: Option<usize>,
     /// The questions it may ask, each once.
     pub calls: Vec<u64>,
     /// Instructions, those of blocks inside included.
@@ -389,9 +391,14 @@ impl Program {
             fused,
             is_straight,
             can_fail_late,
+            run_ahead: None,
             calls,
             size,
         })
+    }
+
+    pub fn running_ahead(self, run_ahead: Option<usize>) -> Program {
+        Program { run_ahead, ..self }
     }
 
     /// What a queue runs.

@@ -7,12 +7,15 @@ use crate::device::Device;
 use crate::error::{Error, Reason, Result, Signature};
 use crate::mlx::{self, Stream};
 use crate::op::take_crossed;
-use crate::queue::{Queue, Reply, Shared};
+use crate::queue::{Asked, Queue, Reply, Shared};
 use mlx_rs::Array;
 use rustler::{Resource, ResourceArc};
 use smallvec::SmallVec;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+/// Bytes of a loop's result that may be kept beside the state of a step that runs ahead.
+const MAX_KEPT: usize = 1 << 20;
 
 /// How long a run may have a queue's thread while other jobs wait.
 const TURN: Duration = Duration::from_millis(10);
@@ -195,9 +198,42 @@ struct Loop {
     captured: Values,
     signatures: Vec<Signature>,
     in_body: bool,
+    /// The values of the state that are needed after the loop.
+    needed: Vec<bool>,
+    /// Steps left until the loop runs ahead; None if it never does.
+    until_ahead: Option<usize>,
+    /// Whether there is the step that the state comes from, which is not known yet, and the loop's result if there is not.
+    doubt: Option<(Asked, Values)>,
 }
 
 impl Loop {
+    /// Whether the next step can be computed before it is known that there is one: it asks nobody, reads nothing and cannot fail late,
+    /// and what it would be computed in vain from is small enough to be kept.
+    fn can_run_ahead(&self, outcomes: &Outcomes) -> bool {
+        let plain = |block: &Block| {
+            let mut steps = block.instructions.iter();
+            steps.all(|instruction| matches!(instruction.step, Step::Op(_) | Step::Fused(_)))
+        };
+        let kept = self.signatures.iter().zip(&self.needed);
+        let bytes: usize = kept
+            .filter(|(_, needed)| **needed)
+            .map(|((shape, dtype), _)| {
+                shape.iter().map(|n| *n as usize).product::<usize>() * dtype.size()
+            })
+            .sum();
+        outcomes.is_empty() && bytes <= MAX_KEPT && plain(&self.condition) && plain(&self.body)
+    }
+
+    /// The state, as far as it is needed after the loop. What is not is left to be written over.
+    fn result(&self) -> Result<Values> {
+        let slots = self.state.0.iter().zip(&self.needed);
+        let slots = slots.map(|(slot, needed)| match needed {
+            true => slot.share(),
+            false => Ok(Slot::Spent),
+        });
+        Ok(Values(slots.collect::<Result<_>>()?))
+    }
+
     fn condition(&mut self) -> Result<Frame> {
         self.in_body = false;
         let mut inputs = self.state.share()?;
@@ -299,6 +335,8 @@ pub struct Run {
     open: Vec<ResourceArc<Handle>>,
     /// Of this run's own late failures. It is closed with the outputs, for no step before computes all that the run built.
     pub outcomes: Outcomes,
+    /// Steps that a loop takes before it runs ahead.
+    run_ahead: Option<usize>,
     reply: Option<Reply>,
     /// Keeps a queue of the caller's own from closing meanwhile.
     _queue: Option<ResourceArc<Queue>>,
@@ -323,6 +361,7 @@ impl Run {
             levels: vec![Level::Block(frame)],
             open: Vec::new(),
             outcomes,
+            run_ahead: program.run_ahead,
             reply: Some(reply),
             _queue: queue,
         };
@@ -350,8 +389,19 @@ impl Run {
         for handle in std::mem::take(&mut self.open) {
             queue.settle(handle)?;
         }
-        self.go_on(queue)
-            .map_err(|error| error.within(&self.place()))
+        loop {
+            let result = self.go_on(queue);
+            match result {
+                Err(error) => {
+                    let place = self.place();
+                    match self.was_too_far(queue) {
+                        Ok(true) => {}
+                        _ => return Err(error.within(&place)),
+                    }
+                }
+                result => return result,
+            }
+        }
     }
 
     fn go_on(&mut self, queue: &Shared) -> Result<Pause> {
@@ -416,6 +466,10 @@ impl Run {
                         }
                     }
                     let signatures = state.0.iter().map(Slot::signature).collect::<Result<_>>()?;
+                    let first = frame.values.0.len() as u32;
+                    let needed = (first..first + count as u32)
+                        .map(|value| !instruction.spent.contains(&value))
+                        .collect();
                     let mut repeated = Loop {
                         condition: condition.clone(),
                         body: body.clone(),
@@ -423,7 +477,13 @@ impl Run {
                         captured,
                         signatures,
                         in_body: false,
+                        needed,
+                        until_ahead: None,
+                        doubt: None,
                     };
+                    if self.run_ahead.is_some() && repeated.can_run_ahead(&self.outcomes) {
+                        repeated.until_ahead = self.run_ahead;
+                    }
                     let first = repeated.condition()?;
                     self.levels.push(Level::Loop(repeated));
                     self.levels.push(Level::Block(first));
@@ -457,17 +517,28 @@ impl Run {
             .iter()
             .map(Slot::array)
             .collect::<Result<Vec<_>>>()?;
-        let predicate = outputs.slot(0)?.array()?;
-        let goes_on = queue.test(predicate, &state, &self.outcomes)?;
+        let asked = queue.ask(outputs.slot(0)?.array()?, &state, &self.outcomes)?;
         drop(state);
         drop(outputs);
-        if !goes_on {
-            let state = std::mem::take(&mut repeated.state);
-            self.levels.pop();
-            if let Some(Level::Block(parent)) = self.levels.last_mut() {
-                parent.deliver(state);
+        // The step before may be in doubt: then this state is one too many.
+        if let Some((before, result)) = repeated.doubt.take() {
+            if !queue.answer(&before)? {
+                self.finish(result);
+                return Ok(None);
             }
-            return Ok(None);
+        }
+        match &mut repeated.until_ahead {
+            Some(0) => repeated.doubt = Some((asked, repeated.result()?)),
+            until_ahead => {
+                if let Some(steps) = until_ahead {
+                    *steps -= 1;
+                }
+                if !queue.answer(&asked)? {
+                    let state = std::mem::take(&mut repeated.state);
+                    self.finish(state);
+                    return Ok(None);
+                }
+            }
         }
         let body = repeated.body()?;
         self.levels.push(Level::Block(body));
@@ -480,6 +551,35 @@ impl Run {
         }
         let has_had_turn = pressure.waiting && began.elapsed() >= TURN;
         Ok(has_had_turn.then_some(Pause::Turn))
+    }
+
+    /// Ends the loop on top of the stack.
+    fn finish(&mut self, result: Values) {
+        self.levels.pop();
+        if let Some(Level::Block(parent)) = self.levels.last_mut() {
+            parent.deliver(result);
+        }
+    }
+
+    /// What failed may have been a step that there is not. Then its loop ends, and true says that the run goes on.
+    fn was_too_far(&mut self, queue: &Shared) -> Result<bool> {
+        // Above a loop that runs ahead there is at most one block.
+        let is_doubtful = |level: &Level| matches!(level, Level::Loop(Loop { doubt: Some(_), .. }));
+        let Some(place) = self.levels.iter().rposition(is_doubtful) else {
+            return Ok(false);
+        };
+        let Some(Level::Loop(repeated)) = self.levels.get_mut(place) else {
+            return Ok(false);
+        };
+        let Some((asked, result)) = repeated.doubt.take() else {
+            return Ok(false);
+        };
+        if queue.answer(&asked)? {
+            return Ok(false);
+        }
+        self.levels.truncate(place + 1);
+        self.finish(result);
+        Ok(true)
     }
 
     /// Where the run stands, for errors.

@@ -21,4 +21,55 @@ defmodule EMLX.DoctorTest do
     {name, status, _, _} = EMLX.Doctor.checks() |> List.keyfind("nx", 0)
     assert {name, status} in [{"nx", :ok}, {"nx", :absent}]
   end
+
+  # The same files without the library that stands beside them: every call says what is wrong, and the doctor does.
+  @tag :tmp_dir
+  test "without its native library a call says why, and so does the doctor", %{tmp_dir: dir} do
+    File.mkdir_p!(Path.join(dir, "emlx"))
+    File.cp_r!(Application.app_dir(:emlx, "ebin"), Path.join(dir, "emlx/ebin"))
+
+    code = """
+    {:error, _} = Application.ensure_all_started(:emlx)
+    error = try do EMLX.Array.scalar(1, :s32) rescue error -> error end
+    IO.puts("\#{inspect(error.__struct__)} \#{error.kind}: \#{Exception.message(error)}")
+    IO.inspect(EMLX.Doctor.print())
+    """
+
+    libraries = for path <- :code.get_path(), path = to_string(path), not (path =~ ~r"/emlx/ebin$"), do: ["-pa", path]
+    arguments = List.flatten(libraries) ++ ["-pa", Path.join(dir, "emlx/ebin"), "-e", code]
+    {text, 0} = System.cmd("elixir", arguments, stderr_to_stdout: true)
+
+    assert text =~
+             ~r/EMLX.Error not_loaded: EMLX: the native library cannot be loaded \(.*emlx_native.so.*mix compile --force/
+
+    assert text =~ ~r/✗ native library +the native library cannot be loaded/
+    assert text =~ ~r/^:error$/m
+  end
+
+  test "what the loader misses tells the way out" do
+    loaders = fn library ->
+      "Failed to load NIF library /x/emlx_native: '#{library}: cannot open shared object file: No such file'"
+    end
+
+    driver = EMLX.Doctor.not_loaded(loaders.("libcuda.so.1"))
+    assert driver =~ "cannot be loaded (libcuda.so.1: cannot open shared object file"
+    assert driver =~ ~r/needs NVIDIA's driver.*driver 580 or newer.*EMLX_MLX=cpu/s
+    assert EMLX.Doctor.not_loaded(loaders.("libcublasLt.so.13")) =~ ~r/remove .* mix compile --force installs it again/
+
+    assert EMLX.Doctor.not_loaded(loaders.("libmlx.so")) =~
+             ~r/^the native library cannot be loaded .*mix compile --force builds it/
+  end
+
+  test "a device that is not there says why" do
+    if EMLX.device_available?(:gpu) do
+      assert EMLX.Native.device_absence(:gpu) == {:ok, nil}
+    else
+      {:ok, cause} = EMLX.Native.device_absence(:gpu)
+      error = catch_error(EMLX.device_info(device: :gpu))
+      assert %EMLX.Error{kind: :no_device} = error
+      assert Exception.message(error) == "device_info: there is no device :gpu here: #{cause}"
+      # One of: Metal is missing, EMLX was compiled for the CPU, or CUDA has no GPU.
+      assert cause =~ ~r/Metal|EMLX_MLX=/
+    end
+  end
 end

@@ -6,6 +6,12 @@ defmodule EMLX.ProgramFuseTest do
 
   @moduletag timeout: 300_000
 
+  # Tests with this tag run on the device under test, by the process's queue; the others are about the CPU.
+  setup context do
+    if context[:device_under_test], do: Process.put(Queue, Queue.start(device: EMLX.Golden.device()))
+    :ok
+  end
+
   # x * y + y, and its sigmoid through a loop of n steps.
   defp instructions do
     one = {{:constant, %{value: 1, dtype: :s32}}, [], 1}
@@ -21,6 +27,7 @@ defmodule EMLX.ProgramFuseTest do
 
   defp list(array), do: array |> Ops.astype(:f32) |> Array.to_list()
 
+  @tag :device_under_test
   test "give what they give unfused, within the type's tolerance" do
     for {dtype, tolerance} <- [f32: 1.0e-6, bf16: 2.0e-2, f16: 2.0e-3] do
       [plain, fused] =
@@ -35,6 +42,7 @@ defmodule EMLX.ProgramFuseTest do
     end
   end
 
+  @tag :device_under_test
   test "are traced again for other shapes, and keep constants, branches and calls" do
     branch = {:if, %{then: {2, [{:add, [0, 1], 1}, {:square, [2], 1}], [3]}, else: {2, [], [0]}}}
 
@@ -91,6 +99,7 @@ defmodule EMLX.ProgramFuseTest do
     assert bits.(loaded) == bits.(program)
   end
 
+  @tag :device_under_test
   test "whole models give the unfused answers", %{} do
     for name <- [:attention, :loop] do
       {program, inputs} = Programs.all()[name]

@@ -17,9 +17,16 @@ defmodule EMLX.ProgramRunTest do
   end
 
   # Goes on for ever.
-  defp endless do
+  defp endless(opts \\ []) do
     loop = {:while, %{condition: {1, [constant(1)], [1]}, body: {1, [constant(1), {:add, [0, 1], 1}], [2]}}}
-    Program.new(1, [{loop, [0], 1}], [1])
+    Program.new(1, [{loop, [0], 1}], [1], opts)
+  end
+
+  # Over {i, x}, up to n steps, and what is around it: {i, x + y / 2 after each, the loop's x a second time}.
+  defp adding(opts) do
+    body = {4, [constant(1), constant(0.5, :f32), {:multiply, [3, 5], 1}, {:add, [0, 4], 1}, {:add, [1, 6], 1}], [7, 8]}
+    loop = {:while, %{condition: {4, [{:less, [0, 2], 1}], [4]}, body: body}}
+    Program.new(4, [{loop, [0, 1, 2, 3], 2}, {:add, [5, 3], 1}], [5, 6], opts)
   end
 
   defp asking(outputs, more \\ [], results \\ [1]) do
@@ -59,6 +66,60 @@ defmodule EMLX.ProgramRunTest do
     for pid <- Process.list(), do: :erlang.garbage_collect(pid)
     Process.sleep(20)
     Memory.active()
+  end
+
+  describe "a loop that runs ahead" do
+    for steps <- [0, 1, 2, 3, 9, 40], ahead <- [0, 1, 8] do
+      test "after #{ahead} steps gives what #{steps} steps give" do
+        run = fn opts ->
+          x = Array.from_list([0.0, 1.0], :f32)
+          y = Array.from_list([1.0, 4.0], :f32)
+          for array <- Program.run(adding(opts), [scalar(0), x, scalar(unquote(steps)), y]), do: Array.to_list(array)
+        end
+
+        [x, sum] = run.(run_ahead: unquote(ahead))
+        assert x == [unquote(steps) * 0.5, 1.0 + unquote(steps) * 2.0]
+        assert [x, sum] == run.([])
+      end
+    end
+
+    test "leaves what it was given as it was, and runs again" do
+      program = adding(run_ahead: 0)
+      x = Array.from_list([0.0, 1.0], :f32)
+      for _ <- 1..3, do: Program.run(program, [scalar(0), x, scalar(5), x])
+      assert Array.to_list(x) == [0.0, 1.0]
+    end
+
+    test "runs inside another one, whose steps are taken one by one" do
+      inner = {:while, %{condition: {2, [constant(3), {:less, [0, 2], 1}], [3]}, body: {2, [{:add, [0, 1], 1}], [2]}}}
+      body = {1, [constant(0), constant(1), {inner, [1, 2], 1}, {:add, [0, 3], 1}], [4]}
+      outer = {:while, %{condition: {1, [constant(30), {:less, [0, 1], 1}], [2]}, body: body}}
+      program = Program.new(1, [{outer, [0], 1}], [1], run_ahead: 0)
+      [result] = Program.run(program, [scalar(0)])
+      assert Array.to_list(result) == 30
+    end
+
+    test "does not when there is much to keep, and gives the same" do
+      body = {1, [constant(1.0, :f32), {:add, [0, 1], 1}], [2]}
+      below = [{{:max, %{axes: nil, keepdims: false}}, [0], 1}, constant(5.0, :f32), {:less, [1, 2], 1}]
+      loop = {:while, %{condition: {1, below, [3]}, body: body}}
+      program = Program.new(1, [{loop, [0], 1}], [1], run_ahead: 0)
+      [result] = Program.run(program, [Ops.zeros([1024, 1024], :f32)])
+      assert result |> Ops.min() |> Array.to_list() == 5.0
+    end
+
+    test "ends with its process" do
+      queue = Queue.start(device: :cpu)
+      pid = spawn(fn -> Program.run(endless(run_ahead: 0), [scalar(0)], queue: queue) end)
+      wait_until(fn -> Process.info(pid, :status) == {:status, :waiting} end)
+      assert serves?(queue)
+      Process.exit(pid, :kill)
+      assert serves?(queue)
+    end
+
+    test "takes a number of steps" do
+      assert_raise Error, ~r/run_ahead/, fn -> adding(run_ahead: :always) end
+    end
   end
 
   describe "memory" do

@@ -1,6 +1,6 @@
 defmodule EMLX.SavedModelsTest do
   # Models of Axon and Bumblebee replayed without them: programs under test/programs (its generate.exs makes them), against what
-  # the models gave on Nx.BinaryBackend.
+  # the models gave on Nx.BinaryBackend. On the CPU, or with EMLX_TEST_DEVICE=gpu on the GPU.
   use ExUnit.Case, async: true
 
   alias EMLX.{Array, Program, Safetensors}
@@ -15,13 +15,13 @@ defmodule EMLX.SavedModelsTest do
   for name <- @names do
     test "#{name}" do
       path = Path.join(@folder, unquote(name))
-      program = Program.load(path <> ".emlx", device: :cpu)
-      golden = Safetensors.load(path <> ".golden.safetensors", device: :cpu)
+      program = Program.load(path <> ".emlx", device: EMLX.Golden.device())
+      golden = Safetensors.load(path <> ".golden.safetensors", device: EMLX.Golden.device())
       inputs = for {name, _shape, _dtype} <- Program.inputs(program), into: %{}, do: {name, golden["input." <> name]}
-      outputs = Program.outputs(program, device: :cpu)
+      outputs = Program.outputs(program, device: EMLX.Golden.device())
       assert outputs != []
 
-      results = Program.run(program, inputs, device: :cpu)
+      results = Program.run(program, inputs, device: EMLX.Golden.device())
 
       for {{name, shape, dtype}, result} <- Enum.zip(outputs, results) do
         expected = golden["output." <> name] || golden[name]

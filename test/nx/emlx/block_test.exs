@@ -379,5 +379,5 @@ defmodule EMLX.BlockGuideTest do
   # Not with others: the guide's handler is told of every process's blocks.
   use EMLX.NxCase, async: false
 
-  doctest_file(EMLX.Guide.path())
+  doctest_file(EMLX.Guide.path("blocks"))
 end

@@ -17,7 +17,7 @@ defmodule EMLX.CompilerTest do
   defp traces(fun) do
     id = make_ref()
     counter = :counters.new(1, [])
-    :telemetry.attach(id, [:emlx, :compile, :stop], fn _, _, _, _ -> :counters.add(counter, 1, 1) end, nil)
+    :telemetry.attach(id, [:emlx, :trace, :stop], fn _, _, _, _ -> :counters.add(counter, 1, 1) end, nil)
     result = fun.()
     :telemetry.detach(id)
     {:counters.get(counter, 1), result}
@@ -215,8 +215,8 @@ defmodule EMLX.CompilerTest do
 
       :telemetry.attach(
         id,
-        [:emlx, :compile, :stop],
-        fn _, _, metadata, _ -> send(me, {id, metadata.instructions}) end,
+        [:emlx, :trace, :stop],
+        fn _, measurements, _, _ -> send(me, {id, measurements.instructions}) end,
         nil
       )
 
@@ -515,7 +515,7 @@ defmodule EMLX.CompilerTest do
     test "that read a value run in the evaluator, if asked for", %{opts: opts} do
       id = make_ref()
       me = self()
-      :telemetry.attach(id, [:emlx, :compile, :evaluate], fn _, _, metadata, _ -> send(me, metadata.reason) end, nil)
+      :telemetry.attach(id, [:emlx, :trace, :stop], fn _, _, metadata, _ -> send(me, metadata.reason) end, nil)
       opts = [on_unsupported: :evaluate] ++ opts
       assert_same(jit_apply(&peek(&1, reading()), [Nx.tensor([-1.0])], opts), Nx.tensor([1.0]))
       :telemetry.detach(id)

@@ -9,6 +9,7 @@ defmodule EMLX.FastTest do
 
   # f64 is for the CPU only.
   @gpu System.get_env("EMLX_TEST_DEVICE") == "gpu"
+  @needs_f64 @gpu && "a GPU has no f64"
 
   setup context do
     handler = "#{context.module}.#{context.test}"
@@ -207,7 +208,7 @@ defmodule EMLX.FastTest do
       near_formula(&Fast.rms_norm/2, &rms_norm(&1, &2, 1.0e-5), [Nx.as_type(x, {:f, 16}), normal({8}, {:bf, 16})])
     end
 
-    @tag skip: @gpu
+    @tag skip: @needs_f64
     test "composes f64 and takes integers as f32" do
       near_formula(&Fast.rms_norm(&1, nil), &rms_norm(&1, 1, 1.0e-5), [normal({2, 7}, {:f, 64})])
       assert told() == [{Fast.RMSNorm, :composed, "the kernel computes in f32, x is f64"}]
@@ -266,7 +267,7 @@ defmodule EMLX.FastTest do
       assert Enum.uniq(told()) == [{Fast.LayerNorm, :fused, nil}]
     end
 
-    @tag skip: @gpu
+    @tag skip: @needs_f64
     test "composes f64" do
       near_formula(&Fast.layer_norm(&1, nil, nil), &layer_norm(&1, 1, 0, 1.0e-5), [normal({2, 7}, {:f, 64})])
       assert [{Fast.LayerNorm, :composed, _}] = told()
@@ -347,7 +348,7 @@ defmodule EMLX.FastTest do
       assert_same(Fast.rope(x, Nx.tensor([3, 9]))[1], Fast.rope(x[1], 9))
     end
 
-    @tag skip: @gpu
+    @tag skip: @needs_f64
     test "composes f64" do
       near_formula(&Fast.rope(&1, 3), &rope(&1, positions(5, [3]), frequencies(8, 10_000), false), [
         normal({1, 2, 5, 8}, {:f, 64})
@@ -509,7 +510,7 @@ defmodule EMLX.FastTest do
       assert Enum.uniq(told()) == [{Fast.ScaledDotProductAttention, :fused, nil}]
     end
 
-    @tag skip: @gpu
+    @tag skip: @needs_f64
     test "composes f64" do
       near_formula(&Fast.scaled_dot_product_attention/3, &attention(&1, &2, &3, 1 / :math.sqrt(8)), qkv({:f, 64}))
       assert [{Fast.ScaledDotProductAttention, :composed, _}] = told()

@@ -6,6 +6,7 @@ defmodule EMLX.LinAlgBlockTest do
 
   # f64 is for the CPU only.
   @gpu System.get_env("EMLX_TEST_DEVICE") == "gpu"
+  @needs_f64 @gpu && "a GPU has no f64"
   @types [{:f, 32}, {:f, 64}, {:bf, 16}, {:f, 16}, {:s, 32}, {:u, 8}] -- if(@gpu, do: [{:f, 64}], else: [])
 
   defp batch, do: Random.one_of([{}, {1}, {2}, {2, 3}])
@@ -234,7 +235,7 @@ defmodule EMLX.LinAlgBlockTest do
     end)
   end
 
-  @tag skip: @gpu
+  @tag skip: @needs_f64
   test "lu exchanges rows as the composed function does" do
     for_all(10, "lu", fn ->
       n = Random.integer(1..6)
@@ -300,7 +301,7 @@ defmodule EMLX.LinAlgBlockTest do
     end)
   end
 
-  @tag skip: @gpu
+  @tag skip: @needs_f64
   test "qr has the signs of the composed function" do
     for_all(30, "qr", fn ->
       a = matrices(batch(), Random.integer(1..6), Random.integer(1..6), {:f, 64})
@@ -334,7 +335,7 @@ defmodule EMLX.LinAlgBlockTest do
     end)
   end
 
-  @tag skip: @gpu
+  @tag skip: @needs_f64
   test "eigh has the eigenvalues and, where these are apart, the eigenvectors of the composed function" do
     for_all(10, "eigh", fn ->
       n = Random.integer(1..6)
@@ -411,7 +412,7 @@ defmodule EMLX.LinAlgBlockTest do
     assert Nx.to_list(values) == expected
   end
 
-  @tag skip: @gpu
+  @tag skip: @needs_f64
   test "gradients are those of the composed functions" do
     a = Nx.tensor([[4, 1, 2], [1, 5, 3], [2, 3, 6]], type: :f64, backend: Nx.BinaryBackend)
 

@@ -13,6 +13,8 @@ defmodule EMLX.Doctests do
   Defines the doctests of `modules` in the calling test case, and tests in the place of the exceptions. An exception is
   `{function, example} => {reason, check}`, where `check` is `:digits`, `{:digits, relative tolerance}` or the name of a
   function of the calling module that takes the result of calling the doctest: `:passed` or the error.
+
+  On the GPU an example that needs f64 passes when that is refused.
   """
   defmacro run(modules, exceptions) do
     quote do
@@ -22,6 +24,15 @@ defmodule EMLX.Doctests do
       end
 
       EMLX.Doctests.name_exceptions(__MODULE__, unquote(exceptions))
+      unquote(functions_on_gpu())
+    end
+  end
+
+  defp functions_on_gpu do
+    quote unquote: false do
+      for {name, example} <- @on_gpu do
+        def unquote(name)(context), do: EMLX.Doctests.unless_refused(fn -> unquote(example)(context) end)
+      end
     end
   end
 
@@ -44,6 +55,7 @@ defmodule EMLX.Doctests do
         end
       end
 
+    {kept, on_gpu} = on_gpu(kept, EMLX.Golden.device())
     found = for {test, key} <- numbered, is_map_key(exceptions, key), into: %{}, do: {key, test.name}
     Module.delete_attribute(module, :ex_unit_tests)
     Module.register_attribute(module, :ex_unit_tests, accumulate: true)
@@ -53,6 +65,22 @@ defmodule EMLX.Doctests do
 
     Module.put_attribute(module, :doctests, length(doctests))
     Module.put_attribute(module, :found, found)
+    Module.put_attribute(module, :on_gpu, on_gpu)
+  end
+
+  # The tests under names of functions that are to call theirs.
+  defp on_gpu(tests, :cpu), do: {tests, []}
+
+  defp on_gpu(tests, :gpu) do
+    names = for test <- tests, do: {:"#{test.name}, or f64 refused", test.name}
+    {for({test, {name, _}} <- Enum.zip(tests, names), do: %{test | name: name}), names}
+  end
+
+  @doc "Calls a doctest, which may end with the GPU's refusal of f64."
+  def unless_refused(example) do
+    example.()
+  rescue
+    error -> if EMLX.NxCase.refuses_f64?(error), do: :ok, else: reraise(error, __STACKTRACE__)
   end
 
   # "doctest Nx.exp/1 (444)" is an example of Nx.exp/1.
@@ -62,7 +90,7 @@ defmodule EMLX.Doctests do
   end
 
   defp index(%{name: name}) do
-    [_, index] = Regex.run(~r/\((\d+)\)$/, to_string(name))
+    [_, index | _] = Regex.run(~r/\((\d+)\)(, or f64 refused)?$/, to_string(name))
     String.to_integer(index)
   end
 
@@ -74,7 +102,10 @@ defmodule EMLX.Doctests do
     error -> error
   end
 
-  @doc "Asserts that a doctest prints what it should but for digits within a relative tolerance, or that it passes."
+  @doc """
+  Asserts that a doctest prints what it should but for digits within a relative tolerance, or that it passes, or that the GPU refuses
+  its f64.
+  """
   def assert_digits(:passed, _rtol), do: :ok
 
   def assert_digits(%ExUnit.AssertionError{left: left, right: right}, rtol) when is_binary(left) and is_binary(right) do
@@ -91,7 +122,7 @@ defmodule EMLX.Doctests do
     end
   end
 
-  def assert_digits(error, _rtol), do: raise(error)
+  def assert_digits(error, _rtol), do: if(EMLX.NxCase.refuses_f64?(error), do: :ok, else: raise(error))
 
   defp number, do: ~r/-?\d+\.\d+(?:e-?\d+)?/
 end

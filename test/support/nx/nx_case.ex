@@ -73,11 +73,11 @@ defmodule EMLX.NxCase do
     end
   end
 
-  # A GPU has no f64, and says so.
-  defp refuses_f64?(%EMLX.Error{reason: reason}),
+  @doc "Whether an error is the GPU's, which has no f64 and says so."
+  def refuses_f64?(%EMLX.Error{reason: reason}),
     do: EMLX.Golden.device() == :gpu and reason =~ ~r/(f64|float64) is not supported/
 
-  defp refuses_f64?(_error), do: false
+  def refuses_f64?(_error), do: false
 
   @doc "Calls a function with the binary backend as the default, for what is to be exact on every device."
   def exactly(fun), do: Nx.with_default_backend(Nx.BinaryBackend, fun)

@@ -1,7 +1,9 @@
 defmodule EMLX.Trace.Passes do
   @moduledoc false
-  # From what EMLX.Trace recorded to the instructions of an EMLX.Program: equal constants and equal operations become one, what no
-  # result needs is left out, and values get a block's own numbers.
+  # From what EMLX.Trace recorded to the instructions of an EMLX.Program: what is the same in every step leaves the loops, equal constants
+  # and equal operations become one, what no result needs is left out, and values get a block's own numbers.
+
+  alias EMLX.Trace.{Loops, Merge}
 
   # Constants of so many bytes are compared by their elements.
   @compared 4096
@@ -9,11 +11,15 @@ defmodule EMLX.Trace.Passes do
   @doc """
   The parts of a program, from a traced block and its constants: `{used params, constants, instructions, results}`. The
   first says which of the block's parameters are needed, by position; they are the first values, then the constants.
+
+  `types` are the shapes and types of the values. With `merge: true`, runs of operations on few rows become operations that the GPU
+  has a kernel for (`EMLX.Trace.Merge`).
   """
-  def run(block, constants) do
+  def run(block, constants, types, opts) do
     {constants, same} = unify(constants)
-    block = common(block, %{same: same, seen: %{}})
+    block = block |> Loops.run() |> common(%{same: same, seen: %{}, reshaped: %{}})
     block = live(block, block.results)
+    block = if opts[:merge], do: block |> Merge.run(types) |> then(&live(&1, &1.results)), else: block
     free = free(block)
 
     used =
@@ -72,6 +78,8 @@ defmodule EMLX.Trace.Passes do
         {[{{name, blocks}, inputs, outputs, label}], scope}
 
       _ ->
+        {inputs, scope} = reshaped(op, inputs, outputs, scope)
+
         case scope.seen do
           %{{^op, ^inputs} => first} ->
             {[], %{scope | same: Enum.zip_reduce(outputs, first, scope.same, &Map.put(&3, &1, &2))}}
@@ -82,12 +90,20 @@ defmodule EMLX.Trace.Passes do
     end
   end
 
+  # A reshape of a reshape is one of what that was made of.
+  defp reshaped({:reshape, _}, [input], [output], scope) do
+    source = Map.get(scope.reshaped, input, input)
+    {[source], %{scope | reshaped: Map.put(scope.reshaped, output, source)}}
+  end
+
+  defp reshaped(_op, inputs, _outputs, scope), do: {inputs, scope}
+
   defp same(value, scope), do: Map.get(scope.same, value, value)
 
   # ---- what is needed ----
 
-  # Keeps the results `needed` and what they take.
-  defp live(%{instructions: instructions} = block, needed) do
+  @doc "The block with the results `needed` and what they take."
+  def live(%{instructions: instructions} = block, needed) do
     {instructions, _} =
       instructions
       |> Enum.reverse()

@@ -14,7 +14,8 @@ defmodule Mix.Tasks.Emlx.Doctor do
   def run(_arguments) do
     Mix.Task.run("app.config")
     # Not started by app.config, and its checks are about what it starts.
-    _ = Application.ensure_all_started(:emlx)
+    # It does not start without its library, which is what the checks tell of.
+    if EMLX.Native.failure() == nil, do: Application.ensure_all_started(:emlx)
     if EMLX.Doctor.print() == :error, do: exit({:shutdown, 1})
   end
 end

@@ -2,19 +2,23 @@
 //! rotation turns several heads by one sine and cosine. Called by the fused kernels in `linear.rs`; None stands for cases that are
 //! left to MLX. `mix emlx.bench kernels` has the figures.
 
+pub mod decode;
+
 use crate::dtype::Dtype;
 use crate::error::Result;
-use crate::mlx::{self, CudaKernel, Stream};
+use crate::mlx::{self, CudaKernel, Launch, Stream};
 use mlx_rs::Array;
+use smallvec::SmallVec;
 
 /// Elements from which a kernel's time is more than that of launching it.
 const MIN_SIZE: usize = 1 << 20;
 
 const LAYER_NORM: CudaKernel = CudaKernel {
-    name: "emlx_layer_norm",
-    inputs: &["x", "weight", "bias", "eps"],
+    name: c"emlx_layer_norm",
+    inputs: &[c"x", c"weight", c"bias", c"eps"],
+    outputs: &[c"out"],
     in_rows: true,
-    source: r#"
+    source: cr#"
   struct alignas(sizeof(T) * VEC) Pack { T v[VEC]; };
   constexpr int CHUNKS = (SIZE + VEC * THREADS - 1) / (VEC * THREADS);
   __shared__ float parts[2][32];
@@ -106,11 +110,11 @@ pub fn layer_norm(
     let threads = ((size + 511) / 512).clamp(1, 32) * 32;
     let eps = mlx::from_bytes(&eps.to_ne_bytes(), &[], Dtype::F32)?;
     let constants = [
-        ("SIZE", size),
-        ("VEC", vec),
-        ("THREADS", threads),
-        ("WEIGHTED", i32::from(weight.is_some())),
-        ("BIASED", i32::from(bias.is_some())),
+        (c"SIZE", size),
+        (c"VEC", vec),
+        (c"THREADS", threads),
+        (c"WEIGHTED", i32::from(weight.is_some())),
+        (c"BIASED", i32::from(bias.is_some())),
     ];
     // What is absent is not read.
     let inputs = [x, weight.unwrap_or(x), bias.unwrap_or(x), &eps];
@@ -120,15 +124,21 @@ pub fn layer_norm(
             .call(
                 &inputs,
                 &constants,
-                x.shape(),
-                dtype,
-                rows as i32,
-                threads,
+                &[(x.shape(), 0)],
+                Launch {
+                    blocks: rows as i32,
+                    threads,
+                },
                 s,
             )
-            .map(Some),
+            .map(first),
         Err(_) => Ok(None),
     }
+}
+
+/// The one output of a kernel that has one.
+fn first(mut outputs: SmallVec<[Array; 2]>) -> Option<Array> {
+    outputs.pop()
 }
 
 /// Elements that are read at once: 16 bytes at most, and a divisor of the size.
@@ -141,10 +151,11 @@ fn width(size: i32, dtype: Dtype) -> i32 {
 }
 
 const ROPE: CudaKernel = CudaKernel {
-    name: "emlx_rope",
-    inputs: &["x", "offset", "freqs", "params"],
+    name: c"emlx_rope",
+    inputs: &[c"x", c"offset", c"freqs", c"params"],
+    outputs: &[c"out"],
     in_rows: false,
-    source: r#"
+    source: cr#"
   struct alignas(sizeof(T) * VEC) Pack { T v[VEC]; };
   constexpr int HALF = SIZE / 2, PARTS = HALF / VEC, GROUPS = (HEADS + GROUP - 1) / GROUP;
   size_t index = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -235,16 +246,20 @@ pub fn rope(
         None => mlx::share(&params)?,
     };
     let constants = [
-        ("BATCH", batch),
-        ("HEADS", heads),
-        ("LENGTH", length),
-        ("SIZE", size),
-        ("VEC", vec),
-        ("GROUP", GROUP),
-        ("PER_ROW", i32::from(offset.size() > 1)),
-        ("OWN_FREQS", i32::from(has_freqs)),
+        (c"BATCH", batch),
+        (c"HEADS", heads),
+        (c"LENGTH", length),
+        (c"SIZE", size),
+        (c"VEC", vec),
+        (c"GROUP", GROUP),
+        (c"PER_ROW", i32::from(offset.size() > 1)),
+        (c"OWN_FREQS", i32::from(has_freqs)),
     ];
     let inputs = [x, &offset, &freqs, &params];
-    ROPE.call(&inputs, &constants, x.shape(), dtype, blocks, THREADS, s)
-        .map(Some)
+    let launch = Launch {
+        blocks,
+        threads: THREADS,
+    };
+    ROPE.call(&inputs, &constants, &[(x.shape(), 0)], launch, s)
+        .map(first)
 }

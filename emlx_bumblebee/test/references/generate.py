@@ -1,0 +1,367 @@
+"""Makes the checkpoints of ../references_test.exs, with what PyTorch and Hugging Face's transformers compute with them.
+
+Each model is tiny. All of its parameters are random, also those that transformers initialises with zeros and ones, and options that
+hardly matter by default, as an epsilon, have another value, so that none goes unseen. A folder NAME holds what
+`Bumblebee.load_model({:local, folder})` loads, and reference.safetensors: the inputs, the outputs, and for some models the tokens
+generated greedily. They have transformers' names: "inputs.input_ids", "outputs.logits", "prompt.input_ids", "generated".
+
+python3 -m venv VENV && VENV/bin/pip install -r requirements.txt && VENV/bin/python generate.py [NAME ...]
+
+nomic_bert is made only if asked for, with requirements_nomic_bert.txt in an environment of its own: it needs a newer transformers.
+"""
+
+import json
+import pathlib
+import shutil
+import sys
+
+import torch
+import transformers as hf
+from safetensors.torch import save_file
+
+FOLDER = pathlib.Path(__file__).parent
+
+# ---- inputs ----
+
+# Of two rows of text one is padded on the right and one on the left.
+LENGTH = 9
+MASK = torch.tensor([[1] * 7 + [0] * 2, [0] * 3 + [1] * 6])
+# The prompts of generated text: all rows end in a token.
+PROMPT_MASK = torch.tensor([[1] * 9, [0] * 3 + [1] * 6])
+DECODER_MASK = torch.tensor([[1] * 6, [1] * 4 + [0] * 2])
+
+
+def ids(mask, seed, pad=0, start=3, end=50):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(start, end, mask.shape, generator=generator).where(mask == 1, pad)
+
+
+def noise(*shape, seed=5):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def text(pad=0, **more):
+    return {"input_ids": ids(MASK, 1, pad), "attention_mask": MASK, **more}
+
+
+def seq2seq(pad=0):
+    decoder = {"decoder_input_ids": ids(DECODER_MASK, 2, pad), "decoder_attention_mask": DECODER_MASK}
+    return text(pad, **decoder)
+
+
+def image(size=8):
+    return {"pixel_values": noise(2, 3, size, size)}
+
+
+def boxes():
+    corner = torch.randint(0, 10, (2, LENGTH, 2), generator=torch.Generator().manual_seed(6))
+    return torch.cat([corner, corner + 3], dim=-1)
+
+
+# ---- configurations ----
+
+SIZES = dict(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=24)
+TOKENS = dict(bos_token_id=1, eos_token_id=2, pad_token_id=0)
+TEXT = dict(**SIZES, max_position_embeddings=24)
+EPSILON = dict(layer_norm_eps=1e-3)
+ENCODER = dict(**TEXT, **EPSILON)
+DECODER = dict(**TEXT, **TOKENS)
+RMS = dict(**DECODER, rms_norm_eps=1e-3, rope_theta=1000.0)
+GPT = dict(layer_norm_epsilon=1e-3, vocab_size=50, n_positions=24, n_embd=16, n_layer=2, n_head=4, n_inner=24, **TOKENS)
+SEQ2SEQ = dict(
+    vocab_size=50,
+    max_position_embeddings=24,
+    d_model=16,
+    encoder_layers=2,
+    decoder_layers=2,
+    encoder_attention_heads=4,
+    decoder_attention_heads=4,
+    encoder_ffn_dim=24,
+    decoder_ffn_dim=24,
+    decoder_start_token_id=2,
+    forced_eos_token_id=None,
+)
+ONE_LAYER = dict(encoder_layers=1, decoder_layers=1)
+BART = dict(**SEQ2SEQ, bos_token_id=0, eos_token_id=2, pad_token_id=1)
+T5 = dict(
+    layer_norm_epsilon=1e-3,
+    vocab_size=50,
+    d_model=16,
+    d_kv=6,
+    d_ff=24,
+    num_layers=2,
+    num_heads=4,
+    relative_attention_num_buckets=8,
+    relative_attention_max_distance=12,
+    decoder_start_token_id=0,
+    eos_token_id=2,
+    pad_token_id=0,
+)
+VISION = dict(
+    **EPSILON,
+    hidden_size=16,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    intermediate_size=24,
+    image_size=8,
+    patch_size=4,
+)
+CLIP_TEXT = dict(**ENCODER, bos_token_id=1, eos_token_id=49, pad_token_id=0, projection_dim=8)
+LLAMA3 = dict(
+    rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16
+)
+LONGROPE = dict(type="longrope", short_factor=[1.0, 1.5], long_factor=[2.0, 4.0])
+LAYERS = ["sliding_attention", "full_attention"]
+
+
+def llama(**more):
+    return hf.LlamaForCausalLM, hf.LlamaConfig(**{**RMS, "num_key_value_heads": 4, **more})
+
+
+def phi3(**more):
+    config = dict(num_key_value_heads=2, sliding_window=None, **more)
+    return hf.Phi3ForCausalLM, hf.Phi3Config(**{**RMS, **config})
+
+
+def clip_ids():
+    # The token at which text ends is the one of the largest id, and where its state is pooled.
+    tokens = ids(MASK, 1, pad=0, end=49)
+    tokens[0, 6] = tokens[1, 8] = 49
+    return {"input_ids": tokens, "attention_mask": MASK}
+
+
+def references():
+    """By name: the class, its configuration, the inputs, and whether to generate."""
+    yield "albert", hf.AlbertModel, hf.AlbertConfig(**ENCODER, embedding_size=8), text()
+    yield "bert", hf.BertModel, hf.BertConfig(**ENCODER), text()
+    yield "bert_masked_lm", hf.BertForMaskedLM, hf.BertConfig(**ENCODER), text()
+    yield "distilbert", hf.DistilBertModel, hf.DistilBertConfig(
+        vocab_size=50, dim=16, hidden_dim=24, n_layers=2, n_heads=4, max_position_embeddings=24
+    ), text()
+    roberta = dict(**ENCODER, bos_token_id=0, pad_token_id=1, eos_token_id=2)
+    yield "roberta", hf.RobertaModel, hf.RobertaConfig(**roberta), text(1)
+    yield "mpnet", hf.MPNetModel, hf.MPNetConfig(**roberta), text(1)
+    # Every second layer is global, and the others see two tokens on either side.
+    modern = dict(global_attn_every_n_layers=2, local_attention=4, global_rope_theta=1000.0, local_rope_theta=100.0)
+    modern = dict(**TEXT, **modern, norm_eps=1e-3, reference_compile=False, pad_token_id=0)
+    yield "modernbert", hf.ModernBertForMaskedLM, hf.ModernBertConfig(**modern), text()
+    modern = dict(**DECODER, norm_eps=1e-3, global_rope_theta=1000.0, local_attention=4)
+    for name, every in dict(modernbert_decoder=1, modernbert_decoder_local=2).items():
+        config = hf.ModernBertDecoderConfig(**modern, global_attn_every_n_layers=every)
+        yield name, hf.ModernBertDecoderForCausalLM, config, text()
+
+    yield "gpt2", hf.GPT2LMHeadModel, hf.GPT2Config(**GPT), text(), True
+    neox = dict(**DECODER, **EPSILON, rotary_pct=0.5, rotary_emb_base=1000)
+    yield "gpt_neo_x", hf.GPTNeoXForCausalLM, hf.GPTNeoXConfig(**neox), text(), True
+    neox["use_parallel_residual"] = False
+    yield "gpt_neo_x_in_sequence", hf.GPTNeoXForCausalLM, hf.GPTNeoXConfig(**neox), text()
+    yield "gpt_big_code", hf.GPTBigCodeForCausalLM, hf.GPTBigCodeConfig(**GPT), text(), True
+    yield "llama", *llama(), text()
+    yield "llama_grouped", *llama(num_key_value_heads=2, rope_theta=500.0), text(), True
+    yield "llama_with_large_heads", *llama(num_key_value_heads=1, head_dim=6, tie_word_embeddings=True), text()
+    yield "llama_linear", *llama(rope_scaling=dict(rope_type="linear", factor=3.0)), text()
+    # Longer than the model's positions, so that it matters.
+    dynamic = dict(rope_type="dynamic", factor=2.0)
+    yield "llama_dynamic", *llama(rope_scaling=dynamic, max_position_embeddings=4), text()
+    yield "llama_llama3", *llama(rope_scaling=LLAMA3), text(), True
+    mistral = dict(**RMS, num_key_value_heads=2, sliding_window=3)
+    yield "mistral", hf.MistralForCausalLM, hf.MistralConfig(**mistral), text(), True
+    gemma = dict(**RMS, num_key_value_heads=1, head_dim=8, hidden_act="gelu")
+    yield "gemma", hf.GemmaForCausalLM, hf.GemmaConfig(**gemma), text(), True
+    gemma3 = dict(**RMS, num_key_value_heads=2, head_dim=8, sliding_window=3, layer_types=LAYERS)
+    gemma3 = dict(**gemma3, query_pre_attn_scalar=12, rope_local_base_freq=100.0)
+    yield "gemma3", hf.Gemma3ForCausalLM, hf.Gemma3TextConfig(**gemma3), text(), True
+    qwen3 = dict(**RMS, num_key_value_heads=2, head_dim=8)
+    yield "qwen3", hf.Qwen3ForCausalLM, hf.Qwen3Config(**qwen3), text(), True
+    yield "phi", hf.PhiForCausalLM, hf.PhiConfig(**DECODER, **EPSILON, rope_theta=1000.0, partial_rotary_factor=0.5), text(), True
+    yield "phi3", *phi3(), text(), True
+    yield "phi3_longrope_short", *phi3(rope_scaling=LONGROPE, original_max_position_embeddings=12), text()
+    yield "phi3_longrope_long", *phi3(rope_scaling=LONGROPE, original_max_position_embeddings=4), text()
+    smollm3 = dict(**RMS, num_key_value_heads=2, no_rope_layers=[1, 0])
+    yield "smollm3", hf.SmolLM3ForCausalLM, hf.SmolLM3Config(**smollm3), text(), True
+
+    yield "t5", hf.T5ForConditionalGeneration, hf.T5Config(**T5), seq2seq(), True
+    gated = dict(**{**T5, "num_layers": 1}, feed_forward_proj="gated-gelu", tie_word_embeddings=False)
+    yield "t5_gated", hf.T5ForConditionalGeneration, hf.T5Config(**gated), seq2seq()
+    yield "bart", hf.BartForConditionalGeneration, hf.BartConfig(**BART), seq2seq(1), True
+    scaled = dict(**{**BART, **ONE_LAYER}, scale_embedding=True)
+    yield "mbart", hf.MBartForConditionalGeneration, hf.MBartConfig(**scaled), seq2seq(1)
+    yield "m2m100", hf.M2M100ForConditionalGeneration, hf.M2M100Config(**scaled), seq2seq(1)
+    blenderbot = dict(**{**SEQ2SEQ, **ONE_LAYER}, **TOKENS, scale_embedding=True)
+    yield "blenderbot", hf.BlenderbotForConditionalGeneration, hf.BlenderbotConfig(**blenderbot), seq2seq()
+    whisper = {**SEQ2SEQ, **ONE_LAYER, **TOKENS, "num_mel_bins": 5, "max_source_positions": 6, "max_target_positions": 24}
+    del whisper["max_position_embeddings"]
+    audio = {"input_features": noise(2, 5, 12), "decoder_input_ids": ids(torch.ones(2, 6), 2)}
+    yield "whisper", hf.WhisperForConditionalGeneration, hf.WhisperConfig(**whisper), audio
+
+    yield "vit", hf.ViTModel, hf.ViTConfig(**VISION), image()
+    yield "deit", hf.DeiTModel, hf.DeiTConfig(**VISION), image()
+    dino = {key: value for key, value in VISION.items() if key != "intermediate_size"}
+    yield "dino_v2", hf.Dinov2Model, hf.Dinov2Config(**dino), image()
+    swin = dict(image_size=16, patch_size=2, embed_dim=8, num_heads=[2, 4], window_size=4)
+    yield "swin", hf.SwinModel, hf.SwinConfig(**swin, depths=[2, 2]), image(16)
+    config = hf.SwinConfig(**swin, depths=[1, 1], layer_norm_eps=1e-2)
+    yield "swin_with_epsilon", hf.SwinModel, config, image(16)
+    convnext = dict(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2, patch_size=2, image_size=16)
+    yield "convnext", hf.ConvNextModel, hf.ConvNextConfig(**convnext, layer_norm_eps=1e-5), image(16)
+    yield "convnext_with_epsilon", hf.ConvNextModel, hf.ConvNextConfig(**convnext, layer_norm_eps=1e-2), image(16)
+    vision = dict(**VISION, projection_dim=8)
+    clip = hf.CLIPConfig(text_config=CLIP_TEXT, vision_config=vision, projection_dim=8)
+    yield "clip", hf.CLIPModel, clip, {**clip_ids(), **image()}
+    yield "clip_text", hf.CLIPTextModel, hf.CLIPTextConfig(**CLIP_TEXT), clip_ids()
+    yield "clip_vision", hf.CLIPVisionModel, hf.CLIPVisionConfig(**vision), image()
+    blip_text = dict(**ENCODER, encoder_hidden_size=16, bos_token_id=1, eos_token_id=2, sep_token_id=2, pad_token_id=0)
+    one = dict(num_hidden_layers=1)
+    blip = hf.BlipConfig(text_config={**blip_text, **one}, vision_config={**VISION, **one}, projection_dim=8)
+    yield "blip", hf.BlipForConditionalGeneration, blip, {**text(), **image()}
+    layout = hf.LayoutLMConfig(**ENCODER, max_2d_position_embeddings=16)
+    yield "layout_lm", hf.LayoutLMModel, layout, text(bbox=boxes())
+
+
+# ---- references ----
+
+
+def disturb(model):
+    """Adds noise to every parameter; also to those that transformers keeps as buffers and saves."""
+    generator = torch.Generator().manual_seed(7)
+    saved = set(model.state_dict())
+    tensors = [*model.named_parameters(), *((name, buffer) for name, buffer in model.named_buffers() if name in saved)]
+
+    for _name, tensor in tensors:
+        if tensor.is_floating_point():
+            tensor.data += 0.2 * torch.randn(tensor.shape, generator=generator)
+
+
+def generate(model):
+    """Eight tokens at most, for the first prompt with which rounding could not choose others, and not always the same one."""
+    for seed in range(3, 100):
+        if model.config.is_encoder_decoder:
+            pad = model.config.pad_token_id
+            prompt = {"input_ids": ids(MASK, seed, pad), "attention_mask": MASK}
+        else:
+            prompt = {"input_ids": ids(PROMPT_MASK, seed), "attention_mask": PROMPT_MASK}
+        result = model.generate(
+            **prompt, do_sample=False, max_new_tokens=8, return_dict_in_generate=True, output_logits=True
+        )
+        tokens = result.sequences[:, -len(result.logits) :]
+        first, second = torch.stack(result.logits).topk(2, dim=-1).values.unbind(-1)
+        # Also after a row has ended, where it does not matter.
+        if (first - second).min() > 1e-2 and len(tokens.unique()) >= 4:
+            return {f"prompt.{name}": value for name, value in prompt.items()} | {"generated": tokens}
+    sys.exit("there is no such prompt")
+
+
+RESULTS = {
+    "last_hidden_state",
+    "pooler_output",
+    "logits",
+    "encoder_last_hidden_state",
+    "logits_per_text",
+    "logits_per_image",
+    "text_embeds",
+    "image_embeds",
+}
+
+
+def make(name, model_class, config, inputs, generated=False):
+    folder = FOLDER / name
+    shutil.rmtree(folder, ignore_errors=True)
+    torch.manual_seed(0)
+    config._attn_implementation = "eager"
+    model = model_class(config).eval()
+    disturb(model)
+    config.architectures = [model_class.__name__]
+    config.save_pretrained(folder)
+    if model.can_generate():
+        model.generation_config.save_pretrained(folder)
+    # Tied parameters under each of their names, as in a pytorch_model.bin; save_pretrained would leave out all but one.
+    save_file({key: value.clone() for key, value in model.state_dict().items()}, folder / "model.safetensors")
+
+    store(name, model, inputs, generated)
+
+
+def store(name, model, inputs, generated=False):
+    """What the model gives for the inputs goes into reference.safetensors."""
+    with torch.no_grad():
+        outputs = {key: value for key, value in model(**inputs).items() if key in RESULTS}
+        generated = generate(model) if generated else {}
+
+    stored = {f"inputs.{key}": value for key, value in inputs.items()}
+    stored |= {f"outputs.{key}": value for key, value in outputs.items()} | generated
+    stored = {key: value if value.is_floating_point() else value.int() for key, value in stored.items()}
+    stored = {key: value.clone(memory_format=torch.contiguous_format) for key, value in stored.items()}
+    save_file(stored, FOLDER / name / "reference.safetensors")
+    size = sum(file.stat().st_size for file in (FOLDER / name).iterdir())
+    print(f"{name}: {size // 1000} kB, {', '.join(sorted(outputs))}")
+
+
+def make_nomic_bert():
+    """NomicBERT, with the names of parameters and options in published checkpoints, which transformers reads and does not write."""
+    torch.manual_seed(0)
+    # Bumblebee's sizes are multiples of 256.
+    config = hf.NomicBertConfig(**{**TEXT, "intermediate_size": 256, "hidden_size": 8, "num_attention_heads": 2, **EPSILON})
+    config._attn_implementation = "eager"
+    model = hf.NomicBertModel(config, add_pooling_layer=True).eval()
+    disturb(model)
+    state = model.state_dict()
+    published = {}
+    for name, tensor in state.items():
+        for new, old in NOMIC_BERT.items():
+            name = name.replace(new, old)
+        published[name] = tensor.clone()
+    for block in range(config.num_hidden_layers):
+        parts = [published.pop(f"encoder.layers.{block}.self_attn.{part}_proj.weight") for part in "qkv"]
+        published[f"encoder.layers.{block}.attn.Wqkv.weight"] = torch.cat(parts)
+
+    folder = FOLDER / "nomic_bert"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    options = dict(
+        architectures=["NomicBertModel"],
+        model_type="nomic_bert",
+        vocab_size=config.vocab_size,
+        n_positions=config.max_position_embeddings,
+        type_vocab_size=config.type_vocab_size,
+        n_embd=config.hidden_size,
+        n_layer=config.num_hidden_layers,
+        n_head=config.num_attention_heads,
+        n_inner=config.intermediate_size,
+        activation_function="swiglu",
+        rotary_emb_base=config.rope_parameters["rope_theta"],
+        rotary_emb_fraction=1.0,
+        layer_norm_epsilon=config.layer_norm_eps,
+        initializer_range=config.initializer_range,
+        mlp_fc1_bias=False,
+        mlp_fc2_bias=False,
+        qkv_proj_bias=False,
+        prenorm=False,
+        transformers_version=hf.__version__,
+    )
+    (folder / "config.json").write_text(json.dumps(options, indent=2) + "\n")
+    save_file(published, folder / "model.safetensors")
+    store("nomic_bert", model, text())
+
+
+NOMIC_BERT = {
+    "layers.": "encoder.layers.",
+    "embeddings.LayerNorm": "emb_ln",
+    "self_attn.o_proj": "attn.out_proj",
+    "up_proj": "fc11",
+    "gate_proj": "fc12",
+    "down_proj": "fc2",
+    "post_attention_layernorm": "norm1",
+    "post_mlp_layernorm": "norm2",
+}
+
+
+def main(names):
+    if names == ["nomic_bert"]:
+        return make_nomic_bert()
+
+    for name, *reference in references():
+        if not names or name in names:
+            make(name, *reference)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,196 @@
+defmodule EMLXBumblebee.ReferencesTest do
+  # Checkpoints loaded by Bumblebee, rewritten and on EMLX, against what PyTorch and transformers computed with them; see
+  # test/references/generate.py.
+  #
+  # What each test finds is a row of REFERENCES.md, and has to be the one that stands there. To write the file anew:
+  #
+  #   EMLX_CONFORMANCE=write mix test test/references_test.exs
+  use ExUnit.Case, async: true
+
+  import EMLXBumblebee.Compare
+
+  alias Bumblebee.Text
+  alias EMLXBumblebee.{References, Table}
+
+  # Relative to the largest number of an output. Rounding makes outputs lie about a tenth of this apart.
+  @tolerance 1.0e-5
+
+  for name <- References.names() do
+    test "#{name}" do
+      {counts, opts} = References.fetch!(unquote(name))
+      reference = References.read(unquote(name))
+
+      if opts[:differs], do: assert_differs(unquote(name), reference)
+
+      {overrides, more, differing} =
+        case opts[:differs] do
+          nil -> {[], %{}, []}
+          {_why, :position_ids} -> {[], %{"position_ids" => position_ids(reference.inputs)}, []}
+          {_why, [name | _] = names} when is_binary(name) -> {[], %{}, names}
+          {_why, overrides} -> {overrides, %{}, []}
+        end
+
+      info = References.load(unquote(name), overrides)
+      inputs = reference.inputs |> References.inputs(info.spec) |> Map.merge(more)
+      compared = %{reference | outputs: Map.drop(reference.outputs, differing)}
+      outputs = predict(info, inputs, Nx.BinaryBackend, Nx.Defn.Evaluator).(info.params)
+      assert_reference(outputs, compared, inputs, info.spec, "as it is")
+
+      rewritten = EMLXBumblebee.rewrite(info)
+      params = on_emlx(info.params)
+
+      predict =
+        for compiler <- compilers(), reduce: nil do
+          _previous ->
+            {{predict, outputs}, told} =
+              told(blocks(), fn ->
+                predict = predict(rewritten, inputs, EMLX.Backend, compiler)
+                {predict, predict.(params)}
+              end)
+
+            assert_reference(outputs, compared, inputs, info.spec, inspect(compiler))
+            assert {counts(told), Enum.reject(told, &(&1.path == :fused))} == {counts, []}
+            predict
+        end
+
+      if differing == [], do: assert_seen(predict, params, compared, inputs, info.spec)
+      if reference.generated, do: assert_generated(unquote(name), info, rewritten, reference)
+
+      row = References.row(unquote(name), reference, compilers(), differing, @tolerance)
+      Table.check(References.table(), unquote(name), row)
+    end
+  end
+
+  test "REFERENCES.md has a row for each checkpoint, and no other" do
+    Table.check(References.table())
+    folders = References.folder("") |> File.ls!() |> Enum.filter(&File.dir?(References.folder(&1)))
+    assert Enum.sort(folders) == References.names() |> Enum.map(&to_string/1) |> Enum.sort()
+  end
+
+  # REFERENCES.md tells of these too.
+  describe "Bumblebee does not" do
+    @describetag :tmp_dir
+
+    test "read shared parameters under the names that transformers saves", %{tmp_dir: folder} do
+      for {name, shared} <- [
+            bart: ~w(model.encoder.embed_tokens.weight model.decoder.embed_tokens.weight lm_head.weight),
+            bert_masked_lm: ~w(cls.predictions.decoder.weight cls.predictions.decoder.bias)
+          ] do
+        File.cp_r!(References.folder(name), folder)
+        file = Path.join(folder, "model.safetensors")
+        Safetensors.write!(file, file |> Safetensors.read!() |> Map.drop(shared))
+        {:ok, info} = Bumblebee.load_model({:local, folder}, log_params_diff: false)
+        reference = References.read(name)
+        inputs = References.inputs(reference.inputs, info.spec)
+        outputs = predict(info, inputs, Nx.BinaryBackend, Nx.Defn.Evaluator).(info.params)
+        assert furthest(outputs, reference, inputs, info.spec) > @tolerance
+      end
+    end
+
+    test "load Gemma with gelu_pytorch_tanh" do
+      assert_raise Axon.CompileError, ~r/gelu_approx_tanh/, fn ->
+        References.load(:gemma, activation: :gelu_approx_tanh)
+      end
+    end
+
+    test "read LayoutLM's max_2d_position_embeddings" do
+      {:ok, spec} = Bumblebee.load_spec({:local, References.folder(:layout_lm)})
+      assert spec.max_spatial_positions != 16
+    end
+  end
+
+  # The positions that transformers gives RoBERTa and MPNet: behind the id of padding, which has its own.
+  defp position_ids(%{"input_ids" => ids}) do
+    mask = Nx.not_equal(ids, 1)
+    mask |> Nx.cumulative_sum(axis: 1) |> Nx.multiply(mask) |> Nx.add(1)
+  end
+
+  # A function of the parameters.
+  defp predict(info, inputs, backend, compiler) do
+    {_init, predict} = Axon.build(info.model, compiler: Nx.Defn.Evaluator)
+    inputs = on(inputs, backend)
+
+    if compiler == EMLX do
+      templates = [info.params, inputs]
+      compiled = Nx.Defn.compile(predict, templates, options(EMLX))
+      &compiled.(&1, inputs)
+    else
+      &predict.(&1, inputs)
+    end
+  end
+
+  defp on_emlx(state), do: %{state | data: on(state.data, EMLX.Backend)}
+
+  defp assert_reference(outputs, reference, inputs, spec, path) do
+    for {name, expected} <- reference.outputs do
+      {actual, mask} = References.output(name, outputs, inputs, spec)
+      assert {path, name, actual.shape} == {path, name, expected.shape}
+      apart = References.apart(actual, expected, mask)
+      assert is_float(apart) and apart <= @tolerance, "#{path}: #{name} lies #{inspect(apart)} from transformers'"
+    end
+  end
+
+  # The model as Bumblebee loads it differs from transformers', lest anyone be told of a difference that is no longer there; and the
+  # rewritten one gives what it does.
+  defp assert_differs(name, reference) do
+    info = References.load(name)
+    inputs = References.inputs(reference.inputs, info.spec)
+    outputs = predict(info, inputs, Nx.BinaryBackend, Nx.Defn.Evaluator).(info.params)
+    assert furthest(outputs, reference, inputs, info.spec) > @tolerance
+
+    for compiler <- compilers() do
+      rewritten = predict(EMLXBumblebee.rewrite(info), inputs, EMLX.Backend, compiler)
+      assert_alike(rewritten.(on_emlx(info.params)), outputs, inspect(compiler))
+    end
+  end
+
+  # The comparison sees a change of any parameter, by about a tenth.
+  defp assert_seen(predict, params, reference, inputs, spec) do
+    for {layer, parameters} <- params.data, {parameter, value} <- parameters, not unseen?(layer, parameter, spec) do
+      factors = value.shape |> Nx.iota(type: :f32) |> Nx.sin() |> Nx.multiply(0.1) |> Nx.add(1.1)
+      changed = put_in(params.data[layer][parameter], Nx.multiply(value, on(factors, EMLX.Backend)))
+      apart = furthest(predict.(changed), reference, inputs, spec)
+      assert apart > @tolerance, "#{layer}.#{parameter} is not seen"
+    end
+  end
+
+  # No checkpoint has it.
+  defp unseen?("pooler.output", _parameter, %Text.Distilbert{}), do: true
+  # A bias of keys adds the same to each score of a query, unless keys are rotated.
+  defp unseen?(_layer, _parameter, %module{}) when module in [Text.GptNeoX, Text.Phi], do: false
+  defp unseen?(layer, parameter, _spec), do: String.ends_with?(layer, ".key") and parameter == "bias"
+
+  defp furthest(outputs, reference, inputs, spec) do
+    reference.outputs
+    |> Enum.map(fn {name, expected} ->
+      {actual, mask} = References.output(name, outputs, inputs, spec)
+      apart = References.apart(actual, expected, mask)
+      assert is_float(apart), "#{name} has #{apart}"
+      apart
+    end)
+    |> Enum.max()
+  end
+
+  defp assert_generated(name, info, rewritten, reference) do
+    {:ok, config} = Bumblebee.load_generation_config({:local, References.folder(name)})
+    {_batch, length} = reference.generated.shape
+    config = Bumblebee.configure(config, max_new_tokens: length, strategy: %{type: :greedy_search})
+    inputs = Map.put(reference.prompt, "seed", Nx.tensor([0, 0], type: :s64))
+    expected = Nx.to_list(reference.generated)
+    assert {"as it is", generate(info, inputs, config, Nx.BinaryBackend, Nx.Defn.Evaluator)} == {"as it is", expected}
+
+    for compiler <- compilers() do
+      {tokens, told} = told(blocks(), fn -> generate(rewritten, inputs, config, EMLX.Backend, compiler) end)
+      assert {compiler, tokens} == {compiler, expected}
+      assert told != [] and Enum.all?(told, &(&1.path == :fused))
+    end
+  end
+
+  defp generate(info, inputs, config, backend, compiler) do
+    fun = Text.Generation.build_generate(info.model, info.spec, config)
+    params = %{info.params | data: on(info.params.data, backend)}
+    run = fn -> Nx.Defn.jit_apply(fun, [params, on(inputs, backend)], options(compiler)) end
+    # The cache is made on the default backend.
+    Nx.to_list(Nx.with_default_backend(backend, run).token_ids)
+  end
+end

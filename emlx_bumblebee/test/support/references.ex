@@ -1,0 +1,229 @@
+defmodule EMLXBumblebee.References do
+  @moduledoc false
+  # The checkpoints in test/references: how Bumblebee loads them, what transformers' names are in Bumblebee, and REFERENCES.md, the
+  # table of what test/references_test.exs finds.
+
+  alias Bumblebee.{Multimodal, Vision}
+  alias EMLXBumblebee.{Compare, Table}
+
+  @folder Path.expand("../references", __DIR__)
+
+  @roberta "Position ids count tokens of padding on the left; transformers' do not, where none are given. Given " <>
+             "transformers' position ids, it agrees."
+  @window "A causal window of `n` has the query's own key and `n` before it; transformers' has `n - 1` before it. With a " <>
+            "window smaller by one, it agrees."
+  @dynamic "Dynamic scaling raises base times ratio to size / (size - 2), transformers raises only the ratio. With a base " <>
+             "that makes up for it, it agrees."
+  @convnext "The last norm does not have the epsilon of the configuration, but 1.0e-5. Only the pooled state differs."
+  @epsilon "The epsilon of its norms is not read from the configuration. With that epsilon, it agrees."
+  @swin "All norms have the epsilon of the configuration; in transformers the one after the patches and those where patches are " <>
+          "merged have 1.0e-5."
+  @local "No layer has a window, whatever its type. With layers that have none, which is another checkpoint, it agrees."
+
+  # How many layers become which blocks, {attention, rotary embedding, rms_norm, layer_norm}, and:
+  #
+  #   load     options with which the checkpoint is loaded at all
+  #   differs  {why, what}: Bumblebee's model, as it loads it, differs from transformers', and would not with the options `what`
+  #            of its specification, or given its input `what`; or the outputs `what` differ in any case
+  @references [
+    bert: {{2, 0, 0, 5}, []},
+    bert_masked_lm: {{2, 0, 0, 6}, []},
+    roberta: {{2, 0, 0, 5}, differs: {@roberta, :position_ids}},
+    distilbert: {{2, 0, 0, 5}, []},
+    albert: {{2, 0, 0, 5}, []},
+    mpnet: {{2, 0, 0, 5}, differs: {@roberta, :position_ids}},
+    modernbert: {{2, 2, 0, 6}, differs: {@epsilon, layer_norm_epsilon: 1.0e-3}},
+    modernbert_decoder: {{2, 2, 0, 6}, []},
+    modernbert_decoder_local: {{2, 2, 0, 6}, differs: {@local, ["logits"]}},
+    nomic_bert: {{2, 2, 0, 5}, []},
+    gpt2: {{2, 0, 0, 5}, []},
+    gpt_neo_x: {{2, 2, 0, 5}, []},
+    gpt_neo_x_in_sequence: {{2, 2, 0, 5}, []},
+    gpt_big_code: {{2, 0, 0, 5}, []},
+    llama: {{2, 2, 5, 0}, []},
+    llama_grouped: {{2, 2, 5, 0}, []},
+    llama_with_large_heads: {{2, 2, 5, 0}, []},
+    llama_linear: {{2, 2, 5, 0}, []},
+    # Heads of size 4, so the base, 1000, is squared.
+    llama_dynamic: {{2, 2, 5, 0}, differs: {@dynamic, rotary_embedding_base: :math.sqrt(1000)}},
+    llama_llama3: {{2, 2, 5, 0}, []},
+    mistral: {{2, 2, 5, 0}, differs: {@window, attention_window_size: 2}},
+    gemma: {{2, 2, 5, 0}, []},
+    gemma3: {{2, 2, 13, 0}, differs: {@window, attention_window_size: 2}},
+    qwen3: {{2, 2, 9, 0}, []},
+    phi: {{2, 2, 0, 3}, []},
+    phi3: {{2, 2, 5, 0}, []},
+    phi3_longrope_short: {{2, 2, 5, 0}, []},
+    phi3_longrope_long: {{2, 2, 5, 0}, []},
+    smollm3: {{2, 1, 5, 0}, []},
+    t5: {{6, 0, 12, 0}, differs: {@epsilon, layer_norm_epsilon: 1.0e-3}},
+    t5_gated: {{3, 0, 7, 0}, differs: {@epsilon, layer_norm_epsilon: 1.0e-3}},
+    bart: {{6, 0, 0, 12}, []},
+    mbart: {{3, 0, 0, 9}, []},
+    m2m100: {{3, 0, 0, 7}, []},
+    blenderbot: {{3, 0, 0, 7}, []},
+    whisper: {{3, 0, 0, 7}, []},
+    vit: {{2, 0, 0, 5}, []},
+    deit: {{2, 0, 0, 5}, []},
+    dino_v2: {{2, 0, 0, 5}, []},
+    swin: {{4, 0, 0, 11}, []},
+    swin_with_epsilon: {{2, 0, 0, 7}, differs: {@swin, ["last_hidden_state", "pooler_output"]}},
+    convnext: {{0, 0, 0, 5}, []},
+    convnext_with_epsilon: {{0, 0, 0, 5}, differs: {@convnext, ["pooler_output"]}},
+    clip: {{4, 0, 0, 11}, []},
+    clip_text: {{2, 0, 0, 5}, []},
+    clip_vision: {{2, 0, 0, 6}, []},
+    blip: {{3, 0, 0, 8}, []},
+    # Bumblebee does not read max_2d_position_embeddings.
+    layout_lm: {{2, 0, 0, 5}, load: [spec_overrides: [max_spatial_positions: 16]]}
+  ]
+
+  @head """
+  # References
+
+  Checkpoints in `test/references`, tiny and with random parameters, loaded with `Bumblebee.load_model({:local, folder})`, rewritten
+  by `EMLXBumblebee.rewrite/2` and run on `EMLX.Backend`, eagerly and compiled with `compiler: EMLX`, against the outputs that PyTorch
+  and Hugging Face's transformers 4.57 gave for them (5.23 for NomicBERT). `test/references/generate.py` made both. This table is
+  written by `test/references_test.exs`, which fails where it finds anything else than what stands here; it also fails if it would
+  not see one of the parameters change.
+
+  The outputs have transformers' names. Texts are padded, one on the right and one on the left; what is compared is where there is
+  no padding. The blocks are those that telemetry told of as run by a kernel; none was composed. *As it is* is the model that is
+  not rewritten, on `Nx.BinaryBackend`. The numbers are how far, relative to the largest number of an output (at least 1), outputs were
+  allowed to lie apart from transformers', and did not. *Generated* tokens, by greedy search, are the same ones.
+
+  Where Bumblebee's model is another one than transformers', a number in brackets tells why, below. The rewritten model gives what
+  Bumblebee's does, and with the change that is told there, transformers' outputs. Behind an output the number means that no change
+  helps; the other outputs are compared.
+
+  | checkpoint | class of transformers | outputs | attention | rotary embedding | rms_norm | layer_norm | as it is | eager | compiled | generated |
+  |---|---|---|---|---|---|---|---|---|---|---|
+  """
+
+  @besides """
+
+  Found besides, in Bumblebee 0.7.0:
+
+  - Of parameters that several layers share, it reads some names only, which a `pytorch_model.bin` has, and the safetensors that
+    transformers 4.57 saves have not: the embeddings of BART, mBART, M2M100 and Blenderbot, and the output layer of BERT's and BLIP's
+    language models. The checkpoints here have them under each name.
+  - Gemma with the activation `gelu_pytorch_tanh`, transformers' default, cannot be loaded.
+  - LayoutLM's `max_2d_position_embeddings` is not read; it is given here.
+  - CLIP's embeddings of texts and images are not normalized, transformers' are; they are compared as normalized ones.
+  - DistilBERT has a pooler, which its checkpoints do not have, with random parameters.
+  """
+
+  def names, do: Keyword.keys(@references)
+
+  def folder(name), do: Path.join(@folder, to_string(name))
+
+  @doc "`{counts, options}` of a checkpoint."
+  def fetch!(name), do: Keyword.fetch!(@references, name)
+
+  @doc "What Bumblebee loads, with more options of the specification. Missing parameters would be random ones, and be seen."
+  def load(name, overrides \\ []) do
+    {_counts, opts} = fetch!(name)
+    load = Keyword.update(opts[:load] || [], :spec_overrides, overrides, &(&1 ++ overrides))
+    {:ok, info} = Bumblebee.load_model({:local, folder(name)}, [log_params_diff: false] ++ load)
+    info
+  end
+
+  @doc "The tensors of reference.safetensors, by kind: inputs, outputs, and where text was generated prompt and generated."
+  def read(name) do
+    tensors = folder(name) |> Path.join("reference.safetensors") |> Safetensors.read!()
+    {generated, tensors} = Map.pop(tensors, "generated")
+
+    kinds =
+      Enum.group_by(tensors, &(elem(&1, 0) |> String.split(".") |> hd()), fn {name, tensor} ->
+        {name |> String.split(".") |> tl() |> Enum.join("."), tensor}
+      end)
+
+    kinds = Map.new(kinds, fn {kind, tensors} -> {kind, Map.new(tensors)} end)
+    %{inputs: kinds["inputs"], outputs: kinds["outputs"], prompt: kinds["prompt"], generated: generated}
+  end
+
+  @doc "Inputs of transformers as Bumblebee has them."
+  def inputs(inputs, spec), do: Map.new(inputs, fn {name, tensor} -> input(name, tensor, spec) end)
+
+  defp input("pixel_values", tensor, _spec), do: {"pixel_values", Nx.transpose(tensor, axes: [0, 2, 3, 1])}
+  defp input("input_features", tensor, _spec), do: {"input_features", Nx.transpose(tensor, axes: [0, 2, 1])}
+  defp input("bbox", tensor, _spec), do: {"bounding_box", tensor}
+  defp input("input_ids", tensor, %Multimodal.Blip{}), do: {"decoder_input_ids", tensor}
+  defp input("attention_mask", tensor, %Multimodal.Blip{}), do: {"decoder_attention_mask", tensor}
+  defp input(name, tensor, _spec), do: {name, tensor}
+
+  @doc """
+  Bumblebee's output that is transformers' output of a name, and where it is not padding: `{actual, mask}`, with the mask nil for
+  outputs that have no tokens.
+  """
+  def output(name, outputs, inputs, spec) do
+    {key, mask} = output_and_mask(name, spec)
+    {outputs |> Map.fetch!(key) |> translate(name, spec), mask && inputs[mask]}
+  end
+
+  defp output_and_mask("encoder_last_hidden_state", _spec), do: {:encoder_hidden_state, "attention_mask"}
+  # What BLIP's language model attends to.
+  defp output_and_mask(name, %Multimodal.Blip{}) when name in ["last_hidden_state", "image_embeds"],
+    do: {:encoder_hidden_state, nil}
+
+  defp output_and_mask("logits", %{decoder_num_blocks: _}), do: {:logits, "decoder_attention_mask"}
+  defp output_and_mask("logits", %Multimodal.Blip{}), do: {:logits, "decoder_attention_mask"}
+  defp output_and_mask("logits", _spec), do: {:logits, "attention_mask"}
+  defp output_and_mask("last_hidden_state", _spec), do: {:hidden_state, "attention_mask"}
+  defp output_and_mask("pooler_output", _spec), do: {:pooled_state, nil}
+  defp output_and_mask("text_embeds", _spec), do: {:text_embedding, nil}
+  defp output_and_mask("image_embeds", _spec), do: {:image_embedding, nil}
+  defp output_and_mask("logits_per_text", _spec), do: {:logits_per_text, nil}
+  defp output_and_mask("logits_per_image", _spec), do: {:logits_per_image, nil}
+
+  defp translate(tensor, "last_hidden_state", %Vision.ConvNext{}), do: Nx.transpose(tensor, axes: [0, 3, 1, 2])
+
+  defp translate(tensor, name, %Multimodal.Clip{}) when name in ["text_embeds", "image_embeds"],
+    do: Bumblebee.Utils.Nx.normalize(tensor)
+
+  defp translate(tensor, _name, _spec), do: tensor
+
+  # ---- the table ----
+
+  def table do
+    %{path: Path.expand("../../REFERENCES.md", __DIR__), head: @head, names: names(), foot: [notes(), @besides]}
+  end
+
+  defp reasons,
+    do: for({_name, {_counts, opts}} <- @references, {why, _} <- List.wrap(opts[:differs]), uniq: true, do: why)
+
+  defp notes, do: for({why, number} <- Enum.with_index(reasons(), 1), do: "\n#{number}. #{why}") ++ ["\n"]
+
+  @doc "The row of a checkpoint that was run with some compilers; the outputs `differing` were not compared."
+  def row(name, reference, compilers, differing, tolerance) do
+    {counts, opts} = fetch!(name)
+    [class] = folder(name) |> Path.join("config.json") |> File.read!() |> Jason.decode!() |> Map.fetch!("architectures")
+    number = with {why, _} <- opts[:differs], do: " (#{Enum.find_index(reasons(), &(&1 == why)) + 1})"
+
+    outputs =
+      for {output, _} <- Enum.sort(reference.outputs), do: if(output in differing, do: output <> number, else: output)
+
+    compared? = map_size(reference.outputs) > length(differing)
+    agreed = if(compared?, do: tolerance, else: "as it is")
+
+    cells = [
+      if(compared?, do: "#{tolerance}#{if differing == [], do: number}", else: "differs"),
+      if(Nx.Defn.Evaluator in compilers, do: agreed, else: "not run"),
+      if(EMLX in compilers, do: agreed, else: "not run"),
+      if(reference.generated, do: Nx.size(reference.generated), else: "")
+    ]
+
+    Table.row(["#{name}", class, Enum.join(outputs, ", ")] ++ Tuple.to_list(counts) ++ cells)
+  end
+
+  @doc "How far `actual` lies from `expected` where `mask` is not zero, relative to the largest number of `expected`, at least 1."
+  def apart(actual, expected, mask) do
+    [actual, expected] = for tensor <- [actual, expected], do: tensor |> Compare.on(Nx.BinaryBackend) |> masked(mask)
+    far = Compare.distance(actual, expected)
+    # :nan and :infinity are atoms.
+    if is_number(far), do: far / max(Compare.largest(expected), 1.0), else: far
+  end
+
+  defp masked(tensor, nil), do: tensor
+  defp masked(tensor, mask), do: mask |> Nx.new_axis(-1) |> Nx.broadcast(tensor) |> Nx.select(tensor, 0.0)
+end

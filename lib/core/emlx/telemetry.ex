@@ -1,0 +1,200 @@
+defmodule EMLX.Telemetry do
+  @moduledoc """
+  What EMLX tells of its work through [telemetry](https://hexdocs.pm/telemetry), and a table of it: `profile/1`. The guide
+  [Find a slow spot](performance.html) uses it.
+
+  Four kinds of work are spans. Each ends as `:stop` or as `:exception`:
+
+  | span | what | `:start` and `:stop` measure | metadata |
+  |---|---|---|---|
+  | `[:emlx, :eval, …]` | a process waits for a queue: to have arrays computed, and to read or save them | `:bytes` of the arrays | `:op`, one of `:eval`, `:to_binary`, `:to_pointer`, `:save`; `:device`, `:queue` |
+  | `[:emlx, :run, …]` | a program runs: `EMLX.Program.run/3`, each call of a compiled function | `:instructions` of the program | `:program`; `:function` that it was compiled from, `nil` for others; `:device`, `:queue` |
+  | `[:emlx, :trace, …]` | `Nx.Defn` has a function compiled | on `:stop` `:instructions`, and `:constants` of the program | `:function`, `:device`; on `:stop` `:path` and `:reason` |
+  | `[:emlx, :transfer, …]` | bytes come into an array from Elixir's memory or another library's, or an array is copied to another device | `:bytes` | `:from`, which is `:host` or a device, `:to`, `:queue` |
+
+  * `:start` measures `:monotonic_time` and `:system_time`, `:stop` and `:exception` `:duration` and `:monotonic_time`, in native
+    units (`System.convert_time_unit/3`). `:exception` has `:kind`, `:reason` and `:stacktrace` in its metadata.
+  * `:telemetry_span_context` in the metadata is the same for all events of one span.
+  * `:device` is `:cpu` or `:gpu`; for a run that was told neither device nor queue, `nil`: it runs where its inputs are.
+    `:queue` is the `EMLX.Queue`, `nil` for the device's own.
+  * The `:path` of a trace is `:program`, or `:evaluate` for a function that could not be traced and runs in Nx's evaluator
+    (`on_unsupported: :evaluate`), for the `:reason` given.
+
+  One event has no duration: `[:emlx, :block, :dispatch]` tells how a block runs, fused or composed. `EMLX.Block` describes it.
+
+  ## What a duration is
+
+  Work is lazy and asynchronous. A run of operations alone lasts until its graph is built and handed to the queue; one with
+  branches, loops or calls until its outputs are. The computation itself is in the `[:emlx, :eval, …]` of who waits for it: what was
+  recorded long before counts there. A copy between devices is recorded as well, so the duration of such a transfer is that
+  of recording it.
+
+  ## What is not told
+
+  Nothing is told of single operations: they only record a node. Neither are reads of values that are already there (on the CPU
+  they take no queue), arrays of less than 64 KiB made from binaries, and what an operation or a run copies of its own
+  accord because an input is on the other device.
+
+  Without handlers a span costs about half a microsecond. Where there is no telemetry, which comes with Nx, there are no spans.
+  """
+
+  @spans [:eval, :run, :trace, :transfer]
+
+  @doc """
+  The names of all events, for `:telemetry.attach_many/4`.
+
+      iex> [:emlx, :eval, :stop] in EMLX.Telemetry.events()
+      true
+  """
+  @spec events :: [[atom]]
+  def events do
+    for(span <- @spans, end_of <- [:start, :stop, :exception], do: [:emlx, span, end_of]) ++
+      [[:emlx, :block, :dispatch]]
+  end
+
+  # Telemetry comes with Nx; without it this module tells nobody.
+  @compile {:no_warn_undefined, :telemetry}
+
+  @doc false
+  # Looks whether telemetry is there. EMLX.Application asks for it when it starts.
+  def start, do: :persistent_term.put(__MODULE__, List.keymember?(Application.started_applications(), :telemetry, 0))
+
+  @doc false
+  # Calls `fun` in a span. It gives `{result, measurements, metadata}`, what `:stop` is to have besides `:start`'s.
+  def span(name, measurements, metadata, fun) do
+    if :persistent_term.get(__MODULE__, false),
+      do: told(name, measurements, metadata, fun),
+      else: elem(fun.(), 0)
+  end
+
+  defp told(name, measurements, metadata, fun) do
+    start = System.monotonic_time()
+    metadata = Map.put(metadata, :telemetry_span_context, make_ref())
+    started = Map.merge(measurements, %{monotonic_time: start, system_time: start + System.time_offset()})
+    :telemetry.execute([:emlx, name, :start], started, metadata)
+
+    try do
+      fun.()
+    catch
+      kind, reason ->
+        failed = Map.merge(metadata, %{kind: kind, reason: reason, stacktrace: __STACKTRACE__})
+        :telemetry.execute([:emlx, name, :exception], stopped(start), failed)
+        :erlang.raise(kind, reason, __STACKTRACE__)
+    else
+      {result, more_measurements, more_metadata} ->
+        measurements = measurements |> Map.merge(stopped(start)) |> Map.merge(more_measurements)
+        :telemetry.execute([:emlx, name, :stop], measurements, Map.merge(metadata, more_metadata))
+        result
+    end
+  end
+
+  defp stopped(start) do
+    now = System.monotonic_time()
+    %{duration: now - start, monotonic_time: now}
+  end
+
+  @typedoc """
+  A line of `profile/1`: how often, how long in microseconds and over how many bytes in total. `:about` tells spans of one name apart:
+  the `:op` of an evaluation, the `:function` of a run or a trace, `{from, to}` of a transfer, `{block, path, reason}` of a block. `:failed` of
+  them ended in an exception.
+  """
+  @type line :: %{
+          event: :eval | :run | :trace | :transfer | :block,
+          about: term,
+          count: pos_integer,
+          failed: non_neg_integer,
+          time: non_neg_integer,
+          bytes: non_neg_integer
+        }
+
+  @doc """
+  Calls `fun` and counts what EMLX tells meanwhile, of all processes. Gives `{result, lines}`, the longest time first.
+
+      iex> a = EMLX.Ops.ones({2, 2}, :f32)
+      iex> {_, lines} = EMLX.Telemetry.profile(fn -> EMLX.eval(EMLX.Ops.add(a, a)) end)
+      iex> for %{event: :eval, about: :eval} = line <- lines, do: line.count > 0
+      [true]
+
+  `table/1` makes text of the lines. Raises where there is no telemetry.
+  """
+  @spec profile((-> result)) :: {result, [line]} when result: var
+  def profile(fun) when is_function(fun, 0) do
+    table = :ets.new(__MODULE__, [:public, write_concurrency: true])
+    id = {__MODULE__, make_ref()}
+    events = for [:emlx, _, end_of] = event <- events(), end_of != :start, do: event
+
+    if not :persistent_term.get(__MODULE__, false),
+      do: raise("there is no telemetry, which comes with Nx, or emlx is not started")
+
+    try do
+      :ok = :telemetry.attach_many(id, events, &__MODULE__.count/4, table)
+      result = fun.()
+      :telemetry.detach(id)
+      {result, table |> :ets.tab2list() |> Enum.map(&line/1) |> Enum.sort_by(&{-&1.time, -&1.count})}
+    after
+      :telemetry.detach(id)
+      :ets.delete(table)
+    end
+  end
+
+  @doc false
+  def count([:emlx, event, end_of], measurements, metadata, table) do
+    key = {event, about(event, metadata)}
+    failed = if end_of == :exception, do: 1, else: 0
+    duration = Map.get(measurements, :duration, 0)
+    bytes = Map.get(measurements, :bytes, 0)
+    :ets.update_counter(table, key, [{2, 1}, {3, failed}, {4, duration}, {5, bytes}], {key, 0, 0, 0, 0})
+  end
+
+  defp about(:eval, %{op: op}), do: op
+  defp about(:transfer, %{from: from, to: to}), do: {from, to}
+  defp about(:block, %{block: block, path: path, reason: reason}), do: {block, path, reason}
+  defp about(_run_or_trace, %{function: function}), do: function
+
+  defp line({{event, about}, count, failed, duration, bytes}) do
+    time = System.convert_time_unit(duration, :native, :microsecond)
+    %{event: event, about: about, count: count, failed: failed, time: time, bytes: bytes}
+  end
+
+  @doc ~S'''
+  The lines of `profile/1` as text.
+
+      iex> lines = [
+      ...>   %{event: :eval, about: :to_binary, count: 20, failed: 0, time: 61_250, bytes: 80},
+      ...>   %{event: :transfer, about: {:host, :cpu}, count: 1, failed: 0, time: 40, bytes: 8192}
+      ...> ]
+      iex> EMLX.Telemetry.table(lines)
+      """
+          count   time ms        MiB  what
+             20     61.25       0.00  eval to_binary
+              1      0.04       0.01  transfer host to cpu
+      """
+  '''
+  @spec table([line]) :: String.t()
+  def table(lines) do
+    header = "    count   time ms        MiB  what\n"
+    Enum.map_join([header | lines], &row/1)
+  end
+
+  defp row(header) when is_binary(header), do: header
+
+  defp row(line) do
+    columns = [
+      String.pad_leading(to_string(line.count), 9),
+      decimals(line.time / 1000, 10),
+      decimals(line.bytes / 1_048_576, 11)
+    ]
+
+    failed = if line.failed > 0, do: " (#{line.failed} failed)", else: ""
+    "#{columns}  #{line.event} #{words(line.event, line.about)}#{failed}\n"
+  end
+
+  defp decimals(number, width), do: number |> :erlang.float_to_binary(decimals: 2) |> String.pad_leading(width)
+
+  defp words(:eval, op), do: "#{op}"
+  defp words(:transfer, {from, to}), do: "#{from} to #{to}"
+  defp words(:block, {block, path, nil}), do: "#{inspect(block)} #{path}"
+  defp words(:block, {block, path, reason}), do: "#{inspect(block)} #{path}: #{reason}"
+  defp words(_run_or_trace, nil), do: "of a program"
+  defp words(_run_or_trace, function), do: inspect(function)
+end

@@ -1,0 +1,80 @@
+defmodule EMLX.Trace.Loops do
+  @moduledoc false
+  # Takes out of loops what is the same in every step: values of the state that the body gives back as they are, such as a model's
+  # parameters, become values that the loop sees around it; and what is computed from such values alone is computed once, before.
+  # EMLX.Trace.Passes calls it.
+
+  # Operations that can fail while they are computed stay where they are: a loop may not run at all.
+  @may_fail [:cholesky, :cholesky_inv, :qr, :svd, :eigh, :eigvalsh, :eig, :eigvals, :lu, :lu_factor] ++
+              [:inv, :tri_inv, :pinv, :solve, :solve_triangular, :matrix_norm]
+
+  @doc "The block with its loops so."
+  def run(block), do: block(block, %{})
+
+  # `same` says which value stands for which.
+  defp block(%{instructions: instructions, results: results} = block, same) do
+    {instructions, same} = Enum.flat_map_reduce(instructions, same, &instruction/2)
+    %{block | instructions: instructions, results: Enum.map(results, &same(&1, same))}
+  end
+
+  defp instruction({op, inputs, outputs, label}, same) do
+    inputs = Enum.map(inputs, &same(&1, same))
+
+    case op do
+      {:while, blocks} ->
+        while(blocks, inputs, outputs, label, same)
+
+      {:if, blocks} ->
+        blocks = Map.new(blocks, fn {key, block} -> {key, block(block, same)} end)
+        {[{{:if, blocks}, inputs, outputs, label}], same}
+
+      _ ->
+        {[{op, inputs, outputs, label}], same}
+    end
+  end
+
+  defp while(%{condition: condition, body: body} = blocks, inputs, outputs, label, same) do
+    state = Enum.zip([inputs, outputs, condition.params, body.params, body.results])
+
+    case Enum.split_with(state, fn {_, _, _, param, result} -> param != result end) do
+      # It runs never, or for ever.
+      {[], _} ->
+        blocks = Map.new(blocks, fn {key, block} -> {key, block(block, same)} end)
+        {[{{:while, blocks}, inputs, outputs, label}], same}
+
+      {kept, fixed} ->
+        same =
+          Enum.reduce(fixed, same, fn {input, output, in_condition, in_body, _}, same ->
+            Enum.reduce([output, in_condition, in_body], same, &Map.put(&2, &1, input))
+          end)
+
+        [inputs, outputs, in_condition, in_body, results] = for i <- 0..4, do: Enum.map(kept, &elem(&1, i))
+        condition = block(%{condition | params: in_condition}, same)
+        body = block(%{body | params: in_body, results: results}, same)
+        {before, blocks} = hoist(%{condition: condition, body: body})
+        {before ++ [{{:while, blocks}, inputs, outputs, label}], same}
+    end
+  end
+
+  defp hoist(blocks) do
+    Enum.reduce([:condition, :body], {[], blocks}, fn key, {before, blocks} ->
+      block = Map.fetch!(blocks, key)
+
+      {stay, {out, _local}} =
+        Enum.flat_map_reduce(block.instructions, {[], MapSet.new(block.params)}, fn instruction, {out, local} ->
+          {op, inputs, outputs, _label} = instruction
+
+          if movable?(op) and not Enum.any?(inputs, &MapSet.member?(local, &1)),
+            do: {[], {[instruction | out], local}},
+            else: {[instruction], {out, Enum.into(outputs, local)}}
+        end)
+
+      {before ++ Enum.reverse(out), Map.put(blocks, key, %{block | instructions: stay})}
+    end)
+  end
+
+  defp movable?({name, _attributes}), do: name not in [:call, :if, :while | @may_fail]
+  defp movable?(name), do: name not in @may_fail
+
+  defp same(value, same), do: Map.get(same, value, value)
+end

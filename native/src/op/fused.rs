@@ -1,0 +1,275 @@
+//! Operations that stand for several at once, as a model has them for each token that it generates. EMLX.Trace.Merge makes them where a
+//! program is traced for the GPU; where there is no kernel for them they are the operations that they stand for.
+
+use super::{cuda::decode, Inputs, MaskMode, Op, Outputs};
+use crate::device::Device;
+use crate::dtype::Dtype;
+use crate::error::{Error, Result};
+use crate::mlx::{self, Stream};
+use mlx_rs::Array;
+use smallvec::SmallVec;
+
+fn apply(op: Op, inputs: &[&Array], device: Device, s: &Stream) -> Result<Array> {
+    let inputs: SmallVec<[Option<&Array>; 4]> = inputs.iter().copied().map(Some).collect();
+    let mut outputs = op.apply(&Inputs(&inputs), device, s)?;
+    outputs
+        .pop()
+        .ok_or_else(|| Error::invalid("the operation gives nothing"))
+}
+
+/// `array` as rows of so many numbers.
+fn rows(array: &Array, size: i32, s: &Stream) -> Result<Array> {
+    match array.shape() {
+        [_, last] if *last == size => mlx::share(array),
+        _ => mlx::reshape(array, &[-1, size], s),
+    }
+}
+
+/// See [`Op::Products`].
+#[allow(clippy::too_many_arguments)]
+pub fn products(
+    x: &Array,
+    norm: Option<(&Array, f64)>,
+    residual: Option<&Array>,
+    matrices: &[&Array],
+    gated: bool,
+    shape: Option<&[i32]>,
+    device: Device,
+    s: &Stream,
+) -> Result<Outputs> {
+    let k = x.shape().last().copied().unwrap_or(0);
+    if k == 0 {
+        return Err(Error::invalid(format!(
+            "x must be {{…, k}} with k from 1, got {:?}",
+            x.shape()
+        )));
+    }
+    if let Some(other) = matrices
+        .iter()
+        .find(|matrix| matrix.ndim() != 2 || matrix.shape()[0] != k)
+    {
+        return Err(Error::invalid(format!(
+            "x is {:?}, so every matrix must be {{{k}, n}}, got {:?}",
+            x.shape(),
+            other.shape()
+        )));
+    }
+    match (matrices, gated, residual) {
+        ([], ..) => return Err(Error::invalid("there is no matrix")),
+        ([a, b], true, None) if a.shape() == b.shape() => {}
+        (_, true, _) => {
+            return Err(Error::invalid(
+                "a gate takes two matrices of one shape, and nothing is added to it",
+            ))
+        }
+        ([_], false, _) | (_, false, None) => {}
+        _ => return Err(Error::invalid("something is added to one product only")),
+    }
+    let columns = matrices[0].shape()[1];
+    let size = x.size() as i64 / i64::from(k) * i64::from(columns);
+    if let Some(shape) = shape {
+        let given: i64 = shape.iter().map(|n| i64::from(*n)).product();
+        if given != size || (matrices.len() > 1 && !gated) {
+            return Err(Error::invalid(format!(
+                "shape is that of the only output, which has {size} elements, got {shape:?}"
+            )));
+        }
+    }
+    if residual.is_some_and(|added| added.size() as i64 != size) {
+        return Err(Error::invalid(format!(
+            "what is added must have the {size} elements of the product"
+        )));
+    }
+    if device == Device::Gpu {
+        let made = decode::products(x, norm, residual, matrices, gated, shape, s)?;
+        if let Some(outputs) = made {
+            return Ok(outputs);
+        }
+    }
+    let x = rows(x, k, s)?;
+    let residual = match residual {
+        Some(added) => Some(rows(added, columns, s)?),
+        None => None,
+    };
+    let x = match norm {
+        Some((weight, eps)) => apply(Op::RmsNorm { eps }, &[&x, weight], device, s)?,
+        None => x,
+    };
+    let product = |matrix: &&Array| apply(Op::Matmul, &[&x, matrix], device, s);
+    let mut outputs = matrices.iter().map(product).collect::<Result<Outputs>>()?;
+    if let (true, [gate, up]) = (gated, &outputs[..]) {
+        let sigmoid = apply(Op::Sigmoid, &[gate], device, s)?;
+        let silu = apply(Op::Multiply, &[&sigmoid, gate], device, s)?;
+        outputs = std::iter::once(apply(Op::Multiply, &[&silu, up], device, s)?).collect();
+    }
+    if let Some(added) = residual {
+        outputs = std::iter::once(apply(Op::Add, &[&outputs[0], &added], device, s)?).collect();
+    }
+    if let Some(shape) = shape {
+        outputs = std::iter::once(mlx::reshape(&outputs[0], shape, s)?).collect();
+    }
+    Ok(outputs)
+}
+
+/// See [`Op::RopeHeads`].
+pub struct Turn<'a> {
+    pub lead: &'a [i32],
+    pub size: i32,
+    pub repeat: i32,
+    pub eps: Option<f64>,
+    pub base: Option<f32>,
+    pub scale: f32,
+}
+
+/// See [`Op::RopeHeads`].
+pub fn rope_heads(
+    [q, k, v, offset]: [&Array; 4],
+    [q_norm, k_norm, freqs]: [Option<&Array>; 3],
+    turn: &Turn,
+    device: Device,
+    s: &Stream,
+) -> Result<Outputs> {
+    let Turn { size, repeat, .. } = *turn;
+    for (name, array) in [("q", q), ("k", k), ("v", v)] {
+        let fits = array.ndim() == 2 && size > 0 && array.shape()[1] % size == 0;
+        if !fits || array.shape()[0] != q.shape()[0] {
+            return Err(Error::invalid(format!(
+                "{name} must be {{rows, heads * {size}}} with as many rows as q, got {:?}",
+                array.shape()
+            )));
+        }
+    }
+    let lead: i64 = turn.lead.iter().map(|n| i64::from(*n)).product();
+    if lead != i64::from(q.shape()[0]) {
+        return Err(Error::invalid(format!(
+            "lead must multiply to the {} rows of q, got {:?}",
+            q.shape()[0],
+            turn.lead
+        )));
+    }
+    if repeat < 1 || offset.shape() != [q.shape()[0]] {
+        return Err(Error::invalid(format!(
+            "there must be one offset a row of q {:?} and repeat must be from 1, got {:?} and {repeat}",
+            q.shape(),
+            offset.shape()
+        )));
+    }
+    let norm = match (turn.eps, q_norm, k_norm) {
+        (Some(eps), Some(q_norm), Some(k_norm)) => Some((q_norm, k_norm, eps)),
+        (None, None, None) => None,
+        _ => return Err(Error::invalid("eps goes with a weight for q and one for k")),
+    };
+    if device == Device::Gpu {
+        let how = decode::Heads {
+            lead: turn.lead,
+            size,
+            repeat,
+            norm,
+            base: turn.base,
+            scale: turn.scale,
+        };
+        if let Some(outputs) = decode::heads([q, k, v], &how, offset, freqs, s)? {
+            return Ok(outputs);
+        }
+    }
+    let turned = |x: &Array, weight: Option<&Array>| {
+        let heads = mlx::reshape(x, &[x.shape()[0], -1, 1, size], s)?;
+        let heads = match (weight, norm) {
+            (Some(weight), Some((_, _, eps))) => {
+                apply(Op::RmsNorm { eps }, &[&heads, weight], device, s)?
+            }
+            _ => heads,
+        };
+        let rope = Op::Rope {
+            dims: size,
+            traditional: false,
+            base: turn.base,
+            scale: turn.scale,
+        };
+        let outputs = rope.apply(&Inputs(&[Some(&heads), Some(offset), freqs]), device, s)?;
+        mlx::share(&outputs[0])
+    };
+    let heads = |x: &Array, repeat: i32| {
+        let shape = |heads: i32| [turn.lead, &[heads, size]].concat();
+        if repeat == 1 {
+            return mlx::reshape(x, &shape(-1), s);
+        }
+        let count = x.shape()[0];
+        let heads = mlx::reshape(x, &[count, -1, 1, size], s)?;
+        let copies = [count, heads.shape()[1], repeat, size];
+        let repeated = mlx::broadcast_to(&heads, &copies, s)?;
+        mlx::reshape(&repeated, &shape(copies[1] * repeat), s)
+    };
+    let queries = heads(&turned(q, q_norm)?, 1)?;
+    let keys = heads(&turned(k, k_norm)?, repeat)?;
+    Ok([queries, keys, heads(v, repeat)?].into_iter().collect())
+}
+
+/// See [`Op::CacheAttention`].
+pub fn cache_attention(
+    [q, k, v]: [&Array; 3],
+    mask: Option<&Array>,
+    scale: f32,
+    shape: &[i32],
+    device: Device,
+    s: &Stream,
+) -> Result<Array> {
+    for (name, array) in [("q", q), ("k", k), ("v", v)] {
+        if array.ndim() != 4 {
+            return Err(Error::invalid(format!(
+                "{name} must be {{batch, length, heads, size}}, got {:?}",
+                array.shape()
+            )));
+        }
+    }
+    let [batch, length, kv_heads, size] = [0, 1, 2, 3].map(|axis| k.shape()[axis]);
+    let heads = q.shape()[2];
+    let fits = q.shape() == [batch, 1, heads, size]
+        && v.shape() == k.shape()
+        && kv_heads > 0
+        && heads % kv_heads == 0;
+    if !fits {
+        return Err(Error::invalid(format!(
+            "q is {:?}, k is {:?}, v is {:?}: they must be {{batch, 1, heads, size}} and twice \
+             {{batch, length, kv_heads, size}}, heads being a multiple of kv_heads",
+            q.shape(),
+            k.shape(),
+            v.shape()
+        )));
+    }
+    let fits = |mask: &Array| {
+        mlx::dtype(mask) == Dtype::Bool
+            && matches!(mask.shape(), [b, h, 1, l]
+                if [1, batch].contains(b) && [1, heads].contains(h) && *l == length)
+    };
+    if let Some(mask) = mask.filter(|mask| !fits(mask)) {
+        return Err(Error::invalid(format!(
+            "the mask must be booleans {{{batch} | 1, {heads} | 1, 1, {length}}}, got {:?}",
+            mask.shape()
+        )));
+    }
+    let given: i64 = shape.iter().map(|n| i64::from(*n)).product();
+    if given != q.size() as i64 {
+        return Err(Error::invalid(format!(
+            "shape must have the {} elements of q, got {shape:?}",
+            q.size()
+        )));
+    }
+    if device == Device::Gpu {
+        if let Some(out) = decode::attention([q, k, v], mask, scale, shape, s)? {
+            return Ok(out);
+        }
+    }
+    let by_head = |array: &Array| mlx::transpose(array, &[0, 2, 1, 3], s);
+    let (q, k, v) = (by_head(q)?, by_head(k)?, by_head(v)?);
+    let op = Op::ScaledDotProductAttention {
+        scale,
+        mask: match mask {
+            Some(_) => MaskMode::Array,
+            None => MaskMode::None,
+        },
+    };
+    let inputs = [Some(&q), Some(&k), Some(&v), mask, None];
+    let outputs = op.apply(&Inputs(&inputs), device, s)?;
+    mlx::reshape(&by_head(&outputs[0])?, shape, s)
+}

@@ -1,0 +1,148 @@
+// What the kernels in native/src/op/cuda/ use of CUDA, on the CPU: a block's threads are fibers of one thread, which change places where
+// they wait for one another. So the kernels' arithmetic, indices and barriers are checked where there is no GPU. kernels.cpp uses it.
+#pragma once
+
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <vector>
+
+#define __shared__ static
+
+struct Index {
+  int x;
+};
+inline Index threadIdx, blockIdx, blockDim;
+
+// As MLX hands them to its kernels.
+struct Strides {
+  int64_t v[8];
+  const int64_t& operator[](int axis) const {
+    return v[axis];
+  }
+};
+
+struct bf16 {
+  uint16_t bits;
+  bf16() = default;
+  bf16(float number) {
+    uint32_t wide;
+    memcpy(&wide, &number, 4);
+    bits = (wide + 0x7fff + ((wide >> 16) & 1)) >> 16;
+  }
+  operator float() const {
+    const uint32_t wide = uint32_t(bits) << 16;
+    float number;
+    memcpy(&number, &wide, 4);
+    return number;
+  }
+};
+
+inline float __int_as_float(int bits) {
+  float number;
+  memcpy(&number, &bits, 4);
+  return number;
+}
+
+inline float rsqrtf(float number) {
+  return 1.0f / std::sqrt(number);
+}
+
+namespace emulate {
+
+struct Fiber {
+  ucontext_t context;
+  std::vector<char> stack = std::vector<char>(128 * 1024);
+  bool done = false;
+};
+
+// A place where `count` threads wait for one another.
+struct Barrier {
+  int count = 0, arrived = 0;
+  long round = 0;
+};
+
+inline std::vector<Fiber> fibers;
+inline ucontext_t scheduler;
+inline Barrier block;
+inline std::vector<Barrier> warps;
+inline std::vector<float> lanes;
+inline std::function<void()> kernel;
+
+inline void wait(Barrier& barrier) {
+  const long round = barrier.round;
+  if (++barrier.arrived == barrier.count) {
+    barrier.arrived = 0;
+    ++barrier.round;
+    return;
+  }
+  while (barrier.round == round) {
+    const int own = threadIdx.x;
+    swapcontext(&fibers[own].context, &scheduler);
+    threadIdx.x = own;
+  }
+}
+
+inline void run_fiber() {
+  kernel();
+  fibers[threadIdx.x].done = true;
+  swapcontext(&fibers[threadIdx.x].context, &scheduler);
+}
+
+// Runs a kernel in blocks of threads, one block after the other.
+inline void launch(int blocks, int threads, std::function<void()> body) {
+  kernel = std::move(body);
+  fibers.resize(threads);
+  lanes.resize(threads);
+  blockDim.x = threads;
+  for (blockIdx.x = 0; blockIdx.x < blocks; ++blockIdx.x) {
+    block = Barrier{threads};
+    warps.assign(threads / 32, Barrier{32});
+    for (auto& fiber : fibers) {
+      fiber.done = false;
+      getcontext(&fiber.context);
+      fiber.context.uc_stack.ss_sp = fiber.stack.data();
+      fiber.context.uc_stack.ss_size = fiber.stack.size();
+      fiber.context.uc_link = &scheduler;
+      makecontext(&fiber.context, run_fiber, 0);
+    }
+    int left = threads;
+    for (long turns = 0; left > 0; ++turns) {
+      if (turns > 1000000) {
+        puts("the threads of a block wait for one another for ever");
+        exit(1);
+      }
+      left = 0;
+      for (threadIdx.x = 0; threadIdx.x < threads; ++threadIdx.x) {
+        const int own = threadIdx.x;
+        if (!fibers[own].done) {
+          swapcontext(&scheduler, &fibers[own].context);
+          threadIdx.x = own;
+          left += !fibers[own].done;
+        }
+      }
+    }
+  }
+}
+
+} // namespace emulate
+
+inline void __syncthreads() {
+  emulate::wait(emulate::block);
+}
+
+inline float __shfl_xor_sync(unsigned, float number, int by) {
+  const int own = threadIdx.x;
+  auto& warp = emulate::warps[own / 32];
+  emulate::lanes[own] = number;
+  emulate::wait(warp);
+  const float other = emulate::lanes[own ^ by];
+  emulate::wait(warp);
+  return other;
+}

@@ -1,0 +1,254 @@
+// The kernels for few rows (native/src/op/cuda/*.cu), run by emulate.hpp, against their formulas. `check` beside this builds it with
+// -DT=float and -DT=bf16.
+#include <random>
+
+#include "emulate.hpp"
+
+namespace {
+
+std::mt19937 seeded(1);
+int failures = 0;
+
+std::vector<T> normal(size_t count, float scale = 1.0f) {
+  std::normal_distribution<float> distribution(0.0f, scale);
+  std::vector<T> numbers(count);
+  for (auto& number : numbers) {
+    number = T(distribution(seeded));
+  }
+  return numbers;
+}
+
+float rounded(float number) {
+  return float(T(number));
+}
+
+int bits(float number) {
+  int result;
+  memcpy(&result, &number, 4);
+  return result;
+}
+
+void check(const char* name, const std::vector<T>& have, const std::vector<float>& want) {
+  float apart = 0.0f, largest = 1.0f;
+  for (size_t i = 0; i < want.size(); ++i) {
+    const float distance = std::fabs(float(have[i]) - want[i]);
+    apart = std::isnan(distance) ? INFINITY : std::max(apart, distance);
+    largest = std::max(largest, std::fabs(want[i]));
+  }
+  const bool near = have.size() == want.size() && apart <= (sizeof(T) == 2 ? 0.02f : 1e-4f) * largest;
+  failures += !near;
+  if (!near) {
+    printf("%s: %g apart, the largest number is %g\n", name, apart, largest);
+  }
+}
+
+// ---- products ----
+
+enum Layout { ROWS_OF_MATRIX, COLUMNS_OF_MATRIX, WITH_GAPS };
+
+template <int K, int N0, int N1, int N2, int ROWS, bool NORM, bool RESIDUAL, bool GATED, int WIDE>
+void products(const char* name, Layout layout) {
+  constexpr int COUNT = N1 == 0 ? 1 : N2 == 0 ? 2 : 3, THREADS = 512, AXIS = 1, ADDED = 0, TILE = WIDE * 16 / sizeof(T);
+  const int EPS = bits(1e-6f), sizes[] = {N0, N1, N2};
+  const auto xs = normal(ROWS * K), norms = normal(K), added = normal(ROWS * N0);
+  std::vector<T> matrices[3], results[3];
+  Strides strides[3];
+  int tiles = 0;
+  for (int i = 0; i < 3; ++i) {
+    const int n = i < COUNT ? sizes[i] : N0;
+    matrices[i] = normal(size_t(K) * n * (layout == WITH_GAPS ? 2 : 1), 1 / std::sqrt(float(K)));
+    strides[i] = layout == ROWS_OF_MATRIX ? Strides{n, 1} : layout == COLUMNS_OF_MATRIX ? Strides{1, K} : Strides{2 * n, 2};
+    if (i < COUNT) {
+      results[i].resize(ROWS * n);
+      tiles += n / TILE;
+    }
+  }
+  const T *x = xs.data(), *norm = norms.data(), *residual = added.data();
+  const T *w0 = matrices[0].data(), *w1 = matrices[1].data(), *w2 = matrices[2].data();
+  const Strides x_strides{0, K, 1}, norm_strides{1}, residual_strides{N0, 1};
+  const Strides w0_strides = strides[0], w1_strides = strides[1], w2_strides = strides[2];
+  T *out0 = results[0].data(), *out1 = results[1].data(), *out2 = results[2].data();
+  emulate::launch(GATED ? N0 / TILE : tiles, THREADS, [=] {
+    T* outs[] = {out0, out1, out2};
+#include "../../native/src/op/cuda/products.cu"
+  });
+
+  std::vector<float> wanted[3];
+  for (int i = 0; i < COUNT; ++i) {
+    for (int r = 0; r < ROWS; ++r) {
+      std::vector<float> row(xs.begin() + r * K, xs.begin() + (r + 1) * K);
+      if (NORM) {
+        float squares = 0.0f;
+        for (const float value : row) {
+          squares += value * value;
+        }
+        const float scale = 1 / std::sqrt(squares / K + 1e-6f);
+        for (int k = 0; k < K; ++k) {
+          row[k] = rounded(rounded(row[k] * scale) * float(norms[k]));
+        }
+      }
+      for (int c = 0; c < sizes[i]; ++c) {
+        double sum = 0;
+        for (int k = 0; k < K; ++k) {
+          sum += double(row[k]) * float(matrices[i][k * strides[i][0] + c * strides[i][1]]);
+        }
+        wanted[i].push_back(rounded(sum));
+      }
+    }
+  }
+  if (GATED) {
+    for (size_t j = 0; j < wanted[0].size(); ++j) {
+      const float gate = wanted[0][j], sigmoid = rounded(1 / (1 + std::exp(-gate)));
+      wanted[0][j] = rounded(rounded(sigmoid * gate) * wanted[1][j]);
+    }
+    return check(name, results[0], wanted[0]);
+  }
+  for (int i = 0; i < COUNT; ++i) {
+    for (size_t j = 0; RESIDUAL && j < wanted[i].size(); ++j) {
+      wanted[i][j] = rounded(wanted[i][j] + float(added[j]));
+    }
+    check(name, results[i], wanted[i]);
+  }
+}
+
+// ---- attention ----
+
+// Of keys up to `seen_to`, but for every fifth. The cache lies by position, or by head.
+template <int BATCH, int HEADS, int KV_HEADS, int LENGTH, int SIZE, bool MASKED, bool MASK_BATCH, bool MASK_HEADS>
+void attention(const char* name, int seen_to, bool by_position) {
+  constexpr int THREADS = 512;
+  const float scale = 1 / std::sqrt(float(SIZE));
+  const int SCALE = bits(scale);
+  const auto queries = normal(BATCH * HEADS * SIZE);
+  const auto keys_of = normal(size_t(BATCH) * LENGTH * KV_HEADS * SIZE), values_of = normal(size_t(BATCH) * LENGTH * KV_HEADS * SIZE);
+  std::vector<char> visible(BATCH * HEADS * LENGTH);
+  for (size_t i = 0; i < visible.size(); ++i) {
+    const int place = i % LENGTH;
+    visible[i] = place < seen_to && place % 5 != int(i / LENGTH % 3);
+  }
+  const T *q = queries.data(), *k = keys_of.data(), *v = values_of.data();
+  const bool* mask = reinterpret_cast<const bool*>(visible.data());
+  const Strides q_strides{HEADS * SIZE, HEADS * SIZE, SIZE, 1}, mask_strides{HEADS * LENGTH, LENGTH, LENGTH, 1};
+  const Strides k_strides = by_position ? Strides{LENGTH * KV_HEADS * SIZE, KV_HEADS * SIZE, SIZE, 1}
+                                        : Strides{LENGTH * KV_HEADS * SIZE, SIZE, LENGTH * SIZE, 1};
+  const Strides v_strides = k_strides;
+  std::vector<T> result(BATCH * HEADS * SIZE);
+  T* out = result.data();
+  emulate::launch(BATCH * HEADS, THREADS, [=] {
+#include "../../native/src/op/cuda/attention.cu"
+  });
+
+  std::vector<float> wanted;
+  for (int b = 0; b < BATCH; ++b) {
+    for (int h = 0; h < HEADS; ++h) {
+      const auto at = [&](int place, int d) {
+        return b * k_strides[0] + place * k_strides[1] + h / (HEADS / KV_HEADS) * k_strides[2] + d;
+      };
+      std::vector<double> scores(LENGTH);
+      for (int place = 0; place < LENGTH; ++place) {
+        for (int d = 0; d < SIZE; ++d) {
+          scores[place] += double(float(queries[(b * HEADS + h) * SIZE + d])) * scale * float(keys_of[at(place, d)]);
+        }
+        const int row = (MASK_BATCH ? b * HEADS : 0) + (MASK_HEADS ? h : 0);
+        // A query that sees no key sees all of them equally.
+        scores[place] = MASKED && !visible[row * LENGTH + place] ? -1e30 : scores[place];
+      }
+      const double top = *std::max_element(scores.begin(), scores.end());
+      double total = 0;
+      for (auto& score : scores) {
+        score = std::exp(score - top);
+        total += score;
+      }
+      for (int d = 0; d < SIZE; ++d) {
+        double sum = 0;
+        for (int place = 0; place < LENGTH; ++place) {
+          sum += scores[place] / total * float(values_of[at(place, d)]);
+        }
+        wanted.push_back(sum);
+      }
+    }
+  }
+  check(name, result, wanted);
+}
+
+// ---- heads ----
+
+template <int HEADS, int KV_HEADS, int REPEAT, int SIZE, int ROWS, bool NORM, bool OWN_FREQS>
+void heads(const char* name) {
+  constexpr int THREADS = 128, HALF_OF = SIZE / 2;
+  const int SCALE = bits(1.0f), EPS = bits(1e-6f), BASE = bits(std::log2(10000.0f));
+  const auto queries = normal(ROWS * HEADS * SIZE), keys = normal(ROWS * KV_HEADS * SIZE), values = normal(ROWS * KV_HEADS * SIZE);
+  const auto q_weights = normal(SIZE), k_weights = normal(SIZE);
+  std::vector<int> offsets(ROWS);
+  for (int r = 0; r < ROWS; ++r) {
+    offsets[r] = 17 + r * 5;
+  }
+  std::vector<float> own(HALF_OF);
+  for (int i = 0; i < HALF_OF; ++i) {
+    own[i] = std::pow(OWN_FREQS ? 5000.0f : 10000.0f, 2.0f * i / SIZE);
+  }
+  const T *q = queries.data(), *k = keys.data(), *v = values.data(), *q_norm = q_weights.data(), *k_norm = k_weights.data();
+  const int* offset = offsets.data();
+  const float* freqs = own.data();
+  const Strides q_strides{HEADS * SIZE, 1}, k_strides{KV_HEADS * SIZE, 1}, v_strides = k_strides;
+  const Strides q_norm_strides{1}, k_norm_strides{1}, offset_strides{1}, freqs_strides{1};
+  std::vector<T> results[] = {
+      std::vector<T>(ROWS * HEADS * SIZE),
+      std::vector<T>(ROWS * KV_HEADS * REPEAT * SIZE),
+      std::vector<T>(ROWS * KV_HEADS * REPEAT * SIZE)};
+  T *out_q = results[0].data(), *out_k = results[1].data(), *out_v = results[2].data();
+  emulate::launch((ROWS * (HEADS + 2 * KV_HEADS) + 3) / 4, THREADS, [=] {
+#include "../../native/src/op/cuda/heads.cu"
+  });
+
+  const auto formula = [&](const std::vector<T>& from, const std::vector<T>* weight, int count, int repeat) {
+    std::vector<float> all;
+    for (int item = 0; item < ROWS * count; ++item) {
+      std::vector<float> head(from.begin() + item * SIZE, from.begin() + (item + 1) * SIZE);
+      if (weight && NORM) {
+        float squares = 0.0f;
+        for (const float value : head) {
+          squares += value * value;
+        }
+        const float scale = 1 / std::sqrt(squares / SIZE + 1e-6f);
+        for (int d = 0; d < SIZE; ++d) {
+          head[d] = rounded(rounded(head[d] * scale) * float((*weight)[d]));
+        }
+      }
+      auto turned = head;
+      for (int i = 0; weight && i < HALF_OF; ++i) {
+        const float angle = offsets[item / count] / own[i], cosine = std::cos(angle), sine = std::sin(angle);
+        turned[i] = head[i] * cosine - head[i + HALF_OF] * sine;
+        turned[i + HALF_OF] = head[i] * sine + head[i + HALF_OF] * cosine;
+      }
+      for (int copy = 0; copy < repeat; ++copy) {
+        all.insert(all.end(), turned.begin(), turned.end());
+      }
+    }
+    return all;
+  };
+  check(name, results[0], formula(queries, &q_weights, HEADS, 1));
+  check(name, results[1], formula(keys, &k_weights, KV_HEADS, REPEAT));
+  check(name, results[2], formula(values, nullptr, KV_HEADS, REPEAT));
+}
+
+} // namespace
+
+int main() {
+  products<1024, 64, 32, 32, 1, true, false, false, 4>("three products of a norm", ROWS_OF_MATRIX);
+  products<1024, 64, 32, 32, 1, true, false, false, 2>("three products with transposed matrices", COLUMNS_OF_MATRIX);
+  products<1024, 64, 32, 32, 2, true, false, false, 2>("three products with gaps, two rows", WITH_GAPS);
+  products<1024, 64, 64, 0, 1, true, false, true, 4>("a gate", ROWS_OF_MATRIX);
+  products<96, 64, 64, 0, 3, false, false, true, 2>("a gate of three rows with transposed matrices", COLUMNS_OF_MATRIX);
+  products<3072, 64, 0, 0, 1, false, true, false, 2>("a product and a sum", ROWS_OF_MATRIX);
+  products<1000, 64, 0, 0, 4, true, true, false, 4>("a norm, a product and a sum of four rows", ROWS_OF_MATRIX);
+  products<1000, 64, 0, 0, 1, false, false, false, 4>("a product with a transposed matrix", COLUMNS_OF_MATRIX);
+  attention<2, 4, 2, 200, 128, true, true, true>("attention with a mask for each head", 150, false);
+  attention<1, 4, 4, 384, 64, true, false, false>("attention with one mask", 77, true);
+  attention<2, 4, 2, 33, 128, false, false, false>("attention without a mask", 33, true);
+  attention<1, 2, 2, 40, 64, true, false, false>("attention that sees nothing", 0, true);
+  heads<4, 2, 2, 128, 1, true, true>("heads with norms and frequencies");
+  heads<4, 4, 1, 64, 3, false, false>("heads of three rows by a base");
+  printf("%d failures\n", failures);
+  return failures != 0;
+}

@@ -1,0 +1,125 @@
+defmodule EMLX.NxTelemetryTest do
+  # Not with others: handlers are told of every process.
+  use EMLX.NxCase, async: false
+
+  import Nx.Defn, only: [jit_apply: 3]
+
+  alias EMLX.TestBlock
+
+  setup do
+    {_, device} = backend()
+    %{opts: [compiler: EMLX] ++ device, device: device[:device]}
+  end
+
+  # What `fun` gives or raises, and this process's events meanwhile: {event, measurements, metadata} in order.
+  defp told(fun) do
+    id = make_ref()
+    :ok = :telemetry.attach_many(id, EMLX.Telemetry.events(), &__MODULE__.tell/4, {self(), id})
+
+    try do
+      {fun.(), events(id)}
+    rescue
+      error -> {error, events(id)}
+    after
+      :telemetry.detach(id)
+    end
+  end
+
+  def tell([:emlx | event], measurements, metadata, {test, id}),
+    do: if(self() == test, do: send(test, {id, {event, measurements, metadata}}))
+
+  defp events(id) do
+    receive do
+      {^id, event} -> [event | events(id)]
+    after
+      0 -> []
+    end
+  end
+
+  defp names(events), do: for({name, _, _} <- events, do: name)
+
+  def twice(x), do: Nx.add(Nx.exp(x), Nx.exp(x))
+
+  test "a compiled function is traced once and run each time, by its name", %{opts: opts, device: device} do
+    x = Nx.tensor([1.0, 2.0])
+    call = fn -> jit_apply(&__MODULE__.twice/1, [x], opts) end
+    {_, first} = told(call)
+    {_, second} = told(call)
+
+    assert [
+             {[:trace, :start], _, _},
+             {[:trace, :stop], traced, trace},
+             {[:run, :start], _, _},
+             {[:run, :stop], ran, run}
+           ] =
+             first
+
+    function = &__MODULE__.twice/1
+    assert %{instructions: 2, constants: 0, duration: duration} = traced
+    assert duration > 0
+    assert %{function: ^function, device: ^device, path: :program, reason: nil} = trace
+    assert %{instructions: 2} = ran
+    assert %{function: ^function, device: ^device, queue: nil, program: %EMLX.Program{}} = run
+    assert names(second) == [[:run, :start], [:run, :stop]]
+  end
+
+  test "eager operations are not told, and reading their result is one evaluation" do
+    x = Nx.tensor(1.0)
+    {sum, events} = told(fn -> Enum.reduce(1..100, x, fn _, sum -> Nx.add(sum, x) end) end)
+    assert events == []
+    {101.0, events} = told(fn -> Nx.to_number(sum) end)
+    assert [{[:eval, :start], _, _}, {[:eval, :stop], %{bytes: 4}, %{op: :to_binary}}] = events
+  end
+
+  test "a function that raises while it is traced ends its trace as an exception", %{opts: opts} do
+    {%ArgumentError{}, events} =
+      told(fn -> jit_apply(fn x -> Nx.add(x, hd(Process.get(:nothing, []))) end, [1], opts) end)
+
+    assert names(events) == [[:trace, :start], [:trace, :exception]]
+    assert {_, %{duration: _}, %{kind: :error, reason: :badarg}} = List.last(events)
+  end
+
+  test "a function that runs in the evaluator is told as such", %{opts: opts} do
+    block = %TestBlock.Peek{how: &if(Nx.to_number(&1[0]) > 0, do: &1, else: &1)}
+    fun = fn x -> TestBlock.double(block, x) end
+
+    {_, events} = told(fn -> jit_apply(fun, [Nx.tensor([1.0])], [on_unsupported: :evaluate] ++ opts) end)
+    {_, _, metadata} = Enum.find(events, &match?({[:trace, :stop], _, _}, &1))
+    assert %{path: :evaluate, reason: reason} = metadata
+    assert reason =~ "Peek"
+  end
+
+  test "compile_to_program is a trace", %{opts: opts} do
+    fun = fn weights, x -> Nx.dot(x, weights) end
+    args = [Nx.iota({2, 2}, type: :f32), Nx.template({1, 2}, :f32)]
+    {program, events} = told(fn -> EMLX.compile_to_program(fun, args, Keyword.delete(opts, :compiler)) end)
+    {_, traced, metadata} = Enum.find(events, &match?({[:trace, :stop], _, _}, &1))
+    assert %{instructions: instructions, constants: 1} = traced
+    assert instructions == program.size
+    assert metadata.function == fun
+  end
+
+  test "tensors of another backend are transferred at each run, those of the own are not", %{opts: opts, device: device} do
+    there = Nx.broadcast(Nx.tensor(1.0, backend: Nx.BinaryBackend), {256, 256})
+    here = Nx.backend_copy(there, backend())
+    call = fn x -> fn -> jit_apply(&__MODULE__.twice/1, [x], opts) end end
+    call.(here).()
+
+    for _ <- 1..2 do
+      {_, events} = told(call.(there))
+      assert [_, {[:transfer, :stop], %{bytes: 262_144}, %{from: :host, to: ^device}} | runs] = events
+      assert names(runs) == [[:run, :start], [:run, :stop]]
+    end
+
+    {_, events} = told(call.(here))
+    assert names(events) == [[:run, :start], [:run, :stop]]
+  end
+
+  test "a run on a queue names it", %{opts: opts, device: device} do
+    queue = EMLX.Queue.start(device: device)
+    {_, events} = told(fn -> jit_apply(&__MODULE__.twice/1, [Nx.tensor([1.0])], [queue: queue] ++ opts) end)
+    assert {_, _, %{queue: ^queue}} = List.last(events)
+  end
+
+  doctest_file(EMLX.Guide.path("performance"))
+end
