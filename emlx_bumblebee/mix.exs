@@ -44,7 +44,10 @@ defmodule EMLXBumblebee.MixProject do
   defp compilers(true), do: Mix.compilers()
   defp compilers(false), do: [:emlx_libraries | Mix.compilers()]
 
-  defp elixirc_paths(:test), do: ["lib", "test/support", Path.expand("../test/support/nx/no_compiler.ex", __DIR__)]
+  # Some of EMLX's own tests' support serves here too.
+  defp elixirc_paths(:test),
+    do: ["lib", "test/support" | for(file <- ~w(nx/no_compiler told), do: Path.expand("../test/support/#{file}.ex", __DIR__))]
+
   defp elixirc_paths(_), do: ["lib"]
 
   defp hex?, do: Code.ensure_loaded?(Hex)

@@ -52,27 +52,8 @@ defmodule EMLXAxon.Case do
 
   @doc "What `fun` gives, and what telemetry told of blocks of Axon and Bumblebee meanwhile."
   def told(fun) do
-    name = {__MODULE__, make_ref()}
-    :ok = :telemetry.attach(name, [:emlx, :block, :dispatch], &__MODULE__.tell/4, {self(), name})
-
-    try do
-      {fun.(), received(name)}
-    after
-      :telemetry.detach(name)
-    end
-  end
-
-  @doc false
-  def tell(_event, _count, told, {pid, name}) do
-    if hd(Module.split(told.block)) in ["Axon", "Bumblebee"], do: send(pid, {name, told})
-  end
-
-  defp received(name) do
-    receive do
-      {^name, told} -> [told | received(name)]
-    after
-      0 -> []
-    end
+    {result, told} = EMLX.Told.told_blocks(fun)
+    {result, Enum.filter(told, &(hd(Module.split(&1.block)) in ["Axon", "Bumblebee"]))}
   end
 
   @doc "Runs `fun` with a default backend."

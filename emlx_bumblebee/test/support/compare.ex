@@ -115,28 +115,5 @@ defmodule EMLXBumblebee.Compare do
   end
 
   @doc "Runs a function and gives `{result, paths}`: what telemetry told of each block with a name that `modules` has."
-  def told(modules, fun) do
-    id = make_ref()
-    :telemetry.attach(id, [:emlx, :block, :dispatch], &__MODULE__.tell/4, {self(), id, modules})
-
-    try do
-      result = fun.()
-      {result, received(id)}
-    after
-      :telemetry.detach(id)
-    end
-  end
-
-  def tell(_event, %{count: 1}, told, {pid, id, modules}) do
-    # Other tests run at the same time, in processes of their own.
-    if told.block in modules and self() == pid, do: send(pid, {id, told})
-  end
-
-  defp received(id) do
-    receive do
-      {^id, told} -> [told | received(id)]
-    after
-      0 -> []
-    end
-  end
+  def told(modules, fun), do: EMLX.Told.told_blocks(fun, modules)
 end

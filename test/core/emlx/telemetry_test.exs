@@ -2,6 +2,8 @@ defmodule EMLX.TelemetryTest do
   # Not with others: handlers are told of every process.
   use ExUnit.Case, async: false
 
+  import EMLX.Told, only: [told: 1, caught: 1], warn: false
+
   alias EMLX.{Array, Ops, Program, Queue, Telemetry}
 
   # Telemetry comes with Nx. Where the core tier stands alone, there is nothing to tell, and the last test says so.
@@ -10,32 +12,7 @@ defmodule EMLX.TelemetryTest do
   if @told do
     doctest EMLX.Telemetry
 
-    # What `fun` gives or raises, and this process's events meanwhile: {event, measurements, metadata} in order.
-    defp told(fun) do
-      id = make_ref()
-      :ok = :telemetry.attach_many(id, Telemetry.events(), &__MODULE__.tell/4, {self(), id})
-
-      try do
-        {fun.(), events(id)}
-      catch
-        kind, reason -> {{kind, reason}, events(id)}
-      after
-        :telemetry.detach(id)
-      end
-    end
-
-    def tell([:emlx | event], measurements, metadata, {test, id}),
-      do: if(self() == test, do: send(test, {id, {event, measurements, metadata}}))
-
     def refuse(_event, _measurements, _metadata, _config), do: raise("no")
-
-    defp events(id) do
-      receive do
-        {^id, event} -> [event | events(id)]
-      after
-        0 -> []
-      end
-    end
 
     defp names(events), do: for({name, _, _} <- events, do: name)
 
@@ -72,7 +49,7 @@ defmodule EMLX.TelemetryTest do
     test "an evaluation that fails is an exception" do
       # Singular.
       inverse = Ops.inv(Ops.zeros({2, 2}, :f32))
-      {{:error, %EMLX.Error{} = error}, events} = told(fn -> EMLX.eval(inverse) end)
+      {{:error, %EMLX.Error{} = error}, events} = told(fn -> caught(fn -> EMLX.eval(inverse) end) end)
       assert [[:eval, :start], [:eval, :exception]] = names(events)
       {_, measurements, metadata} = List.last(events)
       assert %{duration: _} = measurements
@@ -106,12 +83,15 @@ defmodule EMLX.TelemetryTest do
 
     test "a run whose inputs do not fit, and one whose call raises, are exceptions" do
       program = Program.new([{"x", [2], :f32}], [{:negative, [0], 1}], [1])
-      {{:error, %EMLX.Error{}}, events} = told(fn -> Program.run(program, [Array.scalar(1.0, :f32)]) end)
+
+      {{:error, %EMLX.Error{}}, events} =
+        told(fn -> caught(fn -> Program.run(program, [Array.scalar(1.0, :f32)]) end) end)
+
       assert names(events) == [[:run, :start], [:run, :exception]]
 
       calling = Program.new(1, [{{:call, %{id: 0, outputs: [{[], :f32}]}}, [0], 1}], [1])
       run = fn -> Program.run(calling, [Array.scalar(1.0, :f32)], calls: %{0 => fn _ -> throw(:out) end}) end
-      {{:throw, :out}, events} = told(run)
+      {{:throw, :out}, events} = told(fn -> caught(run) end)
       assert names(events) == [[:run, :start], [:run, :exception]]
       assert {_, _, %{kind: :throw, reason: :out}} = List.last(events)
     end

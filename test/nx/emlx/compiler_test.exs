@@ -2,6 +2,7 @@ defmodule EMLX.CompilerTest do
   # One at a time: telemetry, memory and traced functions are everybody's.
   use EMLX.NxCase, async: false
 
+  import EMLX.Told, only: [told: 1, told_blocks: 1]
   import Nx.Defn
 
   alias EMLX.Compiler.Cache
@@ -210,19 +211,9 @@ defmodule EMLX.CompilerTest do
 
   describe "the program" do
     defp instructions(fun, args, opts) do
-      id = make_ref()
-      me = self()
-
-      :telemetry.attach(
-        id,
-        [:emlx, :trace, :stop],
-        fn _, measurements, _, _ -> send(me, {id, measurements.instructions}) end,
-        nil
-      )
-
-      result = jit_apply(fun, args, [cache: false] ++ opts)
-      :telemetry.detach(id)
-      receive do: ({^id, count} -> {count, result})
+      {result, events} = told(fn -> jit_apply(fun, args, [cache: false] ++ opts) end)
+      [count] = for {[:trace, :stop], measurements, _} <- events, do: measurements.instructions
+      {count, result}
     end
 
     test "has common subexpressions once", %{opts: opts} do
@@ -513,13 +504,10 @@ defmodule EMLX.CompilerTest do
     end
 
     test "that read a value run in the evaluator, if asked for", %{opts: opts} do
-      id = make_ref()
-      me = self()
-      :telemetry.attach(id, [:emlx, :trace, :stop], fn _, _, metadata, _ -> send(me, metadata.reason) end, nil)
       opts = [on_unsupported: :evaluate] ++ opts
-      assert_same(jit_apply(&peek(&1, reading()), [Nx.tensor([-1.0])], opts), Nx.tensor([1.0]))
-      :telemetry.detach(id)
-      assert_received reason when is_binary(reason)
+      {result, events} = told(fn -> jit_apply(&peek(&1, reading()), [Nx.tensor([-1.0])], opts) end)
+      assert_same(result, Nx.tensor([1.0]))
+      assert [reason] = for({[:trace, :stop], _, metadata} <- events, do: metadata.reason)
       assert reason =~ "Peek"
       # The process is as it was.
       refute EMLX.Trace.active?()
@@ -536,15 +524,9 @@ defmodule EMLX.CompilerTest do
     end
 
     test "are told once a trace", %{opts: opts} do
-      id = make_ref()
-      me = self()
-      :telemetry.attach(id, [:emlx, :block, :dispatch], fn _, _, metadata, _ -> send(me, {id, metadata}) end, nil)
       fun = jit(fn x -> EMLX.Fast.rms_norm(x, Nx.tensor([1.0, 1.0]), eps: 1.0e-5) end, opts)
       x = Nx.tensor([[1.0, 2.0]])
-      for _ <- 1..3, do: fun.(x)
-      :telemetry.detach(id)
-      assert_received {^id, %{block: EMLX.Fast.RMSNorm, path: :fused}}
-      refute_received {^id, _}
+      assert {_, [%{block: EMLX.Fast.RMSNorm, path: :fused}]} = told_blocks(fn -> for _ <- 1..3, do: fun.(x) end)
       assert_same(fun.(x), EMLX.Fast.rms_norm(x, Nx.tensor([1.0, 1.0]), eps: 1.0e-5))
     end
   end

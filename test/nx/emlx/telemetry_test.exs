@@ -2,6 +2,7 @@ defmodule EMLX.NxTelemetryTest do
   # Not with others: handlers are told of every process.
   use EMLX.NxCase, async: false
 
+  import EMLX.Told, only: [told: 1, caught: 1]
   import Nx.Defn, only: [jit_apply: 3]
 
   alias EMLX.TestBlock
@@ -9,31 +10,6 @@ defmodule EMLX.NxTelemetryTest do
   setup do
     {_, device} = backend()
     %{opts: [compiler: EMLX] ++ device, device: device[:device]}
-  end
-
-  # What `fun` gives or raises, and this process's events meanwhile: {event, measurements, metadata} in order.
-  defp told(fun) do
-    id = make_ref()
-    :ok = :telemetry.attach_many(id, EMLX.Telemetry.events(), &__MODULE__.tell/4, {self(), id})
-
-    try do
-      {fun.(), events(id)}
-    rescue
-      error -> {error, events(id)}
-    after
-      :telemetry.detach(id)
-    end
-  end
-
-  def tell([:emlx | event], measurements, metadata, {test, id}),
-    do: if(self() == test, do: send(test, {id, {event, measurements, metadata}}))
-
-  defp events(id) do
-    receive do
-      {^id, event} -> [event | events(id)]
-    after
-      0 -> []
-    end
   end
 
   defp names(events), do: for({name, _, _} <- events, do: name)
@@ -72,8 +48,8 @@ defmodule EMLX.NxTelemetryTest do
   end
 
   test "a function that raises while it is traced ends its trace as an exception", %{opts: opts} do
-    {%ArgumentError{}, events} =
-      told(fn -> jit_apply(fn x -> Nx.add(x, hd(Process.get(:nothing, []))) end, [1], opts) end)
+    fun = fn x -> Nx.add(x, hd(Process.get(:nothing, []))) end
+    {{:error, :badarg}, events} = told(fn -> caught(fn -> jit_apply(fun, [1], opts) end) end)
 
     assert names(events) == [[:trace, :start], [:trace, :exception]]
     assert {_, %{duration: _}, %{kind: :error, reason: :badarg}} = List.last(events)
