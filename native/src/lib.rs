@@ -848,7 +848,7 @@ fn program_run<'a>(
     target: Term<'a>,
     tag: Term<'a>,
 ) -> Term<'a> {
-    run_program(env, program, inputs, target, tag)
+    run_program(env, [program, inputs, target, tag])
 }
 
 /// The same for programs of so many instructions that building them takes long.
@@ -860,23 +860,17 @@ fn program_run_dirty<'a>(
     target: Term<'a>,
     tag: Term<'a>,
 ) -> Term<'a> {
-    run_program(env, program, inputs, target, tag)
+    run_program(env, [program, inputs, target, tag])
 }
 
-fn run_program<'a>(
-    env: Env<'a>,
-    program: Term<'a>,
-    inputs: Term<'a>,
-    target: Term<'a>,
-    tag: Term<'a>,
-) -> Term<'a> {
-    match guard("run", || start_run(env, program, inputs, target, tag)) {
+fn run_program<'a>(env: Env<'a>, arguments: [Term<'a>; 4]) -> Term<'a> {
+    match guard("run", || start_run(env, arguments)) {
         Ok(outputs) => outputs.encode(env),
         Err(error) => (atoms::error(), error).encode(env),
     }
 }
 
-fn start_run(env: Env, program: Term, inputs: Term, target: Term, tag: Term) -> Result<Outputs> {
+fn start_run(env: Env, [program, inputs, target, tag]: [Term; 4]) -> Result<Outputs> {
     let program = decode_program(program)?;
     let inputs = decode_arrays(inputs)?;
     program.check_inputs(&inputs)?;

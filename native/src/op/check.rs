@@ -49,6 +49,19 @@ fn distinct(list: &[i32], rank: usize, of: impl Fn() -> String) -> Result<Vec<i3
     Ok(seen)
 }
 
+/// What attention takes has four axes, in the order that `axes` says.
+pub fn heads([q, k, v]: [&Array; 3], axes: &str) -> Result<()> {
+    for (name, array) in [("q", q), ("k", k), ("v", v)] {
+        if array.ndim() != 4 {
+            return Err(Error::invalid(format!(
+                "{name} must be {{{axes}}}, got {:?}",
+                array.shape()
+            )));
+        }
+    }
+    Ok(())
+}
+
 /// No negative sizes.
 pub fn shape(shape: &[i32]) -> Result<&[i32]> {
     if shape.iter().any(|size| *size < 0) {

@@ -1,7 +1,7 @@
 //! Operations that stand for several at once, as a model has them for each token that it generates. EMLX.Trace.Merge makes them where a
 //! program is traced for the GPU; where there is no kernel for them they are the operations that they stand for.
 
-use super::{cuda::decode, Inputs, MaskMode, Op, Outputs};
+use super::{check, cuda::decode, Inputs, MaskMode, Op, Outputs};
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
@@ -25,18 +25,28 @@ fn rows(array: &Array, size: i32, s: &Stream) -> Result<Array> {
     }
 }
 
+/// Products of x {…, k}, normed first if there is a weight, with matrices {k, n}: one of each, or silu(x·w0)·(x·w1); `residual` {…, n} is
+/// added to the only one, whose shape may be given.
+#[derive(Clone, Copy)]
+pub struct Products<'a> {
+    pub x: &'a Array,
+    pub norm: Option<(&'a Array, f64)>,
+    pub residual: Option<&'a Array>,
+    pub matrices: &'a [&'a Array],
+    pub gated: bool,
+    pub shape: Option<&'a [i32]>,
+}
+
 /// See [`Op::Products`].
-#[allow(clippy::too_many_arguments)]
-pub fn products(
-    x: &Array,
-    norm: Option<(&Array, f64)>,
-    residual: Option<&Array>,
-    matrices: &[&Array],
-    gated: bool,
-    shape: Option<&[i32]>,
-    device: Device,
-    s: &Stream,
-) -> Result<Outputs> {
+pub fn products(wanted: Products, device: Device, s: &Stream) -> Result<Outputs> {
+    let Products {
+        x,
+        norm,
+        residual,
+        matrices,
+        gated,
+        shape,
+    } = wanted;
     let k = x.shape().last().copied().unwrap_or(0);
     if k == 0 {
         return Err(Error::invalid(format!(
@@ -81,8 +91,7 @@ pub fn products(
         )));
     }
     if device == Device::Gpu {
-        let made = decode::products(x, norm, residual, matrices, gated, shape, s)?;
-        if let Some(outputs) = made {
+        if let Some(outputs) = decode::products(wanted, s)? {
             return Ok(outputs);
         }
     }
@@ -214,14 +223,7 @@ pub fn cache_attention(
     device: Device,
     s: &Stream,
 ) -> Result<Array> {
-    for (name, array) in [("q", q), ("k", k), ("v", v)] {
-        if array.ndim() != 4 {
-            return Err(Error::invalid(format!(
-                "{name} must be {{batch, length, heads, size}}, got {:?}",
-                array.shape()
-            )));
-        }
-    }
+    check::heads([q, k, v], "batch, length, heads, size")?;
     let [batch, length, kv_heads, size] = [0, 1, 2, 3].map(|axis| k.shape()[axis]);
     let heads = q.shape()[2];
     let fits = q.shape() == [batch, 1, heads, size]

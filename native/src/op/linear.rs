@@ -972,14 +972,7 @@ pub fn attention(
     device: Device,
     s: &Stream,
 ) -> Result<Array> {
-    for (name, array) in [("q", q), ("k", k), ("v", v)] {
-        if array.ndim() != 4 {
-            return Err(Error::invalid(format!(
-                "{name} must be {{batch, heads, length, size}}, got {:?}",
-                array.shape()
-            )));
-        }
-    }
+    check::heads([q, k, v], "batch, heads, length, size")?;
     let (query, key, value) = (q.shape(), k.shape(), v.shape());
     for (name, array) in [("k", k), ("v", v)] {
         check::not_empty(name, array)?;

@@ -1747,8 +1747,15 @@ impl Op {
                     (None, None) => None,
                     _ => return Err(Error::invalid("eps goes with the weight of a norm")),
                 };
-                let shape = shape.as_deref();
-                fused::products(x, norm, residual, &matrices, *gated, shape, device, s)
+                let wanted = fused::Products {
+                    x,
+                    norm,
+                    residual,
+                    matrices: &matrices,
+                    gated: *gated,
+                    shape: shape.as_deref(),
+                };
+                fused::products(wanted, device, s)
             }
             Op::RopeHeads {
                 lead,

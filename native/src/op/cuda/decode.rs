@@ -6,6 +6,7 @@ use super::first;
 use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::mlx::{self, CudaKernel, Launch, Stream};
+use crate::op::fused::Products;
 use mlx_rs::Array;
 use smallvec::SmallVec;
 use std::ffi::CStr;
@@ -69,18 +70,16 @@ fn rows_of(array: &Array, size: i32) -> Option<(i32, i32)> {
     }
 }
 
-/// Products of x {1, …, rows, k}, normed first if there is a weight, with matrices {k, n}: one of each, or silu(x·w0)·(x·w1); `residual`
-/// {1, …, rows, n} is added to the only one, whose shape may be given.
-#[allow(clippy::too_many_arguments)]
-pub fn products(
-    x: &Array,
-    norm: Option<(&Array, f64)>,
-    residual: Option<&Array>,
-    matrices: &[&Array],
-    gated: bool,
-    shape: Option<&[i32]>,
-    s: &Stream,
-) -> Result<Option<SmallVec<[Array; 2]>>> {
+/// Products of x {1, …, rows, k}; what is added is {1, …, rows, n}.
+pub fn products(wanted: Products, s: &Stream) -> Result<Option<SmallVec<[Array; 2]>>> {
+    let Products {
+        x,
+        norm,
+        residual,
+        matrices,
+        gated,
+        shape,
+    } = wanted;
     let dtype = mlx::dtype(x);
     let k = x.shape().last().copied().unwrap_or(0);
     let (Some((rows, axis)), 1..=3) = (rows_of(x, k), matrices.len()) else {
