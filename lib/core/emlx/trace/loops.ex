@@ -4,6 +4,8 @@ defmodule EMLX.Trace.Loops do
   # parameters, become values that the loop sees around it; and what is computed from such values alone is computed once, before.
   # EMLX.Trace.Passes calls it.
 
+  alias EMLX.Trace.Block
+
   # Operations that can fail while they are computed stay where they are: a loop may not run at all.
   @may_fail [:cholesky, :cholesky_inv, :qr, :svd, :eigh, :eigvalsh, :eig, :eigvals, :lu, :lu_factor] ++
               [:inv, :tri_inv, :pinv, :solve, :solve_triangular, :matrix_norm]
@@ -12,10 +14,7 @@ defmodule EMLX.Trace.Loops do
   def run(block), do: block(block, %{})
 
   # `same` says which value stands for which.
-  defp block(%{instructions: instructions, results: results} = block, same) do
-    {instructions, same} = Enum.flat_map_reduce(instructions, same, &instruction/2)
-    %{block | instructions: instructions, results: Enum.map(results, &same(&1, same))}
-  end
+  defp block(block, same), do: Block.rewrite(block, same, &instruction/2, &same/2)
 
   defp instruction({op, inputs, outputs, label}, same) do
     inputs = Enum.map(inputs, &same(&1, same))
@@ -25,8 +24,7 @@ defmodule EMLX.Trace.Loops do
         while(blocks, inputs, outputs, label, same)
 
       {:if, blocks} ->
-        blocks = Map.new(blocks, fn {key, block} -> {key, block(block, same)} end)
-        {[{{:if, blocks}, inputs, outputs, label}], same}
+        {[{{:if, Block.within(blocks, &block(&1, same))}, inputs, outputs, label}], same}
 
       _ ->
         {[{op, inputs, outputs, label}], same}
@@ -39,8 +37,7 @@ defmodule EMLX.Trace.Loops do
     case Enum.split_with(state, fn {_, _, _, param, result} -> param != result end) do
       # It runs never, or for ever.
       {[], _} ->
-        blocks = Map.new(blocks, fn {key, block} -> {key, block(block, same)} end)
-        {[{{:while, blocks}, inputs, outputs, label}], same}
+        {[{{:while, Block.within(blocks, &block(&1, same))}, inputs, outputs, label}], same}
 
       {kept, fixed} ->
         same =

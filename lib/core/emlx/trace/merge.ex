@@ -6,7 +6,7 @@ defmodule EMLX.Trace.Merge do
   # (`:rope_heads`); attention of one position on a cache, as both lie (`:cache_attention`). The first two round where the operations that
   # they stand for round. EMLX.Trace.Passes calls it.
 
-  alias EMLX.Trace.Passes
+  alias EMLX.Trace.{Block, Passes}
 
   # As in native/src/op/cuda/decode.rs.
   @rows 4
@@ -17,7 +17,7 @@ defmodule EMLX.Trace.Merge do
     instructions =
       Enum.map(instructions, fn
         {{name, blocks}, inputs, outputs, label} when name in [:if, :while] ->
-          {{name, Map.new(blocks, fn {key, block} -> {key, run(block, types)} end)}, inputs, outputs, label}
+          {{name, Block.within(blocks, &run(&1, types))}, inputs, outputs, label}
 
         instruction ->
           instruction
@@ -90,8 +90,6 @@ defmodule EMLX.Trace.Merge do
            true <- shape(known, gate.matrix) == shape(known, up.matrix),
            true <- shape(known, p) == shape(known, q) do
         merged(known, at, gate, nil, [gate.matrix, up.matrix], true, output)
-      else
-        _ -> :none
       end
     end)
   end
@@ -105,8 +103,6 @@ defmodule EMLX.Trace.Merge do
            {:ok, product, residual} <-
              either(p, q, &with({:ok, value} <- only(known, &1), do: product(known, value)), &{:ok, &1}) do
         merged(known, at, product, residual, [product.matrix], false, output)
-      else
-        _ -> :none
       end
     end)
   end
@@ -229,8 +225,6 @@ defmodule EMLX.Trace.Merge do
           attributes = %{lead: lead, size: q.size, repeat: k.repeat, eps: eps, base: base, scale: scale}
           inputs = [q.value, k.value, v.value, offset, q_weight, k_weight, freqs]
           {:ok, [{place, {{:rope_heads, attributes}, inputs, Enum.map(ends, & &1.last), nil}}]}
-        else
-          _ -> :none
         end
 
       _instruction, _at ->
@@ -334,8 +328,6 @@ defmodule EMLX.Trace.Merge do
 
           op = {:cache_attention, %{scale: scale, shape: known |> shape(last) |> Tuple.to_list()}}
           {:ok, [{known.definitions[last].at, {op, [q, k, v, mask], [last], nil}}]}
-        else
-          _ -> :none
         end
 
       _instruction, _at ->
@@ -365,6 +357,7 @@ defmodule EMLX.Trace.Merge do
 
   # ---- what the steps share ----
 
+  # What `fun` gives as `{:ok, changes}`; anything else is no change.
   defp changes(known, fun) do
     Enum.flat_map(numbered(known), fn {at, {op, _inputs, outputs, _label} = instruction} ->
       with true <- match?([_], outputs) or match?({:products, _}, op),

@@ -3,7 +3,7 @@ defmodule EMLX.Trace.Passes do
   # From what EMLX.Trace recorded to the instructions of an EMLX.Program: what is the same in every step leaves the loops, equal constants
   # and equal operations become one, what no result needs is left out, and values get a block's own numbers.
 
-  alias EMLX.Trace.{Loops, Merge}
+  alias EMLX.Trace.{Block, Loops, Merge}
 
   # Constants of so many bytes are compared by their elements.
   @compared 4096
@@ -60,10 +60,7 @@ defmodule EMLX.Trace.Passes do
 
   # ---- common subexpressions ----
 
-  defp common(%{instructions: instructions, results: results} = block, scope) do
-    {instructions, scope} = Enum.flat_map_reduce(instructions, scope, &common_instruction/2)
-    %{block | instructions: instructions, results: Enum.map(results, &same(&1, scope))}
-  end
+  defp common(block, scope), do: Block.rewrite(block, scope, &common_instruction/2, &same/2)
 
   defp common_instruction({op, inputs, outputs, label}, scope) do
     inputs = Enum.map(inputs, &same(&1, scope))
@@ -74,8 +71,7 @@ defmodule EMLX.Trace.Passes do
 
       {name, blocks} when name in [:if, :while] ->
         # A block knows what was computed around it.
-        blocks = Map.new(blocks, fn {key, block} -> {key, common(block, scope)} end)
-        {[{{name, blocks}, inputs, outputs, label}], scope}
+        {[{{name, Block.within(blocks, &common(&1, scope))}, inputs, outputs, label}], scope}
 
       _ ->
         {inputs, scope} = reshaped(op, inputs, outputs, scope)
@@ -123,11 +119,11 @@ defmodule EMLX.Trace.Passes do
   defp live_blocks({:if, blocks}, outputs, needed) do
     wanted = Enum.map(outputs, &MapSet.member?(needed, &1))
     pick = fn list -> for {value, true} <- Enum.zip(list, wanted), do: value end
-    {{:if, Map.new(blocks, fn {key, block} -> {key, live(block, pick.(block.results))} end)}, pick.(outputs)}
+    {{:if, Block.within(blocks, &live(&1, pick.(&1.results)))}, pick.(outputs)}
   end
 
   defp live_blocks({:while, blocks}, outputs, _needed),
-    do: {{:while, Map.new(blocks, fn {key, block} -> {key, live(block, block.results)} end)}, outputs}
+    do: {{:while, Block.within(blocks, &live(&1, &1.results))}, outputs}
 
   defp live_blocks(op, outputs, _needed), do: {op, outputs}
 
@@ -158,7 +154,7 @@ defmodule EMLX.Trace.Passes do
   # The blocks of an instruction take what they need of the values around them as further inputs.
   defp with_captures({name, blocks} = op, ins) when name in [:if, :while] do
     captures = op |> free_of() |> Enum.uniq()
-    blocks = Map.new(blocks, fn {key, block} -> {key, number(block, block.params ++ captures)} end)
+    blocks = Block.within(blocks, &number(&1, &1.params ++ captures))
     {{name, blocks}, ins ++ captures}
   end
 
