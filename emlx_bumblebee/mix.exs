@@ -45,8 +45,13 @@ defmodule EMLXBumblebee.MixProject do
   defp compilers(false), do: [:emlx_libraries | Mix.compilers()]
 
   # Some of EMLX's own tests' support serves here too.
-  defp elixirc_paths(:test),
-    do: ["lib", "test/support" | for(file <- ~w(nx/no_compiler told), do: Path.expand("../test/support/#{file}.ex", __DIR__))]
+  defp elixirc_paths(:test) do
+    shared =
+      for file <- ~w(nx/no_compiler told),
+          do: Path.expand("../test/support/#{file}.ex", __DIR__)
+
+    ["lib", "test/support" | shared]
+  end
 
   defp elixirc_paths(_), do: ["lib"]
 

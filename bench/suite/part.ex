@@ -40,4 +40,24 @@ defmodule EMLX.Bench.Part do
 
   @doc "The groups, `{name, function that makes the group}` each."
   @callback groups(context) :: [{String.t(), (-> %Group{})}]
+
+  @doc "Makes the module a part, with `:about`, and `:needs` and `:peers` where they are not `:core` and Python MLX."
+  defmacro __using__(opts) do
+    quote do
+      @behaviour EMLX.Bench.Part
+      # Loaded where Nx is, and used there.
+      @compile {:no_warn_undefined, [Nx, EMLX.Backend, EMLX.Bench.Here]}
+
+      alias EMLX.Bench.Part.Group
+
+      @impl true
+      def about, do: unquote(opts[:about])
+
+      @impl true
+      def needs, do: unquote(opts[:needs] || :core)
+
+      @impl true
+      def peers, do: unquote(opts[:peers] || [:mlx])
+    end
+  end
 end

@@ -4,22 +4,11 @@ defmodule EMLX.Bench.Parts.Dispatch do
   a scalar read; against the same in Python MLX.
   """
 
-  @behaviour EMLX.Bench.Part
-  # Used where they are.
-  @compile {:no_warn_undefined, [Nx, EMLX.Backend]}
+  use EMLX.Bench.Part,
+    about: "an eager operation, a program's run, a scalar read, against Python MLX"
 
   alias EMLX.{Array, Ops, Program}
   alias EMLX.Bench.{Measure, Peer}
-  alias EMLX.Bench.Part.Group
-
-  @impl true
-  def about, do: "an eager operation, a program's run, a scalar read, against Python MLX"
-
-  @impl true
-  def needs, do: :core
-
-  @impl true
-  def peers, do: [:mlx]
 
   @impl true
   def groups(context) do

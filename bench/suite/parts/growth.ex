@@ -3,21 +3,11 @@ defmodule EMLX.Bench.Parts.Growth do
   Time and memory of the decoder's prompt as its tokens, its batch and its blocks double, here and in Python MLX, as a chart.
   """
 
-  @behaviour EMLX.Bench.Part
-  # Loaded where Nx is.
-  @compile {:no_warn_undefined, EMLX.Bench.Here}
+  use EMLX.Bench.Part,
+    about: "time and memory as tokens, batch and blocks double",
+    needs: :nx
 
   alias EMLX.Bench.{Here, Measure, Peer}
-  alias EMLX.Bench.Part.Group
-
-  @impl true
-  def about, do: "time and memory as tokens, batch and blocks double"
-
-  @impl true
-  def needs, do: :nx
-
-  @impl true
-  def peers, do: [:mlx]
 
   @impl true
   def groups(context) do

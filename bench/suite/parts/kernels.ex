@@ -4,19 +4,10 @@ defmodule EMLX.Bench.Parts.Kernels do
   MLX's own call, and, where it reads and writes each number once, against a copy of the same bytes. From one token on, in f32 and bf16.
   """
 
-  @behaviour EMLX.Bench.Part
+  use EMLX.Bench.Part,
+    about: "each fused kernel against its composed form and Python MLX's"
 
   alias EMLX.Bench.{Inputs, Kernel, Measure, Peer}
-  alias EMLX.Bench.Part.Group
-
-  @impl true
-  def about, do: "each fused kernel against its composed form and Python MLX's"
-
-  @impl true
-  def needs, do: :core
-
-  @impl true
-  def peers, do: [:mlx]
 
   @impl true
   def groups(context) do

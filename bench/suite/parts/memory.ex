@@ -4,23 +4,12 @@ defmodule EMLX.Bench.Parts.Memory do
   size (a chain of four calls), and the models.
   """
 
-  @behaviour EMLX.Bench.Part
-  # Loaded where Nx is.
-  @compile {:no_warn_undefined, EMLX.Bench.Here}
+  use EMLX.Bench.Part,
+    about: "peak memory of kernels and models against Python MLX's"
 
   alias EMLX.Bench.{Here, Kernel, Measure, Peer}
-  alias EMLX.Bench.Part.Group
 
   @links 4
-
-  @impl true
-  def about, do: "peak memory of kernels and models against Python MLX's"
-
-  @impl true
-  def needs, do: :core
-
-  @impl true
-  def peers, do: [:mlx]
 
   @impl true
   def groups(context) do

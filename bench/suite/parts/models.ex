@@ -5,22 +5,12 @@ defmodule EMLX.Bench.Parts.Models do
   encoder's saved program (examples/minilm) alone.
   """
 
-  @behaviour EMLX.Bench.Part
-  # Loaded where Nx is.
-  @compile {:no_warn_undefined, EMLX.Bench.Here}
+  use EMLX.Bench.Part,
+    about: "an encoder and a decoder against Python MLX and XLA; Bumblebee's, rewritten and not",
+    peers: [:mlx, :xla, :bumblebee]
 
   alias EMLX.{Array, Program, Safetensors}
   alias EMLX.Bench.{Checkpoint, Here, Inputs, Measure, Peer}
-  alias EMLX.Bench.Part.Group
-
-  @impl true
-  def about, do: "an encoder and a decoder against Python MLX and XLA; Bumblebee's, rewritten and not"
-
-  @impl true
-  def needs, do: :core
-
-  @impl true
-  def peers, do: [:mlx, :xla, :bumblebee]
 
   @impl true
   def groups(context) do
