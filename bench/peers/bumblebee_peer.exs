@@ -5,6 +5,7 @@ for file <- ~w(statistics measure inputs), do: Code.require_file("../suite/#{fil
 Code.require_file("../suite/models/encoder.ex", __DIR__)
 
 defmodule EMLX.Bench.BumblebeePeer do
+  alias Bumblebee.Text.{Generation, GenerationConfig}
   alias EMLX.Backend
   alias EMLX.Bench.{Encoder, Inputs, Measure}
 
@@ -34,20 +35,38 @@ defmodule EMLX.Bench.BumblebeePeer do
   defp answer("define", [kind | options], cases) do
     options = Map.new(options, &(&1 |> String.split("=", parts: 2) |> List.to_tuple()))
     number = "#{map_size(cases)}-#{System.unique_integer([:positive])}"
-    {[number], Map.put(cases, number, define(kind, options, cases.device))}
+    {cases, made} = define(kind, options, cases)
+    {[number], Map.put(cases, number, made)}
   end
 
-  defp answer("time", [number], cases), do: {[Measure.time(cases[number].run)], cases}
+  defp answer("time", [number], %{} = cases) do
+    case cases[number] do
+      %{times: times} -> {times.(), cases}
+      %{run: run} -> {[Measure.time(run)], cases}
+    end
+  end
+
   defp answer("sample", [number], cases), do: {cases[number].sample, cases}
 
   defp answer("drop", [number], cases) do
     cases = Map.delete(cases, number)
+    # With the last case the model goes, too.
+    cases = if Enum.any?(cases, &match?({"" <> _, _}, &1)), do: cases, else: Map.delete(cases, :loaded)
     :erlang.garbage_collect()
     EMLX.Memory.clear_cache()
     {[], cases}
   end
 
-  defp define(kind, options, device) do
+  # Several ways to generate have one model.
+  defp define("generate", options, cases) do
+    key = Map.take(options, ~w(folder type bits rewritten))
+    info = with %{loaded: {^key, info}} <- cases, do: info, else: (_ -> generating(options, cases.device))
+    {Map.put(cases, :loaded, {key, info}), generation(info, options, cases.device)}
+  end
+
+  defp define(kind, options, cases), do: {cases, single(kind, options, cases.device)}
+
+  defp single(kind, options, device) do
     opts = if kind == "encoder", do: [architecture: :base], else: []
     type = Nx.Type.normalize!(String.to_existing_atom(options["type"]))
 
@@ -60,6 +79,42 @@ defmodule EMLX.Bench.BumblebeePeer do
     run = run(kind, predict, info, inputs, options, type, compiler(options["compiler"], device))
     first = Inputs.sample(run.())
     %{run: run, sample: first}
+  end
+
+  defp generating(options, device) do
+    type = Nx.Type.normalize!(String.to_existing_atom(options["type"]))
+    {:ok, info} = Bumblebee.load_model({:local, options["folder"]}, type: type, backend: {Backend, device: device})
+    info = if options["rewritten"] == "true", do: EMLXBumblebee.rewrite(info), else: info
+    bits = String.to_integer(options["bits"])
+    if bits == 16, do: info, else: EMLXBumblebee.quantize(info, bits: bits, group_size: 64)
+  end
+
+  # So many tokens, greedily, none of which ends the text: the time of one after the first, and that to the first.
+  defp generation(info, options, device) do
+    tokens = String.to_integer(options["tokens"])
+    ahead = with "" <> steps <- options["run_ahead"], do: String.to_integer(steps)
+    compiler = compiler("emlx", device) ++ [merge: options["merge"] == "true", run_ahead: ahead]
+    ids = inputs(options["inputs"], device)["input_ids"]
+    inputs = %{"input_ids" => ids, "attention_mask" => Nx.broadcast(Nx.tensor(1), ids), "seed" => Nx.tensor([0])}
+
+    [first, all] =
+      for count <- [1, tokens] do
+        limits = [max_new_tokens: count, pad_token_id: 0, eos_token_id: nil, strategy: %{type: :greedy_search}]
+
+        run =
+          info.model
+          |> Generation.build_generate(info.spec, struct!(GenerationConfig, limits))
+          |> Nx.Defn.compile([info.params, inputs], compiler)
+
+        fn -> run.(info.params, inputs).token_ids |> Nx.to_flat_list() end
+      end
+
+    times = fn ->
+      to_first = Measure.time(first)
+      [(Measure.time(all) - to_first) / (tokens - 1), to_first]
+    end
+
+    %{times: times, sample: all.()}
   end
 
   defp compiler("emlx", device), do: [compiler: EMLX, device: device, cache: false]

@@ -23,12 +23,13 @@ defmodule EMLX.Bench.Peers do
   end
 
   defp called(:mlx), do: "Python MLX"
+  defp called(:mlx_lm), do: "mlx-lm"
   defp called(:xla), do: "XLA"
   defp called(:bumblebee), do: "Bumblebee"
 
   defp prepare(:xla, %{device: :gpu}, _folder), do: {:absent, "it is compared on the CPU"}
 
-  defp prepare(name, options, folder) when name in [:mlx, :xla] do
+  defp prepare(name, options, folder) when name in [:mlx, :mlx_lm, :xla] do
     with {:ok, python} <- python(), {:ok, packages} <- packages(name, folder) do
       library = Path.expand("../priv/native/mlx/mlx/lib", folder)
       # The same libmlx, found before the one of Python's own package; what else the variable had stays.
@@ -36,7 +37,7 @@ defmodule EMLX.Bench.Peers do
 
       environment =
         [{"PYTHONPATH", packages}, {"PYTHONUNBUFFERED", "1"}] ++
-          if name == :mlx and :os.type() == {:unix, :linux} do
+          if name != :xla and :os.type() == {:unix, :linux} do
             # Products of f32 are in f32 here too, unless the user says otherwise.
             [{"LD_LIBRARY_PATH", Enum.join(paths, ":")}, {"MLX_ENABLE_TF32", System.get_env("MLX_ENABLE_TF32", "0")}]
           else
@@ -44,7 +45,7 @@ defmodule EMLX.Bench.Peers do
           end
 
       script = Path.join(folder, "peers/#{name}_peer.py")
-      {:ok, python, [script | if(name == :mlx, do: [to_string(options.device)], else: [])], env: environment}
+      {:ok, python, [script | if(name == :xla, do: [], else: [to_string(options.device)])], env: environment}
     end
   end
 
@@ -85,7 +86,7 @@ defmodule EMLX.Bench.Peers do
     . "$1/../script/lib.sh"
     . "$1/python.sh"
     python_#{name} >&2
-    echo "$#{if name == :mlx, do: "packages", else: "xla"}"
+    echo "$packages"
     """
 
     case System.find_executable("bash") do

@@ -10,7 +10,7 @@ defmodule EMLX.Bench do
   alias EMLX.Bench.Part.Group
 
   # Parts that are not here come after those that are.
-  @order ~w(kernels dispatch models memory growth)
+  @order ~w(kernels dispatch models generation memory growth)
 
   @doc "The options of some arguments: `{:ok, options}`, `{:list, text}` or `{:error, message}`. `folder` is that of this file."
   def parse(arguments, folder) do
@@ -68,6 +68,7 @@ defmodule EMLX.Bench do
       measure(parts, options, notes, %{
         device: options.device,
         quick?: options.quick?,
+        full?: options.full?,
         nx?: nx?,
         folder: folder,
         temporary: temporary,
