@@ -39,7 +39,7 @@ defmodule EMLX.Bench.BumblebeePeer do
     {[number], Map.put(cases, number, made)}
   end
 
-  defp answer("time", [number], %{} = cases) do
+  defp answer("time", [number], cases) do
     case cases[number] do
       %{times: times} -> {times.(), cases}
       %{run: run} -> {[Measure.time(run)], cases}
@@ -57,36 +57,46 @@ defmodule EMLX.Bench.BumblebeePeer do
     {[], cases}
   end
 
-  # Several ways to generate have one model.
+  # Several ways to generate have one model, which is loaded once.
   defp define("generate", options, cases) do
-    key = Map.take(options, ~w(folder type bits rewritten))
-    info = with %{loaded: {^key, info}} <- cases, do: info, else: (_ -> generating(options, cases.device))
-    {Map.put(cases, :loaded, {key, info}), generation(info, options, cases.device)}
+    key = {options["folder"], options["type"]}
+
+    info =
+      case cases do
+        %{loaded: {^key, info}} -> info
+        _ -> load(options, cases.device)
+      end
+
+    {Map.put(cases, :loaded, {key, info}), info |> changed(options) |> generation(options, cases.device)}
   end
 
   defp define(kind, options, cases), do: {cases, single(kind, options, cases.device)}
 
   defp single(kind, options, device) do
     opts = if kind == "encoder", do: [architecture: :base], else: []
-    type = Nx.Type.normalize!(String.to_existing_atom(options["type"]))
-
-    {:ok, info} =
-      Bumblebee.load_model({:local, options["folder"]}, [type: type, backend: {Backend, device: device}] ++ opts)
-
-    info = if options["rewritten"] == "true", do: EMLXBumblebee.rewrite(info), else: info
+    info = options |> load(device, opts) |> changed(options)
     {_init, predict} = Axon.build(info.model)
     inputs = inputs(options["inputs"], device)
-    run = run(kind, predict, info, inputs, options, type, compiler(options["compiler"], device))
+    run = run(kind, predict, info, inputs, options, type(options), compiler(options["compiler"], device))
     first = Inputs.sample(run.())
     %{run: run, sample: first}
   end
 
-  defp generating(options, device) do
-    type = Nx.Type.normalize!(String.to_existing_atom(options["type"]))
-    {:ok, info} = Bumblebee.load_model({:local, options["folder"]}, type: type, backend: {Backend, device: device})
+  defp load(options, device, opts \\ []) do
+    opts = [type: type(options), backend: {Backend, device: device}] ++ opts
+    {:ok, info} = Bumblebee.load_model({:local, options["folder"]}, opts)
+    info
+  end
+
+  defp type(options), do: Nx.Type.normalize!(String.to_existing_atom(options["type"]))
+
+  defp changed(info, options) do
     info = if options["rewritten"] == "true", do: EMLXBumblebee.rewrite(info), else: info
-    bits = String.to_integer(options["bits"])
-    if bits == 16, do: info, else: EMLXBumblebee.quantize(info, bits: bits, group_size: 64)
+
+    case options["bits"] do
+      bits when bits in [nil, "16"] -> info
+      bits -> EMLXBumblebee.quantize(info, bits: String.to_integer(bits), group_size: 64)
+    end
   end
 
   # So many tokens, greedily, none of which ends the text: the time of one after the first, and that to the first.
