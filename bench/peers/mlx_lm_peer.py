@@ -47,7 +47,7 @@ def prompt_of(inputs):
 
 
 def generate(folder, inputs, type, bits, tokens):
-    """Greedy generation of so many tokens: the time of a token after the first, and that to the first one."""
+    """Greedy generation of so many tokens: the time of all, and that to the first."""
     model, prompt, tokens = load(folder, type, bits), prompt_of(inputs), int(tokens)
 
     def step(ids, state):
@@ -75,11 +75,7 @@ def generate(folder, inputs, type, bits, tokens):
         generated(count)
         return (time.perf_counter() - start) * 1e6
 
-    def run():
-        first = microseconds(1)
-        return (microseconds(tokens) - first) / (tokens - 1), first
-
-    return Case(run, sample=lambda: generated(tokens))
+    return Case(lambda: (microseconds(tokens), microseconds(1)), sample=lambda: generated(tokens))
 
 
 def below(folder, inputs, type, bits, ids):

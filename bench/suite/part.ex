@@ -11,9 +11,10 @@ defmodule EMLX.Bench.Part do
     @moduledoc """
     What is measured in turn.
 
-      * `:sides` - `[{name, fun}]`; the function gives microseconds or bytes, or a map of several such figures
-      * `:rows` - `[{label, side here, [sides that it is compared with]}]`; sides that are not among `:sides` are left out. Of several
-        figures a row takes one, `{label, side here, [sides], figure: key, unit: unit}`
+      * `:sides` - `[{name, fun}]`; the function gives microseconds or bytes, or whatever the rows make such figures of
+      * `:rows` - `[{label, side here, [sides that it is compared with]}]`; sides that are not among `:sides` are left out. A row may
+        have a unit of its own, and a function of what a side's runs gave that gives as many figures:
+        `{label, side here, [sides], unit: unit, figures: function}`
       * `:unit` - `:time` (microseconds), `:token` (microseconds a token, written as tokens a second) or `:bytes`
       * `:point` - nil, or `{panel, x}` for what belongs to a chart of growth
       * `:missing` - `[message]`, what was to be compared and could not be

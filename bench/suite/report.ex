@@ -39,7 +39,7 @@ defmodule EMLX.Bench.Report do
       for {:ok, _, group, figures} <- groups,
           {label, here, against, opts} <- Enum.map(group.rows, &with_options/1),
           figures[here] != nil do
-        of = fn side -> Statistics.summary(Enum.map(figures[side], &figure_of(&1, opts[:figure]))) end
+        of = fn side -> Statistics.summary(Keyword.get(opts, :figures, & &1).(figures[side])) end
         mine = of.(here)
 
         others =
@@ -65,9 +65,6 @@ defmodule EMLX.Bench.Report do
 
   defp with_options({label, here, against}), do: {label, here, against, []}
   defp with_options(row), do: row
-
-  defp figure_of(figure, nil), do: figure
-  defp figure_of(figures, key), do: Map.fetch!(figures, key)
 
   @doc "A part as text."
   def text(part) do

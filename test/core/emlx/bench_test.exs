@@ -257,7 +257,7 @@ defmodule EMLX.BenchTest do
       Played.peer("Bumblebee", fn
         "define", words -> {:ok, [Enum.join(words, " ")]}
         "sample", [options] -> texts.(options)
-        "time", _ -> {:ok, ["2500.0", "12000.0"]}
+        "time", _ -> {:ok, ["49500.0", "12000.0"]}
         "drop", _ -> {:ok, []}
       end)
     end
@@ -275,7 +275,7 @@ defmodule EMLX.BenchTest do
           {:ok, ~w(1 2 3)}
 
         "time", _ ->
-          {:ok, ["5000.0", "6000.0"]}
+          {:ok, ["81000.0", "6000.0"]}
 
         "drop", _ ->
           {:ok, []}
@@ -292,30 +292,30 @@ defmodule EMLX.BenchTest do
       make.()
     end
 
-    @name "small_llama, bf16, 16 bits"
+    @name "small_qwen3, bf16, 16 bits"
 
     @tag :tmp_dir
     test "gives tokens a second and the time to the first token of each way", %{tmp_dir: folder} do
       group = folder |> context(%{bumblebee: bumblebee(fn _ -> {:ok, ~w(1 2 3)} end), mlx_lm: mlx_lm()}) |> group(@name)
       assert group.missing == []
-      assert group.notes == ["small Llama, bf16: all 3 tokens are mlx-lm's"]
+      assert group.notes == ["small Qwen3, bf16: all 3 tokens are mlx-lm's"]
       figures = Measure.in_turn(group.sides, :bytes, fn -> :ok end, 0)
       part = Report.part("generation", [{:ok, @name, group, figures}])
       text = Report.text(part)
 
       assert text =~
-               ~r/small Llama, bf16 +Bumblebee rewritten +400 tokens\/s +mlx-lm +200 tokens\/s +0\.500 .*2\.00 times as fast/
+               ~r/small Qwen3, bf16 +Bumblebee rewritten +400 tokens\/s +mlx-lm +200 tokens\/s +0\.500 .*2\.00 times as fast/
 
-      assert text =~ ~r/small Llama, bf16 +merge \+ run_ahead +400 tokens\/s/
-      assert text =~ ~r/small Llama, bf16, first token +merge +12\.0 ms +mlx-lm +6\.00 ms +2\.00 .*2\.00 times as slow/
+      assert text =~ ~r/small Qwen3, bf16 +merge \+ run_ahead +400 tokens\/s/
+      assert text =~ ~r/small Qwen3, bf16, first token +merge +12\.0 ms +mlx-lm +6\.00 ms +2\.00 .*2\.00 times as slow/
       assert text =~ ~r/Bumblebee as it is +400 tokens\/s +1\.00/
-      assert text =~ "\nsmall Llama, bf16: all 3 tokens"
+      assert text =~ "\nsmall Qwen3, bf16: all 3 tokens"
 
       json = Report.json(%{date: "", device: :cpu, quick: true, machine: [], load_before: 0, notes: [], parts: [part]})
       for piece <- [~s("unit": "microseconds a token"), ~s("median": 2.5e3), "all 3 tokens"], do: assert(json =~ piece)
 
       {_, texts} = part |> Report.chart(%{device: :cpu, date: "2026-11-23T04:00:00Z"}) |> xml()
-      for text <- ["400 tokens/s", "12.0 ms", "small Llama, bf16, merge"], do: assert(text in texts)
+      for text <- ["400 tokens/s", "12.0 ms", "small Qwen3, bf16, merge"], do: assert(text in texts)
       assert group.tidy.()
     end
 
@@ -336,11 +336,11 @@ defmodule EMLX.BenchTest do
       assert ["merge + run_ahead: Bumblebee says: it broke", merge] = group.missing
       assert merge == "merge computes something else: token 2 is 3.50 σ below the best in f32"
 
-      assert ("small Llama, bf16, Bumblebee rewritten, Bumblebee as it is: the first 2 of 3 tokens are mlx-lm's; f32 takes 2, and the " <>
+      assert ("small Qwen3, bf16, Bumblebee rewritten, Bumblebee as it is: the first 2 of 3 tokens are mlx-lm's; f32 takes 2, and the " <>
                 "worst is 0.0100 σ below its best (of mlx-lm's 3, 0 σ)") in group.notes
 
       # In f32 that is no rounding.
-      group = folder |> context(peers) |> group("small_llama, f32, 16 bits")
+      group = folder |> context(peers) |> group("small_qwen3, f32, 16 bits")
       assert Enum.map(group.sides, &elem(&1, 0)) == ["mlx-lm"]
     end
 
@@ -348,17 +348,17 @@ defmodule EMLX.BenchTest do
     test "what is not there is said, and the rest is measured", %{tmp_dir: folder} do
       group = folder |> context(%{bumblebee: bumblebee(fn _ -> {:ok, ~w(1 2 3)} end)}) |> group(@name)
       assert length(group.sides) == 4
-      assert group.notes == ["small Llama, bf16: no tokens were compared, for mlx-lm is not there"]
+      assert group.notes == ["small Qwen3, bf16: no tokens were compared, for mlx-lm is not there"]
       assert Parts.Generation.groups(context(folder, %{mlx_lm: mlx_lm()})) == []
       assert Report.text(Report.part("generation", [])) == "generation: nothing to show"
     end
 
     test "is of full shapes on the GPU, and on the CPU if asked" do
       names = fn context -> for {name, _} <- Parts.Generation.groups(context), do: name end
-      context = context("", %{bumblebee: nil})
+      context = %{context("", %{bumblebee: nil}) | quick?: false}
       assert "qwen3, bf16, 4 bits" in names.(%{context | device: :gpu})
       assert "llama, f32, 4 bits" in names.(%{context | full?: true})
-      assert "small_qwen3, f32, 4 bits" in names.(context)
+      assert "small_llama, f32, 4 bits" in names.(context)
     end
 
     @tag :tmp_dir
