@@ -81,10 +81,10 @@ defmodule EMLX.Bench.Parts.Generation do
     to_first = [unit: :time, figures: fn runs -> for {_, first} <- runs, do: first end]
 
     for(
-      {name, others} <- [{first, [@theirs, @plain]}, {merged, [@theirs]}, {ahead, [@theirs]}],
+      {name, others} <- [{first, [@theirs, @plain]}, {merged, [@theirs, first]}, {ahead, [@theirs, first]}],
       do: {title, name, others, each}
     ) ++
-      for {name, others} <- [{first, [@theirs, @plain]}, {merged, [@theirs]}],
+      for {name, others} <- [{first, [@theirs, @plain]}, {merged, [@theirs, first]}],
           do: {title <> ", first token", name, others, to_first}
   end
 
@@ -126,7 +126,17 @@ defmodule EMLX.Bench.Parts.Generation do
   # ---- whether they compute the same ----
 
   # `{[{name, message}] of those that compute something else, [note]}`.
-  defp compared(_sides, nil, _options, title), do: {[], ["#{title}: no tokens were compared, for mlx-lm is not there"]}
+  defp compared(sides, nil, _options, title) do
+    case for(%{ids: ids} <- sides, do: ids) do
+      [] ->
+        {[], []}
+
+      [first | _] = texts ->
+        same = texts |> Enum.map(&common(&1, first)) |> Enum.min()
+        tokens = "the first #{same} of #{length(first)} tokens are the same in #{length(texts)} ways"
+        {[], ["#{title}: #{tokens}, and mlx-lm is not there"]}
+    end
+  end
 
   defp compared(sides, peer, options, title) do
     limit = @limits[options[:type]]
