@@ -1,4 +1,5 @@
 # What the benchmarks against Python share. Sourced by them, after script/lib.sh.
+# shellcheck shell=bash
 
 # Fetches Python packages with what they need, once; prints the folder.
 #   python_package <name> <what to say> <requirement>...
