@@ -1020,9 +1020,6 @@ pub fn attention(
     }
 }
 
-/// Queries from which the kernel here pays in f32: it rearranges the keys for products with several.
-const OWN_ATTENTION_BREAK_EVEN: i32 = 8;
-
 /// Whether attention has a kernel here, and then the mask as that takes it.
 #[allow(clippy::too_many_arguments)]
 fn own_mask(
@@ -1037,9 +1034,8 @@ fn own_mask(
 ) -> Result<Option<(kernels::Mask, Option<Array>)>> {
     let dtype = mlx::dtype(q);
     let same = mlx::dtype(k) == dtype && mlx::dtype(v) == dtype;
-    let many = dtype.is_half() || q.shape()[2] >= OWN_ATTENTION_BREAK_EVEN;
     let filled = q.size() > 0 && v.size() > 0;
-    if !kernels::takes(device, q) || !same || !many || !filled || sinks.is_some() {
+    if !kernels::takes(device, q) || !same || !filled || sinks.is_some() {
         return Ok(None);
     }
     let (queries, keys) = (q.shape()[2], k.shape()[2]);
