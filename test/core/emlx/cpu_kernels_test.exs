@@ -89,6 +89,21 @@ defmodule EMLX.CpuKernelsTest do
       end
     end
 
+    test "products of #{dtype} with quantized matrices, of few rows and many, of views too" do
+      for bits <- [4, 8], group_size <- [32, 64], shape <- [[256], [1, 256], [2, 3, 256], [0, 256], [3, 7, 256]] do
+        how = [bits: bits, group_size: group_size]
+        [words, scales, biases] = Kernels.quantize(numbers([300, 256], unquote(dtype), 12), how)
+        [floats, wide_biases] = for part <- [scales, biases], do: Ops.astype(part, :f32)
+        w = Ops.transpose(wide(Kernels.dequantize(words, floats, wide_biases, how)), [1, 0])
+        x = numbers(shape, unquote(dtype), 13)
+
+        for x <- [x, Golden.scattered(x)], words <- [words, Golden.scattered(words)] do
+          have = Kernels.quantized_matmul(x, words, scales, biases, how)
+          agree("#{inspect(shape)}, #{inspect(how)}", have, Ops.matmul(wide(x), w), :fused)
+        end
+      end
+    end
+
     test "attention of #{dtype} with every mask, heads shared by groups, heads inside rows" do
       for {queries, keys} <- [{130, 130}, {9, 70}, {64, 64}, {1, 70}, {3, 37}, {4, 4}],
           mask <- [nil, :causal, :boolean, :added] do
