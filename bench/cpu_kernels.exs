@@ -1,7 +1,7 @@
 # The CPU's kernels of our own against MLX's, operation by operation and size by size: microseconds and the ratio. MLX's are asked for
 # with EMLX_KERNELS=mlx, which is read once a VM and there for this alone; so this starts a second VM of itself and runs both in turn.
 #
-#   mix run bench/cpu_kernels.exs
+#   mix run bench/cpu_kernels.exs [NAME]     # only the cases whose name begins with NAME
 defmodule CpuKernels do
   alias EMLX.{Array, Kernels, Ops}
 
@@ -27,9 +27,31 @@ defmodule CpuKernels do
 
     products =
       for type <- [:f32, :bf16],
-          {m, k, n} <- [{1, 512, 512}, {8, 512, 512}, {128, 512, 2048}, {512, 384, 1536}, {1024, 1024, 1024}] do
-        {a, b} = {numbers([m, k], type), numbers([k, n], type)}
-        {"matmul #{type} #{m} × #{k} × #{n}", fn -> Ops.matmul(a, b) end}
+          {m, k, n} <- [
+            {1, 512, 512},
+            {1, 512, 2048},
+            {1, 512, 32_000},
+            {4, 512, 2048},
+            {8, 512, 512},
+            {16, 512, 2048},
+            {32, 512, 2048},
+            {64, 512, 2048},
+            {128, 512, 2048},
+            {512, 384, 1536},
+            {1024, 1024, 1024},
+            {2048, 512, 1}
+          ],
+          # The right one as it is, and as checkpoints have it: the other way round.
+          turned <- [false, true] do
+        a = numbers([m, k], type)
+        b = if turned, do: Ops.transpose(numbers([n, k], type), [1, 0]), else: numbers([k, n], type)
+        {"matmul #{type} #{m} × #{k} × #{n}#{if turned, do: " turned"}", fn -> Ops.matmul(a, b) end}
+      end
+
+    batches =
+      for type <- [:f32, :bf16], {batch, m, k, n} <- [{96, 64, 32, 64}, {96, 64, 64, 32}, {16, 1, 64, 512}] do
+        {a, b} = {numbers([batch, m, k], type), numbers([batch, k, n], type)}
+        {"matmul #{type} #{batch} × #{m} × #{k} × #{n}", fn -> Ops.matmul(a, b) end}
       end
 
     heads =
@@ -44,7 +66,11 @@ defmodule CpuKernels do
         ]
       end
 
-    List.flatten([elementwise, rows, products, heads])
+    asked = List.first(System.argv(), "")
+
+    for {name, _} = one <- List.flatten([elementwise, rows, products, batches, heads]),
+        String.starts_with?(name, asked),
+        do: one
   end
 
   defp numbers(shape, type) do
@@ -57,6 +83,8 @@ defmodule CpuKernels do
 
   # Microseconds of one call: of several together where one is short.
   def time(run) do
+    # BLAS's threads go on turning for a while after a product of the other VM's.
+    Process.sleep(150)
     {once, _} = :timer.tc(fn -> EMLX.eval(run.()) end)
     count = max(1, div(2_000, max(once, 1)))
     {time, _} = :timer.tc(fn -> for(_ <- 1..count, do: EMLX.eval(run.())) end)
@@ -74,7 +102,7 @@ defmodule CpuKernels do
   end
 
   def compare do
-    arguments = ["run", "--no-compile", __ENV__.file]
+    arguments = ["run", "--no-compile", __ENV__.file | System.argv()]
     environment = [{~c"EMLX_KERNELS", ~c"mlx"}]
 
     port =

@@ -1,43 +1,29 @@
-# The Elixir side of bench/products: both sides in turn, medians, ratios.
+# Matrix products of 1024 × 1024 on the CPU, here and in Python MLX's own wheel, which has another BLAS: `mix run bench/products.exs`.
+# Prints medians and ratios of both sides in turn.
+for file <- ~w(statistics measure table peer peers), do: Code.require_file("suite/#{file}.ex", __DIR__)
+
+alias EMLX.Bench.{Measure, Peer, Peers, Statistics, Table}
 alias EMLX.Ops
 
-python = System.find_executable("python3")
-script = Path.join(__DIR__, "products.py")
-port = Port.open({:spawn_executable, python}, [:binary, line: 200, args: [script]])
-
-there = fn type ->
-  Port.command(port, "#{type}\n")
-
-  receive do
-    {^port, {:data, {:eol, text}}} -> text |> Float.parse() |> elem(0)
-  after
-    60_000 -> raise "Python MLX did not answer"
+wheel =
+  case Peers.start([:wheel], %{device: :cpu}, __DIR__) do
+    {%{wheel: wheel}, []} -> wheel
+    {_, [note]} -> raise note
   end
-end
 
-median = fn list -> list |> Enum.sort() |> Enum.at(div(length(list), 2)) end
 normal = Ops.random_normal(Ops.random_key(1), {1024, 1024})
 
-IO.puts("1024 × 1024 by 1024 × 1024 on the CPU, median of 7 in turn\n")
-IO.puts("type   here       Python MLX's wheel   ratio")
-
-for type <- [:f32, :bf16, :f16] do
-  a = EMLX.eval(Ops.astype(normal, type))
-
-  here = fn ->
-    {time, _} = :timer.tc(fn -> EMLX.eval(Ops.matmul(a, a)) end)
-    time / 1000
+rows =
+  for type <- [:f32, :bf16, :f16] do
+    a = EMLX.eval(Ops.astype(normal, type))
+    number = Peer.define(wheel, :product, size: 1024, dtype: type)
+    here = fn -> Measure.time(fn -> EMLX.eval(Ops.matmul(a, a)) end) end
+    there = fn -> Peer.time(wheel, number) end
+    figures = Measure.in_turn([here: here, there: there], false, fn -> :ok end)
+    [mine, theirs] = for side <- [:here, :there], do: Statistics.median(figures[side])
+    texts = for time <- [mine, theirs], do: Statistics.text(time, :time)
+    ["#{type}" | texts] ++ [Statistics.digits(mine / theirs), Statistics.verdict(mine / theirs)]
   end
 
-  here.()
-  there.(type)
-  {ours, theirs} = Enum.unzip(for _ <- 1..7, do: {here.(), there.(type)})
-  {ours, theirs} = {median.(ours), median.(theirs)}
-
-  IO.puts(
-    String.pad_trailing("#{type}", 7) <>
-      String.pad_trailing("#{Float.round(ours, 1)} ms", 11) <>
-      String.pad_trailing("#{Float.round(theirs, 1)} ms", 21) <>
-      "#{Float.round(theirs / ours, 1)}"
-  )
-end
+IO.puts("1024 × 1024 by 1024 × 1024 on the CPU, medians\n")
+IO.puts(Table.text(["type", "here", "Python MLX's wheel", "ratio", ""], rows, left: [4]))

@@ -1,4 +1,5 @@
 # What the benchmarks against Python share. Sourced by them, after script/lib.sh.
+# shellcheck shell=bash
 
 # Fetches Python packages with what they need, once; prints the folder.
 #   python_package <name> <what to say> <requirement>...
@@ -23,7 +24,13 @@ python_mlx() {
   packages=$(python_package mlx-0.32.2 "Python MLX (12 MB)" "mlx[cpu]==0.32.2")
 }
 
-# XLA by way of JAX; sets `xla` to where it is.
+# mlx-lm with Python MLX; sets `packages` to where both are. Its models need nothing else of what its package asks for.
+python_mlx_lm() {
+  python_mlx
+  packages=$packages:$(python_package mlx-lm-0.32.2 "mlx-lm (1 MB)" --no-deps mlx-lm==0.32.2)
+}
+
+# XLA by way of JAX; sets `packages` to where it is.
 python_xla() {
-  xla=$(python_package jax-0.10.2-safetensors "JAX (150 MB)" "jax[cpu]==0.10.2" safetensors==0.8.0)
+  packages=$(python_package jax-0.10.2-safetensors "JAX (150 MB)" "jax[cpu]==0.10.2" safetensors==0.8.0)
 }

@@ -5,6 +5,7 @@ for file <- ~w(statistics measure inputs), do: Code.require_file("../suite/#{fil
 Code.require_file("../suite/models/encoder.ex", __DIR__)
 
 defmodule EMLX.Bench.BumblebeePeer do
+  alias Bumblebee.Text.{Generation, GenerationConfig}
   alias EMLX.Backend
   alias EMLX.Bench.{Encoder, Inputs, Measure}
 
@@ -34,32 +35,91 @@ defmodule EMLX.Bench.BumblebeePeer do
   defp answer("define", [kind | options], cases) do
     options = Map.new(options, &(&1 |> String.split("=", parts: 2) |> List.to_tuple()))
     number = "#{map_size(cases)}-#{System.unique_integer([:positive])}"
-    {[number], Map.put(cases, number, define(kind, options, cases.device))}
+    {cases, made} = define(kind, options, cases)
+    {[number], Map.put(cases, number, made)}
   end
 
-  defp answer("time", [number], cases), do: {[Measure.time(cases[number].run)], cases}
+  defp answer("time", [number], cases) do
+    case cases[number] do
+      %{times: times} -> {times.(), cases}
+      %{run: run} -> {[Measure.time(run)], cases}
+    end
+  end
+
   defp answer("sample", [number], cases), do: {cases[number].sample, cases}
 
   defp answer("drop", [number], cases) do
     cases = Map.delete(cases, number)
+    # With the last case the model goes, too.
+    cases = if Enum.any?(cases, &match?({"" <> _, _}, &1)), do: cases, else: Map.delete(cases, :loaded)
     :erlang.garbage_collect()
     EMLX.Memory.clear_cache()
     {[], cases}
   end
 
-  defp define(kind, options, device) do
+  # Several ways to generate have one model, which is loaded once.
+  defp define("generate", options, cases) do
+    key = {options["folder"], options["type"]}
+
+    info =
+      case cases do
+        %{loaded: {^key, info}} -> info
+        _ -> load(options, cases.device)
+      end
+
+    {Map.put(cases, :loaded, {key, info}), info |> changed(options) |> generation(options, cases.device)}
+  end
+
+  defp define(kind, options, cases), do: {cases, single(kind, options, cases.device)}
+
+  defp single(kind, options, device) do
     opts = if kind == "encoder", do: [architecture: :base], else: []
-    type = Nx.Type.normalize!(String.to_existing_atom(options["type"]))
-
-    {:ok, info} =
-      Bumblebee.load_model({:local, options["folder"]}, [type: type, backend: {Backend, device: device}] ++ opts)
-
-    info = if options["rewritten"] == "true", do: EMLXBumblebee.rewrite(info), else: info
+    info = options |> load(device, opts) |> changed(options)
     {_init, predict} = Axon.build(info.model)
     inputs = inputs(options["inputs"], device)
-    run = run(kind, predict, info, inputs, options, type, compiler(options["compiler"], device))
+    run = run(kind, predict, info, inputs, options, type(options), compiler(options["compiler"], device))
     first = Inputs.sample(run.())
     %{run: run, sample: first}
+  end
+
+  defp load(options, device, opts \\ []) do
+    opts = [type: type(options), backend: {Backend, device: device}] ++ opts
+    {:ok, info} = Bumblebee.load_model({:local, options["folder"]}, opts)
+    info
+  end
+
+  defp type(options), do: Nx.Type.normalize!(String.to_existing_atom(options["type"]))
+
+  defp changed(info, options) do
+    info = if options["rewritten"] == "true", do: EMLXBumblebee.rewrite(info), else: info
+
+    case options["bits"] do
+      bits when bits in [nil, "16"] -> info
+      bits -> EMLXBumblebee.quantize(info, bits: String.to_integer(bits), group_size: 64)
+    end
+  end
+
+  # So many tokens, greedily, none of which ends the text: the time of all, and that to the first.
+  defp generation(info, options, device) do
+    tokens = String.to_integer(options["tokens"])
+    ahead = with "" <> steps <- options["run_ahead"], do: String.to_integer(steps)
+    compiler = compiler("emlx", device) ++ [merge: options["merge"] == "true", run_ahead: ahead]
+    ids = inputs(options["inputs"], device)["input_ids"]
+    inputs = %{"input_ids" => ids, "attention_mask" => Nx.broadcast(Nx.tensor(1), ids), "seed" => Nx.tensor([0])}
+
+    [first, all] =
+      for count <- [1, tokens] do
+        limits = [max_new_tokens: count, pad_token_id: 0, eos_token_id: nil, strategy: %{type: :greedy_search}]
+
+        run =
+          info.model
+          |> Generation.build_generate(info.spec, struct!(GenerationConfig, limits))
+          |> Nx.Defn.compile([info.params, inputs], compiler)
+
+        fn -> run.(info.params, inputs).token_ids |> Nx.to_flat_list() end
+      end
+
+    %{times: fn -> [Measure.time(all), Measure.time(first)] end, sample: all.()}
   end
 
   defp compiler("emlx", device), do: [compiler: EMLX, device: device, cache: false]

@@ -13,7 +13,7 @@ from mlx_models import Decoder, Encoder
 from server import Case, evenly
 
 mx.set_default_device(getattr(mx, sys.argv[1]))
-DTYPES = {"f32": mx.float32, "bf16": mx.bfloat16}
+DTYPES = {"f32": mx.float32, "bf16": mx.bfloat16, "f16": mx.float16}
 
 
 def sample(y):
@@ -59,6 +59,12 @@ def kernel(name, dtype, rows, heads, links):
         mx.eval(y)
 
     return Case(run, links, lambda: sample(call(x)))
+
+
+def product(size, dtype):
+    a = mx.random.normal((int(size), int(size)), key=mx.random.key(1)).astype(DTYPES[dtype])
+    mx.eval(a)
+    return Case(lambda: mx.eval(a @ a))
 
 
 # ---- dispatch ----
@@ -184,6 +190,6 @@ def tidy():
     mx.clear_cache()
 
 
-kinds = {f.__name__: f for f in (kernel, building, chain, reading, encoder, prefill, decode)}
+kinds = {f.__name__: f for f in (kernel, product, building, chain, reading, encoder, prefill, decode)}
 versions = {"Python": platform.python_version(), "MLX": mx.__version__}
 server.serve(kinds, versions, peak, tidy)

@@ -38,8 +38,8 @@ defmodule EMLX.Bench.Measure do
     end
   end
 
-  # The threads of a BLAS wait for more work for some 25 ms, turning round on a core that the next side needs.
-  @pause 40
+  # OpenBLAS's threads wait for more work for 100 ms, turning round on a core that the next side needs.
+  @pause 150
 
   defp once([_] = sides), do: for({_name, run} <- sides, do: run.())
 

@@ -3,10 +3,18 @@ defmodule EMLX.Bench.Options do
   What `mix emlx.bench` was asked for.
   """
 
-  @enforce_keys [:parts, :device, :out, :quick?, :peers?, :compile?]
+  @enforce_keys [:parts, :device, :out, :quick?, :full?, :peers?, :compile?]
   defstruct @enforce_keys
 
-  @switches [device: :string, out: :string, quick: :boolean, peers: :boolean, compile: :boolean, list: :boolean]
+  @switches [
+    device: :string,
+    out: :string,
+    quick: :boolean,
+    full: :boolean,
+    peers: :boolean,
+    compile: :boolean,
+    list: :boolean
+  ]
 
   @doc """
   The options of some arguments, given the names of the parts that there are: `{:ok, options}`, `:list`, or `{:error, message}`.
@@ -37,6 +45,7 @@ defmodule EMLX.Bench.Options do
       device: String.to_existing_atom(switches[:device] || "cpu"),
       out: switches[:out] || "_build/bench",
       quick?: switches[:quick] || false,
+      full?: switches[:full] || false,
       peers?: Keyword.get(switches, :peers, true),
       compile?: Keyword.get(switches, :compile, true)
     }

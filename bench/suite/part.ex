@@ -11,20 +11,24 @@ defmodule EMLX.Bench.Part do
     @moduledoc """
     What is measured in turn.
 
-      * `:sides` - `[{name, fun}]`; the function gives microseconds or bytes
-      * `:rows` - `[{label, side here, [sides that it is compared with]}]`; sides that are not among `:sides` are left out
-      * `:unit` - `:time` (microseconds) or `:bytes`
+      * `:sides` - `[{name, fun}]`; the function gives microseconds or bytes, or whatever the rows make such figures of
+      * `:rows` - `[{label, side here, [sides that it is compared with]}]`; sides that are not among `:sides` are left out. A row may
+        have a unit of its own, and a function of what a side's runs gave that gives as many figures:
+        `{label, side here, [sides], unit: unit, figures: function}`
+      * `:unit` - `:time` (microseconds), `:token` (microseconds a token, written as tokens a second) or `:bytes`
       * `:point` - nil, or `{panel, x}` for what belongs to a chart of growth
       * `:missing` - `[message]`, what was to be compared and could not be
+      * `:notes` - `[line]`, what stands under the table
       * `:tidy` - called at the end
     """
     @enforce_keys [:sides, :rows]
-    defstruct [:sides, :rows, :point, unit: :time, missing: [], tidy: nil]
+    defstruct [:sides, :rows, :point, unit: :time, missing: [], notes: [], tidy: nil]
   end
 
   @type context :: %{
           device: :cpu | :gpu,
           quick?: boolean,
+          full?: boolean,
           folder: Path.t(),
           peers: %{atom => EMLX.Bench.Peer.t()}
         }
@@ -35,7 +39,7 @@ defmodule EMLX.Bench.Part do
   @doc "What the part needs: `:core`, or `:nx` where it has nothing to show without Nx."
   @callback needs() :: :core | :nx
 
-  @doc "The other programs that the part compares with: `:mlx`, `:xla`, `:bumblebee`."
+  @doc "The other programs that the part compares with: `:mlx`, `:mlx_lm`, `:xla`, `:bumblebee`."
   @callback peers() :: [atom]
 
   @doc "The groups, `{name, function that makes the group}` each."

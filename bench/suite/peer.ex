@@ -77,7 +77,10 @@ defmodule EMLX.Bench.Peer do
   end
 
   @doc "Microseconds of one run of a case."
-  def time(peer, number), do: call!(peer, "time", [number]) |> hd() |> to_number()
+  def time(peer, number), do: hd(times(peer, number))
+
+  @doc "Microseconds of one run of a case that gives several."
+  def times(peer, number), do: call!(peer, "time", [number]) |> Enum.map(&to_number/1)
 
   @doc "Bytes that a run of a case takes at its peak beyond what is held before it."
   def peak(peer, number), do: call!(peer, "peak", [number]) |> hd() |> to_number()

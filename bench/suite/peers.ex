@@ -22,29 +22,29 @@ defmodule EMLX.Bench.Peers do
     end)
   end
 
-  defp called(:mlx), do: "Python MLX"
-  defp called(:xla), do: "XLA"
+  # Those in Python: the script in bench/peers, what bench/python.sh calls the packages, and whether it has the NIF's libmlx instead of
+  # the one in its package.
+  @python %{
+    mlx: {"Python MLX", "mlx_peer.py", "mlx", true},
+    mlx_lm: {"mlx-lm", "mlx_lm_peer.py", "mlx_lm", true},
+    wheel: {"Python MLX's wheel", "mlx_peer.py", "mlx", false},
+    xla: {"XLA", "xla_peer.py", "xla", false}
+  }
+
   defp called(:bumblebee), do: "Bumblebee"
+  defp called(name), do: elem(@python[name], 0)
 
   defp prepare(:xla, %{device: :gpu}, _folder), do: {:absent, "it is compared on the CPU"}
 
-  defp prepare(name, options, folder) when name in [:mlx, :xla] do
-    with {:ok, python} <- python(), {:ok, packages} <- packages(name, folder) do
-      library = Path.expand("../priv/native/mlx/mlx/lib", folder)
-      # The same libmlx, found before the one of Python's own package; what else the variable had stays.
-      paths = Enum.reject([library, System.get_env("LD_LIBRARY_PATH")], &(&1 in [nil, ""]))
+  defp prepare(name, options, folder) when is_map_key(@python, name) do
+    {_, script, packages, same?} = @python[name]
 
+    with {:ok, python} <- python(), {:ok, packages} <- packages(packages, folder) do
       environment =
         [{"PYTHONPATH", packages}, {"PYTHONUNBUFFERED", "1"}] ++
-          if name == :mlx and :os.type() == {:unix, :linux} do
-            # Products of f32 are in f32 here too, unless the user says otherwise.
-            [{"LD_LIBRARY_PATH", Enum.join(paths, ":")}, {"MLX_ENABLE_TF32", System.get_env("MLX_ENABLE_TF32", "0")}]
-          else
-            []
-          end
+          if(same? and :os.type() == {:unix, :linux}, do: same(folder), else: [])
 
-      script = Path.join(folder, "peers/#{name}_peer.py")
-      {:ok, python, [script | if(name == :mlx, do: [to_string(options.device)], else: [])], env: environment}
+      {:ok, python, [Path.join([folder, "peers", script]), to_string(options.device)], env: environment}
     end
   end
 
@@ -71,6 +71,14 @@ defmodule EMLX.Bench.Peers do
     end
   end
 
+  defp same(folder) do
+    library = Path.expand("../priv/native/mlx/mlx/lib", folder)
+    # The same libmlx, found before the one of Python's own package; what else the variable had stays.
+    paths = Enum.reject([library, System.get_env("LD_LIBRARY_PATH")], &(&1 in [nil, ""]))
+    # Products of f32 are in f32 here too, unless the user says otherwise.
+    [{"LD_LIBRARY_PATH", Enum.join(paths, ":")}, {"MLX_ENABLE_TF32", System.get_env("MLX_ENABLE_TF32", "0")}]
+  end
+
   defp python do
     case System.find_executable("python3") do
       nil -> {:absent, "there is no python3"}
@@ -85,7 +93,7 @@ defmodule EMLX.Bench.Peers do
     . "$1/../script/lib.sh"
     . "$1/python.sh"
     python_#{name} >&2
-    echo "$#{if name == :mlx, do: "packages", else: "xla"}"
+    echo "$packages"
     """
 
     case System.find_executable("bash") do

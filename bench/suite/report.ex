@@ -37,13 +37,14 @@ defmodule EMLX.Bench.Report do
   def part(name, groups) do
     rows =
       for {:ok, _, group, figures} <- groups,
-          {label, here, against} <- group.rows,
+          {label, here, against, opts} <- Enum.map(group.rows, &with_options/1),
           figures[here] != nil do
-        mine = Statistics.summary(figures[here])
+        of = fn side -> Statistics.summary(Keyword.get(opts, :figures, & &1).(figures[side])) end
+        mine = of.(here)
 
         others =
           for side <- against, figures[side] != nil do
-            theirs = Statistics.summary(figures[side])
+            theirs = of.(side)
             # On a busy machine the least times are nearer to the truth, since other work only adds.
             %{
               side: side,
@@ -53,13 +54,17 @@ defmodule EMLX.Bench.Report do
             }
           end
 
-        %{label: label, here: here, figure: mine, against: others, unit: group.unit, point: group.point}
+        %{label: label, here: here, figure: mine, against: others, unit: opts[:unit] || group.unit, point: group.point}
       end
 
     failed = for {:error, name, message} <- groups, do: {name, message}
     missing = for {:ok, name, group, _} <- groups, message <- group.missing, do: {name, message}
-    %{name: name, rows: rows, failures: failed ++ missing}
+    notes = for {:ok, _, group, _} <- groups, note <- group.notes, do: note
+    %{name: name, rows: rows, notes: notes, failures: failed ++ missing}
   end
+
+  defp with_options({label, here, against}), do: {label, here, against, []}
+  defp with_options(row), do: row
 
   @doc "A part as text."
   def text(part) do
@@ -72,15 +77,16 @@ defmodule EMLX.Bench.Report do
         first ++ against(other, row.unit)
       end
 
+    notes = for note <- part.notes, do: "\n" <> note
     failures = for {name, message} <- part.failures, do: "\nfailed: #{name}: #{message}"
     table = if rows == [], do: "#{part.name}: nothing to show", else: Table.text(heading, rows, left: [1, 3, 7])
-    table <> Enum.join(failures)
+    table <> Enum.join(notes ++ failures)
   end
 
   defp against(nil, _unit), do: ["", "", "", "", ""]
 
   defp against(other, unit) do
-    verdict = if unit == :time, do: Statistics.verdict(other.ratio), else: ""
+    verdict = if unit != :bytes, do: Statistics.verdict(other.ratio), else: ""
     [ratio, least] = for ratio <- [other.ratio, other.least], do: if(ratio, do: Statistics.digits(ratio), else: "")
     [other.side, Statistics.text(other.figure.median, unit), ratio, least, verdict]
   end
@@ -115,7 +121,7 @@ defmodule EMLX.Bench.Report do
           end
 
         failures = for {name, message} <- part.failures, do: [case: name, message: message]
-        [name: part.name, rows: rows, failures: failures]
+        [name: part.name, rows: rows, notes: part.notes, failures: failures]
       end
 
     JSON.encode(
@@ -135,6 +141,7 @@ defmodule EMLX.Bench.Report do
   end
 
   defp unit(:time), do: "microseconds"
+  defp unit(:token), do: "microseconds a token"
   defp unit(:bytes), do: "bytes"
 
   @doc "A part's chart as SVG, or nil where there is nothing to draw."

@@ -39,14 +39,17 @@ defmodule EMLX.Bench.Statistics do
   def ratio(here, there), do: here / there
 
   @doc """
-  A figure with its unit, to three digits: microseconds as `:time`, bytes as `:bytes`.
+  A figure with its unit, to three digits: microseconds as `:time`, bytes as `:bytes`, microseconds a token as `:token`.
 
       iex> Enum.map([0.51234, 12.345, 1234.5, 2_500_000], &EMLX.Bench.Statistics.text(&1, :time))
       ["0.512 µs", "12.3 µs", "1.23 ms", "2.50 s"]
       iex> Enum.map([0, 2048, 5_242_880, 3_221_225_472], &EMLX.Bench.Statistics.text(&1, :bytes))
       ["0 B", "2.00 KiB", "5.00 MiB", "3.00 GiB"]
+      iex> EMLX.Bench.Statistics.text(2500, :token)
+      "400 tokens/s"
   """
   def text(figure, :time), do: scaled(figure, 1000, ["µs", "ms", "s"])
+  def text(figure, :token), do: "#{digits(1.0e6 / figure)} tokens/s"
   def text(figure, :bytes) when figure < 1024, do: "#{round(figure)} B"
   def text(figure, :bytes), do: scaled(figure / 1024, 1024, ["KiB", "MiB", "GiB", "TiB"])
 

@@ -10,7 +10,7 @@ defmodule EMLX.Bench do
   alias EMLX.Bench.Part.Group
 
   # Parts that are not here come after those that are.
-  @order ~w(kernels dispatch models memory growth)
+  @order ~w(kernels dispatch models generation memory growth)
 
   @doc "The options of some arguments: `{:ok, options}`, `{:list, text}` or `{:error, message}`. `folder` is that of this file."
   def parse(arguments, folder) do
@@ -57,9 +57,10 @@ defmodule EMLX.Bench do
 
     wanted = parts |> Enum.flat_map(fn {_, part} -> part.peers() end) |> Enum.uniq()
 
-    {peers, notes} =
-      if options.peers?, do: Peers.start(wanted, options, folder), else: {%{}, ["without peers: --no-peers"]}
-
+    # Bumblebee's VM computes with EMLX, too.
+    wanted = if options.peers?, do: wanted, else: Enum.filter(wanted, &(&1 == :bumblebee))
+    {peers, notes} = Peers.start(wanted, options, folder)
+    notes = if options.peers?, do: notes, else: ["without peers: --no-peers" | notes]
     notes = if absent == [], do: notes, else: notes ++ ["without #{names_of(absent)}: Nx is not there"]
     temporary = Path.join(System.tmp_dir!(), "emlx-bench-#{System.pid()}")
     File.mkdir_p!(temporary)
@@ -68,6 +69,7 @@ defmodule EMLX.Bench do
       measure(parts, options, notes, %{
         device: options.device,
         quick?: options.quick?,
+        full?: options.full?,
         nx?: nx?,
         folder: folder,
         temporary: temporary,

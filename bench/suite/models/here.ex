@@ -52,26 +52,18 @@ defmodule EMLX.Bench.Here do
     %{run: fn -> run.() end, sample: fn -> first end}
   end
 
-  defp run(%{model: :encoder}, weights, inputs, opts, device, _type) do
-    compiled =
-      compile(
-        fn inputs, w -> Encoder.embed(inputs, w, Keyword.take(opts, [:blocks, :heads])) end,
-        [inputs, weights],
-        device
-      )
+  # The tensors stay arguments of the compiled function: what it closes over would be constants.
+  defp run(%{model: model}, weights, inputs, opts, device, _type) when model in [:encoder, :prefill] do
+    opts = Keyword.take(opts, [:blocks, :heads])
 
+    function =
+      case model do
+        :encoder -> fn inputs, w -> Encoder.embed(inputs, w, opts) end
+        :prefill -> fn inputs, w -> Decoder.prefill(inputs["input_ids"], w, opts) end
+      end
+
+    compiled = compile(function, [inputs, weights], device)
     fn -> compiled.(inputs, weights) |> computed() end
-  end
-
-  defp run(%{model: :prefill}, weights, %{"input_ids" => tokens}, opts, device, _type) do
-    compiled =
-      compile(
-        fn tokens, w -> Decoder.prefill(tokens, w, Keyword.take(opts, [:blocks, :heads])) end,
-        [tokens, weights],
-        device
-      )
-
-    fn -> compiled.(tokens, weights) |> computed() end
   end
 
   # A step with what the step before left; at the cache's end it starts again where it began.

@@ -57,12 +57,7 @@ fn padded(count: usize) -> usize {
 unsafe fn head_body<S: Simd, T: Element>(head: &Head<T>, parts: &[*mut f32; 5]) {
     let (keys, size, value_size) = (head.keys, head.size, head.value_size);
     let [packed_k, packed_v, packed, scores, sums] = *parts;
-    let transposed = Matrix {
-        data: head.k.data,
-        row: head.k.column,
-        column: head.k.row,
-    };
-    gemm::pack_columns::<S, T>(transposed, size, keys, packed_k);
+    gemm::pack_columns::<S, T>(head.k.turned(), size, keys, packed_k);
     gemm::pack_columns::<S, T>(head.v, keys, value_size, packed_v);
     let mut first = head.first;
     while first < head.last {

@@ -3,8 +3,9 @@
 
 use super::element::Element;
 use super::pool;
-use super::simd::{Level, Simd};
+use super::simd::{store_part, Level, Simd};
 use super::Shared;
+use super::{few, rows};
 use crate::dispatch;
 use std::cell::RefCell;
 
@@ -37,6 +38,15 @@ impl<T> Matrix<T> {
     pub unsafe fn at(&self, i: usize, j: usize) -> *const T {
         self.data
             .offset(i as isize * self.row + j as isize * self.column)
+    }
+
+    /// Rows for columns.
+    pub fn turned(&self) -> Matrix<T> {
+        Matrix {
+            data: self.data,
+            row: self.column,
+            column: self.row,
+        }
     }
 
     /// The part that begins at (i, j).
@@ -82,11 +92,11 @@ pub unsafe fn pack_rows<S: Simd, T: Element>(
         let count = height.min(rows - start);
         let panel = a.from(start, 0);
         if count == ROWS {
-            pack_panel::<T, ROWS>(panel, ROWS, terms, to);
+            pack_panel::<S, T, ROWS>(panel, ROWS, terms, to);
         } else if count == ROWS / 2 {
-            pack_panel::<T, { ROWS / 2 }>(panel, ROWS / 2, terms, to);
+            pack_panel::<S, T, { ROWS / 2 }>(panel, ROWS / 2, terms, to);
         } else {
-            pack_panel::<T, 0>(panel, count, terms, to);
+            pack_panel::<S, T, 0>(panel, count, terms, to);
         }
         to = to.add(count * terms);
         start += count;
@@ -95,14 +105,35 @@ pub unsafe fn pack_rows<S: Simd, T: Element>(
 
 /// With `N` other than 0 the count is known when this is compiled.
 #[inline(always)]
-unsafe fn pack_panel<T: Element, const N: usize>(
+unsafe fn pack_panel<S: Simd, T: Element, const N: usize>(
     a: Matrix<T>,
     count: usize,
     terms: usize,
     to: *mut f32,
 ) {
     let count = if N == 0 { count } else { N };
-    for k in 0..terms {
+    // Rows that lie in one piece are turned a square of vectors at a time; what a vector has too much, the next one overwrites.
+    let turned = if N != 0 && N <= S::LANES && a.column == 1 {
+        terms / S::LANES * S::LANES
+    } else {
+        0
+    };
+    for k in (0..turned).step_by(S::LANES) {
+        let mut square = [S::splat(0.0); 16];
+        for (i, x) in square.iter_mut().enumerate().take(N) {
+            *x = T::load::<S>(a.at(i, k));
+        }
+        S::turn(&mut square);
+        for (i, x) in square.iter().enumerate().take(S::LANES) {
+            let to = to.add((k + i) * N);
+            if (k + i) * N + S::LANES <= terms * N {
+                S::store(to, *x);
+            } else {
+                store_part::<S, f32>(to, N, *x);
+            }
+        }
+    }
+    for k in turned..terms {
         for i in 0..count {
             to.add(k * count + i).write(a.at(i, k).read().widen());
         }
@@ -131,7 +162,25 @@ pub unsafe fn pack_columns<S: Simd, T: Element>(
                 }
             }
         } else {
-            for k in 0..terms {
+            // Columns that lie in one piece are turned a square of vectors at a time.
+            let turned = if count == width && b.row == 1 {
+                terms / S::LANES * S::LANES
+            } else {
+                0
+            };
+            for k in (0..turned).step_by(S::LANES) {
+                for v in 0..VECTORS {
+                    let mut square = [S::splat(0.0); 16];
+                    for (j, x) in square.iter_mut().enumerate().take(S::LANES) {
+                        *x = T::load::<S>(panel.at(k, v * S::LANES + j));
+                    }
+                    S::turn(&mut square);
+                    for (i, x) in square.iter().enumerate().take(S::LANES) {
+                        S::store(to.add((k + i) * width + v * S::LANES), *x);
+                    }
+                }
+            }
+            for k in turned..terms {
                 for j in 0..count {
                     to.add(k * width + j).write(panel.at(k, j).read().widen());
                 }
@@ -267,7 +316,7 @@ fn block_terms(terms: usize) -> usize {
 #[inline(always)]
 unsafe fn block_body<S: Simd, T: Element>(block: &Block<T>, panels: *mut f32, sums: *mut f32) {
     let step = block_terms(block.terms);
-    let direct = std::any::TypeId::of::<T>() == std::any::TypeId::of::<f32>();
+    let direct = is_f32::<T>();
     let (c, stride) = if direct {
         (block.out.cast::<f32>(), block.stride)
     } else {
@@ -290,7 +339,7 @@ unsafe fn block_body<S: Simd, T: Element>(block: &Block<T>, panels: *mut f32, su
     }
     if !direct {
         for i in 0..block.rows {
-            super::rows::narrow::<S, T>(
+            rows::narrow::<S, T>(
                 c.add(i * stride),
                 block.out.add(i * block.stride),
                 block.columns,
@@ -307,6 +356,91 @@ dispatch! {
     fn pack<T: Element>(a: Matrix<T>, rows: usize, terms: usize, to: *mut f32) = pack_rows
 }
 
+/// Rows up to which a product reads `b` where it lies; with more, panels pay (`bench/cpu_kernels.exs`).
+const FEW_ROWS: usize = 12;
+/// Numbers of `b` in a part of a product of few rows.
+const PART: usize = 32_768;
+/// Columns of such a part, at least, where `b` lies row by row: shorter stretches of rows are read at half the speed.
+const STRETCH: usize = 1024;
+
+/// Some columns of a product of few rows, on one thread.
+struct Columns<T> {
+    a: *const f32,
+    b: Matrix<T>,
+    out: *mut T,
+    stride: usize,
+    rows: usize,
+    terms: usize,
+    columns: usize,
+}
+
+#[inline(always)]
+unsafe fn columns_body<S: Simd, T: Element>(part: &Columns<T>, sums: *mut f32) {
+    let sizes = (part.rows, part.terms, part.columns);
+    if is_f32::<T>() {
+        let to = part.out.cast::<f32>();
+        return few::multiply::<S, T>(part.a, part.b, to, part.stride, sizes);
+    }
+    few::multiply::<S, T>(part.a, part.b, sums, part.columns, sizes);
+    for i in 0..part.rows {
+        let from = sums.add(i * part.columns);
+        rows::narrow::<S, T>(from, part.out.add(i * part.stride), part.columns);
+    }
+}
+
+dispatch! {
+    fn run_columns<T: Element>(part: &Columns<T>, sums: *mut f32) = columns_body
+}
+
+fn is_f32<T: 'static>() -> bool {
+    std::any::TypeId::of::<T>() == std::any::TypeId::of::<f32>()
+}
+
+/// [`product`] of few rows.
+unsafe fn few_rows<T: Element>(
+    level: Level,
+    a: Matrix<T>,
+    b: Matrix<T>,
+    out: *mut T,
+    (rows, terms, columns): (usize, usize, usize),
+) {
+    PACKED_ROWS.with_borrow_mut(|packed| {
+        let wide = room(packed, rows * few::row_size(terms));
+        few::widen::<T>(level, a, rows, terms, wide);
+        let (a, out) = (Shared(wide), Shared(out));
+        let share = rows * terms * columns >= WORTH_SHARING;
+        let least = if b.row == 1 { 16 } else { STRETCH };
+        let parts = columns
+            .div_ceil(least)
+            .min((terms * columns).div_ceil(PART))
+            .max(pool::threads().min(columns.div_ceil(64)));
+        let size = columns.div_ceil(parts).next_multiple_of(16);
+        pool::parallel(columns.div_ceil(size), share, &|part| {
+            let first = part * size;
+            let count = size.min(columns - first);
+            SUMS.with_borrow_mut(|sums| {
+                let sums = room(sums, if is_f32::<T>() { 0 } else { rows * count });
+                // SAFETY: within the operands; columns that are this part's alone.
+                unsafe {
+                    let part = Columns {
+                        a: a.at(0).cast_const(),
+                        b: b.from(0, first),
+                        out: out.at(first),
+                        stride: columns,
+                        rows,
+                        terms,
+                        columns: count,
+                    };
+                    run_columns::<T>(level, &part, sums);
+                }
+            })
+        });
+    })
+}
+
+/// Multiply-adds from which a second thread pays.
+pub const WORTH_SHARING: usize = 64 * 64 * 64;
+
 /// `out` = a·b: `rows` × `terms` times `terms` × `columns`, to rows of `columns`.
 ///
 /// # Safety
@@ -318,12 +452,19 @@ pub unsafe fn product<T: Element>(
     out: *mut T,
     (rows, terms, columns): (usize, usize, usize),
 ) {
+    if rows > 1 && columns == 1 {
+        // A vector from the right is one from the left of the matrix turned.
+        return product(level, b.turned(), a.turned(), out, (1, terms, rows));
+    }
+    if rows <= FEW_ROWS && few::fits(b) {
+        return few_rows(level, a, b, out, (rows, terms, columns));
+    }
     let width = VECTORS * 16;
     PACKED_ROWS.with_borrow_mut(|packed| {
         let to = Shared(room(packed, rows * terms));
         let step = block_terms(terms);
         let blocks = terms.div_ceil(step);
-        let share = rows * terms * columns >= 64 * 64 * 64;
+        let share = rows * terms * columns >= WORTH_SHARING;
         // A multiple of every tile's height.
         let bands = rows.div_ceil(8 * ROWS).min(8);
         let band = padded(rows.div_ceil(bands.max(1)), ROWS);
@@ -351,7 +492,7 @@ pub unsafe fn product<T: Element>(
             PANELS.with_borrow_mut(|panels| {
                 SUMS.with_borrow_mut(|sums| {
                     let panels = room(panels, padded(count, width) * step);
-                    let direct = std::any::TypeId::of::<T>() == std::any::TypeId::of::<f32>();
+                    let direct = is_f32::<T>();
                     let sums = room(sums, if direct { 0 } else { rows * count });
                     // SAFETY: within the operands; columns that are this part's alone.
                     unsafe {

@@ -8,6 +8,7 @@
 mod attention;
 mod binary;
 pub mod element;
+mod few;
 mod gemm;
 mod math;
 mod node;
@@ -471,14 +472,21 @@ unsafe fn run_product<T: Element>(level: Level, a: &View, b: &View, out: &View) 
     let (rows, terms, columns) = (sizes(a, 2), sizes(a, 1), sizes(b, 1));
     let to = Shared(out.data.cast::<T>());
     let count = out.size() / (rows * columns);
-    for number in 0..count {
-        let (a, b) = (matrix(a, number), matrix(b, number));
-        gemm::product::<T>(
-            level,
-            a,
-            b,
-            to.at(number * rows * columns),
-            (rows, terms, columns),
-        );
+    let one = |number: usize| {
+        // SAFETY: within the views, and a matrix of the result that is this one's alone.
+        unsafe {
+            let to = to.at(number * rows * columns);
+            let (a, b) = (matrix(a, number), matrix(b, number));
+            gemm::product::<T>(level, a, b, to, (rows, terms, columns));
+        }
+    };
+    // Many products go one to a thread, few of them are each shared out.
+    if count >= 2 * pool::threads() {
+        let work = count * rows * terms * columns;
+        pool::parallel(count, work >= gemm::WORTH_SHARING, &one);
+    } else {
+        for number in 0..count {
+            one(number);
+        }
     }
 }

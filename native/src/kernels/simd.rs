@@ -37,6 +37,13 @@ pub trait Simd: Copy + 'static {
     unsafe fn select(mask: Self::M, yes: Self::V, no: Self::V) -> Self::V;
     unsafe fn sum(x: Self::V) -> f32;
     unsafe fn largest(x: Self::V) -> f32;
+    /// Rows for columns, of the first `LANES` vectors.
+    unsafe fn turn(square: &mut [Self::V; 16]);
+    /// Asks for a line of memory ahead of its use. Any address will do.
+    #[inline(always)]
+    unsafe fn prefetch<T>(from: *const T) {
+        let _ = from;
+    }
 
     #[inline(always)]
     unsafe fn neg(x: Self::V) -> Self::V {
@@ -195,6 +202,13 @@ impl Simd for Portable {
     unsafe fn largest(x: Self::V) -> f32 {
         x.iter().fold(x[0], |a, b| if a > *b { a } else { *b })
     }
+    #[inline(always)]
+    unsafe fn turn(square: &mut [Self::V; 16]) {
+        let from = *square;
+        for (i, row) in square.iter_mut().enumerate().take(WIDTH) {
+            *row = lanes!(|j| from[j][i]);
+        }
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -210,6 +224,10 @@ mod x86 {
     pub struct Avx2;
 
     impl Simd for Avx2 {
+        #[inline(always)]
+        unsafe fn prefetch<T>(from: *const T) {
+            _mm_prefetch::<_MM_HINT_T0>(from.cast());
+        }
         type V = __m256;
         type M = __m256;
         const LANES: usize = 8;
@@ -330,6 +348,25 @@ mod x86 {
             let x = _mm_max_ps(x, _mm_movehl_ps(x, x));
             _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)))
         }
+        #[inline(always)]
+        unsafe fn turn(square: &mut [__m256; 16]) {
+            // Squares of four within half registers, then the halves.
+            for four in 0..2 {
+                let (a, b) = (square[4 * four], square[4 * four + 1]);
+                let (c, d) = (square[4 * four + 2], square[4 * four + 3]);
+                let (ab, cd) = (_mm256_unpacklo_ps(a, b), _mm256_unpacklo_ps(c, d));
+                let (ab_high, cd_high) = (_mm256_unpackhi_ps(a, b), _mm256_unpackhi_ps(c, d));
+                square[4 * four] = _mm256_shuffle_ps(ab, cd, 0x44);
+                square[4 * four + 1] = _mm256_shuffle_ps(ab, cd, 0xee);
+                square[4 * four + 2] = _mm256_shuffle_ps(ab_high, cd_high, 0x44);
+                square[4 * four + 3] = _mm256_shuffle_ps(ab_high, cd_high, 0xee);
+            }
+            for i in 0..4 {
+                let (a, b) = (square[i], square[4 + i]);
+                square[i] = _mm256_permute2f128_ps(a, b, 0x20);
+                square[4 + i] = _mm256_permute2f128_ps(a, b, 0x31);
+            }
+        }
     }
 
     /// 16 lanes: AVX-512 F, BW, DQ and VL.
@@ -337,6 +374,10 @@ mod x86 {
     pub struct Avx512;
 
     impl Simd for Avx512 {
+        #[inline(always)]
+        unsafe fn prefetch<T>(from: *const T) {
+            _mm_prefetch::<_MM_HINT_T0>(from.cast());
+        }
         type V = __m512;
         type M = __mmask16;
         const LANES: usize = 16;
@@ -442,6 +483,36 @@ mod x86 {
         #[inline(always)]
         unsafe fn largest(x: __m512) -> f32 {
             _mm512_reduce_max_ps(x)
+        }
+        #[inline(always)]
+        unsafe fn turn(square: &mut [__m512; 16]) {
+            // Squares of four within quarter registers, then the quarters.
+            for four in 0..4 {
+                let (a, b) = (square[4 * four], square[4 * four + 1]);
+                let (c, d) = (square[4 * four + 2], square[4 * four + 3]);
+                let (ab, cd) = (_mm512_unpacklo_ps(a, b), _mm512_unpacklo_ps(c, d));
+                let (ab_high, cd_high) = (_mm512_unpackhi_ps(a, b), _mm512_unpackhi_ps(c, d));
+                square[4 * four] = _mm512_shuffle_ps(ab, cd, 0x44);
+                square[4 * four + 1] = _mm512_shuffle_ps(ab, cd, 0xee);
+                square[4 * four + 2] = _mm512_shuffle_ps(ab_high, cd_high, 0x44);
+                square[4 * four + 3] = _mm512_shuffle_ps(ab_high, cd_high, 0xee);
+            }
+            for i in 0..4 {
+                let (a, b, c, d) = (square[i], square[4 + i], square[8 + i], square[12 + i]);
+                // Quarters 0 and 2 of two registers, then 1 and 3.
+                let (ab, cd) = (
+                    _mm512_shuffle_f32x4(a, b, 0x88),
+                    _mm512_shuffle_f32x4(c, d, 0x88),
+                );
+                let (ab_odd, cd_odd) = (
+                    _mm512_shuffle_f32x4(a, b, 0xdd),
+                    _mm512_shuffle_f32x4(c, d, 0xdd),
+                );
+                square[i] = _mm512_shuffle_f32x4(ab, cd, 0x88);
+                square[8 + i] = _mm512_shuffle_f32x4(ab, cd, 0xdd);
+                square[4 + i] = _mm512_shuffle_f32x4(ab_odd, cd_odd, 0x88);
+                square[12 + i] = _mm512_shuffle_f32x4(ab_odd, cd_odd, 0xdd);
+            }
         }
     }
 }

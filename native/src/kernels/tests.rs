@@ -257,8 +257,8 @@ fn softmax_of_infinities_and_nan() {
     }
 }
 
-#[test]
-fn products_of_any_size_and_layout() {
+fn products_of<T: Element>(exact: fn(f32) -> f32, allowed: f64) {
+    let few = (1..=9).flat_map(|rows| [(rows, 77, 1037), (rows, 16, 64), (rows, 3, 5)]);
     let sizes = [
         (1, 1, 1),
         (13, 37, 45),
@@ -268,37 +268,59 @@ fn products_of_any_size_and_layout() {
         (64, 64, 64),
     ];
     for level in Level::all() {
-        for (rows, terms, columns) in sizes {
-            let (a, b) = (noise(rows * terms, 3), noise(terms * columns, 4));
-            // Once in rows, once in columns.
-            for turned in [false, true] {
-                let matrix = |data: &Vec<f32>, rows: usize, columns: usize| Matrix {
+        for (rows, terms, columns) in few.clone().chain(sizes) {
+            let narrow = |xs: Vec<f32>| xs.into_iter().map(T::narrow).collect::<Vec<T>>();
+            let a = narrow(noise(rows * terms, 3));
+            let b = narrow(noise(terms * columns, 4));
+            // Each once in rows, once in columns; b also with every other column left out.
+            for (left_turned, right_turned, step) in [
+                (false, false, 1),
+                (false, true, 1),
+                (true, false, 1),
+                (true, true, 1),
+                (false, false, 2),
+            ] {
+                let columns = columns.div_ceil(step);
+                let matrix = |data: &Vec<T>, turned: bool, rows: usize, columns: usize| Matrix {
                     data: data.as_ptr(),
                     row: if turned { 1 } else { columns as isize },
                     column: if turned { rows as isize } else { 1 },
                 };
-                let (left, right) = (matrix(&a, rows, terms), matrix(&b, terms, columns));
-                let mut out = vec![f32::NAN; rows * columns];
+                let left = matrix(&a, left_turned, rows, terms);
+                let mut right = matrix(&b, right_turned, terms, columns);
+                if step == 2 {
+                    right.column = 2;
+                    right.row = (2 * columns - 1).min(b.len() / terms) as isize;
+                }
+                let mut out = vec![T::narrow(f32::NAN); rows * columns];
                 // SAFETY: as large as the sizes say.
                 unsafe {
                     gemm::product(level, left, right, out.as_mut_ptr(), (rows, terms, columns))
                 };
-                for i in [0, rows / 2, rows - 1] {
-                    for j in 0..columns {
-                        // SAFETY: within both.
-                        let term = |k| unsafe { *left.at(i, k) as f64 * *right.at(k, j) as f64 };
-                        let want: f64 = (0..terms).map(term).sum();
-                        let got = out[i * columns + j];
-                        let off = (got as f64 - want).abs();
-                        assert!(
-                            off < 1e-6 * terms as f64,
-                            "{level:?} {rows}×{terms}×{columns} at {i}, {j}: {got}, not {want}"
-                        );
-                    }
+                for (n, got) in out.iter().enumerate() {
+                    let (i, j) = (n / columns, n % columns);
+                    let wide = |x: *const T| unsafe { exact((*x).widen()) as f64 };
+                    // SAFETY: within both.
+                    let term = |k| unsafe { wide(left.at(i, k)) * wide(right.at(k, j)) };
+                    let want: f64 = (0..terms).map(term).sum();
+                    let off = (got.widen() as f64 - want).abs();
+                    assert!(
+                        off <= allowed * (terms as f64).max(want.abs()),
+                        "{level:?} {rows}×{terms}×{columns}, {left_turned} {right_turned} {step}, \
+                         at {i}, {j}: {}, not {want}",
+                        got.widen()
+                    );
                 }
             }
         }
     }
+}
+
+#[test]
+fn products_of_any_size_and_layout() {
+    products_of::<f32>(|x| x, 1e-6);
+    products_of::<bf16>(|x| x, 1e-2);
+    products_of::<f16>(|x| x, 1e-3);
 }
 
 #[test]

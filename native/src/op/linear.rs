@@ -69,12 +69,8 @@ pub fn matmul(a: &Array, b: &Array, device: Device, s: &Stream) -> Result<Array>
     }
 }
 
-/// Multiply-adds and rows from which a product is the kernel's here. Few rows are better left to BLAS, which does not rearrange the
-/// other operand; 16-bit floats, which BLAS takes as copies in f32, come here sooner (`bench/cpu_kernels.exs`). By itself a product
-/// of f32 is a little quicker through OpenBLAS, in a model slower: its threads keep the cores from what comes next.
+/// Multiply-adds from which a product is the kernel's here (`bench/cpu_kernels.exs`).
 const OWN_PRODUCT_BREAK_EVEN: u64 = 64 * 64 * 64;
-const OWN_PRODUCT_ROWS: i32 = 8;
-const OWN_PRODUCT_ROWS_F32: i32 = 32;
 
 /// The shape of a product that the kernel here takes.
 fn own_product_shape(a: &Array, b: &Array, device: Device) -> Option<Vec<i32>> {
@@ -95,17 +91,7 @@ fn own_product_shape(a: &Array, b: &Array, device: Device) -> Option<Vec<i32>> {
         [left[rank_a - 2], left[rank_a - 1]],
         [right[rank_b - 2], right[rank_b - 1]],
     );
-    let rows_at_once = if rank_b == 2 {
-        a.size() as i32 / terms
-    } else {
-        rows
-    };
-    let enough = if dtype.is_half() {
-        OWN_PRODUCT_ROWS
-    } else {
-        OWN_PRODUCT_ROWS_F32
-    };
-    if terms != below || rows_at_once < enough {
+    if terms != below {
         return None;
     }
     let rank = rank_a.max(rank_b);

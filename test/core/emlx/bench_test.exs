@@ -21,7 +21,21 @@ defmodule EMLX.BenchTest do
 
   @folder Path.expand("../../../bench", __DIR__)
 
-  alias EMLX.Bench.{Chart, Inputs, Measure, Options, Part, Peer, Progress, Report, Statistics, Table}
+  alias EMLX.Bench.{
+    Chart,
+    Checkpoint,
+    Inputs,
+    Measure,
+    Options,
+    Part,
+    Parts,
+    Peer,
+    Peers,
+    Progress,
+    Report,
+    Statistics,
+    Table
+  }
 
   doctest EMLX.Bench.Statistics
   doctest EMLX.Bench.JSON
@@ -34,7 +48,11 @@ defmodule EMLX.BenchTest do
   describe "arguments" do
     test "parts run in their own order, each once, all of them by default" do
       assert {:ok, %{parts: ["kernels", "dispatch"]}} = Options.parse(~w(dispatch kernels dispatch), @parts)
-      assert {:ok, %{parts: @parts, device: :cpu, peers?: true, quick?: false}} = Options.parse([], @parts)
+
+      assert {:ok, %{parts: @parts, device: :cpu, peers?: true, quick?: false, full?: false}} =
+               Options.parse([], @parts)
+
+      assert {:ok, %{parts: ["generation"], full?: true}} = Options.parse(~w(generation --full), @parts)
     end
 
     test "what is wrong is named" do
@@ -181,7 +199,7 @@ defmodule EMLX.BenchTest do
         case $command in
           versions) echo "= ok one=1 two=2.0" ;;
           define) echo "noise"; echo "= ok 7" ;;
-          time) echo "= ok 12.5" ;;
+          time) echo "= ok 12.5 3" ;;
           sample) echo "= ok 1.0 nan" ;;
           peak) echo "= error it+broke" ;;
           *) exit 3 ;;
@@ -194,12 +212,174 @@ defmodule EMLX.BenchTest do
       assert Peer.define(peer, :kernel, name: "a b") == "7"
       # Whoever asks is answered, not only the process that started it.
       assert Task.await(Task.async(fn -> Peer.time(peer, "7") end)) == 12.5
+      assert Peer.times(peer, "7") == [12.5, 3.0]
       assert [1.0, other] = Peer.sample(peer, "7")
       assert other > 1.0e299
       assert_raise RuntimeError, "The other says: it broke", fn -> Peer.peak(peer, "7") end
       assert_raise RuntimeError, "The other ended with status 3", fn -> Peer.drop(peer, "7") end
       assert_raise RuntimeError, "The other has ended", fn -> Peer.time(peer, "7") end
       Peer.stop(peer)
+    end
+
+    @tag :tmp_dir
+    test "that cannot be started is left out with a line", %{tmp_dir: empty} do
+      path = System.get_env("PATH")
+      on_exit(fn -> System.put_env("PATH", path) end)
+      System.put_env("PATH", empty)
+
+      assert Peers.start([:mlx, :mlx_lm], %{device: :cpu}, @folder) ==
+               {%{}, ["without Python MLX: there is no python3", "without mlx-lm: there is no python3"]}
+    end
+  end
+
+  describe "text generation" do
+    # Stands for a program: a function of a command and its words.
+    defmodule Played do
+      use GenServer
+
+      def peer(name, answer) do
+        {:ok, owner} = GenServer.start_link(__MODULE__, answer)
+        %Peer{name: name, owner: owner}
+      end
+
+      @impl true
+      def init(answer), do: {:ok, answer}
+
+      @impl true
+      def handle_call(line, _from, answer) do
+        [command | words] = line |> String.split() |> Enum.map(&URI.decode_www_form/1)
+        {:reply, answer.(command, words), answer}
+      end
+    end
+
+    # Bumblebee, whose case is named by its options; `texts` are the tokens of a case.
+    defp bumblebee(texts) do
+      Played.peer("Bumblebee", fn
+        "define", words -> {:ok, [Enum.join(words, " ")]}
+        "sample", [options] -> texts.(options)
+        "time", _ -> {:ok, ["49500.0", "12000.0"]}
+        "drop", _ -> {:ok, []}
+      end)
+    end
+
+    # mlx-lm, which generates 1, 2, 3, and takes 9 for a token that is far off and 8 for one that is nearly as good.
+    defp mlx_lm do
+      Played.peer("mlx-lm", fn
+        "define", words ->
+          {:ok, [Enum.join(words, " ")]}
+
+        "sample", ["below " <> options] ->
+          {:ok, Enum.map(ids(options), &%{"8" => "0.01", "9" => "3.5"}[&1]) |> Enum.map(&(&1 || "0.0"))}
+
+        "sample", _ ->
+          {:ok, ~w(1 2 3)}
+
+        "time", _ ->
+          {:ok, ["81000.0", "6000.0"]}
+
+        "drop", _ ->
+          {:ok, []}
+      end)
+    end
+
+    defp ids(options), do: Regex.run(~r/ids=(\S+)/, options) |> Enum.at(1) |> String.split(",")
+
+    defp context(folder, peers),
+      do: %{device: :cpu, quick?: true, full?: false, temporary: folder, peers: peers}
+
+    defp group(context, name) do
+      {^name, make} = List.keyfind(Parts.Generation.groups(context), name, 0)
+      make.()
+    end
+
+    @name "small_qwen3, bf16, 16 bits"
+
+    @tag :tmp_dir
+    test "gives tokens a second and the time to the first token of each way", %{tmp_dir: folder} do
+      group = folder |> context(%{bumblebee: bumblebee(fn _ -> {:ok, ~w(1 2 3)} end), mlx_lm: mlx_lm()}) |> group(@name)
+      assert group.missing == []
+      assert group.notes == ["small Qwen3, bf16: all 3 tokens are mlx-lm's"]
+      figures = Measure.in_turn(group.sides, :bytes, fn -> :ok end, 0)
+      part = Report.part("generation", [{:ok, @name, group, figures}])
+      text = Report.text(part)
+
+      assert text =~
+               ~r/small Qwen3, bf16 +Bumblebee rewritten +400 tokens\/s +mlx-lm +200 tokens\/s +0\.500 .*2\.00 times as fast/
+
+      assert text =~ ~r/small Qwen3, bf16 +merge \+ run_ahead +400 tokens\/s/
+      assert text =~ ~r/small Qwen3, bf16, first token +merge +12\.0 ms +mlx-lm +6\.00 ms +2\.00 .*2\.00 times as slow/
+      assert text =~ ~r/Bumblebee as it is +400 tokens\/s +1\.00/
+      assert text =~ "\nsmall Qwen3, bf16: all 3 tokens"
+
+      json = Report.json(%{date: "", device: :cpu, quick: true, machine: [], load_before: 0, notes: [], parts: [part]})
+      for piece <- [~s("unit": "microseconds a token"), ~s("median": 2.5e3), "all 3 tokens"], do: assert(json =~ piece)
+
+      {_, texts} = part |> Report.chart(%{device: :cpu, date: "2026-11-23T04:00:00Z"}) |> xml()
+      for text <- ["400 tokens/s", "12.0 ms", "small Qwen3, bf16, merge"], do: assert(text in texts)
+      assert group.tidy.()
+    end
+
+    @tag :tmp_dir
+    test "a way that computes something else is not timed, one that rounds in another way is", %{tmp_dir: folder} do
+      texts = fn options ->
+        cond do
+          options =~ "run_ahead=8" -> {:error, "says: it broke"}
+          options =~ "merge=true" -> {:ok, ~w(1 9 3)}
+          true -> {:ok, ~w(1 2 8)}
+        end
+      end
+
+      peers = %{bumblebee: bumblebee(texts), mlx_lm: mlx_lm()}
+      group = folder |> context(peers) |> group(@name)
+      assert Enum.map(group.sides, &elem(&1, 0)) == ["Bumblebee rewritten", "Bumblebee as it is", "mlx-lm"]
+
+      assert ["merge + run_ahead: Bumblebee says: it broke", merge] = group.missing
+      assert merge == "merge computes something else: token 2 is 3.50 σ below the best in f32"
+
+      assert ("small Qwen3, bf16, Bumblebee rewritten, Bumblebee as it is: the first 2 of 3 tokens are mlx-lm's; f32 takes 2, and the " <>
+                "worst is 0.0100 σ below its best (of mlx-lm's 3, 0 σ)") in group.notes
+
+      # In f32 that is no rounding.
+      group = folder |> context(peers) |> group("small_qwen3, f32, 16 bits")
+      assert Enum.map(group.sides, &elem(&1, 0)) == ["mlx-lm"]
+    end
+
+    @tag :tmp_dir
+    test "what is not there is said, and the rest is measured", %{tmp_dir: folder} do
+      group = folder |> context(%{bumblebee: bumblebee(fn _ -> {:ok, ~w(1 2 3)} end)}) |> group(@name)
+      assert length(group.sides) == 4
+
+      assert group.notes == [
+               "small Qwen3, bf16: the first 3 of 3 tokens are the same in 4 ways, and mlx-lm is not there"
+             ]
+
+      assert Parts.Generation.groups(context(folder, %{mlx_lm: mlx_lm()})) == []
+      assert Report.text(Report.part("generation", [])) == "generation: nothing to show"
+    end
+
+    test "is of full shapes on the GPU, and on the CPU if asked" do
+      names = fn context -> for {name, _} <- Parts.Generation.groups(context), do: name end
+      context = %{context("", %{bumblebee: nil}) | quick?: false}
+      assert "qwen3, bf16, 4 bits" in names.(%{context | device: :gpu})
+      assert "llama, f32, 4 bits" in names.(%{context | full?: true})
+      assert "small_llama, f32, 4 bits" in names.(context)
+    end
+
+    @tag :tmp_dir
+    test "has checkpoints as Hugging Face's", %{tmp_dir: folder} do
+      for {name, own?} <- [small_qwen3: true, small_llama: false] do
+        checkpoint = Checkpoint.text(folder, name, :cpu)
+        arrays = EMLX.Safetensors.load(checkpoint.file)
+        assert is_map_key(arrays, "model.layers.0.self_attn.q_norm.weight") == own?
+        # The head's weights are the embedding's.
+        refute is_map_key(arrays, "lm_head.weight")
+        {heads, size} = {checkpoint.kv_heads * checkpoint.head_size, checkpoint.size}
+        assert EMLX.Array.shape(arrays["model.layers.1.self_attn.k_proj.weight"]) == {heads, size}
+        assert Enum.uniq(for {_, array} <- arrays, do: EMLX.Array.dtype(array)) == [:bf16]
+        config = File.read!(Path.join(checkpoint.folder, "config.json"))
+        assert config =~ ~s("tie_word_embeddings": true)
+        assert config =~ ~s("rope_type": "llama3") == not own?
+      end
     end
   end
 
