@@ -1,4 +1,4 @@
-//! Cargo's build script of the NIF crate: how the NIF is linked, so that it finds libmlx beside it, and the one file of C++.
+//! Cargo's build script of the NIF crate: how the NIF is linked, so that it finds libmlx beside it, and what is in C++.
 
 use std::env;
 
@@ -20,7 +20,7 @@ fn main() {
     }
 }
 
-/// cpp/kernel.cpp, with the compiler and against the headers that `tools/prepare` names; `cfg(emlx_kernels)` says that it is there.
+/// cpp/, with the compiler and against the headers that `tools/prepare` names; `cfg(emlx_kernels)` says that it is there.
 fn build_kernel_nodes() {
     let key = |name: &str| {
         println!("cargo:rerun-if-env-changed={name}");
@@ -40,6 +40,7 @@ fn build_kernel_nodes() {
         // mlx-sys links it.
         .cpp_link_stdlib(None)
         .file("cpp/kernel.cpp")
+        .file("cpp/stream.cpp")
         .compile("emlx_kernel_node");
     println!("cargo:rustc-cfg=emlx_kernels");
 }

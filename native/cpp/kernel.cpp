@@ -1,6 +1,6 @@
 // Operations of MLX's graph whose kernel is this crate's: a function in Rust (src/kernels/) on the CPU, a text in CUDA's C++ (src/op/cuda/)
 // on the GPU. Built by build.rs where there is no Accelerate; called through src/mlx.rs alone. MLX has no C interface for operations
-// of one's own, so this is the one file of C++.
+// of one's own, hence C++.
 
 #include <cstdint>
 #include <exception>

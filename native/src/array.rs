@@ -400,14 +400,29 @@ pub struct BinaryTerm(pub ResourceArc<Buffer>, pub &'static [u8]);
 
 impl BinaryTerm {
     pub fn new(buffer: Buffer) -> Result<BinaryTerm> {
-        let bytes = {
-            let _lock = mlx::graph_lock();
-            // SAFETY: computed by the caller's word; the slice lives as long as the resource beside it.
-            unsafe { mlx::bytes(&buffer.0) }
-        };
+        Self::submitted(buffer, &mlx::graph_lock())
+    }
+
+    /// The same for one that has been submitted, to be read when it is computed.
+    pub fn submitted(buffer: Buffer, _lock: &mlx::GraphLock) -> Result<BinaryTerm> {
+        // SAFETY: computed before it is read, by the caller's word; the slice lives as long as the resource beside it.
+        let bytes = unsafe { mlx::bytes(&buffer.0) };
         let bytes = bytes.ok_or_else(|| Error::invalid("the array is not laid out in rows"))?;
         Ok(BinaryTerm(ResourceArc::new(buffer), bytes))
     }
+}
+
+/// Whether the CPU has computed these arrays and none of them can have failed: waiting for them then takes no queue.
+pub fn are_there(arrays: &[ResourceArc<Handle>]) -> bool {
+    let is_on_cpu = |array: &ResourceArc<Handle>| array.device == Device::Cpu;
+    if !arrays.iter().all(is_on_cpu) || !outcomes_of(arrays.iter().map(|a| &**a)).is_empty() {
+        return false;
+    }
+    mlx::try_graph_lock().is_some_and(|lock| {
+        arrays
+            .iter()
+            .all(|array| mlx::is_available(array.array(), &lock))
+    })
 }
 
 /// The array's bytes where they are already computed, in rows and in the CPU's memory: reading them then takes no queue.

@@ -13,6 +13,7 @@ mod mlx;
 #[cfg(test)]
 mod no_vm;
 mod op;
+mod pace;
 mod program;
 mod queue;
 mod weight;
@@ -398,7 +399,7 @@ fn apply_op(op: Term, inputs: Term, target: Term) -> Result<Applied> {
 }
 
 /// Submits arrays for whose computation nobody waits. Whether the caller should let the queue catch up.
-fn is_behind(arrays: &[ResourceArc<Handle>], target: &Shared) -> Result<bool> {
+fn is_behind(arrays: &[ResourceArc<Handle>], target: &Arc<Shared>) -> Result<bool> {
     arrays.iter().for_each(|array| array.mark_submitted());
     let job = Job::Eval {
         arrays: arrays.to_vec(),
@@ -601,12 +602,36 @@ impl Encoder for Queued {
     }
 }
 
-/// Submits arrays. With a tag, `{tag, {:ok, :ok} | {:error, map}}` follows once they are computed.
+/// The value at once, or later.
+enum Awaited<T> {
+    Now(T),
+    Later(Queued),
+}
+
+impl<T: Encoder> Encoder for Awaited<T> {
+    fn encode<'a>(&self, env: Env<'a>) -> Term<'a> {
+        match self {
+            Awaited::Now(value) => value.encode(env),
+            Awaited::Later(queued) => queued.encode(env),
+        }
+    }
+}
+
+/// Submits arrays. With a tag, `{tag, {:ok, :ok} | {:error, map}}` follows once they are computed, unless they are already: then `:ok`.
 #[rustler::nif]
-fn eval<'a>(env: Env<'a>, arrays: Term<'a>, target: Term<'a>, tag: Term<'a>) -> Answer<Queued> {
+fn eval<'a>(
+    env: Env<'a>,
+    arrays: Term<'a>,
+    target: Term<'a>,
+    tag: Term<'a>,
+) -> Answer<Awaited<Done>> {
     Answer(guard("eval", || {
         let arrays = decode_arrays(arrays)?;
         let target = decode_target(target, 1, handles(&arrays))?;
+        target.require_open()?;
+        if array::are_there(&arrays) {
+            return Ok(Awaited::Now(Done));
+        }
         arrays.iter().for_each(|array| array.mark_submitted());
         let reply = if tag.is_atom() {
             None
@@ -615,38 +640,28 @@ fn eval<'a>(env: Env<'a>, arrays: Term<'a>, target: Term<'a>, tag: Term<'a>) -> 
         };
         let queued = Queued::new(&target, handles(&arrays));
         target.push(Job::Eval { arrays, reply })?;
-        Ok(queued)
+        Ok(Awaited::Later(queued))
     }))
-}
-
-/// The bytes at once, or later.
-enum Bytes {
-    Now(BinaryTerm),
-    Later(Queued),
-}
-
-impl Encoder for Bytes {
-    fn encode<'a>(&self, env: Env<'a>) -> Term<'a> {
-        match self {
-            Bytes::Now(binary) => binary.encode(env),
-            Bytes::Later(queued) => queued.encode(env),
-        }
-    }
 }
 
 /// The binary where it can be had at once; else what was queued, and `{tag, {:ok, binary} | {:error, map}}` follows.
 #[rustler::nif]
-fn read<'a>(env: Env<'a>, array: Term<'a>, target: Term<'a>, tag: Term<'a>) -> Answer<Bytes> {
+fn read<'a>(
+    env: Env<'a>,
+    array: Term<'a>,
+    target: Term<'a>,
+    tag: Term<'a>,
+) -> Answer<Awaited<BinaryTerm>> {
     Answer(guard("to_binary", || {
         let array = decode_valued(array, 0)?;
         if let Some(binary) = array::read_now(&array)? {
-            return Ok(Bytes::Now(binary));
+            return Ok(Awaited::Now(binary));
         }
         let target = decode_target(target, 1, [&*array])?;
         let reply = Reply::new(env.pid(), tag);
         let queued = Queued::new(&target, [&*array]);
         target.push(Job::Read { array, reply })?;
-        Ok(Bytes::Later(queued))
+        Ok(Awaited::Later(queued))
     }))
 }
 

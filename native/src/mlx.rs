@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 use std::cell::{Cell, RefCell};
 use std::ffi::{c_char, c_int, c_void, CStr, CString};
+use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError, TryLockError};
 
@@ -510,6 +511,125 @@ pub fn async_eval(arrays: &[&Array], _lock: &GraphLock) -> Result<()> {
     check(unsafe { sys::mlx_async_eval(vector.0) })
 }
 
+/// What is done on a CPU stream's thread; it is told of the stream's failure where that is asked for.
+pub type Task = Box<dyn FnOnce(Result<()>) + Send>;
+
+/// Whether tasks of ours can be put on the CPU's streams. Not beside CUDA, whose events the CPU's streams call too.
+pub fn has_tasks() -> bool {
+    cfg!(emlx_kernels) && !Device::Gpu.is_available()
+}
+
+/// The core that the calling thread is on; 0 where the system does not tell.
+pub fn core() -> usize {
+    #[cfg(target_os = "linux")]
+    // SAFETY: no preconditions.
+    return usize::try_from(unsafe { libc::sched_getcpu() }).unwrap_or(0);
+    #[cfg(not(target_os = "linux"))]
+    0
+}
+
+/// Has a CPU stream's thread do `task` after all that was submitted to it before. With `ask` it asks for the first failure since
+/// somebody asked last, as [`Stream::synchronize`] does. The thread must not wait there for the graph's lock: who has that may wait for it.
+pub fn then(stream: &Stream, ask: bool, task: Task) {
+    #[cfg(emlx_kernels)]
+    {
+        extern "C" {
+            fn emlx_stream_task(
+                stream: sys::mlx_stream,
+                ask: bool,
+                run: unsafe extern "C" fn(*mut c_void, *const c_char),
+                payload: *mut c_void,
+            ) -> c_int;
+        }
+
+        unsafe extern "C" fn run(payload: *mut c_void, failure: *const c_char) {
+            // SAFETY: the box of below, once; the text lives through the call.
+            let (task, result) = unsafe {
+                let result = match failure.is_null() {
+                    true => Ok(()),
+                    false => {
+                        let text = CStr::from_ptr(failure).to_string_lossy().into_owned();
+                        Err(Reason::of_mlx(text, memory_figures).into())
+                    }
+                };
+                (*Box::from_raw(payload.cast::<Task>()), result)
+            };
+            // A panic is nobody's here, and must not go on through C++.
+            let _ = catch_unwind(AssertUnwindSafe(|| task(result)));
+        }
+
+        let payload = Box::into_raw(Box::new(task));
+        // SAFETY: the stream is live; the box is freed by whoever calls the task, which is one of the two.
+        let status = unsafe { emlx_stream_task(stream.0, ask, run, payload.cast()) };
+        if let Err(error) = check(status) {
+            let task = unsafe { Box::from_raw(payload) };
+            task(Err(error));
+        }
+    }
+    #[cfg(not(emlx_kernels))]
+    {
+        let _ = ask;
+        task(stream.synchronize());
+    }
+}
+
+/// Whether a small graph of this many bytes can be submitted without MLX having the caller wait for other work.
+pub fn takes_more(bytes: usize) -> bool {
+    let room = || {
+        let used = active_memory()?.saturating_add(bytes);
+        Ok::<bool, Error>(used < memory_limit()?)
+    };
+    active_tasks() <= MAX_ACTIVE_TASKS / 3 && room().unwrap_or(false)
+}
+
+/// Groups of tasks that are under way on all streams. Whoever submits more than [`MAX_ACTIVE_TASKS`] waits in MLX.
+pub fn active_tasks() -> usize {
+    #[cfg(emlx_kernels)]
+    {
+        extern "C" {
+            fn emlx_active_tasks() -> c_int;
+        }
+        // SAFETY: no preconditions.
+        unsafe { emlx_active_tasks() }.max(0) as usize
+    }
+    #[cfg(not(emlx_kernels))]
+    0
+}
+
+/// MLX's constant of that name.
+pub const MAX_ACTIVE_TASKS: usize = 10;
+
+/// Whether computing these arrays takes at most `most` nodes of together at most `bytes`, all of them on one stream.
+pub fn is_small(
+    arrays: &[&Array],
+    stream: &Stream,
+    most: usize,
+    bytes: usize,
+    _lock: &GraphLock,
+) -> bool {
+    #[cfg(emlx_kernels)]
+    {
+        extern "C" {
+            fn emlx_is_small(
+                arrays: *const sys::mlx_array,
+                count: usize,
+                stream: sys::mlx_stream,
+                most: usize,
+                bytes: usize,
+            ) -> bool;
+        }
+        let handles: SmallVec<[sys::mlx_array; 4]> =
+            arrays.iter().map(|array| array.as_ptr()).collect();
+        // SAFETY: the handles are live, and nobody changes the graph meanwhile.
+        unsafe { emlx_is_small(handles.as_ptr(), handles.len(), stream.0, most, bytes) }
+    }
+    #[cfg(not(emlx_kernels))]
+    {
+        let _ = (arrays, stream, most, bytes);
+        false
+    }
+}
+
 /// Waits for one array. Only for an array that no other thread has a handle of.
 pub fn wait(array: &Array) -> Result<()> {
     // SAFETY: the array is live and, by the caller's word, not shared.
@@ -524,6 +644,13 @@ pub fn is_available(array: &Array, _lock: &GraphLock) -> bool {
     status == 0 && available
 }
 
+/// Whether the elements of an array that has been submitted lie in row-major order without gaps.
+pub fn is_in_rows(array: &Array) -> bool {
+    let mut in_rows = false;
+    // SAFETY: the array is live.
+    unsafe { sys::_mlx_array_is_row_contiguous(&mut in_rows, array.as_ptr()) == 0 && in_rows }
+}
+
 /// The array's bytes in row-major order, or None where they are laid out otherwise.
 ///
 /// # Safety
@@ -533,12 +660,10 @@ pub unsafe fn bytes<'a>(array: &Array) -> Option<&'a [u8]> {
     if size == 0 {
         return Some(&[]);
     }
-    let mut row_contiguous = false;
-    let raw = array.as_ptr();
-    if sys::_mlx_array_is_row_contiguous(&mut row_contiguous, raw) != 0 || !row_contiguous {
+    if !is_in_rows(array) {
         return None;
     }
-    let data = sys::mlx_array_data_uint8(raw);
+    let data = sys::mlx_array_data_uint8(array.as_ptr());
     if data.is_null() {
         return None;
     }

@@ -4,20 +4,31 @@ use crate::array::{check_outcomes, outcomes_of, ArrayTerm, BinaryTerm, Buffer, H
 use crate::device::Device;
 use crate::error::{Error, Reason, Result};
 use crate::file;
-use crate::mlx::{self, Stream};
+use crate::mlx::{self, GraphLock, Stream};
 use crate::op::take_crossed;
+use crate::pace::Pace;
 use crate::program::run::{Pause, Run, Suspended};
 use crate::program::{self, Program};
 use mlx_rs::Array;
 use rustler::{Encoder, Env, LocalPid, OwnedEnv, Resource, ResourceArc, Term};
+use smallvec::SmallVec;
 use std::collections::VecDeque;
 use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::slice;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{
+    Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard,
+    RwLockWriteGuard, TryLockError,
+};
 use std::time::Duration;
 
 /// Jobs that nobody waits for which a queue accepts before it makes their callers wait.
 const MAX_BACKLOG: usize = 16;
+
+/// Nodes that a caller submits itself, a scheduler of the VM's: at 2 to 4 µs each, and so few that MLX does not have it wait.
+const MAX_AT_ONCE: usize = 32;
+/// Bytes that these nodes may take.
+const MAX_BYTES_AT_ONCE: usize = 4 << 20;
 
 /// Whom to answer, and with which tag.
 pub struct Reply {
@@ -146,6 +157,8 @@ impl Job {
 
 struct State {
     jobs: VecDeque<Job>,
+    /// Whether the thread is at a job.
+    is_working: bool,
     closed: bool,
 }
 
@@ -154,6 +167,9 @@ pub struct Shared {
     wake: Condvar,
     pub device: Device,
     pub stream: Stream,
+    pace: Pace,
+    /// Jobs that have been submitted and are to end on the stream's own thread.
+    unfinished: AtomicUsize,
 }
 
 /// The BEAM's reference to a queue. When the last one goes, the queue closes.
@@ -199,11 +215,14 @@ impl Shared {
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
                 jobs: VecDeque::new(),
+                is_working: false,
                 closed: false,
             }),
             wake: Condvar::new(),
             device,
             stream,
+            pace: Pace::default(),
+            unfinished: AtomicUsize::new(0),
         });
         shared.start_thread()?;
         Ok(shared)
@@ -236,21 +255,38 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a job. A closed queue refuses; then no message follows.
-    pub fn push(&self, job: Job) -> Result<Pushed> {
+    /// Adds a job, or does it at once. A closed queue refuses; then no message follows.
+    pub fn push(self: &Arc<Self>, job: Job) -> Result<Pushed> {
         let mut state = self.state();
-        if state.closed {
-            return Err(Reason::QueueClosed.into());
+        let ahead = state.jobs.len() + self.unfinished.load(Ordering::Relaxed);
+        let pushed = match !job.is_awaited() && ahead >= MAX_BACKLOG {
+            true => Pushed::Behind,
+            false => Pushed::Accepted,
+        };
+        let mut job = Some(job);
+        if state.jobs.is_empty() && !state.is_working && !state.closed {
+            // Nothing is before it that the thread would have to do.
+            drop(state);
+            self.do_at_once(&mut job);
+            state = self.state();
         }
-        let behind = !job.is_awaited() && state.jobs.len() >= MAX_BACKLOG;
-        state.jobs.push_back(job);
-        drop(state);
-        self.wake.notify_one();
-        Ok(if behind {
-            Pushed::Behind
-        } else {
-            Pushed::Accepted
-        })
+        if let Some(job) = job {
+            if state.closed {
+                return Err(Reason::QueueClosed.into());
+            }
+            state.jobs.push_back(job);
+            drop(state);
+            self.wake.notify_one();
+        }
+        Ok(pushed)
+    }
+
+    /// An error where the queue is closed.
+    pub fn require_open(&self) -> Result<()> {
+        match self.state().closed {
+            true => Err(Reason::QueueClosed.into()),
+            false => Ok(()),
+        }
     }
 
     pub fn close(&self) {
@@ -264,6 +300,7 @@ impl Shared {
         loop {
             let job = {
                 let mut state = self.state();
+                state.is_working = false;
                 loop {
                     if state.closed {
                         let left = std::mem::take(&mut state.jobs);
@@ -275,6 +312,7 @@ impl Shared {
                         return;
                     }
                     if let Some(job) = state.jobs.pop_front() {
+                        state.is_working = true;
                         break job;
                     }
                     state = self
@@ -295,19 +333,11 @@ impl Shared {
 
     fn run(self: &Arc<Self>, job: Job) {
         match job {
-            Job::Eval { arrays, reply } => {
-                let outcomes = outcomes_of(arrays.iter().map(|array| &**array));
-                let streams = self.streams_of(&arrays);
-                let result = guard("eval", || {
-                    let refs: Vec<&Array> = arrays.iter().map(|array| array.array()).collect();
-                    let submitted = self.submit(&refs, &outcomes)?;
-                    self.finish(submitted, &refs, &streams, &outcomes, reply.is_some())
-                });
-                if let Some(reply) = reply {
-                    reply.send(result.map(|()| Done));
-                }
-            }
-            Job::Read { array, reply } => reply.send(guard("to_binary", || self.read(&array))),
+            Job::Eval { arrays, reply } => self.eval(arrays, reply),
+            Job::Read { array, reply } => match self.first_of(slice::from_ref(&array)) {
+                Some(_first) => self.read_then(&array, reply, mlx::graph_lock()),
+                None => reply.send(guard("to_binary", || self.read(&array))),
+            },
             Job::Pin { array, reply } => {
                 let pin = || array.pin(self.computed_rows(&array)?);
                 reply.send(guard("to_pointer", pin));
@@ -343,6 +373,143 @@ impl Shared {
         }
     }
 
+    fn eval(self: &Arc<Self>, arrays: Vec<ResourceArc<Handle>>, reply: Option<Reply>) {
+        if let Some(_first) = self.first_of(&arrays) {
+            return self.eval_then(arrays, reply, mlx::graph_lock());
+        }
+        let outcomes = outcomes_of(arrays.iter().map(|array| &**array));
+        let streams = self.streams_of(&arrays);
+        let result = guard("eval", || {
+            let refs: Vec<&Array> = arrays.iter().map(|array| array.array()).collect();
+            let submitted = self.submit(&refs, &outcomes)?;
+            self.finish(submitted, &refs, &streams, &outcomes, reply.is_some())
+        });
+        if let Some(reply) = reply {
+            reply.send(result.map(|()| Done));
+        }
+    }
+
+    // ---- what ends on the stream's thread ----
+
+    /// Does a job where it is small, from the thread that brings it. It is taken then.
+    fn do_at_once(self: &Arc<Self>, job: &mut Option<Job>) {
+        let arrays = match job {
+            Some(Job::Eval { arrays, .. }) => arrays.as_slice(),
+            Some(Job::Read { array, .. }) => slice::from_ref(array),
+            _ => return,
+        };
+        let Some(_first) = self.first_of(arrays) else {
+            return;
+        };
+        // A scheduler waits for nobody.
+        let Some(lock) = mlx::try_graph_lock() else {
+            return;
+        };
+        let refs: SmallVec<[&Array; 4]> = arrays.iter().map(|array| array.array()).collect();
+        if !mlx::is_small(&refs, &self.stream, MAX_AT_ONCE, MAX_BYTES_AT_ONCE, &lock)
+            || !mlx::takes_more(MAX_BYTES_AT_ONCE)
+            || self.device.enter(&self.stream).is_err()
+        {
+            return;
+        }
+        drop(refs);
+        match job.take() {
+            Some(Job::Eval { arrays, reply }) => self.eval_then(arrays, reply, lock),
+            Some(Job::Read { array, reply }) => self.read_then(&array, reply, lock),
+            other => *job = other,
+        }
+    }
+
+    /// Whether what becomes of these arrays can be told by the stream's thread: they are this stream's own and cannot fail late, and as long
+    /// as the result lives nothing is submitted that can. A stream tells of a failure once, whoever asks.
+    fn first_of(&self, arrays: &[ResourceArc<Handle>]) -> Option<RwLockReadGuard<'static, ()>> {
+        let is_own = |array: &ResourceArc<Handle>| array.stream.is_same(&self.stream);
+        let can_tell = self.device == Device::Cpu
+            && mlx::has_tasks()
+            && arrays.iter().all(is_own)
+            && outcomes_of(arrays.iter().map(|array| &**array)).is_empty();
+        match LATE.try_read() {
+            _ if !can_tell => None,
+            Ok(guard) => Some(guard),
+            Err(TryLockError::Poisoned(guard)) => Some(guard.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    fn eval_then(
+        self: &Arc<Self>,
+        arrays: Vec<ResourceArc<Handle>>,
+        reply: Option<Reply>,
+        lock: GraphLock,
+    ) {
+        let held = arrays.clone();
+        let refs: SmallVec<[&Array; 4]> = arrays.iter().map(|array| array.array()).collect();
+        let submit = |lock: &GraphLock| mlx::async_eval(&refs, lock);
+        let then = move |result: Result<()>| {
+            // MLX's tasks do not keep the results that they write.
+            drop(held);
+            if let Some(reply) = reply {
+                reply.send(result.map(|()| Done));
+            }
+        };
+        if let Err((error, then)) = self.submit_then("eval", lock, submit, then) {
+            self.tell(error, then);
+        }
+    }
+
+    fn read_then(self: &Arc<Self>, array: &Handle, reply: Reply, lock: GraphLock) {
+        array.mark_submitted();
+        let submit = |lock: &GraphLock| {
+            let mut rows = mlx::share(array.array())?;
+            mlx::async_eval(&[&rows], lock)?;
+            // How its elements lie is known once it is submitted.
+            if !mlx::is_in_rows(&rows) {
+                rows = mlx::contiguous(&rows, false, &self.stream)?;
+                mlx::async_eval(&[&rows], lock)?;
+            }
+            BinaryTerm::submitted(Buffer::new(rows), lock)
+        };
+        let then = move |result: Result<BinaryTerm>| reply.send(result);
+        if let Err((error, then)) = self.submit_then("to_binary", lock, submit, then) {
+            self.tell(error, then);
+        }
+    }
+
+    /// Has the stream's thread say that something was not submitted: the VM's own threads cannot send as other threads do.
+    fn tell<T>(&self, error: Error, then: impl FnOnce(Result<T>) + Send + 'static) {
+        mlx::then(&self.stream, false, Box::new(move |_| then(Err(error))));
+    }
+
+    /// Calls `submit`; once all of it is computed the stream's thread calls `then`. An error of `submit` comes back with it.
+    fn submit_then<T: Send + 'static, F: FnOnce(Result<T>) + Send + 'static>(
+        self: &Arc<Self>,
+        op: &'static str,
+        lock: GraphLock,
+        submit: impl FnOnce(&GraphLock) -> Result<T>,
+        then: F,
+    ) -> std::result::Result<(), (Error, F)> {
+        let submitting = self.pace.begin(&lock);
+        let value = match guard(op, || submit(&lock)) {
+            Ok(value) => value,
+            Err(error) => {
+                make_room(&error);
+                return Err((error, then));
+            }
+        };
+        self.unfinished.fetch_add(1, Ordering::Relaxed);
+        let (shared, turn) = (self.clone(), submitting.turn());
+        let task = move |result: Result<()>| {
+            let _ = guard(op, || {
+                then(result.map(|()| value).map_err(|error| error.of(op)));
+                Ok(())
+            });
+            shared.unfinished.fetch_sub(1, Ordering::Relaxed);
+            shared.pace.linger(turn);
+        };
+        mlx::then(&self.stream, true, Box::new(task));
+        Ok(())
+    }
+
     fn go_on(self: &Arc<Self>, mut run: Box<Run>) {
         match guard("run", || run.advance(self)) {
             Ok(Pause::Finished(outputs)) => self.end(*run, outputs),
@@ -360,15 +527,21 @@ impl Shared {
     }
 
     /// Submits a run's outputs, answers, and sees what becomes of them.
-    fn end(&self, mut run: Run, outputs: Vec<ResourceArc<Handle>>) {
+    fn end(self: &Arc<Self>, mut run: Run, outputs: Vec<ResourceArc<Handle>>) {
         let refs: Vec<&Array> = outputs.iter().map(|output| output.array()).collect();
         let outcomes = run.outcomes.clone();
-        let submitted = guard("run", || self.submit(&refs, &outcomes));
         let Some(reply) = run.take_reply() else {
             return;
         };
         let terms: Vec<ArrayTerm> = outputs.iter().cloned().map(ArrayTerm).collect();
-        let submitted = match submitted {
+        if let Some(_first) = self.first_of(&outputs) {
+            let held = outputs.clone();
+            let submit = |lock: &GraphLock| mlx::async_eval(&refs, lock);
+            let then = move |_: Result<()>| drop(held);
+            let submitted = self.submit_then("run", mlx::graph_lock(), submit, then);
+            return reply.send(submitted.map(|()| terms).map_err(|(error, _)| error));
+        }
+        let submitted = match guard("run", || self.submit(&refs, &outcomes)) {
             Ok(submitted) => submitted,
             // The failure is in the outcomes, and is their readers' whether it is met now or later.
             Err(error) if !outcomes.is_empty() => {
@@ -481,15 +654,13 @@ impl Shared {
         let submitted = Submitted::of(outcomes);
         let result = self.compute_crossed(outcomes).and_then(|()| {
             let lock = mlx::graph_lock();
+            let _submitting = self.pace.begin(&lock);
             mlx::async_eval(arrays, &lock)
         });
         let Err(error) = result else {
             return Ok(submitted);
         };
-        if matches!(*error.reason, Reason::NoMemory { .. }) {
-            // What is kept for reuse may be of sizes that nothing fits.
-            let _ = mlx::clear_cache();
-        }
+        make_room(&error);
         // A long graph can meet its own failure while the rest of it is still being submitted. What the stream kept is taken
         // along, so that the next job does not find it.
         for outcome in outcomes {
@@ -612,15 +783,24 @@ impl Drop for Asked {
     }
 }
 
+/// Written while a graph that can fail late is under way.
+static LATE: RwLock<()> = RwLock::new(());
+
 /// A graph that has been submitted and not yet asked for its outcome. Those that can fail late go one at a time, over all queues:
 /// they may share a stream, and a stream tells of a failure once, whoever asks.
-struct Submitted(#[allow(dead_code)] Option<MutexGuard<'static, ()>>);
+struct Submitted(#[allow(dead_code)] Option<RwLockWriteGuard<'static, ()>>);
 
 impl Submitted {
     fn of(outcomes: &Outcomes) -> Submitted {
-        static ONE: Mutex<()> = Mutex::new(());
-        let lock = || ONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let lock = || LATE.write().unwrap_or_else(PoisonError::into_inner);
         Submitted((!outcomes.is_empty()).then(lock))
+    }
+}
+
+/// What is kept for reuse may be of sizes that nothing fits.
+fn make_room(error: &Error) {
+    if matches!(*error.reason, Reason::NoMemory { .. }) {
+        let _ = mlx::clear_cache();
     }
 }
 

@@ -85,6 +85,91 @@ defmodule EMLX.QueueTest do
     end
   end
 
+  describe "small graphs, which their callers submit" do
+    # MLX refuses this length when it is submitted.
+    defp refused, do: Ops.run({:hadamard_transform, %{scale: 1.0}}, [Ops.ones({17}, :f32)])
+
+    test "that cannot be submitted are errors of whoever waits, and the next ones are computed" do
+      for queue <- [nil, Queue.start()], _ <- 1..20 do
+        run = fn ->
+          EMLX.async_eval(refused())
+          assert %Error{op: "eval"} = assert_raise(Error, ~r/hadamard/, fn -> EMLX.eval(refused()) end)
+          assert %Error{op: "to_binary"} = assert_raise(Error, ~r/hadamard/, fn -> Array.to_binary(refused()) end)
+          assert Array.to_list(Ops.add(Array.scalar(1, :s64), 2)) == 3
+        end
+
+        if queue, do: Queue.with(queue, run), else: run.()
+      end
+    end
+
+    test "give rows, however their elements lie" do
+      for _ <- 1..50 do
+        a = Array.from_list([[0, 1, 2], [3, 4, 5]], :s32)
+        assert Array.to_list(Ops.transpose(a)) == [[0, 3], [1, 4], [2, 5]]
+        assert Array.to_list(Ops.broadcast_to(Array.scalar(7, :s32), {2, 2})) == [[7, 7], [7, 7]]
+        assert Array.to_list(Ops.zeros({0, 3}, :f32)) == []
+      end
+    end
+
+    test "come behind what their queue was given before" do
+      queue = Queue.start()
+
+      for _ <- 1..20 do
+        # Too large for its caller, and what depends on it.
+        last = Enum.reduce(1..500, Array.scalar(0, :s64), fn _, sum -> Ops.add(sum, 1) end)
+        EMLX.async_eval(last, queue: queue)
+        assert Array.to_list(Ops.add(last, 1)) == 501
+        assert Queue.with(queue, fn -> Array.to_list(Ops.add(last, 2)) end) == 502
+      end
+    end
+
+    test "of a process that is killed meanwhile hold nobody up" do
+      for _ <- 1..200 do
+        pid = spawn(fn -> for(_ <- 1..10, do: EMLX.eval(work(3))) end)
+        Process.exit(pid, :kill)
+      end
+
+      assert Array.to_list(work(2)) == answer(2)
+    end
+
+    test "are told apart from computations that fail late" do
+      queues = [nil, Queue.start()]
+      singular = Ops.zeros({2, 2}, :f32)
+
+      results =
+        1..200
+        |> Enum.map(fn i ->
+          Task.async(fn ->
+            opts = if queue = Enum.at(queues, rem(i, 2)), do: [queue: queue], else: []
+
+            if rem(i, 5) == 0 do
+              inverse = Ops.run(:inv, [singular], opts)
+              assert_raise(Error, ~r/Inverse/, fn -> Array.to_binary(inverse, opts) end).kind
+            else
+              Ops.run(:add, [Array.scalar(i, :s32), Array.scalar(1, :s32)], opts) |> Array.to_binary(opts)
+            end
+          end)
+        end)
+        |> Task.await_many(30_000)
+
+      for {result, i} <- Enum.with_index(results, 1),
+          do: assert(result == if(rem(i, 5) == 0, do: :mlx, else: <<i + 1::32-native>>))
+    end
+  end
+
+  test "what is computed is there at once, also on a queue that is at work" do
+    queue = Queue.start()
+    a = EMLX.eval(work(3))
+    heavy = Ops.matmul(Ops.ones({1500, 1500}, :f32), Ops.ones({1500, 1500}, :f32))
+    EMLX.async_eval(heavy, queue: queue)
+    # By the queue both would come after the product.
+    assert EMLX.eval([a], queue: queue) == [a]
+    assert Array.to_binary(a, queue: queue) == <<answer(3)::64-native>>
+    EMLX.eval(heavy)
+    Queue.close(queue)
+    assert_raise Error, fn -> EMLX.eval(a, queue: queue) end
+  end
+
   test "async_eval does not wait, and callers that run far ahead are held back" do
     a = Array.scalar(1, :s64)
 

@@ -1,0 +1,86 @@
+// What MLX's C interface does not have of the CPU's streams: tasks of our own between MLX's, how many tasks are under way, and whether a
+// graph is small. Built by build.rs where cpp/kernel.cpp is; called through src/mlx.rs alone.
+
+#include <cstddef>
+#include <exception>
+#include <vector>
+
+#include "mlx/c/array.h"
+#include "mlx/c/error.h"
+#include "mlx/c/stream.h"
+#include "mlx/array.h"
+#include "mlx/primitives.h"
+#include "mlx/scheduler.h"
+
+namespace core = mlx::core;
+
+// Has the stream's thread call `run`, once, after what was submitted before. With `ask`, the stream is asked for its failure first,
+// which it then forgets: `failure` is its text, null where there is none. 0, or 1 with MLX's error handler called, and then `run` is not.
+extern "C" int emlx_stream_task(
+    const mlx_stream stream,
+    bool ask,
+    void (*run)(void* payload, const char* failure),
+    void* payload) {
+  try {
+    const auto s = *static_cast<const core::Stream*>(stream.ctx);
+    core::scheduler::enqueue(s, [s, ask, run, payload] {
+      if (ask) {
+        try {
+          core::scheduler::check_error(s);
+        } catch (const std::exception& e) {
+          run(payload, e.what());
+          return;
+        }
+      }
+      run(payload, nullptr);
+    });
+    return 0;
+  } catch (const std::exception& e) {
+    mlx_error("%s", e.what());
+    return 1;
+  }
+}
+
+// How many groups of tasks are under way, over all streams. From 11 on, who submits waits.
+extern "C" int emlx_active_tasks() {
+  return core::scheduler::n_active_tasks();
+}
+
+// Whether what is to be computed for these arrays is at most `most` nodes of together at most `bytes`, all of them on the stream.
+extern "C" bool
+emlx_is_small(const mlx_array* arrays, size_t count, const mlx_stream stream, size_t most, size_t bytes) {
+  const auto& s = *static_cast<const core::Stream*>(stream.ctx);
+  std::vector<const core::array*> nodes;
+  nodes.reserve(most);
+  size_t total = 0;
+  const auto add = [&](const core::array& a) {
+    if (a.status() != core::array::Status::unscheduled) {
+      return true;
+    }
+    for (const auto* node : nodes) {
+      if (node->id() == a.id()) {
+        return true;
+      }
+    }
+    total += a.nbytes();
+    // One without a primitive has no value and never will; MLX's submission says so.
+    if (nodes.size() == most || total > bytes || !a.has_primitive() || a.primitive().stream() != s) {
+      return false;
+    }
+    nodes.push_back(&a);
+    return true;
+  };
+  for (size_t i = 0; i < count; ++i) {
+    if (!add(*static_cast<const core::array*>(arrays[i].ctx))) {
+      return false;
+    }
+  }
+  for (size_t i = 0; i < nodes.size(); ++i) {
+    for (const auto& input : nodes[i]->inputs()) {
+      if (!add(input)) {
+        return false;
+      }
+    }
+  }
+  return true;
+}
