@@ -48,6 +48,15 @@ defmodule CpuKernels do
         {"matmul #{type} #{m} × #{k} × #{n}#{if turned, do: " turned"}", fn -> Ops.matmul(a, b) end}
       end
 
+    quantized =
+      for type <- [:f32, :bf16], bits <- [4, 8], m <- [1, 4, 32, 128] do
+        x = numbers([m, 512], type)
+        [w, scales, biases] = Kernels.quantize(numbers([2048, 512], type), bits: bits, group_size: 64)
+        EMLX.eval([w, scales, biases])
+        run = fn -> Kernels.quantized_matmul(x, w, scales, biases, bits: bits, group_size: 64) end
+        {"quantized matmul #{type} #{m} × 512 × 2048, #{bits} bits", run}
+      end
+
     batches =
       for type <- [:f32, :bf16], {batch, m, k, n} <- [{96, 64, 32, 64}, {96, 64, 64, 32}, {16, 1, 64, 512}] do
         {a, b} = {numbers([batch, m, k], type), numbers([batch, k, n], type)}
@@ -68,7 +77,7 @@ defmodule CpuKernels do
 
     asked = List.first(System.argv(), "")
 
-    for {name, _} = one <- List.flatten([elementwise, rows, products, batches, heads]),
+    for {name, _} = one <- List.flatten([elementwise, rows, products, quantized, batches, heads]),
         String.starts_with?(name, asked),
         do: one
   end

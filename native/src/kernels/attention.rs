@@ -2,6 +2,7 @@
 //! never written to memory as a whole. Operands are read through their strides: heads that lie inside rows take no copy.
 
 use super::element::Element;
+use super::few;
 use super::gemm::{self, Matrix};
 use super::node::View;
 use super::pool;
@@ -13,6 +14,12 @@ use std::cell::RefCell;
 
 /// Queries of a block: a multiple of every tile's height.
 const QUERIES: usize = 48;
+/// Queries up to which keys and values are read where they lie; with more, rearranging them pays.
+const FEW_QUERIES: usize = 4;
+/// Rows that such queries make, of all heads that go together.
+const FEW_ROWS: usize = 8;
+/// Multiply-adds from which a second thread pays.
+const WORTH_SHARING: usize = 100_000;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Mask {
@@ -71,17 +78,7 @@ unsafe fn head_body<S: Simd, T: Element>(head: &Head<T>, parts: &[*mut f32; 5]) 
         gemm::multiply::<S>(packed, packed_k, scores, keys, (count, size, seen), false);
         let mut totals = [0f32; QUERIES];
         for (i, total) in totals.iter_mut().enumerate().take(count) {
-            let row = scores.add(i * keys);
-            let own = match head.mask {
-                Mask::Causal => keys - head.queries + first + i + 1,
-                _ => keys,
-            };
-            scale_and_mask::<S, T>(head, first + i, row, own);
-            let most = rows::largest::<S>(row, own);
-            *total = rows::exponents::<S>(row, own, most);
-            for j in own..seen {
-                row.add(j).write(0.0);
-            }
+            *total = weigh::<S, T>(head, first + i, scores.add(i * keys), seen);
         }
         let weights = Matrix {
             data: scores.cast_const(),
@@ -97,6 +94,57 @@ unsafe fn head_body<S: Simd, T: Element>(head: &Head<T>, parts: &[*mut f32; 5]) 
         }
         first += count;
     }
+}
+
+/// Makes weights of a query's scores, not yet divided by their sum, which is the result; 0 for keys that it does not see.
+#[inline(always)]
+unsafe fn weigh<S: Simd, T: Element>(
+    head: &Head<T>,
+    query: usize,
+    row: *mut f32,
+    keys: usize,
+) -> f32 {
+    let own = match head.mask {
+        Mask::Causal => head.keys - head.queries + query + 1,
+        _ => head.keys,
+    };
+    scale_and_mask::<S, T>(head, query, row, own);
+    let most = rows::largest::<S>(row, own);
+    let total = rows::exponents::<S>(row, own, most);
+    for j in own..keys {
+        row.add(j).write(0.0);
+    }
+    total
+}
+
+/// Heads that share keys and values, all of their few queries as rows of one product, keys and values read where they lie.
+#[inline(always)]
+unsafe fn few_body<S: Simd, T: Element>(heads: &[Head<T>], parts: &[*mut f32; 3]) {
+    let [wide, scores, sums] = *parts;
+    let one = &heads[0];
+    let (keys, size, value_size) = (one.keys, one.size, one.value_size);
+    let (query_step, step) = (few::row_size(size), few::row_size(keys));
+    let count = heads.len() * one.queries;
+    for (number, head) in heads.iter().enumerate() {
+        let to = wide.add(number * one.queries * query_step);
+        few::widen_body::<S, T>(head.q, one.queries, size, to);
+    }
+    few::multiply::<S, T>(wide, one.k.turned(), scores, step, (count, size, keys));
+    let mut totals = [0f32; FEW_ROWS];
+    for (i, total) in totals.iter_mut().enumerate().take(count) {
+        let head = &heads[i / one.queries];
+        *total = weigh::<S, T>(head, i % one.queries, scores.add(i * step), step);
+    }
+    few::multiply::<S, T>(scores, one.v, sums, value_size, (count, keys, value_size));
+    for (i, total) in totals.iter().enumerate().take(count) {
+        let head = &heads[i / one.queries];
+        let to = head.out.offset((i % one.queries) as isize * head.out_row);
+        rows::scaled::<S, T>(sums.add(i * value_size), to, value_size, 1.0 / total);
+    }
+}
+
+dispatch! {
+    fn run_few<T: Element>(heads: &[Head<T>], parts: &[*mut f32; 3]) = few_body
 }
 
 #[inline(always)]
@@ -154,27 +202,43 @@ dispatch! {
     fn run_head<T: Element>(head: &Head<T>, parts: &[*mut f32; 5]) = head_body
 }
 
-/// Runs one head's queries with room of the thread's own. (Vector code must not stand in closures: they are compiled without the
-/// instructions of the function around them.)
-unsafe fn with_room<T: Element>(level: Level, head: &Head<T>) {
+/// Calls `work` with room of the thread's own. (Vector code must not stand in closures: they are compiled without the instructions of
+/// the function around them.)
+fn with_room<const N: usize>(sizes: [usize; N], work: impl FnOnce(&[*mut f32; N])) {
     ROOM.with_borrow_mut(|room| {
-        let sizes = [
-            padded(head.keys) * head.size,
-            head.keys * padded(head.value_size),
-            QUERIES * head.size.max(head.keys),
-            QUERIES * head.keys,
-            QUERIES * head.value_size,
-        ];
         let mut next = gemm::room(room, sizes.iter().sum());
-        let mut parts = [std::ptr::null_mut::<f32>(); 5];
+        let mut parts = [std::ptr::null_mut::<f32>(); N];
         for (part, size) in parts.iter_mut().zip(sizes) {
             *part = next;
             // SAFETY: within the room.
             next = unsafe { next.add(size) };
         }
-        // SAFETY: the caller's word.
-        unsafe { run_head::<T>(level, head, &parts) }
+        work(&parts)
     })
+}
+
+unsafe fn run_one<T: Element>(level: Level, head: &Head<T>) {
+    let sizes = [
+        padded(head.keys) * head.size,
+        head.keys * padded(head.value_size),
+        QUERIES * head.size.max(head.keys),
+        QUERIES * head.keys,
+        QUERIES * head.value_size,
+    ];
+    // SAFETY: the caller's word, and room as the sizes say.
+    with_room(sizes, |parts| unsafe { run_head::<T>(level, head, parts) })
+}
+
+unsafe fn run_together<T: Element>(level: Level, heads: &[Head<T>]) {
+    let one = &heads[0];
+    let count = heads.len() * one.queries;
+    let sizes = [
+        count * few::row_size(one.size),
+        count * few::row_size(one.keys),
+        count * one.value_size,
+    ];
+    // SAFETY: the caller's word, and room as the sizes say.
+    with_room(sizes, |parts| unsafe { run_few::<T>(level, heads, parts) })
 }
 
 /// The last two axes at batch `b` and head `h` of an array of four axes.
@@ -204,43 +268,57 @@ pub unsafe fn run<T: Element>(level: Level, inputs: &[View], mask: Mask, scale: 
     let wanted = (2 * pool::threads()).div_ceil(all).max(1);
     let chunk = queries.div_ceil(wanted).next_multiple_of(QUERIES);
     let chunks = queries.div_ceil(chunk);
-    let work = all * queries * keys * (size + value_size);
+    let share = all * queries * keys * (size + value_size) >= WORTH_SHARING;
     let out_strides = out.strides();
     let to = Shared(out.data.cast::<T>());
-    let at = |part: usize| {
-        let (head, chunk_number) = (part / chunks, part % chunks);
-        let (b, h) = (head / heads, head % heads);
-        // SAFETY: within the arrays' shapes; a chunk's rows of the result are its own.
+    // Queries `first` to `last` of a head.
+    let head = |number: usize, first: usize, last: usize| {
+        let (b, h) = (number / heads, number % heads);
+        let place = b as isize * out_strides[0] as isize + h as isize * out_strides[1] as isize;
+        // SAFETY: within the arrays' shapes; a head's queries have rows of the result of their own.
         unsafe {
-            with_room::<T>(
-                level,
-                &Head {
-                    q: matrix(q, b, h),
-                    k: matrix(k, b, h / group),
-                    v: matrix(v, b, h / group),
-                    mask,
-                    seen: match mask {
-                        Mask::Seen => matrix(&inputs[3], b, h),
-                        _ => Matrix::NONE,
-                    },
-                    added: match mask {
-                        Mask::Added => matrix(&inputs[3], b, h),
-                        _ => Matrix::NONE,
-                    },
-                    out: to.offset(
-                        b as isize * out_strides[0] as isize + h as isize * out_strides[1] as isize,
-                    ),
-                    out_row: out_strides[2] as isize,
-                    first: chunk_number * chunk,
-                    last: queries.min((chunk_number + 1) * chunk),
-                    queries,
-                    keys,
-                    size,
-                    value_size,
-                    scale,
+            Head {
+                q: matrix(q, b, h),
+                k: matrix(k, b, h / group),
+                v: matrix(v, b, h / group),
+                mask,
+                seen: match mask {
+                    Mask::Seen => matrix(&inputs[3], b, h),
+                    _ => Matrix::NONE,
                 },
-            );
+                added: match mask {
+                    Mask::Added => matrix(&inputs[3], b, h),
+                    _ => Matrix::NONE,
+                },
+                out: to.offset(place),
+                out_row: out_strides[2] as isize,
+                first,
+                last,
+                queries,
+                keys,
+                size,
+                value_size,
+                scale,
+            }
         }
     };
-    pool::parallel(all * chunks, work >= 100_000, &at);
+    let first = head(0, 0, queries);
+    if queries <= FEW_QUERIES && few::fits(first.k) && few::fits(first.v) {
+        // Heads of one group, as many together as there is room for; never of two groups.
+        let together = (FEW_ROWS / queries).min(group);
+        let parts = group.div_ceil(together);
+        return pool::parallel(all / group * parts, share, &|part| {
+            let start = part / parts * group + part % parts * together;
+            let end = (start + together).min((part / parts + 1) * group);
+            let heads: Vec<Head<T>> = (start..end).map(|n| head(n, 0, queries)).collect();
+            // SAFETY: the views' own shapes and strides.
+            unsafe { run_together::<T>(level, &heads) };
+        });
+    }
+    pool::parallel(all * chunks, share, &|part| {
+        let first = part % chunks * chunk;
+        let one = head(part / chunks, first, queries.min(first + chunk));
+        // SAFETY: the views' own shapes and strides.
+        unsafe { run_one::<T>(level, &one) };
+    });
 }

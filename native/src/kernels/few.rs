@@ -28,7 +28,12 @@ pub fn fits<T>(b: Matrix<T>) -> bool {
 
 /// `a` as f32, in rows of [`row_size`].
 #[inline(always)]
-unsafe fn widen_body<S: Simd, T: Element>(a: Matrix<T>, rows: usize, terms: usize, to: *mut f32) {
+pub unsafe fn widen_body<S: Simd, T: Element>(
+    a: Matrix<T>,
+    rows: usize,
+    terms: usize,
+    to: *mut f32,
+) {
     let size = row_size(terms);
     for i in 0..rows {
         let to = to.add(i * size);

@@ -62,6 +62,46 @@ impl<T> Matrix<T> {
 // SAFETY: operands are only read.
 unsafe impl<T> Sync for Matrix<T> {}
 
+/// A product's right operand: a matrix as it lies, or something that becomes one, some columns at a time (quantized.rs).
+pub trait Right: Sync {
+    type T: Element;
+
+    /// Whether columns lie in one piece, and whether rows do.
+    fn pieces(&self) -> (bool, bool);
+
+    /// Columns `first` to `first + count`, made in `room` where they are not there.
+    ///
+    /// # Safety
+    /// The operand has `terms` rows and these columns, and the machine the level's instructions.
+    unsafe fn columns(
+        &self,
+        level: Level,
+        terms: usize,
+        first: usize,
+        count: usize,
+        room: &mut Vec<f32>,
+    ) -> Matrix<Self::T>;
+}
+
+impl<T: Element> Right for Matrix<T> {
+    type T = T;
+
+    fn pieces(&self) -> (bool, bool) {
+        (self.row == 1, self.column == 1)
+    }
+
+    unsafe fn columns(
+        &self,
+        _level: Level,
+        _terms: usize,
+        first: usize,
+        _count: usize,
+        _room: &mut Vec<f32>,
+    ) -> Matrix<T> {
+        self.from(0, first)
+    }
+}
+
 /// How tall the tiles are: fewer rows where there are fewer registers.
 #[inline(always)]
 fn tile_rows(lanes: usize) -> usize {
@@ -283,8 +323,8 @@ pub unsafe fn multiply<S: Simd>(
 }
 
 /// A column block of the result, all of its terms, on one thread.
-struct Block<'a, T> {
-    b: Matrix<T>,
+struct Block<'a, T, B> {
+    b: Matrix<B>,
     /// Packed, block of terms after block of terms.
     a: &'a [f32],
     out: *mut T,
@@ -298,6 +338,8 @@ thread_local! {
     static PANELS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
     static SUMS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
     static PACKED_ROWS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    /// What [`Right::columns`] makes.
+    static MADE: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
 /// At least `size` numbers of a thread's own, whatever they held before.
@@ -314,7 +356,11 @@ fn block_terms(terms: usize) -> usize {
 }
 
 #[inline(always)]
-unsafe fn block_body<S: Simd, T: Element>(block: &Block<T>, panels: *mut f32, sums: *mut f32) {
+unsafe fn block_body<S: Simd, T: Element, B: Element>(
+    block: &Block<T, B>,
+    panels: *mut f32,
+    sums: *mut f32,
+) {
     let step = block_terms(block.terms);
     let direct = is_f32::<T>();
     let (c, stride) = if direct {
@@ -325,7 +371,7 @@ unsafe fn block_body<S: Simd, T: Element>(block: &Block<T>, panels: *mut f32, su
     let mut k = 0;
     while k < block.terms {
         let terms = step.min(block.terms - k);
-        pack_columns::<S, T>(block.b.from(k, 0), terms, block.columns, panels);
+        pack_columns::<S, B>(block.b.from(k, 0), terms, block.columns, panels);
         let a = block.a.as_ptr().add(k * block.rows);
         multiply::<S>(
             a,
@@ -349,7 +395,7 @@ unsafe fn block_body<S: Simd, T: Element>(block: &Block<T>, panels: *mut f32, su
 }
 
 dispatch! {
-    fn run_block<T: Element>(block: &Block<T>, panels: *mut f32, sums: *mut f32) = block_body
+    fn run_block<T: Element, B: Element>(block: &Block<T, B>, panels: *mut f32, sums: *mut f32) = block_body
 }
 
 dispatch! {
@@ -364,9 +410,9 @@ const PART: usize = 32_768;
 const STRETCH: usize = 1024;
 
 /// Some columns of a product of few rows, on one thread.
-struct Columns<T> {
+struct Columns<T, B> {
     a: *const f32,
-    b: Matrix<T>,
+    b: Matrix<B>,
     out: *mut T,
     stride: usize,
     rows: usize,
@@ -375,13 +421,13 @@ struct Columns<T> {
 }
 
 #[inline(always)]
-unsafe fn columns_body<S: Simd, T: Element>(part: &Columns<T>, sums: *mut f32) {
+unsafe fn columns_body<S: Simd, T: Element, B: Element>(part: &Columns<T, B>, sums: *mut f32) {
     let sizes = (part.rows, part.terms, part.columns);
     if is_f32::<T>() {
         let to = part.out.cast::<f32>();
-        return few::multiply::<S, T>(part.a, part.b, to, part.stride, sizes);
+        return few::multiply::<S, B>(part.a, part.b, to, part.stride, sizes);
     }
-    few::multiply::<S, T>(part.a, part.b, sums, part.columns, sizes);
+    few::multiply::<S, B>(part.a, part.b, sums, part.columns, sizes);
     for i in 0..part.rows {
         let from = sums.add(i * part.columns);
         rows::narrow::<S, T>(from, part.out.add(i * part.stride), part.columns);
@@ -389,18 +435,25 @@ unsafe fn columns_body<S: Simd, T: Element>(part: &Columns<T>, sums: *mut f32) {
 }
 
 dispatch! {
-    fn run_columns<T: Element>(part: &Columns<T>, sums: *mut f32) = columns_body
+    fn run_columns<T: Element, B: Element>(part: &Columns<T, B>, sums: *mut f32) = columns_body
 }
 
 fn is_f32<T: 'static>() -> bool {
     std::any::TypeId::of::<T>() == std::any::TypeId::of::<f32>()
 }
 
-/// [`product`] of few rows.
-unsafe fn few_rows<T: Element>(
+/// A thread's own rooms for sums, for columns that are made, and for panels.
+fn with_rooms(work: impl FnOnce([&mut Vec<f32>; 3])) {
+    SUMS.with_borrow_mut(|sums| {
+        MADE.with_borrow_mut(|made| PANELS.with_borrow_mut(|panels| work([sums, made, panels])))
+    })
+}
+
+/// [`product_with`] of few rows.
+unsafe fn few_rows<T: Element, B: Right>(
     level: Level,
     a: Matrix<T>,
-    b: Matrix<T>,
+    b: &B,
     out: *mut T,
     (rows, terms, columns): (usize, usize, usize),
 ) {
@@ -409,7 +462,7 @@ unsafe fn few_rows<T: Element>(
         few::widen::<T>(level, a, rows, terms, wide);
         let (a, out) = (Shared(wide), Shared(out));
         let share = rows * terms * columns >= WORTH_SHARING;
-        let least = if b.row == 1 { 16 } else { STRETCH };
+        let least = if b.pieces().0 { 16 } else { STRETCH };
         let parts = columns
             .div_ceil(least)
             .min((terms * columns).div_ceil(PART))
@@ -418,20 +471,20 @@ unsafe fn few_rows<T: Element>(
         pool::parallel(columns.div_ceil(size), share, &|part| {
             let first = part * size;
             let count = size.min(columns - first);
-            SUMS.with_borrow_mut(|sums| {
+            with_rooms(|[sums, made, _]| {
                 let sums = room(sums, if is_f32::<T>() { 0 } else { rows * count });
                 // SAFETY: within the operands; columns that are this part's alone.
                 unsafe {
                     let part = Columns {
                         a: a.at(0).cast_const(),
-                        b: b.from(0, first),
+                        b: b.columns(level, terms, first, count, made),
                         out: out.at(first),
                         stride: columns,
                         rows,
                         terms,
                         columns: count,
                     };
-                    run_columns::<T>(level, &part, sums);
+                    run_columns::<T, B::T>(level, &part, sums);
                 }
             })
         });
@@ -456,7 +509,21 @@ pub unsafe fn product<T: Element>(
         // A vector from the right is one from the left of the matrix turned.
         return product(level, b.turned(), a.turned(), out, (1, terms, rows));
     }
-    if rows <= FEW_ROWS && few::fits(b) {
+    product_with(level, a, &b, out, (rows, terms, columns));
+}
+
+/// [`product`] with whatever can be a right operand.
+///
+/// # Safety
+/// As there.
+pub unsafe fn product_with<T: Element, B: Right>(
+    level: Level,
+    a: Matrix<T>,
+    b: &B,
+    out: *mut T,
+    (rows, terms, columns): (usize, usize, usize),
+) {
+    if rows <= FEW_ROWS && b.pieces() != (false, false) {
         return few_rows(level, a, b, out, (rows, terms, columns));
     }
     let width = VECTORS * 16;
@@ -489,25 +556,22 @@ pub unsafe fn product<T: Element>(
         pool::parallel(columns.div_ceil(size), share, &|part| {
             let first = part * size;
             let count = size.min(columns - first);
-            PANELS.with_borrow_mut(|panels| {
-                SUMS.with_borrow_mut(|sums| {
-                    let panels = room(panels, padded(count, width) * step);
-                    let direct = is_f32::<T>();
-                    let sums = room(sums, if direct { 0 } else { rows * count });
-                    // SAFETY: within the operands; columns that are this part's alone.
-                    unsafe {
-                        let block = Block {
-                            b: b.from(0, first),
-                            a,
-                            out: out.at(first),
-                            stride: columns,
-                            rows,
-                            terms,
-                            columns: count,
-                        };
-                        run_block::<T>(level, &block, panels, sums);
-                    }
-                })
+            with_rooms(|[sums, made, panels]| {
+                let panels = room(panels, padded(count, width) * step);
+                let sums = room(sums, if is_f32::<T>() { 0 } else { rows * count });
+                // SAFETY: within the operands; columns that are this part's alone.
+                unsafe {
+                    let block = Block {
+                        b: b.columns(level, terms, first, count, made),
+                        a,
+                        out: out.at(first),
+                        stride: columns,
+                        rows,
+                        terms,
+                        columns: count,
+                    };
+                    run_block::<T, B::T>(level, &block, panels, sums);
+                }
             })
         });
     })

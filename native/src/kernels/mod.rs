@@ -13,6 +13,7 @@ mod gemm;
 mod math;
 mod node;
 pub mod pool;
+mod quantized;
 mod rope;
 mod rows;
 pub mod simd;
@@ -56,6 +57,8 @@ pub enum Kernel {
     Attention { scale: f32, mask: Mask },
     /// a {…, n, k} and b {…, k, m}, broadcast over the axes before these.
     Product,
+    /// x {n, k}, weights {m, k · bits / 32}, scales and biases {m, k / group}.
+    QuantizedProduct { group: usize, bits: usize },
 }
 
 /// Elements from which a second thread pays: below, waking it takes longer than the work.
@@ -218,6 +221,18 @@ pub fn product(a: &Array, b: &Array, shape: &[i32], s: &Stream) -> Result<Array>
     node::new(Kernel::Product, Layout::Rows, &[a, b], shape, a, s)
 }
 
+/// x {n, k} times the rows of quantized weights, whose types and shapes have been checked.
+pub fn quantized_product(
+    inputs: &[&Array; 4],
+    group: usize,
+    bits: usize,
+    s: &Stream,
+) -> Result<Array> {
+    let shape = [inputs[0].shape()[0], inputs[1].shape()[0]];
+    let kernel = Kernel::QuantizedProduct { group, bits };
+    node::new(kernel, Layout::Rows, inputs, &shape, inputs[0], s)
+}
+
 impl Kernel {
     fn name(&self) -> &'static CStr {
         match self {
@@ -241,6 +256,7 @@ impl Kernel {
             Kernel::Rope(_) => c"rope",
             Kernel::Attention { .. } => c"scaled_dot_product_attention",
             Kernel::Product => c"matmul",
+            Kernel::QuantizedProduct { .. } => c"quantized_matmul",
         }
     }
 
@@ -267,6 +283,9 @@ impl Kernel {
                 attention::run::<T>(level, inputs, mask, scale, out)
             }
             Kernel::Product => run_product::<T>(level, &inputs[0], &inputs[1], out),
+            Kernel::QuantizedProduct { group, bits } => {
+                quantized::run::<T>(level, inputs, group, bits, out)
+            }
             Kernel::Unary(function) => run_unary::<T>(level, function, &inputs[0], out),
             Kernel::Binary(pair) => run_binary::<T>(level, pair, &inputs[0], &inputs[1], out),
             Kernel::Softmax => by_rows::<T>(&inputs[0], &[], out, &|x, _, to, count, scratch| {

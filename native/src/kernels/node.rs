@@ -1,5 +1,6 @@
 //! Nodes of MLX's graph that run a [`Kernel`]: the Rust side of cpp/kernel.cpp.
 
+use super::gemm::Matrix;
 use super::Kernel;
 use crate::dtype::Dtype;
 use crate::error::Result;
@@ -26,6 +27,15 @@ impl View {
         }
         // SAFETY: MLX's own, alive while the kernel runs.
         unsafe { std::slice::from_raw_parts(self.shape, self.rank) }
+    }
+
+    /// An array of two axes.
+    pub fn matrix<T>(&self) -> Matrix<T> {
+        Matrix {
+            data: self.data.cast(),
+            row: self.strides()[0] as isize,
+            column: self.strides()[1] as isize,
+        }
     }
 
     /// In elements.

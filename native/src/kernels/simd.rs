@@ -16,6 +16,10 @@ pub trait Simd: Copy + 'static {
     unsafe fn load_bf16(from: *const u16) -> Self::V;
     unsafe fn store_bf16(to: *mut u16, x: Self::V);
     unsafe fn load_f16(from: *const u16) -> Self::V;
+    /// Whole numbers of 8 bits.
+    unsafe fn load_u8(from: *const u8) -> Self::V;
+    /// Whole numbers of 4 bits, the lower half of a byte before the upper one.
+    unsafe fn load_u4(from: *const u8) -> Self::V;
     unsafe fn store_f16(to: *mut u16, x: Self::V);
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn sub(a: Self::V, b: Self::V) -> Self::V;
@@ -116,6 +120,14 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn load_f16(from: *const u16) -> Self::V {
         lanes!(|i| half::f16::widen(half::f16::from_bits(from.add(i).read_unaligned())))
+    }
+    #[inline(always)]
+    unsafe fn load_u8(from: *const u8) -> Self::V {
+        lanes!(|i| f32::from(*from.add(i)))
+    }
+    #[inline(always)]
+    unsafe fn load_u4(from: *const u8) -> Self::V {
+        lanes!(|i| f32::from((*from.add(i / 2) >> (i % 2 * 4)) & 15))
     }
     #[inline(always)]
     unsafe fn store_f16(to: *mut u16, x: Self::V) {
@@ -269,6 +281,18 @@ mod x86 {
             _mm256_cvtph_ps(_mm_loadu_si128(from.cast()))
         }
         #[inline(always)]
+        unsafe fn load_u8(from: *const u8) -> __m256 {
+            _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(from.cast())))
+        }
+        #[inline(always)]
+        unsafe fn load_u4(from: *const u8) -> __m256 {
+            // All eight in every lane, each moved down to the lowest bits of its own.
+            let all = _mm256_set1_epi32(from.cast::<i32>().read_unaligned());
+            let places = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
+            let numbers = _mm256_and_si256(_mm256_srlv_epi32(all, places), _mm256_set1_epi32(15));
+            _mm256_cvtepi32_ps(numbers)
+        }
+        #[inline(always)]
         unsafe fn store_f16(to: *mut u16, x: __m256) {
             _mm_storeu_si128(to.cast(), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT))
         }
@@ -413,6 +437,21 @@ mod x86 {
         #[inline(always)]
         unsafe fn load_f16(from: *const u16) -> __m512 {
             _mm512_cvtph_ps(_mm256_loadu_si256(from.cast()))
+        }
+        #[inline(always)]
+        unsafe fn load_u8(from: *const u8) -> __m512 {
+            _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast())))
+        }
+        #[inline(always)]
+        unsafe fn load_u4(from: *const u8) -> __m512 {
+            // Eight in every lane of a half, each moved down to the lowest bits of its own.
+            let low = _mm512_set1_epi32(from.cast::<i32>().read_unaligned());
+            let high = from.add(4).cast::<i32>().read_unaligned();
+            let all = _mm512_mask_set1_epi32(low, 0xff00, high);
+            let places =
+                _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28);
+            let numbers = _mm512_and_si512(_mm512_srlv_epi32(all, places), _mm512_set1_epi32(15));
+            _mm512_cvtepi32_ps(numbers)
         }
         #[inline(always)]
         unsafe fn store_f16(to: *mut u16, x: __m512) {
@@ -562,29 +601,29 @@ impl Level {
 /// it inlines, for each.
 #[macro_export]
 macro_rules! dispatch {
-    ($(#[$doc:meta])* $vis:vis fn $name:ident $(<$T:ident: $bound:path>)? ($($arg:ident: $type:ty),* $(,)?) = $body:ident) => {
+    ($(#[$doc:meta])* $vis:vis fn $name:ident $(<$($T:ident: $bound:path),+>)? ($($arg:ident: $type:ty),* $(,)?) = $body:ident) => {
         $(#[$doc])*
         #[allow(clippy::too_many_arguments)]
-        $vis unsafe fn $name $(<$T: $bound>)? (level: $crate::kernels::simd::Level, $($arg: $type),*) {
+        $vis unsafe fn $name $(<$($T: $bound),+>)? (level: $crate::kernels::simd::Level, $($arg: $type),*) {
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
             #[allow(clippy::too_many_arguments)]
-            unsafe fn avx512 $(<$T: $bound>)? ($($arg: $type),*) {
-                $body::<$crate::kernels::simd::Avx512 $(, $T)?>($($arg),*)
+            unsafe fn avx512 $(<$($T: $bound),+>)? ($($arg: $type),*) {
+                $body::<$crate::kernels::simd::Avx512 $($(, $T)+)?>($($arg),*)
             }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma,f16c")]
             #[allow(clippy::too_many_arguments)]
-            unsafe fn avx2 $(<$T: $bound>)? ($($arg: $type),*) {
-                $body::<$crate::kernels::simd::Avx2 $(, $T)?>($($arg),*)
+            unsafe fn avx2 $(<$($T: $bound),+>)? ($($arg: $type),*) {
+                $body::<$crate::kernels::simd::Avx2 $($(, $T)+)?>($($arg),*)
             }
             match level {
                 #[cfg(target_arch = "x86_64")]
-                $crate::kernels::simd::Level::Avx512 => avx512 $(::<$T>)? ($($arg),*),
+                $crate::kernels::simd::Level::Avx512 => avx512 $(::<$($T),+>)? ($($arg),*),
                 #[cfg(target_arch = "x86_64")]
-                $crate::kernels::simd::Level::Avx2 => avx2 $(::<$T>)? ($($arg),*),
+                $crate::kernels::simd::Level::Avx2 => avx2 $(::<$($T),+>)? ($($arg),*),
                 $crate::kernels::simd::Level::Portable => {
-                    $body::<$crate::kernels::simd::Portable $(, $T)?>($($arg),*)
+                    $body::<$crate::kernels::simd::Portable $($(, $T)+)?>($($arg),*)
                 }
             }
         }

@@ -110,6 +110,49 @@ fn own_product_shape(a: &Array, b: &Array, device: Device) -> Option<Vec<i32>> {
     Some(shape)
 }
 
+/// A product with quantized weights where it has a kernel here: 4 or 8 bits, one matrix, all floats of one type.
+pub fn quantized_product(
+    x: &Array,
+    [w, scales]: [&Array; 2],
+    biases: Option<&Array>,
+    group: Option<i32>,
+    bits: Option<i32>,
+    device: Device,
+    s: &Stream,
+) -> Option<Result<Array>> {
+    let biases = biases?;
+    let (group, bits) = (group.unwrap_or(64), bits.unwrap_or(4));
+    let terms = *x.shape().last()?;
+    let fits = kernels::takes(device, x)
+        && kernels::has_vectors()
+        && matches!(bits, 4 | 8)
+        && matches!(group, 32 | 64 | 128)
+        && x.size() > 0
+        && w.size() > 0
+        && mlx::dtype(w) == Dtype::U32
+        && [scales, biases].map(mlx::dtype) == [mlx::dtype(x); 2]
+        && terms % group == 0
+        && w.ndim() == 2
+        && i64::from(w.shape()[1]) * 32 == i64::from(terms) * i64::from(bits)
+        && [scales, biases]
+            .iter()
+            .all(|a| a.shape() == [w.shape()[0], terms / group]);
+    if !fits {
+        return None;
+    }
+    let build = || {
+        let rows = mlx::reshape(x, &[-1, terms], s)?;
+        let inputs = [&rows, w, scales, biases];
+        let product = kernels::quantized_product(&inputs, group as usize, bits as usize, s)?;
+        let mut shape = x.shape().to_vec();
+        if let Some(last) = shape.last_mut() {
+            *last = w.shape()[0];
+        }
+        mlx::reshape(&product, &shape, s)
+    };
+    Some(build())
+}
+
 /// Products of integers, exact modulo the width of their type. On the CPU through BLAS: operands are cut into 16-bit limbs,
 /// whose products summed over up to 2^20 terms are exact in f64.
 fn integer_matmul(a: &Array, b: &Array, device: Device, s: &Stream) -> Result<Array> {
@@ -1020,9 +1063,6 @@ pub fn attention(
     }
 }
 
-/// Queries from which the kernel here pays in f32: it rearranges the keys for products with several.
-const OWN_ATTENTION_BREAK_EVEN: i32 = 8;
-
 /// Whether attention has a kernel here, and then the mask as that takes it.
 #[allow(clippy::too_many_arguments)]
 fn own_mask(
@@ -1037,9 +1077,8 @@ fn own_mask(
 ) -> Result<Option<(kernels::Mask, Option<Array>)>> {
     let dtype = mlx::dtype(q);
     let same = mlx::dtype(k) == dtype && mlx::dtype(v) == dtype;
-    let many = dtype.is_half() || q.shape()[2] >= OWN_ATTENTION_BREAK_EVEN;
     let filled = q.size() > 0 && v.size() > 0;
-    if !kernels::takes(device, q) || !same || !many || !filled || sinks.is_some() {
+    if !kernels::takes(device, q) || !same || !filled || sinks.is_some() {
         return Ok(None);
     }
     let (queries, keys) = (q.shape()[2], k.shape()[2]);

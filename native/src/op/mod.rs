@@ -1825,6 +1825,15 @@ impl Op {
             } => {
                 let ([x, w, scales], [biases]) = inputs.with_optional()?;
                 check::packing(*group_size, *bits)?;
+                if *transpose && mode.name() == "affine" {
+                    let (group, bits) = (*group_size, *bits);
+                    let weights = [w, scales];
+                    if let Some(own) =
+                        linear::quantized_product(x, weights, biases, group, bits, device, s)
+                    {
+                        return own.map(one);
+                    }
+                }
                 gpu::of_rows(x, device, s, |x| {
                     mlx::quantized_matmul(
                         x,

@@ -89,19 +89,34 @@ defmodule EMLX.CpuKernelsTest do
       end
     end
 
+    test "products of #{dtype} with quantized matrices, of few rows and many, of views too" do
+      for bits <- [4, 8], group_size <- [32, 64], shape <- [[256], [1, 256], [2, 3, 256], [0, 256], [3, 7, 256]] do
+        how = [bits: bits, group_size: group_size]
+        [words, scales, biases] = Kernels.quantize(numbers([300, 256], unquote(dtype), 12), how)
+        [floats, wide_biases] = for part <- [scales, biases], do: Ops.astype(part, :f32)
+        w = Ops.transpose(wide(Kernels.dequantize(words, floats, wide_biases, how)), [1, 0])
+        x = numbers(shape, unquote(dtype), 13)
+
+        for x <- [x, Golden.scattered(x)], words <- [words, Golden.scattered(words)] do
+          have = Kernels.quantized_matmul(x, words, scales, biases, how)
+          agree("#{inspect(shape)}, #{inspect(how)}", have, Ops.matmul(wide(x), w), :fused)
+        end
+      end
+    end
+
     test "attention of #{dtype} with every mask, heads shared by groups, heads inside rows" do
-      for {queries, keys} <- [{130, 130}, {9, 70}, {64, 64}],
+      for {queries, keys} <- [{130, 130}, {9, 70}, {64, 64}, {1, 70}, {3, 37}, {4, 4}],
           mask <- [nil, :causal, :boolean, :added] do
         inside = fn heads, length, seed ->
           Ops.transpose(numbers([2, length, heads, 24], unquote(dtype), seed), [0, 2, 1, 3])
         end
 
-        [q, k, v] = [inside.(4, queries, 6), inside.(2, keys, 7), inside.(2, keys, 8)]
+        [q, k, v] = [inside.(6, queries, 6), inside.(2, keys, 7), inside.(2, keys, 8)]
         seen = Ops.greater(numbers([queries, keys], :f32, 9), Array.scalar(0.0, :f32))
         added = numbers([2, 1, queries, keys], unquote(dtype), 10)
         {given, low} = mask(mask, seen, added, queries, keys)
 
-        repeat = fn x -> Ops.run({:repeat, %{repeats: 2, axis: 1}}, [wide(x)]) end
+        repeat = fn x -> Ops.run({:repeat, %{repeats: 3, axis: 1}}, [wide(x)]) end
         scores = Ops.matmul(wide(q), Ops.transpose(repeat.(k), [0, 1, 3, 2])) |> Ops.multiply(Array.scalar(0.2, :f64))
         weights = Ops.run({:softmax, %{axes: [-1], precise: true}}, [Ops.add(scores, low)])
         want = Ops.matmul(weights, repeat.(v))
