@@ -14,7 +14,6 @@ use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 use std::cell::{Cell, RefCell};
 use std::ffi::{c_char, c_int, c_void, CStr, CString};
-use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError, TryLockError};
 
@@ -555,7 +554,7 @@ pub fn then(stream: &Stream, ask: bool, task: Task) {
                 (*Box::from_raw(payload.cast::<Task>()), result)
             };
             // A panic is nobody's here, and must not go on through C++.
-            let _ = catch_unwind(AssertUnwindSafe(|| task(result)));
+            let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| task(result)));
         }
 
         let payload = Box::into_raw(Box::new(task));

@@ -31,7 +31,7 @@ defmodule EMLX.Telemetry do
 
   ## What is not told
 
-  Nothing is told of single operations: they only record a node. Neither are reads of values that are already there (on the CPU
+  Nothing is told of single operations: they only record a node. Neither are reads and evaluations of values that are already there (on the CPU
   they take no queue), arrays of less than 64 KiB made from binaries, and what an operation or a run copies of its own
   accord because an input is on the other device.
 

@@ -105,7 +105,7 @@ defmodule EMLX.QueueTest do
     test "give rows, however their elements lie" do
       for _ <- 1..50 do
         a = Array.from_list([[0, 1, 2], [3, 4, 5]], :s32)
-        assert Array.to_list(Ops.transpose(a)) == [[0, 3], [1, 4], [2, 5]]
+        assert Array.to_list(Ops.transpose(a, [1, 0])) == [[0, 3], [1, 4], [2, 5]]
         assert Array.to_list(Ops.broadcast_to(Array.scalar(7, :s32), {2, 2})) == [[7, 7], [7, 7]]
         assert Array.to_list(Ops.zeros({0, 3}, :f32)) == []
       end
