@@ -491,6 +491,9 @@ unsafe fn few_rows<T: Element, B: Right>(
     })
 }
 
+/// Numbers of packed rows that a thread keeps room for, 64 MiB; beside a product of more, asking for it anew is nothing.
+const MOST_KEPT: usize = 16 << 20;
+
 /// Multiply-adds from which a second thread pays.
 pub const WORTH_SHARING: usize = 64 * 64 * 64;
 
@@ -574,5 +577,8 @@ pub unsafe fn product_with<T: Element, B: Right>(
                 }
             })
         });
+        if packed.len() > MOST_KEPT {
+            *packed = Vec::new();
+        }
     })
 }
