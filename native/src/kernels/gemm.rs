@@ -322,11 +322,12 @@ pub unsafe fn multiply<S: Simd>(
     }
 }
 
-/// A column block of the result, all of its terms, on one thread.
-struct Block<'a, T, B> {
+/// Some columns of the result, all of their terms, on one thread.
+struct Part<T, B> {
     b: Matrix<B>,
-    /// Packed, block of terms after block of terms.
-    a: &'a [f32],
+    /// Packed, block of terms after block of terms; or rows as few.rs takes them.
+    a: *const f32,
+    is_packed: bool,
     out: *mut T,
     stride: usize,
     rows: usize,
@@ -356,46 +357,38 @@ fn block_terms(terms: usize) -> usize {
 }
 
 #[inline(always)]
-unsafe fn block_body<S: Simd, T: Element, B: Element>(
-    block: &Block<T, B>,
+unsafe fn part_body<S: Simd, T: Element, B: Element>(
+    part: &Part<T, B>,
     panels: *mut f32,
     sums: *mut f32,
 ) {
-    let step = block_terms(block.terms);
-    let direct = is_f32::<T>();
-    let (c, stride) = if direct {
-        (block.out.cast::<f32>(), block.stride)
+    let (rows, columns) = (part.rows, part.columns);
+    let (c, stride) = if is_f32::<T>() {
+        (part.out.cast::<f32>(), part.stride)
     } else {
-        (sums, block.columns)
+        (sums, columns)
     };
-    let mut k = 0;
-    while k < block.terms {
-        let terms = step.min(block.terms - k);
-        pack_columns::<S, B>(block.b.from(k, 0), terms, block.columns, panels);
-        let a = block.a.as_ptr().add(k * block.rows);
-        multiply::<S>(
-            a,
-            panels,
-            c,
-            stride,
-            (block.rows, terms, block.columns),
-            k > 0,
-        );
-        k += terms;
+    if part.is_packed {
+        let step = block_terms(part.terms);
+        for k in (0..part.terms).step_by(step) {
+            let terms = step.min(part.terms - k);
+            pack_columns::<S, B>(part.b.from(k, 0), terms, columns, panels);
+            let a = part.a.add(k * rows);
+            multiply::<S>(a, panels, c, stride, (rows, terms, columns), k > 0);
+        }
+    } else {
+        few::multiply::<S, B>(part.a, part.b, c, stride, (rows, part.terms, columns));
     }
-    if !direct {
-        for i in 0..block.rows {
-            rows::narrow::<S, T>(
-                c.add(i * stride),
-                block.out.add(i * block.stride),
-                block.columns,
-            );
+    if !is_f32::<T>() {
+        for i in 0..rows {
+            let to = part.out.add(i * part.stride);
+            rows::narrow::<S, T>(c.add(i * stride), to, columns);
         }
     }
 }
 
 dispatch! {
-    fn run_block<T: Element, B: Element>(block: &Block<T, B>, panels: *mut f32, sums: *mut f32) = block_body
+    fn run_part<T: Element, B: Element>(part: &Part<T, B>, panels: *mut f32, sums: *mut f32) = part_body
 }
 
 dispatch! {
@@ -409,35 +402,6 @@ const PART: usize = 32_768;
 /// Columns of such a part, at least, where `b` lies row by row: shorter stretches of rows are read at half the speed.
 const STRETCH: usize = 1024;
 
-/// Some columns of a product of few rows, on one thread.
-struct Columns<T, B> {
-    a: *const f32,
-    b: Matrix<B>,
-    out: *mut T,
-    stride: usize,
-    rows: usize,
-    terms: usize,
-    columns: usize,
-}
-
-#[inline(always)]
-unsafe fn columns_body<S: Simd, T: Element, B: Element>(part: &Columns<T, B>, sums: *mut f32) {
-    let sizes = (part.rows, part.terms, part.columns);
-    if is_f32::<T>() {
-        let to = part.out.cast::<f32>();
-        return few::multiply::<S, B>(part.a, part.b, to, part.stride, sizes);
-    }
-    few::multiply::<S, B>(part.a, part.b, sums, part.columns, sizes);
-    for i in 0..part.rows {
-        let from = sums.add(i * part.columns);
-        rows::narrow::<S, T>(from, part.out.add(i * part.stride), part.columns);
-    }
-}
-
-dispatch! {
-    fn run_columns<T: Element, B: Element>(part: &Columns<T, B>, sums: *mut f32) = columns_body
-}
-
 fn is_f32<T: 'static>() -> bool {
     std::any::TypeId::of::<T>() == std::any::TypeId::of::<f32>()
 }
@@ -447,6 +411,42 @@ fn with_rooms(work: impl FnOnce([&mut Vec<f32>; 3])) {
     SUMS.with_borrow_mut(|sums| {
         MADE.with_borrow_mut(|made| PANELS.with_borrow_mut(|panels| work([sums, made, panels])))
     })
+}
+
+/// The product of `a`, as [`Part`] has it, with all of `b`'s columns, `size` of them in a part.
+unsafe fn by_columns<T: Element, B: Right>(
+    level: Level,
+    (a, is_packed): (*mut f32, bool),
+    b: &B,
+    out: *mut T,
+    (rows, terms, columns): (usize, usize, usize),
+    size: usize,
+) {
+    let (a, out) = (Shared(a), Shared(out));
+    let share = rows * terms * columns >= WORTH_SHARING;
+    pool::parallel(columns.div_ceil(size), share, &|part| {
+        let first = part * size;
+        let count = size.min(columns - first);
+        with_rooms(|[sums, made, panels]| {
+            let sums = room(sums, if is_f32::<T>() { 0 } else { rows * count });
+            let wide = padded(count, VECTORS * 16) * block_terms(terms);
+            let panels = room(panels, if is_packed { wide } else { 0 });
+            // SAFETY: within the operands; columns that are this part's alone.
+            unsafe {
+                let part = Part {
+                    b: b.columns(level, terms, first, count, made),
+                    a: a.at(0).cast_const(),
+                    is_packed,
+                    out: out.at(first),
+                    stride: columns,
+                    rows,
+                    terms,
+                    columns: count,
+                };
+                run_part::<T, B::T>(level, &part, panels, sums);
+            }
+        })
+    });
 }
 
 /// [`product_with`] of few rows.
@@ -460,34 +460,13 @@ unsafe fn few_rows<T: Element, B: Right>(
     PACKED_ROWS.with_borrow_mut(|packed| {
         let wide = room(packed, rows * few::row_size(terms));
         few::widen::<T>(level, a, rows, terms, wide);
-        let (a, out) = (Shared(wide), Shared(out));
-        let share = rows * terms * columns >= WORTH_SHARING;
         let least = if b.pieces().0 { 16 } else { STRETCH };
         let parts = columns
             .div_ceil(least)
             .min((terms * columns).div_ceil(PART))
             .max(pool::threads().min(columns.div_ceil(64)));
         let size = columns.div_ceil(parts).next_multiple_of(16);
-        pool::parallel(columns.div_ceil(size), share, &|part| {
-            let first = part * size;
-            let count = size.min(columns - first);
-            with_rooms(|[sums, made, _]| {
-                let sums = room(sums, if is_f32::<T>() { 0 } else { rows * count });
-                // SAFETY: within the operands; columns that are this part's alone.
-                unsafe {
-                    let part = Columns {
-                        a: a.at(0).cast_const(),
-                        b: b.columns(level, terms, first, count, made),
-                        out: out.at(first),
-                        stride: columns,
-                        rows,
-                        terms,
-                        columns: count,
-                    };
-                    run_columns::<T, B::T>(level, &part, sums);
-                }
-            })
-        });
+        by_columns(level, (wide, false), b, out, (rows, terms, columns), size);
     })
 }
 
@@ -529,7 +508,6 @@ pub unsafe fn product_with<T: Element, B: Right>(
     if rows <= FEW_ROWS && b.pieces() != (false, false) {
         return few_rows(level, a, b, out, (rows, terms, columns));
     }
-    let width = VECTORS * 16;
     PACKED_ROWS.with_borrow_mut(|packed| {
         let to = Shared(room(packed, rows * terms));
         let step = block_terms(terms);
@@ -550,33 +528,18 @@ pub unsafe fn product_with<T: Element, B: Right>(
                 pack::<T>(level, a.from(first, k), band.min(rows - first), terms, to);
             }
         });
-        let a = std::slice::from_raw_parts(to.at(0), rows * terms);
-        let out = Shared(out);
         // An even number of blocks on an even number of threads.
         let threads = pool::threads();
         let parts = columns.div_ceil(COLUMNS).next_multiple_of(threads);
-        let size = padded(columns.div_ceil(parts), width);
-        pool::parallel(columns.div_ceil(size), share, &|part| {
-            let first = part * size;
-            let count = size.min(columns - first);
-            with_rooms(|[sums, made, panels]| {
-                let panels = room(panels, padded(count, width) * step);
-                let sums = room(sums, if is_f32::<T>() { 0 } else { rows * count });
-                // SAFETY: within the operands; columns that are this part's alone.
-                unsafe {
-                    let block = Block {
-                        b: b.columns(level, terms, first, count, made),
-                        a,
-                        out: out.at(first),
-                        stride: columns,
-                        rows,
-                        terms,
-                        columns: count,
-                    };
-                    run_block::<T, B::T>(level, &block, panels, sums);
-                }
-            })
-        });
+        let size = padded(columns.div_ceil(parts), VECTORS * 16);
+        by_columns(
+            level,
+            (to.at(0), true),
+            b,
+            out,
+            (rows, terms, columns),
+            size,
+        );
         if packed.len() > MOST_KEPT {
             *packed = Vec::new();
         }
