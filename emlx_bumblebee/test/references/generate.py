@@ -8,6 +8,7 @@ generated greedily. They have transformers' names: "inputs.input_ids", "outputs.
 python3 -m venv VENV && VENV/bin/pip install -r requirements.txt && VENV/bin/python generate.py [NAME ...]
 
 nomic_bert is made only if asked for, with requirements_nomic_bert.txt in an environment of its own: it needs a newer transformers.
+So is pytorch: tensors of every type in ../pytorch, in both formats that PyTorch has for files, for ../upstream_values_test.exs.
 """
 
 import json
@@ -354,9 +355,29 @@ NOMIC_BERT = {
 }
 
 
+def make_pytorch():
+    """Tensors of every type, one whose axes are in another order in memory, and one that is a part of another."""
+    floats, integers, complexes = [-1.5, 2.25], [-3, 2], [1.5 - 1j, -2 + 0.5j]
+    tensors = {
+        **{name: torch.tensor(floats, dtype=getattr(torch, name)) for name in ["float64", "float32", "float16", "bfloat16"]},
+        **{name: torch.tensor(integers, dtype=getattr(torch, name)) for name in ["int64", "int32", "int16", "int8"]},
+        **{name: torch.tensor(complexes, dtype=getattr(torch, name)) for name in ["complex128", "complex64"]},
+        "uint8": torch.tensor([7, 255], dtype=torch.uint8),
+        "bool": torch.tensor([False, True]),
+        "permuted": torch.arange(24.0).reshape(2, 3, 4).permute(2, 0, 1),
+        "part": torch.arange(10)[4:7],
+    }
+    folder = FOLDER.parent / "pytorch"
+    folder.mkdir(exist_ok=True)
+    for name, zipped in dict(zip=True, legacy=False).items():
+        torch.save(tensors, folder / f"{name}.pt", _use_new_zipfile_serialization=zipped)
+
+
 def main(names):
     if names == ["nomic_bert"]:
         return make_nomic_bert()
+    if names == ["pytorch"]:
+        return make_pytorch()
 
     for name, *reference in references():
         if not names or name in names:

@@ -111,6 +111,12 @@ defmodule EMLXBumblebee.References do
   - LayoutLM's `max_2d_position_embeddings` is not read; it is given here.
   - CLIP's embeddings of texts and images are not normalized, transformers' are; they are compared as normalized ones.
   - DistilBERT has a pooler, which its checkpoints do not have, with random parameters.
+
+  Bumblebee's own tests compare models with transformers' outputs for checkpoints of the Hugging Face hub. These tests take nothing
+  from the hub, so those values are not checked; the checkpoints above are in their place. The values that need no checkpoint are
+  checked on `EMLX.Backend`, by step and compiled, in `test/upstream_values_test.exs`: what the schedulers DDIM, PNDM and LCM give,
+  Whisper's features, the sizes of what featurizers of images give, all processors of logits, files that PyTorch wrote, in both of
+  its formats, and the doctests of `Bumblebee.Utils.Nx`.
   """
 
   def names, do: Keyword.keys(@references)
