@@ -71,10 +71,12 @@ defmodule EMLXBumblebee.ReferencesTest do
   describe "Bumblebee does not" do
     @describetag :tmp_dir
 
-    test "read shared parameters under the names that transformers saves", %{tmp_dir: folder} do
+    test "read these parameters under the names that transformers saves", %{tmp_dir: folder} do
       for {name, shared} <- [
             bart: ~w(model.encoder.embed_tokens.weight model.decoder.embed_tokens.weight lm_head.weight),
-            bert_masked_lm: ~w(cls.predictions.decoder.weight cls.predictions.decoder.bias)
+            bert_masked_lm: ~w(cls.predictions.decoder.weight cls.predictions.decoder.bias),
+            phi_tokens: ~w(classifier.weight classifier.bias),
+            phi3_tokens: ~w(classifier.weight classifier.bias)
           ] do
         File.cp_r!(References.folder(name), folder)
         file = Path.join(folder, "model.safetensors")
@@ -84,6 +86,22 @@ defmodule EMLXBumblebee.ReferencesTest do
         inputs = References.inputs(reference.inputs, info.spec)
         outputs = predict(info, inputs, Nx.BinaryBackend, Nx.Defn.Evaluator).(info.params)
         assert furthest(outputs, reference, inputs, info.spec) > @tolerance
+      end
+    end
+
+    test "load parameters that only an optional input needs" do
+      for {name, optional} <- [
+            vit_masked_images: %{"patch_mask" => Nx.tensor([[1, 0, 0, 1], [0, 1, 0, 0]])},
+            deit_masked_images: %{"patch_mask" => Nx.tensor([[1, 0, 0, 1], [0, 1, 0, 0]])},
+            bart_causal_lm: %{"encoder_hidden_state" => Nx.broadcast(0.5, {2, 5, 8})},
+            mbart_causal_lm: %{"encoder_hidden_state" => Nx.broadcast(0.5, {2, 5, 8})}
+          ] do
+        info = References.load(name)
+        inputs = name |> References.read() |> Map.fetch!(:inputs) |> References.inputs(info.spec) |> Map.merge(optional)
+
+        assert_raise ArgumentError, ~r/"(embedder.mask_tokens|decoder.blocks.0.cross_attention.key)"/, fn ->
+          predict(info, inputs, Nx.BinaryBackend, Nx.Defn.Evaluator).(info.params)
+        end
       end
     end
 
@@ -154,11 +172,18 @@ defmodule EMLXBumblebee.ReferencesTest do
     end
   end
 
-  # No checkpoint has it.
+  # No checkpoint has these.
   defp unseen?("pooler.output", _parameter, %Text.Distilbert{}), do: true
+  defp unseen?("sequence_classification_head.output", "bias", %Text.GptNeoX{}), do: true
   # A bias of keys adds the same to each score of a query, unless keys are rotated.
   defp unseen?(_layer, _parameter, %module{}) when module in [Text.GptNeoX, Text.Phi], do: false
-  defp unseen?(layer, parameter, _spec), do: String.ends_with?(layer, ".key") and parameter == "bias"
+
+  defp unseen?(layer, parameter, spec),
+    do: (String.ends_with?(layer, ".key") and parameter == "bias") or across?(layer, spec)
+
+  # A decoder alone has no encoder to attend to.
+  defp across?(layer, %{architecture: :for_causal_language_modeling}), do: layer =~ "cross_attention"
+  defp across?(_layer, _spec), do: false
 
   defp furthest(outputs, reference, inputs, spec) do
     reference.outputs

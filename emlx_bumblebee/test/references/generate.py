@@ -217,6 +217,148 @@ def references():
     yield "blip", hf.BlipForConditionalGeneration, blip, {**text(), **image()}
     layout = hf.LayoutLMConfig(**ENCODER, max_2d_position_embeddings=16)
     yield "layout_lm", hf.LayoutLMModel, layout, text(bbox=boxes())
+    yield from heads()
+
+
+# Smaller, and with the padding where all of transformers' and Bumblebee's heads expect it.
+SMALL = dict(vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=12)
+RIGHT = torch.tensor([[1] * LENGTH, [1] * 6 + [0] * 3])
+SMALL_TEXT = dict(**SMALL, max_position_embeddings=24)
+SMALL_ENCODER = dict(**SMALL_TEXT, **EPSILON)
+ALBERT = dict(**SMALL_ENCODER, embedding_size=4)
+MODERN = dict(**SMALL_TEXT, norm_eps=1e-5, reference_compile=False, pad_token_id=0, classifier_pooling="mean")
+SMALL_ROBERTA = dict(**SMALL_ENCODER, bos_token_id=0, pad_token_id=1, eos_token_id=2)
+SMALL_RMS = dict(**SMALL_TEXT, **TOKENS, rms_norm_eps=1e-3, rope_theta=1000.0, num_key_value_heads=1)
+SMALL_GPT = dict(**{**GPT, "n_embd": 8, "n_layer": 1, "n_head": 2, "n_inner": 12})
+SMALL_SEQ2SEQ = dict(d_model=8, encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=12, decoder_ffn_dim=12)
+SMALL_BART = {**BART, **ONE_LAYER, **SMALL_SEQ2SEQ}
+SMALL_VISION = dict(
+    **EPSILON,
+    hidden_size=8,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    intermediate_size=12,
+    image_size=8,
+    patch_size=4,
+    encoder_stride=4,
+)
+DINO = {key: value for key, value in SMALL_VISION.items() if key not in ["intermediate_size", "encoder_stride"]}
+WINDOWS = dict(image_size=16, patch_size=2, embed_dim=4, depths=[1, 1], num_heads=[1, 2], window_size=4)
+STAGES = dict(depths=[1, 1], hidden_sizes=[4, 8], image_size=16)
+
+CLASSES = {
+    "masked_lm": "ForMaskedLM",
+    "causal_lm": "ForCausalLM",
+    "sequences": "ForSequenceClassification",
+    "tokens": "ForTokenClassification",
+    "answers": "ForQuestionAnswering",
+    "choices": "ForMultipleChoice",
+    "next_sentence": "ForNextSentencePrediction",
+    "images": "ForImageClassification",
+    "images_with_teacher": "ForImageClassificationWithTeacher",
+    "masked_images": "ForMaskedImageModeling",
+}
+ENCODER_HEADS = ["masked_lm", "sequences", "tokens", "answers", "choices"]
+TOKEN_HEADS = ["sequences", "tokens"]
+SEQ2SEQ_HEADS = ["sequences", "answers", "causal_lm"]
+
+# By family: what its classes begin with, its configuration and its heads.
+FAMILIES = {
+    "bert": ("Bert", SMALL_ENCODER, [*ENCODER_HEADS[1:], "next_sentence", "causal_lm"]),
+    "roberta": ("Roberta", SMALL_ROBERTA, [*ENCODER_HEADS, "causal_lm"]),
+    "distilbert": (
+        "DistilBert",
+        dict(vocab_size=50, dim=8, hidden_dim=12, n_layers=1, n_heads=2, max_position_embeddings=24),
+        ENCODER_HEADS,
+    ),
+    "albert": ("Albert", ALBERT, ENCODER_HEADS),
+    "mpnet": ("MPNet", SMALL_ROBERTA, ENCODER_HEADS),
+    "modernbert": ("ModernBert", MODERN, TOKEN_HEADS),
+    "gpt2": ("GPT2", SMALL_GPT, TOKEN_HEADS),
+    "gpt_big_code": ("GPTBigCode", SMALL_GPT, TOKEN_HEADS),
+    "gpt_neo_x": (
+        "GPTNeoX",
+        dict(**SMALL_TEXT, **TOKENS, **EPSILON, rotary_pct=0.5, rotary_emb_base=1000),
+        TOKEN_HEADS,
+    ),
+    "llama": ("Llama", SMALL_RMS, ["sequences"]),
+    "mistral": ("Mistral", dict(**SMALL_RMS, sliding_window=None), ["sequences"]),
+    "gemma": ("Gemma", dict(**SMALL_RMS, head_dim=6, hidden_act="gelu"), ["sequences"]),
+    "gemma3": ("Gemma3Text", dict(**SMALL_RMS, head_dim=6, layer_types=LAYERS[1:]), ["sequences"]),
+    "qwen3": ("Qwen3", dict(**SMALL_RMS, head_dim=6), ["sequences"]),
+    "phi": (
+        "Phi",
+        dict(**SMALL_TEXT, **TOKENS, **EPSILON, rope_theta=1000.0, partial_rotary_factor=0.5),
+        TOKEN_HEADS,
+    ),
+    "phi3": ("Phi3", dict(**SMALL_RMS, sliding_window=None), TOKEN_HEADS),
+    "smollm3": ("SmolLM3", dict(**SMALL_RMS, no_rope_layers=[1]), [*TOKEN_HEADS, "answers"]),
+    "bart": ("Bart", SMALL_BART, SEQ2SEQ_HEADS),
+    "mbart": ("MBart", dict(**SMALL_BART, scale_embedding=True), SEQ2SEQ_HEADS),
+    "layout_lm": (
+        "LayoutLM",
+        dict(**SMALL_ENCODER, max_2d_position_embeddings=16),
+        ["masked_lm", "sequences", "tokens", "answers"],
+    ),
+    "vit": ("ViT", SMALL_VISION, ["images", "masked_images"]),
+    "deit": ("DeiT", SMALL_VISION, ["images", "images_with_teacher", "masked_images"]),
+    "dino_v2": ("Dinov2", DINO, ["images"]),
+    "swin": ("Swin", WINDOWS, ["images"]),
+    "convnext": ("ConvNext", dict(**STAGES, num_stages=2, patch_size=2, layer_norm_eps=1e-5), ["images"]),
+    "resnet": ("ResNet", dict(**STAGES, embedding_size=4), ["images"]),
+}
+
+
+def heads():
+    """Other heads than those above, with one layer, and what is the same class under another name."""
+    for family, (prefix, options, names) in FAMILIES.items():
+        for head in names:
+            more = {"num_labels": 2 if head == "answers" else 3}
+            if head == "causal_lm":
+                more["is_decoder"] = True
+            config = getattr(hf, prefix + "Config")(**{**options, **more})
+            name = "BertLMHeadModel" if (family, head) == ("bert", "causal_lm") else prefix + CLASSES[head]
+            yield f"{family}_{head}", getattr(hf, name), config, head_inputs(head, config)
+
+    for name, prefix in dict(camembert="Camembert", xlm_roberta="XLMRoberta").items():
+        config = getattr(hf, prefix + "Config")(**SMALL_ROBERTA)
+        yield name, getattr(hf, prefix + "Model"), config, head_inputs("base", config)
+    albert = hf.AlbertConfig(**ALBERT)
+    yield "albert_masked_lm_without_bias", hf.AlbertForMaskedLM, albert, head_inputs("masked_lm", albert)
+    modern = hf.ModernBertConfig(**{**MODERN, "classifier_pooling": "cls"}, num_labels=3)
+    yield "modernbert_sequences_first", hf.ModernBertForSequenceClassification, modern, head_inputs("sequences", modern)
+    gpt2 = hf.GPT2Config(**SMALL_GPT, num_labels=3)
+    yield "gpt2_sequences_padded_left", hf.GPT2ForSequenceClassification, gpt2, text()
+    t5 = {**T5, "d_model": 8, "d_kv": 4, "d_ff": 12, "num_layers": 1, "num_heads": 2, "layer_norm_epsilon": 1e-6}
+    yield "t5_encoder", hf.T5EncoderModel, hf.T5Config(**t5), text()
+    backbone = hf.Dinov2Config(**{**DINO, "num_hidden_layers": 2}, out_features=["stage1", "stage2"])
+    yield "dino_v2_backbone", hf.Dinov2Backbone, backbone, image()
+    yield "dino_v2_swiglu", hf.Dinov2Model, hf.Dinov2Config(**DINO, use_swiglu_ffn=True), image()
+    yield "resnet", hf.ResNetModel, hf.ResNetConfig(**STAGES, embedding_size=4), image(16)
+    resnet = hf.ResNetConfig(**STAGES, embedding_size=4, layer_type="basic")
+    yield "resnet_basic", hf.ResNetModel, resnet, image(16)
+    clip_text = hf.CLIPTextConfig(**{**CLIP_TEXT, **SMALL})
+    yield "clip_text_embedding", hf.CLIPTextModelWithProjection, clip_text, clip_ids()
+    clip_vision = hf.CLIPVisionConfig(**SMALL_VISION, projection_dim=6)
+    yield "clip_vision_embedding", hf.CLIPVisionModelWithProjection, clip_vision, image()
+
+
+def head_inputs(head, config):
+    if hasattr(config, "image_size"):
+        return image(config.image_size)
+
+    pad = config.pad_token_id
+    tokens, mask = ids(RIGHT, 1, pad), RIGHT
+    if config.model_type in ["bart", "mbart"]:
+        # The token at which a text ends is where its state is taken.
+        tokens[0, 8] = tokens[1, 5] = config.eos_token_id
+    if head == "choices":
+        tokens = torch.stack([tokens, ids(RIGHT, 2, pad)], dim=1)
+        mask = torch.stack([mask, mask], dim=1)
+    inputs = {"input_ids": tokens, "attention_mask": mask}
+    if config.model_type == "layoutlm":
+        inputs["bbox"] = boxes()
+    return inputs
 
 
 # ---- references ----
@@ -261,6 +403,12 @@ RESULTS = {
     "logits_per_image",
     "text_embeds",
     "image_embeds",
+    "start_logits",
+    "end_logits",
+    "cls_logits",
+    "distillation_logits",
+    "reconstruction",
+    "feature_maps",
 }
 
 
@@ -271,12 +419,18 @@ def make(name, model_class, config, inputs, generated=False):
     config._attn_implementation = "eager"
     model = model_class(config).eval()
     disturb(model)
+    if name == "albert_masked_lm_without_bias":
+        model.predictions.bias.data.zero_()
     config.architectures = [model_class.__name__]
     config.save_pretrained(folder)
     if model.can_generate():
         model.generation_config.save_pretrained(folder)
     # Tied parameters under each of their names, as in a pytorch_model.bin; save_pretrained would leave out all but one.
-    save_file({key: value.clone() for key, value in model.state_dict().items()}, folder / "model.safetensors")
+    tensors = {key: value.clone() for key, value in model.state_dict().items()}
+    if name in ["phi_tokens", "phi3_tokens"]:
+        # Also under the names that older versions of transformers gave these.
+        tensors |= {key.replace("score", "classifier"): value.clone() for key, value in tensors.items() if "score" in key}
+    save_file(tensors, folder / "model.safetensors")
 
     store(name, model, inputs, generated)
 
@@ -285,6 +439,11 @@ def store(name, model, inputs, generated=False):
     """What the model gives for the inputs goes into reference.safetensors."""
     with torch.no_grad():
         outputs = {key: value for key, value in model(**inputs).items() if key in RESULTS}
+        if name.endswith("_embedding"):
+            # Bumblebee's model gives the embedding alone.
+            del outputs["last_hidden_state"]
+        for index, value in enumerate(outputs.pop("feature_maps", [])):
+            outputs[f"feature_maps.{index}"] = value
         generated = generate(model) if generated else {}
 
     stored = {f"inputs.{key}": value for key, value in inputs.items()}
