@@ -9,7 +9,7 @@ defmodule EMLXBumblebee.ReferencesTest do
 
   import EMLXBumblebee.Compare
 
-  alias Bumblebee.Text
+  alias Bumblebee.{Diffusion, Text, Vision}
   alias EMLXBumblebee.{References, Table}
 
   # Relative to the largest number of an output. Rounding makes outputs lie about a tenth of this apart.
@@ -67,6 +67,42 @@ defmodule EMLXBumblebee.ReferencesTest do
     assert Enum.sort(folders) == References.names() |> Enum.map(&to_string/1) |> Enum.sort()
   end
 
+  @not_here [
+    {Diffusion.ControlNet, :base},
+    {Diffusion.StableDiffusion.SafetyChecker, :base},
+    {Diffusion.UNet2DConditional, :base},
+    {Diffusion.VaeKl, :base},
+    {Diffusion.VaeKl, :decoder},
+    {Diffusion.VaeKl, :encoder},
+    {Text.Albert, :for_pre_training},
+    {Text.Bert, :for_pre_training},
+    {Text.BlipText, :base},
+    {Text.BlipText, :for_causal_language_modeling},
+    {Vision.BlipVision, :base}
+  ]
+
+  test "every kind of model that Bumblebee has is here, but for those of which REFERENCES.md tells" do
+    {:ok, modules} = :application.get_key(:bumblebee, :modules)
+
+    kinds =
+      for module <- modules,
+          Code.ensure_loaded?(module),
+          spec?(module),
+          kind <- module.architectures(),
+          do: {module, kind}
+
+    here =
+      for name <- References.names(),
+          spec = References.load(name).spec,
+          uniq: true,
+          do: {spec.__struct__, spec.architecture}
+
+    assert here -- kinds == []
+    assert Enum.sort(kinds -- here) == @not_here
+  end
+
+  defp spec?(module), do: Bumblebee.ModelSpec in for({:behaviour, [one]} <- module.module_info(:attributes), do: one)
+
   # REFERENCES.md tells of these too.
   describe "Bumblebee does not" do
     @describetag :tmp_dir
@@ -108,6 +144,15 @@ defmodule EMLXBumblebee.ReferencesTest do
     test "load Gemma with gelu_pytorch_tanh" do
       assert_raise Axon.CompileError, ~r/gelu_approx_tanh/, fn ->
         References.load(:gemma, activation: :gelu_approx_tanh)
+      end
+    end
+
+    test "have other groups of channels than 32 in each norm of the UNet and the autoencoder" do
+      for {module, more} <- [{Diffusion.UNet2DConditional, [group_norm_num_groups: 4]}, {Diffusion.VaeKl, []}] do
+        spec = Bumblebee.configure(module, [hidden_sizes: [8, 8, 8, 8], sample_size: 8] ++ more)
+        {init, _predict} = spec |> Bumblebee.build_model() |> Axon.build(compiler: Nx.Defn.Evaluator)
+        inputs = module.input_template(spec)
+        assert_raise Axon.CompileError, ~r/, 32, 0\}/, fn -> init.(inputs, Axon.ModelState.empty()) end
       end
     end
 

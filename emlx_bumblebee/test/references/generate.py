@@ -54,6 +54,10 @@ def image(size=8):
     return {"pixel_values": noise(2, 3, size, size)}
 
 
+def audio():
+    return {"input_features": noise(2, 5, 12), "decoder_input_ids": ids(torch.ones(2, 6), 2)}
+
+
 def boxes():
     corner = torch.randint(0, 10, (2, LENGTH, 2), generator=torch.Generator().manual_seed(6))
     return torch.cat([corner, corner + 3], dim=-1)
@@ -98,6 +102,8 @@ T5 = dict(
     eos_token_id=2,
     pad_token_id=0,
 )
+WHISPER = {**SEQ2SEQ, **ONE_LAYER, **TOKENS, "num_mel_bins": 5, "max_source_positions": 6, "max_target_positions": 24}
+del WHISPER["max_position_embeddings"]
 VISION = dict(
     **EPSILON,
     hidden_size=16,
@@ -190,10 +196,7 @@ def references():
     yield "m2m100", hf.M2M100ForConditionalGeneration, hf.M2M100Config(**scaled), seq2seq(1)
     blenderbot = dict(**{**SEQ2SEQ, **ONE_LAYER}, **TOKENS, scale_embedding=True)
     yield "blenderbot", hf.BlenderbotForConditionalGeneration, hf.BlenderbotConfig(**blenderbot), seq2seq()
-    whisper = {**SEQ2SEQ, **ONE_LAYER, **TOKENS, "num_mel_bins": 5, "max_source_positions": 6, "max_target_positions": 24}
-    del whisper["max_position_embeddings"]
-    audio = {"input_features": noise(2, 5, 12), "decoder_input_ids": ids(torch.ones(2, 6), 2)}
-    yield "whisper", hf.WhisperForConditionalGeneration, hf.WhisperConfig(**whisper), audio
+    yield "whisper", hf.WhisperForConditionalGeneration, hf.WhisperConfig(**WHISPER), audio()
 
     yield "vit", hf.ViTModel, hf.ViTConfig(**VISION), image()
     yield "deit", hf.DeiTModel, hf.DeiTConfig(**VISION), image()
@@ -232,6 +235,8 @@ SMALL_RMS = dict(**SMALL_TEXT, **TOKENS, rms_norm_eps=1e-3, rope_theta=1000.0, n
 SMALL_GPT = dict(**{**GPT, "n_embd": 8, "n_layer": 1, "n_head": 2, "n_inner": 12})
 SMALL_SEQ2SEQ = dict(d_model=8, encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=12, decoder_ffn_dim=12)
 SMALL_BART = {**BART, **ONE_LAYER, **SMALL_SEQ2SEQ}
+SMALL_T5 = {**T5, "d_model": 8, "d_kv": 4, "d_ff": 12, "num_layers": 1, "num_heads": 2, "layer_norm_epsilon": 1e-6}
+SMALL_WHISPER = {**WHISPER, **SMALL_SEQ2SEQ}
 SMALL_VISION = dict(
     **EPSILON,
     hidden_size=8,
@@ -247,6 +252,7 @@ WINDOWS = dict(image_size=16, patch_size=2, embed_dim=4, depths=[1, 1], num_head
 STAGES = dict(depths=[1, 1], hidden_sizes=[4, 8], image_size=16)
 
 CLASSES = {
+    "base": "Model",
     "masked_lm": "ForMaskedLM",
     "causal_lm": "ForCausalLM",
     "sequences": "ForSequenceClassification",
@@ -260,7 +266,7 @@ CLASSES = {
 }
 ENCODER_HEADS = ["masked_lm", "sequences", "tokens", "answers", "choices"]
 TOKEN_HEADS = ["sequences", "tokens"]
-SEQ2SEQ_HEADS = ["sequences", "answers", "causal_lm"]
+SEQ2SEQ_HEADS = ["base", "sequences", "answers", "causal_lm"]
 
 # By family: what its classes begin with, its configuration and its heads.
 FAMILIES = {
@@ -273,28 +279,37 @@ FAMILIES = {
     ),
     "albert": ("Albert", ALBERT, ENCODER_HEADS),
     "mpnet": ("MPNet", SMALL_ROBERTA, ENCODER_HEADS),
-    "modernbert": ("ModernBert", MODERN, TOKEN_HEADS),
-    "gpt2": ("GPT2", SMALL_GPT, TOKEN_HEADS),
-    "gpt_big_code": ("GPTBigCode", SMALL_GPT, TOKEN_HEADS),
+    "modernbert": ("ModernBert", MODERN, ["base", *TOKEN_HEADS]),
+    "modernbert_decoder": (
+        "ModernBertDecoder",
+        dict(**SMALL_TEXT, **TOKENS, norm_eps=1e-3, global_rope_theta=1000.0, layer_types=LAYERS[1:]),
+        ["base"],
+    ),
+    "gpt2": ("GPT2", SMALL_GPT, ["base", *TOKEN_HEADS]),
+    "gpt_big_code": ("GPTBigCode", SMALL_GPT, ["base", *TOKEN_HEADS]),
     "gpt_neo_x": (
         "GPTNeoX",
         dict(**SMALL_TEXT, **TOKENS, **EPSILON, rotary_pct=0.5, rotary_emb_base=1000),
-        TOKEN_HEADS,
+        ["base", *TOKEN_HEADS],
     ),
-    "llama": ("Llama", SMALL_RMS, ["sequences"]),
-    "mistral": ("Mistral", dict(**SMALL_RMS, sliding_window=None), ["sequences"]),
-    "gemma": ("Gemma", dict(**SMALL_RMS, head_dim=6, hidden_act="gelu"), ["sequences"]),
-    "gemma3": ("Gemma3Text", dict(**SMALL_RMS, head_dim=6, layer_types=LAYERS[1:]), ["sequences"]),
-    "qwen3": ("Qwen3", dict(**SMALL_RMS, head_dim=6), ["sequences"]),
+    "llama": ("Llama", SMALL_RMS, ["base", "sequences"]),
+    "mistral": ("Mistral", dict(**SMALL_RMS, sliding_window=None), ["base", "sequences"]),
+    "gemma": ("Gemma", dict(**SMALL_RMS, head_dim=6, hidden_act="gelu"), ["base", "sequences"]),
+    "gemma3": ("Gemma3Text", dict(**SMALL_RMS, head_dim=6, layer_types=LAYERS[1:]), ["base", "sequences"]),
+    "qwen3": ("Qwen3", dict(**SMALL_RMS, head_dim=6), ["base", "sequences"]),
     "phi": (
         "Phi",
         dict(**SMALL_TEXT, **TOKENS, **EPSILON, rope_theta=1000.0, partial_rotary_factor=0.5),
-        TOKEN_HEADS,
+        ["base", *TOKEN_HEADS],
     ),
-    "phi3": ("Phi3", dict(**SMALL_RMS, sliding_window=None), TOKEN_HEADS),
-    "smollm3": ("SmolLM3", dict(**SMALL_RMS, no_rope_layers=[1]), [*TOKEN_HEADS, "answers"]),
+    "phi3": ("Phi3", dict(**SMALL_RMS, sliding_window=None), ["base", *TOKEN_HEADS]),
+    "smollm3": ("SmolLM3", dict(**SMALL_RMS, no_rope_layers=[1]), ["base", *TOKEN_HEADS, "answers"]),
     "bart": ("Bart", SMALL_BART, SEQ2SEQ_HEADS),
     "mbart": ("MBart", dict(**SMALL_BART, scale_embedding=True), SEQ2SEQ_HEADS),
+    "m2m100": ("M2M100", dict(**SMALL_BART, scale_embedding=True), ["base"]),
+    "blenderbot": ("Blenderbot", {**SMALL_BART, **TOKENS}, ["base"]),
+    "t5": ("T5", SMALL_T5, ["base"]),
+    "whisper": ("Whisper", SMALL_WHISPER, ["base"]),
     "layout_lm": (
         "LayoutLM",
         dict(**SMALL_ENCODER, max_2d_position_embeddings=16),
@@ -329,8 +344,7 @@ def heads():
     yield "modernbert_sequences_first", hf.ModernBertForSequenceClassification, modern, head_inputs("sequences", modern)
     gpt2 = hf.GPT2Config(**SMALL_GPT, num_labels=3)
     yield "gpt2_sequences_padded_left", hf.GPT2ForSequenceClassification, gpt2, text()
-    t5 = {**T5, "d_model": 8, "d_kv": 4, "d_ff": 12, "num_layers": 1, "num_heads": 2, "layer_norm_epsilon": 1e-6}
-    yield "t5_encoder", hf.T5EncoderModel, hf.T5Config(**t5), text()
+    yield "t5_encoder", hf.T5EncoderModel, hf.T5Config(**SMALL_T5), text()
     backbone = hf.Dinov2Config(**{**DINO, "num_hidden_layers": 2}, out_features=["stage1", "stage2"])
     yield "dino_v2_backbone", hf.Dinov2Backbone, backbone, image()
     yield "dino_v2_swiglu", hf.Dinov2Model, hf.Dinov2Config(**DINO, use_swiglu_ffn=True), image()
@@ -347,7 +361,12 @@ def head_inputs(head, config):
     if hasattr(config, "image_size"):
         return image(config.image_size)
 
+    if config.model_type == "whisper":
+        return audio()
+
     pad = config.pad_token_id
+    if head == "base" and config.is_encoder_decoder:
+        return seq2seq(pad)
     tokens, mask = ids(RIGHT, 1, pad), RIGHT
     if config.model_type in ["bart", "mbart"]:
         # The token at which a text ends is where its state is taken.

@@ -81,7 +81,7 @@ defmodule EMLXBumblebee.References do
     blip: {{3, 0, 0, 8}, []},
     # Bumblebee does not read max_2d_position_embeddings.
     layout_lm: {{2, 0, 0, 5}, load: [spec_overrides: [max_spatial_positions: 16]]},
-    # Heads, with one layer.
+    # The kinds of model that are not above, with one layer.
     bert_sequences: {{1, 0, 0, 3}, []},
     bert_tokens: {{1, 0, 0, 3}, []},
     bert_answers: {{1, 0, 0, 3}, []},
@@ -109,32 +109,51 @@ defmodule EMLXBumblebee.References do
     mpnet_tokens: {{1, 0, 0, 3}, []},
     mpnet_answers: {{1, 0, 0, 3}, []},
     mpnet_choices: {{1, 0, 0, 3}, []},
+    modernbert_base: {{1, 1, 0, 3}, []},
     modernbert_sequences: {{1, 1, 0, 4}, []},
     modernbert_tokens: {{1, 1, 0, 4}, []},
+    modernbert_decoder_base: {{1, 1, 0, 3}, []},
+    gpt2_base: {{1, 0, 0, 3}, []},
     gpt2_sequences: {{1, 0, 0, 3}, []},
     gpt2_tokens: {{1, 0, 0, 3}, []},
+    gpt_big_code_base: {{1, 0, 0, 3}, []},
     gpt_big_code_sequences: {{1, 0, 0, 3}, []},
     gpt_big_code_tokens: {{1, 0, 0, 3}, []},
+    gpt_neo_x_base: {{1, 1, 0, 3}, []},
     gpt_neo_x_sequences: {{1, 1, 0, 3}, []},
     gpt_neo_x_tokens: {{1, 1, 0, 3}, []},
+    llama_base: {{1, 1, 3, 0}, []},
     llama_sequences: {{1, 1, 3, 0}, []},
+    mistral_base: {{1, 1, 3, 0}, []},
     mistral_sequences: {{1, 1, 3, 0}, []},
+    gemma_base: {{1, 1, 3, 0}, []},
     gemma_sequences: {{1, 1, 3, 0}, []},
+    gemma3_base: {{1, 1, 7, 0}, []},
     gemma3_sequences: {{1, 1, 7, 0}, []},
+    qwen3_base: {{1, 1, 5, 0}, []},
     qwen3_sequences: {{1, 1, 5, 0}, []},
+    phi_base: {{1, 1, 0, 2}, []},
     phi_sequences: {{1, 1, 0, 2}, []},
     phi_tokens: {{1, 1, 0, 2}, []},
+    phi3_base: {{1, 1, 3, 0}, []},
     phi3_sequences: {{1, 1, 3, 0}, []},
     phi3_tokens: {{1, 1, 3, 0}, []},
+    smollm3_base: {{1, 1, 3, 0}, []},
     smollm3_sequences: {{1, 1, 3, 0}, []},
     smollm3_tokens: {{1, 1, 3, 0}, []},
     smollm3_answers: {{1, 1, 3, 0}, []},
+    bart_base: {{3, 0, 0, 7}, []},
     bart_sequences: {{3, 0, 0, 7}, []},
     bart_answers: {{3, 0, 0, 7}, []},
     bart_causal_lm: {{1, 0, 0, 3}, []},
+    mbart_base: {{3, 0, 0, 9}, []},
     mbart_sequences: {{3, 0, 0, 9}, []},
     mbart_answers: {{3, 0, 0, 9}, []},
     mbart_causal_lm: {{1, 0, 0, 4}, []},
+    m2m100_base: {{3, 0, 0, 7}, []},
+    blenderbot_base: {{3, 0, 0, 7}, []},
+    t5_base: {{3, 0, 7, 0}, []},
+    whisper_base: {{3, 0, 0, 7}, []},
     layout_lm_masked_lm: {{1, 0, 0, 4}, load: [spec_overrides: [max_spatial_positions: 16]]},
     layout_lm_sequences: {{1, 0, 0, 3}, load: [spec_overrides: [max_spatial_positions: 16]]},
     layout_lm_tokens: {{1, 0, 0, 3}, load: [spec_overrides: [max_spatial_positions: 16]]},
@@ -171,11 +190,10 @@ defmodule EMLXBumblebee.References do
   written by `test/references_test.exs`, which fails where it finds anything else than what stands here; it also fails if it would
   not see one of the parameters change.
 
-  The outputs have transformers' names. Texts are padded, one on the right and one on the left; those of heads, which have one layer,
-  on the right alone. What is compared is where there is no padding. The blocks are those that telemetry told of as run by a kernel;
-  none was composed. *As it is* is the model that is not rewritten, on `Nx.BinaryBackend`. The numbers are how far, relative to the
-  largest number of an output (at least 1), outputs were allowed to lie apart from transformers', and did not. *Generated* tokens,
-  by greedy search, are the same ones.
+  The outputs have transformers' names. Texts are padded, on the right or on the left; what is compared is where there is no padding.
+  The blocks are those that telemetry told of as run by a kernel; none was composed. *As it is* is the model that is not rewritten,
+  on `Nx.BinaryBackend`. The numbers are how far, relative to the largest number of an output (at least 1), outputs were allowed to
+  lie apart from transformers', and did not. *Generated* tokens, by greedy search, are the same ones.
 
   Where Bumblebee's model is another one than transformers', a number in brackets tells why, below. The rewritten model gives what
   Bumblebee's does, and with the change that is told there, transformers' outputs. Behind an output the number means that no change
@@ -198,13 +216,22 @@ defmodule EMLXBumblebee.References do
     cross-attention of BART's and mBART's causal language models.
   - The output layers of Phi's and Phi-3's token classification are read under the name that they had in older versions of
     transformers, not as 4.57 saves them. The checkpoints here have them under each name.
+  - Norms of groups of channels have 32 groups, whatever the configuration says, in the autoencoder, in the middle of the UNet and
+    before its attention. In the middle their epsilon is 1.0e-6.
   - CLIP's embeddings of texts and images are not normalized, transformers' are; they are compared as normalized ones.
   - DistilBERT has a pooler, which its checkpoints do not have, with random parameters; GPT-NeoX's sequence classification a bias, of
     zeros.
 
+  Every kind of model in Bumblebee 0.7.0 is among the checkpoints, but for these:
+
+  - ControlNet, UNet, autoencoder and safety checker of Stable Diffusion. With 32 groups of channels, checkpoints that tell something are
+    large. [CONFORMANCE.md](CONFORMANCE.md) has the UNet and the autoencoder, against themselves on `Nx.BinaryBackend`.
+  - BLIP's model of text and its model of images on their own, which are the two parts of `blip`.
+  - BERT and ALBERT with both heads at once that they are trained with.
+
   Bumblebee's own tests compare models with transformers' outputs for checkpoints of the Hugging Face hub. These tests take nothing
   from the hub, so those values are not checked; the checkpoints above are in their place. The values that need no checkpoint are
-  checked on `EMLX.Backend`, by step and compiled, in `test/upstream_values_test.exs`: what the schedulers DDIM, PNDM and LCM give,
+  checked on `EMLX.Backend`, eagerly and compiled, in `test/upstream_values_test.exs`: what the schedulers DDIM, PNDM and LCM give,
   Whisper's features, the sizes of what featurizers of images give, all processors of logits, files that PyTorch wrote, in both of
   its formats, and the doctests of `Bumblebee.Utils.Nx`.
   """
@@ -278,6 +305,10 @@ defmodule EMLXBumblebee.References do
   defp output_and_mask("end_logits", %{decoder_num_blocks: _}), do: {:end_logits, nil}
   defp output_and_mask("start_logits", _spec), do: {:start_logits, "attention_mask"}
   defp output_and_mask("end_logits", _spec), do: {:end_logits, "attention_mask"}
+
+  defp output_and_mask("last_hidden_state", %{architecture: :base, decoder_num_blocks: _}),
+    do: {:hidden_state, "decoder_attention_mask"}
+
   defp output_and_mask("last_hidden_state", _spec), do: {:hidden_state, "attention_mask"}
   defp output_and_mask("pooler_output", _spec), do: {:pooled_state, nil}
   defp output_and_mask("text_embeds", %Text.ClipText{}), do: {:embedding, nil}
