@@ -233,6 +233,23 @@ defmodule EMLXBumblebee.UpstreamValuesTest do
       end
     end
 
+    test "Whisper's, for all of a second" do
+      # test/references/generate.py made it.
+      tensors = Path.expand("whisper_features.safetensors", __DIR__) |> Safetensors.read!() |> on(EMLX.Backend)
+      featurizer = Bumblebee.configure(WhisperFeaturizer, num_seconds: 1)
+      expected = Nx.stack([tensors["features.0"], tensors["features.1"]])
+      audio = [tensors["audio.0"], tensors["audio.1"]]
+
+      for compiler <- compilers() do
+        %{"input_features" => extracted} =
+          Bumblebee.apply_featurizer(featurizer, audio, defn_options: options(compiler))
+
+        assert {compiler, furthest(extracted, expected)} <= {compiler, 1.0}
+      end
+
+      assert furthest(Nx.reverse(expected, axes: [0]), expected) > 1.0e3
+    end
+
     # The size of what comes out by default, and options for something smaller.
     cropped = [size: %{shortest_edge: 12}, crop_size: %{height: 8, width: 10}]
 

@@ -8,7 +8,8 @@ generated greedily. They have transformers' names: "inputs.input_ids", "outputs.
 python3 -m venv VENV && VENV/bin/pip install -r requirements.txt && VENV/bin/python generate.py [NAME ...]
 
 nomic_bert is made only if asked for, with requirements_nomic_bert.txt in an environment of its own: it needs a newer transformers.
-So is pytorch: tensors of every type in ../pytorch, in both formats that PyTorch has for files, for ../upstream_values_test.exs.
+So are pytorch, tensors of every type in ../pytorch, in both formats that PyTorch has for files, and features, which Whisper's
+featurizer is to give, both for ../upstream_values_test.exs.
 """
 
 import json
@@ -551,11 +552,26 @@ def make_pytorch():
         torch.save(tensors, folder / f"{name}.pt", _use_new_zipfile_serialization=zipped)
 
 
+def make_features():
+    """What transformers' feature extractor of Whisper gives for two pieces of audio in a second: chords with noise, which fade."""
+    extractor = hf.WhisperFeatureExtractor(chunk_length=1)
+    stored = {}
+    for index, length in enumerate([4000, 2500]):
+        time = torch.arange(length) / 16_000
+        chord = sum(torch.sin(2 * torch.pi * pitch * (index + 1) * time) for pitch in [220, 554, 1318, 3520])
+        audio = (0.2 * chord + 0.02 * noise(length, seed=index)) * torch.exp(-4 * time)
+        features = extractor(audio.numpy(), sampling_rate=16_000, return_tensors="pt")["input_features"]
+        stored |= {f"audio.{index}": audio, f"features.{index}": features[0].T.contiguous()}
+    save_file(stored, FOLDER.parent / "whisper_features.safetensors")
+
+
 def main(names):
     if names == ["nomic_bert"]:
         return make_nomic_bert()
     if names == ["pytorch"]:
         return make_pytorch()
+    if names == ["features"]:
+        return make_features()
 
     for name, *reference in references():
         if not names or name in names:
