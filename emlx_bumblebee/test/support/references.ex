@@ -233,7 +233,7 @@ defmodule EMLXBumblebee.References do
   from the hub, so those values are not checked; the checkpoints above are in their place. The values that need no checkpoint are
   checked on `EMLX.Backend`, eagerly and compiled, in `test/upstream_values_test.exs`: what the schedulers DDIM, PNDM and LCM give,
   Whisper's features, the sizes of what featurizers of images give, all processors of logits, files that PyTorch wrote, in both of
-  its formats, and the doctests of `Bumblebee.Utils.Nx`.
+  its formats, and the doctests of `Bumblebee.Utils.Nx`. There a second of audio has all of its features compared besides.
   """
 
   def names, do: Keyword.keys(@references)
