@@ -2,13 +2,14 @@
 
 use crate::array::{check_outcomes, outcomes_of, ArrayTerm, BinaryTerm, Buffer, Handle, Outcomes};
 use crate::device::Device;
+use crate::dtype::Dtype;
 use crate::error::{Error, Reason, Result};
 use crate::file;
 use crate::mlx::{self, GraphLock, Stream};
 use crate::op::take_crossed;
 use crate::pace::Pace;
 use crate::program::run::{Pause, Run, Suspended};
-use crate::program::{self, Program};
+use crate::program::{self, Program, Whole};
 use mlx_rs::Array;
 use rustler::{Encoder, Env, LocalPid, OwnedEnv, Resource, ResourceArc, Term};
 use smallvec::SmallVec;
@@ -626,6 +627,34 @@ impl Shared {
 
     /// Waits for what was asked: whether it is other than zero.
     pub fn answer(&self, asked: &Asked) -> Result<bool> {
+        self.look_at(asked, |bytes, dtype| dtype.is_nonzero(bytes))
+    }
+
+    /// Single whole numbers, computed. None where one is something else.
+    pub fn whole_numbers(
+        &self,
+        arrays: &[&Array],
+        outcomes: &Outcomes,
+    ) -> Result<Option<Vec<Whole>>> {
+        let Some((first, rest)) = arrays.split_first() else {
+            return Ok(None);
+        };
+        if arrays.iter().any(|array| array.size() != 1) {
+            return Ok(None);
+        }
+        let others = rest.iter().map(|array| self.rows_to_read(array));
+        let others = others.map(|own| Ok(Asked(Some(own?))));
+        let mut asked = others.collect::<Result<Vec<_>>>()?;
+        let with: Vec<&Array> = asked.iter().filter_map(|asked| asked.0.as_ref()).collect();
+        let first = self.ask(first, &with, outcomes)?;
+        asked.insert(0, first);
+        let numbers = asked.iter().map(|asked| self.look_at(asked, Whole::read));
+        let numbers = numbers.collect::<Result<Vec<_>>>()?;
+        Ok(numbers.into_iter().collect())
+    }
+
+    /// Waits for what was asked.
+    fn look_at<T>(&self, asked: &Asked, look: impl FnOnce(&[u8], Dtype) -> T) -> Result<T> {
         let Some(own) = &asked.0 else {
             return Err(Error::invalid("there is no predicate"));
         };
@@ -636,7 +665,7 @@ impl Shared {
         // SAFETY: computed, and alive beyond the slice.
         let bytes = unsafe { mlx::bytes(own) };
         let bytes = bytes.ok_or_else(|| Error::invalid("the predicate is not laid out in rows"))?;
-        Ok(mlx::dtype(own).is_nonzero(bytes))
+        Ok(look(bytes, mlx::dtype(own)))
     }
 
     fn streams_of(&self, arrays: &[ResourceArc<Handle>]) -> Vec<Stream> {

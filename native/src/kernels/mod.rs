@@ -18,10 +18,10 @@ mod quantized;
 mod rope;
 mod rows;
 pub mod simd;
+mod slices;
 #[cfg(test)]
 mod tests;
 mod unary;
-mod update;
 
 use crate::device::Device;
 use crate::dtype::Dtype;
@@ -63,6 +63,11 @@ pub enum Kernel {
     QuantizedProduct { group: usize, bits: usize },
     /// a, what is written over a slice of it, and where the slice begins: a whole number for each of these axes, of 64 bits or 32.
     Update {
+        axes: SmallVec<[u8; 8]>,
+        is_wide: bool,
+    },
+    /// a, and where a slice of it begins, likewise.
+    Slice {
         axes: SmallVec<[u8; 8]>,
         is_wide: bool,
     },
@@ -293,8 +298,8 @@ pub fn quantized_product(
     node::new(kernel, Layout::Rows, inputs, &shape, inputs[0], s)
 }
 
-/// Whether [`update`] takes arrays of this type on this device.
-pub fn updates(device: Device, dtype: Dtype) -> bool {
+/// Whether [`slice`] and [`update`] take arrays of this type on this device.
+pub fn slices(device: Device, dtype: Dtype) -> bool {
     device == Device::Cpu && are_there() && (dtype.is_half() || dtype.size() == 4)
 }
 
@@ -318,6 +323,19 @@ pub fn update(
     )
 }
 
+/// The slice of `shape` that begins at `start`, as far inside as it fits.
+pub fn slice(
+    a: &Array,
+    start: &Array,
+    axes: SmallVec<[u8; 8]>,
+    shape: &[i32],
+    s: &Stream,
+) -> Result<Array> {
+    let is_wide = mlx::dtype(start) == Dtype::S64;
+    let kernel = Kernel::Slice { axes, is_wide };
+    node::new(kernel, Layout::Rows, &[a, start], shape, a, s)
+}
+
 impl Kernel {
     fn name(&self) -> &'static CStr {
         match self {
@@ -334,6 +352,7 @@ impl Kernel {
             Kernel::Product => c"matmul",
             Kernel::QuantizedProduct { .. } => c"quantized_matmul",
             Kernel::Update { .. } => c"slice_update_dynamic",
+            Kernel::Slice { .. } => c"slice_dynamic",
         }
     }
 
@@ -364,7 +383,8 @@ impl Kernel {
             Kernel::QuantizedProduct { group, bits } => {
                 quantized::run::<T>(level, inputs, group, bits, out)
             }
-            Kernel::Update { ref axes, is_wide } => update::run::<T>(axes, is_wide, inputs, out),
+            Kernel::Update { ref axes, is_wide } => slices::update::<T>(axes, is_wide, inputs, out),
+            Kernel::Slice { ref axes, is_wide } => slices::slice::<T>(axes, is_wide, inputs, out),
             Kernel::Chain(ref links) => chain::run::<T>(level, links, inputs, out),
             Kernel::Softmax => by_rows::<T>(&inputs[0], &[], out, &|x, _, to, count, scratch| {
                 rows::softmax::<T>(level, x, to, count, scratch)

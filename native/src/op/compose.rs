@@ -9,6 +9,7 @@ use crate::kernels;
 use crate::mlx::{self, Stream, Vector};
 use half::{bf16, f16};
 use mlx_rs::Array;
+use smallvec::SmallVec;
 
 /// A scalar from a number, without a detour through a type that could not hold it.
 pub fn constant(value: Number, dtype: Dtype) -> Result<Array> {
@@ -907,20 +908,40 @@ fn clamp_starts(start: &Array, limits: &[i32], s: &Stream) -> Result<Array> {
     mlx::astype(&within, Dtype::S32, s)
 }
 
+/// Where a slice begins, and along which axes, as the kernels for slices take it.
+fn places(
+    a: &Array,
+    start: &Array,
+    axes: &[i32],
+    s: &Stream,
+) -> Result<(Array, SmallVec<[u8; 8]>)> {
+    let start = match mlx::dtype(start) {
+        Dtype::S32 => mlx::share(start)?,
+        _ => signed_index(start, s)?,
+    };
+    let axes = axes.iter().map(|axis| Ok(check::axis(a, *axis)? as u8));
+    Ok((start, axes.collect::<Result<_>>()?))
+}
+
 pub fn slice_dynamic(
     a: &Array,
     start: &Array,
     axes: &[i32],
     sizes: &[i32],
+    device: Device,
     s: &Stream,
 ) -> Result<Array> {
     check::lengths(&[("sizes", sizes.len())], axes.len())?;
     let limits = check_starts(a, start, axes, sizes)?;
-    let start = clamp_starts(start, &limits, s)?;
     let mut whole = a.shape().to_vec();
     for (axis, size) in axes.iter().zip(sizes) {
         whole[check::axis(a, *axis)?] = *size;
     }
+    if kernels::slices(device, mlx::dtype(a)) {
+        let (start, axes) = places(a, start, axes, s)?;
+        return kernels::slice(a, &start, axes, &whole, s);
+    }
+    let start = clamp_starts(start, &limits, s)?;
     mlx::slice_dynamic(a, &start, axes, &whole, s)
 }
 
@@ -946,13 +967,9 @@ pub fn slice_update_dynamic(
     let limits = check_starts(a, start, axes, &sizes)?;
     let update = mlx::astype(update, mlx::dtype(a), s)?;
     let mut sizes = update.shape().iter().zip(a.shape());
-    if kernels::updates(device, mlx::dtype(a)) && sizes.all(|(own, whole)| own <= whole) {
-        let start = match mlx::dtype(start) {
-            Dtype::S32 => mlx::share(start)?,
-            _ => signed_index(start, s)?,
-        };
-        let axes = axes.iter().map(|axis| Ok(check::axis(a, *axis)? as u8));
-        return kernels::update(a, &update, &start, axes.collect::<Result<_>>()?, s);
+    if kernels::slices(device, mlx::dtype(a)) && sizes.all(|(own, whole)| own <= whole) {
+        let (start, axes) = places(a, start, axes, s)?;
+        return kernels::update(a, &update, &start, axes, s);
     }
     let start = clamp_starts(start, &limits, s)?;
     mlx::slice_update_dynamic(a, &update, &start, axes, s)

@@ -1467,7 +1467,9 @@ impl Op {
                 stop,
                 strides,
             } => sliced!(mlx::slice_update_prod, start, stop, strides),
-            Op::SliceDynamic { axes, sizes } => binary!(compose::slice_dynamic, axes, sizes),
+            Op::SliceDynamic { axes, sizes } => {
+                binary!(compose::slice_dynamic, axes, sizes, device)
+            }
             Op::SliceUpdateDynamic { axes } => {
                 ternary!(compose::slice_update_dynamic, axes, device)
             }

@@ -1,9 +1,11 @@
 //! Programs: operations over numbered values, with branches, loops and questions to the calling process, replayed on new inputs.
 //! An eager call is the program of one operation. [`term`] decodes programs, [`run`] replays them, [`types`] finds their shapes and
 //! types, [`file`] saves and loads them, [`fuse`] has their stretches
-//! compiled, [`chain`] brings operations on elements together, [`describe`] shows them.
+//! compiled, [`chain`] brings operations on elements together, [`count`] counts
+//! loops, [`describe`] shows them.
 
 mod chain;
+mod count;
 pub mod describe;
 pub mod file;
 mod fuse;
@@ -18,6 +20,7 @@ use crate::kernels;
 use crate::mlx::{self, Stream};
 use crate::op::{self, Op};
 use chain::Chain;
+pub use count::Whole;
 use fuse::Fused;
 use mlx_rs::Array;
 use rustler::{Resource, ResourceArc};

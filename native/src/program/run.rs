@@ -1,6 +1,7 @@
 //! Replays programs: straight ones on the calling scheduler, all others on a queue's thread, as a stack of blocks that can be left
 //! and taken up again. Called by the border and by queues.
 
+use super::count::Counters;
 use super::{build, shown, Block, Instruction, Program, Step};
 use crate::array::{outcomes_of, Handle, Outcome, Outcomes};
 use crate::device::Device;
@@ -16,6 +17,9 @@ use std::time::{Duration, Instant};
 
 /// Bytes of a loop's result that may be kept beside the state of a step that runs ahead.
 const MAX_KEPT: usize = 1 << 20;
+
+/// Operations of a counted loop's steps that are submitted together, at most.
+const MAX_TOGETHER: usize = 512;
 
 /// How long a run may have a queue's thread while other jobs wait.
 const TURN: Duration = Duration::from_millis(10);
@@ -212,6 +216,8 @@ struct Loop {
     needed: Vec<bool>,
     /// Steps left until the loop runs ahead; None if it never does.
     until_ahead: Option<usize>,
+    /// Where the number of steps is known.
+    counted: Option<Counted>,
     /// Whether there is the step that the state comes from, which is not known yet, and the loop's result if there is not.
     doubt: Option<(Asked, Values)>,
 }
@@ -237,6 +243,59 @@ impl Loop {
             })
             .sum();
         outcomes.is_empty() && bytes <= MAX_KEPT && plain(&self.condition) && plain(&self.body)
+    }
+
+    /// How many steps it takes, where its condition hangs on numbers that count by themselves.
+    fn count(&self, queue: &Shared, outcomes: &Outcomes) -> Result<Option<Counted>> {
+        let state = self.state.0.len();
+        let counters = Counters::of(&self.condition, &self.body, state);
+        // Late failures are known by waiting after every step.
+        let Some(counters) = counters.filter(|_| outcomes.is_empty()) else {
+            return Ok(None);
+        };
+        let slots: Vec<&Slot> = self.state.0.iter().chain(&self.captured.0).collect();
+        let arrays = counters.inputs.iter().map(|input| slots[*input].array());
+        let arrays = arrays.collect::<Result<Vec<_>>>()?;
+        let Some(given) = queue.whole_numbers(&arrays, outcomes)? else {
+            return Ok(None);
+        };
+        let steps = counters.steps(&self.condition, &self.body, &given);
+        let number = counters.inputs.iter().copied().find(|input| *input < state);
+        Ok(steps.zip(number).map(|(left, number)| Counted {
+            left,
+            number,
+            together: 1,
+            built: 0,
+            since: Instant::now(),
+            submitted: None,
+        }))
+    }
+
+    /// Has some steps computed together: as many as take no longer than others can wait.
+    fn submit(&mut self, queue: &Shared) -> Result<()> {
+        let Some(counted) = &mut self.counted else {
+            return Ok(());
+        };
+        counted.built += 1;
+        if counted.built < counted.together {
+            return Ok(());
+        }
+        let state = self.state.0.iter().map(Slot::array);
+        let state = state.collect::<Result<Vec<_>>>()?;
+        let asked = queue.ask(state[counted.number], &state, &Outcomes::new())?;
+        if let Some(before) = counted.submitted.replace(asked) {
+            queue.answer(&before)?;
+        }
+        let most = (MAX_TOGETHER / self.body.instructions.len().max(1)).max(1);
+        let time = counted.since.elapsed();
+        if time < TURN / 8 {
+            counted.together = (counted.together * 2).min(most);
+        } else if time > TURN / 2 {
+            counted.together = (counted.together / 2).max(1);
+        }
+        counted.built = 0;
+        counted.since = Instant::now();
+        Ok(())
     }
 
     /// The state, as far as it is needed after the loop. What is not is left to be written over.
@@ -279,6 +338,19 @@ impl Loop {
         self.state = state;
         Ok(())
     }
+}
+
+/// The steps of a loop that need not be asked whether there is another one.
+struct Counted {
+    left: usize,
+    /// A single number of the state, to be waited for.
+    number: usize,
+    /// Steps that are submitted together, those that are built, and since when.
+    together: usize,
+    built: usize,
+    since: Instant,
+    /// The number of those that were submitted last.
+    submitted: Option<Asked>,
 }
 
 enum Level {
@@ -494,8 +566,20 @@ impl Run {
                         in_body: false,
                         needed,
                         until_ahead: None,
+                        counted: None,
                         doubt: None,
                     };
+                    if let Some(counted) = repeated.count(queue, &self.outcomes)? {
+                        if counted.left == 0 {
+                            frame.deliver(std::mem::take(&mut repeated.state));
+                            continue;
+                        }
+                        repeated.counted = Some(counted);
+                        let first = repeated.body()?;
+                        self.levels.push(Level::Loop(repeated));
+                        self.levels.push(Level::Block(first));
+                        continue;
+                    }
                     if self.run_ahead.is_some() && repeated.can_run_ahead(&self.outcomes) {
                         repeated.until_ahead = self.run_ahead;
                     }
@@ -521,9 +605,19 @@ impl Run {
         };
         if repeated.in_body {
             repeated.step(outputs)?;
-            let condition = repeated.condition()?;
-            self.levels.push(Level::Block(condition));
-            return Ok(None);
+            let Some(counted) = &mut repeated.counted else {
+                let condition = repeated.condition()?;
+                self.levels.push(Level::Block(condition));
+                return Ok(None);
+            };
+            counted.left -= 1;
+            if counted.left == 0 {
+                let state = std::mem::take(&mut repeated.state);
+                self.finish(state);
+                return Ok(None);
+            }
+            repeated.submit(queue)?;
+            return self.next_step(queue, began);
         }
         // The condition and the whole state are computed together: the graph never grows over steps.
         let state = repeated
@@ -555,6 +649,14 @@ impl Run {
                 }
             }
         }
+        self.next_step(queue, began)
+    }
+
+    /// The loop on top of the stack takes its next step, or leaves the thread before it.
+    fn next_step(&mut self, queue: &Shared, began: Instant) -> Result<Option<Pause>> {
+        let Some(Level::Loop(repeated)) = self.levels.last_mut() else {
+            return Err(Error::invalid("there is no loop"));
+        };
         let body = repeated.body()?;
         self.levels.push(Level::Block(body));
         if self.reply.as_ref().is_some_and(|reply| !reply.is_awaited()) {

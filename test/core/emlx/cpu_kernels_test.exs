@@ -126,7 +126,7 @@ defmodule EMLX.CpuKernelsTest do
     end
   end
 
-  test "slices written over from where numbers say, as far inside as they fit" do
+  test "slices taken and written over from where numbers say, as far inside as they fit" do
     for dtype <- [:f32, :bf16, :f16, :s32, :u32],
         {shape, slice, starts} <- [
           {[40, 1030], [40, 1], [{3, 5}, {-2, 2000}]},
@@ -155,6 +155,9 @@ defmodule EMLX.CpuKernelsTest do
       for a <- [a, Golden.scattered(a), Ops.broadcast_to(one, shape)], update <- [update, Golden.scattered(update)] do
         want = Ops.run(static, [a, update])
         assert Array.to_binary(Ops.run(axes, [a, update, places])) == Array.to_binary(want)
+        taken = Ops.run({:slice, %{start: inside, stop: stop, strides: Enum.map(shape, fn _ -> 1 end)}}, [a])
+        slice = {:slice_dynamic, %{axes: Enum.to_list(0..(length(shape) - 1)), sizes: slice}}
+        assert Array.to_binary(Ops.run(slice, [a, places])) == Array.to_binary(taken)
       end
     end
   end
