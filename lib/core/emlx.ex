@@ -38,8 +38,9 @@ defmodule EMLX do
     * `:queue` - the `EMLX.Queue` to run on; by default the calling process's queue if it is on the device, else the device's own
     * `:fuse` - whether runs of element-wise operations are compiled to one kernel each, by `mx.compile`. Default `false`;
       `config :emlx, fuse: true` sets it. On the CPU a C++ compiler (g++) is needed while the program runs, and each new
-      kernel takes it about a second. A fused kernel rounds as its operations do one by one, but for the last bits: compilers may contract a product and a sum, and 16-bit floats
-      may keep more bits between two operations
+      kernel takes it about a second; without it the common ones (arithmetic, roots, exponentials, `erf`, `tanh`) of f32, bf16 and f16 already
+      run several in one pass there. A fused kernel rounds as its operations do one by one, but for the last bits: compilers may
+      contract a product and a sum, and 16-bit floats may keep more bits between two operations
     * `:merge` - whether operations on at most 4 rows, as a model has for each token that it generates, become fewer, larger ones:
       products of one input with the norm before and the gate or the sum after them, the norm and rotation of heads, attention on
       a cache. On CUDA each is one kernel; elsewhere they are the operations that they stand for, with the same results. Default `false`;

@@ -22,10 +22,14 @@ defmodule EMLX.ProgramRunTest do
     Program.new(1, [{loop, [0], 1}], [1], opts)
   end
 
-  # Over {i, x}, up to n steps, and what is around it: {i, x + y / 2 after each, the loop's x a second time}.
+  # Over {i, x}, up to n steps, and what is around it: {i, x + y / 2 after each, the loop's x a second time}. Compared as a float, i
+  # is no number that counts by itself.
   defp adding(opts) do
     body = {4, [constant(1), constant(0.5, :f32), {:multiply, [3, 5], 1}, {:add, [0, 4], 1}, {:add, [1, 6], 1}], [7, 8]}
-    loop = {:while, %{condition: {4, [{:less, [0, 2], 1}], [4]}, body: body}}
+    asked = [{{:astype, %{dtype: :f32}}, [0], 1}, {:less, [4, 2], 1}]
+    below = if opts[:counts?], do: {4, [{:less, [0, 2], 1}], [4]}, else: {4, asked, [5]}
+    loop = {:while, %{condition: below, body: body}}
+    opts = Keyword.delete(opts, :counts?)
     Program.new(4, [{loop, [0, 1, 2, 3], 2}, {:add, [5, 3], 1}], [5, 6], opts)
   end
 
@@ -91,7 +95,8 @@ defmodule EMLX.ProgramRunTest do
     end
 
     test "runs inside another one, whose steps are taken one by one" do
-      inner = {:while, %{condition: {2, [constant(3), {:less, [0, 2], 1}], [3]}, body: {2, [{:add, [0, 1], 1}], [2]}}}
+      asked = [constant(3.0, :f32), {:less, [0, 2], 1}]
+      inner = {:while, %{condition: {2, asked, [3]}, body: {2, [{:add, [0, 1], 1}], [2]}}}
       body = {1, [constant(0), constant(1), {inner, [1, 2], 1}, {:add, [0, 3], 1}], [4]}
       outer = {:while, %{condition: {1, [constant(30), {:less, [0, 1], 1}], [2]}, body: body}}
       program = Program.new(1, [{outer, [0], 1}], [1], run_ahead: 0)
@@ -119,6 +124,75 @@ defmodule EMLX.ProgramRunTest do
 
     test "takes a number of steps" do
       assert_raise Error, ~r/run_ahead/, fn -> adding(run_ahead: :always) end
+    end
+  end
+
+  describe "a loop that counts" do
+    for steps <- [0, 1, 2, 3, 9, 1_000] do
+      test "gives what #{steps} steps give that are asked for" do
+        run = fn opts ->
+          inputs = [
+            scalar(0),
+            Array.from_list([0.0, 1.0], :f32),
+            scalar(unquote(steps)),
+            Array.from_list([1.0, 4.0], :f32)
+          ]
+
+          for array <- Program.run(adding(opts), inputs), do: Array.to_list(array)
+        end
+
+        assert [[x, y], _sum] = run.(counts?: true)
+        assert [x, y] == [unquote(steps) * 0.5, 1.0 + unquote(steps) * 2.0]
+        assert run.(counts?: true) == run.([])
+        assert run.(counts?: true, run_ahead: 1) == run.([])
+      end
+    end
+
+    test "goes round as its type does" do
+      # By 100 from 100 up to 250, of 8 bits: 100, 200, 44, 144, 244, 88, 188, 32, 132, 232, 76, 176, 20, 120, 220, 64, 164, 8, …
+      steps = Stream.iterate(100, &rem(&1 + 100, 256)) |> Enum.find_index(&(&1 >= 250))
+      body = {3, [constant(100, :u8), constant(1), {:add, [0, 3], 1}, {:add, [1, 4], 1}], [5, 6]}
+      loop = {:while, %{condition: {3, [{:less, [0, 2], 1}], [3]}, body: body}}
+      program = Program.new(3, [{loop, [0, 1, 2], 2}], [3, 4])
+      outputs = Program.run(program, [scalar(100, :u8), scalar(0), scalar(250, :u8)])
+      assert [last, ^steps] = Enum.map(outputs, &Array.to_list/1)
+      assert last >= 250
+    end
+
+    test "has loops, branches and questions in its steps" do
+      # Three times: x by an inner loop's n steps more, doubled where it is even, and what the caller makes of that.
+      inner = {:while, %{condition: {3, [{:less, [0, 1], 1}], [3]}, body: {3, [{:add, [0, 2], 1}], [3]}}}
+      branch = {:if, %{then: {1, [], [0]}, else: {1, [{:add, [0, 0], 1}], [1]}}}
+
+      body =
+        {4,
+         [
+           {inner, [1, 2, 3], 1},
+           constant(2),
+           {:remainder, [4, 5], 1},
+           {branch, [6, 4], 1},
+           {{:call, %{id: 0, outputs: [{[], :s32}]}}, [7], 1},
+           {:add, [0, 3], 1}
+         ], [9, 8]}
+
+      three = constant(3)
+      loop = {:while, %{condition: {4, [three, {:less, [0, 4], 1}], [5]}, body: body}}
+      program = Program.new(4, [{loop, [0, 1, 2, 3], 2}], [5])
+      caller = fn [x] -> [Ops.subtract(x, scalar(1))] end
+      [x] = Program.run(program, [scalar(0), scalar(1), scalar(4), scalar(1)], calls: %{0 => caller})
+      # 1 → 4 → 8 → 7; 7 is not below 4, and odd → 6; 6 → 12 → 11.
+      assert Array.to_list(x) == 11
+    end
+
+    test "lets others go first, and ends with its process" do
+      queue = Queue.start(device: :cpu)
+      x = EMLX.eval(Ops.zeros({16_384}, :f32))
+      pid = spawn(fn -> Program.run(counting(), [scalar(0), x, scalar(500_000)], queue: queue) end)
+      wait_until(fn -> Process.info(pid, :status) == {:status, :waiting} end)
+      assert serves?(queue)
+      assert Process.alive?(pid)
+      Process.exit(pid, :kill)
+      assert serves?(queue)
     end
   end
 
