@@ -126,8 +126,8 @@ defmodule EMLX do
     arrays
   end
 
-  defp refs(%Array{ref: ref}), do: [ref]
-  defp refs(arrays) when is_list(arrays), do: for(%Array{ref: ref} <- arrays, do: ref)
+  defp refs(arrays) when is_list(arrays), do: Enum.map(arrays, &Array.ref!(&1, "eval"))
+  defp refs(array), do: [Array.ref!(array, "eval")]
 
   @doc """
   What MLX knows of a device, by MLX's names. Options: `:device`, the GPU where there is one by default.
@@ -146,7 +146,7 @@ defmodule EMLX do
   """
   @spec device_info(keyword) :: %{String.t() => String.t() | non_neg_integer}
   def device_info(opts \\ []) do
-    device = Keyword.get_lazy(opts, :device, &default_device/0)
+    device = opts |> Keyword.validate!([:device]) |> Keyword.get_lazy(:device, &default_device/0)
     Map.new(Native.call!(Native.device_info(device)))
   end
 

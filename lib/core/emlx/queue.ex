@@ -23,7 +23,7 @@ defmodule EMLX.Queue do
   @doc "Starts a queue. Options: `:device`, `:cpu` (the default) or `:gpu`."
   @spec start(keyword) :: t
   def start(opts \\ []) do
-    device = Keyword.get(opts, :device, :cpu)
+    device = opts |> Keyword.validate!(device: :cpu) |> Keyword.fetch!(:device)
     %__MODULE__{ref: Native.call!(Native.queue_start(device)), device: device}
   end
 
@@ -54,14 +54,36 @@ defmodule EMLX.Queue do
   end
 
   def target(opts) do
-    case {opts[:queue], opts[:device], Process.get(__MODULE__)} do
-      {nil, nil, _} -> target([])
+    case {place(opts), Process.get(__MODULE__)} do
+      {nil, _} -> target([])
       # A function that is being traced is recorded as one, whatever its parts ask for.
-      {_, _, %__MODULE__{ref: {:trace, _} = trace}} -> trace
-      {nil, device, _} -> device
-      {%__MODULE__{ref: ref}, _, _} -> ref
+      {_, %__MODULE__{ref: {:trace, _} = trace}} -> trace
+      {place, _} -> place
     end
   end
+
+  # The queue or the device that options ask for, nil where they ask for none.
+  defp place([{:device, device}]), do: device
+  defp place([{:queue, %__MODULE__{ref: ref}}]), do: ref
+
+  defp place(opts) when is_list(opts) do
+    opts = Keyword.validate!(opts, device: nil, queue: nil)
+
+    case {opts[:queue], opts[:device]} do
+      {nil, device} ->
+        device
+
+      {%__MODULE__{ref: ref, device: device}, same} when same in [nil, device] ->
+        ref
+
+      {queue, device} ->
+        raise ArgumentError,
+              ":queue is an EMLX.Queue, on the device that is given if one is, got: #{inspect(queue)} and #{inspect(device)}"
+    end
+  end
+
+  defp place(other),
+    do: raise(ArgumentError, "options are a keyword list, here of :device and :queue, got: #{inspect(other)}")
 
   @doc false
   # The queue that target/1 stands for, as a struct; nil for a device's own.

@@ -31,6 +31,24 @@ defmodule EMLX.QueueTest do
     end)
   end
 
+  test "options that are none are refused, where they would otherwise be passed over" do
+    a = Array.scalar(1.0, :f32)
+
+    for {call, words} <- [
+          {fn -> Queue.start(devise: :gpu) end, ~r/unknown keys \[:devise\]/},
+          {fn -> EMLX.eval(a, qeue: 1) end, ~r/unknown keys \[:qeue\]/},
+          {fn -> EMLX.device_info(devise: :gpu) end, ~r/unknown keys \[:devise\]/},
+          {fn -> Ops.run(:abs, [a], devise: :cpu) end, ~r/unknown keys \[:devise\]/},
+          {fn -> Ops.run(:abs, [a], queue: :cpu) end, ~r/:queue is an EMLX.Queue/},
+          {fn -> Ops.run(:abs, [a], queue: Queue.start(), device: :gpu) end, ~r/on the device that is given/},
+          {fn -> Ops.run(:abs, [a], %{device: :cpu}) end, ~r/options are a keyword list/}
+        ] do
+      assert_raise ArgumentError, words, call
+    end
+
+    assert Array.to_list(Ops.run(:abs, [a], queue: Queue.start(), device: :cpu)) == 1.0
+  end
+
   test "a closed queue answers with an error, and its arrays live on" do
     queue = Queue.start()
     a = Queue.with(queue, fn -> work(5) end)
