@@ -65,7 +65,7 @@ defmodule EMLX do
     the program; what is a tensor with values is a constant, such as the parameters of a model. Inputs, outputs and constants are named
     by their way through the containers: `"arg1.input_ids"`.
 
-    Options: `:device`, `:hooks` as for the compiler, and
+    Options: `:device`, `:fuse`, `:merge` and `:run_ahead` as for the compiler (`:run_ahead` is not saved), and
 
       * `:names` - a name for each argument instead of `arg0`, `arg1`, …; an empty one is left out
 

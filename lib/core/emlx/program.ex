@@ -180,7 +180,7 @@ defmodule EMLX.Program do
       those that `new/4` was given, else `"constant.0"` and so on
     * `:device`, `:queue` - where constants that are not yet computed are
 
-  Raises `EMLX.Error` for a program with calls, whose functions no file can hold; for one whose shapes do not fit together; and
+  What `new/4` was given is kept but for `:run_ahead`. Raises `EMLX.Error` for a program with calls, whose functions no file can hold; for one whose shapes do not fit together; and
   of kind `:file` where the file cannot be written.
   """
   @spec save(t, Path.t(), keyword) :: :ok

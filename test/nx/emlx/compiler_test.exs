@@ -554,6 +554,22 @@ defmodule EMLX.CompilerTest do
     end
   end
 
+  describe "compile_to_program" do
+    test "has the program fused where it is asked to", %{opts: opts} do
+      fun = fn x -> x |> Nx.exp() |> Nx.add(1) end
+      opts = Keyword.take(opts, [:device])
+      program = fn more -> EMLX.compile_to_program(fun, [Nx.template({2}, :f32)], opts ++ more) end
+      assert program.([]).straight?
+      refute program.(fuse: true).straight?
+    end
+
+    test "refuses options that it would pass over" do
+      assert_raise ArgumentError, ~r/unknown keys \[:nmes\]/, fn ->
+        EMLX.compile_to_program(&Nx.exp/1, [Nx.template({2}, :f32)], nmes: ["x"])
+      end
+    end
+  end
+
   describe "queues and partitions" do
     test "a run goes to the queue it is given, or the process's own", %{opts: opts} do
       queue = EMLX.Queue.start(device: opts[:device])
@@ -568,6 +584,12 @@ defmodule EMLX.CompilerTest do
       partitions = EMLX.__partitions_options__(max_concurrency: 3, device: opts[:device])
       assert [%EMLX.Queue{}, %EMLX.Queue{}, %EMLX.Queue{}] = queues = Enum.map(partitions, & &1[:queue])
       assert queues |> Enum.uniq() |> length() == 3
+
+      for count <- [0, -1, "3", nil] do
+        assert_raise ArgumentError, ~r/:max_concurrency of compiler: EMLX is a number of partitions/, fn ->
+          EMLX.__partitions_options__(max_concurrency: count, device: opts[:device])
+        end
+      end
     end
 
     test "the backend is the one of the results", %{opts: opts} do
