@@ -31,6 +31,23 @@ defmodule EMLX.Queue do
   @spec close(t) :: :ok
   def close(%__MODULE__{ref: ref}), do: Native.call!(Native.queue_close(ref))
 
+  @doc """
+  Waits until all that a queue was given before is computed.
+
+      iex> queue = EMLX.Queue.start()
+      iex> a = EMLX.Ops.exp(EMLX.Ops.ones({2}, :f32))
+      iex> EMLX.async_eval(a, queue: queue)
+      iex> EMLX.Queue.synchronize(queue)
+      :ok
+  """
+  @spec synchronize(t) :: :ok
+  def synchronize(%__MODULE__{} = queue) do
+    # A node of its own comes behind all others.
+    one = EMLX.Array.scalar(1, :u8)
+    EMLX.eval(EMLX.Ops.run(:negative, [one], queue: queue), queue: queue)
+    :ok
+  end
+
   @doc "Calls `fun` with `queue` as the calling process's queue. Gives what `fun` gives."
   @spec with(t, (-> result)) :: result when result: var
   def with(%__MODULE__{} = queue, fun) when is_function(fun, 0) do

@@ -54,7 +54,7 @@ defmodule EMLX.Compiler do
 
   # Nx.Serving and others pass options of their own along, so unknown ones are nothing to stop at.
   defp options(opts) do
-    queue = opts[:queue]
+    queue = opts[:queue] || opts[:command_queue]
     device = device(queue, opts[:device])
     on_unsupported = Keyword.get(opts, :on_unsupported, :raise)
 

@@ -3,6 +3,9 @@ defmodule EMLX.QueueTest do
 
   alias EMLX.{Array, Error, Ops, Program, Queue}
 
+  doctest EMLX.Queue
+  doctest EMLX.CommandQueue
+
   # A computation whose answer is known and which takes a few nodes: 3n + 2 + … of n elements.
   defp work(n) do
     x = Ops.full(Array.scalar(n, :s64), {256}, :s64)
@@ -59,6 +62,31 @@ defmodule EMLX.QueueTest do
     assert_raise Error, fn -> EMLX.async_eval(a, queue: queue) end
     assert_raise Error, fn -> Queue.with(queue, fn -> Array.to_binary(work(1)) end) end
     assert Array.to_list(a) == answer(5)
+  end
+
+  test "synchronize/1 waits for all that came before" do
+    queue = Queue.start()
+    heavy = Ops.matmul(Ops.ones({1500, 1500}, :f64), Ops.ones({1500, 1500}, :f64))
+    EMLX.async_eval(heavy, queue: queue)
+    assert Queue.synchronize(queue) == :ok
+
+    # What is computed is given at once, without a job of a queue, but for the moment in which a thread holds the graph.
+    given? = fn -> match?({:ok, binary} when is_binary(binary), EMLX.Native.read(heavy.ref, nil, make_ref())) end
+    assert Enum.any?(1..20, fn _ -> given?.() or Process.sleep(1) != :ok end)
+
+    Queue.close(queue)
+    assert %{kind: :queue_closed} = assert_raise(Error, fn -> Queue.synchronize(queue) end)
+  end
+
+  test "the C++ EMLX's names give a queue, or say that there is no device" do
+    assert {:ok, %Queue{device: :cpu} = queue} = EMLX.CommandQueue.new(:cpu)
+    assert EMLX.CommandQueue.with_queue(queue, fn -> Process.get(Queue) end) == queue
+
+    if not EMLX.device_available?(:gpu) do
+      assert {:error, words} = EMLX.CommandQueue.new(:gpu)
+      assert words =~ "there is no device :gpu"
+      assert_raise Error, fn -> EMLX.CommandQueue.new!(:gpu) end
+    end
   end
 
   test "callers that wait when a queue closes get an error, not silence" do

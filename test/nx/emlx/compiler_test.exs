@@ -573,10 +573,10 @@ defmodule EMLX.CompilerTest do
   describe "queues and partitions" do
     test "a run goes to the queue it is given, or the process's own", %{opts: opts} do
       queue = EMLX.Queue.start(device: opts[:device])
-      fun = jit(fn x -> Nx.add(x, 1) end, compiler: EMLX, queue: queue)
-      assert Nx.to_number(fun.(1)) == 2
+      funs = for name <- [:queue, :command_queue], do: jit(fn x -> Nx.add(x, 1) end, [{:compiler, EMLX}, {name, queue}])
+      for fun <- funs, do: assert(Nx.to_number(fun.(1)) == 2)
       EMLX.Queue.close(queue)
-      assert_raise EMLX.Error, ~r/the queue is closed/, fn -> fun.(2) end
+      for fun <- funs, do: assert_raise(EMLX.Error, ~r/the queue is closed/, fn -> fun.(2) end)
       assert Nx.to_number(jit_apply(fn x -> Nx.add(x, 1) end, [1], opts)) == 2
     end
 
