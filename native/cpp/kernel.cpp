@@ -31,9 +31,6 @@ struct emlx_view {
   const int32_t* shape;
   const int64_t* strides;
   size_t rank;
-  // Elements from `data` on without gaps in an order that all arrays share, or 0.
-  size_t flat;
-  bool row_contiguous;
 };
 
 // A kernel and what is done with it. `run` gives false where it failed, after writing why into `message`.
@@ -49,7 +46,7 @@ struct emlx_kernel {
 namespace {
 
 // As in src/kernels/node.rs.
-enum Layout { ROWS = 0, ELEMENTWISE = 1, LIKE_FIRST = 2, HEADS_INSIDE = 3 };
+enum Layout { ROWS = 0, TOGETHER = 1, LIKE_FIRST = 2, HEADS_INSIDE = 3 };
 
 class Kernel : public core::UnaryPrimitive {
  public:
@@ -57,7 +54,7 @@ class Kernel : public core::UnaryPrimitive {
       : core::UnaryPrimitive(stream), kernel_(std::make_shared<Owned>(kernel)), layout_(layout) {}
 
   void eval_cpu(const std::vector<core::array>& inputs, core::array& out) override {
-    const bool same = allocate(inputs, out);
+    allocate(inputs, out);
     std::vector<core::array> held;
     held.reserve(inputs.size());
     for (const auto& input : inputs) {
@@ -68,13 +65,13 @@ class Kernel : public core::UnaryPrimitive {
       encoder.set_input_array(input);
     }
     encoder.set_output_array(out);
-    encoder.dispatch([kernel = kernel_, held = std::move(held), out = core::array::unsafe_weak_copy(out), same]() mutable {
+    encoder.dispatch([kernel = kernel_, held = std::move(held), out = core::array::unsafe_weak_copy(out)]() mutable {
       std::vector<emlx_view> views;
       views.reserve(held.size());
       for (auto& input : held) {
-        views.push_back(view(input, same));
+        views.push_back(view(input));
       }
-      const emlx_view result = view(out, same);
+      const emlx_view result = view(out);
       char message[256] = "failed without a message";
       if (!kernel->of.run(kernel->of.kernel, views.data(), views.size(), &result, message, sizeof(message))) {
         throw std::runtime_error(std::string("[") + kernel->of.name + "] " + message);
@@ -105,35 +102,21 @@ class Kernel : public core::UnaryPrimitive {
     const emlx_kernel of;
   };
 
-  static emlx_view view(core::array& a, bool same) {
-    return {
-        // An empty array has no buffer.
-        a.size() == 0 ? nullptr : a.data<void>(),
-        a.shape().data(),
-        a.strides().data(),
-        a.ndim(),
-        same ? a.data_size() : 0,
-        a.flags().row_contiguous};
+  static emlx_view view(core::array& a) {
+    // An empty array has no buffer.
+    return {a.size() == 0 ? nullptr : a.data<void>(), a.shape().data(), a.strides().data(), a.ndim()};
   }
 
-  // Gives `out` its memory, as src/kernels/node.rs says of each layout. True where all arrays are laid out alike, without gaps.
-  bool allocate(const std::vector<core::array>& inputs, core::array& out) const {
+  // Gives `out` its memory, as src/kernels/node.rs says of each layout.
+  void allocate(const std::vector<core::array>& inputs, core::array& out) const {
     const auto& first = inputs[0];
-    if (layout_ == ELEMENTWISE) {
-      bool same = first.flags().contiguous;
-      for (const auto& input : inputs) {
-        same = same && input.shape() == out.shape() && input.strides() == first.strides() && input.flags().contiguous &&
-            input.data_size() == first.data_size();
-      }
-      if (same) {
-        take_layout(first, out);
-        return true;
-      }
+    if (layout_ == TOGETHER && take_together(inputs, out)) {
+      return;
     }
     if (layout_ == LIKE_FIRST && first.ndim() > 0 && first.flags().contiguous && first.strides().back() == 1 &&
         first.data_size() == first.size()) {
       take_layout(first, out);
-      return false;
+      return;
     }
     if (layout_ == HEADS_INSIDE && out.size() > 0) {
       const int64_t heads = out.shape(1), length = out.shape(2), size = out.shape(3);
@@ -147,10 +130,33 @@ class Kernel : public core::UnaryPrimitive {
         below *= out.shape(3 - i);
       }
       out.set_data(core::allocator::malloc(out.nbytes()), out.size(), strides, flags);
-      return false;
+      return;
     }
     out.set_data(core::allocator::malloc(out.nbytes()));
-    return false;
+  }
+
+  // The layout of all inputs of the result's shape, and the memory of one that nobody else needs. False where they do not agree and
+  // none of them that is laid out in rows can be taken.
+  static bool take_together(const std::vector<core::array>& inputs, core::array& out) {
+    const core::array* like = nullptr;
+    const core::array* taken = nullptr;
+    bool agree = true;
+    for (const auto& input : inputs) {
+      if (input.shape() != out.shape()) {
+        continue;
+      }
+      const bool whole = input.flags().contiguous && input.data_size() == input.size();
+      like = like ? like : &input;
+      agree = agree && whole && input.strides() == like->strides();
+      if (!taken && whole && may_take(input, out)) {
+        taken = &input;
+      }
+    }
+    if (!like || !(agree || (taken && taken->flags().row_contiguous))) {
+      return false;
+    }
+    take_layout(taken ? *taken : *like, out);
+    return true;
   }
 
   // The input's layout, and its memory where nobody else needs it.

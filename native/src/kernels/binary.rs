@@ -1,8 +1,10 @@
 //! Functions of two arrays, element by element, a row at a time.
 
 use super::element::Element;
+use super::math;
 use super::simd::{load_part, store_part, Level, Simd};
 use crate::dispatch;
+use std::ffi::CStr;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Pair {
@@ -10,6 +12,23 @@ pub enum Pair {
     Subtract,
     Multiply,
     Divide,
+    Maximum,
+    Minimum,
+    Power,
+}
+
+impl Pair {
+    pub fn name(self) -> &'static CStr {
+        match self {
+            Pair::Add => c"add",
+            Pair::Subtract => c"subtract",
+            Pair::Multiply => c"multiply",
+            Pair::Divide => c"divide",
+            Pair::Maximum => c"maximum",
+            Pair::Minimum => c"minimum",
+            Pair::Power => c"power",
+        }
+    }
 }
 
 /// `count` elements of which each operand has as many, or one for all.
@@ -41,14 +60,14 @@ pub unsafe fn apply<T: Element>(
                         while i + S::LANES <= count {
                             let x = if a_is_one { one_a } else { T::load::<S>(a.add(i)) };
                             let y = if b_is_one { one_b } else { T::load::<S>(b.add(i)) };
-                            T::store::<S>(to.add(i), S::$f(x, y));
+                            T::store::<S>(to.add(i), math::$f::<S>(x, y));
                             i += S::LANES;
                         }
                         if i < count {
                             let rest = count - i;
                             let x = if a_is_one { one_a } else { load_part::<S, T>(a.add(i), rest, 1.0) };
                             let y = if b_is_one { one_b } else { load_part::<S, T>(b.add(i), rest, 1.0) };
-                            store_part::<S, T>(to.add(i), rest, S::$f(x, y));
+                            store_part::<S, T>(to.add(i), rest, math::$f::<S>(x, y));
                         }
                     }
                     dispatch!(fn run<T: Element>(
@@ -59,5 +78,13 @@ pub unsafe fn apply<T: Element>(
             }
         };
     }
-    each!(Add = add, Subtract = sub, Multiply = mul, Divide = div)
+    each!(
+        Add = add,
+        Subtract = subtract,
+        Multiply = multiply,
+        Divide = divide,
+        Maximum = maximum,
+        Minimum = minimum,
+        Power = power
+    )
 }

@@ -116,3 +116,70 @@ pub unsafe fn sqrt<S: Simd>(x: S::V) -> S::V {
 pub unsafe fn rsqrt<S: Simd>(x: S::V) -> S::V {
     S::div(S::splat(1.0), S::sqrt(x))
 }
+
+#[inline(always)]
+pub unsafe fn negative<S: Simd>(x: S::V) -> S::V {
+    S::neg(x)
+}
+
+#[inline(always)]
+pub unsafe fn abs<S: Simd>(x: S::V) -> S::V {
+    S::abs(x)
+}
+
+#[inline(always)]
+pub unsafe fn square<S: Simd>(x: S::V) -> S::V {
+    S::mul(x, x)
+}
+
+#[inline(always)]
+pub unsafe fn add<S: Simd>(a: S::V, b: S::V) -> S::V {
+    S::add(a, b)
+}
+
+#[inline(always)]
+pub unsafe fn subtract<S: Simd>(a: S::V, b: S::V) -> S::V {
+    S::sub(a, b)
+}
+
+#[inline(always)]
+pub unsafe fn multiply<S: Simd>(a: S::V, b: S::V) -> S::V {
+    S::mul(a, b)
+}
+
+#[inline(always)]
+pub unsafe fn divide<S: Simd>(a: S::V, b: S::V) -> S::V {
+    S::div(a, b)
+}
+
+/// NaN where either is.
+#[inline(always)]
+pub unsafe fn maximum<S: Simd>(a: S::V, b: S::V) -> S::V {
+    S::select(S::is_nan(a), a, S::max(a, b))
+}
+
+/// NaN where either is.
+#[inline(always)]
+pub unsafe fn minimum<S: Simd>(a: S::V, b: S::V) -> S::V {
+    S::select(S::is_nan(a), a, S::min(a, b))
+}
+
+/// Squares and cubes by multiplication, within 1.5 units in the last place; other powers one by one, as the C library has them.
+#[inline(always)]
+pub unsafe fn power<S: Simd>(a: S::V, b: S::V) -> S::V {
+    let (mut x, mut y, mut out) = ([0f32; 16], [0f32; 16], [0f32; 16]);
+    S::store(x.as_mut_ptr(), a);
+    S::store(y.as_mut_ptr(), b);
+    for i in 0..S::LANES {
+        let square = x[i] * x[i];
+        out[i] = if y[i] == 2.0 { square } else { square * x[i] };
+    }
+    if y[..S::LANES].iter().any(|y| *y != 2.0 && *y != 3.0) {
+        for i in 0..S::LANES {
+            if y[i] != 2.0 && y[i] != 3.0 {
+                out[i] = x[i].powf(y[i]);
+            }
+        }
+    }
+    S::load(out.as_ptr())
+}

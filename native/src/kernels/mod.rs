@@ -7,6 +7,7 @@
 
 mod attention;
 mod binary;
+mod chain;
 pub mod element;
 mod few;
 mod gemm;
@@ -23,10 +24,11 @@ mod unary;
 
 use crate::device::Device;
 use crate::dtype::Dtype;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::mlx::{self, Stream};
 pub use attention::Mask;
 pub use binary::Pair;
+pub use chain::{Link, Links, Operand, MAX_LINKS};
 use element::Element;
 use half::{bf16, f16};
 use mlx_rs::Array;
@@ -34,17 +36,16 @@ pub use node::Functions;
 use node::{Layout, View};
 pub use rope::Rope;
 use simd::Level;
+use smallvec::{smallvec, SmallVec};
 use std::cell::RefCell;
 use std::ffi::CStr;
 pub use unary::Function;
 
 /// What a node computes, with all that tells it from another. Each names its inputs.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Kernel {
-    /// x
-    Unary(Function),
-    /// a and b, of one shape
-    Binary(Pair),
+    /// Arrays that broadcast to the result's shape.
+    Chain(Links),
     /// x; over the last axis.
     Softmax,
     /// x, and weight where there is one; over the last axis.
@@ -65,14 +66,22 @@ pub enum Kernel {
 const WORTH_SHARING: usize = 32_768;
 /// Elements in a part of shared work.
 const PART: usize = 8_192;
+/// Elements of a row from which operands that are repeated along rows are worth a kernel here.
+const SHORTEST_ROW: i32 = 16;
 
 /// Whether operations on this device, of this type, have kernels here.
 pub fn takes(device: Device, x: &Array) -> bool {
-    let dtype = mlx::dtype(x);
-    cfg!(emlx_kernels)
-        && device == Device::Cpu
-        && (dtype == Dtype::F32 || dtype.is_half())
-        && !is_switched_off()
+    device == Device::Cpu && has_type(mlx::dtype(x)) && are_there()
+}
+
+/// Whether kernels here compute with numbers of this type.
+pub fn has_type(dtype: Dtype) -> bool {
+    dtype == Dtype::F32 || dtype.is_half()
+}
+
+/// Whether they are built here, and not switched off.
+pub fn are_there() -> bool {
+    cfg!(emlx_kernels) && !is_switched_off()
 }
 
 /// Whether the machine has the vector instructions that products here are written for; without them BLAS is quicker.
@@ -86,56 +95,101 @@ fn is_switched_off() -> bool {
     *OFF.get_or_init(|| std::env::var_os("EMLX_KERNELS").is_some_and(|value| value == "mlx"))
 }
 
-pub fn unary(function: Function, x: &Array, s: &Stream) -> Result<Array> {
-    node::new(
-        Kernel::Unary(function),
-        Layout::Elementwise,
-        &[x],
-        x.shape(),
-        x,
-        s,
-    )
+/// Of every element of x, where it is of a type that kernels here take; what MLX does as well, only where threads pay. Else None.
+pub fn unary(function: Function, x: &Array, device: Device, s: &Stream) -> Result<Option<Array>> {
+    let is_simple = matches!(
+        function,
+        Function::Negative | Function::Abs | Function::Square
+    );
+    if !takes(device, x) || is_simple && x.size() < WORTH_SHARING {
+        return Ok(None);
+    }
+    let link = Link::Unary(function, Operand::Input(0));
+    chain(smallvec![link], &[x], x.shape(), mlx::dtype(x), s).map(Some)
 }
 
-/// a and b broadcast to one shape, where they are floats of one type and many enough for threads to pay; else None.
+/// a and b broadcast to one shape, where they are floats of one type or one of them is a whole number; what MLX does as well, only where
+/// threads pay. Else None.
 pub fn binary(
     pair: Pair,
     a: &Array,
     b: &Array,
     device: Device,
     s: &Stream,
-) -> Option<Result<Array>> {
-    let (left, right) = (a.shape(), b.shape());
-    let larger = if a.size() >= b.size() { a } else { b };
-    let shape = larger.shape();
-    let fits = |other: &[i32]| {
-        let pairs = other.iter().rev().zip(shape.iter().rev());
-        other.len() <= shape.len() && pairs.into_iter().all(|(n, m)| n == m || *n == 1)
-    };
-    let many = larger.size() >= WORTH_SHARING && shape.last().is_some_and(|n| *n >= 16);
-    if !many || !takes(device, a) || mlx::dtype(a) != mlx::dtype(b) || !fits(left) || !fits(right) {
-        return None;
+) -> Result<Option<Array>> {
+    let (larger, other) = if a.size() >= b.size() { (a, b) } else { (b, a) };
+    let (shape, dtype) = (larger.shape(), mlx::dtype(larger));
+    let is_worth = pair == Pair::Power || larger.size() >= WORTH_SHARING;
+    if !is_worth
+        || !takes(device, larger)
+        || !goes_into(other.shape(), mlx::dtype(other), shape, dtype)
+    {
+        return Ok(None);
     }
-    let whole = |array: &Array| {
-        if array.shape() == shape {
-            mlx::share(array)
-        } else {
-            mlx::broadcast_to(array, shape, s)
+    let link = Link::Binary(pair, Operand::Input(0), Operand::Input(1));
+    chain(smallvec![link], &[a, b], shape, dtype, s).map(Some)
+}
+
+/// Whether a kernel of elements takes such an operand beside a result of `shape` and `dtype`: of that type, or a single whole number,
+/// which takes on the type of the floats that it meets; repeated along rows only where these are worth it.
+pub fn goes_into(own: &[i32], own_dtype: Dtype, shape: &[i32], dtype: Dtype) -> bool {
+    let is_single = own.iter().all(|size| *size == 1);
+    let is_long = shape.last().is_some_and(|n| *n >= SHORTEST_ROW);
+    (own_dtype == dtype || is_single && is_whole(own_dtype))
+        && (own == shape || is_repeated_to(own, shape) && (is_single || is_long))
+}
+
+/// Whether an array of `from`'s shape broadcasts to `shape`.
+fn is_repeated_to(from: &[i32], shape: &[i32]) -> bool {
+    let mut sizes = from.iter().rev().zip(shape.iter().rev());
+    from.len() <= shape.len() && sizes.all(|(own, size)| own == size || *own == 1)
+}
+
+fn is_whole(dtype: Dtype) -> bool {
+    dtype.is_integer() || dtype == Dtype::Bool
+}
+
+/// Links over arrays that broadcast to `shape`, of type `dtype` or single whole numbers.
+pub fn chain(
+    links: Links,
+    inputs: &[&Array],
+    shape: &[i32],
+    dtype: Dtype,
+    s: &Stream,
+) -> Result<Array> {
+    let mut like = None;
+    let mut numbers: SmallVec<[Option<Array>; 4]> = SmallVec::new();
+    for input in inputs {
+        let own = mlx::dtype(input);
+        if !is_repeated_to(input.shape(), shape) || own != dtype && !is_whole(own) {
+            return Err(Error::invalid(format!(
+                "a chain to {} of shape {shape:?} is given {} of shape {:?}",
+                dtype.name(),
+                own.name(),
+                input.shape()
+            )));
         }
-    };
-    let build = || {
-        let (a, b) = (whole(a)?, whole(b)?);
-        // The one that may lend its memory comes first in the layout's eyes.
-        node::new(
-            Kernel::Binary(pair),
-            Layout::Elementwise,
-            &[&a, &b],
-            shape,
-            &a,
-            s,
-        )
-    };
-    Some(build())
+        let is_same = own == dtype;
+        like = like.or(is_same.then_some(*input));
+        numbers.push(match is_same {
+            true => None,
+            false => Some(mlx::astype(input, dtype, s)?),
+        });
+    }
+    let like = like.ok_or_else(|| Error::invalid("a chain is given no numbers of its type"))?;
+    let inputs: SmallVec<[&Array; 4]> = inputs
+        .iter()
+        .zip(&numbers)
+        .map(|(input, number)| number.as_ref().unwrap_or(input))
+        .collect();
+    node::new(
+        Kernel::Chain(links),
+        Layout::Together,
+        &inputs,
+        shape,
+        like,
+        s,
+    )
 }
 
 /// Over the last axis, which is not empty.
@@ -236,19 +290,10 @@ pub fn quantized_product(
 impl Kernel {
     fn name(&self) -> &'static CStr {
         match self {
-            Kernel::Unary(function) => match function {
-                Function::Exp => c"exp",
-                Function::Sigmoid => c"sigmoid",
-                Function::Tanh => c"tanh",
-                Function::Erf => c"erf",
-                Function::Sqrt => c"sqrt",
-                Function::Rsqrt => c"rsqrt",
-            },
-            Kernel::Binary(pair) => match pair {
-                Pair::Add => c"add",
-                Pair::Subtract => c"subtract",
-                Pair::Multiply => c"multiply",
-                Pair::Divide => c"divide",
+            Kernel::Chain(links) => match links[..] {
+                [Link::Unary(function, _)] => function.name(),
+                [Link::Binary(pair, ..)] => pair.name(),
+                _ => c"chain",
             },
             Kernel::Softmax => c"softmax",
             Kernel::RmsNorm { .. } => c"rms_norm",
@@ -286,8 +331,7 @@ impl Kernel {
             Kernel::QuantizedProduct { group, bits } => {
                 quantized::run::<T>(level, inputs, group, bits, out)
             }
-            Kernel::Unary(function) => run_unary::<T>(level, function, &inputs[0], out),
-            Kernel::Binary(pair) => run_binary::<T>(level, pair, &inputs[0], &inputs[1], out),
+            Kernel::Chain(ref links) => chain::run::<T>(level, links, inputs, out),
             Kernel::Softmax => by_rows::<T>(&inputs[0], &[], out, &|x, _, to, count, scratch| {
                 rows::softmax::<T>(level, x, to, count, scratch)
             }),
@@ -329,79 +373,6 @@ impl<T> Shared<T> {
     unsafe fn offset(&self, i: isize) -> *mut T {
         self.0.offset(i)
     }
-}
-
-unsafe fn run_unary<T: Element>(level: Level, function: Function, x: &View, out: &View) {
-    let (from, to) = (Shared(x.data.cast::<T>()), Shared(out.data.cast::<T>()));
-    if out.flat > 0 {
-        let count = out.flat;
-        return pool::parallel(count.div_ceil(PART), count >= WORTH_SHARING, &|i| {
-            let (start, end) = (i * PART, count.min((i + 1) * PART));
-            // SAFETY: within both arrays.
-            unsafe { unary::apply(level, function, from.at(start), to.at(start), end - start) }
-        });
-    }
-    // Laid out in some other way: copied into rows on the way.
-    let (rows, count) = out.rows();
-    let step = x.step();
-    let parts = (rows * count).div_ceil(PART).min(rows);
-    pool::parallel(parts, rows * count >= WORTH_SHARING, &|part| {
-        for row in rows * part / parts..rows * (part + 1) / parts {
-            // SAFETY: the view's own shape and strides.
-            unsafe {
-                let (start, to) = (x.row(row), to.at(row * count));
-                let from = from.offset(start);
-                if step == 1 {
-                    unary::apply(level, function, from, to, count);
-                } else {
-                    for i in 0..count {
-                        to.add(i).write(from.offset(i as isize * step).read());
-                    }
-                    unary::apply(level, function, to, to, count);
-                }
-            }
-        }
-    });
-}
-
-unsafe fn run_binary<T: Element>(level: Level, pair: Pair, a: &View, b: &View, out: &View) {
-    let (left, right) = (Shared(a.data.cast::<T>()), Shared(b.data.cast::<T>()));
-    let to = Shared(out.data.cast::<T>());
-    if out.flat > 0 {
-        let count = out.flat;
-        return pool::parallel(count.div_ceil(PART), count >= WORTH_SHARING, &|i| {
-            let (start, end) = (i * PART, count.min((i + 1) * PART));
-            // SAFETY: within all arrays.
-            unsafe {
-                let (a, b, to) = (left.at(start), right.at(start), to.at(start));
-                binary::apply(level, pair, a, false, b, false, to, end - start)
-            }
-        });
-    }
-    let (rows, count) = out.rows();
-    let (a_step, b_step) = (a.step(), b.step());
-    let parts = (rows * count).div_ceil(PART).min(rows);
-    pool::parallel(parts, rows * count >= WORTH_SHARING, &|part| {
-        let (mut of_a, mut of_b) = (Vec::new(), Vec::new());
-        for row in rows * part / parts..rows * (part + 1) / parts {
-            // SAFETY: the views' own shapes and strides.
-            unsafe {
-                let mut a = left.offset(a.row(row)).cast_const();
-                let mut b = right.offset(b.row(row)).cast_const();
-                if !(0..=1).contains(&a_step) {
-                    of_a = gather(a, a_step, count);
-                    a = of_a.as_ptr();
-                }
-                if !(0..=1).contains(&b_step) {
-                    of_b = gather(b, b_step, count);
-                    b = of_b.as_ptr();
-                }
-                let to = to.at(row * count);
-                binary::apply(level, pair, a, a_step == 0, b, b_step == 0, to, count);
-            }
-        }
-        drop((of_a, of_b));
-    });
 }
 
 /// A row, the vectors beside it, the row of the result, their length, and room for a row of f32.

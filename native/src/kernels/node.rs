@@ -15,9 +15,6 @@ pub struct View {
     shape: *const i32,
     strides: *const i64,
     rank: usize,
-    /// Elements from `data` on without gaps in an order that all arrays share, or 0.
-    pub flat: usize,
-    pub row_contiguous: bool,
 }
 
 impl View {
@@ -153,8 +150,8 @@ unsafe extern "C" fn drop_kernel(kernel: *const c_void) {
 pub enum Layout {
     /// Row after row.
     Rows = 0,
-    /// As all inputs, where they agree; else row after row. The kernel may be given the first input's memory.
-    Elementwise = 1,
+    /// As all inputs of the result's shape, where they agree; else row after row. The kernel may be given the memory of one of them.
+    Together = 1,
     /// As the first input, where its rows have no gaps; else row after row. The kernel may be given the first input's memory.
     LikeFirst = 2,
     /// {batch, heads, length, size} with the heads of one position beside each other, as what follows wants them.

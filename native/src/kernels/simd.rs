@@ -38,6 +38,7 @@ pub trait Simd: Copy + 'static {
     /// The magnitude of `x` with the sign of `sign`.
     unsafe fn copysign(x: Self::V, sign: Self::V) -> Self::V;
     unsafe fn less(a: Self::V, b: Self::V) -> Self::M;
+    unsafe fn is_nan(x: Self::V) -> Self::M;
     unsafe fn select(mask: Self::M, yes: Self::V, no: Self::V) -> Self::V;
     unsafe fn sum(x: Self::V) -> f32;
     unsafe fn largest(x: Self::V) -> f32;
@@ -193,6 +194,10 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn copysign(x: Self::V, sign: Self::V) -> Self::V {
         lanes!(|i| x[i].copysign(sign[i]))
+    }
+    #[inline(always)]
+    unsafe fn is_nan(x: Self::V) -> Self::M {
+        x.map(f32::is_nan)
     }
     #[inline(always)]
     unsafe fn less(a: Self::V, b: Self::V) -> Self::M {
@@ -353,6 +358,10 @@ mod x86 {
             _mm256_or_ps(_mm256_andnot_ps(bit, x), _mm256_and_ps(bit, sign))
         }
         #[inline(always)]
+        unsafe fn is_nan(x: __m256) -> __m256 {
+            _mm256_cmp_ps(x, x, _CMP_UNORD_Q)
+        }
+        #[inline(always)]
         unsafe fn less(a: __m256, b: __m256) -> __m256 {
             _mm256_cmp_ps(a, b, _CMP_LT_OQ)
         }
@@ -506,6 +515,10 @@ mod x86 {
         unsafe fn copysign(x: __m512, sign: __m512) -> __m512 {
             let bit = _mm512_set1_ps(-0.0);
             _mm512_or_ps(_mm512_andnot_ps(bit, x), _mm512_and_ps(bit, sign))
+        }
+        #[inline(always)]
+        unsafe fn is_nan(x: __m512) -> __mmask16 {
+            _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q)
         }
         #[inline(always)]
         unsafe fn less(a: __m512, b: __m512) -> __mmask16 {

@@ -1,6 +1,7 @@
 //! Each kernel in every form that the machine has, against f64: the functions over the whole range of f32, the others over sizes
 //! that fill vectors and panels and that do not.
 
+use super::binary::{self, Pair};
 use super::gemm::{self, Matrix};
 use super::simd::Level;
 use super::unary::{self, Function};
@@ -62,16 +63,83 @@ fn erf(x: f64) -> f64 {
     (1.0 - rest) * x.signum()
 }
 
+/// All pairs of what is special, for which MLX's and the C library's rules are told by f32's own.
+#[test]
+fn pairs_are_right_for_special_numbers_too() {
+    let special = [
+        0.0,
+        -0.0,
+        1.0,
+        -1.5,
+        2.0,
+        3.0,
+        1e-40,
+        f32::MAX,
+        f32::INFINITY,
+        -f32::INFINITY,
+        f32::NAN,
+    ];
+    let (a, b): (Vec<f32>, Vec<f32>) = special
+        .iter()
+        .flat_map(|a| special.map(|b| (*a, b)))
+        .unzip();
+    let larger = |a: f32, b: f32| if a.is_nan() || a > b { a } else { b };
+    let smaller = |a: f32, b: f32| if a.is_nan() || a < b { a } else { b };
+    let power = |a: f32, b: f32| match b {
+        3.0 => a * a * a,
+        _ => a.powf(b),
+    };
+    type Exact<'a> = &'a dyn Fn(f32, f32) -> f32;
+    let pairs: [(Pair, Exact); 7] = [
+        (Pair::Add, &|a, b| a + b),
+        (Pair::Subtract, &|a, b| a - b),
+        (Pair::Multiply, &|a, b| a * b),
+        (Pair::Divide, &|a, b| a / b),
+        (Pair::Maximum, &larger),
+        (Pair::Minimum, &smaller),
+        (Pair::Power, &power),
+    ];
+    for level in Level::all() {
+        for (pair, exact) in pairs {
+            let mut out = vec![0f32; a.len()];
+            // SAFETY: all are as long.
+            unsafe {
+                binary::apply(
+                    level,
+                    pair,
+                    a.as_ptr(),
+                    false,
+                    b.as_ptr(),
+                    false,
+                    out.as_mut_ptr(),
+                    a.len(),
+                )
+            };
+            for ((a, b), got) in a.iter().zip(&b).zip(&out) {
+                let want = exact(*a, *b);
+                let same = got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan();
+                assert!(
+                    same,
+                    "{level:?} {pair:?} of {a} and {b} is {got}, not {want}"
+                );
+            }
+        }
+    }
+}
+
 #[test]
 fn functions_are_right_over_the_whole_range_of_f32() {
     type Exact = fn(f64) -> f64;
-    let functions: [(Function, Exact); 6] = [
+    let functions: [(Function, Exact); 9] = [
         (Function::Exp, f64::exp),
         (Function::Sigmoid, sigmoid),
         (Function::Tanh, f64::tanh),
         (Function::Erf, erf),
         (Function::Sqrt, f64::sqrt),
         (Function::Rsqrt, |x| 1.0 / x.sqrt()),
+        (Function::Negative, |x| -x),
+        (Function::Abs, f64::abs),
+        (Function::Square, |x| x * x),
     ];
     // Every 65,521st pattern of bits, and what is special.
     let special = [

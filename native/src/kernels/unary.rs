@@ -4,6 +4,7 @@ use super::element::Element;
 use super::math;
 use super::simd::{load_part, store_part, Level, Simd};
 use crate::dispatch;
+use std::ffi::CStr;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Function {
@@ -13,6 +14,25 @@ pub enum Function {
     Erf,
     Sqrt,
     Rsqrt,
+    Negative,
+    Abs,
+    Square,
+}
+
+impl Function {
+    pub fn name(self) -> &'static CStr {
+        match self {
+            Function::Exp => c"exp",
+            Function::Sigmoid => c"sigmoid",
+            Function::Tanh => c"tanh",
+            Function::Erf => c"erf",
+            Function::Sqrt => c"sqrt",
+            Function::Rsqrt => c"rsqrt",
+            Function::Negative => c"negative",
+            Function::Abs => c"abs",
+            Function::Square => c"square",
+        }
+    }
 }
 
 /// `count` elements from `from` to `to`, which may be the same place.
@@ -54,6 +74,9 @@ pub unsafe fn apply<T: Element>(
         Tanh = tanh,
         Erf = erf,
         Sqrt = sqrt,
-        Rsqrt = rsqrt
+        Rsqrt = rsqrt,
+        Negative = negative,
+        Abs = abs,
+        Square = square
     )
 }

@@ -947,6 +947,12 @@ fn axes_of(array: &Array, axes: &Option<Vec<i32>>) -> Result<Vec<i32>> {
     }
 }
 
+/// A function of every element by itself.
+pub enum OfElements {
+    Unary(Function),
+    Binary(Pair),
+}
+
 impl Op {
     /// The Elixir name, for errors.
     pub fn name(&self) -> String {
@@ -994,6 +1000,45 @@ impl Op {
         self.is_for_cpu_only()
     }
 
+    /// What it is of every element by itself, where the CPU has a kernel of ours for that.
+    pub fn of_elements(&self) -> Option<OfElements> {
+        use OfElements::{Binary, Unary};
+        Some(match self {
+            Op::Exp => Unary(Function::Exp),
+            Op::Sigmoid => Unary(Function::Sigmoid),
+            Op::Tanh => Unary(Function::Tanh),
+            Op::Erf => Unary(Function::Erf),
+            Op::Sqrt => Unary(Function::Sqrt),
+            Op::Rsqrt => Unary(Function::Rsqrt),
+            Op::Negative => Unary(Function::Negative),
+            Op::Abs => Unary(Function::Abs),
+            Op::Square => Unary(Function::Square),
+            Op::Add => Binary(Pair::Add),
+            Op::Subtract => Binary(Pair::Subtract),
+            Op::Multiply => Binary(Pair::Multiply),
+            Op::Divide => Binary(Pair::Divide),
+            Op::Maximum => Binary(Pair::Maximum),
+            Op::Minimum => Binary(Pair::Minimum),
+            Op::Power => Binary(Pair::Power),
+            _ => return None,
+        })
+    }
+
+    /// The node of a kernel of ours, for the types and sizes that it is for.
+    fn by_elements(&self, inputs: &Inputs, device: Device, s: &Stream) -> Result<Option<Array>> {
+        match self.of_elements() {
+            Some(OfElements::Unary(function)) => {
+                let [a] = inputs.exactly()?;
+                kernels::unary(function, a, device, s)
+            }
+            Some(OfElements::Binary(pair)) => {
+                let [a, b] = inputs.exactly()?;
+                kernels::binary(pair, a, b, device, s)
+            }
+            None => Ok(None),
+        }
+    }
+
     /// Builds the operation's nodes. Nothing is computed.
     pub fn apply(&self, inputs: &Inputs, device: Device, stream: &Stream) -> Result<Outputs> {
         if device == Device::Cpu {
@@ -1017,6 +1062,9 @@ impl Op {
     }
 
     fn apply_on(&self, inputs: &Inputs, device: Device, s: &Stream) -> Result<Outputs> {
+        if let Some(output) = self.by_elements(inputs, device, s)? {
+            return Ok(one(output));
+        }
         // Most operations are one call with the inputs first, then the attributes.
         macro_rules! unary {
             ($f:path $(, $arg:expr)*) => {{
@@ -1061,26 +1109,6 @@ impl Op {
                     return mlx::share(a).map(one);
                 }
                 compose::in_single(a, device, s, |a| $f(a, axis, $($arg,)* s)).map(one)
-            }};
-        }
-        // A function that has a kernel of ours for most floats on the CPU.
-        macro_rules! function {
-            ($f:ident, $other:expr) => {{
-                let [a] = inputs.exactly()?;
-                if kernels::takes(device, a) {
-                    kernels::unary(Function::$f, a, s).map(one)
-                } else {
-                    $other
-                }
-            }};
-        }
-        macro_rules! pair {
-            ($pair:ident, $other:expr) => {{
-                let [a, b] = inputs.exactly()?;
-                match kernels::binary(Pair::$pair, a, b, device, s) {
-                    Some(out) => out.map(one),
-                    None => $other,
-                }
             }};
         }
         // Matrices that are not empty.
@@ -1145,7 +1173,7 @@ impl Op {
             Op::Floor => unary!(mlx::floor),
             Op::Trunc => unary!(mlx::trunc),
             Op::Round { decimals } => unary!(double::round, *decimals),
-            Op::Exp => function!(Exp, unary!(double::either, double::exp, mlx::exp)),
+            Op::Exp => unary!(double::either, double::exp, mlx::exp),
             Op::Expm1 => unary!(compose::expm1),
             Op::Log => unary!(mlx::log),
             Op::Log1p => unary!(mlx::log1p),
@@ -1159,22 +1187,19 @@ impl Op {
             Op::Arctan => unary!(mlx::arctan),
             Op::Sinh => unary!(mlx::sinh),
             Op::Cosh => unary!(mlx::cosh),
-            Op::Tanh => function!(Tanh, unary!(mlx::tanh)),
+            Op::Tanh => unary!(mlx::tanh),
             Op::Arcsinh => unary!(mlx::arcsinh),
             Op::Arccosh => unary!(mlx::arccosh),
             Op::Arctanh => unary!(mlx::arctanh),
-            Op::Erf => function!(Erf, unary!(double::either, double::erf, mlx::erf)),
+            Op::Erf => unary!(double::either, double::erf, mlx::erf),
             Op::Erfc => unary!(double::either, double::erfc, compose::erfc),
             Op::Erfinv => unary!(double::either, double::erfinv, mlx::erfinv),
-            Op::Sqrt => function!(Sqrt, unary!(mlx::sqrt)),
-            Op::Rsqrt => function!(Rsqrt, unary!(mlx::rsqrt)),
+            Op::Sqrt => unary!(mlx::sqrt),
+            Op::Rsqrt => unary!(mlx::rsqrt),
             Op::Cbrt => unary!(compose::cbrt),
             Op::Square => unary!(mlx::square),
             Op::Reciprocal => unary!(mlx::reciprocal),
-            Op::Sigmoid => function!(
-                Sigmoid,
-                unary!(double::either, double::sigmoid, compose::sigmoid)
-            ),
+            Op::Sigmoid => unary!(double::either, double::sigmoid, compose::sigmoid),
             Op::Degrees => unary!(mlx::degrees),
             Op::Radians => unary!(mlx::radians),
             Op::LogicalNot => unary!(compose::logical_not),
@@ -1197,10 +1222,10 @@ impl Op {
             } => unary!(mlx::nan_to_num, *nan, *posinf, *neginf),
             Op::HadamardTransform { scale } => unary!(mlx::hadamard_transform, *scale),
 
-            Op::Add => pair!(Add, binary!(mlx::add)),
-            Op::Subtract => pair!(Subtract, binary!(mlx::subtract)),
-            Op::Multiply => pair!(Multiply, binary!(mlx::multiply)),
-            Op::Divide => pair!(Divide, binary!(mlx::divide)),
+            Op::Add => binary!(mlx::add),
+            Op::Subtract => binary!(mlx::subtract),
+            Op::Multiply => binary!(mlx::multiply),
+            Op::Divide => binary!(mlx::divide),
             Op::FloorDivide => binary!(compose::floor_divide),
             Op::Quotient => binary!(compose::quotient),
             Op::Remainder => binary!(compose::remainder),

@@ -170,7 +170,7 @@ impl Fusing {
 
     fn single(&mut self, instruction: &Instruction, number: usize) -> Result<()> {
         let step = match &instruction.step {
-            Step::Op(op) => Step::Op(op.clone()),
+            Step::Op(_) | Step::Call { .. } => instruction.step.clone(),
             Step::If { then, otherwise } => Step::If {
                 then: Arc::new(fuse(then)?),
                 otherwise: Arc::new(fuse(otherwise)?),
@@ -179,11 +179,9 @@ impl Fusing {
                 condition: Arc::new(fuse(condition)?),
                 body: Arc::new(fuse(body)?),
             },
-            Step::Call { id, outputs } => Step::Call {
-                id: *id,
-                outputs: outputs.clone(),
-            },
-            Step::Fused(_) => return Err(Error::invalid("is fused already")),
+            Step::Fused(_) | Step::Chain(_) | Step::Chained => {
+                return Err(Error::invalid("is fused already"))
+            }
         };
         let inputs = instruction
             .inputs

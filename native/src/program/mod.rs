@@ -1,8 +1,9 @@
 //! Programs: operations over numbered values, with branches, loops and questions to the calling process, replayed on new inputs.
 //! An eager call is the program of one operation. [`term`] decodes programs, [`run`] replays them, [`types`] finds their shapes and
-//! types, [`file`] saves and loads them, [`fuse`] has their stretches compiled,
-//! [`describe`] shows them.
+//! types, [`file`] saves and loads them, [`fuse`] has their stretches
+//! compiled, [`chain`] brings operations on elements together, [`describe`] shows them.
 
+mod chain;
 pub mod describe;
 pub mod file;
 mod fuse;
@@ -13,13 +14,15 @@ pub mod types;
 use crate::array::{check_size, Handle};
 use crate::device::Device;
 use crate::error::{Error, Result, Signature};
+use crate::kernels;
 use crate::mlx::{self, Stream};
 use crate::op::{self, Op};
+use chain::Chain;
 use fuse::Fused;
 use mlx_rs::Array;
 use rustler::{Resource, ResourceArc};
 use smallvec::SmallVec;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// Most values a program may have, over all its blocks: what is allocated for a program follows its counts.
 pub const MAX_VALUES: usize = 1 << 20;
@@ -27,7 +30,7 @@ pub const MAX_VALUES: usize = 1 << 20;
 pub const MAX_DEPTH: usize = 32;
 
 /// What an instruction does.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Step {
     Op(Op),
     /// Inputs: predicate, then what both branches take.
@@ -48,6 +51,10 @@ pub enum Step {
     },
     /// Operations that MLX compiles together; only in what [`fuse`] makes.
     Fused(Arc<Fused>),
+    /// Operations in one node; only in what [`chain`] makes, as is the next.
+    Chain(Arc<Chain>),
+    /// What a chain further on does. Its value is not there.
+    Chained,
 }
 
 impl Step {
@@ -59,6 +66,7 @@ impl Step {
             Step::While { .. } => "while".into(),
             Step::Call { id, .. } => format!("call {id}"),
             Step::Fused(_) => "fused".into(),
+            Step::Chain(_) | Step::Chained => "chain".into(),
         }
     }
 }
@@ -219,7 +227,9 @@ impl Block {
 impl Instruction {
     fn blocks(&self) -> impl Iterator<Item = &Arc<Block>> {
         let blocks: SmallVec<[&Arc<Block>; 2]> = match &self.step {
-            Step::Op(_) | Step::Call { .. } | Step::Fused(_) => SmallVec::new(),
+            Step::Op(_) | Step::Call { .. } | Step::Fused(_) | Step::Chain(_) | Step::Chained => {
+                SmallVec::new()
+            }
             Step::If { then, otherwise } => SmallVec::from_slice(&[then, otherwise]),
             Step::While { condition, body } => SmallVec::from_slice(&[condition, body]),
         };
@@ -253,7 +263,7 @@ fn check_step(instruction: &Instruction) -> Result<()> {
         return Err(Error::invalid("an input is nil"));
     }
     match &instruction.step {
-        Step::Op(_) | Step::Fused(_) => Ok(()),
+        Step::Op(_) | Step::Fused(_) | Step::Chain(_) | Step::Chained => Ok(()),
         Step::If { then, otherwise } => {
             if inputs == 0 {
                 return Err(Error::invalid("has no predicate"));
@@ -320,6 +330,8 @@ pub struct Program {
     pub output_names: Option<Vec<String>>,
     /// The body with its stretches compiled, where that is asked for.
     pub fused: Option<Arc<Block>>,
+    /// The body with its chains, made when it first runs on the CPU.
+    chained: OnceLock<Arc<Block>>,
     /// Nothing but operations, as they are: it needs no queue to be replayed.
     pub is_straight: bool,
     pub can_fail_late: bool,
@@ -389,6 +401,7 @@ impl Program {
             body: Arc::new(body),
             output_names,
             fused,
+            chained: OnceLock::new(),
             is_straight,
             can_fail_late,
             run_ahead: None,
@@ -401,9 +414,19 @@ impl Program {
         Program { run_ahead, ..self }
     }
 
-    /// What a queue runs.
-    pub fn code(&self) -> &Arc<Block> {
-        self.fused.as_ref().unwrap_or(&self.body)
+    /// What is replayed on this device.
+    pub fn code(&self, device: Device, stream: &Stream) -> &Arc<Block> {
+        if self.fused.is_some() || device != Device::Cpu || !kernels::are_there() {
+            return self.fused.as_ref().unwrap_or(&self.body);
+        }
+        // What does not fit is run as it is, and fails where it does not.
+        self.chained.get_or_init(|| {
+            match types::Types::of(self, device, stream) {
+                Ok(Some(types)) => chain::chain(&self.body, &types).ok().map(Arc::new),
+                _ => None,
+            }
+            .unwrap_or_else(|| self.body.clone())
+        })
     }
 
     /// Checks the arrays of a run.

@@ -10,7 +10,7 @@ use crate::op::take_crossed;
 use crate::queue::{Asked, Queue, Reply, Shared};
 use mlx_rs::Array;
 use rustler::{Resource, ResourceArc};
-use smallvec::SmallVec;
+use smallvec::{smallvec, SmallVec};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -138,7 +138,12 @@ impl Frame {
     /// Builds operations up to the block's end or to an instruction of another kind. Nothing is computed.
     fn build(&mut self, device: Device, stream: &Stream) -> Result<()> {
         while let Some(instruction) = self.block.instructions.get(self.pc) {
-            let Step::Op(op) = &instruction.step else {
+            if matches!(instruction.step, Step::Chained) {
+                self.values.0.push(Slot::Spent);
+                self.pc += 1;
+                continue;
+            }
+            let (Step::Op(_) | Step::Chain(_)) = &instruction.step else {
                 break;
             };
             let inputs: SmallVec<[Option<&Array>; 6]> = instruction
@@ -146,7 +151,12 @@ impl Frame {
                 .iter()
                 .map(|value| value.and_then(|value| self.values.get(value)))
                 .collect();
-            let outputs = build(op, &inputs, device, stream)
+            let outputs = match &instruction.step {
+                Step::Op(op) => build(op, &inputs, device, stream),
+                Step::Chain(chain) => chain.build(&inputs, stream).map(|array| smallvec![array]),
+                _ => break,
+            };
+            let outputs = outputs
                 .and_then(|outputs| instruction.check_outputs(outputs))
                 .map_err(|error| error.with_inputs(signatures(&inputs), Some(device)))?;
             drop(inputs);
@@ -212,7 +222,12 @@ impl Loop {
     fn can_run_ahead(&self, outcomes: &Outcomes) -> bool {
         let plain = |block: &Block| {
             let mut steps = block.instructions.iter();
-            steps.all(|instruction| matches!(instruction.step, Step::Op(_) | Step::Fused(_)))
+            steps.all(|instruction| {
+                !matches!(
+                    instruction.step,
+                    Step::If { .. } | Step::While { .. } | Step::Call { .. }
+                )
+            })
         };
         let kept = self.signatures.iter().zip(&self.needed);
         let bytes: usize = kept
@@ -281,7 +296,7 @@ pub fn inline(
     let given = inputs.iter().chain(&program.constants);
     let mut values = Values(Vec::with_capacity(program.body.inputs + program.size));
     values.0.extend(given.clone().cloned().map(Slot::Given));
-    let mut frame = Frame::new(&program.body, values);
+    let mut frame = Frame::new(program.code(device, stream), values);
     frame
         .build(device, stream)
         .map_err(|error| error.within(&frame.place()))?;
@@ -356,7 +371,7 @@ impl Run {
         }
         let given: Vec<_> = inputs.iter().chain(&program.constants).cloned().collect();
         let values = Values(given.iter().cloned().map(Slot::Given).collect());
-        let frame = Frame::new(program.code(), values);
+        let frame = Frame::new(program.code(shared.device, &shared.stream), values);
         let mut run = Run {
             levels: vec![Level::Block(frame)],
             open: Vec::new(),
@@ -431,7 +446,7 @@ impl Run {
             };
             let inputs = instruction.inputs.iter().flatten().copied();
             match &instruction.step {
-                Step::Op(_) => {}
+                Step::Op(_) | Step::Chain(_) | Step::Chained => {}
                 Step::Fused(fused) => {
                     let arrays = inputs
                         .map(|value| frame.values.slot(value)?.array())

@@ -139,7 +139,9 @@ impl Walk<'_> {
                 Ok((instruction.check_outputs(outputs)?.into_vec(), Vec::new()))
             }
             Step::Call { outputs, .. } => Ok((placeholders(outputs)?, Vec::new())),
-            Step::Fused(_) => Err(Error::invalid("is compiled, and has no types of its own")),
+            Step::Fused(_) | Step::Chain(_) | Step::Chained => {
+                Err(Error::invalid("is compiled, and has no types of its own"))
+            }
             Step::If { then, otherwise } => {
                 if let Some(Some(predicate)) = inputs.first() {
                     scalar("predicate", &signature(predicate))?;

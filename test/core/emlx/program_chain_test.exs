@@ -1,0 +1,142 @@
+# Operations on elements that a program brings into one pass on the CPU, against the same operations one by one.
+defmodule EMLX.ProgramChainTest do
+  # The memory that a run takes is the whole process's.
+  use ExUnit.Case, async: false
+
+  alias EMLX.{Array, Error, Golden, Memory, Ops, Program}
+
+  @unary [:exp, :sigmoid, :tanh, :erf, :sqrt, :rsqrt, :negative, :abs, :square]
+  @binary [:add, :subtract, :multiply, :divide, :maximum, :minimum, :power]
+
+  # `EMLX_SEED=n` tries other programs, `EMLX_TIMES=10` ten times as many; a failure names its seed.
+  defp seeds do
+    [seed, times] =
+      for name <- ["EMLX_SEED", "EMLX_TIMES"], do: name |> System.get_env("1") |> String.to_integer()
+
+    seed..(seed + 60 * times - 1)
+  end
+
+  defp numbers(shape, dtype, seed) do
+    key = Ops.run({:random_key, %{seed: seed}}, [])
+    bounds = [Array.scalar(-2.0, :f32), Array.scalar(2.0, :f32)]
+    Ops.run({:random_uniform, %{shape: shape, dtype: :f32}}, bounds ++ [key]) |> Ops.astype(dtype)
+  end
+
+  defp pick(list), do: Enum.random(list)
+
+  # Arrays that broadcast to the shape, in rows and as views, and single whole numbers.
+  defp inputs(shape, dtype, seed) do
+    repeated = for shape <- [shape, tl(shape), [List.last(shape)], Enum.map(shape, fn _ -> 1 end)], do: shape
+    partly = [hd(shape) | Enum.map(tl(shape), fn _ -> 1 end)]
+
+    floats =
+      for {shape, i} <- Enum.with_index([shape, shape, pick([partly | repeated]), pick([partly | repeated]), []]) do
+        array = numbers(shape, dtype, seed * 10 + i)
+        if :rand.uniform() < 0.3, do: Golden.scattered(array), else: array
+      end
+
+    floats ++ [Array.scalar(pick([2, 3, -1]), :s32), Array.scalar(1, :u8)]
+  end
+
+  defp instructions(inputs, count) do
+    Enum.map_reduce(1..count, inputs, fn _, known ->
+      # What was last made is taken more often, so that there are chains.
+      value = fn -> if :rand.uniform() < 0.6, do: known - 1, else: :rand.uniform(known) - 1 end
+
+      instruction =
+        case :rand.uniform(10) do
+          1 -> {{:sum, %{axes: [-1], keepdims: true}}, [pick(0..1)], 1}
+          2 -> {:cos, [value.()], 1}
+          n when n < 6 -> {pick(@unary), [value.()], 1}
+          _ -> {pick(@binary), [value.(), value.()], 1}
+        end
+
+      {instruction, known + 1}
+    end)
+    |> elem(0)
+  end
+
+  # Without shapes a program runs as it is.
+  defp named(arrays), do: for({array, i} <- Enum.with_index(arrays), do: {"#{i}", sizes(array), Array.dtype(array)})
+  defp sizes(array), do: array |> Array.shape() |> Tuple.to_list()
+  defp shown(arrays), do: for(array <- arrays, do: {Array.shape(array), Array.dtype(array), Array.to_list(array)})
+
+  test "programs give the same to the last bit" do
+    for seed <- seeds() do
+      :rand.seed(:exsss, {seed, 1, 2})
+      dtype = pick([:f32, :bf16, :f16])
+      inputs = inputs(pick([[3, 40], [2, 5, 17], [7], [1, 1], [4, 3], [33, 1030], [0, 20], [2, 1, 24]]), dtype, seed)
+      instructions = instructions(length(inputs), pick(2..40))
+      known = length(inputs) + length(instructions)
+
+      outputs =
+        Enum.uniq([known - 1 | for(_ <- 1..pick(1..3), do: length(inputs) + :rand.uniform(length(instructions)) - 1)])
+
+      plain = Program.new(length(inputs), instructions, outputs)
+      chained = Program.new(named(inputs), instructions, outputs)
+      want = shown(Program.run(plain, inputs))
+      for _ <- 1..2, do: assert(shown(Program.run(chained, inputs)) == want, "EMLX_SEED=#{seed} gives something else")
+    end
+  end
+
+  test "in loops and branches too" do
+    # x ← tanh(x · y + 1), then its square or its cube, n times.
+    one = {{:constant, %{value: 1, dtype: :f32}}, [], 1}
+    steps = [one, {:subtract, [0, 3], 1}, {:multiply, [1, 2], 1}, {:add, [5, 3], 1}, {:tanh, [6], 1}]
+    power = fn times -> {2, [{:multiply, [0, 0], 1} | times], [1 + length(times)]} end
+    branch = {:if, %{then: power.([]), else: power.([{:multiply, [2, 0], 1}])}}
+    body = {3, steps ++ [{{:sum, %{axes: [0], keepdims: false}}, [7], 1}, {branch, [8, 7, 2], 1}], [4, 9]}
+    loop = {{:while, %{condition: {3, [], [0]}, body: body}}, [2, 0, 1], 2}
+    instructions = [loop, {:exp, [4], 1}, {:negative, [5], 1}]
+    inputs = [numbers([40], :f32, 1), numbers([40], :f32, 2), Array.scalar(5.0, :f32)]
+    want = shown(Program.run(Program.new(3, instructions, [6]), inputs))
+    assert shown(Program.run(Program.new(named(inputs), instructions, [6]), inputs)) == want
+  end
+
+  test "take no memory between one operation and the next" do
+    x = numbers([512, 2048], :f32, 1)
+    EMLX.eval(x)
+    # y · sigmoid(y + 1) of y = x², which is needed twice.
+    one = {{:constant, %{value: 1, dtype: :f32}}, [], 1}
+    instructions = [one, {:multiply, [0, 0], 1}, {:add, [2, 1], 1}, {:sigmoid, [3], 1}, {:multiply, [4, 2], 1}]
+
+    [plain, chained] =
+      for inputs <- [1, named([x])] do
+        program = Program.new(inputs, instructions, [5])
+        before = Memory.active()
+        Memory.reset_peak()
+        EMLX.eval(Program.run(program, [x]))
+        Memory.peak() - before
+      end
+
+    bytes = Array.bytes(x)
+    assert_in_delta chained, bytes, div(bytes, 10)
+    assert_in_delta plain, 2 * bytes, div(bytes, 10)
+  end
+
+  test "write over what nobody needs, and over nothing else" do
+    x = numbers([64, 1024], :f32, 1)
+    kept = Array.to_list(x)
+    instructions = [{:cos, [0], 1}, {:exp, [1], 1}, {:add, [2, 1], 1}, {:add, [3, 0], 1}]
+    [once] = Program.run(Program.new(named([x]), instructions, [4]), [x])
+    [both, cos] = Program.run(Program.new(named([x]), instructions, [4, 1]), [x])
+    assert Array.to_list(both) == Array.to_list(once)
+    assert Array.to_list(cos) == Array.to_list(Ops.cos(x))
+    assert Array.to_list(x) == kept
+  end
+
+  test "are shown as they were written, and say where they do not fit" do
+    x = {"x", [3, 20], :f32}
+    program = Program.new([x], [{:abs, [0], 1}, {:exp, [1], 1, "Layer"}, {:add, [2, 0], 1}], [3])
+    text = Program.inspect(program)
+    Program.run(program, [Ops.ones({3, 20}, :f32)])
+    assert Program.inspect(program) == text
+    assert text =~ "exp(%1) f32[3][20] [Layer]"
+
+    program = Program.new([x, {"y", [7], :f32}], [{:abs, [0], 1}, {:exp, [2], 1}, {:add, [3, 1], 1, "Sum"}], [4])
+
+    assert_raise Error, ~r/instruction 2, add \[Sum\]/, fn ->
+      Program.run(program, [Ops.ones({3, 20}, :f32), Ops.ones({7}, :f32)])
+    end
+  end
+end
