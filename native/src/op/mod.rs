@@ -1371,6 +1371,10 @@ impl Op {
             Op::BroadcastTo { shape } => unary!(mlx::broadcast_to, check::shape(shape)?),
             Op::Concatenate { axis } => {
                 let ([], arrays) = inputs.and_more()?;
+                // MLX gives one array back as it is, whatever the axis.
+                if let [a] = arrays[..] {
+                    check::axis(a, *axis)?;
+                }
                 mlx::concatenate(&Vector::new(arrays), *axis, s).map(one)
             }
             Op::Stack { axis } => {

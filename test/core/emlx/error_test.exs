@@ -29,6 +29,14 @@ defmodule EMLX.ErrorTest do
              "the attribute shape cannot be [3000000000], MLX counts with 32 bits"
   end
 
+  test "comes of a single array with an axis that it has not, of attributes that are no numbers, of lists that do not end" do
+    a = Ops.ones({2}, :f32)
+    assert failure(fn -> Ops.concatenate([a], axis: 1) end).reason =~ "axis 1 is out of range"
+    assert failure(fn -> Ops.stack([a], axis: 2) end).reason =~ "xis"
+    assert failure(fn -> Ops.arange(:nan, 1) end).reason =~ "the attribute start cannot be nan"
+    assert failure(fn -> Ops.concatenate([a | :end]) end).kind == :bad_argument
+  end
+
   test "names the option that must be a number" do
     x = Ops.ones({1, 1, 2, 4}, :f32)
 
