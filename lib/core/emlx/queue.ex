@@ -103,6 +103,16 @@ defmodule EMLX.Queue do
     do: raise(ArgumentError, "options are a keyword list, here of :device and :queue, got: #{inspect(other)}")
 
   @doc false
+  # Waits for the answer to a job, as a span of telemetry, and gives its value. EMLX.Native.await!/3 is what calls it.
+  def wait!(tag, op, device, bytes, queue) do
+    EMLX.Telemetry.span(:eval, %{bytes: bytes}, %{op: op, device: device, queue: queue}, fn ->
+      receive do
+        {^tag, answer} -> {Native.call!(answer), %{}, %{}}
+      end
+    end)
+  end
+
+  @doc false
   # The queue that target/1 stands for, as a struct; nil for a device's own.
   def of(opts) do
     case {opts[:queue], opts[:device], Process.get(__MODULE__)} do
