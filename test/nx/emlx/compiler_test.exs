@@ -111,6 +111,14 @@ defmodule EMLX.CompilerTest do
       assert {1, _} = traces(fn -> make.(1) end)
     end
 
+    test "is named where the application is not started", %{opts: opts} do
+      :ok = Supervisor.terminate_child(EMLX.Supervisor, Cache)
+      on_exit(fn -> Supervisor.restart_child(EMLX.Supervisor, Cache) end)
+      assert_raise RuntimeError, ~r/:emlx is not started/, fn -> jit_apply(&Nx.exp/1, [1], opts) end
+      {:ok, _pid} = Supervisor.restart_child(EMLX.Supervisor, Cache)
+      assert Nx.to_number(jit_apply(&Nx.negate/1, [1], opts)) == -1
+    end
+
     test "can be left out", %{opts: opts} do
       fun = jit(fn x -> Nx.add(x, 41) end, [cache: false] ++ opts)
       assert {2, _} = traces(fn -> {fun.(1), fun.(1)} end)
