@@ -37,6 +37,37 @@ defmodule EMLX.ErrorTest do
     assert failure(fn -> Ops.concatenate([a | :end]) end).kind == :bad_argument
   end
 
+  # LAPACK ends the process on some of them, and never comes back from others, which the stream would wait for, too.
+  test "is none of matrices with NaN or an infinity: their factors are NaN, and the batch's others as ever" do
+    for n <- [2, 3, 50], bad <- [:nan, :infinity, :neg_infinity], dtype <- [:f32, :f64] do
+      sound = Ops.random_key(3) |> Ops.random_normal({n, n}) |> Ops.astype(dtype)
+
+      at = fn matrix, i, j ->
+        Ops.slice_update(matrix, Ops.full(Array.scalar(bad, dtype), {1, 1}, dtype), [i, j], [i + 1, j + 1], [1, 1])
+      end
+
+      batch = Ops.stack([at.(sound, 0, 0), sound, at.(sound, n - 1, 0)])
+
+      for op <- [:eig, :eigvals, :svd, :eigh, :eigvalsh, :pinv] do
+        for {factor, own} <- Enum.zip(List.wrap(Ops.run(named(op), [batch])), List.wrap(Ops.run(named(op), [sound]))) do
+          nan = Ops.isnan(factor) |> Ops.reshape([3, -1])
+          assert nan |> Ops.all(axes: [1]) |> Array.to_list() == [true, false, true]
+          assert Ops.take(factor, Array.scalar(1, :s32), axis: 0) |> Array.to_binary() == Array.to_binary(own)
+        end
+      end
+
+      # The triangle that is not read counts for nothing.
+      for {upper, part} <- [{false, at.(sound, 0, n - 1)}, {true, at.(sound, n - 1, 0)}] do
+        values = Ops.eigvalsh(part, upper: upper)
+        assert Array.to_binary(values) == Array.to_binary(Ops.eigvalsh(sound, upper: upper))
+      end
+    end
+  end
+
+  defp named(:svd), do: {:svd, %{compute_uv: true}}
+  defp named(op) when op in [:eigh, :eigvalsh], do: {op, %{upper: false}}
+  defp named(op), do: op
+
   test "names the option that must be a number" do
     x = Ops.ones({1, 1, 2, 4}, :f32)
 
