@@ -9,7 +9,7 @@ defmodule EMLXBumblebee.ReferencesTest do
 
   import EMLXBumblebee.Compare
 
-  alias Bumblebee.Text
+  alias Bumblebee.{Diffusion, Text, Vision}
   alias EMLXBumblebee.{References, Table}
 
   # Relative to the largest number of an output. Rounding makes outputs lie about a tenth of this apart.
@@ -67,14 +67,52 @@ defmodule EMLXBumblebee.ReferencesTest do
     assert Enum.sort(folders) == References.names() |> Enum.map(&to_string/1) |> Enum.sort()
   end
 
+  @not_here [
+    {Diffusion.ControlNet, :base},
+    {Diffusion.StableDiffusion.SafetyChecker, :base},
+    {Diffusion.UNet2DConditional, :base},
+    {Diffusion.VaeKl, :base},
+    {Diffusion.VaeKl, :decoder},
+    {Diffusion.VaeKl, :encoder},
+    {Text.Albert, :for_pre_training},
+    {Text.Bert, :for_pre_training},
+    {Text.BlipText, :base},
+    {Text.BlipText, :for_causal_language_modeling},
+    {Vision.BlipVision, :base}
+  ]
+
+  test "every kind of model that Bumblebee has is here, but for those of which REFERENCES.md tells" do
+    {:ok, modules} = :application.get_key(:bumblebee, :modules)
+
+    kinds =
+      for module <- modules,
+          Code.ensure_loaded?(module),
+          spec?(module),
+          kind <- module.architectures(),
+          do: {module, kind}
+
+    here =
+      for name <- References.names(),
+          spec = References.load(name).spec,
+          uniq: true,
+          do: {spec.__struct__, spec.architecture}
+
+    assert here -- kinds == []
+    assert Enum.sort(kinds -- here) == @not_here
+  end
+
+  defp spec?(module), do: Bumblebee.ModelSpec in for({:behaviour, [one]} <- module.module_info(:attributes), do: one)
+
   # REFERENCES.md tells of these too.
   describe "Bumblebee does not" do
     @describetag :tmp_dir
 
-    test "read shared parameters under the names that transformers saves", %{tmp_dir: folder} do
+    test "read these parameters under the names that transformers saves", %{tmp_dir: folder} do
       for {name, shared} <- [
             bart: ~w(model.encoder.embed_tokens.weight model.decoder.embed_tokens.weight lm_head.weight),
-            bert_masked_lm: ~w(cls.predictions.decoder.weight cls.predictions.decoder.bias)
+            bert_masked_lm: ~w(cls.predictions.decoder.weight cls.predictions.decoder.bias),
+            phi_tokens: ~w(classifier.weight classifier.bias),
+            phi3_tokens: ~w(classifier.weight classifier.bias)
           ] do
         File.cp_r!(References.folder(name), folder)
         file = Path.join(folder, "model.safetensors")
@@ -87,9 +125,34 @@ defmodule EMLXBumblebee.ReferencesTest do
       end
     end
 
+    test "load parameters that only an optional input needs" do
+      for {name, optional} <- [
+            vit_masked_images: %{"patch_mask" => Nx.tensor([[1, 0, 0, 1], [0, 1, 0, 0]])},
+            deit_masked_images: %{"patch_mask" => Nx.tensor([[1, 0, 0, 1], [0, 1, 0, 0]])},
+            bart_causal_lm: %{"encoder_hidden_state" => Nx.broadcast(0.5, {2, 5, 8})},
+            mbart_causal_lm: %{"encoder_hidden_state" => Nx.broadcast(0.5, {2, 5, 8})}
+          ] do
+        info = References.load(name)
+        inputs = name |> References.read() |> Map.fetch!(:inputs) |> References.inputs(info.spec) |> Map.merge(optional)
+
+        assert_raise ArgumentError, ~r/"(embedder.mask_tokens|decoder.blocks.0.cross_attention.key)"/, fn ->
+          predict(info, inputs, Nx.BinaryBackend, Nx.Defn.Evaluator).(info.params)
+        end
+      end
+    end
+
     test "load Gemma with gelu_pytorch_tanh" do
       assert_raise Axon.CompileError, ~r/gelu_approx_tanh/, fn ->
         References.load(:gemma, activation: :gelu_approx_tanh)
+      end
+    end
+
+    test "have other groups of channels than 32 in each norm of the UNet and the autoencoder" do
+      for {module, more} <- [{Diffusion.UNet2DConditional, [group_norm_num_groups: 4]}, {Diffusion.VaeKl, []}] do
+        spec = Bumblebee.configure(module, [hidden_sizes: [8, 8, 8, 8], sample_size: 8] ++ more)
+        {init, _predict} = spec |> Bumblebee.build_model() |> Axon.build(compiler: Nx.Defn.Evaluator)
+        inputs = module.input_template(spec)
+        assert_raise Axon.CompileError, ~r/, 32, 0\}/, fn -> init.(inputs, Axon.ModelState.empty()) end
       end
     end
 
@@ -154,11 +217,18 @@ defmodule EMLXBumblebee.ReferencesTest do
     end
   end
 
-  # No checkpoint has it.
+  # No checkpoint has these.
   defp unseen?("pooler.output", _parameter, %Text.Distilbert{}), do: true
+  defp unseen?("sequence_classification_head.output", "bias", %Text.GptNeoX{}), do: true
   # A bias of keys adds the same to each score of a query, unless keys are rotated.
   defp unseen?(_layer, _parameter, %module{}) when module in [Text.GptNeoX, Text.Phi], do: false
-  defp unseen?(layer, parameter, _spec), do: String.ends_with?(layer, ".key") and parameter == "bias"
+
+  defp unseen?(layer, parameter, spec),
+    do: (String.ends_with?(layer, ".key") and parameter == "bias") or across?(layer, spec)
+
+  # A decoder alone has no encoder to attend to.
+  defp across?(layer, %{architecture: :for_causal_language_modeling}), do: layer =~ "cross_attention"
+  defp across?(_layer, _spec), do: false
 
   defp furthest(outputs, reference, inputs, spec) do
     reference.outputs

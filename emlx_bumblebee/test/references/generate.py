@@ -8,6 +8,8 @@ generated greedily. They have transformers' names: "inputs.input_ids", "outputs.
 python3 -m venv VENV && VENV/bin/pip install -r requirements.txt && VENV/bin/python generate.py [NAME ...]
 
 nomic_bert is made only if asked for, with requirements_nomic_bert.txt in an environment of its own: it needs a newer transformers.
+So are pytorch, tensors of every type in ../pytorch, in both formats that PyTorch has for files, and features, which Whisper's
+featurizer is to give, both for ../upstream_values_test.exs.
 """
 
 import json
@@ -51,6 +53,10 @@ def seq2seq(pad=0):
 
 def image(size=8):
     return {"pixel_values": noise(2, 3, size, size)}
+
+
+def audio():
+    return {"input_features": noise(2, 5, 12), "decoder_input_ids": ids(torch.ones(2, 6), 2)}
 
 
 def boxes():
@@ -97,6 +103,8 @@ T5 = dict(
     eos_token_id=2,
     pad_token_id=0,
 )
+WHISPER = {**SEQ2SEQ, **ONE_LAYER, **TOKENS, "num_mel_bins": 5, "max_source_positions": 6, "max_target_positions": 24}
+del WHISPER["max_position_embeddings"]
 VISION = dict(
     **EPSILON,
     hidden_size=16,
@@ -189,10 +197,7 @@ def references():
     yield "m2m100", hf.M2M100ForConditionalGeneration, hf.M2M100Config(**scaled), seq2seq(1)
     blenderbot = dict(**{**SEQ2SEQ, **ONE_LAYER}, **TOKENS, scale_embedding=True)
     yield "blenderbot", hf.BlenderbotForConditionalGeneration, hf.BlenderbotConfig(**blenderbot), seq2seq()
-    whisper = {**SEQ2SEQ, **ONE_LAYER, **TOKENS, "num_mel_bins": 5, "max_source_positions": 6, "max_target_positions": 24}
-    del whisper["max_position_embeddings"]
-    audio = {"input_features": noise(2, 5, 12), "decoder_input_ids": ids(torch.ones(2, 6), 2)}
-    yield "whisper", hf.WhisperForConditionalGeneration, hf.WhisperConfig(**whisper), audio
+    yield "whisper", hf.WhisperForConditionalGeneration, hf.WhisperConfig(**WHISPER), audio()
 
     yield "vit", hf.ViTModel, hf.ViTConfig(**VISION), image()
     yield "deit", hf.DeiTModel, hf.DeiTConfig(**VISION), image()
@@ -216,6 +221,164 @@ def references():
     yield "blip", hf.BlipForConditionalGeneration, blip, {**text(), **image()}
     layout = hf.LayoutLMConfig(**ENCODER, max_2d_position_embeddings=16)
     yield "layout_lm", hf.LayoutLMModel, layout, text(bbox=boxes())
+    yield from heads()
+
+
+# Smaller, and with the padding where all of transformers' and Bumblebee's heads expect it.
+SMALL = dict(vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=12)
+RIGHT = torch.tensor([[1] * LENGTH, [1] * 6 + [0] * 3])
+SMALL_TEXT = dict(**SMALL, max_position_embeddings=24)
+SMALL_ENCODER = dict(**SMALL_TEXT, **EPSILON)
+ALBERT = dict(**SMALL_ENCODER, embedding_size=4)
+MODERN = dict(**SMALL_TEXT, norm_eps=1e-5, reference_compile=False, pad_token_id=0, classifier_pooling="mean")
+SMALL_ROBERTA = dict(**SMALL_ENCODER, bos_token_id=0, pad_token_id=1, eos_token_id=2)
+SMALL_RMS = dict(**SMALL_TEXT, **TOKENS, rms_norm_eps=1e-3, rope_theta=1000.0, num_key_value_heads=1)
+SMALL_GPT = dict(**{**GPT, "n_embd": 8, "n_layer": 1, "n_head": 2, "n_inner": 12})
+SMALL_SEQ2SEQ = dict(d_model=8, encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=12, decoder_ffn_dim=12)
+SMALL_BART = {**BART, **ONE_LAYER, **SMALL_SEQ2SEQ}
+SMALL_T5 = {**T5, "d_model": 8, "d_kv": 4, "d_ff": 12, "num_layers": 1, "num_heads": 2, "layer_norm_epsilon": 1e-6}
+SMALL_WHISPER = {**WHISPER, **SMALL_SEQ2SEQ}
+SMALL_VISION = dict(
+    **EPSILON,
+    hidden_size=8,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    intermediate_size=12,
+    image_size=8,
+    patch_size=4,
+    encoder_stride=4,
+)
+DINO = {key: value for key, value in SMALL_VISION.items() if key not in ["intermediate_size", "encoder_stride"]}
+WINDOWS = dict(image_size=16, patch_size=2, embed_dim=4, depths=[1, 1], num_heads=[1, 2], window_size=4)
+STAGES = dict(depths=[1, 1], hidden_sizes=[4, 8], image_size=16)
+
+CLASSES = {
+    "base": "Model",
+    "masked_lm": "ForMaskedLM",
+    "causal_lm": "ForCausalLM",
+    "sequences": "ForSequenceClassification",
+    "tokens": "ForTokenClassification",
+    "answers": "ForQuestionAnswering",
+    "choices": "ForMultipleChoice",
+    "next_sentence": "ForNextSentencePrediction",
+    "images": "ForImageClassification",
+    "images_with_teacher": "ForImageClassificationWithTeacher",
+    "masked_images": "ForMaskedImageModeling",
+}
+ENCODER_HEADS = ["masked_lm", "sequences", "tokens", "answers", "choices"]
+TOKEN_HEADS = ["sequences", "tokens"]
+SEQ2SEQ_HEADS = ["base", "sequences", "answers", "causal_lm"]
+
+# By family: what its classes begin with, its configuration and its heads.
+FAMILIES = {
+    "bert": ("Bert", SMALL_ENCODER, [*ENCODER_HEADS[1:], "next_sentence", "causal_lm"]),
+    "roberta": ("Roberta", SMALL_ROBERTA, [*ENCODER_HEADS, "causal_lm"]),
+    "distilbert": (
+        "DistilBert",
+        dict(vocab_size=50, dim=8, hidden_dim=12, n_layers=1, n_heads=2, max_position_embeddings=24),
+        ENCODER_HEADS,
+    ),
+    "albert": ("Albert", ALBERT, ENCODER_HEADS),
+    "mpnet": ("MPNet", SMALL_ROBERTA, ENCODER_HEADS),
+    "modernbert": ("ModernBert", MODERN, ["base", *TOKEN_HEADS]),
+    "modernbert_decoder": (
+        "ModernBertDecoder",
+        dict(**SMALL_TEXT, **TOKENS, norm_eps=1e-3, global_rope_theta=1000.0, layer_types=LAYERS[1:]),
+        ["base"],
+    ),
+    "gpt2": ("GPT2", SMALL_GPT, ["base", *TOKEN_HEADS]),
+    "gpt_big_code": ("GPTBigCode", SMALL_GPT, ["base", *TOKEN_HEADS]),
+    "gpt_neo_x": (
+        "GPTNeoX",
+        dict(**SMALL_TEXT, **TOKENS, **EPSILON, rotary_pct=0.5, rotary_emb_base=1000),
+        ["base", *TOKEN_HEADS],
+    ),
+    "llama": ("Llama", SMALL_RMS, ["base", "sequences"]),
+    "mistral": ("Mistral", dict(**SMALL_RMS, sliding_window=None), ["base", "sequences"]),
+    "gemma": ("Gemma", dict(**SMALL_RMS, head_dim=6, hidden_act="gelu"), ["base", "sequences"]),
+    "gemma3": ("Gemma3Text", dict(**SMALL_RMS, head_dim=6, layer_types=LAYERS[1:]), ["base", "sequences"]),
+    "qwen3": ("Qwen3", dict(**SMALL_RMS, head_dim=6), ["base", "sequences"]),
+    "phi": (
+        "Phi",
+        dict(**SMALL_TEXT, **TOKENS, **EPSILON, rope_theta=1000.0, partial_rotary_factor=0.5),
+        ["base", *TOKEN_HEADS],
+    ),
+    "phi3": ("Phi3", dict(**SMALL_RMS, sliding_window=None), ["base", *TOKEN_HEADS]),
+    "smollm3": ("SmolLM3", dict(**SMALL_RMS, no_rope_layers=[1]), ["base", *TOKEN_HEADS, "answers"]),
+    "bart": ("Bart", SMALL_BART, SEQ2SEQ_HEADS),
+    "mbart": ("MBart", dict(**SMALL_BART, scale_embedding=True), SEQ2SEQ_HEADS),
+    "m2m100": ("M2M100", dict(**SMALL_BART, scale_embedding=True), ["base"]),
+    "blenderbot": ("Blenderbot", {**SMALL_BART, **TOKENS}, ["base"]),
+    "t5": ("T5", SMALL_T5, ["base"]),
+    "whisper": ("Whisper", SMALL_WHISPER, ["base"]),
+    "layout_lm": (
+        "LayoutLM",
+        dict(**SMALL_ENCODER, max_2d_position_embeddings=16),
+        ["masked_lm", "sequences", "tokens", "answers"],
+    ),
+    "vit": ("ViT", SMALL_VISION, ["images", "masked_images"]),
+    "deit": ("DeiT", SMALL_VISION, ["images", "images_with_teacher", "masked_images"]),
+    "dino_v2": ("Dinov2", DINO, ["images"]),
+    "swin": ("Swin", WINDOWS, ["images"]),
+    "convnext": ("ConvNext", dict(**STAGES, num_stages=2, patch_size=2, layer_norm_eps=1e-5), ["images"]),
+    "resnet": ("ResNet", dict(**STAGES, embedding_size=4), ["images"]),
+}
+
+
+def heads():
+    """Other heads than those above, with one layer, and what is the same class under another name."""
+    for family, (prefix, options, names) in FAMILIES.items():
+        for head in names:
+            more = {"num_labels": 2 if head == "answers" else 3}
+            if head == "causal_lm":
+                more["is_decoder"] = True
+            config = getattr(hf, prefix + "Config")(**{**options, **more})
+            name = "BertLMHeadModel" if (family, head) == ("bert", "causal_lm") else prefix + CLASSES[head]
+            yield f"{family}_{head}", getattr(hf, name), config, head_inputs(head, config)
+
+    for name, prefix in dict(camembert="Camembert", xlm_roberta="XLMRoberta").items():
+        config = getattr(hf, prefix + "Config")(**SMALL_ROBERTA)
+        yield name, getattr(hf, prefix + "Model"), config, head_inputs("base", config)
+    albert = hf.AlbertConfig(**ALBERT)
+    yield "albert_masked_lm_without_bias", hf.AlbertForMaskedLM, albert, head_inputs("masked_lm", albert)
+    modern = hf.ModernBertConfig(**{**MODERN, "classifier_pooling": "cls"}, num_labels=3)
+    yield "modernbert_sequences_first", hf.ModernBertForSequenceClassification, modern, head_inputs("sequences", modern)
+    gpt2 = hf.GPT2Config(**SMALL_GPT, num_labels=3)
+    yield "gpt2_sequences_padded_left", hf.GPT2ForSequenceClassification, gpt2, text()
+    yield "t5_encoder", hf.T5EncoderModel, hf.T5Config(**SMALL_T5), text()
+    backbone = hf.Dinov2Config(**{**DINO, "num_hidden_layers": 2}, out_features=["stage1", "stage2"])
+    yield "dino_v2_backbone", hf.Dinov2Backbone, backbone, image()
+    yield "dino_v2_swiglu", hf.Dinov2Model, hf.Dinov2Config(**DINO, use_swiglu_ffn=True), image()
+    yield "resnet", hf.ResNetModel, hf.ResNetConfig(**STAGES, embedding_size=4), image(16)
+    resnet = hf.ResNetConfig(**STAGES, embedding_size=4, layer_type="basic")
+    yield "resnet_basic", hf.ResNetModel, resnet, image(16)
+    clip_text = hf.CLIPTextConfig(**{**CLIP_TEXT, **SMALL})
+    yield "clip_text_embedding", hf.CLIPTextModelWithProjection, clip_text, clip_ids()
+    clip_vision = hf.CLIPVisionConfig(**SMALL_VISION, projection_dim=6)
+    yield "clip_vision_embedding", hf.CLIPVisionModelWithProjection, clip_vision, image()
+
+
+def head_inputs(head, config):
+    if hasattr(config, "image_size"):
+        return image(config.image_size)
+
+    if config.model_type == "whisper":
+        return audio()
+
+    pad = config.pad_token_id
+    if head == "base" and config.is_encoder_decoder:
+        return seq2seq(pad)
+    tokens, mask = ids(RIGHT, 1, pad), RIGHT
+    if config.model_type in ["bart", "mbart"]:
+        # The token at which a text ends is where its state is taken.
+        tokens[0, 8] = tokens[1, 5] = config.eos_token_id
+    if head == "choices":
+        tokens = torch.stack([tokens, ids(RIGHT, 2, pad)], dim=1)
+        mask = torch.stack([mask, mask], dim=1)
+    inputs = {"input_ids": tokens, "attention_mask": mask}
+    if config.model_type == "layoutlm":
+        inputs["bbox"] = boxes()
+    return inputs
 
 
 # ---- references ----
@@ -260,6 +423,12 @@ RESULTS = {
     "logits_per_image",
     "text_embeds",
     "image_embeds",
+    "start_logits",
+    "end_logits",
+    "cls_logits",
+    "distillation_logits",
+    "reconstruction",
+    "feature_maps",
 }
 
 
@@ -270,12 +439,18 @@ def make(name, model_class, config, inputs, generated=False):
     config._attn_implementation = "eager"
     model = model_class(config).eval()
     disturb(model)
+    if name == "albert_masked_lm_without_bias":
+        model.predictions.bias.data.zero_()
     config.architectures = [model_class.__name__]
     config.save_pretrained(folder)
     if model.can_generate():
         model.generation_config.save_pretrained(folder)
     # Tied parameters under each of their names, as in a pytorch_model.bin; save_pretrained would leave out all but one.
-    save_file({key: value.clone() for key, value in model.state_dict().items()}, folder / "model.safetensors")
+    tensors = {key: value.clone() for key, value in model.state_dict().items()}
+    if name in ["phi_tokens", "phi3_tokens"]:
+        # Also under the names that older versions of transformers gave these.
+        tensors |= {key.replace("score", "classifier"): value.clone() for key, value in tensors.items() if "score" in key}
+    save_file(tensors, folder / "model.safetensors")
 
     store(name, model, inputs, generated)
 
@@ -284,6 +459,11 @@ def store(name, model, inputs, generated=False):
     """What the model gives for the inputs goes into reference.safetensors."""
     with torch.no_grad():
         outputs = {key: value for key, value in model(**inputs).items() if key in RESULTS}
+        if name.endswith("_embedding"):
+            # Bumblebee's model gives the embedding alone.
+            del outputs["last_hidden_state"]
+        for index, value in enumerate(outputs.pop("feature_maps", [])):
+            outputs[f"feature_maps.{index}"] = value
         generated = generate(model) if generated else {}
 
     stored = {f"inputs.{key}": value for key, value in inputs.items()}
@@ -354,9 +534,44 @@ NOMIC_BERT = {
 }
 
 
+def make_pytorch():
+    """Tensors of every type, one whose axes are in another order in memory, and one that is a part of another."""
+    floats, integers, complexes = [-1.5, 2.25], [-3, 2], [1.5 - 1j, -2 + 0.5j]
+    tensors = {
+        **{name: torch.tensor(floats, dtype=getattr(torch, name)) for name in ["float64", "float32", "float16", "bfloat16"]},
+        **{name: torch.tensor(integers, dtype=getattr(torch, name)) for name in ["int64", "int32", "int16", "int8"]},
+        **{name: torch.tensor(complexes, dtype=getattr(torch, name)) for name in ["complex128", "complex64"]},
+        "uint8": torch.tensor([7, 255], dtype=torch.uint8),
+        "bool": torch.tensor([False, True]),
+        "permuted": torch.arange(24.0).reshape(2, 3, 4).permute(2, 0, 1),
+        "part": torch.arange(10)[4:7],
+    }
+    folder = FOLDER.parent / "pytorch"
+    folder.mkdir(exist_ok=True)
+    for name, zipped in dict(zip=True, legacy=False).items():
+        torch.save(tensors, folder / f"{name}.pt", _use_new_zipfile_serialization=zipped)
+
+
+def make_features():
+    """What transformers' feature extractor of Whisper gives for two pieces of audio in a second: chords with noise, which fade."""
+    extractor = hf.WhisperFeatureExtractor(chunk_length=1)
+    stored = {}
+    for index, length in enumerate([4000, 2500]):
+        time = torch.arange(length) / 16_000
+        chord = sum(torch.sin(2 * torch.pi * pitch * (index + 1) * time) for pitch in [220, 554, 1318, 3520])
+        audio = (0.2 * chord + 0.02 * noise(length, seed=index)) * torch.exp(-4 * time)
+        features = extractor(audio.numpy(), sampling_rate=16_000, return_tensors="pt")["input_features"]
+        stored |= {f"audio.{index}": audio, f"features.{index}": features[0].T.contiguous()}
+    save_file(stored, FOLDER.parent / "whisper_features.safetensors")
+
+
 def main(names):
     if names == ["nomic_bert"]:
         return make_nomic_bert()
+    if names == ["pytorch"]:
+        return make_pytorch()
+    if names == ["features"]:
+        return make_features()
 
     for name, *reference in references():
         if not names or name in names:

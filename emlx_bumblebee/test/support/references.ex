@@ -3,7 +3,7 @@ defmodule EMLXBumblebee.References do
   # The checkpoints in test/references: how Bumblebee loads them, what transformers' names are in Bumblebee, and REFERENCES.md, the
   # table of what test/references_test.exs finds.
 
-  alias Bumblebee.{Multimodal, Vision}
+  alias Bumblebee.{Multimodal, Text, Vision}
   alias EMLXBumblebee.{Compare, Table}
 
   @folder Path.expand("../references", __DIR__)
@@ -19,6 +19,11 @@ defmodule EMLXBumblebee.References do
   @swin "All norms have the epsilon of the configuration; in transformers the one after the patches and those where patches are " <>
           "merged have 1.0e-5."
   @local "No layer has a window, whatever its type. With layers that have none, which is another checkpoint, it agrees."
+
+  @bias "The language modelling head's output has no bias. With a bias of zeros, which is another checkpoint, it agrees."
+  @pooling "A text's class is always that of the mean of its tokens. With a checkpoint that has it so, it agrees."
+  @last "A text's class is that of the token whose index is the number of tokens less one, which is the last one only where padding " <>
+          "is on the right. There, which is another checkpoint, it agrees."
 
   # How many layers become which blocks, {attention, rotary embedding, rms_norm, layer_norm}, and:
   #
@@ -75,7 +80,105 @@ defmodule EMLXBumblebee.References do
     clip_vision: {{2, 0, 0, 6}, []},
     blip: {{3, 0, 0, 8}, []},
     # Bumblebee does not read max_2d_position_embeddings.
-    layout_lm: {{2, 0, 0, 5}, load: [spec_overrides: [max_spatial_positions: 16]]}
+    layout_lm: {{2, 0, 0, 5}, load: [spec_overrides: [max_spatial_positions: 16]]},
+    # The kinds of model that are not above, with one layer.
+    bert_sequences: {{1, 0, 0, 3}, []},
+    bert_tokens: {{1, 0, 0, 3}, []},
+    bert_answers: {{1, 0, 0, 3}, []},
+    bert_choices: {{1, 0, 0, 3}, []},
+    bert_next_sentence: {{1, 0, 0, 3}, []},
+    bert_causal_lm: {{1, 0, 0, 4}, []},
+    roberta_masked_lm: {{1, 0, 0, 4}, []},
+    roberta_sequences: {{1, 0, 0, 3}, []},
+    roberta_tokens: {{1, 0, 0, 3}, []},
+    roberta_answers: {{1, 0, 0, 3}, []},
+    roberta_choices: {{1, 0, 0, 3}, []},
+    roberta_causal_lm: {{1, 0, 0, 4}, []},
+    distilbert_masked_lm: {{1, 0, 0, 4}, []},
+    distilbert_sequences: {{1, 0, 0, 3}, []},
+    distilbert_tokens: {{1, 0, 0, 3}, []},
+    distilbert_answers: {{1, 0, 0, 3}, []},
+    distilbert_choices: {{1, 0, 0, 3}, []},
+    albert_masked_lm: {{1, 0, 0, 4}, differs: {@bias, ["logits"]}},
+    albert_sequences: {{1, 0, 0, 3}, []},
+    albert_tokens: {{1, 0, 0, 3}, []},
+    albert_answers: {{1, 0, 0, 3}, []},
+    albert_choices: {{1, 0, 0, 3}, []},
+    mpnet_masked_lm: {{1, 0, 0, 4}, []},
+    mpnet_sequences: {{1, 0, 0, 3}, []},
+    mpnet_tokens: {{1, 0, 0, 3}, []},
+    mpnet_answers: {{1, 0, 0, 3}, []},
+    mpnet_choices: {{1, 0, 0, 3}, []},
+    modernbert_base: {{1, 1, 0, 3}, []},
+    modernbert_sequences: {{1, 1, 0, 4}, []},
+    modernbert_tokens: {{1, 1, 0, 4}, []},
+    modernbert_decoder_base: {{1, 1, 0, 3}, []},
+    gpt2_base: {{1, 0, 0, 3}, []},
+    gpt2_sequences: {{1, 0, 0, 3}, []},
+    gpt2_tokens: {{1, 0, 0, 3}, []},
+    gpt_big_code_base: {{1, 0, 0, 3}, []},
+    gpt_big_code_sequences: {{1, 0, 0, 3}, []},
+    gpt_big_code_tokens: {{1, 0, 0, 3}, []},
+    gpt_neo_x_base: {{1, 1, 0, 3}, []},
+    gpt_neo_x_sequences: {{1, 1, 0, 3}, []},
+    gpt_neo_x_tokens: {{1, 1, 0, 3}, []},
+    llama_base: {{1, 1, 3, 0}, []},
+    llama_sequences: {{1, 1, 3, 0}, []},
+    mistral_base: {{1, 1, 3, 0}, []},
+    mistral_sequences: {{1, 1, 3, 0}, []},
+    gemma_base: {{1, 1, 3, 0}, []},
+    gemma_sequences: {{1, 1, 3, 0}, []},
+    gemma3_base: {{1, 1, 7, 0}, []},
+    gemma3_sequences: {{1, 1, 7, 0}, []},
+    qwen3_base: {{1, 1, 5, 0}, []},
+    qwen3_sequences: {{1, 1, 5, 0}, []},
+    phi_base: {{1, 1, 0, 2}, []},
+    phi_sequences: {{1, 1, 0, 2}, []},
+    phi_tokens: {{1, 1, 0, 2}, []},
+    phi3_base: {{1, 1, 3, 0}, []},
+    phi3_sequences: {{1, 1, 3, 0}, []},
+    phi3_tokens: {{1, 1, 3, 0}, []},
+    smollm3_base: {{1, 1, 3, 0}, []},
+    smollm3_sequences: {{1, 1, 3, 0}, []},
+    smollm3_tokens: {{1, 1, 3, 0}, []},
+    smollm3_answers: {{1, 1, 3, 0}, []},
+    bart_base: {{3, 0, 0, 7}, []},
+    bart_sequences: {{3, 0, 0, 7}, []},
+    bart_answers: {{3, 0, 0, 7}, []},
+    bart_causal_lm: {{1, 0, 0, 3}, []},
+    mbart_base: {{3, 0, 0, 9}, []},
+    mbart_sequences: {{3, 0, 0, 9}, []},
+    mbart_answers: {{3, 0, 0, 9}, []},
+    mbart_causal_lm: {{1, 0, 0, 4}, []},
+    m2m100_base: {{3, 0, 0, 7}, []},
+    blenderbot_base: {{3, 0, 0, 7}, []},
+    t5_base: {{3, 0, 7, 0}, []},
+    whisper_base: {{3, 0, 0, 7}, []},
+    layout_lm_masked_lm: {{1, 0, 0, 4}, load: [spec_overrides: [max_spatial_positions: 16]]},
+    layout_lm_sequences: {{1, 0, 0, 3}, load: [spec_overrides: [max_spatial_positions: 16]]},
+    layout_lm_tokens: {{1, 0, 0, 3}, load: [spec_overrides: [max_spatial_positions: 16]]},
+    layout_lm_answers: {{1, 0, 0, 3}, load: [spec_overrides: [max_spatial_positions: 16]]},
+    vit_images: {{1, 0, 0, 3}, []},
+    vit_masked_images: {{1, 0, 0, 3}, []},
+    deit_images: {{1, 0, 0, 3}, []},
+    deit_images_with_teacher: {{1, 0, 0, 3}, []},
+    deit_masked_images: {{1, 0, 0, 3}, []},
+    dino_v2_images: {{1, 0, 0, 3}, []},
+    swin_images: {{2, 0, 0, 7}, []},
+    convnext_images: {{0, 0, 0, 5}, []},
+    resnet_images: {{0, 0, 0, 0}, []},
+    camembert: {{1, 0, 0, 3}, []},
+    xlm_roberta: {{1, 0, 0, 3}, []},
+    albert_masked_lm_without_bias: {{1, 0, 0, 4}, []},
+    modernbert_sequences_first: {{1, 1, 0, 4}, differs: {@pooling, ["logits"]}},
+    gpt2_sequences_padded_left: {{1, 0, 0, 3}, differs: {@last, ["logits"]}},
+    t5_encoder: {{1, 0, 3, 0}, []},
+    dino_v2_backbone: {{2, 0, 0, 6}, []},
+    dino_v2_swiglu: {{1, 0, 0, 3}, []},
+    resnet: {{0, 0, 0, 0}, []},
+    resnet_basic: {{0, 0, 0, 0}, []},
+    clip_text_embedding: {{1, 0, 0, 3}, load: [module: Text.ClipText, architecture: :for_embedding]},
+    clip_vision_embedding: {{1, 0, 0, 4}, load: [module: Vision.ClipVision, architecture: :for_embedding]}
   ]
 
   @head """
@@ -87,10 +190,10 @@ defmodule EMLXBumblebee.References do
   written by `test/references_test.exs`, which fails where it finds anything else than what stands here; it also fails if it would
   not see one of the parameters change.
 
-  The outputs have transformers' names. Texts are padded, one on the right and one on the left; what is compared is where there is
-  no padding. The blocks are those that telemetry told of as run by a kernel; none was composed. *As it is* is the model that is
-  not rewritten, on `Nx.BinaryBackend`. The numbers are how far, relative to the largest number of an output (at least 1), outputs were
-  allowed to lie apart from transformers', and did not. *Generated* tokens, by greedy search, are the same ones.
+  The outputs have transformers' names. Texts are padded, on the right or on the left; what is compared is where there is no padding.
+  The blocks are those that telemetry told of as run by a kernel; none was composed. *As it is* is the model that is not rewritten,
+  on `Nx.BinaryBackend`. The numbers are how far, relative to the largest number of an output (at least 1), outputs were allowed to
+  lie apart from transformers', and did not. *Generated* tokens, by greedy search, are the same ones.
 
   Where Bumblebee's model is another one than transformers', a number in brackets tells why, below. The rewritten model gives what
   Bumblebee's does, and with the change that is told there, transformers' outputs. Behind an output the number means that no change
@@ -109,8 +212,28 @@ defmodule EMLXBumblebee.References do
     language models. The checkpoints here have them under each name.
   - Gemma with the activation `gelu_pytorch_tanh`, transformers' default, cannot be loaded.
   - LayoutLM's `max_2d_position_embeddings` is not read; it is given here.
+  - Parameters that only an optional input needs are not loaded: the token that stands for masked patches of ViT and DeiT, and the
+    cross-attention of BART's and mBART's causal language models.
+  - The output layers of Phi's and Phi-3's token classification are read under the name that they had in older versions of
+    transformers, not as 4.57 saves them. The checkpoints here have them under each name.
+  - Norms of groups of channels have 32 groups, whatever the configuration says, in the autoencoder, in the middle of the UNet and
+    before its attention. In the middle their epsilon is 1.0e-6.
   - CLIP's embeddings of texts and images are not normalized, transformers' are; they are compared as normalized ones.
-  - DistilBERT has a pooler, which its checkpoints do not have, with random parameters.
+  - DistilBERT has a pooler, which its checkpoints do not have, with random parameters; GPT-NeoX's sequence classification a bias, of
+    zeros.
+
+  Every kind of model in Bumblebee 0.7.0 is among the checkpoints, but for these:
+
+  - ControlNet, UNet, autoencoder and safety checker of Stable Diffusion. With 32 groups of channels, checkpoints that tell something are
+    large. [CONFORMANCE.md](CONFORMANCE.md) has the UNet and the autoencoder, against themselves on `Nx.BinaryBackend`.
+  - BLIP's model of text and its model of images on their own, which are the two parts of `blip`.
+  - BERT and ALBERT with both heads at once that they are trained with.
+
+  Bumblebee's own tests compare models with transformers' outputs for checkpoints of the Hugging Face hub. These tests take nothing
+  from the hub, so those values are not checked; the checkpoints above are in their place. The values that need no checkpoint are
+  checked on `EMLX.Backend`, eagerly and compiled, in `test/upstream_values_test.exs`: what the schedulers DDIM, PNDM and LCM give,
+  Whisper's features, the sizes of what featurizers of images give, all processors of logits, files that PyTorch wrote, in both of
+  its formats, and the doctests of `Bumblebee.Utils.Nx`. There a second of audio has all of its features compared besides.
   """
 
   def names, do: Keyword.keys(@references)
@@ -161,27 +284,57 @@ defmodule EMLXBumblebee.References do
     {outputs |> Map.fetch!(key) |> translate(name, spec), mask && inputs[mask]}
   end
 
+  # What tells of each token. Other logits tell of a whole text or image.
+  @of_tokens [
+    :for_masked_language_modeling,
+    :for_causal_language_modeling,
+    :for_conditional_generation,
+    :for_token_classification
+  ]
+
   defp output_and_mask("encoder_last_hidden_state", _spec), do: {:encoder_hidden_state, "attention_mask"}
   # What BLIP's language model attends to.
   defp output_and_mask(name, %Multimodal.Blip{}) when name in ["last_hidden_state", "image_embeds"],
     do: {:encoder_hidden_state, nil}
 
-  defp output_and_mask("logits", %{decoder_num_blocks: _}), do: {:logits, "decoder_attention_mask"}
-  defp output_and_mask("logits", %Multimodal.Blip{}), do: {:logits, "decoder_attention_mask"}
-  defp output_and_mask("logits", _spec), do: {:logits, "attention_mask"}
+  defp output_and_mask("logits", %{architecture: :for_conditional_generation}), do: {:logits, "decoder_attention_mask"}
+  defp output_and_mask("logits", %{architecture: kind}) when kind in @of_tokens, do: {:logits, "attention_mask"}
+  defp output_and_mask("logits", _spec), do: {:logits, nil}
+  # Those of a decoder tell of its tokens, of which none is padding.
+  defp output_and_mask("start_logits", %{decoder_num_blocks: _}), do: {:start_logits, nil}
+  defp output_and_mask("end_logits", %{decoder_num_blocks: _}), do: {:end_logits, nil}
+  defp output_and_mask("start_logits", _spec), do: {:start_logits, "attention_mask"}
+  defp output_and_mask("end_logits", _spec), do: {:end_logits, "attention_mask"}
+
+  defp output_and_mask("last_hidden_state", %{architecture: :base, decoder_num_blocks: _}),
+    do: {:hidden_state, "decoder_attention_mask"}
+
   defp output_and_mask("last_hidden_state", _spec), do: {:hidden_state, "attention_mask"}
   defp output_and_mask("pooler_output", _spec), do: {:pooled_state, nil}
+  defp output_and_mask("text_embeds", %Text.ClipText{}), do: {:embedding, nil}
+  defp output_and_mask("image_embeds", %Vision.ClipVision{}), do: {:embedding, nil}
   defp output_and_mask("text_embeds", _spec), do: {:text_embedding, nil}
   defp output_and_mask("image_embeds", _spec), do: {:image_embedding, nil}
   defp output_and_mask("logits_per_text", _spec), do: {:logits_per_text, nil}
   defp output_and_mask("logits_per_image", _spec), do: {:logits_per_image, nil}
+  defp output_and_mask("cls_logits", _spec), do: {:class_logits, nil}
+  defp output_and_mask("distillation_logits", _spec), do: {:distillation_logits, nil}
+  defp output_and_mask("reconstruction", _spec), do: {:pixel_values, nil}
+  defp output_and_mask("feature_maps." <> _index, _spec), do: {:feature_maps, nil}
 
-  defp translate(tensor, "last_hidden_state", %Vision.ConvNext{}), do: Nx.transpose(tensor, axes: [0, 3, 1, 2])
+  defp translate(maps, "feature_maps." <> index, _spec), do: maps |> elem(String.to_integer(index)) |> channels_first()
+  defp translate(tensor, "reconstruction", _spec), do: channels_first(tensor)
+  defp translate(tensor, "last_hidden_state", %Vision.ConvNext{}), do: channels_first(tensor)
+  defp translate(tensor, "last_hidden_state", %Vision.ResNet{}), do: channels_first(tensor)
+  # An image of one pixel.
+  defp translate(tensor, "pooler_output", %Vision.ResNet{}), do: tensor |> Nx.new_axis(-1) |> Nx.new_axis(-1)
 
   defp translate(tensor, name, %Multimodal.Clip{}) when name in ["text_embeds", "image_embeds"],
     do: Bumblebee.Utils.Nx.normalize(tensor)
 
   defp translate(tensor, _name, _spec), do: tensor
+
+  defp channels_first(tensor), do: Nx.transpose(tensor, axes: [0, 3, 1, 2])
 
   # ---- the table ----
 
@@ -225,5 +378,7 @@ defmodule EMLXBumblebee.References do
   end
 
   defp masked(tensor, nil), do: tensor
+  # An output of one number a token has the mask's shape, others an axis more.
+  defp masked(%{shape: shape} = tensor, %{shape: shape} = mask), do: Nx.select(mask, tensor, 0.0)
   defp masked(tensor, mask), do: mask |> Nx.new_axis(-1) |> Nx.broadcast(tensor) |> Nx.select(tensor, 0.0)
 end

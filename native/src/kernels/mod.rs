@@ -21,6 +21,7 @@ pub mod simd;
 #[cfg(test)]
 mod tests;
 mod unary;
+mod update;
 
 use crate::device::Device;
 use crate::dtype::Dtype;
@@ -60,6 +61,11 @@ pub enum Kernel {
     Product,
     /// x {n, k}, weights {m, k · bits / 32}, scales and biases {m, k / group}.
     QuantizedProduct { group: usize, bits: usize },
+    /// a, what is written over a slice of it, and where the slice begins: a whole number for each of these axes, of 64 bits or 32.
+    Update {
+        axes: SmallVec<[u8; 8]>,
+        is_wide: bool,
+    },
 }
 
 /// Elements from which a second thread pays: below, waking it takes longer than the work.
@@ -287,6 +293,31 @@ pub fn quantized_product(
     node::new(kernel, Layout::Rows, inputs, &shape, inputs[0], s)
 }
 
+/// Whether [`update`] takes arrays of this type on this device.
+pub fn updates(device: Device, dtype: Dtype) -> bool {
+    device == Device::Cpu && are_there() && (dtype.is_half() || dtype.size() == 4)
+}
+
+/// `a` with `update` in place of a slice, as far inside as it fits. Both are of one type, and `start` is of 32 or 64 bits with signs.
+pub fn update(
+    a: &Array,
+    update: &Array,
+    start: &Array,
+    axes: SmallVec<[u8; 8]>,
+    s: &Stream,
+) -> Result<Array> {
+    let is_wide = mlx::dtype(start) == Dtype::S64;
+    let kernel = Kernel::Update { axes, is_wide };
+    node::new(
+        kernel,
+        Layout::LikeFirst,
+        &[a, update, start],
+        a.shape(),
+        a,
+        s,
+    )
+}
+
 impl Kernel {
     fn name(&self) -> &'static CStr {
         match self {
@@ -302,6 +333,7 @@ impl Kernel {
             Kernel::Attention { .. } => c"scaled_dot_product_attention",
             Kernel::Product => c"matmul",
             Kernel::QuantizedProduct { .. } => c"quantized_matmul",
+            Kernel::Update { .. } => c"slice_update_dynamic",
         }
     }
 
@@ -316,6 +348,7 @@ impl Kernel {
         match dtype {
             Dtype::Bf16 => self.run_as::<bf16>(inputs, out),
             Dtype::F16 => self.run_as::<f16>(inputs, out),
+            // Or, where numbers are only moved, any type as large.
             _ => self.run_as::<f32>(inputs, out),
         }
     }
@@ -331,6 +364,7 @@ impl Kernel {
             Kernel::QuantizedProduct { group, bits } => {
                 quantized::run::<T>(level, inputs, group, bits, out)
             }
+            Kernel::Update { ref axes, is_wide } => update::run::<T>(axes, is_wide, inputs, out),
             Kernel::Chain(ref links) => chain::run::<T>(level, links, inputs, out),
             Kernel::Softmax => by_rows::<T>(&inputs[0], &[], out, &|x, _, to, count, scratch| {
                 rows::softmax::<T>(level, x, to, count, scratch)

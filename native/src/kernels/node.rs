@@ -60,8 +60,13 @@ impl View {
     }
 
     /// Where row number `row` begins, in elements.
-    pub fn row(&self, mut row: usize) -> isize {
-        let (shape, strides) = (self.shape(), self.strides());
+    pub fn row(&self, row: usize) -> isize {
+        self.row_in(row, self)
+    }
+
+    /// Where it begins in another array, of which this one's shape is the first part.
+    pub fn row_in(&self, mut row: usize, other: &View) -> isize {
+        let (shape, strides) = (self.shape(), other.strides());
         let mut offset = 0;
         for axis in (0..self.rank.saturating_sub(1)).rev() {
             let size = shape[axis] as usize;

@@ -5,6 +5,7 @@ use super::{NonFinite, Number, PadMode, Side, Which};
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
+use crate::kernels;
 use crate::mlx::{self, Stream, Vector};
 use half::{bf16, f16};
 use mlx_rs::Array;
@@ -869,13 +870,7 @@ pub fn scatter_add_axis(
 }
 
 /// Starts clamped into 0..=length - size, one an axis.
-fn clamp_starts(
-    a: &Array,
-    start: &Array,
-    axes: &[i32],
-    sizes: &[i32],
-    s: &Stream,
-) -> Result<Array> {
+fn check_starts(a: &Array, start: &Array, axes: &[i32], sizes: &[i32]) -> Result<Vec<i32>> {
     check_index_type(start)?;
     check::axes(a, axes)?;
     if start.ndim() != 1 || start.size() != axes.len() {
@@ -885,7 +880,7 @@ fn clamp_starts(
             start.shape()
         )));
     }
-    let mut limits = Vec::with_capacity(axes.len() * 4);
+    let mut limits = Vec::with_capacity(axes.len());
     for (axis, size) in axes.iter().zip(sizes) {
         let length = a.shape()[check::axis(a, *axis)?];
         if *size < 0 || *size > length {
@@ -894,9 +889,18 @@ fn clamp_starts(
                 a.shape()
             )));
         }
-        limits.extend_from_slice(&(length - size).to_ne_bytes());
+        limits.push(length - size);
     }
-    let limits = mlx::from_bytes(&limits, &[axes.len() as i32], Dtype::S32)?;
+    Ok(limits)
+}
+
+fn clamp_starts(start: &Array, limits: &[i32], s: &Stream) -> Result<Array> {
+    let bytes: Vec<u8> = limits
+        .iter()
+        .flat_map(|limit| limit.to_ne_bytes())
+        .collect();
+    let rank = limits.len() as i32;
+    let limits = mlx::from_bytes(&bytes, &[rank], Dtype::S32)?;
     let wide = signed_index(start, s)?;
     let limits = mlx::astype(&limits, Dtype::S64, s)?;
     let within = mlx::clip(&wide, Some(&int(0, Dtype::S64)?), Some(&limits), s)?;
@@ -911,7 +915,8 @@ pub fn slice_dynamic(
     s: &Stream,
 ) -> Result<Array> {
     check::lengths(&[("sizes", sizes.len())], axes.len())?;
-    let start = clamp_starts(a, start, axes, sizes, s)?;
+    let limits = check_starts(a, start, axes, sizes)?;
+    let start = clamp_starts(start, &limits, s)?;
     let mut whole = a.shape().to_vec();
     for (axis, size) in axes.iter().zip(sizes) {
         whole[check::axis(a, *axis)?] = *size;
@@ -924,6 +929,7 @@ pub fn slice_update_dynamic(
     update: &Array,
     start: &Array,
     axes: &[i32],
+    device: Device,
     s: &Stream,
 ) -> Result<Array> {
     if update.ndim() != a.ndim() {
@@ -937,8 +943,18 @@ pub fn slice_update_dynamic(
         .iter()
         .map(|axis| Ok(update.shape()[check::axis(a, *axis)?]))
         .collect::<Result<Vec<i32>>>()?;
-    let start = clamp_starts(a, start, axes, &sizes, s)?;
+    let limits = check_starts(a, start, axes, &sizes)?;
     let update = mlx::astype(update, mlx::dtype(a), s)?;
+    let mut sizes = update.shape().iter().zip(a.shape());
+    if kernels::updates(device, mlx::dtype(a)) && sizes.all(|(own, whole)| own <= whole) {
+        let start = match mlx::dtype(start) {
+            Dtype::S32 => mlx::share(start)?,
+            _ => signed_index(start, s)?,
+        };
+        let axes = axes.iter().map(|axis| Ok(check::axis(a, *axis)? as u8));
+        return kernels::update(a, &update, &start, axes.collect::<Result<_>>()?, s);
+    }
+    let start = clamp_starts(start, &limits, s)?;
     mlx::slice_update_dynamic(a, &update, &start, axes, s)
 }
 

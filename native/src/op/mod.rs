@@ -1472,7 +1472,9 @@ impl Op {
                 strides,
             } => sliced!(mlx::slice_update_prod, start, stop, strides),
             Op::SliceDynamic { axes, sizes } => binary!(compose::slice_dynamic, axes, sizes),
-            Op::SliceUpdateDynamic { axes } => ternary!(compose::slice_update_dynamic, axes),
+            Op::SliceUpdateDynamic { axes } => {
+                ternary!(compose::slice_update_dynamic, axes, device)
+            }
             Op::Take { axis } => binary!(compose::take, *axis),
             Op::TakeAlongAxis { axis } => binary!(compose::take_along_axis, *axis),
             Op::PutAlongAxis { axis } => ternary!(compose::put_along_axis, *axis),

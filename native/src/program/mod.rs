@@ -22,7 +22,8 @@ use fuse::Fused;
 use mlx_rs::Array;
 use rustler::{Resource, ResourceArc};
 use smallvec::SmallVec;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use types::Types;
 
 /// Most values a program may have, over all its blocks: what is allocated for a program follows its counts.
 pub const MAX_VALUES: usize = 1 << 20;
@@ -330,8 +331,8 @@ pub struct Program {
     pub output_names: Option<Vec<String>>,
     /// The body with its stretches compiled, where that is asked for.
     pub fused: Option<Arc<Block>>,
-    /// The body with its chains, made when it first runs on the CPU.
-    chained: OnceLock<Arc<Block>>,
+    /// The body with its chains, for the CPU, where types are known.
+    chained: Option<Arc<Block>>,
     /// Nothing but operations, as they are: it needs no queue to be replayed.
     pub is_straight: bool,
     pub can_fail_late: bool,
@@ -395,19 +396,26 @@ impl Program {
             false => None,
         };
         is_straight &= !fuse;
-        Ok(Program {
+        let mut program = Program {
             inputs,
             constants,
             body: Arc::new(body),
             output_names,
             fused,
-            chained: OnceLock::new(),
+            chained: None,
             is_straight,
             can_fail_late,
             run_ahead: None,
             calls,
             size,
-        })
+        };
+        if kernels::are_there() && !fuse {
+            // What does not fit is run as it is, and fails where it does not.
+            if let Ok(Some(types)) = Types::of(&program, Device::Cpu, Device::Cpu.stream()?) {
+                program.chained = Some(Arc::new(chain::chain(&program.body, &types)?));
+            }
+        }
+        Ok(program)
     }
 
     pub fn running_ahead(self, run_ahead: Option<usize>) -> Program {
@@ -415,18 +423,9 @@ impl Program {
     }
 
     /// What is replayed on this device.
-    pub fn code(&self, device: Device, stream: &Stream) -> &Arc<Block> {
-        if self.fused.is_some() || device != Device::Cpu || !kernels::are_there() {
-            return self.fused.as_ref().unwrap_or(&self.body);
-        }
-        // What does not fit is run as it is, and fails where it does not.
-        self.chained.get_or_init(|| {
-            match types::Types::of(self, device, stream) {
-                Ok(Some(types)) => chain::chain(&self.body, &types).ok().map(Arc::new),
-                _ => None,
-            }
-            .unwrap_or_else(|| self.body.clone())
-        })
+    pub fn code(&self, device: Device) -> &Arc<Block> {
+        let chained = self.chained.as_ref().filter(|_| device == Device::Cpu);
+        self.fused.as_ref().or(chained).unwrap_or(&self.body)
     }
 
     /// Checks the arrays of a run.

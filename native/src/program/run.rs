@@ -296,7 +296,7 @@ pub fn inline(
     let given = inputs.iter().chain(&program.constants);
     let mut values = Values(Vec::with_capacity(program.body.inputs + program.size));
     values.0.extend(given.clone().cloned().map(Slot::Given));
-    let mut frame = Frame::new(program.code(device, stream), values);
+    let mut frame = Frame::new(program.code(device), values);
     frame
         .build(device, stream)
         .map_err(|error| error.within(&frame.place()))?;
@@ -371,7 +371,7 @@ impl Run {
         }
         let given: Vec<_> = inputs.iter().chain(&program.constants).cloned().collect();
         let values = Values(given.iter().cloned().map(Slot::Given).collect());
-        let frame = Frame::new(program.code(shared.device, &shared.stream), values);
+        let frame = Frame::new(program.code(shared.device), values);
         let mut run = Run {
             levels: vec![Level::Block(frame)],
             open: Vec::new(),

@@ -2,7 +2,7 @@
 defmodule EMLX.CpuKernelsTest do
   use ExUnit.Case, async: true
 
-  alias EMLX.{Array, Golden, Kernels, Ops}
+  alias EMLX.{Array, Golden, Kernels, Ops, Program}
 
   @floats [:f32, :bf16, :f16]
   # Rows that fill no vector; the last is enough for two threads.
@@ -125,6 +125,58 @@ defmodule EMLX.CpuKernelsTest do
       end
     end
   end
+
+  test "slices written over from where numbers say, as far inside as they fit" do
+    for dtype <- [:f32, :bf16, :f16, :s32, :u32],
+        {shape, slice, starts} <- [
+          {[40, 1030], [40, 1], [{3, 5}, {-2, 2000}]},
+          {[3, 40, 300], [2, 7, 300], [{0, 12, 0}, {9, -1, 4}]},
+          {[5, 9], [5, 9], [{0, 0}, {4, 4}]},
+          {[4, 33], [0, 3], [{1, 1}]},
+          {[129], [128], [{0}, {1}, {7}]}
+        ],
+        start <- starts,
+        start_dtype <- [:s32, :s64, :s8] do
+      [a, update] = for {shape, seed} <- [{shape, 14}, {slice, 15}], do: whole(numbers(shape, :f32, seed), dtype)
+      start = for place <- Tuple.to_list(start), do: if(start_dtype == :s8, do: min(place, 100), else: place)
+      inside = for {place, size, own} <- Enum.zip([start, shape, slice]), do: place |> max(0) |> min(size - own)
+      stop = Enum.zip_with(inside, slice, &+/2)
+      static = {:slice_update, %{start: inside, stop: stop, strides: Enum.map(shape, fn _ -> 1 end)}}
+      axes = {:slice_update_dynamic, %{axes: Enum.to_list(0..(length(shape) - 1))}}
+      places = Ops.stack(Enum.map(start, &Array.scalar(&1, start_dtype)), axis: 0)
+
+      one =
+        Ops.run(
+          {:slice,
+           %{start: Enum.map(shape, fn _ -> 0 end), stop: [1 | tl(shape)], strides: Enum.map(shape, fn _ -> 1 end)}},
+          [a]
+        )
+
+      for a <- [a, Golden.scattered(a), Ops.broadcast_to(one, shape)], update <- [update, Golden.scattered(update)] do
+        want = Ops.run(static, [a, update])
+        assert Array.to_binary(Ops.run(axes, [a, update, places])) == Array.to_binary(want)
+      end
+    end
+  end
+
+  test "a slice is written into the array itself where nobody else needs it" do
+    shape = [64, 1024]
+    # x, cos x with a slice of ones, that with another one: the first of them is given up on the way.
+    update = fn from, at -> {{:slice_update_dynamic, %{axes: [0]}}, [from, 1, at], 1} end
+    instructions = [{:cos, [0], 1}, update.(4, 2), update.(5, 3)]
+    x = numbers(shape, :f32, 16)
+    places = for place <- [3, 9], do: Ops.reshape(Array.scalar(place, :s32), {1})
+    inputs = [x, Ops.ones({1, 1024}, :f32) | places]
+    [have] = Program.run(Program.new(4, instructions, [6]), inputs)
+    [cos, once, twice] = Program.run(Program.new(4, instructions, [4, 5, 6]), inputs)
+    assert Array.to_binary(have) == Array.to_binary(twice)
+    rows = fn array -> array |> Array.to_binary() |> then(&for(<<row::binary-4096 <- &1>>, do: row)) end
+    ones = hd(rows.(Ops.ones({1, 1024}, :f32)))
+    assert rows.(once) == List.replace_at(rows.(cos), 3, ones)
+    assert rows.(twice) == List.replace_at(rows.(once), 9, ones)
+  end
+
+  defp whole(array, dtype), do: array |> Ops.multiply(Array.scalar(100.0, :f32)) |> Ops.abs() |> Ops.astype(dtype)
 
   # The mask as the kernel takes it, and as numbers to add.
   defp mask(nil, _seen, _added, _queries, _keys), do: {nil, Array.scalar(0.0, :f64)}
