@@ -35,7 +35,8 @@ defmodule EMLX do
   Options (others are ignored, since libraries pass theirs along):
 
     * `:device` - `:cpu` or `:gpu`, by default as for `EMLX.Backend`
-    * `:queue` - the `EMLX.Queue` to run on; by default the calling process's queue if it is on the device, else the device's own
+    * `:queue` - the `EMLX.Queue` to run on; by default the calling process's queue if it is on the device, else the device's own.
+      `:command_queue` is another name for it
     * `:fuse` - whether runs of element-wise operations are compiled to one kernel each, by `mx.compile`. Default `false`;
       `config :emlx, fuse: true` sets it. On the CPU a C++ compiler (g++) is needed while the program runs, and each new
       kernel takes it about a second; without it the common ones (arithmetic, roots, exponentials, `erf`, `tanh`) of f32, bf16 and f16 already
@@ -66,7 +67,7 @@ defmodule EMLX do
     the program; what is a tensor with values is a constant, such as the parameters of a model. Inputs, outputs and constants are named
     by their way through the containers: `"arg1.input_ids"`.
 
-    Options: `:device`, `:hooks` as for the compiler, and
+    Options: `:device`, `:fuse`, `:merge` and `:run_ahead` as for the compiler (`:run_ahead` is not saved), and
 
       * `:names` - a name for each argument instead of `arg0`, `arg1`, …; an empty one is left out
 
@@ -101,7 +102,7 @@ defmodule EMLX do
     defdelegate __to_backend__(opts), to: EMLX.Compiler, as: :backend
   end
 
-  alias EMLX.{Array, Native, Queue}
+  alias EMLX.{Array, Memory, Native, Queue}
 
   @doc """
   Has arrays computed and waits for them. Gives its argument. Options: `:device`, `:queue`.
@@ -127,11 +128,11 @@ defmodule EMLX do
     arrays
   end
 
-  defp refs(%Array{ref: ref}), do: [ref]
-  defp refs(arrays) when is_list(arrays), do: for(%Array{ref: ref} <- arrays, do: ref)
+  defp refs(arrays) when is_list(arrays), do: Enum.map(arrays, &Array.ref!(&1, "eval"))
+  defp refs(array), do: [Array.ref!(array, "eval")]
 
   @doc """
-  What MLX knows of a device, by MLX's names. Options: `:device`, the GPU where there is one by default.
+  What MLX knows of a device, by MLX's names. Options: `:device`, by default `default_device/0`.
 
     * On the CPU: `"device_name"`, the processor's, and `"architecture"`, `"x86_64"` or `"arm64"`
     * On CUDA: `"device_name"`, `"architecture"` (`"sm_90"`), `"compute_capability_major"` and `"compute_capability_minor"`, `"uuid"`,
@@ -147,7 +148,7 @@ defmodule EMLX do
   """
   @spec device_info(keyword) :: %{String.t() => String.t() | non_neg_integer}
   def device_info(opts \\ []) do
-    device = Keyword.get_lazy(opts, :device, &default_device/0)
+    device = opts |> Keyword.validate!([:device]) |> Keyword.get_lazy(:device, &default_device/0)
     Map.new(Native.call!(Native.device_info(device)))
   end
 
@@ -157,5 +158,46 @@ defmodule EMLX do
   @spec device_available?(:cpu | :gpu) :: boolean
   def device_available?(device), do: Native.call!(Native.device_available(device))
 
-  defp default_device, do: if(device_available?(:gpu), do: :gpu, else: :cpu)
+  @doc """
+  The device that `EMLX.Backend` and the compiler take where none is asked for: what `config :emlx, default_device: :cpu` says, else
+  the GPU where there is one. (Without Nx, arrays are made on the CPU by default.)
+
+      iex> EMLX.default_device() in [:cpu, :gpu]
+      true
+  """
+  @spec default_device :: :cpu | :gpu
+  def default_device do
+    case Application.get_env(:emlx, :default_device) do
+      nil -> if device_available?(:gpu), do: :gpu, else: :cpu
+      device when device in [:cpu, :gpu] -> device
+      other -> raise ArgumentError, "config :emlx, default_device: is :cpu or :gpu, got: #{inspect(other)}"
+    end
+  end
+
+  # ---- names that the C++ EMLX has here ----
+
+  @doc """
+  The memory figures of `EMLX.Memory` in one map.
+
+      iex> EMLX.memory_info() |> Map.keys() |> Enum.sort()
+      [:active_memory, :cache_memory, :peak_memory]
+  """
+  @spec memory_info :: %{active_memory: bytes, peak_memory: bytes, cache_memory: bytes} when bytes: non_neg_integer
+  def memory_info, do: %{active_memory: Memory.active(), peak_memory: Memory.peak(), cache_memory: Memory.cached()}
+
+  @doc "See `EMLX.Memory.clear_cache/0`."
+  @spec clear_cache :: :ok
+  defdelegate clear_cache, to: Memory
+
+  @doc "See `EMLX.Memory.reset_peak/0`."
+  @spec reset_peak_memory :: :ok
+  defdelegate reset_peak_memory, to: Memory, as: :reset_peak
+
+  @doc "See `EMLX.Memory.set_limit/1`."
+  @spec set_memory_limit(non_neg_integer) :: non_neg_integer
+  defdelegate set_memory_limit(bytes), to: Memory, as: :set_limit
+
+  @doc "See `EMLX.Memory.set_cache_limit/1`."
+  @spec set_cache_limit(non_neg_integer) :: non_neg_integer
+  defdelegate set_cache_limit(bytes), to: Memory
 end

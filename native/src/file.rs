@@ -6,12 +6,16 @@ use crate::error::{Error, Reason, Result};
 use crate::mlx;
 use mlx_rs::Array;
 use safetensors::tensor::{Metadata, TensorView};
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The limit of the format's own crate.
 const MAX_HEADER: u64 = 100_000_000;
+/// The header's entry that is no array.
+const METADATA: &str = "__metadata__";
 
 pub fn failed(path: &str, reason: impl ToString) -> Error {
     Reason::File {
@@ -56,6 +60,20 @@ fn held(dtype: safetensors::Dtype) -> Option<Dtype> {
     row.map(|(ours, _)| *ours)
 }
 
+/// A file to read. Pipes and devices are refused: waiting for one of them, or for its end, may take for ever.
+pub fn open(path: &str) -> Result<File> {
+    let kind = std::fs::metadata(path).map_err(|error| failed(path, error))?;
+    if !kind.is_file() {
+        let what = if kind.is_dir() {
+            "is a folder"
+        } else {
+            "is no regular file"
+        };
+        return Err(failed(path, what));
+    }
+    File::open(path).map_err(|error| failed(path, error))
+}
+
 /// The arrays of a file by name, or those of `only`. A file that is not exactly what its header says is refused.
 pub fn load(path: &str, only: Option<&[String]>) -> Result<Vec<(String, Array)>> {
     load_seen(path, only, |_, _| Ok(()))
@@ -67,7 +85,7 @@ pub fn load_seen(
     only: Option<&[String]>,
     see: impl Fn(&str, &[u8]) -> Result<()>,
 ) -> Result<Vec<(String, Array)>> {
-    let mut file = File::open(path).map_err(|error| failed(path, error))?;
+    let mut file = open(path)?;
     let (start, metadata) = header(path, &mut file)?;
     let mut names = metadata.offset_keys();
     if let Some(only) = only {
@@ -140,6 +158,18 @@ fn header(path: &str, file: &mut File) -> Result<(u64, Metadata)> {
 
 /// Writes beside the target and renames, so that a reader never sees half a file.
 pub fn save(path: &str, arrays: &[(String, Array)]) -> Result<()> {
+    let mut names = HashSet::new();
+    for (name, _) in arrays {
+        if name == METADATA {
+            return Err(failed(
+                path,
+                format!("{name:?} is not a name for an array, the format has another use for it"),
+            ));
+        }
+        if !names.insert(name) {
+            return Err(failed(path, format!("two arrays are named {name:?}")));
+        }
+    }
     let views = {
         let _lock = mlx::graph_lock();
         arrays
@@ -156,13 +186,23 @@ pub fn save(path: &str, arrays: &[(String, Array)]) -> Result<()> {
             .collect::<Result<Vec<_>>>()?
     };
     write_whole(path, |unfinished| {
-        safetensors::serialize_to_file(views, None, unfinished).map_err(|error| failed(path, error))
+        // The crate makes files that only their owner may read; this one is for whoever may read a file that is made here.
+        let permissions = File::create(unfinished)
+            .and_then(|file| file.metadata())
+            .map_err(|error| failed(path, error))?
+            .permissions();
+        safetensors::serialize_to_file(views, None, unfinished)
+            .map_err(|error| failed(path, error))?;
+        std::fs::set_permissions(unfinished, permissions).map_err(|error| failed(path, error))
     })
 }
 
-/// Has a file written under another name, which it loses only once it is whole.
+/// Has a file written under another name, which it loses only once it is whole. Of several that are written for one path at
+/// a time each has a name of its own.
 pub fn write_whole(path: &str, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    let unfinished = format!("{path}.{}.partial", std::process::id());
+    static WRITTEN: AtomicU64 = AtomicU64::new(0);
+    let number = WRITTEN.fetch_add(1, Ordering::Relaxed);
+    let unfinished = format!("{path}.{}.{number}.partial", std::process::id());
     let result = write(Path::new(&unfinished))
         .and_then(|()| std::fs::rename(&unfinished, path).map_err(|error| failed(path, error)));
     if result.is_err() {

@@ -214,10 +214,42 @@ fn decode_any_op(term: Term) -> Result<Op> {
         rustler::Error::RaiseTerm(reason) => {
             let env = term.get_env();
             let text: String = reason.encode(env).decode().unwrap_or_default();
-            Error::invalid(format!("{text} in {}", shown(term)))
+            Error::invalid(attribute_refused(term, &text))
         }
         _ => Reason::UnknownOp(shown(term)).into(),
     })
+}
+
+/// What is wrong with an operation's attributes, from the derive's words, which have the attribute's name in quotes.
+fn attribute_refused(term: Term, words: &str) -> String {
+    let value = words.split('\'').nth(1).and_then(|name| {
+        let elements = rustler::types::tuple::get_tuple(term).ok()?;
+        let key = rustler::types::Atom::from_str(term.get_env(), name).ok()?;
+        Some((name, elements.get(1)?.map_get(key).ok()))
+    });
+    match value {
+        Some((name, Some(value))) => {
+            let why = if name != "value" && is_beyond_i32(value) {
+                ", MLX counts with 32 bits, up to 2147483647"
+            } else {
+                ""
+            };
+            format!("the attribute {name} cannot be {}{why}", shown(value))
+        }
+        Some((name, None)) => format!("the attribute {name} is missing in {}", shown(term)),
+        None => format!("{words} in {}", shown(term)),
+    }
+}
+
+/// Whether a term is an integer, or a list with one, that takes more than 32 bits.
+fn is_beyond_i32(term: Term) -> bool {
+    match term.get_type() {
+        TermType::Integer => term.decode::<i32>().is_err(),
+        TermType::List => term
+            .decode::<ListIterator>()
+            .is_ok_and(|mut list| list.any(is_beyond_i32)),
+        _ => false,
+    }
 }
 
 /// The operation's name as far as the term shows it.

@@ -39,6 +39,7 @@ defmodule EMLX.Array do
           | :f64
           | :c64
   @type shape :: tuple | [non_neg_integer]
+  @type non_finite :: :nan | :infinity | :neg_infinity
 
   # A copy of more than this takes longer than a scheduler should be held.
   @large_binary 1_048_576
@@ -76,51 +77,80 @@ defmodule EMLX.Array do
   end
 
   @doc """
-  An array of shape `{}` from a number: an integer, a float, `{real, imaginary}`, `:nan`, `:infinity` or `:neg_infinity`.
+  An array of shape `{}` from a number: an integer, a float, `:nan`, `:infinity`, `:neg_infinity`, or `{real, imaginary}` of two
+  such.
 
       iex> EMLX.Array.to_list(EMLX.Array.scalar(3, :s64))
       3
   """
-  @spec scalar(number | {float, float} | :nan | :infinity | :neg_infinity, dtype, keyword) :: t
-  def scalar(number, dtype, opts \\ []) do
-    value =
-      case number do
-        {re, im} -> {re * 1.0, im * 1.0}
-        other -> other
-      end
+  @spec scalar(number | {number | non_finite, number | non_finite} | non_finite, dtype, keyword) :: t
+  def scalar(number, dtype, opts \\ [])
 
-    EMLX.Ops.run({:constant, %{value: value, dtype: dtype}}, [], opts)
-  end
+  def scalar({re, im}, dtype, opts) when is_number(re) and is_number(im),
+    do: EMLX.Ops.run({:constant, %{value: {re * 1.0, im * 1.0}, dtype: dtype}}, [], opts)
+
+  def scalar({_, _} = number, :c64, opts), do: from_list(number, :c64, opts)
+  def scalar(number, dtype, opts), do: EMLX.Ops.run({:constant, %{value: number, dtype: dtype}}, [], opts)
 
   @doc """
-  An array from nested lists of numbers, of one dtype.
+  An array from nested lists of numbers, of one dtype: of integers for the types that have no fractions, else also of floats,
+  `:nan`, `:infinity`, `:neg_infinity`; for `:c64` of `{real, imaginary}` too, for `:bool` of `true` and `false` too. Integers out of a
+  type's range wrap around, floats become infinite.
+
+  Raises `ArgumentError` for lists of different shapes within one list, and for what is no number of the type.
 
       iex> EMLX.Array.shape(EMLX.Array.from_list([[1, 2, 3], [4, 5, 6]], :s32))
       {2, 3}
   """
   @spec from_list(list | number, dtype, keyword) :: t
   def from_list(list, dtype, opts \\ []) do
+    # Refuses what is no type.
+    _bytes = dtype_size(dtype)
     shape = list_shape(list)
     flat = if is_list(list), do: List.flatten(list), else: [list]
-
-    if length(flat) != Enum.product(shape) do
-      raise ArgumentError, "the lists are not all of the same length"
-    end
-
-    binary = for number <- flat, into: <<>>, do: number_to_binary(number, dtype)
+    binary = for number <- flat, into: <<>>, do: number!(number, dtype)
     from_binary(binary, shape, dtype, opts)
   end
 
-  defp list_shape([head | _] = list), do: [length(list) | list_shape(head)]
+  defp list_shape([head | rest] = list) do
+    shape = list_shape(head)
+
+    for other <- rest, list_shape(other) != shape do
+      raise ArgumentError, "from_list: the lists inside one list differ in shape, got: #{inspect(list, limit: 20)}"
+    end
+
+    [length(list) | shape]
+  end
+
   defp list_shape([]), do: [0]
   defp list_shape(_number), do: []
+
+  # The bytes of a number that a type has.
+  defp number!(number, dtype) do
+    if takes?(dtype, number), do: number_to_binary(number, dtype), else: raise(ArgumentError)
+  rescue
+    # Also of an integer that is too large for a float.
+    ArgumentError ->
+      raise ArgumentError, "from_list: #{inspect(number, limit: 10)} is no number of type #{inspect(dtype)}"
+  end
+
+  @non_finite [:nan, :infinity, :neg_infinity]
+
+  defp takes?(:bool, number), do: is_boolean(number) or is_number(number)
+  defp takes?(:c64, {re, im}), do: takes?(:f32, re) and takes?(:f32, im)
+
+  defp takes?(dtype, number) when dtype in [:f16, :bf16, :f32, :f64, :c64],
+    do: is_number(number) or number in @non_finite
+
+  defp takes?(_integer, number), do: is_integer(number)
 
   @doc """
   The bytes of an array's elements, row by row, in native byte order. Has the array computed and waits for it. The binary is
   the array's own memory, not a copy, where the array is laid out in rows.
   """
   @spec to_binary(t, keyword) :: binary
-  def to_binary(%__MODULE__{ref: ref}, opts \\ []) do
+  def to_binary(array, opts \\ []) do
+    ref = ref!(array, "to_binary")
     target = Queue.target(opts)
     Native.await!(:to_binary, opts, &Native.read(ref, target, &1))
   end
@@ -131,7 +161,8 @@ defmodule EMLX.Array do
   long as some process refers to the array.
   """
   @spec to_pointer(t, keyword) :: {pos_integer, non_neg_integer}
-  def to_pointer(%__MODULE__{ref: ref}, opts \\ []) do
+  def to_pointer(array, opts \\ []) do
+    ref = ref!(array, "to_pointer")
     target = Queue.target(opts)
     Native.await!(:to_pointer, opts, &Native.pin(ref, target, &1))
   end
@@ -153,7 +184,7 @@ defmodule EMLX.Array do
   complex ones `{real, imaginary}`; booleans `true` and `false`.
   """
   @spec to_list(t) :: list | term
-  def to_list(%__MODULE__{} = array) do
+  def to_list(array) do
     {shape, dtype, _device} = info(array)
     elements = binary_to_numbers(to_binary(array), dtype)
 
@@ -212,10 +243,19 @@ defmodule EMLX.Array do
   end
 
   @doc false
+  # What the native functions take for an array; `call` is who asks.
+  def ref!(%__MODULE__{ref: ref}, _call), do: ref
+
+  def ref!(other, call) do
+    hint = if is_struct(other, Nx.Tensor), do: "; EMLX.Backend.to_array/1 gives a tensor's", else: ""
+    raise ArgumentError, "#{call}: expected an EMLX.Array#{hint}, got: #{inspect(other, limit: 5)}"
+  end
+
+  @doc false
   # Whether an array stands for a value of a function that is being traced.
   def traced?(%__MODULE__{ref: ref}), do: Native.call!(Native.is_traced(ref))
 
-  defp info(%__MODULE__{ref: ref}), do: Native.call!(Native.info(ref))
+  defp info(array), do: Native.call!(Native.info(ref!(array, "info")))
 
   @doc "The bytes of one element of a type."
   @spec dtype_size(dtype) :: 1 | 2 | 4 | 8
@@ -223,6 +263,9 @@ defmodule EMLX.Array do
   def dtype_size(dtype) when dtype in [:u16, :s16, :f16, :bf16], do: 2
   def dtype_size(dtype) when dtype in [:u32, :s32, :f32], do: 4
   def dtype_size(dtype) when dtype in [:u64, :s64, :f64, :c64], do: 8
+
+  def dtype_size(other),
+    do: raise(ArgumentError, "a type is an atom such as :f32 (see EMLX.Array), got: #{inspect(other)}")
 
   # ---- numbers and their bytes ----
 

@@ -15,7 +15,7 @@ defmodule EMLX.Kernels do
   @spec rms_norm(Array.t(), Array.t() | nil, keyword) :: Array.t()
   def rms_norm(x, weight, opts \\ []) do
     {where, opts} = split(opts, eps: 1.0e-5)
-    Ops.run({:rms_norm, %{eps: opts[:eps] * 1.0}}, [x, weight], where)
+    Ops.run({:rms_norm, %{eps: number!(opts, :eps, "rms_norm")}}, [x, weight], where)
   end
 
   @doc """
@@ -27,7 +27,7 @@ defmodule EMLX.Kernels do
   @spec layer_norm(Array.t(), Array.t() | nil, Array.t() | nil, keyword) :: Array.t()
   def layer_norm(x, weight, bias, opts \\ []) do
     {where, opts} = split(opts, eps: 1.0e-5)
-    Ops.run({:layer_norm, %{eps: opts[:eps] * 1.0}}, [x, weight, bias], where)
+    Ops.run({:layer_norm, %{eps: number!(opts, :eps, "layer_norm")}}, [x, weight, bias], where)
   end
 
   @doc """
@@ -49,11 +49,11 @@ defmodule EMLX.Kernels do
     attributes = %{
       dims: opts[:dims] || last_size(x),
       traditional: opts[:traditional],
-      base: if(freqs, do: nil, else: opts[:base] * 1.0),
-      scale: opts[:scale] * 1.0
+      base: if(freqs, do: nil, else: number!(opts, :base, "rope")),
+      scale: number!(opts, :scale, "rope")
     }
 
-    offset = if is_integer(offset), do: Array.scalar(offset, :s32), else: offset
+    offset = if is_integer(offset), do: position(offset), else: offset
     Ops.run({:rope, attributes}, [x, offset, freqs], where)
   end
 
@@ -80,7 +80,11 @@ defmodule EMLX.Kernels do
         ) :: Array.t()
   def scaled_dot_product_attention(q, k, v, mask, opts \\ []) do
     {where, opts} = split(opts, scale: nil, sinks: nil)
-    scale = opts[:scale] || 1 / :math.sqrt(max(last_size(q), 1))
+
+    scale =
+      if opts[:scale],
+        do: number!(opts, :scale, "scaled_dot_product_attention"),
+        else: 1 / :math.sqrt(max(last_size(q), 1))
 
     {mode, mask} =
       case mask do
@@ -89,7 +93,7 @@ defmodule EMLX.Kernels do
         mask -> {:array, mask}
       end
 
-    attributes = %{scale: scale * 1.0, mask: mode}
+    attributes = %{scale: scale, mask: mode}
     Ops.run({:scaled_dot_product_attention, attributes}, [q, k, v, mask, opts[:sinks]], where)
   end
 
@@ -163,7 +167,21 @@ defmodule EMLX.Kernels do
     {where, Keyword.validate!(opts, defaults)}
   end
 
-  defp last_size(%Array{} = array) do
+  # An option as a float.
+  defp number!(opts, name, function) do
+    case opts[name] do
+      number when is_number(number) -> number * 1.0
+      other -> raise ArgumentError, "#{function}: :#{name} must be a number, got: #{inspect(other)}"
+    end
+  end
+
+  # MLX counts positions with 32 bits.
+  defp position(offset) when offset in -0x80000000..0x7FFFFFFF, do: Array.scalar(offset, :s32)
+
+  defp position(offset),
+    do: raise(ArgumentError, "rope: offset must be from -2147483648 to 2147483647, got: #{offset}")
+
+  defp last_size(array) do
     case Array.shape(array) do
       {} -> 0
       shape -> elem(shape, tuple_size(shape) - 1)

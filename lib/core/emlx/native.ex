@@ -1,7 +1,10 @@
 defmodule EMLX.Native do
   @moduledoc false
-  # The stubs of the NIF (native/src/lib.rs) and the one door to them: `call!/1` and `await!/2` turn what comes back into a
+  # The stubs of the NIF (native/src/lib.rs) and the one door to them: `call!/1` and `await!/3` turn what comes back into a
   # value or an `EMLX.Error`.
+  #
+  # No anonymous functions here: where the module is loaded a second time, as IEx's `recompile` does, the library declines, the VM keeps
+  # the code that is there, but not its functions of that kind.
 
   @on_load :load
 
@@ -77,16 +80,8 @@ defmodule EMLX.Native do
     tag = make_ref()
 
     case call!(fun.(tag)) do
-      {:queued, device, bytes} -> wait!(tag, op, device, bytes, EMLX.Queue.of(opts))
+      {:queued, device, bytes} -> EMLX.Queue.wait!(tag, op, device, bytes, EMLX.Queue.of(opts))
       value -> value
     end
-  end
-
-  defp wait!(tag, op, device, bytes, queue) do
-    EMLX.Telemetry.span(:eval, %{bytes: bytes}, %{op: op, device: device, queue: queue}, fn ->
-      receive do
-        {^tag, answer} -> {call!(answer), %{}, %{}}
-      end
-    end)
   end
 end

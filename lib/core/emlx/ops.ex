@@ -41,7 +41,8 @@ defmodule EMLX.Ops do
 
   defp refs([%Array{ref: ref} | rest]), do: [ref | refs(rest)]
   defp refs([other | rest]), do: [other | refs(rest)]
-  defp refs([]), do: []
+  # What is no list is refused by the native code, with its operation.
+  defp refs(end_of_list), do: end_of_list
 
   @doc false
   def shape_to_list(shape) when is_tuple(shape), do: Tuple.to_list(shape)
@@ -402,8 +403,6 @@ defmodule EMLX.Ops do
     end
   end
 
-  defp attribute(name, :start, value, _inputs, _all) when name in [:arange, :linspace], do: value * 1.0
-  defp attribute(name, :stop, value, _inputs, _all) when name in [:arange, :linspace], do: value * 1.0
   defp attribute(name, :m, nil, _inputs, all) when name in [:eye, :tri], do: all[:n]
 
   defp attribute(name, :dilation, nil, _inputs, all) when name in [:window_reduce, :window_view],

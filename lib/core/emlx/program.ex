@@ -105,7 +105,7 @@ defmodule EMLX.Program do
   @spec new(non_neg_integer | [input], [instruction], [value], keyword) :: t
   def new(inputs, instructions, outputs, opts \\ []) do
     opts = Keyword.validate!(opts, constants: [], constant_names: nil, output_names: nil, fuse: false, run_ahead: nil)
-    constants = for %Array{ref: ref} <- opts[:constants], do: ref
+    constants = for constant <- opts[:constants], do: Array.ref!(constant, "program, a constant")
     native_opts = %{output_names: opts[:output_names], fuse: opts[:fuse], run_ahead: opts[:run_ahead]}
     program = from_ref(Native.call!(Native.program_new(inputs, constants, instructions, outputs, native_opts)))
     %{program | constant_names: opts[:constant_names]}
@@ -184,7 +184,7 @@ defmodule EMLX.Program do
       those that `new/4` was given, else `"constant.0"` and so on
     * `:device`, `:queue` - where constants that are not yet computed are
 
-  Raises `EMLX.Error` for a program with calls, whose functions no file can hold; for one whose shapes do not fit together; and
+  What `new/4` was given is kept but for `:run_ahead`. Raises `EMLX.Error` for a program with calls, whose functions no file can hold; for one whose shapes do not fit together; and
   of kind `:file` where the file cannot be written.
   """
   @spec save(t, Path.t(), keyword) :: :ok
@@ -202,6 +202,12 @@ defmodule EMLX.Program do
       nil -> for i <- 0..(count - 1)//1, do: Map.get(names, i, "constant.#{i}")
       other -> raise ArgumentError, "there is no constant #{Kernel.inspect(other)}; the program has #{count}"
     end
+  end
+
+  defp constant_names(names, _count) do
+    raise ArgumentError,
+          ":names is a list with a name for each constant, or a map of names by the constants' positions, got: " <>
+            Kernel.inspect(names)
   end
 
   @doc """
@@ -261,7 +267,7 @@ defmodule EMLX.Program do
 
   defp start(program, inputs, target, tag), do: Native.program_run(program.ref, inputs, target, tag)
 
-  defp refs(%{inputs: inputs}, arrays) when is_map(arrays) and is_list(inputs) do
+  defp refs(%{inputs: inputs}, arrays) when is_non_struct_map(arrays) and is_list(inputs) do
     names = for {name, _shape, _dtype} <- inputs, do: name
 
     case {names -- Map.keys(arrays), Map.keys(arrays) -- names} do
@@ -276,14 +282,17 @@ defmodule EMLX.Program do
     end
   end
 
-  defp refs(_program, arrays) when is_map(arrays) do
+  defp refs(_program, arrays) when is_non_struct_map(arrays) do
     raise ArgumentError, "the program's inputs have no names; run it on a list of arrays"
   end
 
-  defp refs(_program, arrays), do: Enum.map(arrays, &ref/1)
+  defp refs(_program, arrays) when is_list(arrays), do: Enum.map(arrays, &ref/1)
 
-  defp ref(%Array{ref: ref}), do: ref
-  defp ref(other), do: raise(ArgumentError, "expected an EMLX.Array, got #{Kernel.inspect(other)}")
+  defp refs(_program, other) do
+    raise ArgumentError, "a program runs on a list of arrays, or a map of arrays by name, got: #{Kernel.inspect(other)}"
+  end
+
+  defp ref(array), do: Array.ref!(array, "run")
 
   # ---- calls ----
 

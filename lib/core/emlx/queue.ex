@@ -23,13 +23,30 @@ defmodule EMLX.Queue do
   @doc "Starts a queue. Options: `:device`, `:cpu` (the default) or `:gpu`."
   @spec start(keyword) :: t
   def start(opts \\ []) do
-    device = Keyword.get(opts, :device, :cpu)
+    device = opts |> Keyword.validate!(device: :cpu) |> Keyword.fetch!(:device)
     %__MODULE__{ref: Native.call!(Native.queue_start(device)), device: device}
   end
 
   @doc "Closes a queue: jobs it has not begun are answered with an error."
   @spec close(t) :: :ok
   def close(%__MODULE__{ref: ref}), do: Native.call!(Native.queue_close(ref))
+
+  @doc """
+  Waits until all that a queue was given before is computed.
+
+      iex> queue = EMLX.Queue.start()
+      iex> a = EMLX.Ops.exp(EMLX.Ops.ones({2}, :f32))
+      iex> EMLX.async_eval(a, queue: queue)
+      iex> EMLX.Queue.synchronize(queue)
+      :ok
+  """
+  @spec synchronize(t) :: :ok
+  def synchronize(%__MODULE__{} = queue) do
+    # A node of its own comes behind all others.
+    one = EMLX.Array.scalar(1, :u8)
+    EMLX.eval(EMLX.Ops.run(:negative, [one], queue: queue), queue: queue)
+    :ok
+  end
 
   @doc "Calls `fun` with `queue` as the calling process's queue. Gives what `fun` gives."
   @spec with(t, (-> result)) :: result when result: var
@@ -54,13 +71,45 @@ defmodule EMLX.Queue do
   end
 
   def target(opts) do
-    case {opts[:queue], opts[:device], Process.get(__MODULE__)} do
-      {nil, nil, _} -> target([])
+    case {place(opts), Process.get(__MODULE__)} do
+      {nil, _} -> target([])
       # A function that is being traced is recorded as one, whatever its parts ask for.
-      {_, _, %__MODULE__{ref: {:trace, _} = trace}} -> trace
-      {nil, device, _} -> device
-      {%__MODULE__{ref: ref}, _, _} -> ref
+      {_, %__MODULE__{ref: {:trace, _} = trace}} -> trace
+      {place, _} -> place
     end
+  end
+
+  # The queue or the device that options ask for, nil where they ask for none.
+  defp place([{:device, device}]), do: device
+  defp place([{:queue, %__MODULE__{ref: ref}}]), do: ref
+
+  defp place(opts) when is_list(opts) do
+    opts = Keyword.validate!(opts, device: nil, queue: nil)
+
+    case {opts[:queue], opts[:device]} do
+      {nil, device} ->
+        device
+
+      {%__MODULE__{ref: ref, device: device}, same} when same in [nil, device] ->
+        ref
+
+      {queue, device} ->
+        raise ArgumentError,
+              ":queue is an EMLX.Queue, on the device that is given if one is, got: #{inspect(queue)} and #{inspect(device)}"
+    end
+  end
+
+  defp place(other),
+    do: raise(ArgumentError, "options are a keyword list, here of :device and :queue, got: #{inspect(other)}")
+
+  @doc false
+  # Waits for the answer to a job, as a span of telemetry, and gives its value. EMLX.Native.await!/3 is what calls it.
+  def wait!(tag, op, device, bytes, queue) do
+    EMLX.Telemetry.span(:eval, %{bytes: bytes}, %{op: op, device: device, queue: queue}, fn ->
+      receive do
+        {^tag, answer} -> {Native.call!(answer), %{}, %{}}
+      end
+    end)
   end
 
   @doc false

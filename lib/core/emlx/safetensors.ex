@@ -20,12 +20,30 @@ defmodule EMLX.Safetensors do
   end
 
   @doc """
-  Writes arrays to a file, by name. The file appears under its name only once it is whole.
+  Writes arrays to a file, by name. The file appears under its name only once it is whole. `arrays` is a map, or a list of
+  `{name, array}`. Options: `:device`, `:queue`, where arrays that are not yet computed are.
+
+  Raises `EMLX.Error` of kind `:file` where the file cannot be written, two arrays have one name, or one is named
+  `"__metadata__"`, which the format has another use for; `ArgumentError` for what is no `EMLX.Array`.
+
+      iex> path = Path.join(System.tmp_dir!(), "weights.safetensors")
+      iex> EMLX.Safetensors.save(path, %{"w" => EMLX.Array.from_list([1, 2], :u8)})
+      :ok
+      iex> %{"w" => w} = EMLX.Safetensors.load(path)
+      iex> {EMLX.Array.to_list(w), File.rm(path)}
+      {[1, 2], :ok}
   """
-  @spec save(Path.t(), %{String.t() => Array.t()}, keyword) :: :ok
+  @spec save(Path.t(), %{String.t() => Array.t()} | [{String.t(), Array.t()}], keyword) :: :ok
   def save(path, arrays, opts \\ []) do
-    entries = for {name, %Array{ref: ref}} <- Enum.sort(arrays), do: {name, ref}
+    entries = for entry <- arrays, do: entry(entry)
     target = Queue.target(opts)
-    Native.await!(:save, opts, &Native.save_safetensors(to_string(path), entries, target, &1))
+    Native.await!(:save, opts, &Native.save_safetensors(to_string(path), Enum.sort(entries), target, &1))
+  end
+
+  defp entry({name, array}) when is_binary(name), do: {name, Array.ref!(array, "save_safetensors, #{inspect(name)}")}
+
+  defp entry(other) do
+    raise ArgumentError,
+          "save_safetensors: expected arrays by name, the name a string, got: #{inspect(other, limit: 5)}"
   end
 end

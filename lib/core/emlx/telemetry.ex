@@ -20,7 +20,8 @@ defmodule EMLX.Telemetry do
   * The `:path` of a trace is `:program`, or `:evaluate` for a function that could not be traced and runs in Nx's evaluator
     (`on_unsupported: :evaluate`), for the `:reason` given.
 
-  One event has no duration: `[:emlx, :block, :dispatch]` tells how a block runs, fused or composed. `EMLX.Block` describes it.
+  Two events have no duration. `[:emlx, :block, :dispatch]` tells how a block runs, fused or composed; `EMLX.Block` describes it.
+  `[:emlx, :memory, :stats]` has memory figures, whenever somebody calls `memory_stats/0`.
 
   ## What a duration is
 
@@ -49,7 +50,7 @@ defmodule EMLX.Telemetry do
   @spec events :: [[atom]]
   def events do
     for(span <- @spans, end_of <- [:start, :stop, :exception], do: [:emlx, span, end_of]) ++
-      [[:emlx, :block, :dispatch]]
+      [[:emlx, :block, :dispatch], [:emlx, :memory, :stats]]
   end
 
   # Telemetry comes with Nx; without it this module tells nobody.
@@ -93,6 +94,20 @@ defmodule EMLX.Telemetry do
     %{duration: now - start, monotonic_time: now}
   end
 
+  @doc """
+  Tells `EMLX.memory_info/0` as the measurements of the event `[:emlx, :memory, :stats]`, and gives it. For a timer of one's own.
+
+      iex> %{active_memory: bytes} = EMLX.Telemetry.memory_stats()
+      iex> is_integer(bytes)
+      true
+  """
+  @spec memory_stats :: %{active_memory: bytes, peak_memory: bytes, cache_memory: bytes} when bytes: non_neg_integer
+  def memory_stats do
+    stats = EMLX.memory_info()
+    if :persistent_term.get(__MODULE__, false), do: :telemetry.execute([:emlx, :memory, :stats], stats, %{})
+    stats
+  end
+
   @typedoc """
   A line of `profile/1`: how often, how long in microseconds and over how many bytes in total. `:about` tells spans of one name apart:
   the `:op` of an evaluation, the `:function` of a run or a trace, `{from, to}` of a transfer, `{block, path, reason}` of a block. `:failed` of
@@ -121,7 +136,7 @@ defmodule EMLX.Telemetry do
   def profile(fun) when is_function(fun, 0) do
     table = :ets.new(__MODULE__, [:public, write_concurrency: true])
     id = {__MODULE__, make_ref()}
-    events = for [:emlx, _, end_of] = event <- events(), end_of != :start, do: event
+    events = for [:emlx, name, end_of] = event <- events(), end_of != :start and name != :memory, do: event
 
     if not :persistent_term.get(__MODULE__, false),
       do: raise("there is no telemetry, which comes with Nx, or emlx is not started")

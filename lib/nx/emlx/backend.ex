@@ -10,8 +10,8 @@ defmodule EMLX.Backend do
 
   ## Options
 
-    * `:device` - `:cpu` or `:gpu`, where tensors are made and computed. The GPU where there is one by default, or what
-      `config :emlx, default_device: :cpu` says
+    * `:device` - `:cpu` or `:gpu`, where tensors are made and computed. By default `EMLX.default_device/0`: what
+      `config :emlx, default_device: :cpu` says, else the GPU where there is one
 
   With `config :emlx, add_backend_on_inspect: false` the backend's name is left out of inspected tensors.
 
@@ -139,6 +139,22 @@ defmodule EMLX.Backend do
     tensor(Type.narrow(array, type), out)
   end
 
+  @doc """
+  A tensor of an array's own shape and type, where `:bool` becomes u8. See `to_nx/2`.
+
+      iex> EMLX.Array.from_list([true, false], :bool) |> EMLX.Backend.to_nx() |> Nx.to_list()
+      [1, 0]
+  """
+  @spec to_nx(Array.t()) :: Nx.Tensor.t()
+  def to_nx(array) do
+    type = if Array.dtype(array) == :bool, do: {:u, 8}, else: Nx.Type.normalize!(Array.dtype(array))
+    to_nx(array, Nx.template(Array.shape(array), type))
+  end
+
+  @doc "`to_array/1` by the name that it has in the C++ EMLX."
+  @spec from_nx(Nx.Tensor.t()) :: Array.t()
+  def from_nx(tensor), do: to_array(tensor)
+
   @doc false
   # The type of MLX that holds a type of Nx.
   defdelegate dtype(type), to: Type
@@ -203,9 +219,9 @@ defmodule EMLX.Backend do
   defp device([{:device, device}]) when device in [:cpu, :gpu], do: device
 
   defp device(opts) do
-    case opts[:device] || Application.get_env(:emlx, :default_device) do
+    case opts[:device] do
       nil ->
-        if EMLX.device_available?(:gpu), do: :gpu, else: :cpu
+        EMLX.default_device()
 
       device when device in [:cpu, :gpu] ->
         device

@@ -36,8 +36,14 @@ defmodule EMLX.Compiler do
     device = options(opts).device
 
     case Keyword.get(opts, :max_concurrency, 1) do
-      1 -> [opts]
-      count -> for _ <- 1..count, do: Keyword.put(opts, :queue, Queue.start(device: device))
+      1 ->
+        [opts]
+
+      count when is_integer(count) and count > 0 ->
+        for _ <- 1..count, do: Keyword.put(opts, :queue, Queue.start(device: device))
+
+      other ->
+        raise ArgumentError, ":max_concurrency of compiler: EMLX is a number of partitions, got: #{inspect(other)}"
     end
   end
 
@@ -48,7 +54,7 @@ defmodule EMLX.Compiler do
 
   # Nx.Serving and others pass options of their own along, so unknown ones are nothing to stop at.
   defp options(opts) do
-    queue = opts[:queue]
+    queue = opts[:queue] || opts[:command_queue]
     device = device(queue, opts[:device])
     on_unsupported = Keyword.get(opts, :on_unsupported, :raise)
 
@@ -173,7 +179,7 @@ defmodule EMLX.Compiler do
 
   @doc "See `EMLX.compile_to_program/3`."
   def to_program(fun, args, opts) do
-    {names, opts} = Keyword.pop(opts, :names)
+    {names, opts} = opts |> Keyword.validate!([:names, :device, :fuse, :merge, :run_ahead]) |> Keyword.pop(:names)
     names = argument_names(names, args)
     opts = options(opts)
 
@@ -218,6 +224,8 @@ defmodule EMLX.Compiler do
       for {name, _leaf} <- Path.names(outputs, ""), do: if(name == "", do: "output", else: name)
 
     Program.new(inputs, instructions, results,
+      fuse: opts.fuse,
+      run_ahead: opts.run_ahead,
       constants: constants,
       constant_names: Path.unique(constant_names),
       output_names: Path.unique(output_names)

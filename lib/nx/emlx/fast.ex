@@ -373,9 +373,16 @@ defmodule EMLX.Fast do
           keyword
         ) :: Nx.Tensor.t()
   deftransform scaled_dot_product_attention_causal_key_masked(q, k, v, scale, key_mask, opts \\ []) do
-    {_, _, queries, _} = Nx.shape(q)
-    {_, _, keys, _} = Nx.shape(k)
-    key_mask = key_mask |> Nx.to_tensor() |> Arguments.unnamed() |> Nx.not_equal(0) |> Nx.new_axis(1) |> Nx.new_axis(1)
+    {batch, _, queries, _} = heads!(Nx.to_tensor(q), "q").shape
+    {_, _, keys, _} = heads!(Nx.to_tensor(k), "k").shape
+    key_mask = key_mask |> Nx.to_tensor() |> Arguments.unnamed()
+
+    if key_mask.shape not in [{batch, keys}, {1, keys}] do
+      raise ArgumentError,
+            "#{attention()}: the key mask is #{inspect(key_mask.shape)}, it must be {batch, keys}, here {#{batch}, #{keys}}"
+    end
+
+    key_mask = key_mask |> Nx.not_equal(0) |> Nx.new_axis(1) |> Nx.new_axis(1)
     first = if queries == 1, do: keys - 1, else: 0
     seen = Nx.greater_equal(Nx.add(Nx.iota({queries, keys}, axis: 0), first), Nx.iota({queries, keys}, axis: 1))
     attention(q, k, v, Nx.logical_and(seen, key_mask), [scale: scale] ++ opts)

@@ -728,31 +728,81 @@ pub fn gather_mm(
 
 /// MLX gives the conjugates of a complex matrix's eigenvectors.
 pub fn eig(a: &Array, s: &Stream) -> Result<Vec<Array>> {
-    let (finite, ok) = finite_matrices(a, s)?;
-    let mut parts = mlx::eig(&finite, s)?;
-    if mlx::dtype(a) == Dtype::C64 {
-        parts[1] = mlx::conjugate(&parts[1], s)?;
+    of_finite(a, a, s, |a| {
+        let mut parts = mlx::eig(a, s)?;
+        if mlx::dtype(a) == Dtype::C64 {
+            parts[1] = mlx::conjugate(&parts[1], s)?;
+        }
+        Ok(parts)
+    })
+}
+
+pub fn eigvals(a: &Array, s: &Stream) -> Result<Vec<Array>> {
+    of_finite(a, a, s, |a| Ok(vec![mlx::eigvals(a, s)?]))
+}
+
+pub fn svd(a: &Array, compute_uv: bool, s: &Stream) -> Result<Vec<Array>> {
+    of_finite(a, a, s, |a| mlx::svd(a, compute_uv, s))
+}
+
+pub fn pinv(a: &Array, s: &Stream) -> Result<Vec<Array>> {
+    of_finite(a, a, s, |a| Ok(vec![mlx::pinv(a, s)?]))
+}
+
+pub fn eigh(a: &Array, upper: bool, s: &Stream) -> Result<Vec<Array>> {
+    of_finite(a, &triangle(a, upper, s)?, s, |a| {
+        mlx::eigh(a, uplo(upper), s)
+    })
+}
+
+pub fn eigvalsh(a: &Array, upper: bool, s: &Stream) -> Result<Vec<Array>> {
+    of_finite(a, &triangle(a, upper, s)?, s, |a| {
+        Ok(vec![mlx::eigvalsh(a, uplo(upper), s)?])
+    })
+}
+
+/// The part of a symmetric matrix that is read.
+fn triangle(a: &Array, upper: bool, s: &Stream) -> Result<Array> {
+    if upper {
+        mlx::triu(a, 0, s)
+    } else {
+        mlx::tril(a, 0, s)
     }
-    let values = nan_unless(&mlx::squeeze(&ok, &[-1], s)?, &parts[0], s)?;
-    Ok(vec![values, nan_unless(&ok, &parts[1], s)?])
 }
 
-pub fn eigvals(a: &Array, s: &Stream) -> Result<Array> {
-    let (finite, ok) = finite_matrices(a, s)?;
-    nan_unless(&mlx::squeeze(&ok, &[-1], s)?, &mlx::eigvals(&finite, s)?, s)
+fn uplo(upper: bool) -> &'static str {
+    if upper {
+        "U"
+    } else {
+        "L"
+    }
 }
 
-/// Zeros for matrices with a NaN or an infinity, on which the reference LAPACK ends the process; and which ones were finite,
-/// {…, 1, 1}.
-fn finite_matrices(a: &Array, s: &Stream) -> Result<(Array, Array)> {
-    let ok = mlx::all(&mlx::isfinite(a, s)?, &[-2, -1], true, s)?;
+/// Factors of the matrices that have no NaN and no infinity in `seen`, and NaN for the others. On those LAPACK ends the process or never
+/// comes back, and with it the stream.
+fn of_finite(
+    a: &Array,
+    seen: &Array,
+    s: &Stream,
+    factors: impl FnOnce(&Array) -> Result<Vec<Array>>,
+) -> Result<Vec<Array>> {
+    let ok = mlx::all(&mlx::isfinite(seen, s)?, &[-2, -1], true, s)?;
     let zero = mlx::zeros(&[], mlx::dtype(a), s)?;
-    Ok((mlx::where_(&ok, a, &zero, s)?, ok))
-}
-
-fn nan_unless(ok: &Array, values: &Array, s: &Stream) -> Result<Array> {
-    let nan = compose::constant(super::Number::Float(f64::NAN), mlx::dtype(values))?;
-    mlx::where_(ok, values, &nan, s)
+    let finite = mlx::where_(&ok, a, &zero, s)?;
+    let of_vectors = mlx::squeeze(&ok, &[-1], s)?;
+    factors(&finite)?
+        .iter()
+        .map(|factor| {
+            // Eigenvalues and singular values have an axis less.
+            let ok = if factor.ndim() < a.ndim() {
+                &of_vectors
+            } else {
+                &ok
+            };
+            let nan = compose::constant(super::Number::Float(f64::NAN), mlx::dtype(factor))?;
+            mlx::where_(ok, factor, &nan, s)
+        })
+        .collect()
 }
 
 /// a·x = b: a is {…, n, n}, b {…, n} or {…, n, m}.

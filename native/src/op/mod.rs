@@ -1371,6 +1371,10 @@ impl Op {
             Op::BroadcastTo { shape } => unary!(mlx::broadcast_to, check::shape(shape)?),
             Op::Concatenate { axis } => {
                 let ([], arrays) = inputs.and_more()?;
+                // MLX gives one array back as it is, whatever the axis.
+                if let [a] = arrays[..] {
+                    check::axis(a, *axis)?;
+                }
                 mlx::concatenate(&Vector::new(arrays), *axis, s).map(one)
             }
             Op::Stack { axis } => {
@@ -1594,16 +1598,16 @@ impl Op {
             Op::Cholesky { upper } => single!(check::square, mlx::cholesky, *upper),
             Op::CholeskyInv { upper } => single!(check::square, mlx::cholesky_inv, *upper),
             Op::Qr => several!(check::matrix, mlx::qr),
-            Op::Svd { compute_uv } => several!(check::matrix, mlx::svd, *compute_uv),
-            Op::Eigh { upper } => several!(check::square, mlx::eigh, uplo(*upper)),
-            Op::Eigvalsh { upper } => single!(check::square, mlx::eigvalsh, uplo(*upper)),
+            Op::Svd { compute_uv } => several!(check::matrix, linear::svd, *compute_uv),
+            Op::Eigh { upper } => several!(check::square, linear::eigh, *upper),
+            Op::Eigvalsh { upper } => several!(check::square, linear::eigvalsh, *upper),
             Op::Eig => several!(check::square, linear::eig),
-            Op::Eigvals => single!(check::square, linear::eigvals),
+            Op::Eigvals => several!(check::square, linear::eigvals),
             Op::Lu => several!(check::matrix, mlx::lu),
             Op::LuFactor => several!(check::matrix, mlx::lu_factor),
             Op::Inv => single!(check::square, mlx::inv),
             Op::TriInv { upper } => single!(check::square, mlx::tri_inv, *upper),
-            Op::Pinv => single!(check::matrix, mlx::pinv),
+            Op::Pinv => several!(check::matrix, linear::pinv),
             Op::Det => single!(check::square, double::det),
             Op::Slogdet => several!(check::square, mlx::slogdet),
             Op::Solve => {
@@ -1925,13 +1929,5 @@ impl Op {
                 .map(one)
             }
         }
-    }
-}
-
-fn uplo(upper: bool) -> &'static str {
-    if upper {
-        "U"
-    } else {
-        "L"
     }
 }

@@ -293,7 +293,7 @@ pub fn load(path: &str, device: Device, stream: &Stream) -> Result<Program> {
 
 fn read(path: &str) -> Result<Vec<u8>> {
     let mut text = Vec::new();
-    let file = std::fs::File::open(path).map_err(|error| failed(path, error))?;
+    let file = file::open(path)?;
     let mut limited = file.take(MAX_FILE + 1);
     limited
         .read_to_end(&mut text)

@@ -1,5 +1,8 @@
 defmodule EMLX.ApplicationTest do
-  use ExUnit.Case, async: true
+  # The module is loaded again while nobody else calls it.
+  use ExUnit.Case, async: false
+
+  alias EMLX.{Array, Native, Ops, Queue}
 
   @status "/proc/self/status"
 
@@ -15,5 +18,18 @@ defmodule EMLX.ApplicationTest do
     end
 
     assert {"out\n", 3} = System.cmd("sh", ["-c", "echo out; exit 3"])
+  end
+
+  test "loading the native library's module again, as IEx's recompile does, leaves it as it is" do
+    a = Ops.ones({100, 100}, :f32)
+
+    # The code server warns of it.
+    ExUnit.CaptureLog.capture_log(fn ->
+      for _ <- 1..2, do: assert(:code.load_file(Native) == {:error, :on_load_failure})
+    end)
+
+    sum = Ops.sum(Ops.matmul(a, a))
+    assert Array.to_list(sum) == 1_000_000.0
+    assert Queue.with(Queue.start(), fn -> Array.to_list(Ops.add(sum, 1)) end) == 1_000_001.0
   end
 end

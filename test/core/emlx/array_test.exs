@@ -73,6 +73,35 @@ defmodule EMLX.ArrayTest do
     end
   end
 
+  describe "from_list" do
+    test "refuses lists of different shapes within one list" do
+      for list <- [[[1, 2], [3]], [[1, 2], [3], [4, 5, 6]], [1, [2]], [[1], 2], [[[1]], [2]], [[], [1]]] do
+        assert_raise ArgumentError, ~r/differ in shape/, fn -> Array.from_list(list, :f32) end
+      end
+    end
+
+    test "refuses what is no number of the type" do
+      for {number, dtype} <-
+            [a: :f32, nan: :s32] ++ [{1.5, :u8}, {nil, :f32}, {"1", :f32}, {true, :f32}, {{1, 2}, :f32}] do
+        assert_raise ArgumentError, ~r/from_list: .* is no number of type #{inspect(dtype)}/, fn ->
+          Array.from_list([number], dtype)
+        end
+      end
+
+      for dtype <- [:f16, :bf16, :f32, :f64, :c64] do
+        assert_raise ArgumentError, ~r/is no number/, fn -> Array.from_list([10 ** 400], dtype) end
+      end
+
+      assert_raise ArgumentError, ~r/a type is an atom such as :f32/, fn -> Array.from_list([1], {:f, 32}) end
+    end
+
+    test "takes complex numbers with parts that are not finite" do
+      list = [{:nan, 1.0}, {-2.0, :infinity}]
+      assert list |> Array.from_list(:c64) |> Array.to_list() == list
+      assert Array.to_list(Array.scalar({1, :neg_infinity}, :c64)) == {1.0, :neg_infinity}
+    end
+  end
+
   test "to_list names what is not finite" do
     list = [1.5, :nan, :infinity, :neg_infinity, -0.5]
 

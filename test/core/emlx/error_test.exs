@@ -20,8 +20,81 @@ defmodule EMLX.ErrorTest do
     assert failure(fn -> Ops.run(:no_such_op, [a]) end).kind == :unknown_op
     assert failure(fn -> Ops.run({:no_such_op, %{}}, [a]) end).kind == :unknown_op
     assert failure(fn -> Ops.run("add", [a, a]) end).kind == :unknown_op
-    assert failure(fn -> Ops.run({:sum, %{axes: [0]}}, [a]) end).reason =~ "keepdims"
-    assert failure(fn -> Ops.run({:sum, %{axes: :all, keepdims: false}}, [a]) end).reason =~ "axes"
+    assert failure(fn -> Ops.run({:sum, %{axes: [0]}}, [a]) end).reason =~ "the attribute keepdims is missing"
+
+    assert failure(fn -> Ops.run({:sum, %{axes: :all, keepdims: false}}, [a]) end).reason =~
+             "the attribute axes cannot be all"
+
+    assert failure(fn -> Ops.iota({3_000_000_000}, dtype: :u8) end).reason =~
+             "the attribute shape cannot be [3000000000], MLX counts with 32 bits"
+  end
+
+  test "comes of a single array with an axis that it has not, of attributes that are no numbers, of lists that do not end" do
+    a = Ops.ones({2}, :f32)
+    assert failure(fn -> Ops.concatenate([a], axis: 1) end).reason =~ "axis 1 is out of range"
+    assert failure(fn -> Ops.stack([a], axis: 2) end).reason =~ "xis"
+    assert failure(fn -> Ops.arange(:nan, 1) end).reason =~ "the attribute start cannot be nan"
+    assert failure(fn -> Ops.concatenate([a | :end]) end).kind == :bad_argument
+  end
+
+  # LAPACK ends the process on some of them, and never comes back from others, which the stream would wait for, too.
+  test "is none of matrices with NaN or an infinity: their factors are NaN, and the batch's others as ever" do
+    for n <- [2, 3, 50], bad <- [:nan, :infinity, :neg_infinity], dtype <- [:f32, :f64] do
+      sound = Ops.random_key(3) |> Ops.random_normal({n, n}) |> Ops.astype(dtype)
+
+      at = fn matrix, i, j ->
+        Ops.slice_update(matrix, Ops.full(Array.scalar(bad, dtype), {1, 1}, dtype), [i, j], [i + 1, j + 1], [1, 1])
+      end
+
+      batch = Ops.stack([at.(sound, 0, 0), sound, at.(sound, n - 1, 0)])
+
+      for op <- [:eig, :eigvals, :svd, :eigh, :eigvalsh, :pinv] do
+        for {factor, own} <- Enum.zip(List.wrap(Ops.run(named(op), [batch])), List.wrap(Ops.run(named(op), [sound]))) do
+          nan = Ops.isnan(factor) |> Ops.reshape([3, -1])
+          assert nan |> Ops.all(axes: [1]) |> Array.to_list() == [true, false, true]
+          assert Ops.take(factor, Array.scalar(1, :s32), axis: 0) |> Array.to_binary() == Array.to_binary(own)
+        end
+      end
+
+      # The triangle that is not read counts for nothing.
+      for {upper, part} <- [{false, at.(sound, 0, n - 1)}, {true, at.(sound, n - 1, 0)}] do
+        values = Ops.eigvalsh(part, upper: upper)
+        assert Array.to_binary(values) == Array.to_binary(Ops.eigvalsh(sound, upper: upper))
+      end
+    end
+  end
+
+  defp named(:svd), do: {:svd, %{compute_uv: true}}
+  defp named(op) when op in [:eigh, :eigvalsh], do: {op, %{upper: false}}
+  defp named(op), do: op
+
+  test "names the option that must be a number" do
+    x = Ops.ones({1, 1, 2, 4}, :f32)
+
+    for {call, words} <- [
+          {fn -> Kernels.rms_norm(x, nil, eps: nil) end, ~r/rms_norm: :eps must be a number, got: nil/},
+          {fn -> Kernels.layer_norm(x, nil, nil, eps: :nan) end, ~r/layer_norm: :eps must be a number/},
+          {fn -> Kernels.rope(x, 0, nil, base: "a") end, ~r/rope: :base must be a number/},
+          {fn -> Kernels.rope(x, 2_147_483_648, nil) end, ~r/rope: offset must be from -2147483648 to 2147483647/},
+          {fn -> Kernels.scaled_dot_product_attention(x, x, x, nil, scale: x) end, ~r/:scale must be a number/}
+        ] do
+      assert_raise ArgumentError, words, call
+    end
+  end
+
+  test "refuses what is no array where a list of arrays is taken, and tells where a tensor's is" do
+    a = Array.scalar(1.0, :f32)
+    assert_raise ArgumentError, ~r/eval: expected an EMLX.Array, got: 3/, fn -> EMLX.eval([a, 3]) end
+    assert_raise ArgumentError, ~r/expected an EMLX.Array, got: nil/, fn -> EMLX.async_eval(nil) end
+    assert_raise ArgumentError, ~r/to_binary: expected an EMLX.Array/, fn -> Array.to_binary(nil) end
+
+    assert_raise ArgumentError, ~r/a constant: expected an EMLX.Array, got: 2/, fn ->
+      Program.new(1, [{:add, [0, 1], 1}], [2], constants: [2])
+    end
+
+    program = Program.new(1, [{:abs, [0], 1}], [1])
+    assert_raise ArgumentError, ~r/a list of arrays, or a map of arrays by name/, fn -> Program.run(program, a) end
+    assert_raise ArgumentError, ~r/a list of arrays, or a map of arrays by name/, fn -> Program.run(program, nil) end
   end
 
   test "tells how many arrays an operation takes" do

@@ -39,6 +39,30 @@ defmodule EMLX.MemoryTest do
     assert Memory.cached() == 0
   end
 
+  test "the default device is the configured one, where one is" do
+    expected = if EMLX.device_available?(:gpu), do: :gpu, else: :cpu
+    assert EMLX.default_device() == expected
+    on_exit(fn -> Application.delete_env(:emlx, :default_device) end)
+    Application.put_env(:emlx, :default_device, :cpu)
+    assert EMLX.default_device() == :cpu
+    assert EMLX.device_info() == EMLX.device_info(device: :cpu)
+    Application.put_env(:emlx, :default_device, :metal)
+    assert_raise ArgumentError, ~r/default_device: is :cpu or :gpu, got: :metal/, fn -> EMLX.default_device() end
+  end
+
+  test "the C++ EMLX's names are the same figures and limits" do
+    array = EMLX.eval(Ops.iota({1024, 1024}, dtype: :f32))
+    assert EMLX.memory_info().active_memory >= Array.bytes(array)
+    assert EMLX.reset_peak_memory() == :ok
+    limit = EMLX.set_memory_limit(64 * @mib)
+    assert Memory.limit() == 64 * @mib
+    assert EMLX.set_memory_limit(limit) == 64 * @mib
+    cache = EMLX.set_cache_limit(0)
+    assert EMLX.set_cache_limit(cache) == 0
+    assert EMLX.clear_cache() == :ok
+    assert EMLX.memory_info().cache_memory == 0
+  end
+
   # `EMLX_LONG=1` makes it the 100,000 arrays that the bound is meant for; the bound does not depend on the number.
   @arrays if System.get_env("EMLX_LONG"), do: 100_000, else: 2_000
   @tag timeout: :infinity

@@ -179,7 +179,7 @@ defmodule EMLX.ProgramFileTest do
       File.rm!(path)
       refused.(~r/No such file/)
       File.mkdir!(path)
-      refused.(~r/directory/)
+      refused.(~r/folder/)
     end
 
     test "is cut short, or damaged", %{path: path, refused: refused, text: text} do

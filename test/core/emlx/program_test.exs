@@ -39,7 +39,7 @@ defmodule EMLX.ProgramTest do
       end
 
       assert_raise ArgumentError, ~r/have no names/, fn -> Program.run(Program.new(1, [], [0]), %{"x" => x}) end
-      assert_raise ArgumentError, ~r/expected an EMLX.Array, got 1/, fn -> Program.run(program, [x, 1]) end
+      assert_raise ArgumentError, ~r/expected an EMLX.Array, got: 1/, fn -> Program.run(program, [x, 1]) end
     end
 
     test "may be outputs, more than once, and unused" do
@@ -270,7 +270,7 @@ defmodule EMLX.ProgramTest do
       end
 
       assert_raise Error, ~r/the function gave \[\]/, fn -> run.([]) end
-      assert_raise ArgumentError, ~r/expected an EMLX.Array, got :x/, fn -> run.([:x]) end
+      assert_raise ArgumentError, ~r/expected an EMLX.Array, got: :x/, fn -> run.([:x]) end
       assert_raise ArgumentError, ~r/gives a list of arrays, got :x/, fn -> run.(:x) end
     end
   end

@@ -3,6 +3,9 @@ defmodule EMLX.QueueTest do
 
   alias EMLX.{Array, Error, Ops, Program, Queue}
 
+  doctest EMLX.Queue
+  doctest EMLX.CommandQueue
+
   # A computation whose answer is known and which takes a few nodes: 3n + 2 + … of n elements.
   defp work(n) do
     x = Ops.full(Array.scalar(n, :s64), {256}, :s64)
@@ -31,6 +34,24 @@ defmodule EMLX.QueueTest do
     end)
   end
 
+  test "options that are none are refused, where they would otherwise be passed over" do
+    a = Array.scalar(1.0, :f32)
+
+    for {call, words} <- [
+          {fn -> Queue.start(devise: :gpu) end, ~r/unknown keys \[:devise\]/},
+          {fn -> EMLX.eval(a, qeue: 1) end, ~r/unknown keys \[:qeue\]/},
+          {fn -> EMLX.device_info(devise: :gpu) end, ~r/unknown keys \[:devise\]/},
+          {fn -> Ops.run(:abs, [a], devise: :cpu) end, ~r/unknown keys \[:devise\]/},
+          {fn -> Ops.run(:abs, [a], queue: :cpu) end, ~r/:queue is an EMLX.Queue/},
+          {fn -> Ops.run(:abs, [a], queue: Queue.start(), device: :gpu) end, ~r/on the device that is given/},
+          {fn -> Ops.run(:abs, [a], %{device: :cpu}) end, ~r/options are a keyword list/}
+        ] do
+      assert_raise ArgumentError, words, call
+    end
+
+    assert Array.to_list(Ops.run(:abs, [a], queue: Queue.start(), device: :cpu)) == 1.0
+  end
+
   test "a closed queue answers with an error, and its arrays live on" do
     queue = Queue.start()
     a = Queue.with(queue, fn -> work(5) end)
@@ -41,6 +62,31 @@ defmodule EMLX.QueueTest do
     assert_raise Error, fn -> EMLX.async_eval(a, queue: queue) end
     assert_raise Error, fn -> Queue.with(queue, fn -> Array.to_binary(work(1)) end) end
     assert Array.to_list(a) == answer(5)
+  end
+
+  test "synchronize/1 waits for all that came before" do
+    queue = Queue.start()
+    heavy = Ops.matmul(Ops.ones({1500, 1500}, :f64), Ops.ones({1500, 1500}, :f64))
+    EMLX.async_eval(heavy, queue: queue)
+    assert Queue.synchronize(queue) == :ok
+
+    # What is computed is given at once, without a job of a queue, but for the moment in which a thread holds the graph.
+    given? = fn -> match?({:ok, binary} when is_binary(binary), EMLX.Native.read(heavy.ref, nil, make_ref())) end
+    assert Enum.any?(1..20, fn _ -> given?.() or Process.sleep(1) != :ok end)
+
+    Queue.close(queue)
+    assert %{kind: :queue_closed} = assert_raise(Error, fn -> Queue.synchronize(queue) end)
+  end
+
+  test "the C++ EMLX's names give a queue, or say that there is no device" do
+    assert {:ok, %Queue{device: :cpu} = queue} = EMLX.CommandQueue.new(:cpu)
+    assert EMLX.CommandQueue.with_queue(queue, fn -> Process.get(Queue) end) == queue
+
+    if not EMLX.device_available?(:gpu) do
+      assert {:error, words} = EMLX.CommandQueue.new(:gpu)
+      assert words =~ "there is no device :gpu"
+      assert_raise Error, fn -> EMLX.CommandQueue.new!(:gpu) end
+    end
   end
 
   test "callers that wait when a queue closes get an error, not silence" do

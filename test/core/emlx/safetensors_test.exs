@@ -1,7 +1,9 @@
 defmodule EMLX.SafetensorsTest do
   use ExUnit.Case, async: true
 
-  alias EMLX.{Array, Error, Ops, Safetensors}
+  alias EMLX.{Array, Error, Ops, Queue, Safetensors}
+
+  doctest EMLX.Safetensors
 
   @moduletag :tmp_dir
 
@@ -54,6 +56,58 @@ defmodule EMLX.SafetensorsTest do
     assert_raise Error, fn ->
       Safetensors.save(Path.join(dir, "no/such/folder"), %{"a" => Ops.ones({2}, :f32)})
     end
+  end
+
+  test "what cannot be saved is refused, not left out", %{tmp_dir: dir} do
+    path = Path.join(dir, "refused.safetensors")
+    a = Ops.ones({2}, :f32)
+
+    assert_raise ArgumentError, ~r/"b": expected an EMLX.Array, got: 3/, fn ->
+      Safetensors.save(path, %{"a" => a, "b" => 3})
+    end
+
+    assert_raise ArgumentError, ~r/the name a string, got: {:a, /, fn -> Safetensors.save(path, %{a: a}) end
+    assert_raise ArgumentError, ~r/got: 5/, fn -> Safetensors.save(path, [5]) end
+
+    for {arrays, words} <- [
+          {[{"a", a}, {"a", a}], ~r/two arrays are named "a"/},
+          {%{"__metadata__" => a}, ~r/another use/}
+        ] do
+      error = assert_raise Error, words, fn -> Safetensors.save(path, arrays) end
+      assert error.kind == :file
+    end
+
+    assert File.ls!(dir) == []
+  end
+
+  test "files may be read by whoever may read other files that are made here", %{tmp_dir: dir} do
+    [path, other] = for name <- ["saved", "other"], do: Path.join(dir, name)
+    Safetensors.save(path, %{"a" => Ops.ones({2}, :f32)})
+    File.write!(other, "")
+    assert File.stat!(path).mode == File.stat!(other).mode
+  end
+
+  test "several are written for one path at a time, and the file is one of them", %{tmp_dir: dir} do
+    path = Path.join(dir, "one.safetensors")
+    large = EMLX.eval(Ops.ones({1000, 1000}, :f32))
+
+    writers =
+      for name <- ["a", "b", "c", "d"] do
+        Task.async(fn ->
+          queue = Queue.start()
+          for _ <- 1..10, do: Safetensors.save(path, %{name => large}, queue: queue)
+        end)
+      end
+
+    assert writers |> Task.await_many(60_000) |> List.flatten() |> Enum.uniq() == [:ok]
+    assert path |> Safetensors.load() |> map_size() == 1
+    assert File.ls!(dir) == ["one.safetensors"]
+  end
+
+  test "only regular files are read", %{tmp_dir: dir} do
+    assert_raise Error, ~r/is a folder/, fn -> Safetensors.load(dir) end
+    assert_raise Error, ~r/is no regular file/, fn -> Safetensors.load("/dev/zero") end
+    assert_raise Error, ~r/is no regular file/, fn -> EMLX.Program.load("/dev/zero") end
   end
 
   test "nothing half-written is left where writing fails", %{tmp_dir: dir} do

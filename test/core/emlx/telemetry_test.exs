@@ -40,6 +40,12 @@ defmodule EMLX.TelemetryTest do
       if device() == :cpu, do: assert({100.0, []} = told(fn -> Array.to_list(array) end))
     end
 
+    test "memory figures are told when somebody asks for it, and are no line of a profile" do
+      {stats, events} = told(fn -> Telemetry.memory_stats() end)
+      assert [{[:memory, :stats], ^stats, %{}}] = events
+      assert {%{}, []} = Telemetry.profile(fn -> Telemetry.memory_stats() end)
+    end
+
     test "the calling process's queue is told" do
       queue = Queue.start(device: device())
       {_, events} = told(fn -> Queue.with(queue, fn -> Array.to_list(sum(3)) end) end)

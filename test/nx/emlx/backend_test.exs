@@ -4,6 +4,7 @@ defmodule EMLX.BackendTest do
   import EMLX.Random
 
   doctest EMLX.Backend
+  doctest_file(EMLX.Guide.path("migration"))
 
   describe "arrays of tensors and back" do
     test "keep names, types that MLX lacks, and vectorized axes" do

@@ -140,6 +140,15 @@ defmodule EMLX.BlockTest do
       end
     end
 
+    test "is told so too where it called the composed function, compiled as well as eager" do
+      double = &TestBlock.double(%Odd{does: :composed_shape}, &1)
+
+      for double <- [double, Nx.Defn.jit(double, compiler: EMLX)] do
+        error = assert_raise EMLX.Block.Error, fn -> double.(tensor()) end
+        assert Exception.message(error) =~ "gave f32[1][1][3], not f32[1][3]"
+      end
+    end
+
     test "passes on what the composed function raises" do
       assert_raise RuntimeError, "in composed", fn -> TestBlock.double(%Odd{does: :raise_in_composed}, tensor()) end
     end

@@ -111,6 +111,14 @@ defmodule EMLX.CompilerTest do
       assert {1, _} = traces(fn -> make.(1) end)
     end
 
+    test "is named where the application is not started", %{opts: opts} do
+      :ok = Supervisor.terminate_child(EMLX.Supervisor, Cache)
+      on_exit(fn -> Supervisor.restart_child(EMLX.Supervisor, Cache) end)
+      assert_raise RuntimeError, ~r/:emlx is not started/, fn -> jit_apply(&Nx.exp/1, [1], opts) end
+      {:ok, _pid} = Supervisor.restart_child(EMLX.Supervisor, Cache)
+      assert Nx.to_number(jit_apply(&Nx.negate/1, [1], opts)) == -1
+    end
+
     test "can be left out", %{opts: opts} do
       fun = jit(fn x -> Nx.add(x, 41) end, [cache: false] ++ opts)
       assert {2, _} = traces(fn -> {fun.(1), fun.(1)} end)
@@ -554,13 +562,29 @@ defmodule EMLX.CompilerTest do
     end
   end
 
+  describe "compile_to_program" do
+    test "has the program fused where it is asked to", %{opts: opts} do
+      fun = fn x -> x |> Nx.exp() |> Nx.add(1) end
+      opts = Keyword.take(opts, [:device])
+      program = fn more -> EMLX.compile_to_program(fun, [Nx.template({2}, :f32)], opts ++ more) end
+      assert program.([]).straight?
+      refute program.(fuse: true).straight?
+    end
+
+    test "refuses options that it would pass over" do
+      assert_raise ArgumentError, ~r/unknown keys \[:nmes\]/, fn ->
+        EMLX.compile_to_program(&Nx.exp/1, [Nx.template({2}, :f32)], nmes: ["x"])
+      end
+    end
+  end
+
   describe "queues and partitions" do
     test "a run goes to the queue it is given, or the process's own", %{opts: opts} do
       queue = EMLX.Queue.start(device: opts[:device])
-      fun = jit(fn x -> Nx.add(x, 1) end, compiler: EMLX, queue: queue)
-      assert Nx.to_number(fun.(1)) == 2
+      funs = for name <- [:queue, :command_queue], do: jit(fn x -> Nx.add(x, 1) end, [{:compiler, EMLX}, {name, queue}])
+      for fun <- funs, do: assert(Nx.to_number(fun.(1)) == 2)
       EMLX.Queue.close(queue)
-      assert_raise EMLX.Error, ~r/the queue is closed/, fn -> fun.(2) end
+      for fun <- funs, do: assert_raise(EMLX.Error, ~r/the queue is closed/, fn -> fun.(2) end)
       assert Nx.to_number(jit_apply(fn x -> Nx.add(x, 1) end, [1], opts)) == 2
     end
 
@@ -568,6 +592,12 @@ defmodule EMLX.CompilerTest do
       partitions = EMLX.__partitions_options__(max_concurrency: 3, device: opts[:device])
       assert [%EMLX.Queue{}, %EMLX.Queue{}, %EMLX.Queue{}] = queues = Enum.map(partitions, & &1[:queue])
       assert queues |> Enum.uniq() |> length() == 3
+
+      for count <- [0, -1, "3", nil] do
+        assert_raise ArgumentError, ~r/:max_concurrency of compiler: EMLX is a number of partitions/, fn ->
+          EMLX.__partitions_options__(max_concurrency: count, device: opts[:device])
+        end
+      end
     end
 
     test "the backend is the one of the results", %{opts: opts} do

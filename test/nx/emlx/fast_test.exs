@@ -817,6 +817,14 @@ defmodule EMLX.FastTest do
       one = Nx.slice_along_axis(q, 0, 1, axis: 2)
       expected = Fast.scaled_dot_product_attention(one, k, v, Nx.reshape(key_mask, {2, 1, 1, 5}), scale: 0.3)
       assert_same(Fast.scaled_dot_product_attention_causal_key_masked(one, k, v, 0.3, key_mask), expected)
+
+      assert_raise ArgumentError, ~r/the key mask is \{2, 4\}, it must be \{batch, keys\}, here \{2, 5\}/, fn ->
+        Fast.scaled_dot_product_attention_causal_key_masked(q, k, v, 0.3, key_mask[[0..1, 0..3]])
+      end
+
+      assert_raise ArgumentError, ~r/q is \{5, 8\}, it must be \{batch, heads, length, size\}/, fn ->
+        Fast.scaled_dot_product_attention_causal_key_masked(q[0][0], k, v, 0.3, key_mask)
+      end
     end
 
     test "write into a cache and attend" do

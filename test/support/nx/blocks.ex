@@ -40,6 +40,7 @@ if Code.ensure_loaded?(Nx) do
         :raise -> raise ArgumentError, "no luck"
         :kernel_error -> Ops.matmul(Backend.to_array(tensor), Backend.to_array(Nx.tensor([1, 2, 3, 4, 5])))
         :shape -> Nx.new_axis(tensor, 0)
+        :composed_shape -> fun.(block, Nx.new_axis(tensor, 0))
         :type -> Nx.as_type(tensor, :s64)
         :term -> :ok
         :nested_raise -> EMLX.TestBlock.double(%{block | does: :raise}, tensor)

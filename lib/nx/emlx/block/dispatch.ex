@@ -39,11 +39,9 @@ defmodule EMLX.Block.Dispatch do
       call = fn -> implementation.call(block, output, args, noting(fun, block)) end
       result = EMLX.Trace.labelled(inspect(block.__struct__), call)
 
-      if Process.get(@path) == :fused do
-        check(block, output, args, result)
-        tell(block, :fused, nil)
-      end
-
+      # Also where the composed function was called: on other arguments it gives something else.
+      check(block, output, args, result)
+      if Process.get(@path) == :fused, do: tell(block, :fused, nil)
       result
     rescue
       error ->

@@ -76,21 +76,6 @@ defmodule EMLX.Block.LinAlg do
   def nan(array), do: like(:nan, array)
 
   @doc false
-  # Has `factors` computed of matrices without NaN and infinities, and gives NaN for the others. LAPACK would not come back, or
-  # fail for the whole batch.
-  def finite(a, factors) do
-    finite = a |> Ops.isfinite() |> Ops.all(axes: [-2, -1], keepdims: true)
-    safe = Ops.where(finite, a, like(0, a))
-
-    for factor <- factors.(safe) do
-      # One axis less for eigenvalues and singular values.
-      rank = Array.rank(factor)
-      mask = if rank < Array.rank(a), do: Ops.squeeze(finite, [-1]), else: finite
-      Ops.where(mask, factor, nan(factor))
-    end
-  end
-
-  @doc false
   # 1 or -1 for each vector along an axis, so that its largest component becomes positive: the first of those that are largest
   # but for rounding.
   def orientation(vectors, axis) do
@@ -268,7 +253,7 @@ defimpl EMLX.Block, for: Nx.Block.LinAlg.Eigh do
   alias EMLX.{Array, Block.LinAlg, Ops}
 
   def call(block, output, args, fun) do
-    LinAlg.run(block, output, args, fun, fn [a] -> LinAlg.finite(a, &decompose/1) end)
+    LinAlg.run(block, output, args, fun, fn [a] -> decompose(a) end)
   end
 
   defp decompose(a) do
@@ -322,7 +307,7 @@ defimpl EMLX.Block, for: Nx.Block.LinAlg.SVD do
   alias EMLX.{Block.LinAlg, Ops}
 
   def call(block, output, args, fun) do
-    LinAlg.run(block, output, args, fun, fn [a] -> LinAlg.finite(a, &decompose(&1, block.full_matrices?)) end)
+    LinAlg.run(block, output, args, fun, fn [a] -> decompose(a, block.full_matrices?) end)
   end
 
   defp decompose(a, full?) do

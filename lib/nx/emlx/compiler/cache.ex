@@ -13,7 +13,7 @@ defmodule EMLX.Compiler.Cache do
 
   @doc "What is kept for `key`, or what `make` gives, which is then kept."
   def fetch(key, make) do
-    case :ets.lookup(__MODULE__, key) do
+    case lookup(key) do
       [{^key, _used, value}] ->
         :ets.update_element(__MODULE__, key, {2, now()})
         value
@@ -24,6 +24,13 @@ defmodule EMLX.Compiler.Cache do
         if :ets.info(__MODULE__, :size) > limit(), do: GenServer.cast(__MODULE__, :trim)
         value
     end
+  end
+
+  defp lookup(key) do
+    :ets.lookup(__MODULE__, key)
+  rescue
+    ArgumentError ->
+      raise "the application :emlx is not started, which compiler: EMLX needs; Application.ensure_all_started(:emlx) starts it"
   end
 
   @doc "Forgets everything. What is in use goes on."
