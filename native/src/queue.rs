@@ -21,7 +21,7 @@ use std::sync::{
     Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard,
     RwLockWriteGuard, TryLockError,
 };
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Jobs that nobody waits for which a queue accepts before it makes their callers wait.
 const MAX_BACKLOG: usize = 16;
@@ -168,7 +168,9 @@ pub struct Shared {
     wake: Condvar,
     pub device: Device,
     pub stream: Stream,
-    pace: Pace,
+    pace: Arc<Pace>,
+    /// Whether a run did not wait long for what it had computed last.
+    is_quick: AtomicBool,
     /// Jobs that have been submitted and are to end on the stream's own thread.
     unfinished: AtomicUsize,
 }
@@ -222,7 +224,8 @@ impl Shared {
             wake: Condvar::new(),
             device,
             stream,
-            pace: Pace::default(),
+            pace: Arc::default(),
+            is_quick: AtomicBool::new(true),
             unfinished: AtomicUsize::new(0),
         });
         shared.start_thread()?;
@@ -592,6 +595,9 @@ impl Shared {
 
     /// Submits arrays in the middle of a run whose outcomes stay open. On the CPU waits for them.
     pub fn compute(&self, arrays: &[&Array], outcomes: &Outcomes) -> Result<()> {
+        if self.device == Device::Cpu && outcomes.is_empty() && mlx::has_tasks() {
+            return self.compute_and_stay(arrays);
+        }
         let _submitted = self.submit(arrays, outcomes)?;
         let mut result = Ok(());
         for stream in &self.streams() {
@@ -600,6 +606,27 @@ impl Shared {
         for outcome in outcomes {
             result = result.and(outcome.stream.synchronize());
         }
+        result
+    }
+
+    /// Waits awake for what does not take long: the stream's thread tells, and both go on without having slept.
+    fn compute_and_stay(&self, arrays: &[&Array]) -> Result<()> {
+        let (told, turn) = {
+            let lock = mlx::graph_lock();
+            let submitting = self.pace.begin(&lock);
+            mlx::async_eval(arrays, &lock).inspect_err(make_room)?;
+            (Arc::new(Told::default()), submitting.turn())
+        };
+        let (tell, pace) = (told.clone(), self.pace.clone());
+        let task = move |result: Result<()>| {
+            tell.tell(result);
+            pace.linger(turn);
+        };
+        mlx::then(&self.stream, true, Box::new(task));
+        let start = Instant::now();
+        let result = told.wait(self.is_quick.load(Ordering::Relaxed));
+        let is_quick = start.elapsed() < QUICK;
+        self.is_quick.store(is_quick, Ordering::Relaxed);
         result
     }
 
@@ -798,6 +825,44 @@ impl Shared {
 
     fn read(&self, array: &Handle) -> Result<BinaryTerm> {
         BinaryTerm::new(Buffer::new(self.computed_rows(array)?))
+    }
+}
+
+/// What a run waits for in less than this it waits for awake the next time.
+const QUICK: Duration = Duration::from_micros(200);
+/// How long it stays awake.
+const AWAKE: Duration = Duration::from_micros(60);
+
+/// What the stream's thread tells whoever waits for it.
+#[derive(Default)]
+struct Told {
+    is_there: AtomicBool,
+    result: Mutex<Option<Result<()>>>,
+    wake: Condvar,
+}
+
+impl Told {
+    fn tell(&self, result: Result<()>) {
+        *self.result.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
+        self.is_there.store(true, Ordering::Release);
+        self.wake.notify_one();
+    }
+
+    fn wait(&self, awake: bool) -> Result<()> {
+        let start = Instant::now();
+        while awake && !self.is_there.load(Ordering::Acquire) && start.elapsed() < AWAKE {
+            std::hint::spin_loop();
+        }
+        let mut result = self.result.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if let Some(result) = result.take() {
+                return result;
+            }
+            result = self
+                .wake
+                .wait(result)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
     }
 }
 
