@@ -21,15 +21,17 @@ impl Types {
         let Inputs::Named(inputs) = &program.inputs else {
             return Ok(None);
         };
-        let mut values = Vec::with_capacity(program.body.inputs);
+        let mut values = Values::default();
         for input in inputs {
             let signature = (input.shape.clone(), input.dtype);
-            values.push(Some(placeholder(&signature, stream).map_err(|error| {
-                error.within(&format!("input {:?}", input.name))
-            })?));
+            values
+                .0
+                .push(Some(placeholder(&signature, stream).map_err(|error| {
+                    error.within(&format!("input {:?}", input.name))
+                })?));
         }
         for constant in &program.constants {
-            values.push(Some(mlx::share(constant.array())?));
+            values.0.push(Some(mlx::share(constant.array())?));
         }
         Walk { device, stream }
             .block(&program.body, values)
@@ -64,27 +66,44 @@ fn placeholder((shape, dtype): &Signature, stream: &Stream) -> Result<Array> {
     Ok(array)
 }
 
+/// Values by number, until their last use. They are given up as all nodes are: below them are the program's constants, which others have too.
+#[derive(Default)]
+struct Values(Vec<Option<Array>>);
+
+impl Values {
+    fn spend(&mut self, values: &[u32]) {
+        let spent = values
+            .iter()
+            .filter_map(|value| self.0[*value as usize].take());
+        mlx::release_all(spent.collect());
+    }
+}
+
+impl Drop for Values {
+    fn drop(&mut self) {
+        mlx::release_all(self.0.drain(..).flatten().collect());
+    }
+}
+
 struct Walk<'a> {
     device: Device,
     stream: &'a Stream,
 }
 
 impl Walk<'_> {
-    fn block(&self, block: &Block, mut values: Vec<Option<Array>>) -> Result<Types> {
+    fn block(&self, block: &Block, mut values: Values) -> Result<Types> {
         let mut types = Types {
-            values: values.iter().flatten().map(signature).collect(),
+            values: values.0.iter().flatten().map(signature).collect(),
             inside: Vec::with_capacity(block.instructions.len()),
         };
         for (i, instruction) in block.instructions.iter().enumerate() {
             let (outputs, inside) = self
-                .instruction(instruction, &values)
+                .instruction(instruction, &values.0)
                 .map_err(|error| error.within(&instruction.place(i)))?;
             types.values.extend(outputs.iter().map(signature));
             types.inside.push(inside);
-            values.extend(outputs.into_iter().map(Some));
-            for value in &instruction.spent {
-                values[*value as usize] = None;
-            }
+            values.0.extend(outputs.into_iter().map(Some));
+            values.spend(&instruction.spent);
         }
         Ok(types)
     }
@@ -99,12 +118,12 @@ impl Walk<'_> {
             .iter()
             .map(|value| value.and_then(|value| values.get(value as usize)?.as_ref()))
             .collect();
-        let share = |from: usize| -> Result<Vec<Option<Array>>> {
+        let share = |from: usize| -> Result<Values> {
             let shared = inputs[from..].iter().map(|array| match array {
                 Some(array) => mlx::share(array).map(Some),
                 None => Ok(None),
             });
-            shared.collect()
+            shared.collect::<Result<_>>().map(Values)
         };
         let scalar = |what: &str, signature: &Signature| {
             if signature.0.iter().all(|size| *size == 1) {
