@@ -805,6 +805,51 @@ fn of_finite(
         .collect()
 }
 
+/// Factors and what is made of them, for a single matrix as for a batch of one. MLX says of a single matrix's factors that they have as many
+/// elements as bytes and lie without gaps: with one row or column it would write beyond the memory of what it computes of them.
+fn in_batch(
+    a: &Array,
+    s: &Stream,
+    factors: impl FnOnce(&Array) -> Result<Vec<Array>>,
+) -> Result<Vec<Array>> {
+    if a.ndim() != 2 {
+        return factors(a);
+    }
+    let parts = factors(&mlx::expand_dims(a, &[0], s)?)?;
+    let single = parts.iter().map(|part| mlx::squeeze(part, &[0], s));
+    single.collect()
+}
+
+pub fn lu(a: &Array, s: &Stream) -> Result<Vec<Array>> {
+    in_batch(a, s, |a| mlx::lu(a, s))
+}
+
+/// The factors are copied, for what else is computed of them (see [`in_batch`]).
+pub fn lu_factor(a: &Array, s: &Stream) -> Result<Vec<Array>> {
+    let mut parts = mlx::lu_factor(a, s)?;
+    if let Some(factors) = parts.first_mut() {
+        *factors = mlx::contiguous(factors, false, s)?;
+    }
+    Ok(parts)
+}
+
+pub fn slogdet(a: &Array, s: &Stream) -> Result<Vec<Array>> {
+    in_batch(a, s, |a| mlx::slogdet(a, s))
+}
+
+pub fn det(a: &Array, s: &Stream) -> Result<Vec<Array>> {
+    in_batch(a, s, |a| Ok(vec![double::det(a, s)?]))
+}
+
+pub fn solve(a: &Array, b: &Array, s: &Stream) -> Result<Array> {
+    if a.ndim() != 2 || b.ndim() > 2 {
+        return mlx::solve(a, b, s);
+    }
+    let axes: &[i32] = if b.ndim() == 1 { &[0, -1] } else { &[0] };
+    let (a, b) = (mlx::expand_dims(a, &[0], s)?, mlx::expand_dims(b, axes, s)?);
+    mlx::squeeze(&mlx::solve(&a, &b, s)?, axes, s)
+}
+
 /// a·x = b: a is {…, n, n}, b {…, n} or {…, n, m}.
 pub fn check_system(a: &Array, b: &Array) -> Result<()> {
     check::square(a)?;
@@ -857,7 +902,7 @@ pub fn solve_triangular(a: &Array, b: &Array, upper: bool, s: &Stream) -> Result
     let is_vector = b.ndim() + 1 == a.ndim();
     let axis = if is_vector { -1 } else { -2 };
     let right = join([&right_re, &right_im], axis)?;
-    let x = mlx::solve(&join([&top, &bottom], -2)?, &right, s)?;
+    let x = solve(&join([&top, &bottom], -2)?, &right, s)?;
     let n = a.shape()[a.ndim() - 1];
     let halves = mlx::split(&x, &[n], axis, s)?;
     let single = |array: &Array| mlx::astype(array, Dtype::F32, s);

@@ -1603,17 +1603,17 @@ impl Op {
             Op::Eigvalsh { upper } => several!(check::square, linear::eigvalsh, *upper),
             Op::Eig => several!(check::square, linear::eig),
             Op::Eigvals => several!(check::square, linear::eigvals),
-            Op::Lu => several!(check::matrix, mlx::lu),
-            Op::LuFactor => several!(check::matrix, mlx::lu_factor),
+            Op::Lu => several!(check::matrix, linear::lu),
+            Op::LuFactor => several!(check::matrix, linear::lu_factor),
             Op::Inv => single!(check::square, mlx::inv),
             Op::TriInv { upper } => single!(check::square, mlx::tri_inv, *upper),
             Op::Pinv => several!(check::matrix, linear::pinv),
-            Op::Det => single!(check::square, double::det),
-            Op::Slogdet => several!(check::square, mlx::slogdet),
+            Op::Det => several!(check::square, linear::det),
+            Op::Slogdet => several!(check::square, linear::slogdet),
             Op::Solve => {
                 let [a, b] = inputs.exactly()?;
                 linear::check_system(a, b)?;
-                mlx::solve(a, b, s).map(one)
+                linear::solve(a, b, s).map(one)
             }
             Op::SolveTriangular { upper } => {
                 let [a, b] = inputs.exactly()?;
