@@ -27,11 +27,12 @@ defmodule EMLXAxon.RewriteTest do
     end
   end
 
+  # Rows of several numbers: where a row's numbers are all but equal, the norm magnifies what rounding the mean has left.
   test "layer_norm over every axis" do
     for axis <- [-1, -2, 0, 1, 2] do
-      x = random({3, 4, 5})
+      x = random({6, 7, 8})
       state = state(Nx.axis_size(x, axis), {:f, 32}, {:f, 32})
-      assert_rewritten(layer_norm(channel_index: axis), state, x, [{LayerNorm, :fused}])
+      assert_rewritten(layer_norm(channel_index: axis), state, x, [{LayerNorm, :fused}], atol: 1.0e-5)
     end
   end
 
@@ -43,9 +44,10 @@ defmodule EMLXAxon.RewriteTest do
   end
 
   test "an axis by its name" do
-    x = Nx.rename(random({3, 4, 5}), [:batch, :channels, nil])
-    assert_rewritten(layer_norm(channel_index: :channels), state(4, {:f, 32}, {:f, 32}), x, [{LayerNorm, :fused}])
-    assert_rewritten(rms_norm(channel_index: :channels), state(4), x, [{RMSNorm, :fused}])
+    x = Nx.rename(random({6, 7, 8}), [:batch, :channels, nil])
+    state = state(7, {:f, 32}, {:f, 32})
+    assert_rewritten(layer_norm(channel_index: :channels), state, x, [{LayerNorm, :fused}], atol: 1.0e-5)
+    assert_rewritten(rms_norm(channel_index: :channels), state(7), x, [{RMSNorm, :fused}])
   end
 
   test "one axis, one row, one number" do
@@ -60,7 +62,7 @@ defmodule EMLXAxon.RewriteTest do
   test "epsilons, also where they outweigh the numbers" do
     for epsilon <- [1.0e-12, 1.0e-5, 1.0e-3, 0.5, 1], factor <- [1, 1.0e-3] do
       x = Nx.multiply(random({4, 16}), factor)
-      assert_rewritten(layer_norm(epsilon: epsilon), state(16, {:f, 32}, {:f, 32}), x, [{LayerNorm, :fused}])
+      assert_rewritten(layer_norm(epsilon: epsilon), state(16, {:f, 32}, {:f, 32}), x, [{LayerNorm, :fused}], atol: 1.0e-5)
       assert_rewritten(rms_norm(epsilon: epsilon), state(16), x, [{RMSNorm, :fused}])
     end
   end
