@@ -3,11 +3,12 @@ defmodule EMLX.Bench.Options do
   What `mix emlx.bench` was asked for.
   """
 
-  @enforce_keys [:parts, :device, :out, :quick?, :full?, :peers?, :compile?]
+  @enforce_keys [:parts, :only, :device, :out, :quick?, :full?, :peers?, :compile?]
   defstruct @enforce_keys
 
   @switches [
     device: :string,
+    only: :string,
     out: :string,
     quick: :boolean,
     full: :boolean,
@@ -43,6 +44,7 @@ defmodule EMLX.Bench.Options do
     %__MODULE__{
       parts: if(parts == [], do: names, else: Enum.filter(names, &(&1 in parts))),
       device: String.to_existing_atom(switches[:device] || "cpu"),
+      only: switches[:only],
       out: switches[:out] || "_build/bench",
       quick?: switches[:quick] || false,
       full?: switches[:full] || false,

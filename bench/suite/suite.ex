@@ -65,16 +65,23 @@ defmodule EMLX.Bench do
     temporary = Path.join(System.tmp_dir!(), "emlx-bench-#{System.pid()}")
     File.mkdir_p!(temporary)
 
+    context = %{
+      device: options.device,
+      quick?: options.quick?,
+      full?: options.full?,
+      nx?: nx?,
+      folder: folder,
+      temporary: temporary,
+      peers: peers
+    }
+
     try do
-      measure(parts, options, notes, %{
-        device: options.device,
-        quick?: options.quick?,
-        full?: options.full?,
-        nx?: nx?,
-        folder: folder,
-        temporary: temporary,
-        peers: peers
-      })
+      groups = for {name, part} <- parts, do: {name, part.groups(context)}
+
+      case only(groups, options.only) do
+        {:ok, groups} -> measure(groups, options, notes, context)
+        error -> error
+      end
     after
       for {_, peer} <- peers, do: Peer.stop(peer)
       File.rm_rf!(temporary)
@@ -83,7 +90,23 @@ defmodule EMLX.Bench do
 
   defp names_of(parts), do: Enum.map_join(parts, ", ", &elem(&1, 0))
 
-  defp measure(parts, options, notes, context) do
+  # The groups of each part whose name has the text in it, and the parts that have such.
+  defp only(groups, nil), do: {:ok, groups}
+
+  defp only(groups, text) do
+    wanted? = fn {name, _make} -> String.contains?(String.downcase(name), String.downcase(text)) end
+
+    case for({part, all} <- groups, [_ | _] = some <- [Enum.filter(all, wanted?)], do: {part, some}) do
+      [] ->
+        names = for {_, all} <- groups, {name, _} <- all, do: name
+        {:error, "no group's name has #{text} in it; they are #{Enum.join(names, "; ")}"}
+
+      some ->
+        {:ok, some}
+    end
+  end
+
+  defp measure(groups, options, notes, context) do
     results = %{
       date: DateTime.utc_now() |> DateTime.truncate(:second) |> DateTime.to_iso8601(),
       device: options.device,
@@ -95,7 +118,6 @@ defmodule EMLX.Bench do
     }
 
     IO.puts(Report.heading(results))
-    groups = for {name, part} <- parts, do: {name, part.groups(context)}
     rounds = Measure.rounds(options.quick?)
     total = groups |> Enum.map(fn {_, groups} -> length(groups) * rounds end) |> Enum.sum()
 

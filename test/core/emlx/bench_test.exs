@@ -53,6 +53,7 @@ defmodule EMLX.BenchTest do
                Options.parse([], @parts)
 
       assert {:ok, %{parts: ["generation"], full?: true}} = Options.parse(~w(generation --full), @parts)
+      assert {:ok, %{only: "bf16"}} = Options.parse(~w(generation --only bf16), @parts)
     end
 
     test "what is wrong is named" do
@@ -408,6 +409,18 @@ defmodule EMLX.BenchTest do
     assert output =~ ~r/a program of 1000, computed +EMLX/
     assert output =~ "without peers: --no-peers"
     assert File.read!(Path.join(folder, "results.json")) =~ ~s("name": "dispatch")
+  end
+
+  @tag :tmp_dir
+  test "mix emlx.bench runs the groups that --only names", %{tmp_dir: folder} do
+    run = &Mix.Task.rerun("emlx.bench", ~w(dispatch --quick --no-peers --no-compile --out) ++ [folder, "--only", &1])
+    output = capture_io(fn -> run.("Reading") end)
+    assert output =~ "a scalar read"
+    refute output =~ "a program of"
+
+    assert_raise Mix.Error, ~r/no group's name has divan in it; they are eager addition; .*; reading/, fn ->
+      run.("divan")
+    end
   end
 
   # How many elements of each name, and the texts, of a document that has to be well formed. By hand: Debian's Erlang comes without xmerl.
