@@ -151,7 +151,8 @@ defmodule EMLX.Golden do
       {:error, "#{label}: shape #{inspect(Array.shape(have))}, expected #{inspect(shape)}"}
     else
       {absolute, relative} = tolerance = Tolerance.of(tolerance, Array.dtype(have))
-      wide = Ops.run({:astype, %{dtype: :f64}}, [have])
+      # A GPU has no f64.
+      [wide, want] = for array <- [have, want], do: Ops.astype(Array.to_device(array, :cpu), :f64)
       distance = Ops.abs(Ops.subtract(wide, want))
       allowed = want |> Ops.abs() |> Ops.multiply(relative) |> Ops.add(absolute)
       near = Ops.less_equal(distance, allowed)
