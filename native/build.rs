@@ -27,6 +27,8 @@ fn build_kernel_nodes() {
         env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run `cargo run --release --package prepare`, as `mix compile` does"))
     };
     let (include, compiler) = (key("DEP_MLX_INCLUDE"), key("DEP_MLX_CXX"));
+    // For the tests, which build kernels for CUDA to run on the CPU.
+    println!("cargo:rustc-env=EMLX_CXX={compiler}");
     cc::Build::new()
         .cpp(true)
         .compiler(compiler)

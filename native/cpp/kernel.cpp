@@ -331,3 +331,16 @@ extern "C" int emlx_cuda_node(
     return 1;
   }
 }
+
+// Where an array that CUDA has computed lies. MLX's buffers on CUDA are handles of this form (mlx/backend/cuda/allocator.h, whose headers
+// need CUDA's own); `data` of an array would move it to where the CPU reads.
+extern "C" uint64_t emlx_device_address(mlx_array a) {
+  struct CudaBuffer {
+    void* data;
+    size_t size;
+    int device;
+  };
+  const auto& array = *static_cast<const core::array*>(a.ctx);
+  const auto* buffer = static_cast<const CudaBuffer*>(array.buffer().ptr());
+  return buffer ? reinterpret_cast<uint64_t>(buffer->data) + array.offset() : 0;
+}

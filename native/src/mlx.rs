@@ -140,7 +140,7 @@ pub fn set_default_variable(name: &str, value: &str) -> Result<()> {
 }
 
 /// Active, kept and most bytes, for the text of an error.
-fn memory_figures() -> Option<(usize, usize, usize)> {
+pub fn memory_figures() -> Option<(usize, usize, usize)> {
     Some((
         active_memory().ok()?,
         cache_memory().ok()?,
@@ -1265,6 +1265,39 @@ impl CudaKernel {
             Err(Error::invalid("kernels of our own are not built here"))
         }
     }
+}
+
+/// Where an array lies on the GPU: None where there is no CUDA.
+///
+/// # Safety
+/// The array is on the GPU and has been computed.
+#[cfg(emlx_kernels)]
+pub unsafe fn device_address(array: &Array) -> Option<u64> {
+    extern "C" {
+        fn emlx_device_address(array: sys::mlx_array) -> u64;
+    }
+    let mut is_cuda = false;
+    let there = sys::mlx_cuda_is_available(&mut is_cuda) == 0 && is_cuda;
+    let address = if there {
+        emlx_device_address(array.as_ptr())
+    } else {
+        0
+    };
+    (address != 0).then_some(address)
+}
+
+/// The strides of an array, in elements.
+///
+/// # Safety
+/// The array has been computed.
+#[cfg(emlx_kernels)]
+pub unsafe fn strides(array: &Array) -> Vec<i64> {
+    let strides = sys::mlx_array_strides(array.as_ptr());
+    if strides.is_null() {
+        return Vec::new();
+    }
+    let strides = std::slice::from_raw_parts(strides, array.ndim());
+    strides.iter().map(|stride| *stride as i64).collect()
 }
 
 #[cfg(emlx_kernels)]

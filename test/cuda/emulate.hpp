@@ -50,8 +50,21 @@ inline float __int_as_float(int bits) {
   return number;
 }
 
+inline int __float_as_int(float number) {
+  int bits;
+  memcpy(&bits, &number, 4);
+  return bits;
+}
+
+// Other blocks and the host are not there at the same time.
+inline void __threadfence_system() {}
+
 inline float rsqrtf(float number) {
   return 1.0f / std::sqrt(number);
+}
+
+inline float __fdividef(float a, float b) {
+  return a / b;
 }
 
 namespace emulate {
@@ -137,12 +150,17 @@ inline void __syncthreads() {
   emulate::wait(emulate::block);
 }
 
-inline float __shfl_xor_sync(unsigned, float number, int by) {
+// Of the lane `from` of the own warp.
+inline float __shfl_sync(unsigned, float number, int from) {
   const int own = threadIdx.x;
   auto& warp = emulate::warps[own / 32];
   emulate::lanes[own] = number;
   emulate::wait(warp);
-  const float other = emulate::lanes[own ^ by];
+  const float other = emulate::lanes[own / 32 * 32 + from];
   emulate::wait(warp);
   return other;
+}
+
+inline float __shfl_xor_sync(unsigned mask, float number, int by) {
+  return __shfl_sync(mask, number, threadIdx.x % 32 ^ by);
 }

@@ -1,4 +1,4 @@
-// The kernels for few rows (native/src/op/cuda/*.cu), run by emulate.hpp, against their formulas. `check` beside this builds it with
+// The kernels in native/src/op/cuda/*.cu, run by emulate.hpp, against their formulas. `check` beside this builds it with
 // -DT=float and -DT=bf16.
 #include <random>
 
@@ -232,6 +232,63 @@ void heads(const char* name) {
   check(name, results[2], formula(values, nullptr, KV_HEADS, REPEAT));
 }
 
+// ---- layer_norm ----
+
+// As in mod.rs.
+constexpr int width(int size) {
+  int vec = 16 / sizeof(T);
+  while (size % vec != 0) {
+    vec /= 2;
+  }
+  return vec;
+}
+
+constexpr int threads(int size) {
+  const int bytes = size * sizeof(T), least = bytes > 16384 ? (bytes + 2047) / 2048 : (bytes + 1023) / 1024;
+  for (int warps = least; warps <= std::min(2 * least, 32); ++warps) {
+    if (size % (warps * 32 * width(size)) == 0) {
+      return warps * 32;
+    }
+  }
+  return least * 32;
+}
+
+// Three rows: around a centre, with numbers far from the others, and of one number. x and the weight lie some numbers off a pack.
+template <int SIZE, bool WEIGHTED, bool BIASED, int THREADS = threads(SIZE)>
+void layer_norm(const char* name, float centre = 0.0f, int x_off = 0, int weight_off = 0) {
+  constexpr int ROWS = 3, VEC = width(SIZE);
+  auto xs = normal(x_off + ROWS * SIZE);
+  const auto gains = normal(weight_off + SIZE), added = normal(SIZE);
+  const float epsilon = 1e-5f, *eps = &epsilon;
+  for (size_t i = x_off; i < xs.size(); ++i) {
+    xs[i] = T(i < x_off + 2 * SIZE ? float(xs[i]) + centre : centre + 0.1f);
+  }
+  xs[x_off + SIZE] = xs[x_off + SIZE + SIZE / 2] = T(centre + 300.0f);
+  const T *x = xs.data() + x_off, *weight = WEIGHTED ? gains.data() + weight_off : x, *bias = BIASED ? added.data() : x;
+  std::vector<T> result(ROWS * SIZE, T(NAN));
+  T* out = result.data();
+  emulate::launch(ROWS, THREADS, [=] {
+#include "../../native/src/op/cuda/layer_norm.cu"
+  });
+
+  for (int r = 0; r < ROWS; ++r) {
+    const T* row = x + r * SIZE;
+    double mean = 0, squares = 0;
+    for (int i = 0; i < SIZE; ++i) {
+      mean += double(float(row[i])) / SIZE;
+    }
+    for (int i = 0; i < SIZE; ++i) {
+      squares += (float(row[i]) - mean) * (float(row[i]) - mean);
+    }
+    std::vector<float> wanted;
+    for (int i = 0; i < SIZE; ++i) {
+      const double y = (float(row[i]) - mean) / std::sqrt(squares / SIZE + epsilon) * (WEIGHTED ? float(weight[i]) : 1.0f);
+      wanted.push_back(rounded(y + (BIASED ? float(bias[i]) : 0.0f)));
+    }
+    check(name, std::vector<T>(result.begin() + r * SIZE, result.begin() + (r + 1) * SIZE), wanted);
+  }
+}
+
 } // namespace
 
 int main() {
@@ -249,6 +306,24 @@ int main() {
   attention<1, 2, 2, 40, 64, true, false, false>("attention that sees nothing", 0, true);
   heads<4, 2, 2, 128, 1, true, true>("heads with norms and frequencies");
   heads<4, 4, 1, 64, 3, false, false>("heads of three rows by a base");
+  layer_norm<64, true, true>("a norm of 64, in which threads have no number");
+  layer_norm<200, true, true>("a norm of 200");
+  layer_norm<77, true, true>("a norm of 77, by single numbers");
+  layer_norm<768, true, true>("a norm of 768, by three warps");
+  layer_norm<4096, true, true>("a norm of 4096");
+  layer_norm<4096, true, false>("a norm of 4096 without a bias");
+  layer_norm<4096, false, true>("a norm of 4096 without a weight");
+  layer_norm<4096, false, false>("a norm of 4096 alone");
+  layer_norm<4096, true, true>("a norm of 4096 around 1000", 1000.0f);
+  layer_norm<4096, true, true>("a norm of 4096, x off its packs", 10.0f, 1);
+  layer_norm<4096, true, true>("a norm of 4096, the weight off its packs", 10.0f, 0, 3);
+  layer_norm<4096, false, false, 32>("a norm of 4096 by one warp", 1000.0f);
+  layer_norm<4100, true, true>("a norm of 4100 around -1000", -1000.0f);
+  layer_norm<4100, false, true>("a norm of 4100, x off its packs", 1000.0f, 1);
+  layer_norm<5000, true, true>("a norm of 5000");
+  layer_norm<5000, true, false>("a norm of 5000, x and the weight off their packs", -10.0f, 5, 1);
+  layer_norm<16384, true, true>("a norm of 16384 around 1000", 1000.0f);
+  layer_norm<16384, false, false, 1024>("a norm of 16384 by 32 warps");
   printf("%d failures\n", failures);
   return failures != 0;
 }

@@ -22,6 +22,8 @@ defmodule EMLX.GeneratePrograms do
     llama_with_cache: {:llama, :step},
     gemma3_with_cache: {:gemma3, :step},
     llama_generation: {:llama, :generate},
+    # With merged operations, and heads that CUDA's kernels take.
+    qwen3_merged_generation: {:qwen3, :generate_merged},
     t5: {:t5, :predict},
     bart: {:bart, :predict},
     whisper: {:whisper, :predict},
@@ -45,6 +47,7 @@ defmodule EMLX.GeneratePrograms do
 
   defp make(name, model_name, what) do
     {spec, kind, _counts} = Models.fetch!(model_name)
+    spec = changed(what, spec)
     {inputs, options} = inputs(what, spec, Models.inputs(kind, spec))
     model = Bumblebee.build_model(spec)
     state = initial(model, Models.inputs(kind, spec))
@@ -53,7 +56,8 @@ defmodule EMLX.GeneratePrograms do
 
     rewritten = function(what, EMLXBumblebee.rewrite(model), spec, options)
     templates = Nx.to_template(inputs)
-    program = EMLX.compile_to_program(rewritten, [state, templates], names: ["", ""], device: :cpu)
+    merge = what == :generate_merged
+    program = EMLX.compile_to_program(rewritten, [state, templates], names: ["", ""], device: :cpu, merge: merge)
     path = Path.join(@folder, name)
     Program.save(program, path <> ".emlx")
 
@@ -96,6 +100,22 @@ defmodule EMLX.GeneratePrograms do
   defp inputs(:generate, _spec, inputs) do
     {Map.put(inputs, "seed", Nx.tensor([1, 2])), [max_new_tokens: 5]}
   end
+
+  defp inputs(:generate_merged, _spec, inputs) do
+    # One row without padding.
+    ids = Nx.slice_along_axis(inputs["input_ids"], 0, 1)
+    mask = Nx.broadcast(Nx.tensor(1, type: Nx.type(inputs["attention_mask"])), ids)
+    {%{"input_ids" => ids, "attention_mask" => mask, "seed" => Nx.tensor([1])}, [max_new_tokens: 8]}
+  end
+
+  defp changed(:generate_merged, spec) do
+    sizes = [vocab_size: 96, hidden_size: 32, intermediate_size: 48, num_key_value_heads: 2, attention_head_size: 64]
+    Bumblebee.configure(spec, [num_attention_heads: 4] ++ sizes)
+  end
+
+  defp changed(_what, spec), do: spec
+
+  defp function(:generate_merged, model, spec, options), do: function(:generate, model, spec, options)
 
   defp function(:generate, model, spec, options) do
     config = Bumblebee.configure(Bumblebee.Text.GenerationConfig, [pad_token_id: 0, eos_token_id: 1] ++ options)

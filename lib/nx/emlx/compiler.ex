@@ -68,7 +68,7 @@ defmodule EMLX.Compiler do
       raise ArgumentError, ":fuse of compiler: EMLX is true or false, got: #{inspect(fuse)}"
     end
 
-    merge = Keyword.get(opts, :merge, Application.get_env(:emlx, :merge, false))
+    merge = Keyword.get(opts, :merge, Application.get_env(:emlx, :merge, device == :gpu))
 
     if not is_boolean(merge) do
       raise ArgumentError, ":merge of compiler: EMLX is true or false, got: #{inspect(merge)}"

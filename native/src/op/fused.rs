@@ -28,11 +28,11 @@ fn rows(array: &Array, size: i32, s: &Stream) -> Result<Array> {
 /// Products of x {…, k}, normed first if there is a weight, with matrices {k, n}: one of each, or silu(x·w0)·(x·w1); `residual` {…, n} is
 /// added to the only one, whose shape may be given.
 #[derive(Clone, Copy)]
-pub struct Products<'a> {
-    pub x: &'a Array,
-    pub norm: Option<(&'a Array, f64)>,
-    pub residual: Option<&'a Array>,
-    pub matrices: &'a [&'a Array],
+pub struct Products<'a, A = &'a Array> {
+    pub x: A,
+    pub norm: Option<(A, f64)>,
+    pub residual: Option<A>,
+    pub matrices: &'a [A],
     pub gated: bool,
     pub shape: Option<&'a [i32]>,
 }

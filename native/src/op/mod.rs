@@ -18,6 +18,8 @@ use crate::dtype::Dtype;
 use crate::error::{Error, Reason, Result};
 use crate::kernels::{self, Function, Pair};
 use crate::mlx::{self, FftNorm, Stream, Vector};
+pub use cuda::decode;
+pub use fused::Products;
 pub use gpu::take_crossed;
 use mlx_rs::Array;
 use rustler::{NifTaggedEnum, NifUnitEnum, NifUntaggedEnum};

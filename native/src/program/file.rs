@@ -291,6 +291,16 @@ pub fn load(path: &str, device: Device, stream: &Stream) -> Result<Program> {
     assemble(path, body, device, stream).map_err(in_file)
 }
 
+/// A saved program's instructions and constants, for tests without a VM.
+#[cfg(test)]
+pub fn parts(path: &str) -> Result<(Block, Vec<Array>)> {
+    let text = read(path)?;
+    let form: Body = serde_json::from_slice(checked_body(path, &text)?)
+        .map_err(|error| failed(path, error.to_string()))?;
+    let constants = constants(path, form.constants, form.tensors.as_deref())?;
+    Ok((unflatten(form.blocks)?, constants.into_iter().collect()))
+}
+
 fn read(path: &str) -> Result<Vec<u8>> {
     let mut text = Vec::new();
     let file = file::open(path)?;

@@ -2,13 +2,14 @@
 //! An eager call is the program of one operation. [`term`] decodes programs, [`run`] replays them, [`types`] finds their shapes and
 //! types, [`file`] saves and loads them, [`fuse`] has their stretches
 //! compiled, [`chain`] brings operations on elements together, [`count`] counts
-//! loops, [`describe`] shows them.
+//! loops, [`graph`] has CUDA repeat them, [`describe`] shows them.
 
 mod chain;
 mod count;
 pub mod describe;
 pub mod file;
 mod fuse;
+mod graph;
 pub mod run;
 pub mod term;
 pub mod types;

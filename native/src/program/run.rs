@@ -2,6 +2,7 @@
 //! and taken up again. Called by the border and by queues.
 
 use super::count::Counters;
+use super::graph::{self, Graph, Progress};
 use super::{build, shown, Block, Instruction, Program, Step};
 use crate::array::{outcomes_of, Handle, Outcome, Outcomes};
 use crate::device::Device;
@@ -218,6 +219,10 @@ struct Loop {
     until_ahead: Option<usize>,
     /// Where the number of steps is known.
     counted: Option<Counted>,
+    /// On CUDA, where the step is launched as one.
+    graph: Option<Box<Graph>>,
+    /// Whether it is known if there is such a graph.
+    is_tried: bool,
     /// Whether there is the step that the state comes from, which is not known yet, and the loop's result if there is not.
     doubt: Option<(Asked, Values)>,
 }
@@ -243,6 +248,21 @@ impl Loop {
             })
             .sum();
         outcomes.is_empty() && bytes <= MAX_KEPT && plain(&self.condition) && plain(&self.body)
+    }
+
+    /// Has CUDA repeat the step from here on, if it can. The state is computed.
+    fn try_graph(&mut self) -> Result<bool> {
+        let slots = self.state.0.iter().chain(&self.captured.0);
+        let inputs = slots.map(Slot::array).collect::<Result<Vec<_>>>()?;
+        let graph = Graph::of(&self.condition, &self.body, self.state.0.len(), &inputs)?;
+        drop(inputs);
+        let Some(graph) = graph else {
+            return Ok(false);
+        };
+        self.graph = Some(Box::new(graph));
+        // It has its own.
+        self.state = Values::default();
+        Ok(true)
     }
 
     /// How many steps it takes, where its condition hangs on numbers that count by themselves.
@@ -355,7 +375,7 @@ struct Counted {
 
 enum Level {
     Block(Frame),
-    Loop(Loop),
+    Loop(Box<Loop>),
 }
 
 /// Replays a straight program. Gives its outputs, whose graph is still to be submitted.
@@ -495,6 +515,12 @@ impl Run {
         let began = Instant::now();
         loop {
             let (device, stream) = (queue.device, &queue.stream);
+            if matches!(self.levels.last(), Some(Level::Loop(_))) {
+                match self.replay(queue)? {
+                    None => continue,
+                    Some(pause) => return Ok(pause),
+                }
+            }
             let Some(Level::Block(frame)) = self.levels.last_mut() else {
                 return Err(Error::invalid("the run has no block"));
             };
@@ -567,6 +593,8 @@ impl Run {
                         needed,
                         until_ahead: None,
                         counted: None,
+                        graph: None,
+                        is_tried: device == Device::Cpu || !graph::is_for(body),
                         doubt: None,
                     };
                     if let Some(counted) = repeated.count(queue, &self.outcomes)? {
@@ -576,7 +604,7 @@ impl Run {
                         }
                         repeated.counted = Some(counted);
                         let first = repeated.body()?;
-                        self.levels.push(Level::Loop(repeated));
+                        self.levels.push(Level::Loop(Box::new(repeated)));
                         self.levels.push(Level::Block(first));
                         continue;
                     }
@@ -584,7 +612,7 @@ impl Run {
                         repeated.until_ahead = self.run_ahead;
                     }
                     let first = repeated.condition()?;
-                    self.levels.push(Level::Loop(repeated));
+                    self.levels.push(Level::Loop(Box::new(repeated)));
                     self.levels.push(Level::Block(first));
                 }
                 Step::Call { id, .. } => {
@@ -629,6 +657,18 @@ impl Run {
         let asked = queue.ask(outputs.slot(0)?.array()?, &state, &self.outcomes)?;
         drop(state);
         drop(outputs);
+        if !repeated.is_tried {
+            repeated.is_tried = true;
+            if !queue.answer(&asked)? {
+                let state = std::mem::take(&mut repeated.state);
+                self.finish(state);
+                return Ok(None);
+            }
+            return match self.outcomes.is_empty() && repeated.try_graph()? {
+                true => self.replay(queue),
+                false => self.next_step(queue, began),
+            };
+        }
         // The step before may be in doubt: then this state is one too many.
         if let Some((before, result)) = repeated.doubt.take() {
             if !queue.answer(&before)? {
@@ -670,6 +710,35 @@ impl Run {
         Ok(has_had_turn.then_some(Pause::Turn))
     }
 
+    /// The loop on top of the stack is repeated by CUDA until it ends, or until the thread is to be left.
+    fn replay(&mut self, queue: &Shared) -> Result<Option<Pause>> {
+        loop {
+            let Some(Level::Loop(repeated)) = self.levels.last_mut() else {
+                return Err(Error::invalid("there is no loop"));
+            };
+            let Some(graph) = &mut repeated.graph else {
+                return Err(Error::invalid("the loop has no step"));
+            };
+            if let Progress::Ended = graph.advance(TURN)? {
+                let state = graph.state(&repeated.needed)?.into_iter();
+                let slots = state.map(|array| array.map_or(Slot::Spent, Slot::Owned));
+                let result = Values(slots.collect());
+                self.finish(result);
+                return Ok(None);
+            }
+            let pressure = queue.pressure();
+            if pressure.closed {
+                return Err(Reason::QueueClosed.into());
+            }
+            if self.reply.as_ref().is_some_and(|reply| !reply.is_awaited()) {
+                return Ok(Some(Pause::Abandoned));
+            }
+            if pressure.waiting {
+                return Ok(Some(Pause::Turn));
+            }
+        }
+    }
+
     /// Ends the loop on top of the stack.
     fn finish(&mut self, result: Values) {
         self.levels.pop();
@@ -681,7 +750,8 @@ impl Run {
     /// What failed may have been a step that there is not. Then its loop ends, and true says that the run goes on.
     fn was_too_far(&mut self, queue: &Shared) -> Result<bool> {
         // Above a loop that runs ahead there is at most one block.
-        let is_doubtful = |level: &Level| matches!(level, Level::Loop(Loop { doubt: Some(_), .. }));
+        let is_doubtful =
+            |level: &Level| matches!(level, Level::Loop(repeated) if repeated.doubt.is_some());
         let Some(place) = self.levels.iter().rposition(is_doubtful) else {
             return Ok(false);
         };

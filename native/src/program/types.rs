@@ -50,6 +50,20 @@ impl Types {
         })
     }
 
+    /// The types of a block's values, given those of its inputs.
+    pub fn of_block(
+        block: &Block,
+        inputs: &[Signature],
+        device: Device,
+        stream: &Stream,
+    ) -> Result<Types> {
+        let values = inputs
+            .iter()
+            .map(|input| placeholder(input, stream).map(Some));
+        let values = Values(values.collect::<Result<_>>()?);
+        Walk { device, stream }.block(block, values)
+    }
+
     pub fn outputs(&self, block: &Block) -> Vec<Signature> {
         let of = |value: &u32| self.values[*value as usize].clone();
         block.outputs.iter().map(of).collect()

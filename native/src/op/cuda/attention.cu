@@ -7,7 +7,8 @@
   const int part = threadIdx.x % PARTS, group = threadIdx.x / PARTS;
   const T* keys = k + batch * k_strides[0] + kv_head * k_strides[2] + part * VEC * k_strides[3];
   const T* vals = v + batch * v_strides[0] + kv_head * v_strides[2] + part * VEC * v_strides[3];
-  const bool* seen = mask + (MASK_BATCH ? batch * mask_strides[0] : 0) + (MASK_HEADS ? head * mask_strides[1] : 0);
+  const bool* seen = reinterpret_cast<const bool*>(mask) + (MASK_BATCH ? batch * mask_strides[0] : 0) +
+                     (MASK_HEADS ? head * mask_strides[1] : 0);
   auto even = [](const T* at, const int64_t* strides) {
     return reinterpret_cast<size_t>(at) % 16 == 0 && strides[3] == 1 && strides[1] % VEC == 0;
   };

@@ -8,8 +8,43 @@ use crate::error::Result;
 use crate::mlx::{self, CudaKernel, Launch, Stream};
 use crate::op::fused::Products;
 use mlx_rs::Array;
-use smallvec::SmallVec;
+use smallvec::{smallvec, SmallVec};
 use std::ffi::CStr;
+
+/// What a kernel is given: an array, or what stands for one in a loop's step (program/graph).
+pub trait Operand: Clone {
+    fn shape(&self) -> &[i32];
+    fn dtype(&self) -> Dtype;
+}
+
+impl Operand for &Array {
+    fn shape(&self) -> &[i32] {
+        Array::shape(self)
+    }
+
+    fn dtype(&self) -> Dtype {
+        mlx::dtype(self)
+    }
+}
+
+/// A kernel with all that its launch takes: `outputs` are shapes, each with the number of the input whose type it has.
+pub struct Call<A> {
+    pub kernel: &'static CudaKernel,
+    pub inputs: SmallVec<[A; 7]>,
+    pub constants: SmallVec<[(&'static CStr, i32); 16]>,
+    pub outputs: SmallVec<[(SmallVec<[i32; 4]>, usize); 3]>,
+    pub launch: Launch,
+}
+
+impl Call<&Array> {
+    fn nodes(&self, s: &Stream) -> Result<SmallVec<[Array; 2]>> {
+        let outputs = self.outputs.iter().map(|(shape, like)| (&shape[..], *like));
+        let outputs: SmallVec<[(&[i32], usize); 3]> = outputs.collect();
+        let launch = Launch { ..self.launch };
+        self.kernel
+            .call(&self.inputs, &self.constants, &outputs, launch, s)
+    }
+}
 
 /// A kernel's text: a line, and a file.
 macro_rules! text {
@@ -36,7 +71,7 @@ fn bits(number: f32) -> i32 {
 
 const PRODUCT_INPUTS: &[&CStr] = &[c"x", c"norm", c"residual", c"w0", c"w1", c"w2"];
 
-const PRODUCTS: [CudaKernel; 3] = [
+static PRODUCTS: [CudaKernel; 3] = [
     CudaKernel {
         name: c"emlx_product",
         inputs: PRODUCT_INPUTS,
@@ -61,7 +96,7 @@ const PRODUCTS: [CudaKernel; 3] = [
 ];
 
 /// The rows of an array {1, …, rows, size}, and which axis they are along.
-fn rows_of(array: &Array, size: i32) -> Option<(i32, i32)> {
+fn rows_of(array: &impl Operand, size: i32) -> Option<(i32, i32)> {
     match array.shape() {
         [leading @ .., rows, last] if *last == size && leading.iter().all(|n| *n == 1) => {
             Some((*rows, leading.len() as i32))
@@ -71,7 +106,13 @@ fn rows_of(array: &Array, size: i32) -> Option<(i32, i32)> {
 }
 
 /// Products of x {1, …, rows, k}; what is added is {1, …, rows, n}.
-pub fn products(wanted: Products, s: &Stream) -> Result<Option<SmallVec<[Array; 2]>>> {
+pub fn products(wanted: Products<&Array>, s: &Stream) -> Result<Option<SmallVec<[Array; 2]>>> {
+    let call = call_of_products(&wanted);
+    call.map(|call| call.nodes(s)).transpose()
+}
+
+/// None where MLX's operations are to be taken.
+pub fn call_of_products<A: Operand>(wanted: &Products<A>) -> Option<Call<A>> {
     let Products {
         x,
         norm,
@@ -80,35 +121,36 @@ pub fn products(wanted: Products, s: &Stream) -> Result<Option<SmallVec<[Array; 
         gated,
         shape,
     } = wanted;
-    let dtype = mlx::dtype(x);
+    let (gated, dtype) = (*gated, x.dtype());
     let k = x.shape().last().copied().unwrap_or(0);
     let (Some((rows, axis)), 1..=3) = (rows_of(x, k), matrices.len()) else {
-        return Ok(None);
+        return None;
     };
     let added = match residual {
         Some(added) => match rows_of(added, matrices[0].shape().last().copied().unwrap_or(0)) {
             Some((count, axis)) if count == rows => axis,
-            _ => return Ok(None),
+            _ => return None,
         },
         None => 0,
     };
     let mut all = matrices
         .iter()
-        .copied()
-        .chain(norm.map(|(weight, _)| weight))
+        .chain(norm.iter().map(|(weight, _)| weight))
         .chain(residual);
     let usable = cfg!(target_os = "linux")
         && is_small_float(dtype)
         && (1..=MAX_ROWS).contains(&rows)
         && k > 0
         && rows.saturating_mul(k) <= MAX_SHARED
-        && all.all(|array| mlx::dtype(array) == dtype)
-        && norm.is_none_or(|(weight, _)| weight.shape() == [k])
+        && all.all(|array| array.dtype() == dtype)
+        && norm
+            .as_ref()
+            .is_none_or(|(weight, _)| weight.shape() == [k])
         && matrices
             .iter()
-            .all(|matrix| matrix.ndim() == 2 && matrix.shape()[0] == k);
+            .all(|matrix| matrix.shape().len() == 2 && matrix.shape()[0] == k);
     if !usable {
-        return Ok(None);
+        return None;
     }
     let columns: SmallVec<[i32; 3]> = matrices.iter().map(|matrix| matrix.shape()[1]).collect();
     let vec = 16 / dtype.size() as i32;
@@ -119,7 +161,7 @@ pub fn products(wanted: Products, s: &Stream) -> Result<Option<SmallVec<[Array; 
         (true, _) if total >= 96 * 4 * i64::from(vec) => 4,
         (_, true) => 2,
         (true, false) => 4,
-        _ => return Ok(None),
+        _ => return None,
     };
     let tiles = |n: &i32| n / (wide * vec);
     let blocks: i32 = match gated {
@@ -128,6 +170,7 @@ pub fn products(wanted: Products, s: &Stream) -> Result<Option<SmallVec<[Array; 
     };
     const THREADS: i32 = 512;
     let size = |i: usize| columns.get(i).copied().unwrap_or(0);
+    let eps = norm.as_ref().map_or(0.0, |(_, eps)| *eps as f32);
     let constants = [
         (c"K", k),
         (c"AXIS", axis),
@@ -138,38 +181,42 @@ pub fn products(wanted: Products, s: &Stream) -> Result<Option<SmallVec<[Array; 
         (c"COUNT", matrices.len() as i32),
         (c"ROWS", rows),
         (c"NORM", i32::from(norm.is_some())),
-        (c"EPS", bits(norm.map_or(0.0, |(_, eps)| eps as f32))),
+        (c"EPS", bits(eps)),
         (c"RESIDUAL", i32::from(residual.is_some())),
         (c"GATED", i32::from(gated)),
         (c"WIDE", wide),
         (c"THREADS", THREADS),
     ];
-    let matrix = |i: usize| matrices.get(i).copied().unwrap_or(matrices[0]);
-    // What is absent is not read.
-    let inputs = [
-        x,
-        norm.map_or(x, |(weight, _)| weight),
-        residual.unwrap_or(x),
-        matrix(0),
-        matrix(1),
-        matrix(2),
-    ];
-    let shapes: SmallVec<[[i32; 2]; 3]> = columns.iter().map(|n| [rows, *n]).collect();
-    let count = if gated { 1 } else { shapes.len() };
-    let outputs: SmallVec<[(&[i32], usize); 3]> = match shape {
-        Some(shape) => std::iter::once((shape, 0)).collect(),
-        None => shapes[..count].iter().map(|own| (&own[..], 0)).collect(),
+    let matrix = |i: usize| matrices.get(i).unwrap_or(&matrices[0]).clone();
+    let count = if gated { 1 } else { columns.len() };
+    let outputs = match shape {
+        Some(shape) => smallvec![(SmallVec::from_slice(shape), 0)],
+        None => columns[..count]
+            .iter()
+            .map(|n| (smallvec![rows, *n], 0))
+            .collect(),
     };
-    let launch = Launch {
-        blocks,
-        threads: THREADS,
-    };
-    PRODUCTS[count - 1]
-        .call(&inputs, &constants, &outputs, launch, s)
-        .map(Some)
+    Some(Call {
+        kernel: &PRODUCTS[count - 1],
+        // What is absent is not read.
+        inputs: smallvec![
+            x.clone(),
+            norm.as_ref().map_or(x, |(weight, _)| weight).clone(),
+            residual.as_ref().unwrap_or(x).clone(),
+            matrix(0),
+            matrix(1),
+            matrix(2),
+        ],
+        constants: constants.into_iter().collect(),
+        outputs,
+        launch: Launch {
+            blocks,
+            threads: THREADS,
+        },
+    })
 }
 
-const ATTENTION: CudaKernel = CudaKernel {
+static ATTENTION: CudaKernel = CudaKernel {
     name: c"emlx_attention",
     inputs: &[c"q", c"k", c"v", c"mask"],
     outputs: &[c"out"],
@@ -181,37 +228,48 @@ const ATTENTION: CudaKernel = CudaKernel {
 /// {batch | 1, heads | 1, 1, length} or none; as they lie, with any strides. The result has the elements of {batch, 1, heads, size} in
 /// `shape`.
 pub fn attention(
-    [q, k, v]: [&Array; 3],
+    qkv: [&Array; 3],
     mask: Option<&Array>,
     scale: f32,
     shape: &[i32],
     s: &Stream,
 ) -> Result<Option<Array>> {
+    match call_of_attention(qkv, mask, scale, shape) {
+        Some(call) => call.nodes(s).map(first),
+        None => Ok(None),
+    }
+}
+
+/// None where MLX's operations are to be taken.
+pub fn call_of_attention<A: Operand>(
+    [q, k, v]: [A; 3],
+    mask: Option<A>,
+    scale: f32,
+    shape: &[i32],
+) -> Option<Call<A>> {
     const THREADS: i32 = 512;
     // Beyond, one block a head reads for too long.
     const MAX_KEYS: i32 = 8192;
     let (&[batch, 1, heads, size], &[_, length, kv_heads, _]) = (q.shape(), k.shape()) else {
-        return Ok(None);
+        return None;
     };
-    let dtype = mlx::dtype(q);
+    let dtype = q.dtype();
     let parts = size / (16 / dtype.size() as i32);
     let usable = cfg!(target_os = "linux")
         && is_small_float(dtype)
-        && mlx::dtype(k) == dtype
-        && mlx::dtype(v) == dtype
+        && k.dtype() == dtype
+        && v.dtype() == dtype
         && matches!(size, 64 | 128)
         && v.shape()[3] == size
         && parts <= 32
         && (1..=MAX_KEYS).contains(&length)
         && batch > 0
         && heads > 0
-        && mask.is_none_or(|mask| {
-            mlx::dtype(mask) == Dtype::Bool && mask.ndim() == 4 && mask.shape()[3] == length
+        && mask.as_ref().is_none_or(|mask| {
+            mask.dtype() == Dtype::Bool && mask.shape().len() == 4 && mask.shape()[3] == length
         });
-    let Some(blocks) = batch.checked_mul(heads).filter(|_| usable) else {
-        return Ok(None);
-    };
-    let axis = |axis: usize| i32::from(mask.is_some_and(|mask| mask.shape()[axis] > 1));
+    let blocks = batch.checked_mul(heads).filter(|_| usable)?;
+    let axis = |axis: usize| i32::from(mask.as_ref().is_some_and(|mask| mask.shape()[axis] > 1));
     let constants = [
         (c"HEADS", heads),
         (c"KV_HEADS", kv_heads),
@@ -223,24 +281,21 @@ pub fn attention(
         (c"SCALE", bits(scale)),
         (c"THREADS", THREADS),
     ];
-    let launch = Launch {
-        blocks,
-        threads: THREADS,
-    };
-    let absent;
-    let mask = match mask {
-        Some(mask) => mask,
-        None => {
-            absent = mlx::from_bytes(&[1], &[1, 1, 1, 1], Dtype::Bool)?;
-            &absent
-        }
-    };
-    ATTENTION
-        .call(&[q, k, v, mask], &constants, &[(shape, 0)], launch, s)
-        .map(first)
+    // What is absent is not read.
+    let mask = mask.unwrap_or(q.clone());
+    Some(Call {
+        kernel: &ATTENTION,
+        inputs: smallvec![q, k, v, mask],
+        constants: constants.into_iter().collect(),
+        outputs: smallvec![(SmallVec::from_slice(shape), 0)],
+        launch: Launch {
+            blocks,
+            threads: THREADS,
+        },
+    })
 }
 
-const HEADS: CudaKernel = CudaKernel {
+static HEADS: CudaKernel = CudaKernel {
     name: c"emlx_heads",
     inputs: &[c"q", c"k", c"v", c"q_norm", c"k_norm", c"offset", c"freqs"],
     outputs: &[c"out_q", c"out_k", c"out_v"],
@@ -250,38 +305,54 @@ const HEADS: CudaKernel = CudaKernel {
 
 /// How heads are turned: `size` numbers each, by `freqs` or powers of `base`; those of keys and values come `repeat` times. `lead` are the
 /// sizes of the results' axes before the heads.
-pub struct Heads<'a> {
+pub struct Heads<'a, A> {
     pub lead: &'a [i32],
     pub size: i32,
     pub repeat: i32,
-    pub norm: Option<(&'a Array, &'a Array, f64)>,
+    pub norm: Option<(A, A, f64)>,
     pub base: Option<f32>,
     pub scale: f32,
 }
 
 /// Queries, keys and values {rows, heads * size}, the first two normed and turned, as {…, heads, size}.
 pub fn heads(
-    [q, k, v]: [&Array; 3],
-    how: &Heads,
+    qkv: [&Array; 3],
+    how: &Heads<&Array>,
     offset: &Array,
     freqs: Option<&Array>,
     s: &Stream,
 ) -> Result<Option<SmallVec<[Array; 2]>>> {
-    const THREADS: i32 = 128;
-    let (&[rows, in_queries], &[_, in_keys]) = (q.shape(), k.shape()) else {
+    if !are_turned(&qkv, how, &offset, freqs.as_ref()) {
         return Ok(None);
+    }
+    let offset = mlx::astype(offset, Dtype::S32, s)?;
+    let freqs = freqs.map(|freqs| mlx::astype(freqs, Dtype::F32, s));
+    let freqs = freqs.transpose()?;
+    let call = call_of_heads(qkv, how, &offset, freqs.as_ref());
+    call.map(|call| call.nodes(s)).transpose()
+}
+
+/// Whether there is a kernel for these.
+fn are_turned<A: Operand>(
+    [q, k, v]: &[A; 3],
+    how: &Heads<A>,
+    offset: &A,
+    freqs: Option<&A>,
+) -> bool {
+    let (&[rows, in_queries], &[_, in_keys]) = (q.shape(), k.shape()) else {
+        return false;
     };
-    let (dtype, size) = (mlx::dtype(q), how.size);
+    let (dtype, size) = (q.dtype(), how.size);
     let weights = how
         .norm
         .iter()
-        .flat_map(|(q_norm, k_norm, _)| [*q_norm, *k_norm]);
-    let usable = cfg!(target_os = "linux")
+        .flat_map(|(q_norm, k_norm, _)| [q_norm, k_norm]);
+    cfg!(target_os = "linux")
         && is_small_float(dtype)
         && [k, v]
             .into_iter()
             .chain(weights)
-            .all(|array| mlx::dtype(array) == dtype)
+            .all(|array| array.dtype() == dtype)
         && matches!(size, 64 | 128 | 192 | 256)
         && (1..=MAX_ROWS).contains(&rows)
         && in_queries % size == 0
@@ -289,11 +360,29 @@ pub fn heads(
         && k.shape() == v.shape()
         && offset.shape() == [rows]
         && freqs.is_none_or(|freqs| freqs.shape() == [size / 2])
-        && freqs.is_some() != how.base.is_some();
-    if !usable {
-        return Ok(None);
+        && freqs.is_some() != how.base.is_some()
+}
+
+/// `offset` is s32 and `freqs` f32. None where MLX's operations are to be taken.
+pub fn call_of_heads<A: Operand>(
+    [q, k, v]: [A; 3],
+    how: &Heads<A>,
+    offset: A,
+    freqs: Option<A>,
+) -> Option<Call<A>> {
+    const THREADS: i32 = 128;
+    let fit = offset.dtype() == Dtype::S32
+        && freqs
+            .as_ref()
+            .is_none_or(|freqs| freqs.dtype() == Dtype::F32);
+    let qkv = [q, k, v];
+    if !fit || !are_turned(&qkv, how, &offset, freqs.as_ref()) {
+        return None;
     }
-    let (heads, kv_heads) = (in_queries / size, in_keys / size);
+    let [q, k, v] = qkv;
+    let (rows, size) = (q.shape()[0], how.size);
+    let (heads, kv_heads) = (q.shape()[1] / size, k.shape()[1] / size);
+    let eps = how.norm.as_ref().map_or(0.0, |(_, _, eps)| *eps as f32);
     let constants = [
         (c"HEADS", heads),
         (c"KV_HEADS", kv_heads),
@@ -301,35 +390,29 @@ pub fn heads(
         (c"SIZE", size),
         (c"ROWS", rows),
         (c"NORM", i32::from(how.norm.is_some())),
-        (c"EPS", bits(how.norm.map_or(0.0, |(_, _, eps)| eps as f32))),
+        (c"EPS", bits(eps)),
         (c"SCALE", bits(how.scale)),
         (c"OWN_FREQS", i32::from(freqs.is_some())),
         (c"BASE", bits(how.base.unwrap_or(1.0).log2())),
         (c"THREADS", THREADS),
     ];
-    let offset = mlx::astype(offset, Dtype::S32, s)?;
-    let wide;
-    let freqs = match freqs {
-        Some(freqs) => {
-            wide = mlx::astype(freqs, Dtype::F32, s)?;
-            &wide
-        }
-        None => q,
-    };
     // What is absent is not read.
-    let (q_norm, k_norm) = how
-        .norm
-        .map_or((q, k), |(q_norm, k_norm, _)| (q_norm, k_norm));
-    let inputs = [q, k, v, q_norm, k_norm, &offset, freqs];
-    let queries = [how.lead, &[heads, size]].concat();
-    let repeated = [how.lead, &[kv_heads * how.repeat, size]].concat();
-    let outputs: [(&[i32], usize); 3] = [(&queries, 0), (&repeated, 1), (&repeated, 2)];
-    let items = rows * (heads + 2 * kv_heads);
-    let launch = Launch {
-        blocks: (items + THREADS / 32 - 1) / (THREADS / 32),
-        threads: THREADS,
+    let freqs = freqs.unwrap_or(q.clone());
+    let (q_norm, k_norm) = match &how.norm {
+        Some((q_norm, k_norm, _)) => (q_norm.clone(), k_norm.clone()),
+        None => (q.clone(), k.clone()),
     };
-    HEADS
-        .call(&inputs, &constants, &outputs, launch, s)
-        .map(Some)
+    let shaped = |heads: i32| how.lead.iter().copied().chain([heads, size]).collect();
+    let repeated: SmallVec<[i32; 4]> = shaped(kv_heads * how.repeat);
+    let items = rows * (heads + 2 * kv_heads);
+    Some(Call {
+        kernel: &HEADS,
+        inputs: smallvec![q, k, v, q_norm, k_norm, offset, freqs],
+        constants: constants.into_iter().collect(),
+        outputs: smallvec![(shaped(heads), 0), (repeated.clone(), 1), (repeated, 2)],
+        launch: Launch {
+            blocks: (items + THREADS / 32 - 1) / (THREADS / 32),
+            threads: THREADS,
+        },
+    })
 }

@@ -34,7 +34,7 @@
 #pragma unroll
     for (int i = 0; i < PARTS; i++) {
       const int at = i * 32 + lane;
-      const float inverse = OWN_FREQS ? 1.0f / freqs[at * freqs_strides[0]]
+      const float inverse = OWN_FREQS ? 1.0f / static_cast<float>(freqs[at * freqs_strides[0]])
                                       : exp2f(-static_cast<float>(at) / HALF * __int_as_float(BASE));
       const float cosine = cosf(place * inverse), sine = sinf(place * inverse);
       const float p = a[i], r = b[i];

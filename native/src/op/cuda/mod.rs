@@ -2,6 +2,7 @@
 //! rotation turns several heads by one sine and cosine. Called by the fused kernels in `linear.rs`; None stands for cases that are
 //! left to MLX. `mix emlx.bench kernels` has the figures.
 
+#[macro_use]
 pub mod decode;
 
 use crate::dtype::Dtype;
@@ -9,85 +10,18 @@ use crate::error::Result;
 use crate::mlx::{self, CudaKernel, Launch, Stream};
 use mlx_rs::Array;
 use smallvec::SmallVec;
+use std::ffi::CStr;
 
 /// Elements from which a kernel's time is more than that of launching it.
 const MIN_SIZE: usize = 1 << 20;
 
 const LAYER_NORM: CudaKernel = CudaKernel {
-    name: c"emlx_layer_norm",
+    // MLX keeps compiled kernels by their names, from version to version: another text, another name.
+    name: c"emlx_layer_norm_merged",
     inputs: &[c"x", c"weight", c"bias", c"eps"],
     outputs: &[c"out"],
     in_rows: true,
-    source: cr#"
-  struct alignas(sizeof(T) * VEC) Pack { T v[VEC]; };
-  constexpr int CHUNKS = (SIZE + VEC * THREADS - 1) / (VEC * THREADS);
-  __shared__ float parts[2][32];
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  // A slice may begin anywhere.
-  auto load = [&](const T* from) {
-    Pack pack;
-    if (reinterpret_cast<size_t>(from) % sizeof(Pack) == 0) {
-      pack = *reinterpret_cast<const Pack*>(from);
-    } else {
-      for (int i = 0; i < VEC; i++) pack.v[i] = from[i];
-    }
-    return pack;
-  };
-  auto total = [&](float value, float* parts) {
-    for (int by = 16; by > 0; by /= 2) value += __shfl_xor_sync(0xffffffff, value, by);
-    if (lane == 0) parts[warp] = value;
-    __syncthreads();
-    value = lane < THREADS / 32 ? parts[lane] : 0.0f;
-    for (int by = 16; by > 0; by /= 2) value += __shfl_xor_sync(0xffffffff, value, by);
-    return value;
-  };
-  const T* row = x + static_cast<size_t>(blockIdx.x) * SIZE;
-  float values[CHUNKS * VEC];
-  float sum = 0.0f;
-#pragma unroll
-  for (int c = 0; c < CHUNKS; c++) {
-    const int at = (c * THREADS + threadIdx.x) * VEC;
-    if (at < SIZE) {
-      const Pack pack = load(row + at);
-#pragma unroll
-      for (int i = 0; i < VEC; i++) {
-        values[c * VEC + i] = static_cast<float>(pack.v[i]);
-        sum += values[c * VEC + i];
-      }
-    }
-  }
-  const float mean = total(sum, parts[0]) / SIZE;
-  float squares = 0.0f;
-#pragma unroll
-  for (int c = 0; c < CHUNKS; c++) {
-    if ((c * THREADS + threadIdx.x) * VEC < SIZE) {
-#pragma unroll
-      for (int i = 0; i < VEC; i++) {
-        const float d = values[c * VEC + i] - mean;
-        squares += d * d;
-      }
-    }
-  }
-  const float scale = rsqrtf(total(squares, parts[1]) / SIZE + eps[0]);
-  T* to = out + static_cast<size_t>(blockIdx.x) * SIZE;
-#pragma unroll
-  for (int c = 0; c < CHUNKS; c++) {
-    const int at = (c * THREADS + threadIdx.x) * VEC;
-    if (at < SIZE) {
-      Pack w, b, result;
-      if (WEIGHTED) w = load(weight + at);
-      if (BIASED) b = load(bias + at);
-#pragma unroll
-      for (int i = 0; i < VEC; i++) {
-        float y = (values[c * VEC + i] - mean) * scale;
-        if (WEIGHTED) y *= static_cast<float>(w.v[i]);
-        if (BIASED) y += static_cast<float>(b.v[i]);
-        result.v[i] = static_cast<T>(y);
-      }
-      *reinterpret_cast<Pack*>(to + at) = result;
-    }
-  }
-"#,
+    source: text!("", "layer_norm.cu"),
 };
 
 /// As MLX's, for rows of up to 16,384 elements in the type of the weight and the bias.
@@ -106,8 +40,14 @@ pub fn layer_norm(
         return Ok(None);
     }
     let vec = width(size, dtype);
-    // Sixteen elements a thread, in whole warps: 119 µs where 32 take 143 (8 × 2048 × 4096 on an H200).
-    let threads = ((size + 511) / 512).clamp(1, 32) * 32;
+    // 32 bytes a thread take 40 registers, which leaves room for six blocks of 256 on a multiprocessor; 64 bytes where blocks of more than
+    // 512 threads would leave room for one. Warps of as many elements each need no counts.
+    let warps = match size * dtype.size() as i32 {
+        bytes if bytes > 16_384 => (bytes + 2047) / 2048,
+        bytes => (bytes + 1023) / 1024,
+    };
+    let even = |warps: &i32| size % (warps * 32 * vec) == 0;
+    let threads = (warps..=(2 * warps).min(32)).find(even).unwrap_or(warps) * 32;
     let eps = mlx::from_bytes(&eps.to_ne_bytes(), &[], Dtype::F32)?;
     let constants = [
         (c"SIZE", size),

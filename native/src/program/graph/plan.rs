@@ -1,0 +1,619 @@
+//! What a loop's step is as launches of kernels: the instructions of its two blocks, brought into an order in which operations on a few
+//! elements go together. It knows shapes, types and layouts, and no addresses. Called by `mod.rs`.
+
+use super::text::{self, Elements};
+use crate::dtype::Dtype;
+use crate::mlx::Launch;
+use crate::op::decode::{self, Call, Heads, Operand};
+use crate::op::{Op, Products};
+use crate::program::{Block, Instruction, Step};
+use smallvec::SmallVec;
+
+/// Elements up to which one block of threads does an operation on elements.
+const MAX_ELEMENTS: i64 = 1 << 16;
+/// Bytes up to which what the loop only reads is copied beside its state.
+const MAX_COPIED: usize = 4096;
+/// Every value begins at a multiple of this.
+const ALIGNED: usize = 256;
+
+/// Where a value's elements lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Base {
+    /// The step's own memory.
+    Arena,
+    /// An array that the loop only reads, by its place among the loop's inputs.
+    Input(usize),
+}
+
+/// Elements of an array, with any strides. `offset` is in bytes, strides are in elements.
+#[derive(Clone, Debug, PartialEq)]
+pub struct View {
+    pub base: Base,
+    pub offset: usize,
+    pub shape: SmallVec<[i32; 4]>,
+    pub strides: SmallVec<[i64; 4]>,
+    pub dtype: Dtype,
+}
+
+impl Operand for View {
+    fn shape(&self) -> &[i32] {
+        &self.shape
+    }
+
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+}
+
+/// The strides of an array in rows.
+pub fn rows(shape: &[i32]) -> SmallVec<[i64; 4]> {
+    let mut strides: SmallVec<[i64; 4]> = SmallVec::from_elem(1, shape.len());
+    for axis in (1..shape.len()).rev() {
+        strides[axis - 1] = strides[axis] * i64::from(shape[axis].max(1));
+    }
+    strides
+}
+
+impl View {
+    pub fn size(&self) -> i64 {
+        self.shape.iter().map(|size| i64::from(*size)).product()
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.size() as usize * self.dtype.size()
+    }
+
+    /// Whether the elements lie in rows; axes of one element may have any stride.
+    pub fn is_in_rows(&self) -> bool {
+        let mut axes = self.shape.iter().zip(&self.strides).zip(rows(&self.shape));
+        axes.all(|((size, stride), own)| *size == 1 || *stride == own)
+    }
+
+    fn moved(&self, elements: i64) -> usize {
+        self.offset + elements as usize * self.dtype.size()
+    }
+}
+
+/// An input of the loop: its layout, if its elements lie in rows or not.
+pub struct Given {
+    pub shape: Vec<i32>,
+    pub strides: Vec<i64>,
+    pub dtype: Dtype,
+}
+
+/// An argument of a kernel: an address.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Argument {
+    Arena(usize),
+    Input(usize, usize),
+    /// Two numbers that the host reads: the steps begun, and whether there was one too many.
+    Told,
+}
+
+/// A kernel: its text, in which it is called `name`, and what it is launched with.
+#[derive(Debug)]
+pub struct Kernel {
+    pub name: &'static str,
+    pub text: String,
+    pub arguments: Vec<Argument>,
+    pub launch: (i32, i32),
+}
+
+pub struct Plan {
+    /// Bytes of the step's own memory.
+    pub bytes: usize,
+    /// Inputs of the loop that are copied into it before the first step, the state among them.
+    pub copies: Vec<(usize, View)>,
+    pub kernels: Vec<Kernel>,
+}
+
+/// A launch by kernels of few rows, or of `text.rs`.
+enum Heavy {
+    Call(Box<Call<View>>, SmallVec<[View; 3]>),
+    /// Writes updates over values of the state, from `start` on.
+    Update {
+        start: View,
+        axes: Vec<i32>,
+        pairs: Vec<(View, View)>,
+    },
+    Argmax {
+        from: View,
+        to: View,
+        last_nan: bool,
+    },
+}
+
+#[derive(Default)]
+struct Level {
+    elements: Elements,
+    heavy: Vec<Heavy>,
+}
+
+/// A value: where it lies, and when it is there. Each level has operations on elements first, then others.
+#[derive(Clone)]
+struct Value {
+    view: View,
+    level: usize,
+    is_heavy: bool,
+}
+
+impl Value {
+    /// The first level whose operations on elements may take it.
+    fn for_elements(&self) -> usize {
+        self.level + usize::from(self.is_heavy)
+    }
+}
+
+struct Lowering {
+    bytes: usize,
+    levels: Vec<Level>,
+    go: usize,
+}
+
+impl Plan {
+    /// The step of a loop with a state of `state` values. `types` are those of the values of the condition and of the body. None
+    /// where an instruction has no kernel here, or where the step would not gain by it.
+    pub fn of(
+        condition: &Block,
+        body: &Block,
+        state: usize,
+        given: &[Given],
+        types: [&[(Vec<i32>, Dtype)]; 2],
+    ) -> Option<Plan> {
+        if !is_for(body) {
+            return None;
+        }
+        let mut lowering = Lowering {
+            bytes: 0,
+            levels: vec![Level::default()],
+            go: 0,
+        };
+        let go = lowering.room(&[2], Dtype::U32);
+        lowering.go = go.offset;
+        let mut copies = Vec::new();
+        let mut inputs = Vec::with_capacity(given.len());
+        for (i, array) in given.iter().enumerate() {
+            let own = View {
+                base: Base::Input(i),
+                offset: 0,
+                shape: array.shape.iter().copied().collect(),
+                strides: array.strides.iter().copied().collect(),
+                dtype: array.dtype,
+            };
+            if own.size() == 0 || matches!(own.dtype, Dtype::F64 | Dtype::C64) {
+                return None;
+            }
+            let view = match i < state || (own.is_in_rows() && own.bytes() <= MAX_COPIED) {
+                true => {
+                    let copy = lowering.room(&own.shape, own.dtype);
+                    copies.push((i, copy.clone()));
+                    copy
+                }
+                false => own,
+            };
+            inputs.push(Value {
+                view,
+                level: 0,
+                is_heavy: false,
+            });
+        }
+        let goes_on = lowering.block(condition, inputs.clone(), types[0], state)?;
+        let goes_on = &goes_on[*condition.outputs.first()? as usize];
+        if goes_on.for_elements() != 0 || lowering.levels.len() != 1 {
+            return None;
+        }
+        lowering.levels[0].elements.go(&goes_on.view, go.offset)?;
+        let values = lowering.block(body, inputs.clone(), types[1], state)?;
+        lowering.commit(body, &inputs[..state], &values)?;
+        Some(lowering.plan(copies))
+    }
+}
+
+impl Lowering {
+    fn room(&mut self, shape: &[i32], dtype: Dtype) -> View {
+        let view = View {
+            base: Base::Arena,
+            offset: self.bytes,
+            shape: shape.iter().copied().collect(),
+            strides: rows(shape),
+            dtype,
+        };
+        self.bytes = (self.bytes + view.bytes()).next_multiple_of(ALIGNED);
+        view
+    }
+
+    fn level(&mut self, level: usize) -> &mut Level {
+        while self.levels.len() <= level {
+            self.levels.push(Level::default());
+        }
+        &mut self.levels[level]
+    }
+
+    fn block(
+        &mut self,
+        block: &Block,
+        mut values: Vec<Value>,
+        types: &[(Vec<i32>, Dtype)],
+        state: usize,
+    ) -> Option<Vec<Value>> {
+        for (at, instruction) in block.instructions.iter().enumerate() {
+            let Step::Op(op) = &instruction.step else {
+                return None;
+            };
+            let signatures = types.get(values.len()..values.len() + instruction.outputs)?;
+            let fits = |(shape, dtype): &(Vec<i32>, Dtype)| {
+                !shape.contains(&0) && !matches!(dtype, Dtype::F64 | Dtype::C64)
+            };
+            if !signatures.iter().all(fits) {
+                return None;
+            }
+            let inputs: Option<SmallVec<[Option<&Value>; 6]>> = instruction
+                .inputs
+                .iter()
+                .map(|input| match input {
+                    Some(value) => values.get(*value as usize).map(Some),
+                    None => Some(None),
+                })
+                .collect();
+            let inputs: SmallVec<[Option<Value>; 6]> =
+                inputs?.into_iter().map(Option::<&Value>::cloned).collect();
+            // A value of the state that only this instruction reads, and that is nothing else afterwards.
+            let own = instruction
+                .inputs
+                .first()
+                .copied()
+                .flatten()
+                .filter(|value| (*value as usize) < state && is_only_use(block, at, *value));
+            let made = self.instruction(op, &inputs, own.is_some(), signatures);
+            #[cfg(test)]
+            if made.is_none() {
+                eprintln!("no kernel for instruction {at}, {op:?}");
+            }
+            values.extend(made?);
+        }
+        Some(values)
+    }
+
+    fn instruction(
+        &mut self,
+        op: &Op,
+        inputs: &[Option<Value>],
+        is_own: bool,
+        types: &[(Vec<i32>, Dtype)],
+    ) -> Option<Vec<Value>> {
+        let (shape, dtype) = types.first()?;
+        if let Some(value) = view_of(op, inputs, shape) {
+            return Some(vec![value]);
+        }
+        let views = |inputs: &[Option<Value>]| -> Option<SmallVec<[View; 6]>> {
+            let mut all = inputs.iter();
+            all.try_fold(SmallVec::new(), |mut views, value| {
+                views.push(value.as_ref()?.view.clone());
+                Some(views)
+            })
+        };
+        let optional = |i: usize| inputs.get(i).cloned().flatten().map(|value| value.view);
+        let heavy_level = inputs.iter().flatten().map(|value| value.level).max();
+        let heavy_level = heavy_level.unwrap_or(0);
+        match op {
+            Op::Products {
+                eps,
+                gated,
+                shape: given,
+            } => {
+                let matrices = views(&inputs[3..])?;
+                let norm = match (optional(1), eps) {
+                    (Some(weight), Some(eps)) => Some((weight, *eps)),
+                    (None, None) => None,
+                    _ => return None,
+                };
+                let wanted = Products {
+                    x: optional(0)?,
+                    norm,
+                    residual: optional(2),
+                    matrices: &matrices,
+                    gated: *gated,
+                    shape: given.as_deref(),
+                };
+                let call = decode::call_of_products(&wanted)?;
+                Some(self.call(call, heavy_level, types))
+            }
+            Op::RopeHeads {
+                lead,
+                size,
+                repeat,
+                eps,
+                base,
+                scale,
+            } => {
+                let norm = match (eps, optional(4), optional(5)) {
+                    (Some(eps), Some(q_norm), Some(k_norm)) => Some((q_norm, k_norm, *eps)),
+                    (None, None, None) => None,
+                    _ => return None,
+                };
+                let how = Heads {
+                    lead,
+                    size: *size,
+                    repeat: *repeat,
+                    norm,
+                    base: *base,
+                    scale: *scale,
+                };
+                let qkv = [optional(0)?, optional(1)?, optional(2)?];
+                let call = decode::call_of_heads(qkv, &how, optional(3)?, optional(6))?;
+                Some(self.call(call, heavy_level, types))
+            }
+            Op::CacheAttention {
+                scale,
+                shape: given,
+            } => {
+                let qkv = [optional(0)?, optional(1)?, optional(2)?];
+                let call = decode::call_of_attention(qkv, optional(3), *scale, given)?;
+                Some(self.call(call, heavy_level, types))
+            }
+            Op::SliceUpdateDynamic { axes } if is_own => {
+                let [to, update, start] = <[View; 3]>::try_from(views(inputs)?.into_vec()).ok()?;
+                let fits = update.dtype == to.dtype
+                    && update.shape.len() == to.shape.len()
+                    && start.dtype.is_integer()
+                    && start.shape.len() == 1
+                    && axes
+                        .iter()
+                        .all(|axis| (0..to.shape.len() as i32).contains(axis));
+                if !fits {
+                    return None;
+                }
+                self.update(heavy_level, to.clone(), update, start, axes);
+                Some(vec![Value {
+                    view: to,
+                    level: heavy_level,
+                    is_heavy: true,
+                }])
+            }
+            Op::Argmax { axis, nan, .. } => {
+                let from = optional(0)?;
+                let last = from.shape.len() as i32 - 1;
+                let is_last = axis.is_some_and(|axis| axis == last || axis == -1)
+                    || (axis.is_none() && from.size() == i64::from(*from.shape.last()?));
+                if !is_last || !from.is_in_rows() || !is_number(from.dtype) {
+                    return None;
+                }
+                let to = self.room(shape, *dtype);
+                let heavy = Heavy::Argmax {
+                    from,
+                    to: to.clone(),
+                    last_nan: *nan == crate::op::Which::Last,
+                };
+                self.level(heavy_level).heavy.push(heavy);
+                Some(vec![Value {
+                    view: to,
+                    level: heavy_level,
+                    is_heavy: true,
+                }])
+            }
+            _ => {
+                let to = View {
+                    base: Base::Arena,
+                    offset: 0,
+                    shape: shape.iter().copied().collect(),
+                    strides: rows(shape),
+                    dtype: *dtype,
+                };
+                if to.size() > MAX_ELEMENTS {
+                    return None;
+                }
+                let to = self.room(shape, *dtype);
+                let levels = inputs.iter().flatten().map(Value::for_elements);
+                let level = levels.max().unwrap_or(0);
+                let views = views(inputs)?;
+                self.level(level).elements.add(op, &views, &to)?;
+                Some(vec![Value {
+                    view: to,
+                    level,
+                    is_heavy: false,
+                }])
+            }
+        }
+    }
+
+    fn call(&mut self, call: Call<View>, level: usize, types: &[(Vec<i32>, Dtype)]) -> Vec<Value> {
+        let outputs: SmallVec<[View; 3]> = types
+            .iter()
+            .map(|(shape, dtype)| self.room(shape, *dtype))
+            .collect();
+        let made = outputs.iter().map(|view| Value {
+            view: view.clone(),
+            level,
+            is_heavy: true,
+        });
+        let made = made.collect();
+        let heavy = Heavy::Call(Box::new(call), outputs);
+        self.level(level).heavy.push(heavy);
+        made
+    }
+
+    /// Two updates at one place go together, as keys and values do.
+    fn update(&mut self, level: usize, to: View, update: View, start: View, axes: &[i32]) {
+        let heavy = &mut self.level(level).heavy;
+        if let Some(Heavy::Update {
+            start: before,
+            axes: own,
+            pairs,
+        }) = heavy.last_mut()
+        {
+            let alike = pairs.len() == 1
+                && *before == start
+                && own == axes
+                && pairs[0].0.shape == to.shape
+                && pairs[0].0.dtype == to.dtype
+                && pairs[0].1.shape == update.shape
+                && pairs[0].1.strides == update.strides;
+            if alike {
+                pairs.push((to, update));
+                return;
+            }
+        }
+        heavy.push(Heavy::Update {
+            start,
+            axes: axes.to_vec(),
+            pairs: vec![(to, update)],
+        });
+    }
+
+    /// The state becomes what the body gave, if there is this step.
+    fn commit(&mut self, body: &Block, state: &[Value], values: &[Value]) -> Option<()> {
+        let mut last = Elements::default();
+        let mut moved = Vec::new();
+        for (own, output) in state.iter().zip(&body.outputs) {
+            let from = &values[*output as usize].view;
+            if *from == own.view {
+                continue;
+            }
+            if from.size() > MAX_ELEMENTS || from.shape != own.view.shape {
+                return None;
+            }
+            // What is to be read may be part of the state itself, which others are written to.
+            let is_of_state = |view: &View| {
+                let of = |value: &Value| {
+                    let own = value.view.offset;
+                    (own..own + value.view.bytes()).contains(&view.offset)
+                };
+                view.base == Base::Arena && state.iter().any(of)
+            };
+            let from = match is_of_state(from) {
+                true => {
+                    let copy = self.room(&from.shape, from.dtype);
+                    last.add(&Op::Copy, std::slice::from_ref(from), &copy)?;
+                    copy
+                }
+                false => from.clone(),
+            };
+            moved.push((from, own.view.clone()));
+        }
+        last.when(self.go);
+        for (from, to) in moved {
+            last.add(&Op::Copy, &[from], &to)?;
+        }
+        let level = self.levels.len();
+        self.level(level).elements = last;
+        Some(())
+    }
+
+    fn plan(self, copies: Vec<(usize, View)>) -> Plan {
+        let mut kernels = Vec::new();
+        for level in self.levels {
+            kernels.extend(level.elements.kernel());
+            for heavy in level.heavy {
+                kernels.push(match heavy {
+                    Heavy::Call(call, outputs) => text::of_call(&call, &outputs),
+                    Heavy::Update { start, axes, pairs } => {
+                        text::of_update(self.go, &start, &axes, &pairs)
+                    }
+                    Heavy::Argmax { from, to, last_nan } => text::of_argmax(&from, &to, last_nan),
+                });
+            }
+        }
+        Plan {
+            bytes: self.bytes,
+            copies,
+            kernels,
+        }
+    }
+}
+
+/// See [`super::is_for`].
+pub fn is_for(body: &Block) -> bool {
+    let few_rows = |instruction: &Instruction| {
+        matches!(
+            instruction.step,
+            Step::Op(Op::Products { .. } | Op::CacheAttention { .. })
+        )
+    };
+    body.instructions.iter().any(few_rows)
+}
+
+fn is_number(dtype: Dtype) -> bool {
+    matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::Bf16)
+}
+
+/// Whether nothing but one instruction takes a value.
+fn is_only_use(block: &Block, at: usize, value: u32) -> bool {
+    let uses = block.instructions.iter().enumerate().map(|(i, other)| {
+        let count = other.inputs.iter().filter(|input| **input == Some(value));
+        (i, count.count())
+    });
+    let mut others = uses.filter(|(_, count)| *count > 0);
+    others.next() == Some((at, 1)) && others.next().is_none() && !block.outputs.contains(&value)
+}
+
+/// What is no more than another look at a value's elements.
+fn view_of(op: &Op, inputs: &[Option<Value>], shape: &[i32]) -> Option<Value> {
+    let value = inputs.first()?.as_ref()?;
+    let view = &value.view;
+    let as_it_is = || view.is_in_rows().then(|| (view.offset, rows(shape)));
+    let (offset, strides) = match op {
+        Op::Reshape { .. }
+        | Op::Flatten { .. }
+        | Op::Unflatten { .. }
+        | Op::Squeeze { .. }
+        | Op::ExpandDims { .. } => as_it_is()?,
+        Op::Transpose { axes } => {
+            let axes = axes.iter().map(|axis| view.strides.get(*axis as usize));
+            (
+                view.offset,
+                axes.map(|s| s.copied()).collect::<Option<_>>()?,
+            )
+        }
+        Op::BroadcastTo { .. } => {
+            let more = shape.len().checked_sub(view.shape.len())?;
+            let strides = shape.iter().enumerate().map(|(axis, size)| {
+                let own = axis.checked_sub(more).map(|axis| (view.shape[axis], axis));
+                match own {
+                    Some((own, axis)) if own == *size => view.strides[axis],
+                    _ => 0,
+                }
+            });
+            (view.offset, strides.collect())
+        }
+        Op::Slice {
+            start,
+            stop,
+            strides: steps,
+        } => {
+            let rank = view.shape.len();
+            let mut from = 0;
+            let mut strides = SmallVec::new();
+            if [start.len(), stop.len(), steps.len()] != [rank; 3] {
+                return None;
+            }
+            for axis in 0..rank {
+                let inside = (0..view.shape[axis]).contains(&start[axis])
+                    && stop[axis] > start[axis]
+                    && stop[axis] <= view.shape[axis];
+                if !inside || steps[axis] < 1 {
+                    return None;
+                }
+                from += i64::from(start[axis]) * view.strides[axis];
+                strides.push(i64::from(steps[axis]) * view.strides[axis]);
+            }
+            (view.moved(from), strides)
+        }
+        _ => return None,
+    };
+    Some(Value {
+        view: View {
+            base: view.base,
+            offset,
+            shape: shape.iter().copied().collect(),
+            strides,
+            dtype: view.dtype,
+        },
+        ..value.clone()
+    })
+}
+
+impl From<&Launch> for (i32, i32) {
+    fn from(launch: &Launch) -> (i32, i32) {
+        (launch.blocks, launch.threads)
+    }
+}
