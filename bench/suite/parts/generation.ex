@@ -1,8 +1,8 @@
 defmodule EMLX.Bench.Parts.Generation do
   @moduledoc """
   Greedy generation of text by Bumblebee compiled with EMLX: tokens a second, and the time to the first token, against mlx-lm with the same
-  weights. Bumblebee's model is rewritten by `EMLXBumblebee`, as it is compiled by default, with merged operations, and running ahead
-  too; and it is as it is. On the GPU the shapes are those of Qwen3-0.6B and Llama-3.2-1B, on the CPU small ones of the same families
+  weights. Bumblebee's model is rewritten by `EMLXBumblebee`, as it is compiled by default on the CPU, with merged operations, as by
+  default on the GPU, and running ahead too; and it is as it is. On the GPU the shapes are those of Qwen3-0.6B and Llama-3.2-1B, on the CPU small ones of the same families
   unless `--full` asks for those too.
 
   Before anything is timed, each side's tokens are laid before mlx-lm's model in f32, with the same weights: no token may be clearly

@@ -18,6 +18,8 @@ use std::time::{Duration, Instant};
 
 /// Steps that are launched before the first of them has begun.
 const AHEAD: u32 = 2;
+/// Bytes of an element of the step's memory, whose size is a multiple of it.
+const WORD: usize = 8;
 
 fn failed(call: &str, error: driver::DriverError) -> Error {
     let words = error
@@ -39,6 +41,7 @@ struct Gpu {
     context: sys::CUcontext,
     /// `sm_90`.
     architecture: String,
+    has_bf16: bool,
     /// By the digest of their texts.
     functions: Mutex<HashMap<[u8; 32], Function>>,
 }
@@ -73,9 +76,11 @@ impl Gpu {
             CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR as MAJOR,
             CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as MINOR,
         };
+        let (major, minor) = (version(MAJOR)?, version(MINOR)?);
         Ok(Gpu {
             context,
-            architecture: format!("sm_{}{}", version(MAJOR)?, version(MINOR)?),
+            architecture: format!("sm_{major}{minor}"),
+            has_bf16: major >= 8,
             functions: Mutex::default(),
         })
     }
@@ -280,6 +285,10 @@ impl Graph {
         let Some(plan) = plan_of(condition, body, state, &given)? else {
             return Ok(None);
         };
+        // The kernels round to bf16 by an instruction that older GPUs lack, and the memory is one array.
+        if !Gpu::get()?.has_bf16 || i32::try_from(plan.bytes / WORD).is_err() {
+            return Ok(None);
+        }
         Graph::new(&plan, state, inputs).map(Some)
     }
 
@@ -295,7 +304,7 @@ impl Graph {
         for array in inputs.iter().skip(state) {
             arrays.push(mlx::share(array)?);
         }
-        let arena = computed(&[plan.bytes as i32], Dtype::U8)?;
+        let arena = computed(&[(plan.bytes / WORD) as i32], Dtype::U64)?;
         let arena_address = address(&arena)?;
         arrays.push(arena);
         let stream = driver::stream::create(driver::stream::StreamKind::NonBlocking)
