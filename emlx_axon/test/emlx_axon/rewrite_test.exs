@@ -62,7 +62,11 @@ defmodule EMLXAxon.RewriteTest do
   test "epsilons, also where they outweigh the numbers" do
     for epsilon <- [1.0e-12, 1.0e-5, 1.0e-3, 0.5, 1], factor <- [1, 1.0e-3] do
       x = Nx.multiply(random({4, 16}), factor)
-      assert_rewritten(layer_norm(epsilon: epsilon), state(16, {:f, 32}, {:f, 32}), x, [{LayerNorm, :fused}], atol: 1.0e-5)
+
+      assert_rewritten(layer_norm(epsilon: epsilon), state(16, {:f, 32}, {:f, 32}), x, [{LayerNorm, :fused}],
+        atol: 1.0e-5
+      )
+
       assert_rewritten(rms_norm(epsilon: epsilon), state(16), x, [{RMSNorm, :fused}])
     end
   end
