@@ -997,6 +997,29 @@ impl Op {
         )
     }
 
+    /// Arithmetic, comparisons and logic on elements, and casts: what a program's own interpreters know (program/count.rs,
+    /// program/graph/text.rs).
+    pub fn is_simple(&self) -> bool {
+        matches!(
+            self,
+            Op::Astype { .. }
+                | Op::Add
+                | Op::Subtract
+                | Op::Multiply
+                | Op::Maximum
+                | Op::Minimum
+                | Op::Less
+                | Op::LessEqual
+                | Op::Greater
+                | Op::GreaterEqual
+                | Op::Equal
+                | Op::NotEqual
+                | Op::LogicalAnd
+                | Op::LogicalOr
+                | Op::LogicalNot
+        )
+    }
+
     /// May fail while it is computed, not only while it is built: its result carries the failure on to whatever uses it.
     pub fn can_fail_late(&self) -> bool {
         self.is_for_cpu_only()

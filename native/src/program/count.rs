@@ -130,25 +130,7 @@ fn needs(
 
 /// What [`apply`] knows.
 fn is_known(op: &Op) -> bool {
-    matches!(
-        op,
-        Op::Constant { .. }
-            | Op::Astype { .. }
-            | Op::Add
-            | Op::Subtract
-            | Op::Multiply
-            | Op::Maximum
-            | Op::Minimum
-            | Op::Less
-            | Op::LessEqual
-            | Op::Greater
-            | Op::GreaterEqual
-            | Op::Equal
-            | Op::NotEqual
-            | Op::LogicalAnd
-            | Op::LogicalOr
-            | Op::LogicalNot
-    )
+    op.is_simple() || matches!(op, Op::Constant { .. })
 }
 
 fn run(

@@ -264,12 +264,7 @@ impl Lowering {
                 .copied()
                 .flatten()
                 .filter(|value| (*value as usize) < state && is_only_use(block, at, *value));
-            let made = self.instruction(op, &inputs, own.is_some(), signatures);
-            #[cfg(test)]
-            if made.is_none() {
-                eprintln!("no kernel for instruction {at}, {op:?}");
-            }
-            values.extend(made?);
+            values.extend(self.instruction(op, &inputs, own.is_some(), signatures)?);
         }
         Some(values)
     }
@@ -353,14 +348,7 @@ impl Lowering {
             }
             Op::SliceUpdateDynamic { axes } if is_own => {
                 let [to, update, start] = <[View; 3]>::try_from(views(inputs)?.into_vec()).ok()?;
-                let fits = update.dtype == to.dtype
-                    && update.shape.len() == to.shape.len()
-                    && start.dtype.is_integer()
-                    && start.shape.len() == 1
-                    && axes
-                        .iter()
-                        .all(|axis| (0..to.shape.len() as i32).contains(axis));
-                if !fits {
+                if update.dtype != to.dtype || !text::is_update(&to, &update, &start, axes) {
                     return None;
                 }
                 self.update(heavy_level, to.clone(), update, start, axes);
@@ -392,14 +380,8 @@ impl Lowering {
                 }])
             }
             _ => {
-                let to = View {
-                    base: Base::Arena,
-                    offset: 0,
-                    shape: shape.iter().copied().collect(),
-                    strides: rows(shape),
-                    dtype: *dtype,
-                };
-                if to.size() > MAX_ELEMENTS {
+                let size: i64 = shape.iter().map(|size| i64::from(*size)).product();
+                if size > MAX_ELEMENTS {
                     return None;
                 }
                 let to = self.room(shape, *dtype);

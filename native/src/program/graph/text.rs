@@ -104,11 +104,7 @@ impl Elements {
             self.code,
             "  for (int i = threadIdx.x; i < {size}; i += {THREADS}) {{"
         );
-        for (axis, (size, stride)) in shape.iter().zip(rows(shape)).enumerate() {
-            if *size > 1 {
-                let _ = writeln!(self.code, "    const int d{axis} = i / {stride} % {size};");
-            }
-        }
+        self.code.push_str(&indices(shape));
     }
 
     fn end(&mut self) {
@@ -240,36 +236,13 @@ impl Elements {
                 let [from, update, start] = inputs else {
                     return None;
                 };
-                let fits = update.shape.len() == from.shape.len()
-                    && start.dtype.is_integer()
-                    && start.shape.len() == 1
-                    && axes
-                        .iter()
-                        .all(|axis| (0..from.shape.len() as i32).contains(axis));
-                if !fits {
+                if !is_update(to, update, start, axes) {
                     return None;
                 }
                 self.pointwise(&Op::Copy, std::slice::from_ref(from), to)?;
                 self.wait();
                 self.each(&update.shape);
-                let mut place = String::from("0");
-                for (axis, (size, stride)) in update.shape.iter().zip(&to.strides).enumerate() {
-                    let own = if *size > 1 {
-                        format!("d{axis}")
-                    } else {
-                        "0".into()
-                    };
-                    let at = axes.iter().position(|own| *own as usize == axis);
-                    let begin = match at {
-                        Some(at) => {
-                            let place = format!("{}", at as i64 * start.strides[0]);
-                            let begin = self.element(start, &place);
-                            clamped(&begin, to.shape[axis] - size)
-                        }
-                        None => "0".into(),
-                    };
-                    let _ = write!(place, " + ({own} + {begin}) * {stride}");
-                }
+                let place = updated(update, to, start, axes, |place| self.element(start, place));
                 let own = broadcast(update, &update.shape);
                 let number = self.element(update, &own);
                 self.write(to, &place, &number);
@@ -314,11 +287,7 @@ impl Elements {
             "  if (threadIdx.x == 0) {{\n    bool found = {};\n    for (int i = 0; i < {size}; i++) {{",
             !any
         );
-        for (axis, (size, stride)) in from.shape.iter().zip(rows(&from.shape)).enumerate() {
-            if *size > 1 {
-                let _ = writeln!(self.code, "    const int d{axis} = i / {stride} % {size};");
-            }
-        }
+        self.code.push_str(&indices(&from.shape));
         let place = broadcast(from, &from.shape.clone());
         let element = self.element(from, &place);
         let joined = if any { "||" } else { "&&" };
@@ -410,30 +379,49 @@ fn literal(value: &Number) -> Option<String> {
 }
 
 fn is_pointwise(op: &Op) -> bool {
-    matches!(
-        op,
-        Op::Add
-            | Op::Subtract
-            | Op::Multiply
-            | Op::Maximum
-            | Op::Minimum
-            | Op::Less
-            | Op::LessEqual
-            | Op::Greater
-            | Op::GreaterEqual
-            | Op::Equal
-            | Op::NotEqual
-            | Op::LogicalAnd
-            | Op::LogicalOr
-            | Op::LogicalNot
-            | Op::Astype { .. }
-            | Op::Copy
-            | Op::Where
-            | Op::Reshape { .. }
-            | Op::Flatten { .. }
-            | Op::Squeeze { .. }
-            | Op::ExpandDims { .. }
-    )
+    op.is_simple() || matches!(op, Op::Copy | Op::Where)
+}
+
+/// The indices `d0`, `d1` … of the element `i` of so many in rows.
+fn indices(shape: &[i32]) -> String {
+    let axes = shape.iter().zip(rows(shape)).enumerate();
+    axes.filter(|(_, (size, _))| **size > 1)
+        .map(|(axis, (size, stride))| format!("    const int d{axis} = i / {stride} % {size};\n"))
+        .collect()
+}
+
+/// Where in `to` an element of an update goes, given how a start is read by its place in elements.
+fn updated(
+    update: &View,
+    to: &View,
+    start: &View,
+    axes: &[i32],
+    mut read: impl FnMut(&str) -> String,
+) -> String {
+    let own: Vec<(usize, i32, i64)> = update
+        .shape
+        .iter()
+        .zip(&to.strides)
+        .enumerate()
+        .map(|(axis, (size, stride))| (axis, *size, *stride))
+        .collect();
+    let mut place = sum(own.iter().copied());
+    for (at, axis) in axes.iter().enumerate() {
+        let (axis, size, stride) = own[*axis as usize];
+        let begin = read(&(at as i64 * start.strides[0]).to_string());
+        let begin = clamped(&begin, to.shape[axis] - size);
+        let _ = write!(place, " + {begin} * {stride}ll");
+    }
+    place
+}
+
+/// Whether an update from `start` on is one that is known here.
+pub fn is_update(to: &View, update: &View, start: &View, axes: &[i32]) -> bool {
+    let rank = to.shape.len() as i32;
+    update.shape.len() == to.shape.len()
+        && start.dtype.is_integer()
+        && start.shape.len() == 1
+        && axes.iter().all(|axis| (0..rank).contains(axis))
 }
 
 /// The operation on one element of each input.
@@ -489,7 +477,6 @@ fn number(op: &Op, inputs: &[View], values: &[String], dtype: Dtype) -> Option<S
         Op::Multiply => arithmetic("*"),
         Op::Maximum => extreme(">"),
         Op::Minimum => extreme("<"),
-        // Shapes that need a copy would have other indices.
         _ => None,
     }
 }
@@ -558,32 +545,13 @@ pub fn of_update(go: usize, start: &View, axes: &[i32], pairs: &[(View, View)]) 
             "  {kind}* to = blockIdx.x == 0 ? to0 : to1;\n  const {kind}* from = blockIdx.x == 0 ? from0 : from1;"
         ),
     };
-    let mut place = String::from("0");
-    for (axis, (size, stride)) in update.shape.iter().zip(&to.strides).enumerate() {
-        let own = if *size > 1 {
-            format!("d{axis}")
-        } else {
-            "0".into()
-        };
-        let begin = match axes.iter().position(|own| *own as usize == axis) {
-            Some(at) => clamped(
-                &format!("start[{}]", at as i64 * start.strides[0]),
-                to.shape[axis] - size,
-            ),
-            None => "0".into(),
-        };
-        let _ = write!(place, " + ({own} + {begin}) * {stride}ll");
-    }
+    let place = updated(update, to, start, axes, |place| format!("start[{place}]"));
     let _ = writeln!(
         code,
         "  for (int i = threadIdx.x; i < {}; i += {THREADS}) {{",
         update.size()
     );
-    for (axis, (size, stride)) in update.shape.iter().zip(rows(&update.shape)).enumerate() {
-        if *size > 1 {
-            let _ = writeln!(code, "    const int d{axis} = i / {stride} % {size};");
-        }
-    }
+    code.push_str(&indices(&update.shape));
     let own = broadcast(update, &update.shape.clone());
     let _ = writeln!(code, "    to[{place}] = from[{own}];\n  }}");
     kernel(
