@@ -1270,7 +1270,7 @@ impl CudaKernel {
 /// Where an array lies on the GPU: None where there is no CUDA.
 ///
 /// # Safety
-/// The array is on the GPU and has been computed.
+/// The array is on the GPU and has been submitted.
 #[cfg(emlx_kernels)]
 pub unsafe fn device_address(array: &Array) -> Option<u64> {
     extern "C" {
@@ -1289,7 +1289,7 @@ pub unsafe fn device_address(array: &Array) -> Option<u64> {
 /// The strides of an array, in elements.
 ///
 /// # Safety
-/// The array has been computed.
+/// The array has been submitted.
 #[cfg(emlx_kernels)]
 pub unsafe fn strides(array: &Array) -> Vec<i64> {
     let strides = sys::mlx_array_strides(array.as_ptr());

@@ -250,7 +250,7 @@ impl Loop {
         outcomes.is_empty() && bytes <= MAX_KEPT && plain(&self.condition) && plain(&self.body)
     }
 
-    /// Has CUDA repeat the step from here on, if it can. The state is computed.
+    /// Has CUDA repeat the step from here on, if it can. All that it takes has been submitted.
     fn try_graph(&mut self) -> Result<bool> {
         let slots = self.state.0.iter().chain(&self.captured.0);
         let inputs = slots.map(Slot::array).collect::<Result<Vec<_>>>()?;
@@ -647,13 +647,14 @@ impl Run {
             repeated.submit(queue)?;
             return self.next_step(queue, began);
         }
-        // The condition and the whole state are computed together: the graph never grows over steps.
-        let state = repeated
-            .state
-            .0
-            .iter()
-            .map(Slot::array)
-            .collect::<Result<Vec<_>>>()?;
+        // The condition and the whole state are computed together: the graph never grows over steps. What CUDA may have to read by
+        // itself is computed, too.
+        let read = match repeated.is_tried {
+            true => &[],
+            false => &repeated.captured.0[..],
+        };
+        let state = repeated.state.0.iter().chain(read).map(Slot::array);
+        let state = state.collect::<Result<Vec<_>>>()?;
         let asked = queue.ask(outputs.slot(0)?.array()?, &state, &self.outcomes)?;
         drop(state);
         drop(outputs);

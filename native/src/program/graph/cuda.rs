@@ -265,7 +265,7 @@ pub struct Graph {
 unsafe impl Send for Graph {}
 
 impl Graph {
-    /// The graph of a loop whose inputs, the first `state` of which are its state, are computed. None where it is to be run node by
+    /// The graph of a loop whose inputs, the first `state` of which are its state, have been submitted. None where it is to be run node by
     /// node.
     pub fn of(
         condition: &Block,
@@ -273,7 +273,7 @@ impl Graph {
         state: usize,
         inputs: &[&Array],
     ) -> Result<Option<Graph>> {
-        // SAFETY: the inputs are computed.
+        // SAFETY: MLX lays arrays out as it submits them.
         let given: Vec<Given> = inputs
             .iter()
             .map(|array| Given {
@@ -295,6 +295,8 @@ impl Graph {
     fn new(plan: &Plan, state: usize, inputs: &[&Array]) -> Result<Graph> {
         let gpu = Gpu::get()?;
         let functions = gpu.functions(&plan.kernels)?;
+        // What is read may be under way on any stream of MLX's, which this one knows nothing of.
+        driver::ctx::synchronize().map_err(|error| failed("cuCtxSynchronize", error))?;
         let mut arrays = Vec::with_capacity(inputs.len() + 1);
         let mut addresses = Vec::with_capacity(inputs.len());
         for array in inputs {
@@ -325,16 +327,15 @@ impl Graph {
                 graph.state.push((copy.offset, signature));
             }
             let rows;
-            let from =
-                match super::plan::rows(array.shape())[..] == unsafe { mlx::strides(array) }[..] {
-                    true => addresses[*input],
-                    false => {
-                        rows = in_rows(array)?;
-                        let from = address(&rows)?;
-                        graph._arrays.push(rows);
-                        from
-                    }
-                };
+            let from = match mlx::is_in_rows(array) {
+                true => addresses[*input],
+                false => {
+                    rows = in_rows(array)?;
+                    let from = address(&rows)?;
+                    graph._arrays.push(rows);
+                    from
+                }
+            };
             // SAFETY: both are so many bytes, and live as long as the graph.
             unsafe {
                 driver::memcpy_dtod_async(
