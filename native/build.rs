@@ -29,6 +29,8 @@ fn build_kernel_nodes() {
     let (include, compiler) = (key("DEP_MLX_INCLUDE"), key("DEP_MLX_CXX"));
     // For the tests, which build kernels for CUDA to run on the CPU.
     println!("cargo:rustc-env=EMLX_CXX={compiler}");
+    // And compare what cpp/ knows of MLX's private parts with its headers.
+    println!("cargo:rustc-env=EMLX_INCLUDE={include}");
     cc::Build::new()
         .cpp(true)
         .compiler(compiler)
@@ -41,6 +43,7 @@ fn build_kernel_nodes() {
         .flag("-fvisibility=hidden")
         // mlx-sys links it.
         .cpp_link_stdlib(None)
+        .file("cpp/captured.cpp")
         .file("cpp/kernel.cpp")
         .file("cpp/stream.cpp")
         .compile("emlx_kernel_node");

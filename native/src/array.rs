@@ -112,6 +112,8 @@ pub fn check_outcomes(outcomes: &Outcomes) -> Result<()> {
 /// An array as the BEAM holds it.
 pub struct Handle {
     array: ManuallyDrop<Array>,
+    /// No other handle ever has this number.
+    pub number: u64,
     pub device: Device,
     pub stream: Stream,
     /// Nodes on the longest unsubmitted path to this array.
@@ -134,6 +136,11 @@ impl std::panic::RefUnwindSafe for Handle {}
 #[rustler::resource_impl]
 impl Resource for Handle {}
 
+fn next_number() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
 impl Drop for Handle {
     fn drop(&mut self) {
         // SAFETY: dropped once, here.
@@ -146,6 +153,7 @@ impl Handle {
     pub fn ready(array: Array, device: Device, stream: Stream, outcomes: Outcomes) -> Handle {
         Handle {
             array: ManuallyDrop::new(array),
+            number: next_number(),
             device,
             stream,
             depth: AtomicU32::new(0),
@@ -183,6 +191,7 @@ impl Handle {
         }
         Handle {
             array: ManuallyDrop::new(array),
+            number: next_number(),
             device,
             stream,
             depth: AtomicU32::new(depth + 1),

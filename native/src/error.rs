@@ -165,6 +165,7 @@ impl Error {
     /// Names the place that the call stands in, before what is already named.
     pub fn within(mut self, place: &str) -> Error {
         self.op = match self.op.as_str() {
+            op if place.is_empty() => op.to_string(),
             "" => place.to_string(),
             op => format!("{place}, {op}"),
         };

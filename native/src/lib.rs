@@ -1005,7 +1005,10 @@ fn set_limit<'a>(limit: Term<'a>, bytes: Term<'a>) -> Answer<usize> {
 
 #[rustler::nif(schedule = "DirtyIo")]
 fn clear_cache() -> Answer<Done> {
-    Answer(guard("clear_cache", || mlx::clear_cache().map(|()| Done)))
+    Answer(guard("clear_cache", || {
+        program::forget_all();
+        mlx::clear_cache().map(|()| Done)
+    }))
 }
 
 #[rustler::nif]

@@ -24,6 +24,11 @@ pub fn cross(outputs: &[Array]) -> Result<()> {
     Ok(())
 }
 
+/// How many of them are kept on this thread.
+pub fn crossed() -> usize {
+    CROSSED.with_borrow(Vec::len)
+}
+
 /// The results that were computed by the CPU for the GPU since the last call on this thread.
 pub fn take_crossed() -> Vec<Array> {
     CROSSED.take()

@@ -20,7 +20,7 @@ use crate::kernels::{self, Function, Pair};
 use crate::mlx::{self, FftNorm, Stream, Vector};
 pub use cuda::decode;
 pub use fused::Products;
-pub use gpu::take_crossed;
+pub use gpu::{crossed, take_crossed};
 use mlx_rs::Array;
 use rustler::{NifTaggedEnum, NifUnitEnum, NifUntaggedEnum};
 use serde::{Deserialize, Serialize};

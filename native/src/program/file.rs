@@ -253,7 +253,11 @@ fn flatten(block: &Block, blocks: &mut Vec<BlockForm>) -> Result<usize> {
                     body: flatten(body, blocks)?,
                 });
             }
-            Step::Call { .. } | Step::Fused(_) | Step::Chain(_) | Step::Chained => {
+            Step::Call { .. }
+            | Step::Fused(_)
+            | Step::Stretch(_)
+            | Step::Chain(_)
+            | Step::Chained => {
                 let message = format!("{} cannot be saved", instruction.step.name());
                 return Err(Error::invalid(message));
             }

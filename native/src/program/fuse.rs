@@ -107,7 +107,32 @@ fn replay(block: &Block, inputs: &[Array], device: Device, stream: &Stream) -> R
 
 /// The same block with its stretches of two operations and more fused, those of blocks inside included.
 pub fn fuse(block: &Block) -> Result<Block> {
+    with_stretches(
+        block,
+        &Stretches {
+            pays: &|stretch| stretch.len() >= 2,
+            is_part: &Instruction::is_op,
+            step: &|block| Step::Fused(Arc::new(Fused::new(block))),
+            inside: &|block| fuse(block).map(Arc::new),
+        },
+    )
+}
+
+/// How stretches of operations are brought into one instruction each.
+pub struct Stretches<'a> {
+    /// Whether these are to be.
+    pub pays: &'a dyn Fn(&[Instruction]) -> bool,
+    /// Whether an instruction may be in a stretch: an operation.
+    pub is_part: &'a dyn Fn(&Instruction) -> bool,
+    pub step: &'a dyn Fn(Block) -> Step,
+    /// What becomes of a block inside an instruction.
+    pub inside: &'a dyn Fn(&Arc<Block>) -> Result<Arc<Block>>,
+}
+
+/// The same block with its stretches as one instruction each.
+pub fn with_stretches(block: &Block, how: &Stretches) -> Result<Block> {
     let mut fused = Fusing {
+        how,
         numbers: (0..block.inputs as u32).map(Some).collect(),
         instructions: Vec::new(),
         known: block.inputs as u32,
@@ -116,17 +141,17 @@ pub fn fuse(block: &Block) -> Result<Block> {
     let mut value = block.inputs as u32;
     let mut rest = &block.instructions[..];
     while !rest.is_empty() {
-        let length = rest
-            .iter()
-            .take_while(|instruction| instruction.is_op())
-            .count();
-        let (stretch, after) = rest.split_at(length.max(1));
-        let outputs: usize = stretch.iter().map(|instruction| instruction.outputs).sum();
-        if length >= 2 {
-            fused.stretch(stretch, block.instructions.len() - after.len(), value)?;
+        let parts = rest.iter().take_while(|part| (how.is_part)(part)).count();
+        let (stretch, after) = rest.split_at(parts.max(1));
+        let before = block.instructions.len() - rest.len();
+        if parts > 0 && (how.pays)(stretch) {
+            fused.stretch(stretch, before + parts, value)?;
         } else {
-            fused.single(&stretch[0], block.instructions.len() - rest.len())?;
+            for (i, instruction) in stretch.iter().enumerate() {
+                fused.single(instruction, before + i)?;
+            }
         }
+        let outputs: usize = stretch.iter().map(|instruction| instruction.outputs).sum();
         value += outputs as u32;
         rest = after;
     }
@@ -152,7 +177,8 @@ fn last_uses(block: &Block) -> Vec<usize> {
     last_use
 }
 
-struct Fusing {
+struct Fusing<'a> {
+    how: &'a Stretches<'a>,
     /// The number that a value has now; None where it went into a stretch and does not come out.
     numbers: Vec<Option<u32>>,
     instructions: Vec<Instruction>,
@@ -160,7 +186,7 @@ struct Fusing {
     last_use: Vec<usize>,
 }
 
-impl Fusing {
+impl Fusing<'_> {
     fn number(&self, value: u32) -> Result<u32> {
         let number = self.numbers.get(value as usize).copied().flatten();
         number.ok_or_else(|| {
@@ -172,14 +198,14 @@ impl Fusing {
         let step = match &instruction.step {
             Step::Op(_) | Step::Call { .. } => instruction.step.clone(),
             Step::If { then, otherwise } => Step::If {
-                then: Arc::new(fuse(then)?),
-                otherwise: Arc::new(fuse(otherwise)?),
+                then: (self.how.inside)(then)?,
+                otherwise: (self.how.inside)(otherwise)?,
             },
             Step::While { condition, body } => Step::While {
-                condition: Arc::new(fuse(condition)?),
-                body: Arc::new(fuse(body)?),
+                condition: (self.how.inside)(condition)?,
+                body: (self.how.inside)(body)?,
             },
-            Step::Fused(_) | Step::Chain(_) | Step::Chained => {
+            Step::Fused(_) | Step::Stretch(_) | Step::Chain(_) | Step::Chained => {
                 return Err(Error::invalid("is fused already"))
             }
         };
@@ -243,7 +269,7 @@ impl Fusing {
             self.numbers[*value as usize] = Some(self.known);
             self.known += 1;
         }
-        let step = Step::Fused(Arc::new(Fused::new(block)));
+        let step = (self.how.step)(block);
         self.instructions
             .push(Instruction::new(step, inputs, needed.len(), None));
         Ok(())

@@ -1,9 +1,10 @@
 //! Programs: operations over numbered values, with branches, loops and questions to the calling process, replayed on new inputs.
 //! An eager call is the program of one operation. [`term`] decodes programs, [`run`] replays them, [`types`] finds their shapes and
 //! types, [`file`] saves and loads them, [`fuse`] has their stretches
-//! compiled, [`chain`] brings operations on elements together, [`count`] counts
+//! compiled, [`chain`] brings operations on elements together, [`captured`] has CUDA launch them together, [`count`] counts
 //! loops, [`graph`] has CUDA repeat them, [`describe`] shows them.
 
+mod captured;
 mod chain;
 mod count;
 pub mod describe;
@@ -20,13 +21,15 @@ use crate::error::{Error, Result, Signature};
 use crate::kernels;
 use crate::mlx::{self, Stream};
 use crate::op::{self, Op};
+pub use captured::forget_all;
+use captured::Stretch;
 use chain::Chain;
 pub use count::Whole;
 use fuse::Fused;
 use mlx_rs::Array;
 use rustler::{Resource, ResourceArc};
 use smallvec::SmallVec;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use types::Types;
 
 /// Most values a program may have, over all its blocks: what is allocated for a program follows its counts.
@@ -56,6 +59,8 @@ pub enum Step {
     },
     /// Operations that MLX compiles together; only in what [`fuse`] makes.
     Fused(Arc<Fused>),
+    /// Operations that CUDA launches together; only in what [`captured`] makes.
+    Stretch(Arc<Stretch>),
     /// Operations in one node; only in what [`chain`] makes, as is the next.
     Chain(Arc<Chain>),
     /// What a chain further on does. Its value is not there.
@@ -71,6 +76,7 @@ impl Step {
             Step::While { .. } => "while".into(),
             Step::Call { id, .. } => format!("call {id}"),
             Step::Fused(_) => "fused".into(),
+            Step::Stretch(_) => "captured".into(),
             Step::Chain(_) | Step::Chained => "chain".into(),
         }
     }
@@ -127,6 +133,8 @@ impl Instruction {
     fn place(&self, at: usize) -> String {
         match self.step {
             Step::Fused(_) => self.title(),
+            // Its errors say where in it.
+            Step::Stretch(_) => String::new(),
             _ => format!(
                 "instruction {}, {}",
                 self.number.unwrap_or(at),
@@ -150,6 +158,8 @@ pub struct Block {
     pub inputs: usize,
     pub instructions: Vec<Instruction>,
     pub outputs: Vec<u32>,
+    /// What is run in its place on CUDA, once that was asked for.
+    stretched: OnceLock<Option<Arc<Block>>>,
 }
 
 impl Block {
@@ -198,7 +208,17 @@ impl Block {
             inputs,
             instructions,
             outputs,
+            stretched: OnceLock::new(),
         })
+    }
+
+    /// What is run on a device: on CUDA, stretches of operations are launched together.
+    fn on(self: &Arc<Block>, device: Device) -> &Arc<Block> {
+        if device == Device::Cpu || !captured::is_on() {
+            return self;
+        }
+        let stretched = self.stretched.get_or_init(|| captured::stretched(self));
+        stretched.as_ref().unwrap_or(self)
     }
 
     /// The values by number.
@@ -232,9 +252,12 @@ impl Block {
 impl Instruction {
     fn blocks(&self) -> impl Iterator<Item = &Arc<Block>> {
         let blocks: SmallVec<[&Arc<Block>; 2]> = match &self.step {
-            Step::Op(_) | Step::Call { .. } | Step::Fused(_) | Step::Chain(_) | Step::Chained => {
-                SmallVec::new()
-            }
+            Step::Op(_)
+            | Step::Call { .. }
+            | Step::Fused(_)
+            | Step::Stretch(_)
+            | Step::Chain(_)
+            | Step::Chained => SmallVec::new(),
             Step::If { then, otherwise } => SmallVec::from_slice(&[then, otherwise]),
             Step::While { condition, body } => SmallVec::from_slice(&[condition, body]),
         };
@@ -268,7 +291,7 @@ fn check_step(instruction: &Instruction) -> Result<()> {
         return Err(Error::invalid("an input is nil"));
     }
     match &instruction.step {
-        Step::Op(_) | Step::Fused(_) | Step::Chain(_) | Step::Chained => Ok(()),
+        Step::Op(_) | Step::Fused(_) | Step::Stretch(_) | Step::Chain(_) | Step::Chained => Ok(()),
         Step::If { then, otherwise } => {
             if inputs == 0 {
                 return Err(Error::invalid("has no predicate"));

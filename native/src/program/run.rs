@@ -70,6 +70,14 @@ impl Values {
             .and_then(|slot| slot.array().ok())
     }
 
+    /// The number of the handle that a value is, of one that others have too.
+    fn number(&self, value: Option<u32>) -> Option<u64> {
+        match self.0.get(value? as usize)? {
+            Slot::Given(handle) => Some(handle.number),
+            _ => None,
+        }
+    }
+
     fn slot(&self, value: u32) -> Result<&Slot> {
         let absent = || Error::invalid(format!("there is no value {value}"));
         self.0.get(value as usize).ok_or_else(absent)
@@ -132,9 +140,10 @@ struct Frame {
 }
 
 impl Frame {
-    fn new(block: &Arc<Block>, inputs: Values) -> Frame {
+    /// The block as it is run on the device.
+    fn new(block: &Arc<Block>, inputs: Values, device: Device) -> Frame {
         Frame {
-            block: block.clone(),
+            block: block.on(device).clone(),
             pc: 0,
             values: inputs,
         }
@@ -148,7 +157,7 @@ impl Frame {
                 self.pc += 1;
                 continue;
             }
-            let (Step::Op(_) | Step::Chain(_)) = &instruction.step else {
+            let (Step::Op(_) | Step::Chain(_) | Step::Stretch(_)) = &instruction.step else {
                 break;
             };
             let inputs: SmallVec<[Option<&Array>; 6]> = instruction
@@ -159,6 +168,18 @@ impl Frame {
             let outputs = match &instruction.step {
                 Step::Op(op) => build(op, &inputs, device, stream),
                 Step::Chain(chain) => chain.build(&inputs, stream).map(|array| smallvec![array]),
+                // Its errors say where in it.
+                Step::Stretch(stretch) => {
+                    let numbers = instruction
+                        .inputs
+                        .iter()
+                        .map(|value| self.values.number(*value));
+                    let numbers: SmallVec<[Option<u64>; 64]> = numbers.collect();
+                    let inputs: Vec<&Array> = inputs.iter().copied().flatten().collect();
+                    stretch
+                        .build(&inputs, &numbers, device, stream)
+                        .map(|outputs| outputs.into())
+                }
                 _ => break,
             };
             let outputs = outputs
@@ -198,7 +219,7 @@ impl Frame {
     }
 }
 
-fn signatures(inputs: &[Option<&Array>]) -> Vec<Option<Signature>> {
+pub(super) fn signatures(inputs: &[Option<&Array>]) -> Vec<Option<Signature>> {
     inputs
         .iter()
         .map(|input| input.map(|array| (array.shape().to_vec(), mlx::dtype(array))))
@@ -328,19 +349,19 @@ impl Loop {
         Ok(Values(slots.collect::<Result<_>>()?))
     }
 
-    fn condition(&mut self) -> Result<Frame> {
+    fn condition(&mut self, device: Device) -> Result<Frame> {
         self.in_body = false;
         let mut inputs = self.state.share()?;
         inputs.0.append(&mut self.captured.share()?.0);
-        Ok(Frame::new(&self.condition, inputs))
+        Ok(Frame::new(&self.condition, inputs, device))
     }
 
     /// The state moves into the body, so that MLX may write over it.
-    fn body(&mut self) -> Result<Frame> {
+    fn body(&mut self, device: Device) -> Result<Frame> {
         self.in_body = true;
         let mut inputs = std::mem::take(&mut self.state);
         inputs.0.append(&mut self.captured.share()?.0);
-        Ok(Frame::new(&self.body, inputs))
+        Ok(Frame::new(&self.body, inputs, device))
     }
 
     /// Takes over the body's outputs.
@@ -388,7 +409,7 @@ pub fn inline(
     let given = inputs.iter().chain(&program.constants);
     let mut values = Values(Vec::with_capacity(program.body.inputs + program.size));
     values.0.extend(given.clone().cloned().map(Slot::Given));
-    let mut frame = Frame::new(program.code(device), values);
+    let mut frame = Frame::new(program.code(device), values, device);
     frame
         .build(device, stream)
         .map_err(|error| error.within(&frame.place()))?;
@@ -463,7 +484,7 @@ impl Run {
         }
         let given: Vec<_> = inputs.iter().chain(&program.constants).cloned().collect();
         let values = Values(given.iter().cloned().map(Slot::Given).collect());
-        let frame = Frame::new(program.code(shared.device), values);
+        let frame = Frame::new(program.code(shared.device), values, shared.device);
         let mut run = Run {
             levels: vec![Level::Block(frame)],
             open: Vec::new(),
@@ -544,7 +565,7 @@ impl Run {
             };
             let inputs = instruction.inputs.iter().flatten().copied();
             match &instruction.step {
-                Step::Op(_) | Step::Chain(_) | Step::Chained => {}
+                Step::Op(_) | Step::Chain(_) | Step::Chained | Step::Stretch(_) => {}
                 Step::Fused(fused) => {
                     let arrays = inputs
                         .map(|value| frame.values.slot(value)?.array())
@@ -564,7 +585,8 @@ impl Run {
                         false => otherwise,
                     };
                     let inputs = frame.values.take(inputs.skip(1), &instruction.spent)?;
-                    self.levels.push(Level::Block(Frame::new(taken, inputs)));
+                    self.levels
+                        .push(Level::Block(Frame::new(taken, inputs, device)));
                 }
                 Step::While { condition, body } => {
                     let count = instruction.outputs;
@@ -603,7 +625,7 @@ impl Run {
                             continue;
                         }
                         repeated.counted = Some(counted);
-                        let first = repeated.body()?;
+                        let first = repeated.body(device)?;
                         self.levels.push(Level::Loop(Box::new(repeated)));
                         self.levels.push(Level::Block(first));
                         continue;
@@ -611,7 +633,7 @@ impl Run {
                     if self.run_ahead.is_some() && repeated.can_run_ahead(&self.outcomes) {
                         repeated.until_ahead = self.run_ahead;
                     }
-                    let first = repeated.condition()?;
+                    let first = repeated.condition(device)?;
                     self.levels.push(Level::Loop(Box::new(repeated)));
                     self.levels.push(Level::Block(first));
                 }
@@ -634,7 +656,7 @@ impl Run {
         if repeated.in_body {
             repeated.step(outputs)?;
             let Some(counted) = &mut repeated.counted else {
-                let condition = repeated.condition()?;
+                let condition = repeated.condition(queue.device)?;
                 self.levels.push(Level::Block(condition));
                 return Ok(None);
             };
@@ -698,7 +720,7 @@ impl Run {
         let Some(Level::Loop(repeated)) = self.levels.last_mut() else {
             return Err(Error::invalid("there is no loop"));
         };
-        let body = repeated.body()?;
+        let body = repeated.body(queue.device)?;
         self.levels.push(Level::Block(body));
         if self.reply.as_ref().is_some_and(|reply| !reply.is_awaited()) {
             return Ok(Some(Pause::Abandoned));
@@ -780,6 +802,7 @@ impl Run {
                 Level::Loop(_) => places.push("condition".into()),
             }
         }
+        places.retain(|place| !place.is_empty());
         places.join(", ")
     }
 

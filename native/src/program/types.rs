@@ -172,7 +172,7 @@ impl Walk<'_> {
                 Ok((instruction.check_outputs(outputs)?.into_vec(), Vec::new()))
             }
             Step::Call { outputs, .. } => Ok((placeholders(outputs)?, Vec::new())),
-            Step::Fused(_) | Step::Chain(_) | Step::Chained => {
+            Step::Fused(_) | Step::Stretch(_) | Step::Chain(_) | Step::Chained => {
                 Err(Error::invalid("is compiled, and has no types of its own"))
             }
             Step::If { then, otherwise } => {

@@ -21,7 +21,7 @@ const AHEAD: u32 = 2;
 /// Bytes of an element of the step's memory, whose size is a multiple of it.
 const WORD: usize = 8;
 
-fn failed(call: &str, error: driver::DriverError) -> Error {
+pub fn failed(call: &str, error: driver::DriverError) -> Error {
     let words = error
         .error_string()
         .map(|words| words.to_string_lossy().into_owned());
@@ -37,7 +37,7 @@ struct Function(sys::CUfunction);
 // SAFETY: a function belongs to the context, which every thread may use.
 unsafe impl Send for Function {}
 
-struct Gpu {
+pub struct Gpu {
     context: sys::CUcontext,
     /// `sm_90`.
     architecture: String,
@@ -53,7 +53,7 @@ unsafe impl Sync for Gpu {}
 
 impl Gpu {
     /// MLX's device, with its context made this thread's.
-    fn get() -> Result<&'static Gpu> {
+    pub fn get() -> Result<&'static Gpu> {
         static GPU: OnceLock<std::result::Result<Gpu, Error>> = OnceLock::new();
         let gpu = GPU.get_or_init(Gpu::new).as_ref().map_err(Clone::clone)?;
         // SAFETY: the primary context is never released.
@@ -133,6 +133,19 @@ impl Gpu {
         found
             .collect::<Option<_>>()
             .ok_or_else(|| Error::invalid("a kernel is not there"))
+    }
+
+    /// One compiled kernel.
+    pub fn function(&'static self, name: &'static str, text: String) -> Result<sys::CUfunction> {
+        let kernel = Kernel {
+            name,
+            text,
+            arguments: Vec::new(),
+            launch: (1, 1),
+        };
+        let functions = self.functions(std::slice::from_ref(&kernel))?;
+        let function = functions.first().map(|function| function.0);
+        function.ok_or_else(|| Error::invalid("a kernel is not there"))
     }
 
     fn digest(&self, kernel: &Kernel) -> [u8; 32] {

@@ -19,6 +19,8 @@ mod text;
 pub use absent::Graph;
 #[cfg(emlx_kernels)]
 pub use cuda::Graph;
+#[cfg(emlx_kernels)]
+pub(super) use cuda::{failed, Gpu};
 
 use super::types::Types;
 use super::Block;

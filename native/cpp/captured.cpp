@@ -1,0 +1,504 @@
+// Operations that MLX launches one by one, as one graph of CUDA's that is launched at once: what src/program/captured.rs decides on. MLX
+// brings the kernels of its nodes into CUDA graphs as it is, and makes them anew for each evaluation. Here the nodes are evaluated
+// once, on inputs that stay where they are, and the graph that MLX has made of them is kept, with all the memory that its kernels
+// use. From then on a run copies its inputs to where the graph reads them, launches it, and copies its outputs into arrays of their
+// own. Built by build.rs where cpp/kernel.cpp is; called through src/mlx.rs alone.
+
+#include <atomic>
+#include <cstdint>
+#include <exception>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <unordered_set>
+#include <utility>
+#include <vector>
+
+#include "mlx/c/array.h"
+#include "mlx/c/error.h"
+#include "mlx/c/private/enums.h"
+#include "mlx/c/stream.h"
+#include "mlx/array.h"
+#include "mlx/ops.h"
+#include "mlx/primitives.h"
+#include "mlx/transforms.h"
+
+namespace core = mlx::core;
+
+namespace mlx::core::cu {
+class CommandEncoder;
+// Absent from an MLX without CUDA.
+__attribute__((weak)) CommandEncoder& get_command_encoder(Stream s);
+} // namespace mlx::core::cu
+
+extern "C" {
+
+// Bytes to be copied on the GPU; the same in src/mlx.rs.
+struct emlx_copy {
+  uint64_t from;
+  uint64_t to;
+  uint64_t bytes;
+};
+
+// What Rust does of it; the same in src/mlx.rs. All but `destroy` and `drop` give false where they failed, after writing why into `message`.
+struct emlx_capturing {
+  const void* payload;
+  // Builds nodes on top of the inputs, and hands over a handle of each output.
+  bool (*build)(const void* payload, const mlx_array* inputs, size_t count, mlx_array* outputs, size_t output_count, char* message, size_t size);
+  // Makes a graph of CUDA's with edges between its nodes ready for launches.
+  bool (*instantiate)(void* graph, void* const* from, void* const* to, size_t count, void** launches, char* message, size_t size);
+  // Has the stream copy, then launch.
+  bool (*launch)(void* launches, void* stream, const emlx_copy* copies, size_t count, char* message, size_t size);
+  void (*destroy)(void* launches);
+  void (*drop)(const void* payload);
+};
+}
+
+namespace {
+
+using Held = std::shared_ptr<core::array::Data>;
+
+// The beginning of MLX's encoder of a stream (mlx/backend/cuda/device.h, whose headers need CUDA's own). A test in src/program/captured.rs
+// compares it with that header.
+struct Encoder {
+  struct Node {
+    void* node;
+    std::string type;
+    std::string id;
+  };
+  void* device;
+  void* stream;
+  void* graph;
+  std::shared_ptr<void> worker;
+  int node_count;
+  bool in_concurrent;
+  std::vector<void*> from_nodes;
+  std::vector<void*> to_nodes;
+  std::string graph_nodes_key;
+  std::string graph_deps_key;
+  std::vector<Node> concurrent_nodes;
+  std::vector<Held> temporaries;
+};
+
+Encoder& encoder_of(core::Stream s) {
+  if (!core::cu::get_command_encoder) {
+    throw std::runtime_error("[captured] this MLX has no CUDA");
+  }
+  return reinterpret_cast<Encoder&>(core::cu::get_command_encoder(s));
+}
+
+uint64_t address_of(const core::array& a) {
+  struct CudaBuffer {
+    void* data;
+    size_t size;
+    int device;
+  };
+  const auto* buffer = static_cast<const CudaBuffer*>(a.buffer().ptr());
+  return buffer ? reinterpret_cast<uint64_t>(buffer->data) + a.offset() : 0;
+}
+
+// Does nothing: submitting it has MLX launch what its encoder has gathered.
+class Nothing : public core::UnaryPrimitive {
+ public:
+  explicit Nothing(core::Stream s) : core::UnaryPrimitive(s) {}
+  void eval_cpu(const std::vector<core::array>&, core::array& out) override {
+    out.set_data(core::allocator::malloc(out.nbytes()));
+  }
+  void eval_gpu(const std::vector<core::array>&, core::array& out) override {
+    out.set_data(core::allocator::malloc(out.nbytes()));
+  }
+  const char* name() const override {
+    return "Nothing";
+  }
+};
+
+void submit_pending(core::Stream s) {
+  core::async_eval({core::array(core::Shape{1}, core::uint8, std::make_shared<Nothing>(s), {})});
+}
+
+// An input that is read where it lies: its memory, as long as others hold it.
+struct Fixed {
+  std::weak_ptr<core::array::Data> data;
+  uint64_t address;
+  core::Strides strides;
+
+  static Fixed of(const core::array& a) {
+    return {a.data_shared_ptr(), address_of(a), a.strides()};
+  }
+
+  bool is(const core::array& a) const {
+    const auto& other = a.data_shared_ptr();
+    return !data.owner_before(other) && !other.owner_before(data) && address == address_of(a) && strides == a.strides();
+  }
+};
+
+enum State { NEW = 0, READY = 1, REFUSED = 2 };
+
+// Times that inputs thought to stay may turn out to have moved.
+constexpr int MOST_CAPTURES = 4;
+
+// A captured stretch for one stream. It is used under the graph's lock, but for `state` and `bytes`.
+struct Captured {
+  Captured(const emlx_capturing& capturing, std::vector<bool> fixed) : rust(capturing), is_fixed(std::move(fixed)) {}
+  Captured(const Captured&) = delete;
+  ~Captured() {
+    forget();
+    rust.drop(rust.payload);
+  }
+
+  void forget() {
+    if (launches) {
+      rust.destroy(launches);
+    }
+    launches = nullptr;
+    fixed.clear();
+    copies.clear();
+    outs.clear();
+    held.clear();
+    bytes = 0;
+  }
+
+  const emlx_capturing rust;
+  const std::vector<bool> is_fixed;
+  std::atomic<int> state{NEW};
+  std::atomic<size_t> bytes{0};
+  int captures = 0;
+  void* launches = nullptr;
+  std::vector<Fixed> fixed;
+  // The graph's own inputs and outputs.
+  std::vector<core::array> copies;
+  std::vector<core::array> outs;
+  std::vector<Held> held;
+};
+
+[[noreturn]] void fail(const char* message) {
+  throw std::runtime_error(std::string("[captured] ") + message);
+}
+
+class Replay : public core::Primitive {
+ public:
+  Replay(core::Stream s, std::shared_ptr<Captured> captured) : core::Primitive(s), stream_(s), captured_(std::move(captured)) {}
+
+  void eval_cpu(const std::vector<core::array>&, std::vector<core::array>&) override {
+    fail("captured operations are CUDA's");
+  }
+
+  void eval_gpu(const std::vector<core::array>& inputs, std::vector<core::array>& outputs) override {
+    if (captured_->launches && fits(inputs)) {
+      return replay(inputs, outputs);
+    }
+    captured_->forget();
+    if (captured_->state == REFUSED || captured_->captures >= MOST_CAPTURES) {
+      captured_->state = REFUSED;
+      return compute(inputs, outputs);
+    }
+    captured_->captures++;
+    capture(inputs, outputs);
+  }
+
+  const char* name() const override {
+    return "Captured";
+  }
+
+ private:
+  bool fits(const std::vector<core::array>& inputs) const {
+    size_t next = 0;
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      if (captured_->is_fixed[i] && !captured_->fixed[next++].is(inputs[i])) {
+        return false;
+      }
+    }
+    return true;
+  }
+
+  void replay(const std::vector<core::array>& inputs, std::vector<core::array>& outputs) {
+    auto& encoder = encoder_of(stream_);
+    std::vector<emlx_copy> copies;
+    size_t next = 0;
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      if (captured_->is_fixed[i]) {
+        continue;
+      }
+      const auto& to = captured_->copies[next++];
+      if (to.nbytes() == 0) {
+        continue;
+      }
+      const auto& given = inputs[i];
+      if (given.flags().row_contiguous) {
+        copies.push_back({address_of(given), address_of(to), to.nbytes()});
+        continue;
+      }
+      const auto rows = copied(given);
+      encoder.temporaries.push_back(rows.data_shared_ptr());
+      copies.push_back({address_of(rows), address_of(to), to.nbytes()});
+    }
+    if (encoder.node_count > 0) {
+      submit_pending(stream_);
+    }
+    char message[256] = "failed without a message";
+    if (!captured_->rust.launch(captured_->launches, encoder.stream, copies.data(), copies.size(), message, sizeof(message))) {
+      fail(message);
+    }
+    give(outputs);
+    hold(encoder);
+  }
+
+  void capture(const std::vector<core::array>& inputs, std::vector<core::array>& outputs) {
+    auto& encoder = encoder_of(stream_);
+    std::vector<core::array> taken;
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      if (captured_->is_fixed[i]) {
+        captured_->fixed.push_back(Fixed::of(inputs[i]));
+        taken.push_back(inputs[i]);
+      } else {
+        captured_->copies.push_back(copied(inputs[i]));
+        captured_->held.push_back(captured_->copies.back().data_shared_ptr());
+        taken.push_back(captured_->copies.back());
+      }
+    }
+    submit_pending(stream_);
+    const auto* graph = encoder.graph;
+    auto outs = built(taken, outputs.size());
+    if (!walk(outs)) {
+      captured_->forget();
+      captured_->state = REFUSED;
+      core::async_eval(outs);
+      return share(outs, outputs);
+    }
+    // What the kernels need beside arrays.
+    captured_->held.insert(captured_->held.end(), encoder.temporaries.begin(), encoder.temporaries.end());
+    captured_->outs = std::move(outs);
+    const bool is_whole = encoder.graph == graph && encoder.node_count > 0 && !encoder.in_concurrent;
+    char message[256] = "failed without a message";
+    if (is_whole &&
+        captured_->rust.instantiate(
+            encoder.graph, encoder.from_nodes.data(), encoder.to_nodes.data(), encoder.from_nodes.size(), &captured_->launches, message, sizeof(message))) {
+      // The edges are in the graph by now.
+      encoder.from_nodes.clear();
+      encoder.to_nodes.clear();
+      size_t bytes = 0;
+      std::unordered_set<const core::array::Data*> seen;
+      for (const auto& data : captured_->held) {
+        if (data && data->buffer.ptr() && seen.insert(data.get()).second) {
+          bytes += core::allocator::allocator().size(data->buffer);
+        }
+      }
+      captured_->bytes = bytes;
+      captured_->state = READY;
+    } else {
+      captured_->state = REFUSED;
+    }
+    give(outputs);
+    hold(encoder);
+  }
+
+  // As if there were no capturing.
+  void compute(const std::vector<core::array>& inputs, std::vector<core::array>& outputs) {
+    auto outs = built(inputs, outputs.size());
+    core::async_eval(outs);
+    share(outs, outputs);
+  }
+
+  static void share(const std::vector<core::array>& outs, std::vector<core::array>& outputs) {
+    for (size_t i = 0; i < outputs.size(); ++i) {
+      outputs[i].copy_shared_buffer(outs[i]);
+    }
+  }
+
+  std::vector<core::array> built(const std::vector<core::array>& inputs, size_t count) const {
+    std::vector<mlx_array> given;
+    for (const auto& input : inputs) {
+      given.push_back({const_cast<core::array*>(&input)});
+    }
+    std::vector<mlx_array> made(count, mlx_array{nullptr});
+    char message[256] = "failed without a message";
+    const auto& rust = captured_->rust;
+    const bool ok = rust.build(rust.payload, given.data(), given.size(), made.data(), count, message, sizeof(message));
+    std::vector<core::array> outs;
+    for (auto& handle : made) {
+      if (handle.ctx) {
+        outs.push_back(std::move(*static_cast<core::array*>(handle.ctx)));
+        delete static_cast<core::array*>(handle.ctx);
+      }
+    }
+    if (!ok || outs.size() != count) {
+      fail(message);
+    }
+    return outs;
+  }
+
+  // Evaluates all that these arrays need, and keeps the memory of all of it. False where that is not all on the stream; then nothing
+  // of it is evaluated.
+  bool walk(const std::vector<core::array>& outs) {
+    std::vector<core::array> order;
+    std::unordered_set<std::uintptr_t> seen;
+    std::vector<std::pair<core::array, size_t>> open;
+    const auto visit = [&](const core::array& a) {
+      if (!seen.insert(a.id()).second) {
+        return true;
+      }
+      if (a.status() != core::array::Status::unscheduled) {
+        const auto& event = a.event();
+        if (event.valid() && event.stream() != stream_) {
+          return false;
+        }
+        keep(a);
+        return true;
+      }
+      if (!a.has_primitive() || a.primitive().stream() != stream_) {
+        return false;
+      }
+      for (const auto& sibling : a.siblings()) {
+        seen.insert(sibling.id());
+      }
+      open.emplace_back(a, 0);
+      return true;
+    };
+    for (const auto& out : outs) {
+      if (!visit(out)) {
+        return false;
+      }
+      while (!open.empty()) {
+        auto& [a, next] = open.back();
+        if (next < a.inputs().size()) {
+          const auto input = a.inputs()[next++];
+          if (!visit(input)) {
+            return false;
+          }
+        } else {
+          order.push_back(a);
+          open.pop_back();
+        }
+      }
+    }
+    for (auto& a : order) {
+      auto outputs = a.outputs();
+      a.primitive().eval_gpu(a.inputs(), outputs);
+      for (auto& output : outputs) {
+        output.set_status(core::array::Status::evaluated);
+        keep(output);
+      }
+    }
+    for (auto& a : order) {
+      a.detach();
+    }
+    return true;
+  }
+
+  // Holds an array's memory, unless it is that of an input that stays with its owner.
+  void keep(const core::array& a) {
+    const auto& data = a.data_shared_ptr();
+    if (data && !is_of_input(a)) {
+      captured_->held.push_back(data);
+    }
+  }
+
+  bool is_of_input(const core::array& a) const {
+    const auto& data = a.data_shared_ptr();
+    for (const auto& fixed : captured_->fixed) {
+      if (!fixed.data.owner_before(data) && !data.owner_before(fixed.data)) {
+        return true;
+      }
+    }
+    return false;
+  }
+
+  // The same elements in rows, in memory of their own.
+  core::array copied(const core::array& a) const {
+    const core::array plain(a.shape(), a.dtype(), nullptr, {});
+    auto copy = core::contiguous(plain, false, stream_);
+    copy_into(a, copy);
+    copy.set_status(core::array::Status::evaluated);
+    copy.detach();
+    return copy;
+  }
+
+  void copy_into(const core::array& from, core::array& to) const {
+    if (from.size() == 0) {
+      to.set_data(core::allocator::malloc(to.nbytes()));
+      return;
+    }
+    // MLX shares the memory of what it takes to be in rows.
+    core::array seen(from.shape(), from.dtype(), nullptr, {});
+    core::array::Flags flags{.contiguous = false, .row_contiguous = false, .col_contiguous = false};
+    seen.copy_shared_buffer(from, from.strides(), flags, from.data_size());
+    auto contiguous = core::contiguous(seen, false, stream_);
+    std::vector<core::array> outputs{to};
+    contiguous.primitive().eval_gpu({seen}, outputs);
+  }
+
+  // Copies the outputs out of the graph's memory; an input seen otherwise is shared.
+  void give(std::vector<core::array>& outputs) const {
+    for (size_t i = 0; i < outputs.size(); ++i) {
+      const auto& out = captured_->outs[i];
+      if (is_of_input(out)) {
+        outputs[i].copy_shared_buffer(out);
+      } else {
+        copy_into(out, outputs[i]);
+      }
+    }
+  }
+
+  // Keeps the graph and its memory until the GPU has done what it was just given.
+  void hold(Encoder& encoder) const {
+    core::array token(core::allocator::Buffer{nullptr}, core::Shape{0}, core::uint8, [captured = captured_](core::allocator::Buffer) {});
+    encoder.temporaries.push_back(token.data_shared_ptr());
+  }
+
+  const core::Stream stream_;
+  const std::shared_ptr<Captured> captured_;
+};
+
+} // namespace
+
+// A stretch to be captured, which owns `capturing` from here on; `fixed` says of each input whether it is read where it lies.
+extern "C" void* emlx_captured_new(emlx_capturing capturing, const bool* fixed, size_t count) {
+  return new std::shared_ptr<Captured>(std::make_shared<Captured>(capturing, std::vector<bool>(fixed, fixed + count)));
+}
+
+extern "C" void emlx_captured_free(void* captured) {
+  delete static_cast<std::shared_ptr<Captured>*>(captured);
+}
+
+// 0 before the first run, 1 where there is a graph, 2 where there will be none; and the bytes that it holds.
+extern "C" int emlx_captured_state(const void* captured, size_t* bytes) {
+  const auto& of = **static_cast<const std::shared_ptr<Captured>*>(captured);
+  *bytes = of.bytes;
+  return of.state;
+}
+
+// The nodes of a run's outputs, of these shapes and types. 0, or 1 with MLX's error handler called.
+extern "C" int emlx_captured_nodes(
+    mlx_array* res,
+    const void* captured,
+    const mlx_array* inputs,
+    size_t count,
+    const int* const* shapes,
+    const size_t* ranks,
+    const mlx_dtype* dtypes,
+    size_t output_count,
+    const mlx_stream stream) {
+  try {
+    const auto& s = *static_cast<const core::Stream*>(stream.ctx);
+    std::vector<core::array> arrays;
+    arrays.reserve(count);
+    for (size_t i = 0; i < count; ++i) {
+      arrays.push_back(*static_cast<const core::array*>(inputs[i].ctx));
+    }
+    std::vector<core::Shape> all;
+    std::vector<core::Dtype> types;
+    for (size_t i = 0; i < output_count; ++i) {
+      all.emplace_back(shapes[i], shapes[i] + ranks[i]);
+      types.push_back(mlx_dtype_to_cpp(dtypes[i]));
+    }
+    const auto& of = *static_cast<const std::shared_ptr<Captured>*>(captured);
+    auto made = core::array::make_arrays(std::move(all), types, std::make_shared<Replay>(s, of), arrays);
+    for (size_t i = 0; i < output_count; ++i) {
+      res[i].ctx = new core::array(std::move(made.at(i)));
+    }
+    return 0;
+  } catch (const std::exception& e) {
+    mlx_error("%s", e.what());
+    return 1;
+  }
+}

@@ -1,0 +1,541 @@
+//! Stretches of operations that CUDA launches as one graph. Launching a model's kernels one by one takes the host longer than the GPU
+//! takes to run them; a graph of them is launched at once. A stretch is run node by node until it is known which of its inputs stay
+//! the same arrays, as weights do; then it is captured by cpp/captured.cpp, with those read where they lie and the others copied for
+//! each run. Called by `run.rs`, for programs on a GPU of CUDA's.
+
+#[cfg(not(emlx_kernels))]
+mod absent;
+#[cfg(emlx_kernels)]
+mod cuda;
+
+#[cfg(not(emlx_kernels))]
+use absent as launcher;
+#[cfg(emlx_kernels)]
+use cuda as launcher;
+
+use super::fuse::{self, Stretches};
+use super::{Block, Instruction, Step};
+use crate::device::Device;
+use crate::error::{Error, Result, Signature};
+use crate::mlx::{self, Stream};
+use crate::op::{self, Op};
+use launcher::{Captured, State};
+use mlx_rs::Array;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+/// Operations from which launching them together pays for copying inputs and outputs.
+const MIN_OPERATIONS: usize = 8;
+/// Runs in a row for which an input is the same array before it is taken to stay.
+const MIN_SAME: u32 = 2;
+/// Runs after which a stretch whose inputs never settle is left to run node by node.
+const MAX_WATCHED: u32 = 32;
+/// Bytes of a stretch's values up to which it is captured: they are held as long as the graph is, and none is written over. What takes
+/// more is not limited by launches.
+const MAX_BYTES: usize = 1 << 30;
+/// Bytes of inputs that are copied for each run.
+const MAX_COPIED: usize = 1 << 28;
+/// Streams and sets of shapes for which a stretch is captured.
+const MAX_WAYS: usize = 8;
+/// How often inputs that were taken to stay may be others before the stretch is left alone.
+const MAX_CHANGES: u32 = 8;
+/// What all graphs hold is at most this part of the memory that MLX may use.
+const PART_OF_MEMORY: usize = 8;
+/// How long a graph is unused before it makes room for another one.
+const IDLE: Duration = Duration::from_secs(10);
+
+/// Whether programs are captured at all: on CUDA, unless EMLX_CUDA_GRAPHS is 0.
+pub fn is_on() -> bool {
+    static IS_ON: OnceLock<bool> = OnceLock::new();
+    *IS_ON.get_or_init(|| {
+        let is_off = std::env::var("EMLX_CUDA_GRAPHS").is_ok_and(|value| value == "0");
+        !is_off && launcher::is_there()
+    })
+}
+
+/// The block with its stretches of many operations as one instruction each; None where there are none. Blocks inside are as they are.
+pub fn stretched(block: &Block) -> Option<Arc<Block>> {
+    let is_whole = |instruction: &Instruction| {
+        matches!(
+            instruction.step,
+            Step::Op(_) | Step::If { .. } | Step::While { .. } | Step::Call { .. }
+        )
+    };
+    if !block.instructions.iter().all(is_whole) {
+        return None;
+    }
+    let stretched = fuse::with_stretches(
+        block,
+        &Stretches {
+            pays: &|stretch| operations(stretch) >= MIN_OPERATIONS,
+            is_part: &|instruction| match &instruction.step {
+                Step::Op(op) => !op.can_fail_late(),
+                _ => false,
+            },
+            step: &|block| Step::Stretch(Stretch::new(block)),
+            inside: &|block| Ok(block.clone()),
+        },
+    );
+    let has_one = |block: &Block| {
+        let mut steps = block.instructions.iter();
+        steps.any(|instruction| matches!(instruction.step, Step::Stretch(_)))
+    };
+    stretched.ok().filter(has_one).map(Arc::new)
+}
+
+fn operations(stretch: &[Instruction]) -> usize {
+    let has_kernel =
+        |instruction: &&Instruction| matches!(&instruction.step, Step::Op(op) if !is_view(op));
+    stretch.iter().filter(has_kernel).count()
+}
+
+/// Whether an operation mostly gives another look at what it takes.
+fn is_view(op: &Op) -> bool {
+    matches!(
+        op,
+        Op::Reshape { .. }
+            | Op::Flatten { .. }
+            | Op::Unflatten { .. }
+            | Op::Squeeze { .. }
+            | Op::ExpandDims { .. }
+            | Op::Transpose { .. }
+            | Op::BroadcastTo { .. }
+            | Op::Slice { .. }
+    )
+}
+
+/// Operations between two instructions of another kind, and how they are run for each stream and set of shapes.
+#[derive(Debug)]
+pub struct Stretch {
+    pub block: Arc<Block>,
+    ways: Mutex<Vec<Way>>,
+}
+
+/// How a stretch is run for inputs of certain shapes and types on a stream.
+#[derive(Debug)]
+struct Way {
+    stream: Stream,
+    inputs: Vec<Signature>,
+    /// Known after the first run.
+    outputs: Option<Vec<Signature>>,
+    history: History,
+    form: Form,
+    used: Instant,
+}
+
+#[derive(Debug)]
+enum Form {
+    /// Node by node, until it is known which inputs stay.
+    Watched,
+    Captured(Captured),
+    NodeByNode,
+}
+
+/// Which inputs are the same from run to run.
+#[derive(Debug, Default, PartialEq)]
+struct History {
+    /// The number of each input of the last run; None for what is computed anew.
+    last: Vec<Option<u64>>,
+    /// For how many runs before that it was the same one.
+    same: Vec<u32>,
+    runs: u32,
+    /// How often one that was taken to stay was another one.
+    changes: u32,
+}
+
+impl History {
+    fn see(&mut self, numbers: &[Option<u64>]) {
+        self.runs += 1;
+        if self.last.len() != numbers.len() {
+            self.same = vec![0; numbers.len()];
+        } else {
+            for (i, number) in numbers.iter().enumerate() {
+                let is_same = number.is_some() && *number == self.last[i];
+                self.same[i] = if is_same { self.same[i] + 1 } else { 0 };
+            }
+        }
+        self.last = numbers.to_vec();
+    }
+
+    /// Which inputs are taken to stay.
+    fn fixed(&self) -> Vec<bool> {
+        self.same.iter().map(|same| *same >= MIN_SAME).collect()
+    }
+
+    /// Whether one of those is another one now.
+    fn breaks(&self, numbers: &[Option<u64>]) -> bool {
+        let mut inputs = self.last.iter().zip(numbers).zip(&self.same);
+        inputs.any(|((last, number), same)| *same >= MIN_SAME && last != number)
+    }
+}
+
+/// What is to be done for a run.
+enum Next {
+    Build,
+    Nodes(Vec<Array>),
+}
+
+static ALL: Mutex<Vec<Weak<Stretch>>> = Mutex::new(Vec::new());
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Stretch {
+    fn new(block: Block) -> Arc<Stretch> {
+        let stretch = Arc::new(Stretch {
+            block: Arc::new(block),
+            ways: Mutex::default(),
+        });
+        let mut all = locked(&ALL);
+        all.retain(|other| other.strong_count() > 0);
+        all.push(Arc::downgrade(&stretch));
+        stretch
+    }
+
+    /// The nodes of the stretch's outputs. `numbers` are those of the handles that inputs come from.
+    pub fn build(
+        &self,
+        inputs: &[&Array],
+        numbers: &[Option<u64>],
+        device: Device,
+        stream: &Stream,
+    ) -> Result<Vec<Array>> {
+        device.enter(stream)?;
+        let signatures: Vec<Signature> = inputs
+            .iter()
+            .map(|array| (array.shape().to_vec(), mlx::dtype(array)))
+            .collect();
+        if let Next::Nodes(outputs) = self.next(inputs, &signatures, numbers, stream)? {
+            return Ok(outputs);
+        }
+        let crossed = op::crossed();
+        let shared = inputs.iter().copied().map(mlx::share);
+        let shared = shared.collect::<Result<Vec<_>>>()?;
+        let mut bytes = 0;
+        let outputs = nodes(&self.block, shared, device, stream, |op, made| {
+            if !is_view(op) {
+                bytes += made.iter().map(|array| array.nbytes()).sum::<usize>();
+            }
+        })?;
+        let is_too_large = bytes > MAX_BYTES || op::crossed() > crossed;
+        self.learn(&signatures, stream, &outputs, is_too_large);
+        Ok(outputs)
+    }
+
+    fn next(
+        &self,
+        inputs: &[&Array],
+        signatures: &[Signature],
+        numbers: &[Option<u64>],
+        stream: &Stream,
+    ) -> Result<Next> {
+        let mut ways = locked(&self.ways);
+        let Some(way) = way_of(&mut ways, signatures, stream) else {
+            if ways.len() >= MAX_WAYS {
+                let oldest = ways.iter().enumerate().min_by_key(|(_, way)| way.used);
+                let oldest = oldest.map(|(i, _)| i).unwrap_or(0);
+                ways.swap_remove(oldest);
+            }
+            let mut history = History::default();
+            history.see(numbers);
+            ways.push(Way {
+                stream: stream.clone(),
+                inputs: signatures.to_vec(),
+                outputs: None,
+                history,
+                form: Form::Watched,
+                used: Instant::now(),
+            });
+            return Ok(Next::Build);
+        };
+        way.used = Instant::now();
+        match &way.form {
+            Form::NodeByNode => return Ok(Next::Build),
+            Form::Watched => {
+                way.history.see(numbers);
+                if !way.is_due() {
+                    return Ok(Next::Build);
+                }
+            }
+            Form::Captured(captured) => {
+                if captured.state().0 == State::Refused {
+                    way.form = Form::NodeByNode;
+                    return Ok(Next::Build);
+                }
+                if way.history.breaks(numbers) {
+                    way.history.changes += 1;
+                    way.history.see(numbers);
+                    way.form = match way.history.changes > MAX_CHANGES {
+                        true => Form::NodeByNode,
+                        false => Form::Watched,
+                    };
+                    return Ok(Next::Build);
+                }
+            }
+        }
+        let Some(outputs) = &way.outputs else {
+            return Ok(Next::Build);
+        };
+        if let Form::Watched = way.form {
+            way.form = Form::Captured(launcher::capture(&self.block, stream, &way.history.fixed()));
+        }
+        match &way.form {
+            Form::Captured(captured) => captured.nodes(inputs, outputs, stream).map(Next::Nodes),
+            _ => Ok(Next::Build),
+        }
+    }
+
+    /// Takes note of what a run node by node gave.
+    fn learn(&self, inputs: &[Signature], stream: &Stream, outputs: &[Array], is_too_large: bool) {
+        let mut ways = locked(&self.ways);
+        let Some(way) = way_of(&mut ways, inputs, stream) else {
+            return;
+        };
+        if is_too_large || outputs.iter().any(|array| array.size() == 0) {
+            way.form = Form::NodeByNode;
+        }
+        let outputs = outputs.iter();
+        let signatures = outputs.map(|array| (array.shape().to_vec(), mlx::dtype(array)));
+        way.outputs = Some(signatures.collect());
+    }
+}
+
+fn way_of<'a>(ways: &'a mut [Way], inputs: &[Signature], stream: &Stream) -> Option<&'a mut Way> {
+    ways.iter_mut()
+        .find(|way| way.stream.is_same(stream) && way.inputs == inputs)
+}
+
+impl Way {
+    /// Whether it is time to capture: it is known what stays, and there is room.
+    fn is_due(&mut self) -> bool {
+        let history = &self.history;
+        if history.runs > MAX_WATCHED {
+            self.form = Form::NodeByNode;
+            return false;
+        }
+        if history.runs <= MIN_SAME || self.outputs.is_none() {
+            return false;
+        }
+        let fixed = history.fixed();
+        let copied = self.inputs.iter().zip(fixed).filter(|(_, fixed)| !fixed);
+        let bytes: usize = copied.map(|(signature, _)| bytes_of(signature)).sum();
+        bytes <= MAX_COPIED && make_room()
+    }
+}
+
+fn bytes_of((shape, dtype): &Signature) -> usize {
+    shape.iter().map(|n| *n as usize).product::<usize>() * dtype.size()
+}
+
+/// Drops graphs that nobody has used for a while if all of them hold too much. False where that is not enough.
+fn make_room() -> bool {
+    let limit = mlx::memory_limit().unwrap_or(0) / PART_OF_MEMORY;
+    let held = |is_over: &mut dyn FnMut(&Way) -> bool| {
+        let mut total = 0;
+        for stretch in locked(&ALL).iter().filter_map(Weak::upgrade) {
+            // One that is in use is not idle.
+            let Ok(mut ways) = stretch.ways.try_lock() else {
+                continue;
+            };
+            for way in ways.iter_mut() {
+                if let Form::Captured(captured) = &way.form {
+                    let bytes = captured.state().1;
+                    match is_over(way) {
+                        true => way.form = Form::Watched,
+                        false => total += bytes,
+                    }
+                }
+            }
+        }
+        total
+    };
+    held(&mut |_| false) <= limit || held(&mut |way| way.used.elapsed() > IDLE) <= limit
+}
+
+/// Gives up the graphs, and with them their memory. They are made again when they are needed.
+pub fn forget_all() {
+    for stretch in locked(&ALL).iter().filter_map(Weak::upgrade) {
+        for way in locked(&stretch.ways).iter_mut() {
+            if let Form::Captured(_) = way.form {
+                way.form = Form::Watched;
+            }
+        }
+    }
+}
+
+/// The nodes of a block of operations, `inputs` being its first values; `seen` is told of each operation.
+fn nodes(
+    block: &Block,
+    inputs: Vec<Array>,
+    device: Device,
+    stream: &Stream,
+    mut seen: impl FnMut(&Op, &[Array]),
+) -> Result<Vec<Array>> {
+    let mut values = inputs;
+    for (i, instruction) in block.instructions.iter().enumerate() {
+        let inputs: Vec<Option<&Array>> = instruction
+            .inputs
+            .iter()
+            .map(|value| value.and_then(|value| values.get(value as usize)))
+            .collect();
+        let Step::Op(op) = &instruction.step else {
+            return Err(Error::invalid("a stretch has operations alone"));
+        };
+        let outputs = super::build(op, &inputs, device, stream)
+            .and_then(|outputs| instruction.check_outputs(outputs))
+            .map_err(|error| {
+                let error = error.with_inputs(super::run::signatures(&inputs), Some(device));
+                error.within(&instruction.place(i))
+            })?;
+        seen(op, &outputs);
+        values.extend(outputs);
+    }
+    let outputs = block.outputs.iter();
+    outputs
+        .map(|value| mlx::share(&values[*value as usize]))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dtype::Dtype;
+
+    fn op(op: Op, inputs: &[u32]) -> Instruction {
+        Instruction::new(Step::Op(op), inputs.iter().copied().map(Some), 1, None)
+    }
+
+    fn numbers(of: &[u64]) -> Vec<Option<u64>> {
+        // 0 stands for what is computed anew.
+        of.iter().map(|n| (*n > 0).then_some(*n)).collect()
+    }
+
+    fn history(runs: &[&[u64]]) -> History {
+        let mut history = History::default();
+        runs.iter().for_each(|run| history.see(&numbers(run)));
+        history
+    }
+
+    #[test]
+    fn what_was_the_same_twice_stays() {
+        let seen = history(&[&[1, 2, 0], &[1, 3, 0], &[1, 4, 0]]);
+        assert_eq!(seen.fixed(), [true, false, false]);
+        assert!(!seen.breaks(&numbers(&[1, 5, 0])));
+        assert!(seen.breaks(&numbers(&[6, 4, 0])));
+        // Weights that were changed stay once they have been the same twice more.
+        let runs: [&[u64]; 5] = [&[1, 2], &[3, 2], &[3, 2], &[3, 2], &[3, 2]];
+        assert_eq!(history(&runs[..3]).fixed(), [false, true]);
+        assert_eq!(history(&runs[..4]).fixed(), [true, true]);
+    }
+
+    fn long(count: u32) -> Vec<Instruction> {
+        (0..count).map(|i| op(Op::Abs, &[i])).collect()
+    }
+
+    #[test]
+    fn only_long_stretches_are_launched_together() {
+        let least = MIN_OPERATIONS as u32;
+        let block = |count| Block::new(1, long(count), vec![count]).expect("well-formed");
+        assert!(stretched(&block(least - 1)).is_none());
+        let together = stretched(&block(least)).expect("one stretch");
+        assert_eq!(together.instructions.len(), 1);
+        assert_eq!(together.outputs, [1]);
+        // Looks at the same elements take no launches.
+        let mut looks = long(least - 1);
+        looks.push(op(
+            Op::Flatten {
+                start_axis: 0,
+                end_axis: -1,
+            },
+            &[least - 1],
+        ));
+        let block = Block::new(1, looks, vec![least]).expect("well-formed");
+        assert!(stretched(&block).is_none());
+    }
+
+    #[test]
+    fn what_others_do_in_between_stays_by_itself() {
+        let least = MIN_OPERATIONS as u32;
+        let mut instructions = long(least);
+        let call = Step::Call {
+            id: 0,
+            outputs: vec![(vec![], Dtype::F32)],
+        };
+        instructions.push(Instruction::new(call, [Some(least)], 1, None));
+        instructions.push(op(Op::Add, &[least + 1, 2]));
+        let block = Block::new(1, instructions, vec![least + 2]).expect("well-formed");
+        let together = stretched(&block).expect("one stretch");
+        let steps: Vec<String> = together
+            .instructions
+            .iter()
+            .map(|i| i.step.name())
+            .collect();
+        assert_eq!(steps, ["captured", "call 0", "add"]);
+        // Value 2 comes out of the stretch, for the addition.
+        let Step::Stretch(stretch) = &together.instructions[0].step else {
+            panic!("no stretch")
+        };
+        assert_eq!(stretch.block.outputs, [2, least]);
+        assert_eq!(together.instructions[2].inputs[..], [Some(3), Some(1)]);
+    }
+
+    #[test]
+    fn a_stretch_is_first_run_node_by_node() {
+        mlx::init();
+        let stream = Device::Cpu.stream().expect("the CPU is there");
+        let least = MIN_OPERATIONS as u32;
+        let block = Block::new(1, long(least), vec![least]).expect("well-formed");
+        let stretch = Stretch::new(block);
+        let input = mlx::from_bytes(&(-2.5f32).to_le_bytes(), &[1], Dtype::F32).expect("made");
+        for _ in 0..MIN_SAME {
+            let outputs = stretch.build(&[&input], &[Some(1)], Device::Cpu, stream);
+            let outputs = outputs.expect("built");
+            let refs: Vec<&Array> = outputs.iter().collect();
+            mlx::async_eval(&refs, &mlx::graph_lock()).expect("submitted");
+            mlx::wait(refs[0]).expect("computed");
+            // SAFETY: computed, and nobody else has it.
+            let bytes = unsafe { mlx::bytes(refs[0]) };
+            assert_eq!(bytes, Some(&2.5f32.to_le_bytes()[..]));
+        }
+        let ways = locked(&stretch.ways);
+        assert_eq!(ways.len(), 1);
+        assert_eq!(ways[0].outputs, Some(vec![(vec![1], Dtype::F32)]));
+        assert!(matches!(ways[0].form, Form::Watched));
+    }
+
+    /// cpp/captured.cpp reads private parts of an object of MLX's, in the order in which MLX's header declares them.
+    #[cfg(emlx_kernels)]
+    #[test]
+    fn mlx_lays_its_encoder_out_as_is_known_here() {
+        let header = std::env::split_paths(env!("EMLX_INCLUDE"))
+            .map(|folder| folder.join("mlx/backend/cuda/device.h"))
+            .find_map(|file| std::fs::read_to_string(file).ok());
+        let header = header.expect("MLX's headers");
+        let class = header.split("class CommandEncoder {").nth(1);
+        let class = class.and_then(|rest| rest.split("\n};").next());
+        let members: Vec<&str> = class
+            .expect("the class")
+            .lines()
+            .map(str::trim)
+            .skip_while(|line| *line != "Device& device_;")
+            .take_while(|line| !line.starts_with("LRUCache"))
+            .collect();
+        let known = [
+            "Device& device_;",
+            "CudaStream stream_;",
+            "CudaGraph graph_;",
+            "std::shared_ptr<Worker> worker_;",
+            "int node_count_{0};",
+            "bool in_concurrent_{false};",
+            "std::vector<cudaGraphNode_t> from_nodes_;",
+            "std::vector<cudaGraphNode_t> to_nodes_;",
+            "std::string graph_nodes_key_;",
+            "std::string graph_deps_key_;",
+            "std::vector<GraphNode> concurrent_nodes_;",
+            "std::vector<std::shared_ptr<array::Data>> temporaries_;",
+        ];
+        assert_eq!(members, known);
+        assert!(!class.is_some_and(|class| class.contains("virtual")));
+    }
+}
