@@ -969,18 +969,22 @@ enum Figure {
     Peak,
     Cached,
     Limit,
+    Graphs,
+    InGraphs,
 }
 
-/// Bytes.
+/// Bytes, or how many graphs there are.
 #[rustler::nif]
 fn memory(figure: Term) -> Answer<usize> {
     Answer(guard("memory", || {
         mlx::release_pending();
-        match argument(figure, 0, ":active, :peak, :cached or :limit")? {
+        match argument(figure, 0, ":active, :peak, :cached, :limit, :graphs or :in_graphs")? {
             Figure::Active => mlx::active_memory(),
             Figure::Peak => mlx::peak_memory(),
             Figure::Cached => mlx::cache_memory(),
             Figure::Limit => mlx::memory_limit(),
+            Figure::Graphs => Ok(program::graphs().0),
+            Figure::InGraphs => Ok(program::graphs().1),
         }
     }))
 }

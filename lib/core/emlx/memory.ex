@@ -31,7 +31,17 @@ defmodule EMLX.Memory do
   @spec set_cache_limit(non_neg_integer) :: non_neg_integer
   def set_cache_limit(bytes), do: Native.call!(Native.set_limit(:cache, bytes))
 
-  @doc "Frees what is kept for later arrays."
+  @doc """
+  The CUDA graphs that programs have at the moment, and the bytes of memory that are held for them, which `active/0` counts too.
+
+  A program that is run several times on CUDA is captured: its operations are launched together, and their results have memory of
+  their own for as long as the program lives, one GiB at most. `clear_cache/0` gives that up; later runs capture anew. Where there is
+  no CUDA, or `EMLX_CUDA_GRAPHS` is `0`, there are none.
+  """
+  @spec graphs :: %{count: non_neg_integer, bytes: non_neg_integer}
+  def graphs, do: %{count: Native.call!(Native.memory(:graphs)), bytes: Native.call!(Native.memory(:in_graphs))}
+
+  @doc "Frees what is kept for later arrays, and for CUDA graphs (`graphs/0`)."
   @spec clear_cache :: :ok
   def clear_cache, do: Native.call!(Native.clear_cache())
 

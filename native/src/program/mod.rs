@@ -21,7 +21,7 @@ use crate::error::{Error, Result, Signature};
 use crate::kernels;
 use crate::mlx::{self, Stream};
 use crate::op::{self, Op};
-pub use captured::forget_all;
+pub use captured::{forget_all, graphs};
 use captured::Stretch;
 use chain::Chain;
 pub use count::Whole;

@@ -353,6 +353,21 @@ fn make_room() -> bool {
     held(&mut |_| false) <= limit || held(&mut |way| way.used.elapsed() > IDLE) <= limit
 }
 
+/// How many graphs there are, and the bytes that they hold.
+pub fn graphs() -> (usize, usize) {
+    let (mut count, mut bytes) = (0, 0);
+    for stretch in locked(&ALL).iter().filter_map(Weak::upgrade) {
+        for way in locked(&stretch.ways).iter() {
+            if let Form::Captured(captured) = &way.form {
+                let (state, held) = captured.state();
+                count += usize::from(state == State::Ready);
+                bytes += held;
+            }
+        }
+    }
+    (count, bytes)
+}
+
 /// Gives up the graphs, and with them their memory. They are made again when they are needed.
 pub fn forget_all() {
     for stretch in locked(&ALL).iter().filter_map(Weak::upgrade) {

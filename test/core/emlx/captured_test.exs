@@ -1,0 +1,208 @@
+defmodule EMLX.CapturedTest do
+  # Programs that are run often enough to be captured as CUDA graphs: their results stay those of the first run, which is node by node.
+  # With EMLX_TEST_DEVICE=gpu on CUDA; elsewhere nothing is captured, and the same has to hold. Not async: graphs and memory are counted.
+  use ExUnit.Case, async: false
+
+  alias EMLX.{Array, Golden, Memory, Ops, Program, Queue, Safetensors}
+
+  @folder Path.expand("../../programs", __DIR__)
+  @runs 6
+
+  setup do
+    Memory.clear_cache()
+    :ok
+  end
+
+  defp captures?, do: Golden.device() == :gpu and System.get_env("EMLX_CUDA_GRAPHS") != "0"
+
+  # x · w₀ + b, then tanh of sums and products, several times: more than eight operations.
+  defp layers(count) do
+    layer = fn i ->
+      x = if i == 0, do: 0, else: 3 + 4 * i - 1
+      first = 3 + 4 * i
+      [{:matmul, [x, 1], 1}, {:add, [first, 2], 1}, {:tanh, [first + 1], 1}, {:add, [first + 2, x], 1}]
+    end
+
+    Program.new(3, Enum.flat_map(0..(count - 1), layer), [3 + 4 * count - 1, 4])
+  end
+
+  defp random(seed, shape) do
+    :rand.seed(:exsss, {seed, seed, seed})
+    count = Tuple.product(shape)
+    data = for _ <- 1..count, into: <<>>, do: <<:rand.uniform() - 0.5::float-32-native>>
+    Array.from_binary(data, shape, :f32, device: Golden.device())
+  end
+
+  defp run(program, inputs, opts \\ []),
+    do: Program.run(program, inputs, Keyword.put_new(opts, :device, Golden.device()))
+
+  defp flat(array), do: array |> Array.to_list() |> List.wrap() |> List.flatten()
+
+  defp layers_in_elixir(x, w, b, count) do
+    rows = fn list, n -> Enum.chunk_every(list, n) end
+    columns = w |> rows.(16) |> Enum.zip_with(& &1)
+
+    Enum.reduce(1..count, rows.(x, 16), fn _, x ->
+      for row <- x do
+        for {column, b, own} <- Enum.zip([columns, b, row]) do
+          :math.tanh(Enum.sum(Enum.zip_with(row, column, &(&1 * &2))) + b) + own
+        end
+      end
+    end)
+    |> List.flatten()
+  end
+
+  defp assert_close(actual, expected) do
+    for {a, b} <- Enum.zip(actual, expected), do: assert_in_delta(a, b, 2.0e-3)
+    assert length(actual) == length(expected)
+  end
+
+  for file <- Path.wildcard(Path.join(@folder, "*.emlx")), name = Path.basename(file, ".emlx") do
+    test "#{name}, run often" do
+      path = Path.join(@folder, unquote(name))
+      program = Program.load(path <> ".emlx", device: Golden.device())
+      golden = Safetensors.load(path <> ".golden.safetensors", device: Golden.device())
+      inputs = for {name, _shape, _dtype} <- Program.inputs(program), into: %{}, do: {name, golden["input." <> name]}
+      # The same inputs in other arrays, as a caller has them.
+      again = Map.new(inputs, fn {name, array} -> {name, EMLX.eval(Ops.reshape(array, Array.shape(array)))} end)
+
+      [first | others] =
+        for run <- 1..@runs, do: run(program, if(rem(run, 2) == 0, do: again, else: inputs)) |> Enum.map(&flat/1)
+
+      for other <- others, do: assert_same(other, first)
+    end
+  end
+
+  # A graph's products may be by other kernels than those of a run node by node, whose inputs lie elsewhere.
+  defp assert_same(results, expected) do
+    for {result, wanted} <- Enum.zip(results, expected) do
+      largest = wanted |> Enum.map(&abs/1) |> Enum.max()
+      for {a, b} <- Enum.zip(result, wanted), do: assert(abs(a - b) <= 1.0e-5 * max(largest, 1.0))
+    end
+  end
+
+  test "new inputs and the same weights" do
+    program = layers(4)
+    {w, b} = {random(1, {16, 16}), random(2, {16})}
+
+    for seed <- 1..@runs do
+      x = random(10 + seed, {5, 16})
+      [result, _first] = run(program, [x, w, b])
+      assert_close(flat(result), layers_in_elixir(flat(x), flat(w), flat(b), 4))
+    end
+
+    assert Memory.graphs().count == if(captures?(), do: 1, else: 0)
+    if captures?(), do: assert(Memory.graphs().bytes > 5 * 16 * 4 * 10)
+  end
+
+  test "weights that are exchanged after they were taken to stay" do
+    program = layers(3)
+    x = random(3, {4, 16})
+
+    for seed <- 1..5, _run <- 1..5, reduce: nil do
+      before ->
+        {seed_before, w, b} = before || {0, nil, nil}
+        {w, b} = if seed == seed_before, do: {w, b}, else: {random(100 + seed, {16, 16}), random(200 + seed, {16})}
+        [result, _first] = run(program, [x, w, b])
+        assert_close(flat(result), layers_in_elixir(flat(x), flat(w), flat(b), 3))
+        {seed, w, b}
+    end
+  end
+
+  test "results are the caller's: later runs do not write over them" do
+    program = layers(3)
+    {w, b} = {random(1, {16, 16}), random(2, {16})}
+    xs = for seed <- 1..8, do: random(50 + seed, {4, 16})
+    # All are built before the first one is read.
+    results = for x <- xs, do: hd(run(program, [x, w, b]))
+
+    for {x, result} <- Enum.zip(xs, results) do
+      assert_close(flat(result), layers_in_elixir(flat(x), flat(w), flat(b), 3))
+    end
+  end
+
+  test "a result is the next run's input" do
+    program = layers(2)
+    {w, b} = {random(1, {16, 16}), random(2, {16})}
+    x = random(7, {4, 16})
+    last = Enum.reduce(1..7, x, fn _, x -> hd(run(program, [x, w, b])) end)
+    assert_close(flat(last), layers_in_elixir(flat(x), flat(w), flat(b), 14))
+  end
+
+  test "inputs that are not laid out in rows" do
+    program = layers(3)
+    {w, b} = {random(1, {16, 16}), random(2, {16})}
+
+    for seed <- 1..@runs do
+      x = Ops.run({:transpose, %{axes: [1, 0]}}, [random(30 + seed, {16, 6})], device: Golden.device())
+      [result, _first] = run(program, [x, w, b])
+      assert_close(flat(result), layers_in_elixir(flat(x), flat(w), flat(b), 3))
+    end
+  end
+
+  test "two queues, from several processes" do
+    program = layers(6)
+    {w, b} = {random(1, {16, 16}), random(2, {16})}
+    queues = for _ <- 1..2, do: Queue.start(device: Golden.device())
+
+    tasks =
+      for {queue, q} <- Enum.with_index(queues), p <- 1..2 do
+        Task.async(fn ->
+          for seed <- 1..12 do
+            x = random(1000 * q + 100 * p + seed, {8, 16})
+            [result, _first] = Program.run(program, [x, w, b], queue: queue)
+            assert_close(flat(result), layers_in_elixir(flat(x), flat(w), flat(b), 6))
+          end
+        end)
+      end
+
+    Task.await_many(tasks, 60_000)
+    if captures?(), do: assert(Memory.graphs().count == 2)
+  end
+
+  test "shapes that change from run to run" do
+    program = layers(3)
+    {w, b} = {random(1, {16, 16}), random(2, {16})}
+
+    for seed <- 1..24 do
+      x = random(seed, {1 + rem(seed, 3), 16})
+      [result, _first] = run(program, [x, w, b])
+      assert_close(flat(result), layers_in_elixir(flat(x), flat(w), flat(b), 3))
+    end
+
+    if captures?(), do: assert(Memory.graphs().count == 3)
+  end
+
+  test "a program's graph goes with it, and with clear_cache/0" do
+    {w, b, x} = {random(1, {16, 16}), random(2, {16}), random(3, {4, 16})}
+    program = layers(3)
+    for _ <- 1..@runs, do: run(program, [x, w, b])
+    if captures?(), do: assert(Memory.graphs().count == 1)
+    Memory.clear_cache()
+    assert Memory.graphs() == %{count: 0, bytes: 0}
+    [result, _first] = run(program, [x, w, b])
+    assert_close(flat(result), layers_in_elixir(flat(x), flat(w), flat(b), 3))
+
+    spawn_monitor(fn ->
+      program = layers(5)
+      for _ <- 1..@runs, do: run(program, [x, w, b])
+      # It ends while the GPU may still be computing.
+    end)
+    |> then(fn {pid, ref} -> assert_receive({:DOWN, ^ref, :process, ^pid, :normal}, 10_000) end)
+
+    if captures?(), do: assert(Memory.graphs().count <= 1)
+  end
+
+  test "runs do not leave memory behind" do
+    program = layers(4)
+    {w, b} = {random(1, {16, 16}), random(2, {16})}
+    run = fn seed -> run(program, [random(seed, {64, 16}), w, b]) |> hd() |> flat() end
+    for seed <- 1..@runs, do: run.(seed)
+    :erlang.garbage_collect()
+    before = Memory.active()
+    for seed <- 1..200, do: run.(seed)
+    :erlang.garbage_collect()
+    # What was given up is freed when the GPU is done with it.
+    assert Enum.any?(1..100, fn _ -> Process.sleep(10) && Memory.active() <= before + 100_000 end)
+  end
+end
