@@ -46,10 +46,25 @@ struct emlx_capturing {
   // Builds nodes on top of the inputs, and hands over a handle of each output.
   bool (*build)(const void* payload, const mlx_array* inputs, size_t count, mlx_array* outputs, size_t output_count, char* message, size_t size);
   // Makes a graph of CUDA's with edges between its nodes ready for launches.
-  bool (*instantiate)(void* graph, void* const* from, void* const* to, size_t count, void** launches, char* message, size_t size);
+  bool (*instantiate)(
+      const void* payload,
+      void* graph,
+      void* const* from,
+      void* const* to,
+      size_t count,
+      void** launches,
+      char* message,
+      size_t size);
   // Has the stream copy, then launch.
-  bool (*launch)(void* launches, void* stream, const emlx_copy* copies, size_t count, char* message, size_t size);
-  void (*destroy)(void* launches);
+  bool (*launch)(
+      const void* payload,
+      void* launches,
+      void* stream,
+      const emlx_copy* copies,
+      size_t count,
+      char* message,
+      size_t size);
+  void (*destroy)(const void* payload, void* launches);
   void (*drop)(const void* payload);
 };
 }
@@ -148,7 +163,7 @@ struct Captured {
 
   void forget() {
     if (launches) {
-      rust.destroy(launches);
+      rust.destroy(rust.payload, launches);
     }
     launches = nullptr;
     fixed.clear();
@@ -236,7 +251,8 @@ class Replay : public core::Primitive {
       submit_pending(stream_);
     }
     char message[256] = "failed without a message";
-    if (!captured_->rust.launch(captured_->launches, encoder.stream, copies.data(), copies.size(), message, sizeof(message))) {
+    const auto& rust = captured_->rust;
+    if (!rust.launch(rust.payload, captured_->launches, encoder.stream, copies.data(), copies.size(), message, sizeof(message))) {
       fail(message);
     }
     give(outputs);
@@ -270,9 +286,17 @@ class Replay : public core::Primitive {
     captured_->outs = std::move(outs);
     const bool is_whole = encoder.graph == graph && encoder.node_count > 0 && !encoder.in_concurrent;
     char message[256] = "failed without a message";
+    const auto& rust = captured_->rust;
     if (is_whole &&
-        captured_->rust.instantiate(
-            encoder.graph, encoder.from_nodes.data(), encoder.to_nodes.data(), encoder.from_nodes.size(), &captured_->launches, message, sizeof(message))) {
+        rust.instantiate(
+            rust.payload,
+            encoder.graph,
+            encoder.from_nodes.data(),
+            encoder.to_nodes.data(),
+            encoder.from_nodes.size(),
+            &captured_->launches,
+            message,
+            sizeof(message))) {
       // The edges are in the graph by now.
       encoder.from_nodes.clear();
       encoder.to_nodes.clear();
@@ -405,11 +429,9 @@ class Replay : public core::Primitive {
 
   // The same elements in rows, in memory of their own.
   core::array copied(const core::array& a) const {
-    const core::array plain(a.shape(), a.dtype(), nullptr, {});
-    auto copy = core::contiguous(plain, false, stream_);
+    core::array copy(a.shape(), a.dtype(), nullptr, {});
     copy_into(a, copy);
-    copy.set_status(core::array::Status::evaluated);
-    copy.detach();
+    copy.set_status(core::array::Status::available);
     return copy;
   }
 
@@ -418,13 +440,28 @@ class Replay : public core::Primitive {
       to.set_data(core::allocator::malloc(to.nbytes()));
       return;
     }
+    // Elements in rows go along one axis; MLX copies nothing of arrays without axes.
+    const bool in_rows = from.flags().row_contiguous;
+    const auto shape = in_rows ? core::Shape{static_cast<int>(from.size())} : from.shape();
+    const auto strides = in_rows ? core::Strides{1} : from.strides();
     // MLX shares the memory of what it takes to be in rows.
-    core::array seen(from.shape(), from.dtype(), nullptr, {});
-    core::array::Flags flags{.contiguous = false, .row_contiguous = false, .col_contiguous = false};
-    seen.copy_shared_buffer(from, from.strides(), flags, from.data_size());
-    auto contiguous = core::contiguous(seen, false, stream_);
-    std::vector<core::array> outputs{to};
-    contiguous.primitive().eval_gpu({seen}, outputs);
+    core::array seen(shape, from.dtype(), nullptr, {});
+    const core::array::Flags none{.contiguous = false, .row_contiguous = false, .col_contiguous = false};
+    seen.copy_shared_buffer(from, strides, none, from.data_size());
+    auto made = core::contiguous(seen, false, stream_);
+    std::vector<core::array> outputs{made};
+    made.primitive().eval_gpu({seen}, outputs);
+    const core::array plain(to.shape(), to.dtype(), nullptr, {});
+    core::array::Flags rows{.contiguous = true, .row_contiguous = true, .col_contiguous = is_column(to)};
+    to.copy_shared_buffer(made, plain.strides(), rows, to.size());
+  }
+
+  static bool is_column(const core::array& a) {
+    size_t wide = 0;
+    for (const auto size : a.shape()) {
+      wide += size > 1;
+    }
+    return wide <= 1;
   }
 
   // Copies the outputs out of the graph's memory; an input seen otherwise is shared.
