@@ -52,7 +52,9 @@ defmodule EMLX.ErrorTest do
         for {factor, own} <- Enum.zip(List.wrap(Ops.run(named(op), [batch])), List.wrap(Ops.run(named(op), [sound]))) do
           nan = Ops.isnan(factor) |> Ops.reshape([3, -1])
           assert nan |> Ops.all(axes: [1]) |> Array.to_list() == [true, false, true]
-          assert Ops.take(factor, Array.scalar(1, :s32), axis: 0) |> Array.to_binary() == Array.to_binary(own)
+          # Threads of BLAS may add in another order from call to call.
+          close = Ops.run({:allclose, %{rtol: 1.0e-4, atol: 1.0e-4, equal_nan: false}}, [second(factor), own])
+          assert Array.to_list(close) == true
         end
       end
 
@@ -63,6 +65,8 @@ defmodule EMLX.ErrorTest do
       end
     end
   end
+
+  defp second(batch), do: Ops.take(batch, Array.scalar(1, :s32), axis: 0)
 
   defp named(:svd), do: {:svd, %{compute_uv: true}}
   defp named(op) when op in [:eigh, :eigvalsh], do: {op, %{upper: false}}
