@@ -24,6 +24,11 @@ defmodule Soak do
         {Nx.tanh(Nx.dot(x, weight)) + 0.01 * x, weight, i + 1}
       end
 
+    # Enough operations to be captured as a CUDA graph.
+    x = Nx.tanh(Nx.dot(x, weight) + 0.01 * x)
+    x = Nx.tanh(Nx.dot(x, weight) - 0.02 * x)
+    x = Nx.sigmoid(Nx.dot(x, weight) + 0.03 * x)
+
     if Nx.reduce_max(x) > 100 do
       x * 0.5
     else
@@ -97,9 +102,10 @@ lines =
     resident
   end
 
+graphs = EMLX.Memory.graphs().count
 Task.await_many(clients, 60_000)
 growth = List.last(lines) - Enum.at(lines, 1)
 
 IO.puts(
-  "#{:counters.get(figures, 1)} answers in #{seconds} s, #{:counters.get(figures, 2)} wrong; resident memory grew by #{growth} kB"
+  "#{:counters.get(figures, 1)} answers in #{seconds} s, #{:counters.get(figures, 2)} wrong; resident memory grew by #{growth} kB; #{graphs} CUDA graphs"
 )

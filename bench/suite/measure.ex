@@ -60,15 +60,24 @@ defmodule EMLX.Bench.Measure do
 
   @doc "Bytes that a run takes at its peak beyond what is held before it."
   def peak(run) do
-    :erlang.garbage_collect()
-    # What was given up is freed a little later where a queue is at work, and what is freed may be kept for others.
-    Process.sleep(20)
-    :erlang.garbage_collect()
     EMLX.Memory.clear_cache()
-    held = EMLX.Memory.active()
+    held = settled(nil, 50)
     EMLX.Memory.reset_peak()
     run.()
     max(EMLX.Memory.peak() - held, 0)
+  end
+
+  # What was given up is freed a little later where a queue or a GPU is at work.
+  defp settled(before, 0), do: before
+
+  defp settled(before, times) do
+    :erlang.garbage_collect()
+    Process.sleep(20)
+
+    case EMLX.Memory.active() do
+      ^before -> before
+      active -> settled(active, times - 1)
+    end
   end
 
   @doc """
