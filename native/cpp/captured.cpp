@@ -261,25 +261,29 @@ class Replay : public core::Primitive {
 
   void capture(const std::vector<core::array>& inputs, std::vector<core::array>& outputs) {
     auto& encoder = encoder_of(stream_);
-    std::vector<core::array> taken;
-    for (size_t i = 0; i < inputs.size(); ++i) {
-      if (captured_->is_fixed[i]) {
-        captured_->fixed.push_back(Fixed::of(inputs[i]));
-        taken.push_back(inputs[i]);
-      } else {
-        captured_->copies.push_back(copied(inputs[i]));
-        captured_->held.push_back(captured_->copies.back().data_shared_ptr());
-        taken.push_back(captured_->copies.back());
+    std::vector<core::array> outs;
+    const void* graph = nullptr;
+    try {
+      std::vector<core::array> taken;
+      for (size_t i = 0; i < inputs.size(); ++i) {
+        if (captured_->is_fixed[i]) {
+          captured_->fixed.push_back(Fixed::of(inputs[i]));
+          taken.push_back(inputs[i]);
+        } else {
+          captured_->copies.push_back(copied(inputs[i]));
+          captured_->held.push_back(captured_->copies.back().data_shared_ptr());
+          taken.push_back(captured_->copies.back());
+        }
       }
-    }
-    submit_pending(stream_);
-    const auto* graph = encoder.graph;
-    auto outs = built(taken, outputs.size());
-    if (!walk(outs)) {
-      captured_->forget();
-      captured_->state = REFUSED;
-      core::async_eval(outs);
-      return share(outs, outputs);
+      submit_pending(stream_);
+      graph = encoder.graph;
+      outs = built(taken, outputs.size());
+      if (!walk(outs)) {
+        return give_up(inputs, outputs);
+      }
+    } catch (const std::exception&) {
+      // Such as too little memory for all values at once. What fails in any case fails again.
+      return give_up(inputs, outputs);
     }
     // What the kernels need beside arrays.
     captured_->held.insert(captured_->held.end(), encoder.temporaries.begin(), encoder.temporaries.end());
@@ -314,6 +318,16 @@ class Replay : public core::Primitive {
     }
     give(outputs);
     hold(encoder);
+  }
+
+  // There will be no graph. Kernels that are under way keep their memory.
+  void give_up(const std::vector<core::array>& inputs, std::vector<core::array>& outputs) {
+    auto& encoder = encoder_of(stream_);
+    encoder.temporaries.insert(encoder.temporaries.end(), captured_->held.begin(), captured_->held.end());
+    captured_->forget();
+    captured_->state = REFUSED;
+    submit_pending(stream_);
+    compute(inputs, outputs);
   }
 
   // As if there were no capturing.

@@ -978,7 +978,11 @@ enum Figure {
 fn memory(figure: Term) -> Answer<usize> {
     Answer(guard("memory", || {
         mlx::release_pending();
-        match argument(figure, 0, ":active, :peak, :cached, :limit, :graphs or :in_graphs")? {
+        match argument(
+            figure,
+            0,
+            ":active, :peak, :cached, :limit, :graphs or :in_graphs",
+        )? {
             Figure::Active => mlx::active_memory(),
             Figure::Peak => mlx::peak_memory(),
             Figure::Cached => mlx::cache_memory(),

@@ -94,9 +94,18 @@ impl Capturing for Launcher {
             .map_err(|error| failed("cuGraphAddDependencies", error))?;
         }
         let mut launches = std::ptr::null_mut();
-        sys::cuGraphInstantiateWithFlags(&mut launches, graph, 0)
-            .result()
-            .map_err(|error| failed("cuGraphInstantiate", error))?;
+        let made = sys::cuGraphInstantiateWithFlags(&mut launches, graph, 0).result();
+        if made.is_err() && !from.is_empty() {
+            // MLX adds them itself then.
+            let _ = sys::cuGraphRemoveDependencies_v2(
+                graph,
+                from.as_ptr().cast(),
+                to.as_ptr().cast(),
+                std::ptr::null(),
+                from.len(),
+            );
+        }
+        made.map_err(|error| failed("cuGraphInstantiate", error))?;
         Ok(launches.cast())
     }
 

@@ -177,6 +177,11 @@ enum Next {
 
 static ALL: Mutex<Vec<Weak<Stretch>>> = Mutex::new(Vec::new());
 
+/// Those that are there. Nobody may have a stretch's lock and wait for the list's, and the other way round: the list's is left first.
+fn all() -> Vec<Arc<Stretch>> {
+    locked(&ALL).iter().filter_map(Weak::upgrade).collect()
+}
+
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -333,7 +338,7 @@ fn make_room() -> bool {
     let limit = mlx::memory_limit().unwrap_or(0) / PART_OF_MEMORY;
     let held = |is_over: &mut dyn FnMut(&Way) -> bool| {
         let mut total = 0;
-        for stretch in locked(&ALL).iter().filter_map(Weak::upgrade) {
+        for stretch in all() {
             // One that is in use is not idle.
             let Ok(mut ways) = stretch.ways.try_lock() else {
                 continue;
@@ -356,7 +361,7 @@ fn make_room() -> bool {
 /// How many graphs there are, and the bytes that they hold.
 pub fn graphs() -> (usize, usize) {
     let (mut count, mut bytes) = (0, 0);
-    for stretch in locked(&ALL).iter().filter_map(Weak::upgrade) {
+    for stretch in all() {
         for way in locked(&stretch.ways).iter() {
             if let Form::Captured(captured) = &way.form {
                 let (state, held) = captured.state();
@@ -370,7 +375,7 @@ pub fn graphs() -> (usize, usize) {
 
 /// Gives up the graphs, and with them their memory. They are made again when they are needed.
 pub fn forget_all() {
-    for stretch in locked(&ALL).iter().filter_map(Weak::upgrade) {
+    for stretch in all() {
         for way in locked(&stretch.ways).iter_mut() {
             if let Form::Captured(_) = way.form {
                 way.form = Form::Watched;
