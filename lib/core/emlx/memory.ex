@@ -35,7 +35,7 @@ defmodule EMLX.Memory do
   The CUDA graphs that programs have at the moment, and the bytes of memory that are held for them, which `active/0` counts too.
 
   A program that is run several times on CUDA is captured: its operations are launched together, and their results have memory of
-  their own for as long as the program lives, one GiB at most. `clear_cache/0` gives that up; later runs capture anew. Where there is
+  their own for as long as the program lives: all graphs together at most an eighth of `limit/0`. `clear_cache/0` gives that up; later runs capture anew. Where there is
   no CUDA, or `EMLX_CUDA_GRAPHS` is `0`, there are none.
   """
   @spec graphs :: %{count: non_neg_integer, bytes: non_neg_integer}

@@ -32,14 +32,14 @@ const MIN_SAME: u32 = 2;
 const MAX_WATCHED: u32 = 32;
 /// Bytes of a stretch's values up to which it is captured: they are held as long as the graph is, and none is written over. What takes
 /// more is not limited by launches.
-const MAX_BYTES: usize = 1 << 30;
+const MAX_BYTES: usize = 1 << 32;
 /// Bytes of inputs that are copied for each run.
 const MAX_COPIED: usize = 1 << 28;
 /// Streams and sets of shapes for which a stretch is captured.
 const MAX_WAYS: usize = 8;
 /// How often inputs that were taken to stay may be others before the stretch is left alone.
 const MAX_CHANGES: u32 = 8;
-/// What all graphs hold is at most this part of the memory that MLX may use.
+/// What all graphs hold is at most this part of the memory that MLX may use, and one of them half of it.
 const PART_OF_MEMORY: usize = 8;
 /// How long a graph is unused before it makes room for another one.
 const IDLE: Duration = Duration::from_secs(10);
@@ -223,7 +223,7 @@ impl Stretch {
                 bytes += made.iter().map(|array| array.nbytes()).sum::<usize>();
             }
         })?;
-        let is_too_large = bytes > MAX_BYTES || op::crossed() > crossed;
+        let is_too_large = bytes > MAX_BYTES.min(room() / 2) || op::crossed() > crossed;
         self.learn(&signatures, stream, &outputs, is_too_large);
         Ok(outputs)
     }
@@ -333,9 +333,14 @@ fn bytes_of((shape, dtype): &Signature) -> usize {
     shape.iter().map(|n| *n as usize).product::<usize>() * dtype.size()
 }
 
+/// Bytes that all graphs may hold.
+fn room() -> usize {
+    mlx::memory_limit().unwrap_or(0) / PART_OF_MEMORY
+}
+
 /// Drops graphs that nobody has used for a while if all of them hold too much. False where that is not enough.
 fn make_room() -> bool {
-    let limit = mlx::memory_limit().unwrap_or(0) / PART_OF_MEMORY;
+    let limit = room();
     let held = |is_over: &mut dyn FnMut(&Way) -> bool| {
         let mut total = 0;
         for stretch in all() {
