@@ -339,7 +339,11 @@ class Replay : public core::Primitive {
 
   static void share(const std::vector<core::array>& outs, std::vector<core::array>& outputs) {
     for (size_t i = 0; i < outputs.size(); ++i) {
-      outputs[i].copy_shared_buffer(outs[i]);
+      auto out = outs[i];
+      if (out.event().valid() && out.event().stream() != outputs[i].primitive().stream()) {
+        out.wait();
+      }
+      outputs[i].copy_shared_buffer(out);
     }
   }
 

@@ -1,7 +1,7 @@
 //! Stretches of operations compiled by MLX into fewer kernels. Called where a program is made with `fuse`; its [`Fused`]
 //! instructions are run by queues.
 
-use super::{build, Block, Instruction, Step};
+use super::{nodes, Block, Instruction, Step};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::mlx::{self, Compiled, Stream};
@@ -54,7 +54,10 @@ impl Fused {
             ));
         }
         let (block, stream) = (self.block.clone(), stream.clone());
-        let trace = move |inputs: &[Array]| replay(&block, inputs, device, &stream);
+        let trace = move |inputs: &[Array]| {
+            let placeholders = inputs.iter().map(mlx::share).collect::<Result<_>>()?;
+            nodes(&block, placeholders, device, &stream, |_, _| {})
+        };
         let compiled = Arc::new(mlx::compile(Box::new(trace))?);
         if all.len() >= MAX_THREADS {
             all.remove(0);
@@ -76,33 +79,6 @@ fn has_compiler() -> bool {
             .stderr(Stdio::null());
         command.status().is_ok_and(|status| status.success())
     })
-}
-
-/// The stretch's operations on MLX's placeholders.
-fn replay(block: &Block, inputs: &[Array], device: Device, stream: &Stream) -> Result<Vec<Array>> {
-    let mut values = inputs
-        .iter()
-        .map(mlx::share)
-        .collect::<Result<Vec<Array>>>()?;
-    for (i, instruction) in block.instructions.iter().enumerate() {
-        let inputs: Vec<Option<&Array>> = instruction
-            .inputs
-            .iter()
-            .map(|value| value.and_then(|value| values.get(value as usize)))
-            .collect();
-        let Step::Op(op) = &instruction.step else {
-            return Err(Error::invalid("only operations are fused"));
-        };
-        let outputs = build(op, &inputs, device, stream)
-            .and_then(|outputs| instruction.check_outputs(outputs))
-            .map_err(|error| error.within(&instruction.place(i)))?;
-        values.extend(outputs);
-    }
-    block
-        .outputs
-        .iter()
-        .map(|value| mlx::share(&values[*value as usize]))
-        .collect()
 }
 
 /// The same block with its stretches of two operations and more fused, those of blocks inside included.

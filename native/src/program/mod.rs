@@ -510,6 +510,39 @@ pub fn build(
     Ok(outputs)
 }
 
+/// The nodes of a block of operations, `inputs` being its first values; `seen` is told of each operation.
+fn nodes(
+    block: &Block,
+    inputs: Vec<Array>,
+    device: Device,
+    stream: &Stream,
+    mut seen: impl FnMut(&Op, &[Array]),
+) -> Result<Vec<Array>> {
+    let mut values = inputs;
+    for (i, instruction) in block.instructions.iter().enumerate() {
+        let inputs: Vec<Option<&Array>> = instruction
+            .inputs
+            .iter()
+            .map(|value| value.and_then(|value| values.get(value as usize)))
+            .collect();
+        let Step::Op(op) = &instruction.step else {
+            return Err(Error::invalid("a stretch has operations alone"));
+        };
+        let outputs = build(op, &inputs, device, stream)
+            .and_then(|outputs| instruction.check_outputs(outputs))
+            .map_err(|error| {
+                let error = error.with_inputs(run::signatures(&inputs), Some(device));
+                error.within(&instruction.place(i))
+            })?;
+        seen(op, &outputs);
+        values.extend(outputs);
+    }
+    let outputs = block.outputs.iter();
+    outputs
+        .map(|value| mlx::share(&values[*value as usize]))
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,13 +1,12 @@
 //! A stretch's graph by CUDA's driver, which is the one that libmlx has loaded.
 
-use super::nodes;
 use crate::device::Device;
 use crate::error::Result;
 pub use crate::mlx::captured::{Captured, State};
 use crate::mlx::captured::{Capturing, Copy};
 use crate::mlx::{self, Stream};
 use crate::program::graph::{failed, Gpu};
-use crate::program::Block;
+use crate::program::{nodes, Block};
 use cudarc::driver::{result as driver, sys};
 use mlx_rs::Array;
 use std::ffi::c_void;

@@ -14,9 +14,9 @@ use absent as launcher;
 use cuda as launcher;
 
 use super::fuse::{self, Stretches};
-use super::{Block, Instruction, Step};
+use super::{nodes, Block, Instruction, Step};
 use crate::device::Device;
-use crate::error::{Error, Result, Signature};
+use crate::error::{Result, Signature};
 use crate::mlx::{self, Stream};
 use crate::op::{self, Op};
 use launcher::{Captured, State};
@@ -207,11 +207,7 @@ impl Stretch {
         stream: &Stream,
     ) -> Result<Vec<Array>> {
         device.enter(stream)?;
-        let signatures: Vec<Signature> = inputs
-            .iter()
-            .map(|array| (array.shape().to_vec(), mlx::dtype(array)))
-            .collect();
-        if let Next::Nodes(outputs) = self.next(inputs, &signatures, numbers, stream)? {
+        if let Next::Nodes(outputs) = self.next(inputs, numbers, stream)? {
             return Ok(outputs);
         }
         let crossed = op::crossed();
@@ -223,20 +219,17 @@ impl Stretch {
                 bytes += made.iter().map(|array| array.nbytes()).sum::<usize>();
             }
         })?;
-        let is_too_large = bytes > MAX_BYTES.min(room() / 2) || op::crossed() > crossed;
-        self.learn(&signatures, stream, &outputs, is_too_large);
+        let is_for_cuda = op::crossed() == crossed
+            && bytes <= MAX_BYTES.min(room() / 2)
+            && inputs.iter().all(|array| array.size() > 0)
+            && outputs.iter().all(|array| array.size() > 0);
+        self.learn(inputs, stream, &outputs, is_for_cuda);
         Ok(outputs)
     }
 
-    fn next(
-        &self,
-        inputs: &[&Array],
-        signatures: &[Signature],
-        numbers: &[Option<u64>],
-        stream: &Stream,
-    ) -> Result<Next> {
+    fn next(&self, inputs: &[&Array], numbers: &[Option<u64>], stream: &Stream) -> Result<Next> {
         let mut ways = locked(&self.ways);
-        let Some(way) = way_of(&mut ways, signatures, stream) else {
+        let Some(way) = way_of(&mut ways, inputs, stream) else {
             if ways.len() >= MAX_WAYS {
                 let oldest = ways.iter().enumerate().min_by_key(|(_, way)| way.used);
                 let oldest = oldest.map(|(i, _)| i).unwrap_or(0);
@@ -246,7 +239,7 @@ impl Stretch {
             history.see(numbers);
             ways.push(Way {
                 stream: stream.clone(),
-                inputs: signatures.to_vec(),
+                inputs: inputs.iter().copied().map(signature).collect(),
                 outputs: None,
                 history,
                 form: Form::Watched,
@@ -292,23 +285,29 @@ impl Stretch {
     }
 
     /// Takes note of what a run node by node gave.
-    fn learn(&self, inputs: &[Signature], stream: &Stream, outputs: &[Array], is_too_large: bool) {
+    fn learn(&self, inputs: &[&Array], stream: &Stream, outputs: &[Array], is_for_cuda: bool) {
         let mut ways = locked(&self.ways);
         let Some(way) = way_of(&mut ways, inputs, stream) else {
             return;
         };
-        if is_too_large || outputs.iter().any(|array| array.size() == 0) {
+        if !is_for_cuda {
             way.form = Form::NodeByNode;
         }
-        let outputs = outputs.iter();
-        let signatures = outputs.map(|array| (array.shape().to_vec(), mlx::dtype(array)));
-        way.outputs = Some(signatures.collect());
+        way.outputs = Some(outputs.iter().map(signature).collect());
     }
 }
 
-fn way_of<'a>(ways: &'a mut [Way], inputs: &[Signature], stream: &Stream) -> Option<&'a mut Way> {
-    ways.iter_mut()
-        .find(|way| way.stream.is_same(stream) && way.inputs == inputs)
+fn signature(array: &Array) -> Signature {
+    (array.shape().to_vec(), mlx::dtype(array))
+}
+
+fn way_of<'a>(ways: &'a mut [Way], inputs: &[&Array], stream: &Stream) -> Option<&'a mut Way> {
+    ways.iter_mut().find(|way| {
+        let mut known = way.inputs.iter().zip(inputs);
+        way.stream.is_same(stream)
+            && way.inputs.len() == inputs.len()
+            && known.all(|(known, array)| known.1 == mlx::dtype(array) && known.0 == array.shape())
+    })
 }
 
 impl Way {
@@ -387,39 +386,6 @@ pub fn forget_all() {
             }
         }
     }
-}
-
-/// The nodes of a block of operations, `inputs` being its first values; `seen` is told of each operation.
-fn nodes(
-    block: &Block,
-    inputs: Vec<Array>,
-    device: Device,
-    stream: &Stream,
-    mut seen: impl FnMut(&Op, &[Array]),
-) -> Result<Vec<Array>> {
-    let mut values = inputs;
-    for (i, instruction) in block.instructions.iter().enumerate() {
-        let inputs: Vec<Option<&Array>> = instruction
-            .inputs
-            .iter()
-            .map(|value| value.and_then(|value| values.get(value as usize)))
-            .collect();
-        let Step::Op(op) = &instruction.step else {
-            return Err(Error::invalid("a stretch has operations alone"));
-        };
-        let outputs = super::build(op, &inputs, device, stream)
-            .and_then(|outputs| instruction.check_outputs(outputs))
-            .map_err(|error| {
-                let error = error.with_inputs(super::run::signatures(&inputs), Some(device));
-                error.within(&instruction.place(i))
-            })?;
-        seen(op, &outputs);
-        values.extend(outputs);
-    }
-    let outputs = block.outputs.iter();
-    outputs
-        .map(|value| mlx::share(&values[*value as usize]))
-        .collect()
 }
 
 #[cfg(test)]
