@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "address.h"
 #include "mlx/c/array.h"
 #include "mlx/c/error.h"
 #include "mlx/c/private/enums.h"
@@ -102,16 +103,6 @@ Encoder& encoder_of(core::Stream s) {
   return reinterpret_cast<Encoder&>(core::cu::get_command_encoder(s));
 }
 
-uint64_t address_of(const core::array& a) {
-  struct CudaBuffer {
-    void* data;
-    size_t size;
-    int device;
-  };
-  const auto* buffer = static_cast<const CudaBuffer*>(a.buffer().ptr());
-  return buffer ? reinterpret_cast<uint64_t>(buffer->data) + a.offset() : 0;
-}
-
 // Does nothing: submitting it has MLX launch what its encoder has gathered.
 class Nothing : public core::UnaryPrimitive {
  public:
@@ -138,12 +129,12 @@ struct Fixed {
   core::Strides strides;
 
   static Fixed of(const core::array& a) {
-    return {a.data_shared_ptr(), address_of(a), a.strides()};
+    return {a.data_shared_ptr(), device_address(a), a.strides()};
   }
 
   bool is(const core::array& a) const {
     const auto& other = a.data_shared_ptr();
-    return !data.owner_before(other) && !other.owner_before(data) && address == address_of(a) && strides == a.strides();
+    return !data.owner_before(other) && !other.owner_before(data) && address == device_address(a) && strides == a.strides();
   }
 };
 
@@ -240,12 +231,12 @@ class Replay : public core::Primitive {
       }
       const auto& given = inputs[i];
       if (given.flags().row_contiguous) {
-        copies.push_back({address_of(given), address_of(to), to.nbytes()});
+        copies.push_back({device_address(given), device_address(to), to.nbytes()});
         continue;
       }
       const auto rows = copied(given);
       encoder.temporaries.push_back(rows.data_shared_ptr());
-      copies.push_back({address_of(rows), address_of(to), to.nbytes()});
+      copies.push_back({device_address(rows), device_address(to), to.nbytes()});
     }
     if (encoder.node_count > 0) {
       submit_pending(stream_);

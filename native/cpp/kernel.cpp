@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "address.h"
 #include "mlx/c/array.h"
 #include "mlx/c/error.h"
 #include "mlx/c/stream.h"
@@ -332,15 +333,6 @@ extern "C" int emlx_cuda_node(
   }
 }
 
-// Where an array that CUDA has computed lies. MLX's buffers on CUDA are handles of this form (mlx/backend/cuda/allocator.h, whose headers
-// need CUDA's own); `data` of an array would move it to where the CPU reads.
 extern "C" uint64_t emlx_device_address(mlx_array a) {
-  struct CudaBuffer {
-    void* data;
-    size_t size;
-    int device;
-  };
-  const auto& array = *static_cast<const core::array*>(a.ctx);
-  const auto* buffer = static_cast<const CudaBuffer*>(array.buffer().ptr());
-  return buffer ? reinterpret_cast<uint64_t>(buffer->data) + array.offset() : 0;
+  return device_address(*static_cast<const core::array*>(a.ctx));
 }

@@ -1,7 +1,8 @@
 //! Operations that stand for several at once, as a model has them for each token that it generates. EMLX.Trace.Merge makes them where a
 //! program is traced for the GPU; where there is no kernel for them they are the operations that they stand for.
 
-use super::{check, cuda::decode, Inputs, MaskMode, Op, Outputs};
+use super::decode::{self, Heads};
+use super::{check, Inputs, MaskMode, Op, Outputs};
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
@@ -35,6 +36,34 @@ pub struct Products<'a, A = &'a Array> {
     pub matrices: &'a [A],
     pub gated: bool,
     pub shape: Option<&'a [i32]>,
+}
+
+impl<'a, A> Products<'a, A> {
+    /// What [`Op::Products`] says of these. None for another operation, and where a weight comes without eps or eps without one.
+    pub fn of(
+        op: &'a Op,
+        x: A,
+        weight: Option<A>,
+        residual: Option<A>,
+        matrices: &'a [A],
+    ) -> Option<Self> {
+        let Op::Products { eps, gated, shape } = op else {
+            return None;
+        };
+        let norm = match (weight, eps) {
+            (Some(weight), Some(eps)) => Some((weight, *eps)),
+            (None, None) => None,
+            _ => return None,
+        };
+        Some(Products {
+            x,
+            norm,
+            residual,
+            matrices,
+            gated: *gated,
+            shape: shape.as_deref(),
+        })
+    }
 }
 
 /// See [`Op::Products`].
@@ -121,24 +150,14 @@ pub fn products(wanted: Products, device: Device, s: &Stream) -> Result<Outputs>
 }
 
 /// See [`Op::RopeHeads`].
-pub struct Turn<'a> {
-    pub lead: &'a [i32],
-    pub size: i32,
-    pub repeat: i32,
-    pub eps: Option<f64>,
-    pub base: Option<f32>,
-    pub scale: f32,
-}
-
-/// See [`Op::RopeHeads`].
 pub fn rope_heads(
     [q, k, v, offset]: [&Array; 4],
-    [q_norm, k_norm, freqs]: [Option<&Array>; 3],
-    turn: &Turn,
+    freqs: Option<&Array>,
+    how: &Heads<&Array>,
     device: Device,
     s: &Stream,
 ) -> Result<Outputs> {
-    let Turn { size, repeat, .. } = *turn;
+    let Heads { size, repeat, .. } = *how;
     for (name, array) in [("q", q), ("k", k), ("v", v)] {
         let fits = array.ndim() == 2 && size > 0 && array.shape()[1] % size == 0;
         if !fits || array.shape()[0] != q.shape()[0] {
@@ -148,12 +167,12 @@ pub fn rope_heads(
             )));
         }
     }
-    let lead: i64 = turn.lead.iter().map(|n| i64::from(*n)).product();
+    let lead: i64 = how.lead.iter().map(|n| i64::from(*n)).product();
     if lead != i64::from(q.shape()[0]) {
         return Err(Error::invalid(format!(
             "lead must multiply to the {} rows of q, got {:?}",
             q.shape()[0],
-            turn.lead
+            how.lead
         )));
     }
     if repeat < 1 || offset.shape() != [q.shape()[0]] {
@@ -163,43 +182,28 @@ pub fn rope_heads(
             offset.shape()
         )));
     }
-    let norm = match (turn.eps, q_norm, k_norm) {
-        (Some(eps), Some(q_norm), Some(k_norm)) => Some((q_norm, k_norm, eps)),
-        (None, None, None) => None,
-        _ => return Err(Error::invalid("eps goes with a weight for q and one for k")),
-    };
     if device == Device::Gpu {
-        let how = decode::Heads {
-            lead: turn.lead,
-            size,
-            repeat,
-            norm,
-            base: turn.base,
-            scale: turn.scale,
-        };
-        if let Some(outputs) = decode::heads([q, k, v], &how, offset, freqs, s)? {
+        if let Some(outputs) = decode::heads([q, k, v], how, offset, freqs, s)? {
             return Ok(outputs);
         }
     }
-    let turned = |x: &Array, weight: Option<&Array>| {
+    let turned = |x: &Array, norm: Option<(&Array, f64)>| {
         let heads = mlx::reshape(x, &[x.shape()[0], -1, 1, size], s)?;
-        let heads = match (weight, norm) {
-            (Some(weight), Some((_, _, eps))) => {
-                apply(Op::RmsNorm { eps }, &[&heads, weight], device, s)?
-            }
-            _ => heads,
+        let heads = match norm {
+            Some((weight, eps)) => apply(Op::RmsNorm { eps }, &[&heads, weight], device, s)?,
+            None => heads,
         };
         let rope = Op::Rope {
             dims: size,
             traditional: false,
-            base: turn.base,
-            scale: turn.scale,
+            base: how.base,
+            scale: how.scale,
         };
         let outputs = rope.apply(&Inputs(&[Some(&heads), Some(offset), freqs]), device, s)?;
         mlx::share(&outputs[0])
     };
     let heads = |x: &Array, repeat: i32| {
-        let shape = |heads: i32| [turn.lead, &[heads, size]].concat();
+        let shape = |heads: i32| [how.lead, &[heads, size]].concat();
         if repeat == 1 {
             return mlx::reshape(x, &shape(-1), s);
         }
@@ -209,6 +213,8 @@ pub fn rope_heads(
         let repeated = mlx::broadcast_to(&heads, &copies, s)?;
         mlx::reshape(&repeated, &shape(copies[1] * repeat), s)
     };
+    let q_norm = how.norm.map(|(weight, _, eps)| (weight, eps));
+    let k_norm = how.norm.map(|(_, weight, eps)| (weight, eps));
     let queries = heads(&turned(q, q_norm)?, 1)?;
     let keys = heads(&turned(k, k_norm)?, repeat)?;
     Ok([queries, keys, heads(v, repeat)?].into_iter().collect())

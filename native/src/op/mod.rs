@@ -1798,41 +1798,17 @@ impl Op {
                 )
                 .map(one)
             }
-            Op::Products { eps, gated, shape } => {
+            Op::Products { .. } => {
                 let ([x], [weight, residual], matrices) = inputs.with_optional_and_more()?;
-                let norm = match (weight, eps) {
-                    (Some(weight), Some(eps)) => Some((weight, *eps)),
-                    (None, None) => None,
-                    _ => return Err(Error::invalid("eps goes with the weight of a norm")),
-                };
-                let wanted = fused::Products {
-                    x,
-                    norm,
-                    residual,
-                    matrices: &matrices,
-                    gated: *gated,
-                    shape: shape.as_deref(),
-                };
+                let wanted = Products::of(self, x, weight, residual, &matrices)
+                    .ok_or_else(|| Error::invalid("eps goes with the weight of a norm"))?;
                 fused::products(wanted, device, s)
             }
-            Op::RopeHeads {
-                lead,
-                size,
-                repeat,
-                eps,
-                base,
-                scale,
-            } => {
-                let (arrays, optional) = inputs.with_optional()?;
-                let turn = fused::Turn {
-                    lead,
-                    size: *size,
-                    repeat: *repeat,
-                    eps: *eps,
-                    base: *base,
-                    scale: *scale,
-                };
-                fused::rope_heads(arrays, optional, &turn, device, s)
+            Op::RopeHeads { .. } => {
+                let (arrays, [q_norm, k_norm, freqs]) = inputs.with_optional()?;
+                let how = decode::Heads::of(self, q_norm, k_norm)
+                    .ok_or_else(|| Error::invalid("eps goes with a weight for q and one for k"))?;
+                fused::rope_heads(arrays, freqs, &how, device, s)
             }
             Op::CacheAttention { scale, shape } => {
                 let (arrays, [mask]) = inputs.with_optional()?;

@@ -38,6 +38,14 @@ defmodule EMLX.CapturedTest do
 
   defp flat(array), do: array |> Array.to_list() |> List.wrap() |> List.flatten()
 
+  # The result is that of so many layers.
+  defp assert_layers(result, [x, w, b], count) do
+    wanted = layers_in_elixir(flat(x), flat(w), flat(b), count)
+    found = flat(result)
+    for {a, b} <- Enum.zip(found, wanted), do: assert_in_delta(a, b, 2.0e-3)
+    assert length(found) == length(wanted)
+  end
+
   defp layers_in_elixir(x, w, b, count) do
     rows = fn list, n -> Enum.chunk_every(list, n) end
     columns = w |> rows.(16) |> Enum.zip_with(& &1)
@@ -50,11 +58,6 @@ defmodule EMLX.CapturedTest do
       end
     end)
     |> List.flatten()
-  end
-
-  defp assert_close(actual, expected) do
-    for {a, b} <- Enum.zip(actual, expected), do: assert_in_delta(a, b, 2.0e-3)
-    assert length(actual) == length(expected)
   end
 
   for file <- Path.wildcard(Path.join(@folder, "*.emlx")), name = Path.basename(file, ".emlx") do
@@ -87,8 +90,7 @@ defmodule EMLX.CapturedTest do
 
     for seed <- 1..@runs do
       x = random(10 + seed, {5, 16})
-      [result, _first] = run(program, [x, w, b])
-      assert_close(flat(result), layers_in_elixir(flat(x), flat(w), flat(b), 4))
+      assert_layers(hd(run(program, [x, w, b])), [x, w, b], 4)
     end
 
     assert Memory.graphs().count == if(captures?(), do: 1, else: 0)
@@ -104,7 +106,7 @@ defmodule EMLX.CapturedTest do
         {seed_before, w, b} = before || {0, nil, nil}
         {w, b} = if seed == seed_before, do: {w, b}, else: {random(100 + seed, {16, 16}), random(200 + seed, {16})}
         [result, _first] = run(program, [x, w, b])
-        assert_close(flat(result), layers_in_elixir(flat(x), flat(w), flat(b), 3))
+        assert_layers(result, [x, w, b], 3)
         {seed, w, b}
     end
   end
@@ -117,7 +119,7 @@ defmodule EMLX.CapturedTest do
     results = for x <- xs, do: hd(run(program, [x, w, b]))
 
     for {x, result} <- Enum.zip(xs, results) do
-      assert_close(flat(result), layers_in_elixir(flat(x), flat(w), flat(b), 3))
+      assert_layers(result, [x, w, b], 3)
     end
   end
 
@@ -126,7 +128,7 @@ defmodule EMLX.CapturedTest do
     {w, b} = {random(1, {16, 16}), random(2, {16})}
     x = random(7, {4, 16})
     last = Enum.reduce(1..7, x, fn _, x -> hd(run(program, [x, w, b])) end)
-    assert_close(flat(last), layers_in_elixir(flat(x), flat(w), flat(b), 14))
+    assert_layers(last, [x, w, b], 14)
   end
 
   test "inputs that are not laid out in rows" do
@@ -135,8 +137,7 @@ defmodule EMLX.CapturedTest do
 
     for seed <- 1..@runs do
       x = Ops.run({:transpose, %{axes: [1, 0]}}, [random(30 + seed, {16, 6})], device: Golden.device())
-      [result, _first] = run(program, [x, w, b])
-      assert_close(flat(result), layers_in_elixir(flat(x), flat(w), flat(b), 3))
+      assert_layers(hd(run(program, [x, w, b])), [x, w, b], 3)
     end
   end
 
@@ -151,7 +152,7 @@ defmodule EMLX.CapturedTest do
           for seed <- 1..12 do
             x = random(1000 * q + 100 * p + seed, {8, 16})
             [result, _first] = Program.run(program, [x, w, b], queue: queue)
-            assert_close(flat(result), layers_in_elixir(flat(x), flat(w), flat(b), 6))
+            assert_layers(result, [x, w, b], 6)
           end
         end)
       end
@@ -166,8 +167,7 @@ defmodule EMLX.CapturedTest do
 
     for seed <- 1..24 do
       x = random(seed, {1 + rem(seed, 3), 16})
-      [result, _first] = run(program, [x, w, b])
-      assert_close(flat(result), layers_in_elixir(flat(x), flat(w), flat(b), 3))
+      assert_layers(hd(run(program, [x, w, b])), [x, w, b], 3)
     end
 
     if captures?(), do: assert(Memory.graphs().count == 3)
@@ -181,7 +181,7 @@ defmodule EMLX.CapturedTest do
     Memory.clear_cache()
     assert Memory.graphs() == %{count: 0, bytes: 0}
     [result, _first] = run(program, [x, w, b])
-    assert_close(flat(result), layers_in_elixir(flat(x), flat(w), flat(b), 3))
+    assert_layers(result, [x, w, b], 3)
 
     spawn_monitor(fn ->
       program = layers(5)

@@ -7,6 +7,7 @@ use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::mlx::{self, CudaKernel, Launch, Stream};
 use crate::op::fused::Products;
+use crate::op::Op;
 use mlx_rs::Array;
 use smallvec::{smallvec, SmallVec};
 use std::ffi::CStr;
@@ -312,6 +313,36 @@ pub struct Heads<'a, A> {
     pub norm: Option<(A, A, f64)>,
     pub base: Option<f32>,
     pub scale: f32,
+}
+
+impl<'a, A> Heads<'a, A> {
+    /// What [`Op::RopeHeads`] says. None for another operation, and where eps and both weights do not come together.
+    pub fn of(op: &'a Op, q_norm: Option<A>, k_norm: Option<A>) -> Option<Self> {
+        let Op::RopeHeads {
+            lead,
+            size,
+            repeat,
+            eps,
+            base,
+            scale,
+        } = op
+        else {
+            return None;
+        };
+        let norm = match (eps, q_norm, k_norm) {
+            (Some(eps), Some(q_norm), Some(k_norm)) => Some((q_norm, k_norm, *eps)),
+            (None, None, None) => None,
+            _ => return None,
+        };
+        Some(Heads {
+            lead,
+            size: *size,
+            repeat: *repeat,
+            norm,
+            base: *base,
+            scale: *scale,
+        })
+    }
 }
 
 /// Queries, keys and values {rows, heads * size}, the first two normed and turned, as {…, heads, size}.

@@ -291,49 +291,14 @@ impl Lowering {
         let heavy_level = inputs.iter().flatten().map(|value| value.level).max();
         let heavy_level = heavy_level.unwrap_or(0);
         match op {
-            Op::Products {
-                eps,
-                gated,
-                shape: given,
-            } => {
+            Op::Products { .. } => {
                 let matrices = views(&inputs[3..])?;
-                let norm = match (optional(1), eps) {
-                    (Some(weight), Some(eps)) => Some((weight, *eps)),
-                    (None, None) => None,
-                    _ => return None,
-                };
-                let wanted = Products {
-                    x: optional(0)?,
-                    norm,
-                    residual: optional(2),
-                    matrices: &matrices,
-                    gated: *gated,
-                    shape: given.as_deref(),
-                };
+                let wanted = Products::of(op, optional(0)?, optional(1), optional(2), &matrices)?;
                 let call = decode::call_of_products(&wanted)?;
                 Some(self.call(call, heavy_level, types))
             }
-            Op::RopeHeads {
-                lead,
-                size,
-                repeat,
-                eps,
-                base,
-                scale,
-            } => {
-                let norm = match (eps, optional(4), optional(5)) {
-                    (Some(eps), Some(q_norm), Some(k_norm)) => Some((q_norm, k_norm, *eps)),
-                    (None, None, None) => None,
-                    _ => return None,
-                };
-                let how = Heads {
-                    lead,
-                    size: *size,
-                    repeat: *repeat,
-                    norm,
-                    base: *base,
-                    scale: *scale,
-                };
+            Op::RopeHeads { .. } => {
+                let how = Heads::of(op, optional(4), optional(5))?;
                 let qkv = [optional(0)?, optional(1)?, optional(2)?];
                 let call = decode::call_of_heads(qkv, &how, optional(3)?, optional(6))?;
                 Some(self.call(call, heavy_level, types))

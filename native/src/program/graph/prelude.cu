@@ -1,27 +1,27 @@
 typedef long long int64_t;
 #define INFINITY __int_as_float(0x7f800000)
 
-struct bf16 {
-  unsigned short bits;
-  __device__ bf16() = default;
-  __device__ explicit bf16(float number) {
-    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(number));
-  }
-  __device__ explicit operator float() const {
-    return __int_as_float(static_cast<int>(bits) << 16);
-  }
-};
+// Numbers of 16 bits, computed with as float. ROUND is the instruction that makes one, WIDEN gives the float of `bits`.
+#define HALF(NAME, ROUND, WIDEN)                                          \
+  struct NAME {                                                           \
+    unsigned short bits;                                                  \
+    NAME() = default;                                                     \
+    __device__ explicit NAME(float number) {                              \
+      asm(ROUND " %0, %1;" : "=h"(bits) : "f"(number));                   \
+    }                                                                     \
+    __device__ explicit operator float() const { return WIDEN(bits); }    \
+  };
 
-struct f16 {
-  unsigned short bits;
-  __device__ f16() = default;
-  __device__ explicit f16(float number) {
-    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(number));
-  }
-  __device__ explicit operator float() const {
-    float number;
-    asm("cvt.f32.f16 %0, %1;" : "=f"(number) : "h"(bits));
-    return number;
-  }
-};
+__device__ inline float of_bf16(unsigned short bits) {
+  return __int_as_float(static_cast<int>(bits) << 16);
+}
+
+__device__ inline float of_f16(unsigned short bits) {
+  float number;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(number) : "h"(bits));
+  return number;
+}
+
+HALF(bf16, "cvt.rn.bf16.f32", of_bf16)
+HALF(f16, "cvt.rn.f16.f32", of_f16)
 
