@@ -35,8 +35,8 @@ defmodule EMLX.Memory do
   The CUDA graphs that programs have at the moment, and the bytes of memory that are held for them, which `active/0` counts too.
 
   A program that is run several times on CUDA is captured: its operations are launched together, and their results have memory of
-  their own for as long as the program lives: all graphs together at most an eighth of `limit/0`. `clear_cache/0` gives that up; later runs capture anew. Where there is
-  no CUDA, or `EMLX_CUDA_GRAPHS` is `0`, there are none.
+  their own for as long as the program lives; all graphs together hold at most an eighth of `limit/0`. `clear_cache/0` gives that up, and
+  later runs capture anew. Where there is no CUDA, or `EMLX_CUDA_GRAPHS` is `0`, there are none.
   """
   @spec graphs :: %{count: non_neg_integer, bytes: non_neg_integer}
   def graphs, do: %{count: Native.call!(Native.memory(:graphs)), bytes: Native.call!(Native.memory(:in_graphs))}
