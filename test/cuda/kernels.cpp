@@ -111,6 +111,86 @@ void products(const char* name, Layout layout) {
   }
 }
 
+// ---- quantized products ----
+
+template <int K, int N0, int N1, int N2, int ROWS, bool NORM, bool RESIDUAL, bool GATED, int BITS, int GROUP, int SPLIT>
+void quantized_products(const char* name) {
+  constexpr int COUNT = N1 == 0 ? 1 : N2 == 0 ? 2 : 3, THREADS = 256, AXIS = 1, ADDED = 0, TILE = 32 / SPLIT;
+  constexpr int PER_WORD = 32 / BITS, PER_ROW = K / PER_WORD, GROUPS = K / GROUP;
+  const int EPS = bits(1e-6f), sizes[] = {N0, N1, N2};
+  const auto xs = normal(ROWS * K), norms = normal(K), added = normal(ROWS * N0);
+  std::vector<unsigned int> packed[3];
+  std::vector<T> all_scale[3], all_bias[3], results[3];
+  int tiles = 0;
+  for (int i = 0; i < 3; ++i) {
+    const int n = i < COUNT ? sizes[i] : N0;
+    packed[i].resize(size_t(n) * PER_ROW);
+    unsigned int seed = 77 + i;
+    for (auto& word : packed[i]) {
+      seed = seed * 1664525u + 1013904223u;
+      word = seed ^ (seed >> 13);
+    }
+    all_scale[i] = normal(size_t(n) * GROUPS, 1 / (std::sqrt(float(K)) * (1 << BITS)));
+    all_bias[i] = normal(size_t(n) * GROUPS, 1 / std::sqrt(float(K)));
+    if (i < COUNT) {
+      results[i].resize(ROWS * n);
+      tiles += n / TILE;
+    }
+  }
+  const T *x = xs.data(), *norm = norms.data(), *residual = added.data();
+  const unsigned int *w0 = packed[0].data(), *w1 = packed[1].data(), *w2 = packed[2].data();
+  const T *scales0 = all_scale[0].data(), *scales1 = all_scale[1].data(), *scales2 = all_scale[2].data();
+  const T *biases0 = all_bias[0].data(), *biases1 = all_bias[1].data(), *biases2 = all_bias[2].data();
+  const Strides x_strides{0, K, 1}, norm_strides{1}, residual_strides{N0, 1};
+  const Strides w0_strides{PER_ROW, 1}, w1_strides = w0_strides, w2_strides = w0_strides;
+  const Strides scales0_strides{GROUPS, 1}, scales1_strides = scales0_strides, scales2_strides = scales0_strides;
+  const Strides biases0_strides = scales0_strides, biases1_strides = scales0_strides, biases2_strides = scales0_strides;
+  T *out0 = results[0].data(), *out1 = results[1].data(), *out2 = results[2].data();
+  emulate::launch(GATED ? N0 / TILE : tiles, THREADS, [=] {
+    T* outs[] = {out0, out1, out2};
+#include "../../native/src/op/cuda/quantized_products.cu"
+  });
+
+  std::vector<float> wanted[3];
+  for (int i = 0; i < COUNT; ++i) {
+    for (int r = 0; r < ROWS; ++r) {
+      std::vector<float> row(xs.begin() + r * K, xs.begin() + (r + 1) * K);
+      if (NORM) {
+        float squares = 0.0f;
+        for (const float value : row) {
+          squares += value * value;
+        }
+        const float scale = 1 / std::sqrt(squares / K + 1e-6f);
+        for (int k = 0; k < K; ++k) {
+          row[k] = rounded(rounded(row[k] * scale) * float(norms[k]));
+        }
+      }
+      for (int c = 0; c < sizes[i]; ++c) {
+        double sum = 0;
+        for (int k = 0; k < K; ++k) {
+          const unsigned int code = packed[i][c * PER_ROW + k / PER_WORD] >> (k % PER_WORD * BITS) & ((1u << BITS) - 1);
+          const int group = c * GROUPS + k / GROUP;
+          sum += double(row[k]) * (double(code) * float(all_scale[i][group]) + float(all_bias[i][group]));
+        }
+        wanted[i].push_back(rounded(sum));
+      }
+    }
+  }
+  if (GATED) {
+    for (size_t j = 0; j < wanted[0].size(); ++j) {
+      const float gate = wanted[0][j], sigmoid = rounded(1 / (1 + std::exp(-gate)));
+      wanted[0][j] = rounded(rounded(sigmoid * gate) * wanted[1][j]);
+    }
+    return check(name, results[0], wanted[0]);
+  }
+  for (int i = 0; i < COUNT; ++i) {
+    for (size_t j = 0; RESIDUAL && j < wanted[i].size(); ++j) {
+      wanted[i][j] = rounded(wanted[i][j] + float(added[j]));
+    }
+    check(name, results[i], wanted[i]);
+  }
+}
+
 // ---- attention ----
 
 // Of keys up to `seen_to`, but for every fifth. The cache lies by position, or by head.
@@ -298,6 +378,11 @@ int main() {
   products<1024, 64, 64, 0, 1, true, false, true, 4>("a gate", ROWS_OF_MATRIX);
   products<96, 64, 64, 0, 3, false, false, true, 2>("a gate of three rows with transposed matrices", COLUMNS_OF_MATRIX);
   products<3072, 64, 0, 0, 1, false, true, false, 2>("a product and a sum", ROWS_OF_MATRIX);
+  quantized_products<1024, 64, 32, 32, 1, true, false, false, 4, 64, 4>("three quantized products of a norm");
+  quantized_products<2048, 64, 64, 0, 1, true, false, true, 4, 32, 1>("a quantized gate");
+  quantized_products<96, 64, 64, 0, 3, false, false, true, 8, 32, 8>("a quantized gate of three rows, 8 bits");
+  quantized_products<3072, 64, 0, 0, 1, false, true, false, 4, 128, 2>("a quantized product and a sum");
+  quantized_products<512, 36, 0, 0, 4, true, true, false, 8, 64, 8>("a norm, a quantized product and a sum of four rows");
   products<1000, 64, 0, 0, 4, true, true, false, 4>("a norm, a product and a sum of four rows", ROWS_OF_MATRIX);
   products<1000, 64, 0, 0, 1, false, false, false, 4>("a product with a transposed matrix", COLUMNS_OF_MATRIX);
   attention<2, 4, 2, 200, 128, true, true, true>("attention with a mask for each head", 150, false);

@@ -24,6 +24,8 @@ defmodule EMLX.GeneratePrograms do
     llama_generation: {:llama, :generate},
     # With merged operations, and heads that CUDA's kernels take.
     qwen3_merged_generation: {:qwen3, :generate_merged},
+    # The same with matrices of 4 bits.
+    qwen3_quantized_generation: {:qwen3, :generate_quantized},
     t5: {:t5, :predict},
     bart: {:bart, :predict},
     whisper: {:whisper, :predict},
@@ -51,12 +53,13 @@ defmodule EMLX.GeneratePrograms do
     {inputs, options} = inputs(what, spec, Models.inputs(kind, spec))
     model = Bumblebee.build_model(spec)
     state = initial(model, Models.inputs(kind, spec))
+    {model, state} = packed(what, model, state)
     fun = function(what, model, spec, options)
     expected = Nx.Defn.jit_apply(fun, [state, inputs], compiler: Nx.Defn.Evaluator)
 
     rewritten = function(what, EMLXBumblebee.rewrite(model), spec, options)
     templates = Nx.to_template(inputs)
-    merge = what == :generate_merged
+    merge = what in [:generate_merged, :generate_quantized]
     program = EMLX.compile_to_program(rewritten, [state, templates], names: ["", ""], device: :cpu, merge: merge)
     path = Path.join(@folder, name)
     Program.save(program, path <> ".emlx")
@@ -101,7 +104,7 @@ defmodule EMLX.GeneratePrograms do
     {Map.put(inputs, "seed", Nx.tensor([1, 2])), [max_new_tokens: 5]}
   end
 
-  defp inputs(:generate_merged, _spec, inputs) do
+  defp inputs(what, _spec, inputs) when what in [:generate_merged, :generate_quantized] do
     # One row without padding.
     ids = Nx.slice_along_axis(inputs["input_ids"], 0, 1)
     mask = Nx.broadcast(Nx.tensor(1, type: Nx.type(inputs["attention_mask"])), ids)
@@ -113,9 +116,22 @@ defmodule EMLX.GeneratePrograms do
     Bumblebee.configure(spec, [num_attention_heads: 4] ++ sizes)
   end
 
+  defp changed(:generate_quantized, spec) do
+    spec = changed(:generate_merged, spec)
+    Bumblebee.configure(spec, hidden_size: 64, intermediate_size: 128)
+  end
+
   defp changed(_what, spec), do: spec
 
-  defp function(:generate_merged, model, spec, options), do: function(:generate, model, spec, options)
+  defp packed(:generate_quantized, model, state) do
+    quantized = EMLXBumblebee.quantize(%{model: model, params: state}, bits: 4, group_size: 32)
+    {quantized.model, quantized.params}
+  end
+
+  defp packed(_what, model, state), do: {model, state}
+
+  defp function(what, model, spec, options) when what in [:generate_merged, :generate_quantized],
+    do: function(:generate, model, spec, options)
 
   defp function(:generate, model, spec, options) do
     config = Bumblebee.configure(Bumblebee.Text.GenerationConfig, [pad_token_id: 0, eos_token_id: 1] ++ options)

@@ -166,7 +166,7 @@ defmodule EMLXBumblebee.Quantized do
   # ---- the kernels ----
 
   defimpl EMLX.Block, for: [Product, Rows] do
-    alias EMLX.{Backend, Kernels}
+    alias EMLX.{Array, Backend, Kernels, Ops}
     alias EMLX.Fast.Arguments
 
     def call(%module{bits: bits, group_size: group_size} = block, output, args, fun) do
@@ -176,14 +176,22 @@ defmodule EMLXBumblebee.Quantized do
         nil ->
           arrays = Enum.map(args, &Backend.to_array/1)
           opts = [bits: bits, group_size: group_size]
-          product = EMLXBumblebee.Quantized.Product
-          kernel = if module == product, do: &Kernels.quantized_matmul/5, else: &Kernels.dequantize/4
-          kernel |> apply(arrays ++ [opts]) |> Backend.to_nx(output)
+          module |> computed(arrays, output.shape, opts) |> Backend.to_nx(output)
 
         odd ->
           reason = "the kernel computes in f32, an argument is #{Nx.Type.to_string(odd.type)}"
           EMLX.Block.decline(block, args, fun, reason)
       end
     end
+
+    # x as rows, as Nx.dot/4 has it: programs for a few rows merge such products (EMLX.Trace.Merge).
+    defp computed(EMLXBumblebee.Quantized.Product, [x | packed], shape, opts) do
+      columns = elem(Array.shape(x), tuple_size(Array.shape(x)) - 1)
+      rows = Ops.reshape(x, [-1, columns])
+      Kernels |> apply(:quantized_matmul, [rows | packed] ++ [opts]) |> Ops.reshape(Tuple.to_list(shape))
+    end
+
+    defp computed(EMLXBumblebee.Quantized.Rows, packed, _shape, opts),
+      do: apply(Kernels, :dequantize, packed ++ [opts])
   end
 end

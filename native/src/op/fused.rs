@@ -1,8 +1,8 @@
 //! Operations that stand for several at once, as a model has them for each token that it generates. EMLX.Trace.Merge makes them where a
 //! program is traced for the GPU; where there is no kernel for them they are the operations that they stand for.
 
-use super::decode::{self, Heads};
-use super::{check, Inputs, MaskMode, Op, Outputs};
+use super::decode::{self, Heads, Operand};
+use super::{check, Inputs, MaskMode, Op, Outputs, QuantMode};
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
@@ -26,20 +26,29 @@ fn rows(array: &Array, size: i32, s: &Stream) -> Result<Array> {
     }
 }
 
+/// How quantized matrices are packed (MLX's affine format).
+#[derive(Clone, Copy)]
+pub struct Packing {
+    pub bits: i32,
+    pub group_size: i32,
+}
+
 /// Products of x {…, k}, normed first if there is a weight, with matrices {k, n}: one of each, or silu(x·w0)·(x·w1); `residual` {…, n} is
-/// added to the only one, whose shape may be given.
+/// added to the only one, whose shape may be given. With a packing each matrix is three arrays, of its n rows: words {n, k · bits / 32},
+/// scales and biases {n, k / group_size}.
 #[derive(Clone, Copy)]
 pub struct Products<'a, A = &'a Array> {
     pub x: A,
     pub norm: Option<(A, f64)>,
     pub residual: Option<A>,
     pub matrices: &'a [A],
+    pub packing: Option<Packing>,
     pub gated: bool,
     pub shape: Option<&'a [i32]>,
 }
 
 impl<'a, A> Products<'a, A> {
-    /// What [`Op::Products`] says of these. None for another operation, and where a weight comes without eps or eps without one.
+    /// What [`Op::Products`] or [`Op::QuantizedProducts`] says of these. None for another operation, and where a weight comes without eps or eps without one.
     pub fn of(
         op: &'a Op,
         x: A,
@@ -47,8 +56,19 @@ impl<'a, A> Products<'a, A> {
         residual: Option<A>,
         matrices: &'a [A],
     ) -> Option<Self> {
-        let Op::Products { eps, gated, shape } = op else {
-            return None;
+        let (eps, gated, shape, packing) = match op {
+            Op::Products { eps, gated, shape } => (eps, gated, shape, None),
+            Op::QuantizedProducts {
+                eps,
+                gated,
+                shape,
+                bits,
+                group_size,
+            } => {
+                let (bits, group_size) = (*bits, *group_size);
+                (eps, gated, shape, Some(Packing { bits, group_size }))
+            }
+            _ => return None,
         };
         let norm = match (weight, eps) {
             (Some(weight), Some(eps)) => Some((weight, *eps)),
@@ -60,19 +80,65 @@ impl<'a, A> Products<'a, A> {
             norm,
             residual,
             matrices,
+            packing,
             gated: *gated,
             shape: shape.as_deref(),
         })
     }
+
+    /// Arrays that a matrix is.
+    pub fn each(&self) -> usize {
+        match self.packing {
+            Some(_) => 3,
+            None => 1,
+        }
+    }
 }
 
-/// See [`Op::Products`].
+impl<A: Operand> Products<'_, A> {
+    /// The columns of each product. None where a matrix does not fit x.
+    pub fn columns(&self) -> Option<SmallVec<[i32; 3]>> {
+        let k = self.x.shape().last().copied().unwrap_or(0);
+        let of = |matrix: &[A]| match (self.packing, matrix) {
+            (None, [matrix]) => match matrix.shape() {
+                [rows, n] if *rows == k => Some(*n),
+                _ => None,
+            },
+            (Some(Packing { bits, group_size }), [words, scales, biases]) => {
+                let (n, per_row) = match words.shape() {
+                    [n, per_row] => (*n, *per_row),
+                    _ => return None,
+                };
+                let fits = matches!(bits, 4 | 8)
+                    && matches!(group_size, 32 | 64 | 128)
+                    && words.dtype() == Dtype::U32
+                    && k % group_size == 0
+                    && i64::from(per_row) * 32 == i64::from(k) * i64::from(bits)
+                    && [scales, biases]
+                        .iter()
+                        .all(|array| array.shape() == [n, k / group_size]);
+                fits.then_some(n)
+            }
+            _ => None,
+        };
+        self.matrices.chunks(self.each()).map(of).collect()
+    }
+
+    /// Whether the numbers of the matrices have a type.
+    pub fn are_of(&self, dtype: Dtype) -> bool {
+        let mut arrays = self.matrices.iter().enumerate();
+        arrays.all(|(i, array)| (self.packing.is_some() && i % 3 == 0) || array.dtype() == dtype)
+    }
+}
+
+/// See [`Op::Products`] and [`Op::QuantizedProducts`].
 pub fn products(wanted: Products, device: Device, s: &Stream) -> Result<Outputs> {
     let Products {
         x,
         norm,
         residual,
         matrices,
+        packing,
         gated,
         shape,
     } = wanted;
@@ -83,19 +149,24 @@ pub fn products(wanted: Products, device: Device, s: &Stream) -> Result<Outputs>
             x.shape()
         )));
     }
-    if let Some(other) = matrices
-        .iter()
-        .find(|matrix| matrix.ndim() != 2 || matrix.shape()[0] != k)
-    {
-        return Err(Error::invalid(format!(
-            "x is {:?}, so every matrix must be {{{k}, n}}, got {:?}",
-            x.shape(),
-            other.shape()
-        )));
-    }
-    match (matrices, gated, residual) {
+    let Some(all) = wanted.columns() else {
+        let shapes: Vec<&[i32]> = matrices.iter().map(|array| array.shape()).collect();
+        return Err(Error::invalid(match packing {
+            None => format!(
+                "x is {:?}, so every matrix must be {{{k}, n}}, got {shapes:?}",
+                x.shape()
+            ),
+            Some(Packing { bits, group_size }) => format!(
+                "x is {:?}, so every matrix must be words {{n, {k} * bits / 32}} of u32, scales and biases \
+                 {{n, {k} / group_size}}, bits being 4 or 8 and group_size 32, 64 or 128; \
+                 got {shapes:?}, {bits} and {group_size}",
+                x.shape()
+            ),
+        }));
+    };
+    match (&all[..], gated, residual) {
         ([], ..) => return Err(Error::invalid("there is no matrix")),
-        ([a, b], true, None) if a.shape() == b.shape() => {}
+        ([a, b], true, None) if a == b => {}
         (_, true, _) => {
             return Err(Error::invalid(
                 "a gate takes two matrices of one shape, and nothing is added to it",
@@ -104,11 +175,11 @@ pub fn products(wanted: Products, device: Device, s: &Stream) -> Result<Outputs>
         ([_], false, _) | (_, false, None) => {}
         _ => return Err(Error::invalid("something is added to one product only")),
     }
-    let columns = matrices[0].shape()[1];
+    let columns = all[0];
     let size = x.size() as i64 / i64::from(k) * i64::from(columns);
     if let Some(shape) = shape {
         let given: i64 = shape.iter().map(|n| i64::from(*n)).product();
-        if given != size || (matrices.len() > 1 && !gated) {
+        if given != size || (all.len() > 1 && !gated) {
             return Err(Error::invalid(format!(
                 "shape is that of the only output, which has {size} elements, got {shape:?}"
             )));
@@ -133,8 +204,20 @@ pub fn products(wanted: Products, device: Device, s: &Stream) -> Result<Outputs>
         Some((weight, eps)) => apply(Op::RmsNorm { eps }, &[&x, weight], device, s)?,
         None => x,
     };
-    let product = |matrix: &&Array| apply(Op::Matmul, &[&x, matrix], device, s);
-    let mut outputs = matrices.iter().map(product).collect::<Result<Outputs>>()?;
+    let product = |matrix: &[&Array]| {
+        let op = match packing {
+            None => Op::Matmul,
+            Some(Packing { bits, group_size }) => Op::QuantizedMatmul {
+                transpose: true,
+                group_size: Some(group_size),
+                bits: Some(bits),
+                mode: QuantMode::Affine,
+            },
+        };
+        apply(op, &[&[&x], matrix].concat(), device, s)
+    };
+    let products = matrices.chunks(wanted.each()).map(product);
+    let mut outputs = products.collect::<Result<Outputs>>()?;
     if let (true, [gate, up]) = (gated, &outputs[..]) {
         let sigmoid = apply(Op::Sigmoid, &[gate], device, s)?;
         let silu = apply(Op::Multiply, &[&sigmoid, gate], device, s)?;

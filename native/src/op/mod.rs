@@ -804,6 +804,15 @@ pub enum Op {
         gated: bool,
         shape: Option<Vec<i32>>,
     },
+    /// [`Op::Products`] with quantized matrices (mode affine), three inputs each: words {n, k · bits / 32}, scales and biases
+    /// {n, k / group_size}.
+    QuantizedProducts {
+        eps: Option<f64>,
+        gated: bool,
+        shape: Option<Vec<i32>>,
+        bits: i32,
+        group_size: i32,
+    },
     /// What attention takes of one row a position. Inputs: q, k, v {rows, heads * size}, offsets {rows}, the weights of the RMS norms of heads
     /// of q and of k or nil, freqs or nil (then `base` is given). Outputs {…lead, heads, size}, q and k normed and turned, and
     /// heads of k and v `repeat` times each; `lead` multiplies to the rows.
@@ -1798,7 +1807,7 @@ impl Op {
                 )
                 .map(one)
             }
-            Op::Products { .. } => {
+            Op::Products { .. } | Op::QuantizedProducts { .. } => {
                 let ([x], [weight, residual], matrices) = inputs.with_optional_and_more()?;
                 let wanted = Products::of(self, x, weight, residual, &matrices)
                     .ok_or_else(|| Error::invalid("eps goes with the weight of a norm"))?;

@@ -74,7 +74,7 @@ defmodule EMLX.MergedTest do
 
       for {inputs, attributes, reason} <- [
             {[x, nil, nil], %{}, ~r/at least 4/},
-            {[x, nil, nil, narrow], %{}, ~r/every matrix must be \{8, n\}, got \[4, 16\]/},
+            {[x, nil, nil, narrow], %{}, ~r/every matrix must be \{8, n\}, got \[\[4, 16\]\]/},
             {[x, nil, nil, norm], %{}, ~r/every matrix must be/},
             {[x, norm, nil, w], %{}, ~r/eps goes with the weight/},
             {[x, nil, nil, w], %{eps: 1.0e-5}, ~r/eps goes with the weight/},
@@ -86,6 +86,83 @@ defmodule EMLX.MergedTest do
             {[Ops.reshape(Array.scalar(1.0, :f32), []), nil, nil, w], %{}, ~r/x must be/}
           ] do
         assert_raise Error, reason, fn -> inputs |> products(attributes) |> EMLX.eval() end
+      end
+    end
+  end
+
+  defp quantized_products(inputs, attributes) do
+    defaults = %{eps: nil, gated: false, shape: nil, bits: 4, group_size: 64}
+    List.wrap(Ops.run({:quantized_products, Map.merge(defaults, attributes)}, inputs))
+  end
+
+  defp quantized([k, n], dtype, seed, opts), do: Kernels.quantize(numbers([n, k], dtype, seed, 1 / :math.sqrt(k)), opts)
+
+  describe "quantized_products" do
+    for dtype <- @types do
+      test "are those of the operations one by one, in #{dtype}" do
+        for rows <- [1, 2, 4, 5],
+            {k, bits, group_size} <- [{128, 4, 64}, {320, 4, 32}, {256, 8, 128}],
+            normed <- [false, true] do
+          dtype = unquote(dtype)
+          how = [bits: bits, group_size: group_size]
+          x = numbers([1, rows, k], dtype, 1)
+          norm = if normed, do: numbers([k], dtype, 2)
+          # 36 columns fit only the narrowest tile.
+          matrices = for {n, i} <- Enum.with_index([64, 36, 96]), do: quantized([k, n], dtype, i, how)
+          eps = if normed, do: 1.0e-5
+          flat = Ops.reshape(if(normed, do: Kernels.rms_norm(x, norm, eps: eps), else: x), [rows, k])
+          product = fn [words, scales, biases] -> Kernels.quantized_matmul(flat, words, scales, biases, how) end
+          expected = Enum.map(matrices, product)
+          label = inspect({rows, k, how, normed})
+          attributes = Map.merge(%{eps: eps}, Map.new(how))
+
+          for count <- 1..3 do
+            given = matrices |> Enum.take(count) |> Enum.concat()
+            got = quantized_products([x, norm, nil | given], attributes)
+            assert length(got) == count
+            for {have, want} <- Enum.zip(got, expected), do: near!(label, have, want)
+          end
+
+          # A sum after the first.
+          added = numbers([1, rows, 64], dtype, 7)
+          summed = Map.put(attributes, :shape, [rows, 1, 64])
+          [have] = quantized_products([x, norm, added | hd(matrices)], summed)
+          near!(label, have, Ops.reshape(Ops.add(hd(expected), Ops.reshape(added, [rows, 64])), [rows, 1, 64]))
+
+          # A gate of two.
+          other = quantized([k, 64], dtype, 9, how)
+          [have] = quantized_products([x, norm, nil | hd(matrices) ++ other], Map.put(attributes, :gated, true))
+          silu = Ops.multiply(Ops.sigmoid(hd(expected)), hd(expected))
+          near!(label, have, Ops.multiply(silu, product.(other)))
+        end
+      end
+    end
+
+    test "take matrices that are views, and columns that no kernel's tile divides" do
+      x = numbers([2, 128], :bf16, 1)
+      packed = quantized([128, 40], :bf16, 2, bits: 4, group_size: 64)
+      want = apply(Kernels, :quantized_matmul, [x | packed] ++ [[bits: 4, group_size: 64]])
+      [have] = quantized_products([x, nil, nil | Enum.map(packed, &Golden.scattered/1)], %{})
+      near!("views", have, want)
+      odd = for array <- packed, do: Ops.slice(array, [0, 0], [7, elem(Array.shape(array), 1)], [1, 1])
+      [have] = quantized_products([x, nil, nil | odd], %{})
+      near!("7 columns", have, Ops.slice(want, [0, 0], [2, 7], [1, 1]))
+    end
+
+    test "refuse what does not fit" do
+      x = numbers([1, 128], :f32, 1)
+      [words, scales, biases] = quantized([128, 16], :f32, 2, bits: 4, group_size: 64)
+
+      for {inputs, attributes, reason} <- [
+            {[x, nil, nil], %{}, ~r/at least 4/},
+            {[x, nil, nil, words, scales], %{}, ~r/every matrix must be words \{n, 128 \* bits \/ 32\}/},
+            {[x, nil, nil, scales, words, biases], %{}, ~r/every matrix must be words/},
+            {[x, nil, nil, words, scales, biases], %{bits: 8}, ~r/got .* 8 and 64/},
+            {[x, nil, nil, words, scales, biases], %{group_size: 48}, ~r/got .* 4 and 48/},
+            {[x, nil, nil, words, scales, biases], %{gated: true}, ~r/a gate takes two matrices/},
+            {[x, nil, x, words, scales, biases], %{}, ~r/16 elements of the product/}
+          ] do
+        assert_raise Error, reason, fn -> inputs |> quantized_products(attributes) |> EMLX.eval() end
       end
     end
   end

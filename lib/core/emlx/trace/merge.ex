@@ -2,7 +2,7 @@ defmodule EMLX.Trace.Merge do
   @moduledoc false
   # Where a program computes a few rows, as a model does for each token that it generates, launching kernels takes longer than running
   # them. Here runs of operations become one that the GPU has a kernel for (native/src/op/fused.rs): products of one input, with
-  # the norm before them and the gate or the sum after them (`:products`); the norm, the rotation and the repetition of heads
+  # the norm before them and the gate or the sum after them (`:products`, `:quantized_products`); the norm, the rotation and the repetition of heads
   # (`:rope_heads`); attention of one position on a cache, as both lie (`:cache_attention`). The first two round where the operations that
   # they stand for round. EMLX.Trace.Passes calls it.
 
@@ -11,6 +11,7 @@ defmodule EMLX.Trace.Merge do
   # As in native/src/op/cuda/decode.rs.
   @rows 4
   @floats [:f32, :f16, :bf16]
+  @products [:products, :quantized_products]
 
   @doc "The block with what can be merged in it and in the blocks inside. `types` has `{shape, dtype}` of its values."
   def run(%{instructions: instructions} = block, types) do
@@ -86,10 +87,10 @@ defmodule EMLX.Trace.Merge do
            {:ok, gate, up} <- either(p, q, &silu(known, &1), &only(known, &1)),
            {:ok, gate} <- product(known, gate),
            {:ok, up} <- product(known, up),
-           true <- gate.x == up.x and gate.norm == up.norm,
-           true <- shape(known, gate.matrix) == shape(known, up.matrix),
+           true <- {gate.x, gate.norm, gate.packing} == {up.x, up.norm, up.packing},
+           true <- Enum.map(gate.matrix, &shape(known, &1)) == Enum.map(up.matrix, &shape(known, &1)),
            true <- shape(known, p) == shape(known, q) do
-        merged(known, at, gate, nil, [gate.matrix, up.matrix], true, output)
+        merged(known, at, gate, nil, gate.matrix ++ up.matrix, true, output)
       end
     end)
   end
@@ -102,7 +103,7 @@ defmodule EMLX.Trace.Merge do
            true <- p != q and shape(known, p) == shape(known, q) and dtype(known, p) == dtype(known, q),
            {:ok, product, residual} <-
              either(p, q, &with({:ok, value} <- only(known, &1), do: product(known, value)), &{:ok, &1}) do
-        merged(known, at, product, residual, [product.matrix], false, output)
+        merged(known, at, product, residual, product.matrix, false, output)
       end
     end)
   end
@@ -110,27 +111,34 @@ defmodule EMLX.Trace.Merge do
   # The products that are left, up to three of one input together.
   defp products(known) do
     groups =
-      for {at, {op, _, [output], _}} <- numbered(known), op == :matmul, {:ok, product} <- [product(known, output)] do
+      for {at, {op, _, [output], _}} <- numbered(known), product?(op), {:ok, product} <- [product(known, output)] do
         {at, output, product}
       end
-      |> Enum.group_by(fn {_at, _output, product} -> {product.x, product.norm} end)
+      |> Enum.group_by(fn {_at, _output, product} -> {product.x, product.norm, product.packing} end)
 
-    for {{x, norm}, products} <- groups,
+    for {{x, norm, packing}, products} <- groups,
         chunk <- products |> Enum.sort() |> Enum.chunk_every(3),
         [{at, _, _} | _] = chunk,
-        matrices = for({_, _, product} <- chunk, do: product.matrix),
+        matrices = Enum.flat_map(chunk, fn {_, _, product} -> product.matrix end),
         Enum.all?(matrices, &before?(known, &1, at)) do
       {weight, eps} = norm || {nil, nil}
       outputs = for {_, output, _} <- chunk, do: output
-      {at, {{:products, %{eps: eps, gated: false, shape: nil}}, [x, weight, nil | matrices], outputs, nil}}
+      {at, {op(packing, %{eps: eps, gated: false, shape: nil}), [x, weight, nil | matrices], outputs, nil}}
     end
   end
 
-  defp merged(known, at, %{x: x, norm: norm}, residual, matrices, gated, output) do
+  defp merged(known, at, %{x: x, norm: norm, packing: packing}, residual, matrices, gated, output) do
     {weight, eps} = norm || {nil, nil}
     attributes = %{eps: eps, gated: gated, shape: known |> shape(output) |> Tuple.to_list()}
-    {:ok, [{at, {{:products, attributes}, [x, weight, residual | matrices], [output], nil}}]}
+    {:ok, [{at, {op(packing, attributes), [x, weight, residual | matrices], [output], nil}}]}
   end
+
+  defp op(nil, attributes), do: {:products, attributes}
+  defp op(packing, attributes), do: {:quantized_products, Map.merge(attributes, packing)}
+
+  defp product?(:matmul), do: true
+  defp product?({:quantized_matmul, _}), do: true
+  defp product?(_op), do: false
 
   # sigmoid(x) * x, used once; gives x.
   defp silu(known, value) do
@@ -152,18 +160,42 @@ defmodule EMLX.Trace.Merge do
   defp only(known, value), do: if(match?([_], known.users[value]), do: {:ok, value}, else: :none)
 
   # A value that is, seen through reshapes, a product of few rows with a matrix: what it is a product of. Besides the uses of `value`
-  # there are none.
+  # there are none. A matrix is a list of one array, or of three where it is quantized.
   defp product(known, value) do
-    with %{op: :matmul, inputs: [left, matrix], outputs: [output]} <- through(known, value),
+    with %{op: op, inputs: [left | matrix], outputs: [output]} <- through(known, value),
          true <- output == value or match?([_], known.users[output]),
          {{rows, k}, dtype} when rows <= @rows and dtype in @floats <- known.types[left],
-         {{^k, _columns}, ^dtype} <- known.types[matrix] do
+         {:ok, packing} <- packing(known, op, matrix, k, dtype) do
       {x, norm} = normed(known, left, k)
-      {:ok, %{x: rows(known, x, rows, k), norm: norm, matrix: matrix}}
+      {:ok, %{x: rows(known, x, rows, k), norm: norm, matrix: matrix, packing: packing}}
     else
       _ -> :none
     end
   end
+
+  # How a matrix that fits `k` columns of x is packed; nil for one that is not.
+  defp packing(known, :matmul, [matrix], k, dtype),
+    do: if(match?({{^k, _columns}, ^dtype}, known.types[matrix]), do: {:ok, nil}, else: :none)
+
+  defp packing(
+         known,
+         {:quantized_matmul, %{transpose: true, mode: :affine} = attributes},
+         [words, scales, biases],
+         k,
+         dtype
+       )
+       when biases != nil do
+    with %{bits: bits, group_size: group_size} when bits in [4, 8] and group_size in [32, 64, 128] <- attributes,
+         true <- rem(k, group_size) == 0,
+         [per_row, groups] = [div(k * bits, 32), div(k, group_size)],
+         {{n, ^per_row}, :u32} <- known.types[words],
+         {{^n, ^groups}, ^dtype} <- known.types[scales],
+         {{^n, ^groups}, ^dtype} <- known.types[biases],
+         do: {:ok, %{bits: bits, group_size: group_size}},
+         else: (_ -> :none)
+  end
+
+  defp packing(_known, _op, _matrix, _k, _dtype), do: :none
 
   # Below a norm over the last axis: what is normed, and `{weight, eps}`.
   defp normed(known, value, k) do
@@ -202,7 +234,7 @@ defmodule EMLX.Trace.Merge do
   # keys and values are each repeated.
   defp heads(known) do
     changes(known, fn
-      {{:products, %{gated: false, shape: nil}}, [x | _], [_, _, _] = outputs, _label}, at ->
+      {{name, %{gated: false, shape: nil}}, [x | _], [_, _, _] = outputs, _label}, at when name in @products ->
         {_, dtype} = known.types[x]
 
         with {:ok, chains} <- all(outputs, &chain(known, &1)),
@@ -360,7 +392,7 @@ defmodule EMLX.Trace.Merge do
   # What `fun` gives as `{:ok, changes}`; anything else is no change.
   defp changes(known, fun) do
     Enum.flat_map(numbered(known), fn {at, {op, _inputs, outputs, _label} = instruction} ->
-      with true <- match?([_], outputs) or match?({:products, _}, op),
+      with true <- match?([_], outputs) or match?({name, _} when name in @products, op),
            {:ok, changes} <- fun.(instruction, at),
            do: changes,
            else: (_ -> [])

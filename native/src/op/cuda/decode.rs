@@ -96,6 +96,48 @@ static PRODUCTS: [CudaKernel; 3] = [
     },
 ];
 
+const QUANTIZED_INPUTS: &[&CStr] = &[
+    c"x",
+    c"norm",
+    c"residual",
+    c"w0",
+    c"scales0",
+    c"biases0",
+    c"w1",
+    c"scales1",
+    c"biases1",
+    c"w2",
+    c"scales2",
+    c"biases2",
+];
+
+static QUANTIZED_PRODUCTS: [CudaKernel; 3] = [
+    CudaKernel {
+        name: c"emlx_quantized_product",
+        inputs: QUANTIZED_INPUTS,
+        outputs: &[c"out0"],
+        source: text!("  T* outs[] = {out0};\n", "quantized_products.cu"),
+        in_rows: false,
+    },
+    CudaKernel {
+        name: c"emlx_quantized_products_2",
+        inputs: QUANTIZED_INPUTS,
+        outputs: &[c"out0", c"out1"],
+        source: text!("  T* outs[] = {out0, out1};\n", "quantized_products.cu"),
+        in_rows: false,
+    },
+    CudaKernel {
+        name: c"emlx_quantized_products_3",
+        inputs: QUANTIZED_INPUTS,
+        outputs: &[c"out0", c"out1", c"out2"],
+        source: text!(
+            "  T* outs[] = {out0, out1, out2};\n",
+            "quantized_products.cu"
+        ),
+        in_rows: false,
+    },
+];
+
 /// The rows of an array {1, …, rows, size}, and which axis they are along.
 fn rows_of(array: &impl Operand, size: i32) -> Option<(i32, i32)> {
     match array.shape() {
@@ -119,57 +161,75 @@ pub fn call_of_products<A: Operand>(wanted: &Products<A>) -> Option<Call<A>> {
         norm,
         residual,
         matrices,
+        packing,
         gated,
         shape,
     } = wanted;
     let (gated, dtype) = (*gated, x.dtype());
     let k = x.shape().last().copied().unwrap_or(0);
-    let (Some((rows, axis)), 1..=3) = (rows_of(x, k), matrices.len()) else {
+    let columns = wanted.columns()?;
+    let (Some((rows, axis)), 1..=3) = (rows_of(x, k), columns.len()) else {
         return None;
     };
     let added = match residual {
-        Some(added) => match rows_of(added, matrices[0].shape().last().copied().unwrap_or(0)) {
+        Some(added) => match rows_of(added, columns[0]) {
             Some((count, axis)) if count == rows => axis,
             _ => return None,
         },
         None => 0,
     };
-    let mut all = matrices
-        .iter()
-        .chain(norm.iter().map(|(weight, _)| weight))
-        .chain(residual);
+    let mut all = norm.iter().map(|(weight, _)| weight).chain(residual);
     let usable = cfg!(target_os = "linux")
         && is_small_float(dtype)
         && (1..=MAX_ROWS).contains(&rows)
         && k > 0
         && rows.saturating_mul(k) <= MAX_SHARED
         && all.all(|array| array.dtype() == dtype)
+        && wanted.are_of(dtype)
         && norm
             .as_ref()
-            .is_none_or(|(weight, _)| weight.shape() == [k])
-        && matrices
-            .iter()
-            .all(|matrix| matrix.shape().len() == 2 && matrix.shape()[0] == k);
+            .is_none_or(|(weight, _)| weight.shape() == [k]);
     if !usable {
         return None;
     }
-    let columns: SmallVec<[i32; 3]> = matrices.iter().map(|matrix| matrix.shape()[1]).collect();
-    let vec = 16 / dtype.size() as i32;
-    let fits = |tile: i32| columns.iter().all(|n| *n > 0 && n % tile == 0);
-    let total: i64 = columns.iter().map(|n| i64::from(*n)).sum();
-    // As many blocks as the GPU has multiprocessors, if need be of narrower tiles.
-    let wide = match (fits(4 * vec), fits(2 * vec)) {
-        (true, _) if total >= 96 * 4 * i64::from(vec) => 4,
-        (_, true) => 2,
-        (true, false) => 4,
-        _ => return None,
+    let blocks_of = |tile: i32| -> Option<i32> {
+        let fits = columns.iter().all(|n| *n > 0 && n % tile == 0);
+        let tiles = columns.iter().map(|n| n / tile);
+        fits.then(|| match gated {
+            true => columns[0] / tile,
+            false => tiles.sum(),
+        })
     };
-    let tiles = |n: &i32| n / (wide * vec);
-    let blocks: i32 = match gated {
-        true => tiles(&columns[0]),
-        false => columns.iter().map(tiles).sum(),
+    let (own, blocks, threads) = match packing {
+        Some(packing) => {
+            const THREADS: i32 = 256;
+            // The widest tile that leaves each of the GPU's multiprocessors about one block.
+            let (split, blocks) = [1, 2, 4, 8]
+                .into_iter()
+                .filter_map(|split| blocks_of(32 / split).map(|blocks| (split, blocks)))
+                .find(|(split, blocks)| *blocks >= 120 || *split == 8)?;
+            let constants = [
+                (c"BITS", packing.bits),
+                (c"GROUP", packing.group_size),
+                (c"SPLIT", split),
+            ];
+            (SmallVec::from_slice(&constants), blocks, THREADS)
+        }
+        None => {
+            const THREADS: i32 = 512;
+            let vec = 16 / dtype.size() as i32;
+            let total: i64 = columns.iter().map(|n| i64::from(*n)).sum();
+            // As many blocks as the GPU has multiprocessors, if need be of narrower tiles.
+            let (wide, blocks) = match (blocks_of(4 * vec), blocks_of(2 * vec)) {
+                (Some(blocks), _) if total >= 96 * 4 * i64::from(vec) => (4, blocks),
+                (_, Some(blocks)) => (2, blocks),
+                (Some(blocks), None) => (4, blocks),
+                _ => return None,
+            };
+            let constants: SmallVec<[(&CStr, i32); 3]> = smallvec![(c"WIDE", wide)];
+            (constants, blocks, THREADS)
+        }
     };
-    const THREADS: i32 = 512;
     let size = |i: usize| columns.get(i).copied().unwrap_or(0);
     let eps = norm.as_ref().map_or(0.0, |(_, eps)| *eps as f32);
     let constants = [
@@ -179,16 +239,14 @@ pub fn call_of_products<A: Operand>(wanted: &Products<A>) -> Option<Call<A>> {
         (c"N0", size(0)),
         (c"N1", size(1)),
         (c"N2", size(2)),
-        (c"COUNT", matrices.len() as i32),
+        (c"COUNT", columns.len() as i32),
         (c"ROWS", rows),
         (c"NORM", i32::from(norm.is_some())),
         (c"EPS", bits(eps)),
         (c"RESIDUAL", i32::from(residual.is_some())),
         (c"GATED", i32::from(gated)),
-        (c"WIDE", wide),
-        (c"THREADS", THREADS),
+        (c"THREADS", threads),
     ];
-    let matrix = |i: usize| matrices.get(i).unwrap_or(&matrices[0]).clone();
     let count = if gated { 1 } else { columns.len() };
     let outputs = match shape {
         Some(shape) => smallvec![(SmallVec::from_slice(shape), 0)],
@@ -197,23 +255,27 @@ pub fn call_of_products<A: Operand>(wanted: &Products<A>) -> Option<Call<A>> {
             .map(|n| (smallvec![rows, *n], 0))
             .collect(),
     };
+    // What is absent is not read.
+    let mut inputs: SmallVec<[A; 7]> = smallvec![
+        x.clone(),
+        norm.as_ref().map_or(x, |(weight, _)| weight).clone(),
+        residual.as_ref().unwrap_or(x).clone(),
+    ];
+    let each = wanted.each();
+    for i in 0..3 {
+        let first = if i < columns.len() { i * each } else { 0 };
+        inputs.extend(matrices[first..first + each].iter().cloned());
+    }
+    let kernels = match packing {
+        Some(_) => &QUANTIZED_PRODUCTS,
+        None => &PRODUCTS,
+    };
     Some(Call {
-        kernel: &PRODUCTS[count - 1],
-        // What is absent is not read.
-        inputs: smallvec![
-            x.clone(),
-            norm.as_ref().map_or(x, |(weight, _)| weight).clone(),
-            residual.as_ref().unwrap_or(x).clone(),
-            matrix(0),
-            matrix(1),
-            matrix(2),
-        ],
-        constants: constants.into_iter().collect(),
+        kernel: &kernels[count - 1],
+        inputs,
+        constants: constants.into_iter().chain(own).collect(),
         outputs,
-        launch: Launch {
-            blocks,
-            threads: THREADS,
-        },
+        launch: Launch { blocks, threads },
     })
 }
 

@@ -291,7 +291,7 @@ impl Lowering {
         let heavy_level = inputs.iter().flatten().map(|value| value.level).max();
         let heavy_level = heavy_level.unwrap_or(0);
         match op {
-            Op::Products { .. } => {
+            Op::Products { .. } | Op::QuantizedProducts { .. } => {
                 let matrices = views(&inputs[3..])?;
                 let wanted = Products::of(op, optional(0)?, optional(1), optional(2), &matrices)?;
                 let call = decode::call_of_products(&wanted)?;
@@ -352,7 +352,12 @@ impl Lowering {
                 let to = self.room(shape, *dtype);
                 let levels = inputs.iter().flatten().map(Value::for_elements);
                 let level = levels.max().unwrap_or(0);
-                let views = views(inputs)?;
+                // The last input may be absent.
+                let present = match (op, inputs) {
+                    (Op::Dequantize { .. }, [rest @ .., None]) => rest,
+                    _ => inputs,
+                };
+                let views = views(present)?;
                 self.level(level).elements.add(op, &views, &to)?;
                 Some(vec![Value {
                     view: to,
@@ -473,7 +478,9 @@ pub fn is_for(body: &Block) -> bool {
     let few_rows = |instruction: &Instruction| {
         matches!(
             instruction.step,
-            Step::Op(Op::Products { .. } | Op::CacheAttention { .. })
+            Step::Op(
+                Op::Products { .. } | Op::QuantizedProducts { .. } | Op::CacheAttention { .. }
+            )
         )
     };
     body.instructions.iter().any(few_rows)

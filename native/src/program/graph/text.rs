@@ -5,7 +5,7 @@
 use super::plan::{rows, Argument, Base, Kernel, View};
 use crate::dtype::Dtype;
 use crate::op::decode::Call;
-use crate::op::{Number, Op};
+use crate::op::{Number, Op, QuantMode};
 use std::fmt::Write;
 
 /// Threads of the block that does operations on elements.
@@ -228,6 +228,46 @@ impl Elements {
                 });
                 let place = format!("{} + at * {}", sum(others), from.strides[axis]);
                 let number = self.element(from, &place);
+                self.write(to, "i", &number);
+                self.end();
+                Some(())
+            }
+            Op::Dequantize {
+                group_size,
+                bits,
+                mode: QuantMode::Affine,
+                dtype,
+            } => {
+                let [words, scales, biases] = inputs else {
+                    return None;
+                };
+                let (bits, group) = (bits.unwrap_or(4), group_size.unwrap_or(64));
+                let last = to.shape.len().checked_sub(1)?;
+                let fits = matches!(bits, 4 | 8)
+                    && group > 0
+                    && words.dtype == Dtype::U32
+                    && dtype.is_none_or(|dtype| dtype == scales.dtype)
+                    && [words, scales, biases].iter().all(|view| {
+                        view.shape.len() == last + 1 && view.shape[..last] == to.shape[..last]
+                    });
+                if !fits {
+                    return None;
+                }
+                self.each(&to.shape);
+                let _ = writeln!(self.code, "    const int k = i % {};", to.shape[last]);
+                // Where the element is whose last index is k / `by`.
+                let place = |view: &View, by: i32| {
+                    let lead = (0..last).map(|axis| (axis, view.shape[axis], view.strides[axis]));
+                    format!("{} + k / {by} * {}ll", sum(lead), view.strides[last])
+                };
+                let per = 32 / bits;
+                let word = self.element(words, &place(words, per));
+                let scale = self.element(scales, &place(scales, group));
+                let bias = self.element(biases, &place(biases, group));
+                let number = format!(
+                    "({scale}) * static_cast<float>({word} >> (k % {per} * {bits}) & {}u) + ({bias})",
+                    (1u32 << bits) - 1
+                );
                 self.write(to, "i", &number);
                 self.end();
                 Some(())
