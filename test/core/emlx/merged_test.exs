@@ -100,9 +100,13 @@ defmodule EMLX.MergedTest do
   describe "quantized_products" do
     for dtype <- @types do
       test "are those of the operations one by one, in #{dtype}" do
-        for rows <- [1, 2, 4, 5],
-            {k, bits, group_size} <- [{128, 4, 64}, {320, 4, 32}, {256, 8, 128}],
-            normed <- [false, true] do
+        for {rows, {k, bits, group_size}, normed} <- [
+              {1, {128, 4, 64}, true},
+              {1, {320, 4, 32}, false},
+              {2, {320, 4, 32}, true},
+              {4, {256, 8, 128}, true},
+              {5, {256, 8, 128}, false}
+            ] do
           dtype = unquote(dtype)
           how = [bits: bits, group_size: group_size]
           x = numbers([1, rows, k], dtype, 1)
