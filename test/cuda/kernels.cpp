@@ -44,6 +44,48 @@ void check(const char* name, const std::vector<T>& have, const std::vector<float
 
 // ---- products ----
 
+// Products of x, which may be normed, with matrices of `number(i, k, c)`, gated or with a sum after the only one.
+template <int K, int ROWS, bool NORM, bool RESIDUAL, bool GATED, int COUNT, class Number>
+void check_products(const char* name, const int* sizes, const std::vector<T>& xs, const std::vector<T>& norms,
+                    const std::vector<T>& added, const std::vector<T>* results, Number number) {
+  std::vector<float> wanted[3];
+  for (int i = 0; i < COUNT; ++i) {
+    for (int r = 0; r < ROWS; ++r) {
+      std::vector<float> row(xs.begin() + r * K, xs.begin() + (r + 1) * K);
+      if (NORM) {
+        float squares = 0.0f;
+        for (const float value : row) {
+          squares += value * value;
+        }
+        const float scale = 1 / std::sqrt(squares / K + 1e-6f);
+        for (int k = 0; k < K; ++k) {
+          row[k] = rounded(rounded(row[k] * scale) * float(norms[k]));
+        }
+      }
+      for (int c = 0; c < sizes[i]; ++c) {
+        double sum = 0;
+        for (int k = 0; k < K; ++k) {
+          sum += double(row[k]) * number(i, k, c);
+        }
+        wanted[i].push_back(rounded(sum));
+      }
+    }
+  }
+  if (GATED) {
+    for (size_t j = 0; j < wanted[0].size(); ++j) {
+      const float gate = wanted[0][j], sigmoid = rounded(1 / (1 + std::exp(-gate)));
+      wanted[0][j] = rounded(rounded(sigmoid * gate) * wanted[1][j]);
+    }
+    return check(name, results[0], wanted[0]);
+  }
+  for (int i = 0; i < COUNT; ++i) {
+    for (size_t j = 0; RESIDUAL && j < wanted[i].size(); ++j) {
+      wanted[i][j] = rounded(wanted[i][j] + float(added[j]));
+    }
+    check(name, results[i], wanted[i]);
+  }
+}
+
 enum Layout { ROWS_OF_MATRIX, COLUMNS_OF_MATRIX, WITH_GAPS };
 
 template <int K, int N0, int N1, int N2, int ROWS, bool NORM, bool RESIDUAL, bool GATED, int WIDE>
@@ -70,45 +112,13 @@ void products(const char* name, Layout layout) {
   T *out0 = results[0].data(), *out1 = results[1].data(), *out2 = results[2].data();
   emulate::launch(GATED ? N0 / TILE : tiles, THREADS, [=] {
     T* outs[] = {out0, out1, out2};
+#include "../../native/src/op/cuda/few_rows.cu"
 #include "../../native/src/op/cuda/products.cu"
   });
 
-  std::vector<float> wanted[3];
-  for (int i = 0; i < COUNT; ++i) {
-    for (int r = 0; r < ROWS; ++r) {
-      std::vector<float> row(xs.begin() + r * K, xs.begin() + (r + 1) * K);
-      if (NORM) {
-        float squares = 0.0f;
-        for (const float value : row) {
-          squares += value * value;
-        }
-        const float scale = 1 / std::sqrt(squares / K + 1e-6f);
-        for (int k = 0; k < K; ++k) {
-          row[k] = rounded(rounded(row[k] * scale) * float(norms[k]));
-        }
-      }
-      for (int c = 0; c < sizes[i]; ++c) {
-        double sum = 0;
-        for (int k = 0; k < K; ++k) {
-          sum += double(row[k]) * float(matrices[i][k * strides[i][0] + c * strides[i][1]]);
-        }
-        wanted[i].push_back(rounded(sum));
-      }
-    }
-  }
-  if (GATED) {
-    for (size_t j = 0; j < wanted[0].size(); ++j) {
-      const float gate = wanted[0][j], sigmoid = rounded(1 / (1 + std::exp(-gate)));
-      wanted[0][j] = rounded(rounded(sigmoid * gate) * wanted[1][j]);
-    }
-    return check(name, results[0], wanted[0]);
-  }
-  for (int i = 0; i < COUNT; ++i) {
-    for (size_t j = 0; RESIDUAL && j < wanted[i].size(); ++j) {
-      wanted[i][j] = rounded(wanted[i][j] + float(added[j]));
-    }
-    check(name, results[i], wanted[i]);
-  }
+  check_products<K, ROWS, NORM, RESIDUAL, GATED, COUNT>(name, sizes, xs, norms, added, results, [&](int i, int k, int c) {
+    return double(float(matrices[i][k * strides[i][0] + c * strides[i][1]]));
+  });
 }
 
 // ---- quantized products ----
@@ -148,47 +158,15 @@ void quantized_products(const char* name) {
   T *out0 = results[0].data(), *out1 = results[1].data(), *out2 = results[2].data();
   emulate::launch(GATED ? N0 / TILE : tiles, THREADS, [=] {
     T* outs[] = {out0, out1, out2};
+#include "../../native/src/op/cuda/few_rows.cu"
 #include "../../native/src/op/cuda/quantized_products.cu"
   });
 
-  std::vector<float> wanted[3];
-  for (int i = 0; i < COUNT; ++i) {
-    for (int r = 0; r < ROWS; ++r) {
-      std::vector<float> row(xs.begin() + r * K, xs.begin() + (r + 1) * K);
-      if (NORM) {
-        float squares = 0.0f;
-        for (const float value : row) {
-          squares += value * value;
-        }
-        const float scale = 1 / std::sqrt(squares / K + 1e-6f);
-        for (int k = 0; k < K; ++k) {
-          row[k] = rounded(rounded(row[k] * scale) * float(norms[k]));
-        }
-      }
-      for (int c = 0; c < sizes[i]; ++c) {
-        double sum = 0;
-        for (int k = 0; k < K; ++k) {
-          const unsigned int code = packed[i][c * PER_ROW + k / PER_WORD] >> (k % PER_WORD * BITS) & ((1u << BITS) - 1);
-          const int group = c * GROUPS + k / GROUP;
-          sum += double(row[k]) * (double(code) * float(all_scale[i][group]) + float(all_bias[i][group]));
-        }
-        wanted[i].push_back(rounded(sum));
-      }
-    }
-  }
-  if (GATED) {
-    for (size_t j = 0; j < wanted[0].size(); ++j) {
-      const float gate = wanted[0][j], sigmoid = rounded(1 / (1 + std::exp(-gate)));
-      wanted[0][j] = rounded(rounded(sigmoid * gate) * wanted[1][j]);
-    }
-    return check(name, results[0], wanted[0]);
-  }
-  for (int i = 0; i < COUNT; ++i) {
-    for (size_t j = 0; RESIDUAL && j < wanted[i].size(); ++j) {
-      wanted[i][j] = rounded(wanted[i][j] + float(added[j]));
-    }
-    check(name, results[i], wanted[i]);
-  }
+  check_products<K, ROWS, NORM, RESIDUAL, GATED, COUNT>(name, sizes, xs, norms, added, results, [&](int i, int k, int c) {
+    const unsigned int code = packed[i][c * PER_ROW + k / PER_WORD] >> (k % PER_WORD * BITS) & ((1u << BITS) - 1);
+    const int group = c * GROUPS + k / GROUP;
+    return double(code) * float(all_scale[i][group]) + float(all_bias[i][group]);
+  });
 }
 
 // ---- attention ----

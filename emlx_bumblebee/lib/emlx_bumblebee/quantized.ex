@@ -185,13 +185,13 @@ defmodule EMLXBumblebee.Quantized do
     end
 
     # x as rows, as Nx.dot/4 has it: programs for a few rows merge such products (EMLX.Trace.Merge).
-    defp computed(EMLXBumblebee.Quantized.Product, [x | packed], shape, opts) do
-      columns = elem(Array.shape(x), tuple_size(Array.shape(x)) - 1)
-      rows = Ops.reshape(x, [-1, columns])
-      Kernels |> apply(:quantized_matmul, [rows | packed] ++ [opts]) |> Ops.reshape(Tuple.to_list(shape))
+    defp computed(EMLXBumblebee.Quantized.Product, [x, words, scales, biases], shape, opts) do
+      columns = x |> Array.shape() |> Tuple.to_list() |> List.last()
+      product = x |> Ops.reshape([-1, columns]) |> Kernels.quantized_matmul(words, scales, biases, opts)
+      Ops.reshape(product, Tuple.to_list(shape))
     end
 
-    defp computed(EMLXBumblebee.Quantized.Rows, packed, _shape, opts),
-      do: apply(Kernels, :dequantize, packed ++ [opts])
+    defp computed(EMLXBumblebee.Quantized.Rows, [words, scales, biases], _shape, opts),
+      do: Kernels.dequantize(words, scales, biases, opts)
   end
 end

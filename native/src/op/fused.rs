@@ -48,7 +48,8 @@ pub struct Products<'a, A = &'a Array> {
 }
 
 impl<'a, A> Products<'a, A> {
-    /// What [`Op::Products`] or [`Op::QuantizedProducts`] says of these. None for another operation, and where a weight comes without eps or eps without one.
+    /// What [`Op::Products`] or [`Op::QuantizedProducts`] says of these. None for another operation, and where a weight comes without eps or
+    /// eps without one.
     pub fn of(
         op: &'a Op,
         x: A,

@@ -142,6 +142,19 @@ defmodule EMLX.MergedTest do
       end
     end
 
+    test "take as many columns as there are, in tiles of every width" do
+      x = numbers([1, 128], :bf16, 1)
+      norm = numbers([128], :bf16, 2)
+      how = [bits: 4, group_size: 32]
+      normed = Kernels.rms_norm(x, norm, eps: 1.0e-5)
+
+      for columns <- [256, 512, 1024, 2048, 4096] do
+        packed = [words, scales, biases] = quantized([128, columns], :bf16, 3, how)
+        [have] = quantized_products([x, norm, nil | packed], %{eps: 1.0e-5, group_size: 32})
+        near!("#{columns} columns", have, Kernels.quantized_matmul(normed, words, scales, biases, how))
+      end
+    end
+
     test "take matrices that are views, and columns that no kernel's tile divides" do
       x = numbers([2, 128], :bf16, 1)
       packed = quantized([128, 40], :bf16, 2, bits: 4, group_size: 64)

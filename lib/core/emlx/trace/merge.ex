@@ -2,9 +2,9 @@ defmodule EMLX.Trace.Merge do
   @moduledoc false
   # Where a program computes a few rows, as a model does for each token that it generates, launching kernels takes longer than running
   # them. Here runs of operations become one that the GPU has a kernel for (native/src/op/fused.rs): products of one input, with
-  # the norm before them and the gate or the sum after them (`:products`, `:quantized_products`); the norm, the rotation and the repetition of heads
-  # (`:rope_heads`); attention of one position on a cache, as both lie (`:cache_attention`). The first two round where the operations that
-  # they stand for round. EMLX.Trace.Passes calls it.
+  # the norm before them and the gate or the sum after them (`:products`, `:quantized_products`); the norm, the rotation and the
+  # repetition of heads (`:rope_heads`); attention of one position on a cache, as both lie (`:cache_attention`). All but the last round where
+  # the operations that they stand for round. EMLX.Trace.Passes calls it.
 
   alias EMLX.Trace.{Block, Passes}
 

@@ -47,10 +47,10 @@ impl Call<&Array> {
     }
 }
 
-/// A kernel's text: a line, and a file.
+/// A kernel's text: a line, and files.
 macro_rules! text {
-    ($line:literal, $file:literal) => {
-        match CStr::from_bytes_with_nul(concat!($line, include_str!($file), "\0").as_bytes()) {
+    ($line:literal, $($file:literal),+) => {
+        match CStr::from_bytes_with_nul(concat!($line, $(include_str!($file),)+ "\0").as_bytes()) {
             Ok(text) => text,
             Err(_) => panic!("the text of a kernel has a NUL"),
         }
@@ -70,73 +70,63 @@ fn bits(number: f32) -> i32 {
     i32::from_ne_bytes(number.to_ne_bytes())
 }
 
-const PRODUCT_INPUTS: &[&CStr] = &[c"x", c"norm", c"residual", c"w0", c"w1", c"w2"];
+/// The kernels of one, two and three products.
+macro_rules! products {
+    ($file:literal, $inputs:expr, $names:expr) => {
+        [
+            CudaKernel {
+                name: $names[0],
+                inputs: $inputs,
+                outputs: &[c"out0"],
+                source: text!("  T* outs[] = {out0};\n", "few_rows.cu", $file),
+                in_rows: false,
+            },
+            CudaKernel {
+                name: $names[1],
+                inputs: $inputs,
+                outputs: &[c"out0", c"out1"],
+                source: text!("  T* outs[] = {out0, out1};\n", "few_rows.cu", $file),
+                in_rows: false,
+            },
+            CudaKernel {
+                name: $names[2],
+                inputs: $inputs,
+                outputs: &[c"out0", c"out1", c"out2"],
+                source: text!("  T* outs[] = {out0, out1, out2};\n", "few_rows.cu", $file),
+                in_rows: false,
+            },
+        ]
+    };
+}
 
-static PRODUCTS: [CudaKernel; 3] = [
-    CudaKernel {
-        name: c"emlx_product",
-        inputs: PRODUCT_INPUTS,
-        outputs: &[c"out0"],
-        source: text!("  T* outs[] = {out0};\n", "products.cu"),
-        in_rows: false,
-    },
-    CudaKernel {
-        name: c"emlx_products_2",
-        inputs: PRODUCT_INPUTS,
-        outputs: &[c"out0", c"out1"],
-        source: text!("  T* outs[] = {out0, out1};\n", "products.cu"),
-        in_rows: false,
-    },
-    CudaKernel {
-        name: c"emlx_products_3",
-        inputs: PRODUCT_INPUTS,
-        outputs: &[c"out0", c"out1", c"out2"],
-        source: text!("  T* outs[] = {out0, out1, out2};\n", "products.cu"),
-        in_rows: false,
-    },
-];
+static PRODUCTS: [CudaKernel; 3] = products!(
+    "products.cu",
+    &[c"x", c"norm", c"residual", c"w0", c"w1", c"w2"],
+    [c"emlx_product", c"emlx_products_2", c"emlx_products_3"]
+);
 
-const QUANTIZED_INPUTS: &[&CStr] = &[
-    c"x",
-    c"norm",
-    c"residual",
-    c"w0",
-    c"scales0",
-    c"biases0",
-    c"w1",
-    c"scales1",
-    c"biases1",
-    c"w2",
-    c"scales2",
-    c"biases2",
-];
-
-static QUANTIZED_PRODUCTS: [CudaKernel; 3] = [
-    CudaKernel {
-        name: c"emlx_quantized_product",
-        inputs: QUANTIZED_INPUTS,
-        outputs: &[c"out0"],
-        source: text!("  T* outs[] = {out0};\n", "quantized_products.cu"),
-        in_rows: false,
-    },
-    CudaKernel {
-        name: c"emlx_quantized_products_2",
-        inputs: QUANTIZED_INPUTS,
-        outputs: &[c"out0", c"out1"],
-        source: text!("  T* outs[] = {out0, out1};\n", "quantized_products.cu"),
-        in_rows: false,
-    },
-    CudaKernel {
-        name: c"emlx_quantized_products_3",
-        inputs: QUANTIZED_INPUTS,
-        outputs: &[c"out0", c"out1", c"out2"],
-        source: text!(
-            "  T* outs[] = {out0, out1, out2};\n",
-            "quantized_products.cu"
-        ),
-        in_rows: false,
-    },
-];
+static QUANTIZED_PRODUCTS: [CudaKernel; 3] = products!(
+    "quantized_products.cu",
+    &[
+        c"x",
+        c"norm",
+        c"residual",
+        c"w0",
+        c"scales0",
+        c"biases0",
+        c"w1",
+        c"scales1",
+        c"biases1",
+        c"w2",
+        c"scales2",
+        c"biases2",
+    ],
+    [
+        c"emlx_quantized_product",
+        c"emlx_quantized_products_2",
+        c"emlx_quantized_products_3",
+    ]
+);
 
 /// The rows of an array {1, …, rows, size}, and which axis they are along.
 fn rows_of(array: &impl Operand, size: i32) -> Option<(i32, i32)> {
@@ -208,12 +198,13 @@ pub fn call_of_products<A: Operand>(wanted: &Products<A>) -> Option<Call<A>> {
                 .into_iter()
                 .filter_map(|split| blocks_of(32 / split).map(|blocks| (split, blocks)))
                 .find(|(split, blocks)| *blocks >= 120 || *split == 8)?;
-            let constants = [
+            let constants: SmallVec<[(&CStr, i32); 4]> = smallvec![
                 (c"BITS", packing.bits),
                 (c"GROUP", packing.group_size),
                 (c"SPLIT", split),
+                (c"TILE", 32 / split),
             ];
-            (SmallVec::from_slice(&constants), blocks, THREADS)
+            (constants, blocks, THREADS)
         }
         None => {
             const THREADS: i32 = 512;
@@ -226,7 +217,7 @@ pub fn call_of_products<A: Operand>(wanted: &Products<A>) -> Option<Call<A>> {
                 (Some(blocks), None) => (4, blocks),
                 _ => return None,
             };
-            let constants: SmallVec<[(&CStr, i32); 3]> = smallvec![(c"WIDE", wide)];
+            let constants = smallvec![(c"WIDE", wide), (c"TILE", wide * vec)];
             (constants, blocks, THREADS)
         }
     };

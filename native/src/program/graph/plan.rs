@@ -352,12 +352,9 @@ impl Lowering {
                 let to = self.room(shape, *dtype);
                 let levels = inputs.iter().flatten().map(Value::for_elements);
                 let level = levels.max().unwrap_or(0);
-                // The last input may be absent.
-                let present = match (op, inputs) {
-                    (Op::Dequantize { .. }, [rest @ .., None]) => rest,
-                    _ => inputs,
-                };
-                let views = views(present)?;
+                // What is absent at the end is none of the operation's operands.
+                let present = inputs.iter().rposition(Option::is_some);
+                let views = views(&inputs[..present.map_or(0, |last| last + 1)])?;
                 self.level(level).elements.add(op, &views, &to)?;
                 Some(vec![Value {
                     view: to,
