@@ -44,7 +44,7 @@ impl Outcome {
     }
 
     /// The same, of results that the CPU computes for the GPU.
-    pub fn crossing(self, arrays: Vec<Array>) -> Result<Outcome> {
+    pub fn crossing(self, arrays: impl IntoIterator<Item = Array>) -> Result<Outcome> {
         let stream = Device::Cpu.stream()?;
         let handle = |array| Handle::ready(array, Device::Cpu, stream.clone(), Outcomes::new());
         let handles = arrays.into_iter().map(handle).map(ResourceArc::new);

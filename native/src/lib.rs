@@ -23,7 +23,7 @@ use device::Device;
 use dtype::Dtype;
 use error::{Error, Reason, Result, Signature};
 use mlx_rs::Array;
-use op::Op;
+use op::{Applied, Op};
 use program::run::{Run, Suspended};
 use program::types::Types;
 use program::{Inputs, Program};
@@ -328,21 +328,21 @@ fn decode_target<'a>(
 // ---- building ----
 
 /// The result of an operation: its arrays, and whether the caller should let the queue catch up.
-enum Applied {
+enum AppliedTerm {
     Ready(SmallVec<[ArrayTerm; 1]>),
     Behind(SmallVec<[ArrayTerm; 1]>),
     Traced(SmallVec<[ArrayTerm; 1]>),
 }
 
-impl Encoder for Applied {
+impl Encoder for AppliedTerm {
     fn encode<'a>(&self, env: Env<'a>) -> Term<'a> {
         let (tag, arrays) = match self {
-            Applied::Ready(arrays) => match arrays.as_slice() {
+            AppliedTerm::Ready(arrays) => match arrays.as_slice() {
                 [one] if !one.has_weight() => return one.0.encode(env),
                 _ => (atoms::ok(), arrays),
             },
-            Applied::Behind(arrays) => (atoms::wait(), arrays),
-            Applied::Traced(arrays) => (atoms::traced(), arrays),
+            AppliedTerm::Behind(arrays) => (atoms::wait(), arrays),
+            AppliedTerm::Traced(arrays) => (atoms::traced(), arrays),
         };
         match arrays.as_slice() {
             [one] => (tag, one).encode(env),
@@ -364,7 +364,7 @@ fn apply<'a>(env: Env<'a>, op: Term<'a>, inputs: Term<'a>, target: Term<'a>) -> 
     }
 }
 
-fn apply_op(op: Term, inputs: Term, target: Term) -> Result<Applied> {
+fn apply_op(op: Term, inputs: Term, target: Term) -> Result<AppliedTerm> {
     let op = decode_op(op)?;
     let inputs = decode_inputs(inputs)?;
     let target = decode_target(target, 2, inputs.iter().flatten().copied())?;
@@ -383,19 +383,21 @@ fn apply_op(op: Term, inputs: Term, target: Term) -> Result<Applied> {
     for (position, array) in &brought {
         arrays[*position] = Some(array);
     }
-    let outputs = program::build(&op, &arrays, target.device, &target.stream).map_err(describe)?;
+    let Applied {
+        outputs,
+        mut crossed,
+    } = program::build(&op, &arrays, target.device, &target.stream).map_err(describe)?;
     let mut outcomes = outcomes_of(inputs.iter().flatten().copied());
-    let mut crossed = op::take_crossed();
     if target.device == Device::Gpu {
         for input in inputs.iter().flatten() {
             if input.device == Device::Cpu && input.is_unsubmitted() {
-                crossed.push(mlx::share(input.array())?);
+                crossed.add(std::slice::from_ref(input.array()))?;
             }
         }
     }
     if op.can_fail_late() || !crossed.is_empty() {
         let outcome = Outcome::of_call(target.device, &target.stream)?;
-        outcomes.push(Arc::new(outcome.crossing(crossed)?));
+        outcomes.push(Arc::new(outcome.crossing(crossed.take())?));
     }
     let large = matches!(target, Target::Trace(_))
         && outputs.iter().any(|array| array.nbytes() > MAX_FOLDED);
@@ -416,7 +418,7 @@ fn apply_op(op: Term, inputs: Term, target: Term) -> Result<Applied> {
         })
         .collect();
     if handles.iter().any(|handle| handle.is_traced()) {
-        return Ok(Applied::Traced(
+        return Ok(AppliedTerm::Traced(
             handles.into_iter().map(ArrayTerm).collect(),
         ));
     }
@@ -424,9 +426,9 @@ fn apply_op(op: Term, inputs: Term, target: Term) -> Result<Applied> {
     let behind = is_due && is_behind(&handles, &target)?;
     let terms = handles.into_iter().map(ArrayTerm).collect();
     Ok(if behind {
-        Applied::Behind(terms)
+        AppliedTerm::Behind(terms)
     } else {
-        Applied::Ready(terms)
+        AppliedTerm::Ready(terms)
     })
 }
 

@@ -190,7 +190,7 @@ fn raw_or_null(array: Option<&Array>) -> sys::mlx_array {
 
 /// A stream that any thread may build nodes for. Evaluation on it goes through [`graph_lock`].
 #[derive(Debug)]
-pub struct Stream(sys::mlx_stream);
+pub struct Stream(sys::mlx_stream, Device);
 
 // SAFETY: the wrapped object is an index and a device, never written after it is made.
 unsafe impl Send for Stream {}
@@ -199,7 +199,7 @@ unsafe impl Sync for Stream {}
 impl Clone for Stream {
     fn clone(&self) -> Self {
         // Streams live as long as the process (MLX has no call that ends one of several), so sharing the pointer is sound.
-        Stream(self.0)
+        Stream(self.0, self.1)
     }
 }
 
@@ -356,7 +356,11 @@ impl Stream {
         if raw.ctx.is_null() {
             return Err(take_error());
         }
-        Ok(Stream(raw))
+        Ok(Stream(raw, device))
+    }
+
+    pub fn is_gpu(&self) -> bool {
+        self.1 == Device::Gpu
     }
 
     pub fn is_same(&self, other: &Stream) -> bool {
@@ -687,6 +691,16 @@ pub fn copy_apart(array: &Array, s: &Stream) -> Result<Array> {
     let zero = from_bytes(&[0; 8][..bits.size()], &[], bits)?;
     let apart = bitwise_or(&view(&rows, bits, s)?, &zero, s)?;
     view(&apart, given, s)
+}
+
+/// The elements in row-major order, or in column-major order where that is allowed and they lie so. A scalar is copied as a vector of one:
+/// CUDA's copy of arrays without axes launches nothing where the scalar is part of a larger buffer.
+pub fn contiguous(array: &Array, allow_col_major: bool, s: &Stream) -> Result<Array> {
+    if array.ndim() > 0 || !s.is_gpu() {
+        return contiguous_of_axes(array, allow_col_major, s);
+    }
+    let vector = contiguous_of_axes(&reshape(array, &[1], s)?, allow_col_major, s)?;
+    reshape(&vector, &[], s)
 }
 
 /// Another handle of the same array.
@@ -1080,8 +1094,6 @@ wrap! { one -> Array;
     squeeze = mlx_squeeze_axes(a: array, axes: ints);
     expand_dims = mlx_expand_dims_axes(a: array, axes: ints);
     transpose = mlx_transpose_axes(a: array, axes: ints);
-    swapaxes = mlx_swapaxes(a: array, axis1: int, axis2: int);
-    moveaxis = mlx_moveaxis(a: array, source: int, destination: int);
     broadcast_to = mlx_broadcast_to(a: array, shape: ints);
     concatenate = mlx_concatenate_axis(arrays: arrays, axis: int);
     stack = mlx_stack_axis(arrays: arrays, axis: int);
@@ -1091,7 +1103,7 @@ wrap! { one -> Array;
     roll = mlx_roll_axes(a: array, shift: ints, axes: ints);
     pad = mlx_pad(a: array, axes: ints, low: ints, high: ints, value: array, mode: text);
     as_strided = mlx_as_strided(a: array, shape: ints, strides: longs, offset: size);
-    contiguous = mlx_contiguous(a: array, allow_col_major: flag);
+    contiguous_of_axes = mlx_contiguous(a: array, allow_col_major: flag);
     diag = mlx_diag(a: array, k: int);
     diagonal = mlx_diagonal(a: array, offset: int, axis1: int, axis2: int);
     tril = mlx_tril(a: array, k: int);

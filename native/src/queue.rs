@@ -6,7 +6,7 @@ use crate::dtype::Dtype;
 use crate::error::{Error, Reason, Result};
 use crate::file;
 use crate::mlx::{self, GraphLock, Stream};
-use crate::op::take_crossed;
+use crate::op::Crossed;
 use crate::pace::Pace;
 use crate::program::run::{Pause, Run, Suspended};
 use crate::program::{self, Program, Whole};
@@ -708,7 +708,7 @@ impl Shared {
     fn submit(&self, arrays: &[&Array], outcomes: &Outcomes) -> Result<Submitted> {
         check_outcomes(outcomes)?;
         let submitted = Submitted::of(outcomes);
-        let result = self.compute_crossed(outcomes).and_then(|()| {
+        let result = self.compute_open(outcomes).and_then(|()| {
             let lock = mlx::graph_lock();
             let _submitting = self.pace.begin(&lock);
             mlx::async_eval(arrays, &lock)
@@ -726,8 +726,8 @@ impl Shared {
         Err(error)
     }
 
-    /// Has the CPU compute its part of what the GPU is to be given.
-    fn compute_crossed(&self, outcomes: &Outcomes) -> Result<()> {
+    /// Evaluates on the CPU what these outcomes still need of it before the GPU is given what builds on it.
+    fn compute_open(&self, outcomes: &Outcomes) -> Result<()> {
         if self.device == Device::Cpu {
             return Ok(());
         }
@@ -739,13 +739,19 @@ impl Shared {
                 outcome.stream.synchronize()?;
             }
         }
-        // Of what this thread has built itself.
-        for array in take_crossed() {
-            let lock = mlx::graph_lock();
-            mlx::async_eval(&[&array], &lock)?;
-            drop(lock);
-            Device::Cpu.stream()?.synchronize()?;
+        Ok(())
+    }
+
+    /// Evaluates on the CPU its part of what a run has built for the GPU.
+    pub fn compute_crossed(&self, mut crossed: Crossed) -> Result<()> {
+        for array in crossed.take() {
+            let result = {
+                let lock = mlx::graph_lock();
+                mlx::async_eval(&[&array], &lock)
+            };
             mlx::release(array);
+            result?;
+            Device::Cpu.stream()?.synchronize()?;
         }
         Ok(())
     }

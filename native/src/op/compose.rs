@@ -1,6 +1,7 @@
 //! Operations that MLX does not have, or has with other semantics, composed from those it has.
 
 use super::check;
+use super::gpu;
 use super::{NonFinite, Number, PadMode, Side, Which};
 use crate::device::Device;
 use crate::dtype::Dtype;
@@ -524,6 +525,10 @@ pub fn pad(
 ) -> Result<Array> {
     check::lengths(&[("low", low.len()), ("high", high.len())], axes.len())?;
     let axes = &check::axes(a, axes)?;
+    // A scalar has no side to put anything on. MLX's CUDA form gives the value.
+    if a.ndim() == 0 {
+        return mlx::share(a);
+    }
     let mut cropped = mlx::share(a)?;
     if low.iter().chain(high).any(|width| *width < 0) {
         let mut start = vec![0; a.ndim()];
@@ -668,7 +673,10 @@ pub fn iota(shape: &[i32], axis: Option<i32>, dtype: Dtype, s: &Stream) -> Resul
         mlx::astype(&counted, dtype, s)
     };
     let Some(axis) = axis else {
-        return mlx::reshape(&count(check::product(shape)?)?, shape, s);
+        return match check::product(shape) {
+            Ok(size) => mlx::reshape(&count(size)?, shape, s),
+            Err(_) => long_iota(shape, dtype, s),
+        };
     };
     let rank = shape.len() as i32;
     if axis < -rank || axis >= rank {
@@ -681,6 +689,28 @@ pub fn iota(shape: &[i32], axis: Option<i32>, dtype: Dtype, s: &Stream) -> Resul
     line[axis] = shape[axis];
     let counted = mlx::reshape(&count(shape[axis])?, &line, s)?;
     mlx::broadcast_to(&counted, shape, s)
+}
+
+/// Counts more elements than one axis may have: the sum of counts along each axis. Integers wrap as their type does.
+fn long_iota(shape: &[i32], dtype: Dtype, s: &Stream) -> Result<Array> {
+    let counting = match dtype.is_integer() {
+        true => dtype,
+        false => Dtype::S64,
+    };
+    let mut total = int(0, counting)?;
+    let mut step: i64 = 1;
+    for (axis, size) in shape.iter().enumerate().rev() {
+        let mut line = vec![1; shape.len()];
+        line[axis] = *size;
+        let count = arange(0.0, f64::from(*size), 1.0, Dtype::S64, s)?;
+        let count = mlx::multiply(&count, &int(step, Dtype::S64)?, s)?;
+        let count = mlx::reshape(&mlx::astype(&count, counting, s)?, &line, s)?;
+        total = mlx::add(&total, &count, s)?;
+        step = step.checked_mul(i64::from(*size)).ok_or_else(|| {
+            Error::invalid(format!("shape {shape:?} has more than 2^63 - 1 elements"))
+        })?;
+    }
+    astype(&total, dtype, s)
 }
 
 // ---- indices ----
@@ -1038,17 +1068,24 @@ pub fn triangle(a: &Array, k: i32, keep: Triangle, s: &Stream) -> Result<Array> 
     keep(a, k.clamp(-rows - 1, columns + 1), s)
 }
 
-pub fn argsort(a: &Array, axis: i32, s: &Stream) -> Result<Array> {
+pub fn argsort(a: &Array, axis: i32, device: Device, s: &Stream) -> Result<Array> {
     let axis = check::axis(a, axis)?;
     if a.size() == 0 {
         return mlx::zeros(a.shape(), Dtype::U32, s);
     }
-    mlx::argsort(a, axis as i32, s)
+    gpu::sorted(a, axis, device, s, |a, axis| mlx::argsort(a, axis, s))
 }
 
 type Partition = fn(&Array, i32, i32, &Stream) -> Result<Array>;
 
-pub fn partition(a: &Array, kth: i32, axis: i32, f: Partition, s: &Stream) -> Result<Array> {
+pub fn partition(
+    a: &Array,
+    kth: i32,
+    axis: i32,
+    f: Partition,
+    device: Device,
+    s: &Stream,
+) -> Result<Array> {
     let axis = check::filled_axis(a, axis)?;
     let size = a.shape()[axis];
     if kth < -size || kth >= size {
@@ -1057,10 +1094,11 @@ pub fn partition(a: &Array, kth: i32, axis: i32, f: Partition, s: &Stream) -> Re
             a.shape()
         )));
     }
-    f(a, kth.rem_euclid(size), axis as i32, s)
+    let kth = kth.rem_euclid(size);
+    gpu::sorted(a, axis, device, s, |a, axis| f(a, kth, axis, s))
 }
 
-pub fn topk(a: &Array, k: i32, axis: i32, s: &Stream) -> Result<Array> {
+pub fn topk(a: &Array, k: i32, axis: i32, device: Device, s: &Stream) -> Result<Array> {
     let axis = check::filled_axis(a, axis)?;
     if k < 1 || k > a.shape()[axis] {
         return Err(Error::invalid(format!(
@@ -1068,7 +1106,7 @@ pub fn topk(a: &Array, k: i32, axis: i32, s: &Stream) -> Result<Array> {
             a.shape()[axis]
         )));
     }
-    mlx::topk(a, k, axis as i32, s)
+    gpu::sorted(a, axis, device, s, |a, axis| mlx::topk(a, k, axis, s))
 }
 
 pub fn searchsorted(sorted: &Array, values: &Array, side: Side, s: &Stream) -> Result<Array> {

@@ -2,7 +2,7 @@
 //! program is traced for the GPU; where there is no kernel for them they are the operations that they stand for.
 
 use super::decode::{self, Heads, Operand};
-use super::{check, Inputs, MaskMode, Op, Outputs, QuantMode};
+use super::{check, Crossed, Inputs, MaskMode, Op, Outputs, QuantMode};
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
@@ -10,9 +10,15 @@ use crate::mlx::{self, Stream};
 use mlx_rs::Array;
 use smallvec::SmallVec;
 
-fn apply(op: Op, inputs: &[&Array], device: Device, s: &Stream) -> Result<Array> {
+fn apply(
+    op: Op,
+    inputs: &[&Array],
+    device: Device,
+    s: &Stream,
+    crossed: &mut Crossed,
+) -> Result<Array> {
     let inputs: SmallVec<[Option<&Array>; 4]> = inputs.iter().copied().map(Some).collect();
-    let mut outputs = op.apply(&Inputs(&inputs), device, s)?;
+    let mut outputs = op.apply_within(&Inputs(&inputs), device, s, crossed)?;
     outputs
         .pop()
         .ok_or_else(|| Error::invalid("the operation gives nothing"))
@@ -133,7 +139,12 @@ impl<A: Operand> Products<'_, A> {
 }
 
 /// See [`Op::Products`] and [`Op::QuantizedProducts`].
-pub fn products(wanted: Products, device: Device, s: &Stream) -> Result<Outputs> {
+pub fn products(
+    wanted: Products,
+    device: Device,
+    s: &Stream,
+    crossed: &mut Crossed,
+) -> Result<Outputs> {
     let Products {
         x,
         norm,
@@ -202,10 +213,10 @@ pub fn products(wanted: Products, device: Device, s: &Stream) -> Result<Outputs>
         None => None,
     };
     let x = match norm {
-        Some((weight, eps)) => apply(Op::RmsNorm { eps }, &[&x, weight], device, s)?,
+        Some((weight, eps)) => apply(Op::RmsNorm { eps }, &[&x, weight], device, s, crossed)?,
         None => x,
     };
-    let product = |matrix: &[&Array]| {
+    let mut product = |matrix: &[&Array]| {
         let op = match packing {
             None => Op::Matmul,
             Some(Packing { bits, group_size }) => Op::QuantizedMatmul {
@@ -215,17 +226,18 @@ pub fn products(wanted: Products, device: Device, s: &Stream) -> Result<Outputs>
                 mode: QuantMode::Affine,
             },
         };
-        apply(op, &[&[&x], matrix].concat(), device, s)
+        apply(op, &[&[&x], matrix].concat(), device, s, crossed)
     };
-    let products = matrices.chunks(wanted.each()).map(product);
+    let products = matrices.chunks(wanted.each()).map(&mut product);
     let mut outputs = products.collect::<Result<Outputs>>()?;
     if let (true, [gate, up]) = (gated, &outputs[..]) {
-        let sigmoid = apply(Op::Sigmoid, &[gate], device, s)?;
-        let silu = apply(Op::Multiply, &[&sigmoid, gate], device, s)?;
-        outputs = std::iter::once(apply(Op::Multiply, &[&silu, up], device, s)?).collect();
+        let sigmoid = apply(Op::Sigmoid, &[gate], device, s, crossed)?;
+        let silu = apply(Op::Multiply, &[&sigmoid, gate], device, s, crossed)?;
+        outputs = std::iter::once(apply(Op::Multiply, &[&silu, up], device, s, crossed)?).collect();
     }
     if let Some(added) = residual {
-        outputs = std::iter::once(apply(Op::Add, &[&outputs[0], &added], device, s)?).collect();
+        outputs =
+            std::iter::once(apply(Op::Add, &[&outputs[0], &added], device, s, crossed)?).collect();
     }
     if let Some(shape) = shape {
         outputs = std::iter::once(mlx::reshape(&outputs[0], shape, s)?).collect();
@@ -240,6 +252,7 @@ pub fn rope_heads(
     how: &Heads<&Array>,
     device: Device,
     s: &Stream,
+    crossed: &mut Crossed,
 ) -> Result<Outputs> {
     let Heads { size, repeat, .. } = *how;
     for (name, array) in [("q", q), ("k", k), ("v", v)] {
@@ -271,10 +284,12 @@ pub fn rope_heads(
             return Ok(outputs);
         }
     }
-    let turned = |x: &Array, norm: Option<(&Array, f64)>| {
+    let mut turned = |x: &Array, norm: Option<(&Array, f64)>| {
         let heads = mlx::reshape(x, &[x.shape()[0], -1, 1, size], s)?;
         let heads = match norm {
-            Some((weight, eps)) => apply(Op::RmsNorm { eps }, &[&heads, weight], device, s)?,
+            Some((weight, eps)) => {
+                apply(Op::RmsNorm { eps }, &[&heads, weight], device, s, crossed)?
+            }
             None => heads,
         };
         let rope = Op::Rope {
@@ -283,7 +298,12 @@ pub fn rope_heads(
             base: how.base,
             scale: how.scale,
         };
-        let outputs = rope.apply(&Inputs(&[Some(&heads), Some(offset), freqs]), device, s)?;
+        let outputs = rope.apply_within(
+            &Inputs(&[Some(&heads), Some(offset), freqs]),
+            device,
+            s,
+            crossed,
+        )?;
         mlx::share(&outputs[0])
     };
     let heads = |x: &Array, repeat: i32| {
@@ -312,6 +332,7 @@ pub fn cache_attention(
     shape: &[i32],
     device: Device,
     s: &Stream,
+    crossed: &mut Crossed,
 ) -> Result<Array> {
     check::heads([q, k, v], "batch, length, heads, size")?;
     let [batch, length, kv_heads, size] = [0, 1, 2, 3].map(|axis| k.shape()[axis]);
@@ -362,6 +383,6 @@ pub fn cache_attention(
         },
     };
     let inputs = [Some(&q), Some(&k), Some(&v), mask, None];
-    let outputs = op.apply(&Inputs(&inputs), device, s)?;
+    let outputs = op.apply_within(&Inputs(&inputs), device, s, crossed)?;
     mlx::reshape(&by_head(&outputs[0])?, shape, s)
 }

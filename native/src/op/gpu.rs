@@ -1,37 +1,47 @@
 //! What MLX's CUDA kernels lack or misread, so that operations mean the same on every device. Called by [`Op::apply`] and by the
 //! operations themselves. Found by running the golden tests on an H200 with MLX 0.32.2.
 
-use super::{compose, Inputs, Op};
+use super::{check, compose, Inputs, Op};
 use crate::device::Device;
 use crate::dtype::Dtype;
-use crate::error::Result;
-use crate::mlx::{self, Stream};
+use crate::error::{Error, Result};
+use crate::mlx::{self, Stream, Vector};
 use mlx_rs::Array;
-use std::cell::RefCell;
+use smallvec::SmallVec;
 
-thread_local! {
-    static CROSSED: RefCell<Vec<Array>> = const { RefCell::new(Vec::new()) };
-}
+/// Results that the CPU computes for the GPU. They have to be computed before what builds on them is submitted: CUDA's streams wait for
+/// the CPU inside a kernel, and while one runs, a call that the CPU's part makes, such as one for memory, may wait for all kernels in turn.
+#[derive(Default)]
+pub struct Crossed(SmallVec<[Array; 1]>);
 
-/// Keeps results that the CPU computes for the GPU, until the caller of `apply` takes them. They have to be computed before what
-/// builds on them is submitted: CUDA's streams wait for the CPU inside a kernel, and while one runs, a call that the CPU's part
-/// makes, such as one for memory, may wait for all kernels in turn.
-pub fn cross(outputs: &[Array]) -> Result<()> {
-    for output in outputs.iter().filter(|output| output.size() > 0) {
-        let shared = mlx::share(output)?;
-        CROSSED.with_borrow_mut(|crossed| crossed.push(shared));
+impl Crossed {
+    /// Adds an operation's outputs.
+    pub fn add(&mut self, outputs: &[Array]) -> Result<()> {
+        for output in outputs.iter().filter(|output| output.size() > 0) {
+            self.0.push(mlx::share(output)?);
+        }
+        Ok(())
     }
-    Ok(())
+
+    /// Adds those of another operation.
+    pub fn append(&mut self, mut others: Crossed) {
+        self.0.append(&mut others.0);
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The arrays, in the order in which they were made.
+    pub fn take(&mut self) -> SmallVec<[Array; 1]> {
+        std::mem::take(&mut self.0)
+    }
 }
 
-/// How many of them are kept on this thread.
-pub fn crossed() -> usize {
-    CROSSED.with_borrow(Vec::len)
-}
-
-/// The results that were computed by the CPU for the GPU since the last call on this thread.
-pub fn take_crossed() -> Vec<Array> {
-    CROSSED.take()
+impl Drop for Crossed {
+    fn drop(&mut self) {
+        mlx::release_all(self.take().into_iter().collect());
+    }
 }
 
 /// Operations that have to be done on the CPU for arrays of the GPU.
@@ -179,6 +189,169 @@ pub fn negative(a: &Array, device: Device, s: &Stream) -> Result<Array> {
     mlx::reshape(&mlx::view(&parts, Dtype::C64, s)?, a.shape(), s)
 }
 
+/// Blocks that CUDA launches along a grid's second and third axis.
+const MAX_GRID: i32 = 65_535;
+
+/// The axes in another order. Where a copy of the result is one of a transposed matrix with more columns than MLX's kernel for that launches
+/// blocks for, the copy is made here, some columns at a time.
+pub fn transpose(a: &Array, axes: &[i32], device: Device, s: &Stream) -> Result<Array> {
+    let turned = mlx::transpose(a, axes, s)?;
+    if device == Device::Cpu || cfg!(target_os = "macos") {
+        return Ok(turned);
+    }
+    // A tile is 16 threads wide, of up to 16 bytes or 8 elements each.
+    let per_thread = (16 / mlx::dtype(a).size()).min(8) as i32;
+    let most = MAX_GRID * 16 * per_thread;
+    if a.size() <= most as usize {
+        return Ok(turned);
+    }
+    // Axes of size 1 are anywhere. Two groups that change places make a transposed matrix.
+    let order: Vec<usize> = axes
+        .iter()
+        .map(|axis| *axis as usize)
+        .filter(|axis| a.shape()[*axis] != 1)
+        .collect();
+    let Some(cut) = order.windows(2).position(|pair| pair[0] > pair[1]) else {
+        return Ok(turned);
+    };
+    let (first, second) = order.split_at(cut + 1);
+    let rises = |group: &[usize]| group.windows(2).all(|pair| pair[0] < pair[1]);
+    let size = |group: &[usize]| -> i64 {
+        let sizes = group.iter().map(|axis| i64::from(a.shape()[*axis]));
+        sizes.product()
+    };
+    let (rows, columns) = (size(second), size(first));
+    if !rises(second) || second.last() > first.first() || rows <= i64::from(most) {
+        return Ok(turned);
+    }
+    let (Ok(rows), Ok(columns)) = (i32::try_from(rows), i32::try_from(columns)) else {
+        return Ok(turned);
+    };
+    let matrix = mlx::reshape(&mlx::contiguous(a, false, s)?, &[rows, columns], s)?;
+    let parts = (0..rows).step_by(most as usize).map(|start| {
+        let stop = start.saturating_add(most).min(rows);
+        let part = mlx::slice(&matrix, &[start, 0], &[stop, columns], &[1, 1], s)?;
+        mlx::contiguous(&mlx::transpose(&part, &[1, 0], s)?, false, s)
+    });
+    let parts = parts.collect::<Result<Vec<_>>>()?;
+    let whole = mlx::concatenate(&Vector::new(&parts), 1, s)?;
+    mlx::reshape(&whole, turned.shape(), s)
+}
+
+pub fn swapaxes(a: &Array, axis1: i32, axis2: i32, device: Device, s: &Stream) -> Result<Array> {
+    let (axis1, axis2) = (check::axis(a, axis1)?, check::axis(a, axis2)?);
+    let mut axes: Vec<i32> = (0..a.ndim() as i32).collect();
+    axes.swap(axis1, axis2);
+    transpose(a, &axes, device, s)
+}
+
+pub fn moveaxis(a: &Array, from: i32, to: i32, device: Device, s: &Stream) -> Result<Array> {
+    let (from, to) = (check::axis(a, from)?, check::axis(a, to)?);
+    let mut axes: Vec<i32> = (0..a.ndim() as i32).collect();
+    let axis = axes.remove(from);
+    axes.insert(to, axis);
+    transpose(a, &axes, device, s)
+}
+
+/// Whether CUDA launches MLX's kernel for rotations, whose threads go along pairs, positions and groups of 4 heads.
+fn launches(threads: [i64; 3]) -> bool {
+    // As MLX shares out 2¹⁰ threads: to each axis in turn, as long as it has use for twice as many.
+    let mut block = [1i64; 3];
+    let mut left = 10;
+    loop {
+        let before = left;
+        for (size, own) in threads.iter().zip(&mut block) {
+            if left > 0 && *size >= 2 * *own {
+                *own *= 2;
+                left -= 1;
+            }
+        }
+        if left == 0 || left == before {
+            break;
+        }
+    }
+    let blocks = |axis: usize| (threads[axis] + block[axis] - 1) / block[axis];
+    block[2] <= 64 && blocks(1) <= i64::from(MAX_GRID) && blocks(2) <= i64::from(MAX_GRID)
+}
+
+/// Rotates x {batch, heads…, length, size} in halves of its batch or its heads until CUDA launches the kernel for each. `rotate` takes a
+/// part and its offsets.
+pub fn rotate_in_parts(
+    x: &Array,
+    offset: &Array,
+    dims: i32,
+    s: &Stream,
+    rotate: &dyn Fn(&Array, &Array) -> Result<Array>,
+) -> Result<Array> {
+    let (shape, rank) = (x.shape(), x.ndim());
+    let heads: i64 = shape[1..rank - 2].iter().map(|n| i64::from(*n)).product();
+    let groups = i64::from(shape[0]) * ((heads + 3) / 4);
+    let is_single = shape[0] == 1 && shape[rank - 2] == 1;
+    let axis = shape[..rank - 2].iter().position(|size| *size > 1);
+    let (Some(axis), false) = (axis, is_single) else {
+        return rotate(x, offset);
+    };
+    if launches([i64::from(dims / 2), i64::from(shape[rank - 2]), groups]) {
+        return rotate(x, offset);
+    }
+    let (size, half) = (shape[axis], shape[axis] / 2);
+    let parts = [(0, half), (half, size)].map(|(start, stop)| {
+        let (mut from, mut to) = (vec![0; rank], shape.to_vec());
+        (from[axis], to[axis]) = (start, stop);
+        let part = mlx::slice(x, &from, &to, &vec![1; rank], s)?;
+        let offset = match axis == 0 && offset.size() > 1 {
+            true => mlx::slice(offset, &[start], &[stop], &[1], s)?,
+            false => mlx::share(offset)?,
+        };
+        rotate_in_parts(&part, &offset, dims, s, rotate)
+    });
+    let [first, second] = parts;
+    mlx::concatenate(&Vector::new(&[first?, second?]), axis as i32, s)
+}
+
+/// Sorts along an axis, or does what is computed by sorting. `sort` takes rows and their axis; on CUDA as many rows at a time as one
+/// launch takes.
+pub fn sorted(
+    a: &Array,
+    axis: usize,
+    device: Device,
+    s: &Stream,
+    sort: impl Fn(&Array, i32) -> Result<Array>,
+) -> Result<Array> {
+    let (rank, last) = (a.ndim(), a.ndim() - 1);
+    let length = a.shape()[axis].max(1);
+    let count = a.size() / length as usize;
+    // Rows are blocks along the grid's second axis, and elements are counted by 32 bits.
+    let most = MAX_GRID.min(i32::MAX / length);
+    if device == Device::Cpu || count <= most as usize {
+        return sort(a, axis as i32);
+    }
+    let count = i32::try_from(count).map_err(|_| {
+        Error::invalid(format!(
+            "has more than 2147483647 rows to sort in shape {:?}",
+            a.shape()
+        ))
+    })?;
+    // The axis comes last, and goes back afterwards.
+    let to_last = |a: &Array| swapaxes(a, axis as i32, last as i32, device, s);
+    let turned = to_last(a)?;
+    let rows = mlx::contiguous(&mlx::reshape(&turned, &[count, length], s)?, false, s)?;
+    let parts = (0..count).step_by(most as usize).map(|start| {
+        let stop = start.saturating_add(most).min(count);
+        let part = mlx::slice(&rows, &[start, 0], &[stop, length], &[1, 1], s)?;
+        sort(&mlx::contiguous(&part, false, s)?, 1)
+    });
+    let parts = parts.collect::<Result<Vec<_>>>()?;
+    let whole = mlx::concatenate(&Vector::new(&parts), 0, s)?;
+    let mut shape = turned.shape().to_vec();
+    shape[rank - 1] = whole.shape()[1];
+    to_last(&mlx::reshape(&whole, &shape, s)?)
+}
+
+pub fn sort(a: &Array, axis: i32, device: Device, s: &Stream) -> Result<Array> {
+    sorted(a, axis as usize, device, s, |a, axis| mlx::sort(a, axis, s))
+}
+
 /// The median. MLX sorts a view of the axes moved to the end, which CUDA's sort misreads.
 pub fn median(
     a: &Array,
@@ -196,12 +369,15 @@ pub fn median(
     let sizes: Vec<i32> = kept.iter().map(|axis| a.shape()[*axis as usize]).collect();
     let order = [kept.as_slice(), axes].concat();
     let lines = mlx::reshape(
-        &mlx::transpose(a, &order, s)?,
+        &transpose(a, &order, device, s)?,
         &[sizes.as_slice(), &[-1]].concat(),
         s,
     )?;
     let lines = mlx::contiguous(&lines, false, s)?;
-    let median = mlx::median(&lines, &[sizes.len() as i32], false, s)?;
+    let median = sorted(&lines, sizes.len(), device, s, |lines, axis| {
+        mlx::median(lines, &[axis], true, s)
+    })?;
+    let median = mlx::squeeze(&median, &[sizes.len() as i32], s)?;
     if !keepdims {
         return Ok(median);
     }

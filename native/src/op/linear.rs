@@ -1062,8 +1062,11 @@ pub fn rope(
             }
         }
         // MLX's kernel writes its result with the strides of x, which must not share elements.
-        let rows = mlx::contiguous(x, false, s)?;
-        return mlx::rope(&rows, dims, traditional, base, scale, offset, freqs, s);
+        let rotate = |x: &Array, offset: &Array| {
+            let rows = mlx::contiguous(x, false, s)?;
+            mlx::rope(&rows, dims, traditional, base, scale, offset, freqs, s)
+        };
+        return gpu::rotate_in_parts(x, offset, dims, s, &rotate);
     }
     let size = x.shape()[x.ndim() - 1];
     let fits = dims >= 2 && dims % 2 == 0 && dims <= size && x.size() > 0;

@@ -20,7 +20,7 @@ use crate::kernels::{self, Function, Pair};
 use crate::mlx::{self, FftNorm, Stream, Vector};
 pub use cuda::decode;
 pub use fused::Products;
-pub use gpu::{crossed, take_crossed};
+pub use gpu::Crossed;
 use mlx_rs::Array;
 use rustler::{NifTaggedEnum, NifUnitEnum, NifUntaggedEnum};
 use serde::{Deserialize, Serialize};
@@ -29,6 +29,12 @@ pub use window::Reduction;
 
 /// What an operation gives: nearly always one array, which then needs no allocation.
 pub type Outputs = SmallVec<[Array; 2]>;
+
+/// The arrays that an operation made, and those among what they depend on that the CPU computes for the GPU.
+pub struct Applied {
+    pub outputs: Outputs,
+    pub crossed: Crossed,
+}
 
 fn one(array: Array) -> Outputs {
     smallvec![array]
@@ -1074,28 +1080,48 @@ impl Op {
     }
 
     /// Builds the operation's nodes. Nothing is computed.
-    pub fn apply(&self, inputs: &Inputs, device: Device, stream: &Stream) -> Result<Outputs> {
+    pub fn apply(&self, inputs: &Inputs, device: Device, stream: &Stream) -> Result<Applied> {
+        let mut crossed = Crossed::default();
+        let outputs = self.apply_within(inputs, device, stream, &mut crossed)?;
+        Ok(Applied { outputs, crossed })
+    }
+
+    /// [`Op::apply`] as a part of another operation, which collects what crosses between devices.
+    fn apply_within(
+        &self,
+        inputs: &Inputs,
+        device: Device,
+        stream: &Stream,
+        crossed: &mut Crossed,
+    ) -> Result<Outputs> {
         if device == Device::Cpu {
-            return self.apply_on(inputs, device, stream);
+            return self.apply_on(inputs, device, stream, crossed);
         }
         if self.is_for_cpu_only() || gpu::lacks(self, inputs) {
             let copies = gpu::copies_for_cpu(inputs, stream)?;
             let arrays: Vec<Option<&Array>> = copies.iter().map(Option::as_ref).collect();
-            let outputs = self.apply_on(&Inputs(&arrays), Device::Cpu, Device::Cpu.stream()?)?;
-            gpu::cross(&outputs)?;
+            let (inputs, cpu) = (Inputs(&arrays), Device::Cpu);
+            let outputs = self.apply_on(&inputs, cpu, cpu.stream()?, crossed)?;
+            crossed.add(&outputs)?;
             return Ok(outputs);
         }
         let arrays = gpu::as_its_kernels_take(self, inputs, stream)?;
         match arrays {
-            None => self.apply_on(inputs, device, stream),
+            None => self.apply_on(inputs, device, stream, crossed),
             Some(arrays) => {
                 let arrays: Vec<Option<&Array>> = arrays.iter().map(Option::as_ref).collect();
-                self.apply_on(&Inputs(&arrays), device, stream)
+                self.apply_on(&Inputs(&arrays), device, stream, crossed)
             }
         }
     }
 
-    fn apply_on(&self, inputs: &Inputs, device: Device, s: &Stream) -> Result<Outputs> {
+    fn apply_on(
+        &self,
+        inputs: &Inputs,
+        device: Device,
+        s: &Stream,
+        crossed: &mut Crossed,
+    ) -> Result<Outputs> {
         if let Some(output) = self.by_elements(inputs, device, s)? {
             return Ok(one(output));
         }
@@ -1368,13 +1394,15 @@ impl Op {
                 inclusive,
             } => along!(double::logcumsumexp, *axis, *reverse, *inclusive),
 
-            Op::Sort { axis } => along!(mlx::sort, *axis),
-            Op::Argsort { axis } => unary!(compose::argsort, *axis),
-            Op::Partition { kth, axis } => unary!(compose::partition, *kth, *axis, mlx::partition),
-            Op::Argpartition { kth, axis } => {
-                unary!(compose::partition, *kth, *axis, mlx::argpartition)
+            Op::Sort { axis } => along!(gpu::sort, *axis, device),
+            Op::Argsort { axis } => unary!(compose::argsort, *axis, device),
+            Op::Partition { kth, axis } => {
+                unary!(compose::partition, *kth, *axis, mlx::partition, device)
             }
-            Op::Topk { k, axis } => unary!(compose::topk, *k, *axis),
+            Op::Argpartition { kth, axis } => {
+                unary!(compose::partition, *kth, *axis, mlx::argpartition, device)
+            }
+            Op::Topk { k, axis } => unary!(compose::topk, *k, *axis, device),
             Op::Searchsorted { side } => binary!(compose::searchsorted, *side),
 
             Op::Reshape { shape } => unary!(compose::reshape, shape),
@@ -1395,13 +1423,13 @@ impl Op {
             Op::Transpose { axes } => {
                 let [a] = inputs.exactly()?;
                 check::length("axes", axes.len(), a.ndim())?;
-                mlx::transpose(a, &check::axes(a, axes)?, s).map(one)
+                gpu::transpose(a, &check::axes(a, axes)?, device, s).map(one)
             }
-            Op::Swapaxes { axis1, axis2 } => unary!(mlx::swapaxes, *axis1, *axis2),
+            Op::Swapaxes { axis1, axis2 } => unary!(gpu::swapaxes, *axis1, *axis2, device),
             Op::Moveaxis {
                 source,
                 destination,
-            } => unary!(mlx::moveaxis, *source, *destination),
+            } => unary!(gpu::moveaxis, *source, *destination, device),
             Op::BroadcastTo { shape } => unary!(mlx::broadcast_to, check::shape(shape)?),
             Op::Concatenate { axis } => {
                 let ([], arrays) = inputs.and_more()?;
@@ -1811,17 +1839,17 @@ impl Op {
                 let ([x], [weight, residual], matrices) = inputs.with_optional_and_more()?;
                 let wanted = Products::of(self, x, weight, residual, &matrices)
                     .ok_or_else(|| Error::invalid("eps goes with the weight of a norm"))?;
-                fused::products(wanted, device, s)
+                fused::products(wanted, device, s, crossed)
             }
             Op::RopeHeads { .. } => {
                 let (arrays, [q_norm, k_norm, freqs]) = inputs.with_optional()?;
                 let how = decode::Heads::of(self, q_norm, k_norm)
                     .ok_or_else(|| Error::invalid("eps goes with a weight for q and one for k"))?;
-                fused::rope_heads(arrays, freqs, &how, device, s)
+                fused::rope_heads(arrays, freqs, &how, device, s, crossed)
             }
             Op::CacheAttention { scale, shape } => {
                 let (arrays, [mask]) = inputs.with_optional()?;
-                fused::cache_attention(arrays, mask, *scale, shape, device, s).map(one)
+                fused::cache_attention(arrays, mask, *scale, shape, device, s, crossed).map(one)
             }
             Op::ScaledDotProductAttention { scale, mask: mode } => {
                 let ([q, k, v], [mask, sinks]) = inputs.with_optional()?;

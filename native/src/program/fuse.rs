@@ -1,7 +1,7 @@
 //! Stretches of operations compiled by MLX into fewer kernels. Called where a program is made with `fuse`; its [`Fused`]
 //! instructions are run by queues.
 
-use super::{nodes, Block, Instruction, Step};
+use super::{nodes_of_device, Block, Instruction, Step};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::mlx::{self, Compiled, Stream};
@@ -56,7 +56,7 @@ impl Fused {
         let (block, stream) = (self.block.clone(), stream.clone());
         let trace = move |inputs: &[Array]| {
             let placeholders = inputs.iter().map(mlx::share).collect::<Result<_>>()?;
-            nodes(&block, placeholders, device, &stream, |_, _| {})
+            nodes_of_device(&block, placeholders, device, &stream)
         };
         let compiled = Arc::new(mlx::compile(Box::new(trace))?);
         if all.len() >= MAX_THREADS {

@@ -20,7 +20,7 @@ use crate::device::Device;
 use crate::error::{Error, Result, Signature};
 use crate::kernels;
 use crate::mlx::{self, Stream};
-use crate::op::{self, Op};
+use crate::op::{self, Applied, Crossed, Op};
 use captured::Stretch;
 pub use captured::{forget_all, graphs};
 use chain::Chain;
@@ -497,28 +497,30 @@ pub fn build(
     inputs: &[Option<&Array>],
     device: Device,
     stream: &Stream,
-) -> Result<op::Outputs> {
+) -> Result<Applied> {
     device.enter(stream)?;
-    let mut outputs = op.apply(&op::Inputs(inputs), device, stream)?;
-    for output in &mut outputs {
+    let mut applied = op.apply(&op::Inputs(inputs), device, stream)?;
+    for output in &mut applied.outputs {
         check_size(output)?;
         // MLX's CUDA kernels end the process on many results without elements, and there is nothing to compute.
         if output.size() == 0 {
             *output = mlx::from_bytes(&[], output.shape(), mlx::dtype(output))?;
         }
     }
-    Ok(outputs)
+    Ok(applied)
 }
 
-/// The nodes of a block of operations, `inputs` being its first values; `seen` is told of each operation.
+/// The nodes of a block of operations, `inputs` being its first values, and what crosses between devices; `seen` is told of each
+/// operation.
 fn nodes(
     block: &Block,
     inputs: Vec<Array>,
     device: Device,
     stream: &Stream,
     mut seen: impl FnMut(&Op, &[Array]),
-) -> Result<Vec<Array>> {
+) -> Result<(Vec<Array>, Crossed)> {
     let mut values = inputs;
+    let mut crossed = Crossed::default();
     for (i, instruction) in block.instructions.iter().enumerate() {
         let inputs: Vec<Option<&Array>> = instruction
             .inputs
@@ -529,7 +531,10 @@ fn nodes(
             return Err(Error::invalid("a stretch has operations alone"));
         };
         let outputs = build(op, &inputs, device, stream)
-            .and_then(|outputs| instruction.check_outputs(outputs))
+            .and_then(|applied| {
+                crossed.append(applied.crossed);
+                instruction.check_outputs(applied.outputs)
+            })
             .map_err(|error| {
                 let error = error.with_inputs(run::signatures(&inputs), Some(device));
                 error.within(&instruction.place(i))
@@ -538,9 +543,24 @@ fn nodes(
         values.extend(outputs);
     }
     let outputs = block.outputs.iter();
-    outputs
-        .map(|value| mlx::share(&values[*value as usize]))
-        .collect()
+    let outputs = outputs.map(|value| mlx::share(&values[*value as usize]));
+    Ok((outputs.collect::<Result<_>>()?, crossed))
+}
+
+/// [`nodes`] where all of them have to be the device's own.
+fn nodes_of_device(
+    block: &Block,
+    inputs: Vec<Array>,
+    device: Device,
+    stream: &Stream,
+) -> Result<Vec<Array>> {
+    let (outputs, crossed) = nodes(block, inputs, device, stream, |_, _| {})?;
+    match crossed.is_empty() {
+        true => Ok(outputs),
+        false => Err(Error::invalid(
+            "an operation is computed on the CPU, and cannot be compiled or captured with those of the GPU",
+        )),
+    }
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use crate::array::{outcomes_of, Handle, Outcome, Outcomes};
 use crate::device::Device;
 use crate::error::{Error, Reason, Result, Signature};
 use crate::mlx::{self, Stream};
-use crate::op::take_crossed;
+use crate::op::{Applied, Crossed};
 use crate::queue::{Asked, Queue, Reply, Shared};
 use mlx_rs::Array;
 use rustler::{Resource, ResourceArc};
@@ -137,6 +137,8 @@ struct Frame {
     /// The instruction that comes next, or that waits for its outputs.
     pc: usize,
     values: Values,
+    /// What the CPU has to have computed before the GPU is given what was built.
+    crossed: Crossed,
 }
 
 impl Frame {
@@ -146,6 +148,7 @@ impl Frame {
             block: block.on(device).clone(),
             pc: 0,
             values: inputs,
+            crossed: Crossed::default(),
         }
     }
 
@@ -165,9 +168,12 @@ impl Frame {
                 .iter()
                 .map(|value| value.and_then(|value| self.values.get(value)))
                 .collect();
-            let outputs = match &instruction.step {
+            let applied = match &instruction.step {
                 Step::Op(op) => build(op, &inputs, device, stream),
-                Step::Chain(chain) => chain.build(&inputs, stream).map(|array| smallvec![array]),
+                Step::Chain(chain) => chain.build(&inputs, stream).map(|array| Applied {
+                    outputs: smallvec![array],
+                    crossed: Crossed::default(),
+                }),
                 // Its errors say where in it.
                 Step::Stretch(stretch) => {
                     let numbers = instruction
@@ -178,12 +184,18 @@ impl Frame {
                     let inputs: Vec<&Array> = inputs.iter().copied().flatten().collect();
                     stretch
                         .build(&inputs, &numbers, device, stream)
-                        .map(|outputs| outputs.into())
+                        .map(|(outputs, crossed)| Applied {
+                            outputs: outputs.into(),
+                            crossed,
+                        })
                 }
                 _ => break,
             };
-            let outputs = outputs
-                .and_then(|outputs| instruction.check_outputs(outputs))
+            let outputs = applied
+                .and_then(|applied| {
+                    self.crossed.append(applied.crossed);
+                    instruction.check_outputs(applied.outputs)
+                })
                 .map_err(|error| error.with_inputs(signatures(&inputs), Some(device)))?;
             drop(inputs);
             self.values.0.extend(outputs.into_iter().map(Slot::Owned));
@@ -414,10 +426,10 @@ pub fn inline(
         .build(device, stream)
         .map_err(|error| error.within(&frame.place()))?;
     let mut outcomes = outcomes_of(given.map(|handle| &**handle));
-    let crossed = take_crossed();
+    let mut crossed = std::mem::take(&mut frame.crossed);
     if program.can_fail_late || !crossed.is_empty() {
         let outcome = Outcome::of_call(device, stream)?;
-        outcomes.push(Arc::new(outcome.crossing(crossed)?));
+        outcomes.push(Arc::new(outcome.crossing(crossed.take())?));
     }
     handles(frame.outputs()?, device, stream, &outcomes)
 }
@@ -546,6 +558,7 @@ impl Run {
                 return Err(Error::invalid("the run has no block"));
             };
             frame.build(device, stream)?;
+            queue.compute_crossed(std::mem::take(&mut frame.crossed))?;
             let block = frame.block.clone();
             let Some(instruction) = block.instructions.get(frame.pc) else {
                 let outputs = frame.outputs()?;

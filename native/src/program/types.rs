@@ -168,8 +168,9 @@ impl Walk<'_> {
         };
         match &instruction.step {
             Step::Op(op) => {
-                let outputs = build(op, &inputs, self.device, self.stream)?;
-                Ok((instruction.check_outputs(outputs)?.into_vec(), Vec::new()))
+                let applied = build(op, &inputs, self.device, self.stream)?;
+                let outputs = instruction.check_outputs(applied.outputs)?;
+                Ok((outputs.into_vec(), Vec::new()))
             }
             Step::Call { outputs, .. } => Ok((placeholders(outputs)?, Vec::new())),
             Step::Fused(_) | Step::Stretch(_) | Step::Chain(_) | Step::Chained => {

@@ -6,7 +6,7 @@ pub use crate::mlx::captured::{Captured, State};
 use crate::mlx::captured::{Capturing, Copy};
 use crate::mlx::{self, Stream};
 use crate::program::graph::{failed, Gpu};
-use crate::program::{nodes, Block};
+use crate::program::{nodes_of_device, Block};
 use cudarc::driver::{result as driver, sys};
 use mlx_rs::Array;
 use std::ffi::c_void;
@@ -69,7 +69,7 @@ impl Capturing for Launcher {
     fn build(&self, inputs: &[Array]) -> Result<Vec<Array>> {
         let inputs = inputs.iter().map(mlx::share).collect::<Result<Vec<_>>>()?;
         Device::Gpu.enter(&self.stream)?;
-        nodes(&self.block, inputs, Device::Gpu, &self.stream, |_, _| {})
+        nodes_of_device(&self.block, inputs, Device::Gpu, &self.stream)
     }
 
     unsafe fn instantiate(

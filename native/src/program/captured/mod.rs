@@ -18,7 +18,7 @@ use super::{nodes, Block, Instruction, Step};
 use crate::device::Device;
 use crate::error::{Result, Signature};
 use crate::mlx::{self, Stream};
-use crate::op::{self, Op};
+use crate::op::{Crossed, Op};
 use launcher::{Captured, State};
 use mlx_rs::Array;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
@@ -205,26 +205,25 @@ impl Stretch {
         numbers: &[Option<u64>],
         device: Device,
         stream: &Stream,
-    ) -> Result<Vec<Array>> {
+    ) -> Result<(Vec<Array>, Crossed)> {
         device.enter(stream)?;
         if let Next::Nodes(outputs) = self.next(inputs, numbers, stream)? {
-            return Ok(outputs);
+            return Ok((outputs, Crossed::default()));
         }
-        let crossed = op::crossed();
         let shared = inputs.iter().copied().map(mlx::share);
         let shared = shared.collect::<Result<Vec<_>>>()?;
         let mut bytes = 0;
-        let outputs = nodes(&self.block, shared, device, stream, |op, made| {
+        let (outputs, crossed) = nodes(&self.block, shared, device, stream, |op, made| {
             if !is_view(op) {
                 bytes += made.iter().map(|array| array.nbytes()).sum::<usize>();
             }
         })?;
-        let is_for_cuda = op::crossed() == crossed
+        let is_for_cuda = crossed.is_empty()
             && bytes <= MAX_BYTES.min(room() / 2)
             && inputs.iter().all(|array| array.size() > 0)
             && outputs.iter().all(|array| array.size() > 0);
         self.learn(inputs, stream, &outputs, is_for_cuda);
-        Ok(outputs)
+        Ok((outputs, crossed))
     }
 
     fn next(&self, inputs: &[&Array], numbers: &[Option<u64>], stream: &Stream) -> Result<Next> {

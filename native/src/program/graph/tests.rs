@@ -49,7 +49,11 @@ fn values(block: &Block, inputs: &[Array], count: usize) -> Vec<Array> {
             .iter()
             .map(|value| value.map(|value| &values[value as usize]))
             .collect();
-        values.extend(build(op, &taken, Device::Cpu, stream).expect("builds"));
+        values.extend(
+            build(op, &taken, Device::Cpu, stream)
+                .expect("builds")
+                .outputs,
+        );
     }
     values
 }

@@ -1,0 +1,201 @@
+# Arrays of sizes that golden values do not reach: more rows than a grid of CUDA has blocks, scalars of large buffers, matrices with millions of
+# columns, and on a GPU more elements than 31 bits count. On the CPU, or with EMLX_TEST_DEVICE=gpu on the GPU.
+defmodule EMLX.LargeArraysTest do
+  use ExUnit.Case, async: true
+
+  alias EMLX.{Array, Golden, Kernels, Ops, Program}
+
+  @gpu System.get_env("EMLX_TEST_DEVICE") == "gpu"
+
+  defp device, do: Golden.device()
+  defp iota(shape, dtype), do: Ops.iota(shape, dtype: dtype, device: device())
+  defp scalar(number, dtype), do: Array.scalar(number, dtype, device: device())
+
+  # One element, as a scalar of its own that shares the buffer.
+  defp element(array, index) do
+    stop = Enum.map(index, &(&1 + 1))
+    ones = Enum.map(index, fn _ -> 1 end)
+    array |> Ops.slice(index, stop, ones) |> Ops.reshape([])
+  end
+
+  defp number(array, index), do: array |> element(index) |> Array.to_list()
+
+  # Falling numbers in rows.
+  defp falling(shape) do
+    size = Enum.product(shape)
+    Ops.reshape(Ops.subtract(scalar(size, :f32), iota([size], :f32)), shape)
+  end
+
+  describe "a scalar" do
+    for size <- [8_192, 20_000, 1_000_003] do
+      test "sliced out of a sorted or cumulated vector of #{size} numbers is the element" do
+        size = unquote(size)
+        counted = iota([size], :f32)
+        halves = Ops.add(Ops.full(0.5, [size], :f32, device: device()), 0)
+
+        for index <- [0, 10, size - 1] do
+          assert number(Ops.sort(falling([size])), [index]) == index + 1.0
+          assert number(Ops.argsort(falling([size])), [index]) == size - 1 - index
+          assert number(Ops.cummax(counted), [index]) == index * 1.0
+          assert_in_delta number(Ops.cumsum(halves), [index]), (index + 1) / 2, (index + 1) * 1.0e-6
+          assert number(Ops.contiguous(counted), [index]) == index * 1.0
+        end
+      end
+    end
+
+    test "of a larger buffer is made contiguous, copied, cast and padded as itself" do
+      scalar = element(iota([50_000], :f32), [12_345])
+
+      for f <- [&Ops.contiguous/1, &Ops.copy/1, &Ops.add(&1, 0), &Ops.astype(&1, :s32), &Ops.pad(&1, 5.0, [], [], [])] do
+        assert scalar |> f.() |> Array.to_list() == 12_345
+      end
+
+      assert scalar |> Ops.broadcast_to([3]) |> Ops.contiguous() |> Array.to_list() == List.duplicate(12_345.0, 3)
+    end
+
+    test "is replaced and added to by an update of a slice of it" do
+      scalar = element(iota([50_000], :f32), [12_345])
+      assert scalar |> Ops.slice_update(scalar(5, :f32), [], [], []) |> Array.to_list() == 5.0
+      assert scalar |> Ops.slice_update_add(scalar(5, :f32), [], [], []) |> Array.to_list() == 12_350.0
+    end
+  end
+
+  describe "sorting" do
+    for {shape, axis} <- [
+          {[100_000, 3], 1},
+          {[3, 100_000], 0},
+          {[40_000, 2, 3], 2},
+          {[1, 151_936], 0},
+          {[70_000, 1], 1}
+        ] do
+      test "many short rows, #{inspect(shape)} along axis #{axis}, sorts each" do
+        {shape, axis} = {unquote(shape), unquote(axis)}
+        array = falling(shape)
+        length = Enum.at(shape, axis)
+        kept = List.delete_at(shape, axis)
+        # Row-major numbers fall along every axis, so sorting reverses.
+        reversed = Ops.contiguous(Ops.flip(array, [axis]))
+        same = fn a, b -> assert Array.to_list(Ops.array_equal(a, b)) end
+
+        same.(Ops.sort(array, axis: axis), reversed)
+        same.(Ops.partition(array, 0, axis: axis) |> Ops.min(axes: [axis]), Ops.min(array, axes: [axis]))
+        same.(Ops.topk(array, 1, axis: axis), Ops.max(array, axes: [axis], keepdims: true))
+
+        line = for place <- 0..(length - 1), do: length - 1 - place
+        column = for {_, i} <- Enum.with_index(shape), do: if(i == axis, do: length, else: 1)
+        order = Array.from_list(line, :u32, device: device()) |> Ops.reshape(column) |> Ops.broadcast_to(shape)
+        same.(Ops.argsort(array, axis: axis), order)
+
+        middle = Enum.map([div(length - 1, 2), div(length, 2)], &element_rows(reversed, axis, &1))
+        middle = middle |> Enum.reduce(&Ops.add/2) |> Ops.divide(2)
+        assert Array.shape(Ops.median(array, axes: [axis])) == List.to_tuple(kept)
+        same.(Ops.median(array, axes: [axis]), Ops.reshape(middle, kept))
+      end
+    end
+
+    test "the median of 100,003 numbers is the one in the middle" do
+      assert falling([100_003]) |> Ops.median() |> Array.to_list() == 50_002.0
+    end
+  end
+
+  defp element_rows(array, axis, place) do
+    shape = array |> Array.shape() |> Tuple.to_list()
+    zeros = Enum.map(shape, fn _ -> 0 end)
+    ones = Enum.map(shape, fn _ -> 1 end)
+    Ops.slice(array, List.replace_at(zeros, axis, place), List.replace_at(shape, axis, place + 1), ones)
+  end
+
+  test "a matrix of nine million rows is transposed, also as axes in two groups" do
+    rows = 9_000_000
+    array = Ops.multiply(iota([rows, 1], :f32), Array.from_list([[1.0, -1.0]], :f32, device: device()))
+
+    for turned <- [Ops.transpose(array, [1, 0]), Ops.swapaxes(array, 0, 1), Ops.moveaxis(array, 0, -1)] do
+      copied = Ops.contiguous(turned)
+      assert Array.shape(copied) == {2, rows}
+
+      for row <- [0, 1, 4_194_239, 4_194_240, 8_388_479, 8_388_480, 8_388_481, rows - 1], column <- [0, 1] do
+        assert number(copied, [column, row]) == row * (1.0 - 2.0 * column)
+      end
+    end
+
+    turned = array |> Ops.reshape([3_000, 3_000, 2]) |> Ops.transpose([2, 0, 1]) |> Ops.reshape([2, rows])
+    assert number(turned, [1, rows - 1]) == 1.0 - rows
+  end
+
+  test "seventy thousand batch rows are rotated as each by itself" do
+    rows = 70_000
+    x = Ops.sin(iota([rows, 1, 2, 4], :f32))
+    offsets = Ops.remainder(iota([rows], :s32), 1000)
+    turned = Kernels.rope(x, offsets, nil)
+
+    for row <- [0, 65_534, 65_535, 65_536, rows - 1] do
+      one = Kernels.rope(element_rows(x, 0, row), element_rows(offsets, 0, row), nil)
+      assert Array.to_list(Ops.allclose(element_rows(turned, 0, row), one, atol: 1.0e-5))
+    end
+  end
+
+  test "a thousand heads of four numbers are rotated as each by itself" do
+    x = Ops.sin(iota([1, 1_000, 3, 4], :f32))
+    turned = Kernels.rope(x, 7, nil)
+
+    for head <- [0, 499, 500, 999] do
+      one = Kernels.rope(element_rows(x, 1, head), 7, nil)
+      assert Array.to_list(Ops.allclose(element_rows(turned, 1, head), one, atol: 1.0e-5))
+    end
+  end
+
+  @tag :tmp_dir
+  test "a program with an inverse computes the same after it was described and saved", %{tmp_dir: dir} do
+    on = [device: device()]
+    path = Path.join(dir, "inverse.emlx")
+    program = Program.new([{"a", [3, 3], :f32}], [{:inv, [0], 1}], [1], output_names: ["b"])
+    twice = Ops.multiply(Ops.eye(3, on), 2)
+    half = [[0.5, 0.0, 0.0], [0.0, 0.5, 0.0], [0.0, 0.0, 0.5]]
+    run = fn program -> program |> Program.run([twice], on) |> hd() |> Array.to_list() end
+
+    assert run.(program) == half
+    assert Program.inspect(program, on) =~ "inv"
+    assert run.(program) == half
+    :ok = Program.save(program, path, on)
+    assert run.(program) == half
+    assert run.(Program.load(path, on)) == half
+    # Another program of the same thread has nothing left over to compute either.
+    assert twice |> Ops.add(1) |> Array.to_list() |> hd() == [3.0, 1.0, 1.0]
+  end
+
+  if @gpu do
+    describe "more than 2^31 elements" do
+      @describetag :slow
+
+      setup do
+        {rows, columns} = {22, 100_000_000}
+        cast = &Ops.astype(&1, :u8)
+        array = Ops.add(cast.(Ops.iota([rows, 1], axis: 0, dtype: :s32, device: :gpu)), cast.(iota([1, columns], :s32)))
+        on_exit(fn -> EMLX.clear_cache() end)
+        {:ok, array: array, shape: [rows, columns], last: [rows - 1, columns - 1]}
+      end
+
+      defp value([row, column]), do: rem(row + column, 256)
+
+      test "are counted, transposed and sorted", %{array: array, shape: [_, columns] = shape, last: last} do
+        assert number(Ops.iota(shape, dtype: :u32, device: :gpu), last) == 2_199_999_999
+        turned = Ops.contiguous(Ops.transpose(array, [1, 0]))
+        assert number(turned, Enum.reverse(last)) == value(last)
+        sorted = Ops.sort(array, axis: 1)
+        assert {number(sorted, [21, 0]), number(sorted, [21, columns - 1])} == {0, 255}
+      end
+
+      test "have a slice at their end replaced, and are read there", %{array: array, last: last} do
+        nine = Array.from_list([[9]], :u8, device: :gpu)
+        updated = Ops.slice_update(array, nine, last, Enum.map(last, &(&1 + 1)), [1, 1])
+        assert number(updated, last) == 9
+        start = Array.from_list(last, :s32, device: :gpu)
+        assert number(Ops.slice_update_dynamic(array, nine, start, [0, 1]), last) == 9
+        assert array |> Ops.slice_dynamic(start, [0, 1], [1, 1]) |> Array.to_list() == [[value(last)]]
+        flat = Ops.full(0, [2, 1_100_000_000], :u8, device: :gpu)
+        updated = Ops.slice_update(flat, nine, [1, 1_099_999_999], [2, 1_100_000_000], [1, 1])
+        assert number(updated, [1, 1_099_999_999]) == 9
+      end
+    end
+  end
+end
