@@ -298,16 +298,7 @@ mod atoms {
 pub fn check_size(array: &Array) -> Result<()> {
     let dtype = mlx::dtype(array);
     let bytes = byte_size(array.shape().iter().map(|d| i64::from(*d)), dtype);
-    check_bytes(bytes.unwrap_or(u128::MAX))
-}
-
-/// Refuses what the memory limit does not allow.
-pub fn check_bytes(bytes: u128) -> Result<()> {
-    let limit = mlx::memory_limit()?;
-    if bytes <= limit as u128 {
-        return Ok(());
-    }
-    Err(Reason::OutOfMemory { bytes, limit }.into())
+    mlx::check_bytes(bytes.unwrap_or(u128::MAX))
 }
 
 pub fn byte_size(shape: impl Iterator<Item = i64>, dtype: Dtype) -> Option<u128> {
@@ -352,7 +343,7 @@ pub fn from_binary(
             "f64 is not supported on the GPU; use f32, or device: :cpu",
         ));
     }
-    check_bytes(data.len() as u128)?;
+    mlx::check_bytes(data.len() as u128)?;
     let array = mlx::from_bytes(data, &shape_of(shape)?, dtype)?;
     Ok(Handle::ready(array, device, stream.clone(), Vec::new()))
 }

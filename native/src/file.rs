@@ -110,7 +110,7 @@ pub fn load_seen(
             .map_err(|_| failed(path, format!("{name:?} has shape {:?}", info.shape)))?;
         let (begin, end) = info.data_offsets;
         let size = end - begin;
-        crate::array::check_bytes(size as u128)?;
+        mlx::check_bytes(size as u128)?;
         // Words rather than bytes, for the alignment that MLX reads with.
         buffer.resize(size.div_ceil(8), 0);
         let bytes = &mut as_bytes(&mut buffer)[..size];

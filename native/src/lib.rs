@@ -4,9 +4,7 @@
 //! instead of a bare ArgumentError. `{:ok, value}` or `{:error, map}` comes back; no panic crosses.
 
 mod array;
-mod device;
-mod dtype;
-mod error;
+mod base;
 mod file;
 mod kernels;
 mod mlx;
@@ -17,6 +15,8 @@ mod pace;
 mod program;
 mod queue;
 mod weight;
+
+use base::{device, dtype, error};
 
 use array::{outcomes_of, ArrayTerm, BinaryTerm, Handle, Outcome};
 use device::Device;

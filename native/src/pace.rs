@@ -1,6 +1,7 @@
 //! Keeps a CPU stream's thread awake for a moment after it has computed something: who reads a value often wants the next one, and
 //! waking a thread takes 20 to 50 µs on a virtual machine, as long as a small graph takes altogether. Used by queues.
 
+use crate::base::cpu_core;
 use crate::mlx::{self, GraphLock};
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::OnceLock;
@@ -43,7 +44,7 @@ impl Drop for Submitting<'_> {
 impl Pace {
     /// One at a time, since the graph's lock is held.
     pub fn begin(&self, _lock: &GraphLock) -> Submitting<'_> {
-        self.core.store(mlx::core(), Ordering::Relaxed);
+        self.core.store(cpu_core::current(), Ordering::Relaxed);
         let turn = self.turn.fetch_add(1, Ordering::AcqRel).wrapping_add(1);
         Submitting { pace: self, turn }
     }
@@ -72,7 +73,7 @@ impl Pace {
                 std::hint::spin_loop();
             }
             // On the same core it would keep the very thread waiting that it waits for; and with much submitted that thread waits in MLX.
-            if mlx::core() == self.core.load(Ordering::Relaxed)
+            if cpu_core::current() == self.core.load(Ordering::Relaxed)
                 || start.elapsed() >= limit
                 || mlx::active_tasks() > mlx::MAX_ACTIVE_TASKS / 2
             {

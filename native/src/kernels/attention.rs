@@ -4,12 +4,12 @@
 use super::element::Element;
 use super::few;
 use super::gemm::{self, Matrix};
-use super::node::View;
 use super::pool;
 use super::rows;
 use super::simd::{Level, Simd};
 use super::Shared;
 use crate::dispatch;
+use crate::mlx::View;
 use std::cell::RefCell;
 
 /// Queries of a block: a multiple of every tile's height.

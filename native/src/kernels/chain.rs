@@ -1,9 +1,9 @@
 //! Functions of elements, one after another, in one pass: what one gives the next is a block that stays in a core's own cache.
 
 use super::element::Element;
-use super::node::View;
 use super::simd::Level;
 use super::{binary, pool, unary, Function, Pair, Shared, PART, WORTH_SHARING};
+use crate::mlx::View;
 use smallvec::SmallVec;
 use std::cell::RefCell;
 

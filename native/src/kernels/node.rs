@@ -4,18 +4,9 @@ use super::gemm::Matrix;
 use super::Kernel;
 use crate::dtype::Dtype;
 use crate::error::Result;
-use crate::mlx::{self, Stream};
+use crate::mlx::{self, Functions, Stream, View};
 use mlx_rs::Array;
 use std::ffi::{c_char, c_void};
-
-/// What a kernel sees of an array; laid out as `emlx_view`.
-#[repr(C)]
-pub struct View {
-    pub data: *mut c_void,
-    shape: *const i32,
-    strides: *const i64,
-    rank: usize,
-}
 
 impl View {
     pub fn shape(&self) -> &[i32] {
@@ -84,25 +75,6 @@ unsafe impl Sync for View {}
 struct Owned {
     kernel: Kernel,
     dtype: Dtype,
-}
-
-pub type Run = unsafe extern "C" fn(
-    *const c_void,
-    *const View,
-    usize,
-    *const View,
-    *mut c_char,
-    usize,
-) -> bool;
-
-/// Laid out as `emlx_kernel`.
-#[repr(C)]
-pub struct Functions {
-    kernel: *const c_void,
-    name: *const c_char,
-    run: Run,
-    equal: unsafe extern "C" fn(*const c_void, *const c_void) -> bool,
-    drop: unsafe extern "C" fn(*const c_void),
 }
 
 unsafe extern "C" fn run(

@@ -1,7 +1,7 @@
 //! Threads that share a kernel's work: as many as there are cores, the calling one among them. One kernel has them at a time;
 //! another that comes meanwhile, from another stream, works alone. A thread that has done its part waits a moment before it sleeps.
 
-use crate::mlx;
+use crate::base::cpu_core;
 use std::panic::{catch_unwind, resume_unwind, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
@@ -114,7 +114,7 @@ impl Pool {
                     state.working += 1;
                     self.busy.store(state.working, Ordering::Relaxed);
                     drop(state);
-                    self.worker.store(mlx::core(), Ordering::Relaxed);
+                    self.worker.store(cpu_core::current(), Ordering::Relaxed);
                     job.run();
                     state = lock(&self.state);
                     // No part is left, so nobody else has to begin.
@@ -152,7 +152,7 @@ fn spin(other: &AtomicUsize, is_over: impl Fn() -> bool) {
         for _ in 0..8 {
             std::hint::spin_loop();
         }
-        if mlx::core() == other.load(Ordering::Relaxed) || start.elapsed() >= SPIN {
+        if cpu_core::current() == other.load(Ordering::Relaxed) || start.elapsed() >= SPIN {
             return;
         }
     }
@@ -186,7 +186,7 @@ fn share(pool: &Pool, count: usize, work: &(dyn Fn(usize) + Sync)) {
         count,
         panicked: &panicked,
     };
-    pool.poster.store(mlx::core(), Ordering::Relaxed);
+    pool.poster.store(cpu_core::current(), Ordering::Relaxed);
     let awake = {
         let mut state = lock(&pool.state);
         state.job = Some(job);

@@ -199,7 +199,7 @@ pub fn product(sizes: &[i32]) -> Result<i32> {
 /// An n × m matrix within the memory limit, and a diagonal that need not be counted beyond it.
 pub fn matrix_size(n: i32, m: i32, k: i32, dtype: Dtype) -> Result<i32> {
     shape(&[n, m])?;
-    crate::array::check_bytes(n as u128 * m as u128 * dtype.size() as u128)?;
+    mlx::check_bytes(n as u128 * m as u128 * dtype.size() as u128)?;
     Ok(k.clamp(-n, m))
 }
 

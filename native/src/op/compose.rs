@@ -1035,7 +1035,7 @@ pub fn roll(a: &Array, shift: &[i32], axes: &[i32], s: &Stream) -> Result<Array>
 pub fn diag(a: &Array, k: i32, s: &Stream) -> Result<Array> {
     if a.ndim() == 1 {
         let side = a.size() as u128 + u128::from(k.unsigned_abs());
-        crate::array::check_bytes(side * side * mlx::dtype(a).size() as u128)?;
+        mlx::check_bytes(side * side * mlx::dtype(a).size() as u128)?;
         return mlx::diag(a, k, s);
     }
     diagonal(a, k, 0, 1, s)
@@ -1164,7 +1164,7 @@ pub fn transform_axes(a: &Array, sizes: &[i32], axes: &[i32]) -> Result<Vec<i32>
         check::at_least("sizes", *size, 1)?;
         elements = elements / a.shape()[*axis as usize] as u128 * *size as u128;
     }
-    crate::array::check_bytes(elements * Dtype::C64.size() as u128)?;
+    mlx::check_bytes(elements * Dtype::C64.size() as u128)?;
     Ok(axes)
 }
 

@@ -480,7 +480,7 @@ mod tests {
         let input = mlx::from_bytes(&(-2.5f32).to_le_bytes(), &[1], Dtype::F32).expect("made");
         for _ in 0..MIN_SAME {
             let outputs = stretch.build(&[&input], &[Some(1)], Device::Cpu, stream);
-            let outputs = outputs.expect("built");
+            let (outputs, _) = outputs.expect("built");
             let refs: Vec<&Array> = outputs.iter().collect();
             mlx::async_eval(&refs, &mlx::graph_lock()).expect("submitted");
             mlx::wait(refs[0]).expect("computed");

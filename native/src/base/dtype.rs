@@ -1,6 +1,5 @@
-//! Element types: their names on the Elixir side, their sizes, and MLX's numbers for them.
+//! Element types: their names on the Elixir side and their sizes.
 
-use mlx_sys as sys;
 use rustler::NifUnitEnum;
 use serde::{Deserialize, Serialize};
 
@@ -24,48 +23,42 @@ pub enum Dtype {
     C64,
 }
 
-/// One row a type: ours, MLX's, bytes an element, name.
-const TABLE: [(Dtype, sys::mlx_dtype, usize, &str); 14] = [
-    (Dtype::Bool, sys::mlx_dtype__MLX_BOOL, 1, "bool"),
-    (Dtype::U8, sys::mlx_dtype__MLX_UINT8, 1, "u8"),
-    (Dtype::U16, sys::mlx_dtype__MLX_UINT16, 2, "u16"),
-    (Dtype::U32, sys::mlx_dtype__MLX_UINT32, 4, "u32"),
-    (Dtype::U64, sys::mlx_dtype__MLX_UINT64, 8, "u64"),
-    (Dtype::S8, sys::mlx_dtype__MLX_INT8, 1, "s8"),
-    (Dtype::S16, sys::mlx_dtype__MLX_INT16, 2, "s16"),
-    (Dtype::S32, sys::mlx_dtype__MLX_INT32, 4, "s32"),
-    (Dtype::S64, sys::mlx_dtype__MLX_INT64, 8, "s64"),
-    (Dtype::F16, sys::mlx_dtype__MLX_FLOAT16, 2, "f16"),
-    (Dtype::Bf16, sys::mlx_dtype__MLX_BFLOAT16, 2, "bf16"),
-    (Dtype::F32, sys::mlx_dtype__MLX_FLOAT32, 4, "f32"),
-    (Dtype::F64, sys::mlx_dtype__MLX_FLOAT64, 8, "f64"),
-    (Dtype::C64, sys::mlx_dtype__MLX_COMPLEX64, 8, "c64"),
+/// One row a type: bytes an element, name.
+const TABLE: [(Dtype, usize, &str); 14] = [
+    (Dtype::Bool, 1, "bool"),
+    (Dtype::U8, 1, "u8"),
+    (Dtype::U16, 2, "u16"),
+    (Dtype::U32, 4, "u32"),
+    (Dtype::U64, 8, "u64"),
+    (Dtype::S8, 1, "s8"),
+    (Dtype::S16, 2, "s16"),
+    (Dtype::S32, 4, "s32"),
+    (Dtype::S64, 8, "s64"),
+    (Dtype::F16, 2, "f16"),
+    (Dtype::Bf16, 2, "bf16"),
+    (Dtype::F32, 4, "f32"),
+    (Dtype::F64, 8, "f64"),
+    (Dtype::C64, 8, "c64"),
 ];
 
 impl Dtype {
     /// The table is in the order of the enum, which a unit test checks.
-    fn row(self) -> &'static (Dtype, sys::mlx_dtype, usize, &'static str) {
+    fn row(self) -> &'static (Dtype, usize, &'static str) {
         &TABLE[self as usize]
     }
 
-    pub fn to_mlx(self) -> sys::mlx_dtype {
-        self.row().1
-    }
-
-    pub fn from_mlx(raw: sys::mlx_dtype) -> Dtype {
-        TABLE
-            .iter()
-            .find(|row| row.1 == raw)
-            .map_or(Dtype::Bool, |row| row.0)
+    /// All of them.
+    pub fn all() -> impl Iterator<Item = Dtype> {
+        TABLE.iter().map(|row| row.0)
     }
 
     /// Bytes of one element.
     pub fn size(self) -> usize {
-        self.row().2
+        self.row().1
     }
 
     pub fn name(self) -> &'static str {
-        self.row().3
+        self.row().2
     }
 
     /// A floating-point type of 16 bits, whose products MLX's CPU path does not hand to BLAS.
@@ -122,13 +115,12 @@ mod tests {
     fn the_table_is_in_the_order_of_the_enum() {
         for (i, row) in TABLE.iter().enumerate() {
             assert_eq!(row.0 as usize, i);
-            assert_eq!(Dtype::from_mlx(row.1), row.0);
         }
     }
 
     #[test]
     fn zero_is_zero_in_every_type() {
-        for (dtype, _, size, _) in TABLE {
+        for (dtype, size, _) in TABLE {
             assert!(!dtype.is_nonzero(&vec![0; size]), "{}", dtype.name());
             for i in 0..size {
                 let mut bytes = vec![0; size];
@@ -141,13 +133,5 @@ mod tests {
         assert!(!Dtype::F64.is_nonzero(&(-0.0f64).to_ne_bytes()));
         assert!(Dtype::S16.is_nonzero(&i16::MIN.to_ne_bytes()));
         assert!(!Dtype::C64.is_nonzero(&[0, 0, 0, 0x80, 0, 0, 0, 0x80]));
-    }
-
-    #[test]
-    fn sizes_are_those_of_mlx() {
-        for (dtype, ..) in TABLE {
-            let size = unsafe { mlx_sys::mlx_dtype_size(dtype.to_mlx()) };
-            assert_eq!(dtype.size(), size, "{}", dtype.name());
-        }
     }
 }

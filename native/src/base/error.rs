@@ -1,7 +1,6 @@
 //! Every way in which a call can fail, and its form on the Elixir side (`EMLX.Error`).
 
-use crate::device::Device;
-use crate::dtype::Dtype;
+use super::{Device, Dtype};
 use rustler::{Encoder, Env, Term};
 use thiserror::Error as ThisError;
 

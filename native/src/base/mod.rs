@@ -1,0 +1,10 @@
+//! What every other layer stands on: element types, devices and errors.
+
+pub mod cpu_core;
+pub mod device;
+pub mod dtype;
+pub mod error;
+
+pub use device::Device;
+pub use dtype::Dtype;
+pub use error::{Error, Reason, Result, Signature};

@@ -1,0 +1,5 @@
+//! What is CUDA's alone.
+
+#[cfg(emlx_kernels)]
+pub mod graph;
+pub mod kernel;
