@@ -542,6 +542,14 @@ fn placeholder<'a>(shape: Term<'a>, dtype: Term<'a>, device: Term<'a>) -> Answer
     }))
 }
 
+/// Every operation as a map: its name, its attributes, and what is true of it (op/traits.rs).
+#[rustler::nif]
+fn op_table(env: Env) -> Answer<Vec<Term>> {
+    Answer(guard("op_table", || {
+        op::attributes::table(env).map_err(|error| Error::invalid(format!("{error:?}")))
+    }))
+}
+
 /// Whether an array stands for a value of a function that is being traced.
 #[rustler::nif]
 fn is_traced(array: Term) -> Answer<bool> {

@@ -379,20 +379,14 @@ defmodule EMLX.Ops do
     end
   end
 
-  # Operations without attributes that the table still holds, because they take three arrays or give several results.
-  @bare [:divmod, :qr, :eig, :eigvals, :lu, :lu_factor, :inv, :pinv, :det, :slogdet] ++
-          [:masked_scatter, :where, :clip]
-
   defp with_attributes(name, inputs, given, opts, defaults) do
     {where, opts} = Keyword.split(opts, [:device, :queue])
     attributes = given ++ Keyword.validate!(opts, defaults)
     inputs = numbers_to_arrays(inputs)
 
-    if name in @bare do
-      run(name, inputs, where)
-    else
-      map = Map.new(attributes, fn {key, value} -> {key, attribute(name, key, value, inputs, attributes)} end)
-      run({name, map}, inputs, where)
+    case Map.new(attributes, fn {key, value} -> {key, attribute(name, key, value, inputs, attributes)} end) do
+      none when none == %{} -> run(name, inputs, where)
+      map -> run({name, map}, inputs, where)
     end
   end
 

@@ -9,7 +9,7 @@ defmodule EMLX.Trace do
   #
   # Values are numbered as they come, through all nested blocks. EMLX.Trace.Passes makes a program's own numbers of them.
 
-  alias EMLX.{Array, Native, Queue}
+  alias EMLX.{Array, Native, OpTable, Queue}
 
   @doc "Whether the process is tracing a function."
   def active?, do: Process.get(__MODULE__) != nil
@@ -74,8 +74,8 @@ defmodule EMLX.Trace do
   end
 
   # Casts and reshapes to what an array is already.
-  defp same?({name, _attributes}, [%Array{} = a], %Array{} = b) when name in [:astype, :reshape, :broadcast_to],
-    do: Array.dtype(a) == Array.dtype(b) and Array.shape(a) == Array.shape(b)
+  defp same?(op, [%Array{} = a], %Array{} = b),
+    do: OpTable.converts?(op) and Array.dtype(a) == Array.dtype(b) and Array.shape(a) == Array.shape(b)
 
   defp same?(_op, _inputs, _result), do: false
 

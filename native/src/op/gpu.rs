@@ -56,15 +56,14 @@ pub fn lacks(op: &Op, inputs: &Inputs) -> bool {
         array.is_some_and(|array| found(mlx::dtype(array)))
     };
     let is_wide = |dtype| matches!(dtype, Dtype::S64 | Dtype::U64 | Dtype::C64);
+    let narrow = op.traits().narrow_on_gpu;
+    if narrow
+        .iter()
+        .any(|position| is(*position as usize, is_wide))
+    {
+        return true;
+    }
     match op {
-        // There are no atomic operations on 64-bit types.
-        Op::Scatter { .. }
-        | Op::ScatterAdd { .. }
-        | Op::ScatterMax { .. }
-        | Op::ScatterMin { .. }
-        | Op::ScatterProd { .. } => is(0, is_wide) || is(1, is_wide),
-        Op::ScatterAddAxis { .. } | Op::WindowScatter { .. } => is(0, is_wide) || is(2, is_wide),
-        Op::Diag { .. } => is(0, is_wide),
         Op::Arccosh | Op::Arcsinh | Op::Arctanh => is(0, |dtype| dtype == Dtype::C64),
         // cuFFT takes no single element of a larger array, in rows or not.
         Op::Fft { sizes, .. }
@@ -104,17 +103,7 @@ pub fn as_its_kernels_take(
         arrays.collect::<Result<Vec<_>>>().map(Some)
     };
     match op {
-        // They take elements to lie in rows.
-        Op::Sort { .. }
-        | Op::Argsort { .. }
-        | Op::Partition { .. }
-        | Op::Argpartition { .. }
-        | Op::Topk { .. }
-        | Op::Quantize { .. }
-        | Op::Dequantize { .. }
-        | Op::QuantizedMatmul { .. }
-        | Op::Qqmm { .. }
-        | Op::GatherQmm { .. } => changed(&|_, array| mlx::contiguous(array, false, s)),
+        _ if op.traits().row_major_on_gpu => changed(&|_, array| mlx::contiguous(array, false, s)),
         Op::Fft { .. } | Op::Ifft { .. } | Op::Rfft { .. } | Op::Irfft { .. } => {
             changed(&|_, array| mlx::contiguous(&number(array, s)?, false, s))
         }

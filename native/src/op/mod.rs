@@ -2,6 +2,7 @@
 //! nodes.
 //! An eager call applies one; a program applies many. Nothing else in the crate knows what an operation does.
 
+pub mod attributes;
 mod check;
 mod compose;
 mod cuda;
@@ -11,12 +12,13 @@ mod gpu;
 mod linear;
 #[cfg(test)]
 mod tests;
+mod traits;
 mod window;
 
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Reason, Result};
-use crate::kernels::{self, Function, Pair};
+use crate::kernels;
 use crate::mlx::{self, FftNorm, Stream, Vector};
 pub use cuda::decode;
 pub use fused::Products;
@@ -25,6 +27,8 @@ use mlx_rs::Array;
 use rustler::{NifTaggedEnum, NifUnitEnum, NifUntaggedEnum};
 use serde::{Deserialize, Serialize};
 use smallvec::{smallvec, SmallVec};
+use strum::{IntoStaticStr, VariantNames};
+pub use traits::{Class, OfElements, View};
 pub use window::Reduction;
 
 /// What an operation gives: nearly always one array, which then needs no allocation.
@@ -112,8 +116,11 @@ impl QuantMode {
 /// Every operation with its attributes. Arrays are not here: they are the inputs, in the order of each variant's comment.
 /// A variant without attributes is an atom in Elixir (`:add`), one with attributes a pair (`{:sum, %{axes: …}}`).
 /// `axes: nil` means all axes; a negative axis counts from the end.
-#[derive(Clone, Debug, NifTaggedEnum, Serialize, Deserialize)]
+///
+/// What is true of an operation whatever its arrays are stands in [`traits`].
+#[derive(Clone, Debug, NifTaggedEnum, Serialize, Deserialize, IntoStaticStr, VariantNames)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
+#[strum(serialize_all = "snake_case")]
 pub enum Op {
     // Elementwise, inputs: a
     Abs,
@@ -964,106 +971,7 @@ fn axes_of(array: &Array, axes: &Option<Vec<i32>>) -> Result<Vec<i32>> {
     }
 }
 
-/// A function of every element by itself.
-pub enum OfElements {
-    Unary(Function),
-    Binary(Pair),
-}
-
 impl Op {
-    /// The Elixir name, for errors.
-    pub fn name(&self) -> String {
-        let debug = format!("{self:?}");
-        let ident: &str = debug
-            .split(|c: char| !c.is_alphanumeric())
-            .next()
-            .unwrap_or_default();
-        let mut name = String::with_capacity(ident.len() + 4);
-        for (i, c) in ident.char_indices() {
-            if c.is_uppercase() && i > 0 {
-                name.push('_');
-            }
-            name.extend(c.to_lowercase());
-        }
-        name
-    }
-
-    /// MLX has these for the CPU only.
-    fn is_for_cpu_only(&self) -> bool {
-        matches!(
-            self,
-            Op::Cholesky { .. }
-                | Op::CholeskyInv { .. }
-                | Op::Qr
-                | Op::Svd { .. }
-                | Op::Eigh { .. }
-                | Op::Eigvalsh { .. }
-                | Op::Eig
-                | Op::Eigvals
-                | Op::Lu
-                | Op::LuFactor
-                | Op::Inv
-                | Op::TriInv { .. }
-                | Op::Pinv
-                | Op::Det
-                | Op::Slogdet
-                | Op::Solve
-                | Op::SolveTriangular { .. }
-        )
-    }
-
-    /// Arithmetic, comparisons and logic on elements, and casts: what a program's own interpreters know (program/count.rs,
-    /// program/graph/text.rs).
-    pub fn is_simple(&self) -> bool {
-        matches!(
-            self,
-            Op::Astype { .. }
-                | Op::Add
-                | Op::Subtract
-                | Op::Multiply
-                | Op::Maximum
-                | Op::Minimum
-                | Op::Less
-                | Op::LessEqual
-                | Op::Greater
-                | Op::GreaterEqual
-                | Op::Equal
-                | Op::NotEqual
-                | Op::LogicalAnd
-                | Op::LogicalOr
-                | Op::LogicalNot
-        )
-    }
-
-    /// May fail while it is computed, not only while it is built: its result carries the failure on to whatever uses it.
-    pub fn can_fail_late(&self) -> bool {
-        self.is_for_cpu_only()
-    }
-
-    /// What it is of every element by itself, where the CPU has a kernel of ours for that.
-    pub fn of_elements(&self) -> Option<OfElements> {
-        use OfElements::{Binary, Unary};
-        Some(match self {
-            Op::Exp => Unary(Function::Exp),
-            Op::Sigmoid => Unary(Function::Sigmoid),
-            Op::Tanh => Unary(Function::Tanh),
-            Op::Erf => Unary(Function::Erf),
-            Op::Sqrt => Unary(Function::Sqrt),
-            Op::Rsqrt => Unary(Function::Rsqrt),
-            Op::Negative => Unary(Function::Negative),
-            Op::Abs => Unary(Function::Abs),
-            Op::Square => Unary(Function::Square),
-            Op::Add => Binary(Pair::Add),
-            Op::Subtract => Binary(Pair::Subtract),
-            Op::Multiply => Binary(Pair::Multiply),
-            Op::Divide => Binary(Pair::Divide),
-            Op::Maximum => Binary(Pair::Maximum),
-            Op::Minimum => Binary(Pair::Minimum),
-            Op::Power => Binary(Pair::Power),
-            _ => return None,
-        })
-    }
-
     /// The node of a kernel of ours, for the types and sizes that it is for.
     fn by_elements(&self, inputs: &Inputs, device: Device, s: &Stream) -> Result<Option<Array>> {
         match self.of_elements() {

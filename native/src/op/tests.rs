@@ -136,56 +136,54 @@ fn einsum_equations_are_read_before_mlx_reads_them() {
     assert_eq!(values(&one(equation("ij,jk"), &[&a, &a])), [7, 10, 15, 22]);
 }
 
-/// Every operation there is, with some attributes: made from what serde says is missing, so that none can be forgotten.
+/// Every operation there is, with some attributes.
 fn every_op() -> Vec<Op> {
-    let read = |text: &str| serde_json::from_str::<Op>(text).map_err(|error| error.to_string());
-    let quoted = |text: &str| -> Vec<String> {
-        let parts = text.split('`').skip(1).step_by(2);
-        parts.map(str::to_string).collect()
+    let entries = attributes::entries().expect("every attribute's type is known");
+    entries.into_iter().map(|entry| entry.example).collect()
+}
+
+#[test]
+fn the_table_has_every_operation_once_and_under_its_own_name() {
+    let names: Vec<&str> = every_op().iter().map(Op::name).collect();
+    assert_eq!(names, Op::VARIANTS);
+    assert!(names.len() > 200);
+}
+
+#[test]
+fn attributes_are_those_that_are_decoded() {
+    use attributes::Kind;
+    let entries = attributes::entries().expect("every attribute's type is known");
+    let of = |name: &str| {
+        let entry = entries.iter().find(|entry| entry.example.name() == name);
+        entry.expect("an operation").attributes.clone()
     };
-    let unknown = read("\"\"").expect_err("no operation has no name");
-    let names = &quoted(&unknown)[1..];
-    assert!(names.len() > 150, "{unknown}");
-    names
-        .iter()
-        .map(|name| {
-            if let Ok(op) = read(&format!("\"{name}\"")) {
-                return op;
-            }
-            // The value of a field is the first that is of its type.
-            let values = [
-                "-3",
-                "true",
-                "[1,-2]",
-                "\"f32\"",
-                "\"text\"",
-                "\"sum\"",
-                "\"none\"",
-                "\"constant\"",
-            ];
-            let more = ["\"first\"", "\"left\"", "\"affine\"", "\"backward\""];
-            let values: Vec<&str> = values.into_iter().chain(more).chain(["7"]).collect();
-            let mut fields: Vec<(String, usize)> = Vec::new();
-            for _ in 0..200 {
-                let list: Vec<String> = fields
-                    .iter()
-                    .map(|(field, value)| format!("\"{field}\":{}", values[*value]))
-                    .collect();
-                match read(&format!("{{\"{name}\":{{{}}}}}", list.join(","))) {
-                    Ok(op) => return op,
-                    Err(error) if error.contains("missing field") => {
-                        fields.push((quoted(&error)[0].clone(), 0));
-                    }
-                    // The field that was added last is of another type.
-                    Err(error) => match fields.last_mut() {
-                        Some((_, value)) if *value + 1 < values.len() => *value += 1,
-                        _ => panic!("{name}: {error}"),
-                    },
-                }
-            }
-            panic!("{name} could not be made")
-        })
-        .collect()
+    let axes = Kind::Optional(Box::new(Kind::List(Box::new(Kind::S32))));
+    assert_eq!(of("sum"), [("axes", axes), ("keepdims", Kind::Bool)]);
+    assert_eq!(
+        of("searchsorted"),
+        [("side", Kind::OneOf(&["left", "right"]))]
+    );
+    assert_eq!(of("constant")[0], ("value", Kind::Number));
+    assert_eq!(of("add"), []);
+}
+
+#[test]
+fn arities_are_those_that_are_checked() {
+    let a = ints(&[1], &[1]);
+    for op in every_op() {
+        let traits::Arity {
+            required,
+            optional,
+            more,
+        } = op.traits().arity;
+        let fixed = (required + optional) as usize;
+        for count in 0..9 {
+            let fits = if more { count > fixed } else { count == fixed };
+            let result = run(op.clone(), &vec![&a; count]);
+            let refused = result.is_err_and(|error| matches!(*error.reason, Reason::Arity { .. }));
+            assert_eq!(refused, !fits, "{} of {count} arrays", op.name());
+        }
+    }
 }
 
 #[test]

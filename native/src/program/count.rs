@@ -130,7 +130,7 @@ fn needs(
 
 /// What [`apply`] knows.
 fn is_known(op: &Op) -> bool {
-    op.is_simple() || matches!(op, Op::Constant { .. })
+    op.traits().simple || matches!(op, Op::Constant { .. })
 }
 
 fn run(

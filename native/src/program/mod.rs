@@ -71,7 +71,7 @@ impl Step {
     /// The Elixir name, for errors.
     pub fn name(&self) -> String {
         match self {
-            Step::Op(op) => op.name(),
+            Step::Op(op) => op.name().into(),
             Step::If { .. } => "if".into(),
             Step::While { .. } => "while".into(),
             Step::Call { id, .. } => format!("call {id}"),

@@ -3,20 +3,17 @@ defmodule EMLX.BorderTest do
   # EMLX.Error (from the public functions) or an {:error, map} (from the native ones).
   use ExUnit.Case, async: false
 
-  alias EMLX.{Array, Golden, Native, Ops}
+  alias EMLX.{Array, Golden, Native, Ops, OpTable}
 
   @calls 25_000
   @dtypes [:bool, :u8, :u16, :u32, :u64, :s8, :s16, :s32, :s64, :f16, :bf16, :f32, :f64, :c64]
-
-  # The table of operations, read from where it is defined, so that a new operation is called here without being listed.
-  @source Path.expand("../../../native/src/op/mod.rs", __DIR__)
-  @external_resource @source
 
   @tag timeout: 600_000
   test "#{@calls} random calls end in a value or an error" do
     seed = seed()
     :rand.seed(:exsss, seed)
-    ops = operations()
+    # A new operation is called here without being listed.
+    ops = Map.values(OpTable.all())
     assert length(ops) > 150
     pool = pool()
 
@@ -62,7 +59,7 @@ defmodule EMLX.BorderTest do
   # `EMLX_SEED=n` tries other calls; a failure names its seed.
   defp seed, do: "EMLX_SEED" |> System.get_env("1") |> String.to_integer()
 
-  defp call({name, attributes}, pool, seed) do
+  defp call(%{name: name, attributes: attributes}, pool, seed) do
     op = op_term(name, attributes, pool)
     inputs = for _ <- 1..Enum.random([1, 1, 2, 2, 3, 3, 4, 5]), do: input(pool)
     target = Enum.random([nil, nil, nil, :cpu, :gpu, 7])
@@ -97,39 +94,23 @@ defmodule EMLX.BorderTest do
 
   defp op_term(name, attributes, pool) do
     attributes = if :rand.uniform(40) == 1, do: tl(attributes), else: attributes
-    {name, Map.new(attributes, fn {field, type} -> {field, value(type, pool)} end)}
+    {name, Map.new(attributes, fn {field, kind} -> {field, value(kind, pool)} end)}
   end
 
-  # Mostly values of the attribute's type, sometimes anything.
-  defp value(type, pool) do
-    if :rand.uniform(40) == 1, do: term(pool), else: typed(type)
+  # Mostly values of the attribute's kind, sometimes anything.
+  defp value(kind, pool) do
+    if :rand.uniform(40) == 1, do: term(pool), else: of_kind(kind)
   end
 
-  defp typed("Option<" <> rest) do
-    if :rand.uniform(3) == 1, do: nil, else: typed(String.trim_trailing(rest, ">"))
-  end
-
-  defp typed("Vec<i32"), do: typed("Vec<i32>")
-  defp typed("Vec<i32>"), do: for(_ <- 1..Enum.random(0..4)//1, do: integer())
-  defp typed("Vec<i64>"), do: for(_ <- 1..Enum.random(0..4)//1, do: integer())
-  defp typed(int) when int in ["i32", "i64"], do: integer()
-  defp typed("u64"), do: Enum.random([0, 1, 5, 0xFFFF_FFFF_FFFF_FFFF])
-  defp typed(float) when float in ["f32", "f64"], do: Enum.random([0.0, 1.0, -2.5, 1.0e-5, 1.0e30, 10_000.0])
-  defp typed("bool"), do: Enum.random([true, false])
-  defp typed("Dtype"), do: Enum.random(@dtypes)
-  defp typed("Number"), do: Enum.random([0, -1, 0xFFFF_FFFF_FFFF_FFFF, 1.5, {1.0, 2.0}, :nan, :infinity])
-  defp typed("String"), do: Enum.random(["ij,jk->ik", "ii->i", "a,b", "->", "...", "", "ij->ijk", "i\0j"])
-
-  # The rest are enums of plain names, read where they are defined.
-  for path <- [Path.expand("../../mlx.rs", @source) | Path.wildcard(Path.expand("../*.rs", @source))],
-      [_, name, body] <- Regex.scan(~r/pub enum (\w+) \{([^{}()]*)\}/, File.read!(path)) do
-    @external_resource path
-    names =
-      for [_, variant] <- Regex.scan(~r/^\s*([A-Z]\w*)\s*(?:=[^,]*)?,/m, body),
-          do: variant |> Macro.underscore() |> String.to_atom()
-
-    defp typed(unquote(name)), do: Enum.random(unquote(names))
-  end
+  defp of_kind({:optional, kind}), do: if(:rand.uniform(3) == 1, do: nil, else: of_kind(kind))
+  defp of_kind({:list, kind}), do: for(_ <- 1..Enum.random(0..4)//1, do: of_kind(kind))
+  defp of_kind({:one_of, names}), do: Enum.random(names)
+  defp of_kind(int) when int in [:s32, :s64], do: integer()
+  defp of_kind(:u64), do: Enum.random([0, 1, 5, 0xFFFF_FFFF_FFFF_FFFF])
+  defp of_kind(float) when float in [:f32, :f64], do: Enum.random([0.0, 1.0, -2.5, 1.0e-5, 1.0e30, 10_000.0])
+  defp of_kind(:bool), do: Enum.random([true, false])
+  defp of_kind(:number), do: Enum.random([0, -1, 0xFFFF_FFFF_FFFF_FFFF, 1.5, {1.0, 2.0}, :nan, :infinity])
+  defp of_kind(:string), do: Enum.random(["ij,jk->ik", "ii->i", "a,b", "->", "...", "", "ij->ijk", "i\0j"])
 
   defp integer do
     case :rand.uniform(20) do
@@ -183,24 +164,5 @@ defmodule EMLX.BorderTest do
     for array <- Enum.take_every(arrays, 2), do: EMLX.eval(array, device: Array.device(array))
     key = Array.to_device(Ops.random_key(1), Golden.device())
     [key, key, key | arrays ++ views]
-  end
-
-  # [{:sum, [axes: "Option<Vec<i32>>", keepdims: "bool"]}, …]
-  defp operations do
-    [_, body] = String.split(File.read!(@source), "pub enum Op {", parts: 2)
-    [body, _] = String.split(body, "\n}\n", parts: 2)
-    body = Regex.replace(~r{//.*}, body, "")
-
-    for [_, name, fields] <- Regex.scan(~r/\b([A-Z]\w*)\s*(?:\{([^}]*)\})?\s*,/, body <> ",") do
-      attributes =
-        for [_, field, type] <- Regex.scan(~r/(\w+):\s*([\w<>]+)/, fields),
-            do: {String.to_atom(field), type}
-
-      {name |> Macro.underscore() |> String.to_atom(), attributes}
-    end ++
-      for(
-        [_, name] <- Regex.scan(~r/\b([A-Z]\w*)\s*,\s*$/m, body),
-        do: {name |> Macro.underscore() |> String.to_atom(), []}
-      )
   end
 end

@@ -4,11 +4,8 @@ defmodule EMLX.Trace.Loops do
   # parameters, become values that the loop sees around it; and what is computed from such values alone is computed once, before.
   # EMLX.Trace.Passes calls it.
 
+  alias EMLX.OpTable
   alias EMLX.Trace.Block
-
-  # Operations that can fail while they are computed stay where they are: a loop may not run at all.
-  @may_fail [:cholesky, :cholesky_inv, :qr, :svd, :eigh, :eigvalsh, :eig, :eigvals, :lu, :lu_factor] ++
-              [:inv, :tri_inv, :pinv, :solve, :solve_triangular, :matrix_norm]
 
   @doc "The block with its loops so."
   def run(block), do: block(block, %{})
@@ -70,8 +67,9 @@ defmodule EMLX.Trace.Loops do
     end)
   end
 
-  defp movable?({name, _attributes}), do: name not in [:call, :if, :while | @may_fail]
-  defp movable?(name), do: name not in @may_fail
+  # Operations that can fail while they are computed stay where they are: a loop may not run at all.
+  defp movable?({name, _}) when name in [:call, :if, :while], do: false
+  defp movable?(op), do: not OpTable.late_failure?(op)
 
   defp same(value, same), do: Map.get(same, value, value)
 end

@@ -18,7 +18,7 @@ use super::{nodes, Block, Instruction, Step};
 use crate::device::Device;
 use crate::error::{Result, Signature};
 use crate::mlx::{self, Stream};
-use crate::op::{Crossed, Op};
+use crate::op::Crossed;
 use launcher::{Captured, State};
 use mlx_rs::Array;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
@@ -84,24 +84,8 @@ pub fn stretched(block: &Block) -> Option<Arc<Block>> {
 }
 
 fn operations(stretch: &[Instruction]) -> usize {
-    let has_kernel =
-        |instruction: &&Instruction| matches!(&instruction.step, Step::Op(op) if !is_view(op));
+    let has_kernel = |instruction: &&Instruction| matches!(&instruction.step, Step::Op(op) if op.traits().view.is_none());
     stretch.iter().filter(has_kernel).count()
-}
-
-/// Whether an operation mostly gives another look at what it takes.
-fn is_view(op: &Op) -> bool {
-    matches!(
-        op,
-        Op::Reshape { .. }
-            | Op::Flatten { .. }
-            | Op::Unflatten { .. }
-            | Op::Squeeze { .. }
-            | Op::ExpandDims { .. }
-            | Op::Transpose { .. }
-            | Op::BroadcastTo { .. }
-            | Op::Slice { .. }
-    )
 }
 
 /// Operations between two instructions of another kind, and how they are run for each stream and set of shapes.
@@ -214,7 +198,7 @@ impl Stretch {
         let shared = shared.collect::<Result<Vec<_>>>()?;
         let mut bytes = 0;
         let (outputs, crossed) = nodes(&self.block, shared, device, stream, |op, made| {
-            if !is_view(op) {
+            if op.traits().view.is_none() {
                 bytes += made.iter().map(|array| array.nbytes()).sum::<usize>();
             }
         })?;
@@ -391,6 +375,7 @@ pub fn forget_all() {
 mod tests {
     use super::*;
     use crate::dtype::Dtype;
+    use crate::op::Op;
 
     fn op(op: Op, inputs: &[u32]) -> Instruction {
         Instruction::new(Step::Op(op), inputs.iter().copied().map(Some), 1, None)

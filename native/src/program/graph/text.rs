@@ -419,7 +419,7 @@ fn literal(value: &Number) -> Option<String> {
 }
 
 fn is_pointwise(op: &Op) -> bool {
-    op.is_simple() || matches!(op, Op::Copy | Op::Where)
+    op.traits().simple || matches!(op, Op::Copy | Op::Where)
 }
 
 /// The indices `d0`, `d1` … of the element `i` of so many in rows.

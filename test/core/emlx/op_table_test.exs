@@ -1,0 +1,60 @@
+defmodule EMLX.OpTableTest do
+  use ExUnit.Case, async: true
+
+  alias EMLX.{Array, OpTable, Ops}
+
+  doctest OpTable
+
+  test "every operation has a class and attributes of known kinds" do
+    for {name, entry} <- OpTable.all() do
+      assert entry.name == name
+      assert is_atom(entry.class) and entry.class != nil
+      assert entry.outputs == nil or entry.outputs > 0
+      assert entry.view in [nil, :reshape, :strided]
+      for {attribute, kind} <- entry.attributes, do: assert(known?(kind), "#{name}'s #{attribute} is #{inspect(kind)}")
+    end
+  end
+
+  defp known?({list, kind}) when list in [:list, :optional], do: known?(kind)
+  defp known?({:one_of, names}), do: names != [] and Enum.all?(names, &is_atom/1)
+  defp known?(kind), do: kind in [:s32, :s64, :u64, :f32, :f64, :bool, :string, :number]
+
+  test "an operation that fails late runs on the CPU, and elementwise ones do neither" do
+    for {name, entry} <- OpTable.all() do
+      assert entry.late_failure == entry.cpu_only, "#{name}"
+      refute entry.late_failure and entry.elementwise, "#{name}"
+    end
+
+    assert Enum.all?([:det, :slogdet, :inv, :solve, {:svd, %{compute_uv: true}}], &OpTable.late_failure?/1)
+    refute Enum.any?([:add, :if, :while, :call, :matrix_norm, {:cross, %{axis: -1}}], &OpTable.late_failure?/1)
+  end
+
+  test "what is no operation is not in the table" do
+    assert OpTable.get(:if) == nil
+    assert_raise KeyError, fn -> OpTable.fetch!(:matrix_norm) end
+  end
+
+  test "a function of EMLX.Ops that returns several arrays is one of an operation that does" do
+    {:ok, specs} = Code.Typespec.fetch_specs(Ops)
+    names = OpTable.names()
+
+    for {{name, _arity}, [spec | _]} <- specs, name in names do
+      {:"::", _, [_call, returned]} = Code.Typespec.spec_to_quoted(name, spec)
+      returned = Macro.to_string(returned)
+      several? = returned == "[EMLX.Array.t()]"
+      outputs = OpTable.fetch!(name).outputs
+
+      assert several? == (outputs != 1 and name != :svd),
+             "#{name} returns #{returned} by its spec, #{outputs} by the table"
+    end
+  end
+
+  test "every operation on one matrix without attributes has a function that passes its name alone" do
+    a = Array.from_list([[2.0, 1.0], [1.0, 3.0]], :f32)
+
+    for {name, %{class: :linear_algebra, attributes: [], required: 1, outputs: outputs}} <- OpTable.all() do
+      results = apply(Ops, name, [a])
+      assert length(List.wrap(results)) == outputs
+    end
+  end
+end
