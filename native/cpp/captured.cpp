@@ -1,8 +1,8 @@
-// Operations that MLX launches one by one, as one graph of CUDA's that is launched at once: what src/program/captured.rs decides on. MLX
+// Operations that MLX launches one by one, as one graph of CUDA's that is launched at once: what src/program/captured decides on. MLX
 // brings the kernels of its nodes into CUDA graphs as it is, and makes them anew for each evaluation. Here the nodes are evaluated
 // once, on inputs that stay where they are, and the graph that MLX has made of them is kept, with all the memory that its kernels
 // use. From then on a run copies its inputs to where the graph reads them, launches it, and copies its outputs into arrays of their
-// own. Built by build.rs where cpp/kernel.cpp is; called through src/mlx.rs alone.
+// own. Built by build.rs where cpp/kernel.cpp is; called through src/mlx/cuda/graph.rs alone.
 
 #include <atomic>
 #include <cstdint>
@@ -14,7 +14,6 @@
 #include <utility>
 #include <vector>
 
-#include "address.h"
 #include "mlx/c/array.h"
 #include "mlx/c/error.h"
 #include "mlx/c/private/enums.h"
@@ -23,25 +22,20 @@
 #include "mlx/ops.h"
 #include "mlx/primitives.h"
 #include "mlx/transforms.h"
+#include "mlx_private.h"
 
 namespace core = mlx::core;
 
-namespace mlx::core::cu {
-class CommandEncoder;
-// Absent from an MLX without CUDA.
-__attribute__((weak)) CommandEncoder& get_command_encoder(Stream s);
-} // namespace mlx::core::cu
-
 extern "C" {
 
-// Bytes to be copied on the GPU; the same in src/mlx.rs.
+// Bytes to be copied on the GPU; the same in src/mlx/cuda/graph.rs.
 struct emlx_copy {
   uint64_t from;
   uint64_t to;
   uint64_t bytes;
 };
 
-// What Rust does of it; the same in src/mlx.rs. All but `destroy` and `drop` give false where they failed, after writing why into `message`.
+// What Rust does of it; the same in src/mlx/cuda/graph.rs. All but `destroy` and `drop` give false where they failed, after writing why into `message`.
 struct emlx_capturing {
   const void* payload;
   // Builds nodes on top of the inputs, and hands over a handle of each output.
@@ -72,36 +66,10 @@ struct emlx_capturing {
 
 namespace {
 
+using emlx::Encoder;
+using emlx::device_address;
+using emlx::encoder_of;
 using Held = std::shared_ptr<core::array::Data>;
-
-// The beginning of MLX's encoder of a stream (mlx/backend/cuda/device.h, whose headers need CUDA's own). A test in src/program/captured.rs
-// compares it with that header.
-struct Encoder {
-  struct Node {
-    void* node;
-    std::string type;
-    std::string id;
-  };
-  void* device;
-  void* stream;
-  void* graph;
-  std::shared_ptr<void> worker;
-  int node_count;
-  bool in_concurrent;
-  std::vector<void*> from_nodes;
-  std::vector<void*> to_nodes;
-  std::string graph_nodes_key;
-  std::string graph_deps_key;
-  std::vector<Node> concurrent_nodes;
-  std::vector<Held> temporaries;
-};
-
-Encoder& encoder_of(core::Stream s) {
-  if (!core::cu::get_command_encoder) {
-    throw std::runtime_error("[captured] this MLX has no CUDA");
-  }
-  return reinterpret_cast<Encoder&>(core::cu::get_command_encoder(s));
-}
 
 // Does nothing: submitting it has MLX launch what its encoder has gathered.
 class Nothing : public core::UnaryPrimitive {

@@ -1,5 +1,5 @@
 // Operations of MLX's graph whose kernel is this crate's: a function in Rust (src/kernels/) on the CPU, a text in CUDA's C++ (src/op/cuda/)
-// on the GPU. Built by build.rs where there is no Accelerate; called through src/mlx.rs alone. MLX has no C interface for operations
+// on the GPU. Built by build.rs where there is no Accelerate; called through src/mlx alone. MLX has no C interface for operations
 // of one's own, hence C++.
 
 #include <cstdint>
@@ -12,21 +12,20 @@
 #include <utility>
 #include <vector>
 
-#include "address.h"
 #include "mlx/c/array.h"
 #include "mlx/c/error.h"
 #include "mlx/c/stream.h"
 #include "mlx/allocator.h"
 #include "mlx/array.h"
-#include "mlx/backend/cpu/encoder.h"
 #include "mlx/fast.h"
 #include "mlx/primitives.h"
+#include "mlx_private.h"
 
 namespace core = mlx::core;
 
 extern "C" {
 
-// What a kernel sees of an array while it runs; the same in src/kernels/node.rs.
+// What a kernel sees of an array while it runs; the same in src/mlx/custom_op.rs.
 struct emlx_view {
   void* data;
   const int32_t* shape;
@@ -215,7 +214,7 @@ extern "C" int emlx_kernel_node(
 
 extern "C" {
 
-// A kernel in CUDA's C++ with what its text depends on; the same in src/mlx.rs.
+// A kernel in CUDA's C++ with what its text depends on; the same in src/mlx.
 struct emlx_cuda_kernel {
   const char* name;
   const char* source;
@@ -334,5 +333,10 @@ extern "C" int emlx_cuda_node(
 }
 
 extern "C" uint64_t emlx_device_address(mlx_array a) {
-  return device_address(*static_cast<const core::array*>(a.ctx));
+  return emlx::device_address(*static_cast<const core::array*>(a.ctx));
+}
+
+// The version of MLX that mlx_private.h was written for.
+extern "C" const char* emlx_written_for() {
+  return EMLX_WRITTEN_FOR;
 }

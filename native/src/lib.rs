@@ -542,6 +542,12 @@ fn placeholder<'a>(shape: Term<'a>, dtype: Term<'a>, device: Term<'a>) -> Answer
     }))
 }
 
+/// `{written_for, loaded}` where the libmlx that is loaded is of another version than the one whose private parts are known, else nil.
+#[rustler::nif]
+fn unknown_mlx() -> Answer<Option<(String, String)>> {
+    Answer(guard("unknown_mlx", || Ok(mlx::unknown_version().cloned())))
+}
+
 /// Every operation as a map: its name, its attributes, and what is true of it (op/traits.rs).
 #[rustler::nif]
 fn op_table(env: Env) -> Answer<Vec<Term>> {

@@ -27,6 +27,7 @@ defmodule EMLX.Native do
   def from_large_binary(_binary, _shape, _dtype, _target), do: missing()
   def info(_array), do: missing()
   def op_table(), do: missing()
+  def unknown_mlx(), do: missing()
   def placeholder(_shape, _dtype, _device), do: missing()
   def is_traced(_array), do: missing()
   def allow_tf32(_allowed), do: missing()

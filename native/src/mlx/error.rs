@@ -79,3 +79,15 @@ pub(in crate::mlx) fn raw_or_null(array: Option<&Array>) -> sys::mlx_array {
 pub(in crate::mlx) fn text(text: &str) -> Result<CString> {
     CString::new(text).map_err(|_| Error::invalid("text must not contain a NUL byte"))
 }
+
+/// The text of one of MLX's strings.
+///
+/// # Safety
+/// The string is live.
+pub(in crate::mlx) unsafe fn string_of(text: &sys::mlx_string) -> String {
+    let data = sys::mlx_string_data(*text);
+    match data.is_null() {
+        true => String::new(),
+        false => CStr::from_ptr(data).to_string_lossy().into_owned(),
+    }
+}

@@ -46,7 +46,7 @@ impl CudaKernel {
     }
 }
 
-/// Where an array lies on the GPU: None where there is no CUDA.
+/// Where an array lies on the GPU: None where there is no CUDA, or one of an MLX whose buffers are not known.
 ///
 /// # Safety
 /// The array is on the GPU and has been submitted.
@@ -56,7 +56,9 @@ pub unsafe fn device_address(array: &Array) -> Option<u64> {
         fn emlx_device_address(array: sys::mlx_array) -> u64;
     }
     let mut is_cuda = false;
-    let there = sys::mlx_cuda_is_available(&mut is_cuda) == 0 && is_cuda;
+    let there = sys::mlx_cuda_is_available(&mut is_cuda) == 0
+        && is_cuda
+        && crate::mlx::unknown_version().is_none();
     let address = if there {
         emlx_device_address(array.as_ptr())
     } else {

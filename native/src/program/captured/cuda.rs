@@ -24,7 +24,9 @@ const MIN_DRIVER: u32 = 12030;
 
 pub fn is_there() -> bool {
     let is_new = |driver: mlx::CudaDriver| driver.of_driver >= MIN_DRIVER;
-    Device::Gpu.is_available() && mlx::cuda_driver().is_some_and(is_new)
+    Device::Gpu.is_available()
+        && mlx::unknown_version().is_none()
+        && mlx::cuda_driver().is_some_and(is_new)
 }
 
 pub fn capture(block: &Arc<Block>, stream: &Stream, fixed: &[bool]) -> Captured {
