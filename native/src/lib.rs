@@ -5,9 +5,10 @@
 
 mod array;
 mod base;
-mod file;
+mod handle;
 mod kernels;
 mod mlx;
+mod nif;
 #[cfg(test)]
 mod no_vm;
 mod op;
@@ -22,6 +23,7 @@ use array::{outcomes_of, ArrayTerm, BinaryTerm, Handle, Outcome};
 use device::Device;
 use dtype::Dtype;
 use error::{Error, Reason, Result, Signature};
+use handle::safetensors as file;
 use mlx_rs::Array;
 use op::{Applied, Op};
 use program::run::{Run, Suspended};
@@ -766,10 +768,10 @@ fn program_new<'a>(
             4,
             "%{output_names: nil | [name], fuse: boolean, run_ahead: nil | steps}",
         )?;
-        let inputs = program::term::inputs(inputs)?;
+        let inputs = nif::decode_program::inputs(inputs)?;
         let constants = decode_arrays(constants)?;
         let count = inputs.len().saturating_add(constants.len());
-        let body = program::term::top(count, instructions, outputs)?;
+        let body = nif::decode_program::top(count, instructions, outputs)?;
         Program::new(inputs, constants, body, opts.output_names, opts.fuse)
             .map(|program| ResourceArc::new(program.running_ahead(opts.run_ahead)))
     }))

@@ -4,7 +4,7 @@ use crate::array::{check_outcomes, outcomes_of, ArrayTerm, BinaryTerm, Buffer, H
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Reason, Result};
-use crate::file;
+use crate::handle::safetensors as file;
 use crate::mlx::{self, GraphLock, Stream};
 use crate::op::Crossed;
 use crate::pace::Pace;

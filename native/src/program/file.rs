@@ -11,7 +11,7 @@ use crate::array::{byte_size, Handle};
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Reason, Result, Signature};
-use crate::file::{self, failed};
+use crate::handle::safetensors::{self as file, failed};
 use crate::mlx::{self, Stream};
 use crate::op::Op;
 use base64::engine::general_purpose::STANDARD as BASE64;

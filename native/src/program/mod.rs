@@ -1,5 +1,5 @@
 //! Programs: operations over numbered values, with branches, loops and questions to the calling process, replayed on new inputs.
-//! An eager call is the program of one operation. [`term`] decodes programs, [`run`] replays them, [`types`] finds their shapes and
+//! An eager call is the program of one operation. [`run`] replays them, [`types`] finds their shapes and
 //! types, [`file`] saves and loads them, [`fuse`] has their stretches
 //! compiled, [`chain`] brings operations on elements together, [`captured`] has CUDA launch them together, [`count`] counts
 //! loops, [`graph`] has CUDA repeat them, [`describe`] shows them.
@@ -12,7 +12,6 @@ pub mod file;
 mod fuse;
 mod graph;
 pub mod run;
-pub mod term;
 pub mod types;
 
 use crate::array::{check_size, Handle};

@@ -1,0 +1,3 @@
+//! What the BEAM holds: arrays, and how they come from files and go there.
+
+pub mod safetensors;

@@ -1,0 +1,3 @@
+//! The border to the BEAM: terms in, terms out.
+
+pub mod decode_program;
