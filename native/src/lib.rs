@@ -26,10 +26,10 @@ use error::{Error, Reason, Result, Signature};
 use handle::safetensors as file;
 use mlx_rs::Array;
 use op::{Applied, Op};
-use program::run::{Run, Suspended};
+use program::run::Run;
 use program::types::Types;
 use program::{Inputs, Program};
-use queue::{guard, Done, Job, Pushed, Queue, Reply, Shared};
+use queue::{guard, Done, Job, Pushed, Queue, Reply, Running, Shared, Suspended};
 use rustler::sys::ErlNifTerm;
 use rustler::{Binary, Decoder, Encoder, Env, ListIterator, ResourceArc, Term, TermType};
 use smallvec::SmallVec;
@@ -944,8 +944,9 @@ fn start_run(env: Env, [program, inputs, target, tag]: [Term; 4]) -> Result<Outp
     let inputs = bring_all(inputs, &target)?;
     if !program.is_straight {
         let reply = Reply::new(env.pid(), tag);
-        let run = Run::new(&program, inputs, reply, &target, target.own())?;
-        target.push(Job::Run(Box::new(run)))?;
+        let run = Run::new(&program, inputs, target.device, &target.stream)?;
+        let running = Running::new(run, reply, target.own());
+        target.push(Job::Run(Box::new(running)))?;
         return Ok(Outputs::Later);
     }
     let outputs = program::run::inline(&program, &inputs, target.device, &target.stream)?;

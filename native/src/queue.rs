@@ -8,7 +8,8 @@ use crate::handle::safetensors as file;
 use crate::mlx::{self, GraphLock, Stream};
 use crate::op::Crossed;
 use crate::pace::Pace;
-use crate::program::run::{Pause, Run, Suspended};
+use crate::program::evaluator::{Asked, Evaluator, Pressure};
+use crate::program::run::{Pause, Run};
 use crate::program::{self, Program, Whole};
 use mlx_rs::Array;
 use rustler::{Encoder, Env, LocalPid, OwnedEnv, Resource, ResourceArc, Term};
@@ -115,7 +116,7 @@ pub enum Job {
         reply: Reply,
     },
     /// Run a program, or go on with it; submit its outputs, answer with them before they are computed.
-    Run(Box<Run>),
+    Run(Box<Running>),
     /// Write arrays to a safetensors file.
     Save {
         path: String,
@@ -147,11 +148,7 @@ impl Job {
             | Job::Pin { reply, .. }
             | Job::Save { reply, .. }
             | Job::SaveProgram { reply, .. } => reply.send::<()>(Err(error)),
-            Job::Run(mut run) => {
-                if let Some(reply) = run.take_reply() {
-                    reply.send::<()>(Err(error));
-                }
-            }
+            Job::Run(running) => running.reply.send::<()>(Err(error)),
         }
     }
 }
@@ -189,10 +186,54 @@ impl Drop for Queue {
     }
 }
 
-/// What a run asks before it goes on.
-pub struct Pressure {
-    pub waiting: bool,
-    pub closed: bool,
+/// A run with whom it answers.
+pub struct Running {
+    run: Run,
+    reply: Reply,
+    /// Keeps a queue of the caller's own from closing meanwhile.
+    _queue: Option<ResourceArc<Queue>>,
+}
+
+impl Running {
+    pub fn new(run: Run, reply: Reply, queue: Option<ResourceArc<Queue>>) -> Running {
+        Running {
+            run,
+            reply,
+            _queue: queue,
+        }
+    }
+
+    /// Goes on after a question.
+    pub fn answer(&mut self, arrays: Vec<ResourceArc<Handle>>) -> Result<()> {
+        self.run.answer(arrays)
+    }
+}
+
+/// A run that waits for its caller's answer, held by the caller alone: it ends with the last reference to it.
+pub struct Suspended {
+    run: Mutex<Option<Box<Running>>>,
+    pub queue: Arc<Shared>,
+}
+
+#[rustler::resource_impl]
+impl Resource for Suspended {}
+
+impl std::panic::RefUnwindSafe for Suspended {}
+
+impl Suspended {
+    pub fn new(run: Box<Running>, queue: Arc<Shared>) -> Suspended {
+        Suspended {
+            run: Mutex::new(Some(run)),
+            queue,
+        }
+    }
+
+    /// The run, once.
+    pub fn take(&self) -> Result<Box<Running>> {
+        let mut run = self.run.lock().unwrap_or_else(PoisonError::into_inner);
+        run.take()
+            .ok_or_else(|| Error::invalid("the run was already answered"))
+    }
 }
 
 /// What became of a job that was put on a queue.
@@ -514,29 +555,33 @@ impl Shared {
         Ok(())
     }
 
-    fn go_on(self: &Arc<Self>, mut run: Box<Run>) {
-        match guard("run", || run.advance(self)) {
-            Ok(Pause::Finished(outputs)) => self.end(*run, outputs),
-            Ok(Pause::Turn) => self.push_back(run),
+    fn go_on(self: &Arc<Self>, mut running: Box<Running>) {
+        let advanced = {
+            let Running { run, reply, .. } = &mut *running;
+            let of_run = OfRun {
+                shared: self,
+                reply,
+            };
+            guard("run", || run.advance(&of_run))
+        };
+        match advanced {
+            Ok(Pause::Finished(outputs)) => self.end(*running, outputs),
+            Ok(Pause::Turn) => self.push_back(running),
             Ok(Pause::Call { id, arrays }) => {
-                let question = run.reply().map(Reply::again);
-                let suspended = ResourceArc::new(Suspended::new(run, self.clone()));
-                if let Some(question) = question {
-                    question.ask(id, arrays, suspended);
-                }
+                let question = running.reply.again();
+                let suspended = ResourceArc::new(Suspended::new(running, self.clone()));
+                question.ask(id, arrays, suspended);
             }
             Ok(Pause::Abandoned) => {}
-            Err(error) => Job::Run(run).refuse(error),
+            Err(error) => Job::Run(running).refuse(error),
         }
     }
 
     /// Submits a run's outputs, answers, and sees what becomes of them.
-    fn end(self: &Arc<Self>, mut run: Run, outputs: Vec<ResourceArc<Handle>>) {
+    fn end(self: &Arc<Self>, running: Running, outputs: Vec<ResourceArc<Handle>>) {
         let refs: Vec<&Array> = outputs.iter().map(|output| output.array()).collect();
+        let Running { run, reply, _queue } = running;
         let outcomes = run.outcomes.clone();
-        let Some(reply) = run.take_reply() else {
-            return;
-        };
         let terms: Vec<ArrayTerm> = outputs.iter().cloned().map(ArrayTerm).collect();
         if let Some(_first) = self.first_of(&outputs) {
             let held = outputs.clone();
@@ -562,17 +607,9 @@ impl Shared {
     }
 
     /// Lets the others go first.
-    fn push_back(&self, run: Box<Run>) {
+    fn push_back(&self, run: Box<Running>) {
         let mut state = self.state();
         state.jobs.push_back(Job::Run(run));
-    }
-
-    pub fn pressure(&self) -> Pressure {
-        let state = self.state();
-        Pressure {
-            waiting: !state.jobs.is_empty(),
-            closed: state.closed || IS_EXITING.load(Ordering::Relaxed),
-        }
     }
 
     /// The stream to ask for failures after a job: the CPU's, for the GPU's may be in another thread's use.
@@ -584,7 +621,7 @@ impl Shared {
     }
 
     /// Waits until it is known what became of an array that can fail late.
-    pub fn settle(&self, array: ResourceArc<Handle>) -> Result<()> {
+    fn settle(&self, array: ResourceArc<Handle>) -> Result<()> {
         let outcomes = outcomes_of([&*array]);
         let streams = self.streams_of(std::slice::from_ref(&array));
         let refs = [array.array()];
@@ -594,7 +631,7 @@ impl Shared {
     }
 
     /// Submits arrays in the middle of a run whose outcomes stay open. On the CPU waits for them.
-    pub fn compute(&self, arrays: &[&Array], outcomes: &Outcomes) -> Result<()> {
+    fn compute(&self, arrays: &[&Array], outcomes: &Outcomes) -> Result<()> {
         if self.device == Device::Cpu && outcomes.is_empty() && mlx::has_tasks() {
             return self.compute_and_stay(arrays);
         }
@@ -630,13 +667,8 @@ impl Shared {
         result
     }
 
-    /// Whether a scalar is other than zero. `state` is computed with it.
-    pub fn test(&self, scalar: &Array, state: &[&Array], outcomes: &Outcomes) -> Result<bool> {
-        self.answer(&self.ask(scalar, state, outcomes)?)
-    }
-
     /// Submits a scalar, and `state` with it, without waiting for it on the GPU.
-    pub fn ask(&self, scalar: &Array, state: &[&Array], outcomes: &Outcomes) -> Result<Asked> {
+    fn ask(&self, scalar: &Array, state: &[&Array], outcomes: &Outcomes) -> Result<Asked> {
         if scalar.size() != 1 {
             return Err(Error::invalid(format!(
                 "the predicate has shape {:?}, it is to be one scalar",
@@ -653,16 +685,12 @@ impl Shared {
     }
 
     /// Waits for what was asked: whether it is other than zero.
-    pub fn answer(&self, asked: &Asked) -> Result<bool> {
+    fn answer(&self, asked: &Asked) -> Result<bool> {
         self.look_at(asked, |bytes, dtype| dtype.is_nonzero(bytes))
     }
 
     /// Single whole numbers, computed. None where one is something else.
-    pub fn whole_numbers(
-        &self,
-        arrays: &[&Array],
-        outcomes: &Outcomes,
-    ) -> Result<Option<Vec<Whole>>> {
+    fn whole_numbers(&self, arrays: &[&Array], outcomes: &Outcomes) -> Result<Option<Vec<Whole>>> {
         let Some((first, rest)) = arrays.split_first() else {
             return Ok(None);
         };
@@ -743,7 +771,7 @@ impl Shared {
     }
 
     /// Evaluates on the CPU its part of what a run has built for the GPU.
-    pub fn compute_crossed(&self, mut crossed: Crossed) -> Result<()> {
+    fn compute_crossed(&self, mut crossed: Crossed) -> Result<()> {
         for array in crossed.take() {
             let result = {
                 let lock = mlx::graph_lock();
@@ -872,13 +900,52 @@ impl Told {
     }
 }
 
-/// A scalar that has been submitted, to be read later. It is given up as all nodes are.
-pub struct Asked(Option<Array>);
+/// A queue as one of its runs sees it.
+struct OfRun<'a> {
+    shared: &'a Shared,
+    reply: &'a Reply,
+}
 
-impl Drop for Asked {
-    fn drop(&mut self) {
-        if let Some(own) = self.0.take() {
-            mlx::release(own);
+impl Evaluator for OfRun<'_> {
+    fn device(&self) -> Device {
+        self.shared.device
+    }
+
+    fn stream(&self) -> &Stream {
+        &self.shared.stream
+    }
+
+    fn settle(&self, array: ResourceArc<Handle>) -> Result<()> {
+        self.shared.settle(array)
+    }
+
+    fn compute(&self, arrays: &[&Array], outcomes: &Outcomes) -> Result<()> {
+        self.shared.compute(arrays, outcomes)
+    }
+
+    fn compute_crossed(&self, crossed: Crossed) -> Result<()> {
+        self.shared.compute_crossed(crossed)
+    }
+
+    fn ask(&self, scalar: &Array, state: &[&Array], outcomes: &Outcomes) -> Result<Asked> {
+        self.shared.ask(scalar, state, outcomes)
+    }
+
+    fn answer(&self, asked: &Asked) -> Result<bool> {
+        self.shared.answer(asked)
+    }
+
+    fn whole_numbers(&self, arrays: &[&Array], outcomes: &Outcomes) -> Result<Option<Vec<Whole>>> {
+        self.shared.whole_numbers(arrays, outcomes)
+    }
+
+    fn pressure(&self) -> Pressure {
+        let abandoned = !self.reply.is_awaited();
+        let state = self.shared.state();
+        Pressure {
+            waiting: !state.jobs.is_empty(),
+            closed: state.closed || IS_EXITING.load(Ordering::Relaxed),
+            abandoned,
         }
     }
 }

@@ -8,6 +8,7 @@ mod captured;
 mod chain;
 mod count;
 pub mod describe;
+pub mod evaluator;
 pub mod file;
 mod fuse;
 mod graph;

@@ -2,6 +2,7 @@
 //! and taken up again. Called by the border and by queues.
 
 use super::count::Counters;
+use super::evaluator::{Asked, Evaluator};
 use super::graph::{self, Graph, Progress};
 use super::{build, shown, Block, Instruction, Program, Step};
 use crate::array::{outcomes_of, Handle, Outcome, Outcomes};
@@ -9,11 +10,10 @@ use crate::device::Device;
 use crate::error::{Error, Reason, Result, Signature};
 use crate::mlx::{self, Stream};
 use crate::op::{Applied, Crossed};
-use crate::queue::{Asked, Queue, Reply, Shared};
 use mlx_rs::Array;
-use rustler::{Resource, ResourceArc};
+use rustler::ResourceArc;
 use smallvec::{smallvec, SmallVec};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Bytes of a loop's result that may be kept beside the state of a step that runs ahead.
@@ -299,7 +299,7 @@ impl Loop {
     }
 
     /// How many steps it takes, where its condition hangs on numbers that count by themselves.
-    fn count(&self, queue: &Shared, outcomes: &Outcomes) -> Result<Option<Counted>> {
+    fn count(&self, queue: &dyn Evaluator, outcomes: &Outcomes) -> Result<Option<Counted>> {
         let state = self.state.0.len();
         let counters = Counters::of(&self.condition, &self.body, state);
         // Late failures are known by waiting after every step.
@@ -325,7 +325,7 @@ impl Loop {
     }
 
     /// Has some steps computed together: as many as take no longer than others can wait.
-    fn submit(&mut self, queue: &Shared) -> Result<()> {
+    fn submit(&mut self, queue: &dyn Evaluator) -> Result<()> {
         let Some(counted) = &mut self.counted else {
             return Ok(());
         };
@@ -477,33 +477,27 @@ pub struct Run {
     pub outcomes: Outcomes,
     /// Steps that a loop takes before it runs ahead.
     run_ahead: Option<usize>,
-    reply: Option<Reply>,
-    /// Keeps a queue of the caller's own from closing meanwhile.
-    _queue: Option<ResourceArc<Queue>>,
 }
 
 impl Run {
     pub fn new(
         program: &Program,
         inputs: Vec<ResourceArc<Handle>>,
-        reply: Reply,
-        shared: &Shared,
-        queue: Option<ResourceArc<Queue>>,
+        device: Device,
+        stream: &Stream,
     ) -> Result<Run> {
         let mut outcomes = Outcomes::new();
         if program.can_fail_late {
-            outcomes.push(Arc::new(Outcome::of_call(shared.device, &shared.stream)?));
+            outcomes.push(Arc::new(Outcome::of_call(device, stream)?));
         }
         let given: Vec<_> = inputs.iter().chain(&program.constants).cloned().collect();
         let values = Values(given.iter().cloned().map(Slot::Given).collect());
-        let frame = Frame::new(program.code(shared.device), values, shared.device);
+        let frame = Frame::new(program.code(device), values, device);
         let mut run = Run {
             levels: vec![Level::Block(frame)],
             open: Vec::new(),
             outcomes,
             run_ahead: program.run_ahead,
-            reply: Some(reply),
-            _queue: queue,
         };
         run.settle_later(given);
         Ok(run)
@@ -514,17 +508,8 @@ impl Run {
         self.open.extend(handles.into_iter().filter(is_open));
     }
 
-    /// Whom to answer at the end.
-    pub fn take_reply(&mut self) -> Option<Reply> {
-        self.reply.take()
-    }
-
-    pub fn reply(&self) -> Option<&Reply> {
-        self.reply.as_ref()
-    }
-
     /// Goes on until the end, or until there is a reason to leave the queue's thread.
-    pub fn advance(&mut self, queue: &Shared) -> Result<Pause> {
+    pub fn advance(&mut self, queue: &dyn Evaluator) -> Result<Pause> {
         // Late failures of what was given are its own and are known before anything is built on it.
         for handle in std::mem::take(&mut self.open) {
             queue.settle(handle)?;
@@ -544,10 +529,10 @@ impl Run {
         }
     }
 
-    fn go_on(&mut self, queue: &Shared) -> Result<Pause> {
+    fn go_on(&mut self, queue: &dyn Evaluator) -> Result<Pause> {
         let began = Instant::now();
         loop {
-            let (device, stream) = (queue.device, &queue.stream);
+            let (device, stream) = (queue.device(), queue.stream());
             if matches!(self.levels.last(), Some(Level::Loop(_))) {
                 match self.replay(queue)? {
                     None => continue,
@@ -662,14 +647,19 @@ impl Run {
     }
 
     /// The loop on top of the stack goes on with what its condition or its body gave.
-    fn turn(&mut self, outputs: Values, queue: &Shared, began: Instant) -> Result<Option<Pause>> {
+    fn turn(
+        &mut self,
+        outputs: Values,
+        queue: &dyn Evaluator,
+        began: Instant,
+    ) -> Result<Option<Pause>> {
         let Some(Level::Loop(repeated)) = self.levels.last_mut() else {
             return Err(Error::invalid("there is no loop"));
         };
         if repeated.in_body {
             repeated.step(outputs)?;
             let Some(counted) = &mut repeated.counted else {
-                let condition = repeated.condition(queue.device)?;
+                let condition = repeated.condition(queue.device())?;
                 self.levels.push(Level::Block(condition));
                 return Ok(None);
             };
@@ -729,16 +719,16 @@ impl Run {
     }
 
     /// The loop on top of the stack takes its next step, or leaves the thread before it.
-    fn next_step(&mut self, queue: &Shared, began: Instant) -> Result<Option<Pause>> {
+    fn next_step(&mut self, queue: &dyn Evaluator, began: Instant) -> Result<Option<Pause>> {
         let Some(Level::Loop(repeated)) = self.levels.last_mut() else {
             return Err(Error::invalid("there is no loop"));
         };
-        let body = repeated.body(queue.device)?;
+        let body = repeated.body(queue.device())?;
         self.levels.push(Level::Block(body));
-        if self.reply.as_ref().is_some_and(|reply| !reply.is_awaited()) {
+        let pressure = queue.pressure();
+        if pressure.abandoned {
             return Ok(Some(Pause::Abandoned));
         }
-        let pressure = queue.pressure();
         if pressure.closed {
             return Err(Reason::QueueClosed.into());
         }
@@ -747,7 +737,7 @@ impl Run {
     }
 
     /// The loop on top of the stack is repeated by CUDA until it ends, or until the thread is to be left.
-    fn replay(&mut self, queue: &Shared) -> Result<Option<Pause>> {
+    fn replay(&mut self, queue: &dyn Evaluator) -> Result<Option<Pause>> {
         loop {
             let Some(Level::Loop(repeated)) = self.levels.last_mut() else {
                 return Err(Error::invalid("there is no loop"));
@@ -766,7 +756,7 @@ impl Run {
             if pressure.closed {
                 return Err(Reason::QueueClosed.into());
             }
-            if self.reply.as_ref().is_some_and(|reply| !reply.is_awaited()) {
+            if pressure.abandoned {
                 return Ok(Some(Pause::Abandoned));
             }
             if pressure.waiting {
@@ -784,7 +774,7 @@ impl Run {
     }
 
     /// What failed may have been a step that there is not. Then its loop ends, and true says that the run goes on.
-    fn was_too_far(&mut self, queue: &Shared) -> Result<bool> {
+    fn was_too_far(&mut self, queue: &dyn Evaluator) -> Result<bool> {
         // Above a loop that runs ahead there is at most one block.
         let is_doubtful =
             |level: &Level| matches!(level, Level::Loop(repeated) if repeated.doubt.is_some());
@@ -853,32 +843,5 @@ impl Run {
             frame.deliver(given);
         }
         Ok(())
-    }
-}
-
-/// A run that waits for its caller's answer, held by the caller alone: it ends with the last reference to it.
-pub struct Suspended {
-    run: Mutex<Option<Box<Run>>>,
-    pub queue: Arc<Shared>,
-}
-
-#[rustler::resource_impl]
-impl Resource for Suspended {}
-
-impl std::panic::RefUnwindSafe for Suspended {}
-
-impl Suspended {
-    pub fn new(run: Box<Run>, queue: Arc<Shared>) -> Suspended {
-        Suspended {
-            run: Mutex::new(Some(run)),
-            queue,
-        }
-    }
-
-    /// The run, once.
-    pub fn take(&self) -> Result<Box<Run>> {
-        let mut run = self.run.lock().unwrap_or_else(PoisonError::into_inner);
-        run.take()
-            .ok_or_else(|| Error::invalid("the run was already answered"))
     }
 }
