@@ -30,8 +30,12 @@ defmodule EMLX.Backend do
       dropped (`Nx.indexed_add/4`, `Nx.indexed_put/4`)
     * Integer division by zero gives 0, and so does the remainder
     * Shifts by the width of the type or more give 0, or -1 for negative numbers shifted right
-    * Arithmetic and comparisons take place in the type that both operands merge to; u64 is compared with signed integers
-      exactly
+    * A number has the bits that Nx writes for it: bf16 and f8 are cut off where results are rounded to the nearest. A
+      number that an integer type has no place for, such as 1.5, is an `ArgumentError`
+    * Arithmetic takes place in the type that both operands merge to. Where that is a float of 8 or 16 bits that cannot
+      hold an operand, such as 70,000 beside f16, arithmetic takes place in f32 or, for integers of 32 bits and more on
+      the CPU, in f64, and the result is rounded once
+    * Comparisons of real numbers of any two types are exact
     * A complex 0 is false, and the inverse functions of complex numbers have their principal values
     * NaN stays NaN under `Nx.clip/3`, and its sign is 0
     * Where indices repeat, `Nx.indexed_put/4` keeps the last update on the CPU and any of them on the GPU

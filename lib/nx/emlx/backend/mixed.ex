@@ -2,9 +2,9 @@ defmodule EMLX.Backend.Mixed do
   @moduledoc false
   # Operations of EMLX.Backend whose operands are of different types.
   #
-  # Nx's type of a result may not hold an operand: 70,000 has no place in f16, f16 beside bf16 is f16, and a float beside an integer is of
-  # the float's type. Where the result is a float of 8 or 16 bits, such operations are computed in f32 or f64 and rounded once; comparisons
-  # are exact for every pair of real types.
+  # Nx's type of a result may not hold an operand: 70,000 has no place in f16, f16 beside bf16 is f16, and a float
+  # beside an integer is of the float's type. Where the result is a float of 8 or 16 bits, such operations are
+  # computed in f32 or f64 and rounded once; comparisons are exact for every pair of real types.
 
   import EMLX.Backend.Type, only: [is_narrow: 1, is_integer_type: 1, is_float_type: 1]
 
@@ -67,8 +67,8 @@ defmodule EMLX.Backend.Mixed do
     end
   end
 
-  # A fraction is rounded in any case, which powers and remainders make much of. What is lost is one too large, and a small one that is
-  # not only added.
+  # A fraction is rounded in any case, which powers and remainders make much of. What is lost is one too large, and a
+  # small one that is not only added.
   defp in_range?(op, number, base) when op in [:power, :fmod], do: Number.value(number, base) == number
 
   defp in_range?(op, number, base) when is_float(number) do
@@ -117,7 +117,8 @@ defmodule EMLX.Backend.Mixed do
 
   def compare(op, left, right), do: Ops.run(op, [Backend.to_array(left), Backend.to_array(right)])
 
-  # MLX compares u64 with signed integers as f32. Here they are compared as u64, except where the signed one is negative.
+  # MLX compares u64 with signed integers as f32. Here they are compared as u64, except where the signed one is
+  # negative.
   defp compare_unsigned(op, unsigned, signed) do
     compared = Ops.run(op, [Backend.to_array(unsigned), Backend.operand(signed, {:u, 64})])
     negative = Ops.run(:less, [Backend.to_array(signed), Type.scalar(0, signed.type)])
@@ -150,8 +151,8 @@ defmodule EMLX.Backend.Mixed do
   defp integer_bits({:f, 32}), do: 16
   defp integer_bits(_type), do: 8
 
-  # The integer rounded to a float decides, unless that is equal: then the float is an integer and both are compared as such. A float
-  # beyond all integers is larger than any of them, as it is larger than 0.
+  # The integer rounded to a float decides, unless that is equal: then the float is an integer and both are compared
+  # as such. A float beyond all integers is larger than any of them, as it is larger than 0.
   defp compare_wide(op, float, %T{type: type} = whole) do
     work = if float.type == {:f, 64}, do: {:f, 64}, else: {:f, 32}
 

@@ -1,9 +1,10 @@
 defmodule EMLX.Backend.Number do
   @moduledoc false
-  # Numbers of Elixir as Nx writes them in a type. EMLX.Backend.Type makes constants of the bits, EMLX.Backend.Mixed asks what a type holds.
+  # Numbers of Elixir as Nx writes them in a type. EMLX.Backend.Type makes constants of the bits, EMLX.Backend.Mixed
+  # asks what a type holds.
   #
-  # bf16 and f8 are cut off where others round to the nearest, f8_e4m3fn has a rounding of its own and no infinity, integers wrap, and
-  # what is too large for a float is infinite.
+  # bf16 and f8 are cut off where others round to the nearest, f8_e4m3fn has a rounding of its own and no infinity,
+  # integers wrap, and what is too large for a float is infinite.
 
   alias EMLX.Backend.Type
 

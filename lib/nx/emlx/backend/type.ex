@@ -86,7 +86,8 @@ defmodule EMLX.Backend.Type do
   # ---- numbers ----
 
   @doc """
-  An array of shape {} that holds a number, with the bits that Nx writes for it. `opts` says where, as everywhere in the core.
+  An array of shape {} that holds a number, with the bits that Nx writes for it. `opts` says where, as everywhere in the
+  core.
 
   Raises `ArgumentError` for a number that has no bits in the type.
   """
@@ -97,7 +98,7 @@ defmodule EMLX.Backend.Type do
   @spec constant(number | Complex.non_finite_number(), Array.dtype(), keyword) :: Array.t()
   def constant(number, dtype, opts), do: Ops.run({:constant, %{value: number, dtype: dtype}}, [], opts)
 
-  @doc "Integers that are not negative in another type, as Nx writes them: bf16 and f8 are cut off, f8_e4m3fn has rounding of its own."
+  @doc "Integers from 0 on in another type, with the bits that Nx writes for them (EMLX.Backend.Number)."
   @spec of_integers(Array.t(), nx_type) :: Array.t()
   def of_integers(array, {:bf, 16}) do
     bits = Ops.run({:view, %{dtype: :u32}}, [astype(array, :f32)])

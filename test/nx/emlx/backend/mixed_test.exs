@@ -119,8 +119,8 @@ defmodule EMLX.Backend.MixedTest do
         tensor = vector(type)
         number = one_of([wide({:s, 64}), wide({:f, 32}), integer(-3000..3000), integer(1..100) / 8])
 
-        # Compiled, a fraction may be of the tensor's type: the binary backend misreads the subnormal ones of f8, and opinions differ on
-        # the angles of -0.0 and of infinities.
+        # Compiled, a fraction may be of the tensor's type: the binary backend misreads the subnormal ones of f8, and
+        # opinions differ on the angles of -0.0 and of infinities.
         number = if abs(number) < 1.0e-4 and (type == {:f, 8} or unquote(name) == :atan2), do: 3, else: number
         number = if unquote(name) == :atan2 and abs(number) > 448, do: trunc(number), else: number
         {rtol, _} = tolerance(type)

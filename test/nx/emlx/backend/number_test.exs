@@ -10,7 +10,8 @@ defmodule EMLX.Backend.NumberTest do
 
   @non_finite [:nan, :infinity, :neg_infinity]
 
-  # Ties between two neighbours of a format and what lies just beside them, subnormal numbers, limits and what is beyond.
+  # Ties between two neighbours of a format and what lies just beside them, subnormal numbers, limits and what is
+  # beyond.
   defp float do
     {fraction, low, high} = one_of(@formats)
     exponent = integer((low - fraction - 2)..(high + 1))
