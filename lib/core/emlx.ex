@@ -52,7 +52,10 @@ defmodule EMLX do
     * `:on_unsupported` - what to do with a function that cannot be traced, for example since an implementation of a block
       reads a value: `:raise` (default) or `:evaluate`, which has `Nx.Defn.Evaluator` run it
     * `:hooks` - a map of functions for named hooks
-    * `:max_concurrency` - the number of partitions, each with a queue, for an `Nx.Serving` with `partitions: true`
+    * `:max_concurrency` - the number of partitions, each with a queue, for an `Nx.Serving` with `partitions: true`.
+      **Warning:** with partitions, `Nx.Serving` joins the parts of a request that is larger than `:batch_size` in the
+      order in which they end, on any backend (seen with Nx 0.12.1 and 0.13.1). So a request to partitions must have at
+      most `:batch_size` entries
     * `:cache` - `false` to trace at each call. Up to `config :emlx, compiler_cache: 1000` functions are kept, the ones used last
 
   Telemetry tells of each trace and each run (`EMLX.Telemetry`).

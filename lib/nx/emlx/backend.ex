@@ -30,8 +30,12 @@ defmodule EMLX.Backend do
       dropped (`Nx.indexed_add/4`, `Nx.indexed_put/4`)
     * Integer division by zero gives 0, and so does the remainder
     * Shifts by the width of the type or more give 0, or -1 for negative numbers shifted right
-    * Arithmetic and comparisons take place in the type that both operands merge to; u64 is compared with signed integers
-      exactly
+    * A number has the bits that Nx writes for it: bf16 and f8 are cut off where results are rounded to the nearest. A
+      number that an integer type has no place for, such as 1.5, is an `ArgumentError`
+    * Arithmetic takes place in the type that both operands merge to. Where that is a float of 8 or 16 bits that cannot
+      hold an operand, such as 70,000 beside f16, arithmetic takes place in f32 or, for integers of 32 bits and more on
+      the CPU, in f64, and the result is rounded once
+    * Comparisons of real numbers of any two types are exact
     * A complex 0 is false, and the inverse functions of complex numbers have their principal values
     * NaN stays NaN under `Nx.clip/3`, and its sign is 0
     * Where indices repeat, `Nx.indexed_put/4` keeps the last update on the CPU and any of them on the GPU
@@ -53,16 +57,17 @@ defmodule EMLX.Backend do
   import Kernel, except: [inspect: 2]
 
   alias EMLX.{Array, Ops}
-  alias EMLX.Backend.{Fold, Index, Product, Type, Window}
+  alias EMLX.Backend.{Fold, Index, Mixed, Number, Product, Type, Window}
   alias Nx.Tensor, as: T
 
   require EMLX.Backend.Type
   import EMLX.Backend.Type, only: [is_narrow: 1, is_integer_type: 1, is_float_type: 1, is_complex_type: 1]
 
+  # A constant also keeps its number, which another type may have other bits for.
   @enforce_keys [:array]
-  defstruct [:array]
+  defstruct [:array, :number]
 
-  @type t :: %__MODULE__{array: Array.t()}
+  @type t :: %__MODULE__{array: Array.t(), number: nil | Number.t()}
 
   # ---- between tensors and arrays ----
 
@@ -164,13 +169,40 @@ defmodule EMLX.Backend do
   def tensor(array, out), do: %{out | data: %__MODULE__{array: array}}
 
   @doc false
-  # The array of a tensor, in the type of MLX that holds `type`. For types that only widen.
+  # The number that a constant has in its type, nil where a tensor is no constant.
+  def number(%T{type: type, data: %__MODULE__{number: number}}) when number != nil, do: Number.value(number, type)
+  def number(_tensor), do: nil
+
+  @doc false
+  # The array of a tensor, in the type of MLX that holds `type`. A constant becomes one of that type, as Nx makes it.
   def operand(%T{type: type} = tensor, type), do: to_array(tensor)
 
   def operand(%T{type: from} = tensor, type) do
-    array = to_array(tensor)
+    # f8 and f8_e4m3fn are held in a type that has all of their numbers.
+    number = if is_float_type(type) and not is_narrow(from), do: number(tensor)
     dtype = Type.dtype(type)
-    if Type.dtype(from) == dtype, do: array, else: Ops.run({:astype, %{dtype: dtype}}, [array])
+
+    cond do
+      number != nil -> filled(number, full_shape(tensor), type, device: Array.device(to_array(tensor)))
+      Type.dtype(from) == dtype -> to_array(tensor)
+      true -> Ops.run({:astype, %{dtype: dtype}}, [to_array(tensor)])
+    end
+  end
+
+  @doc false
+  # The array of a tensor in any other type, as `Nx.as_type/2` has it.
+  def converted(%T{type: from} = tensor, to) do
+    if is_float_type(to) and not is_complex_type(from) and number(tensor) != nil,
+      do: operand(tensor, to),
+      else: Type.convert(to_array(tensor), from, to)
+  end
+
+  # An array with a number everywhere.
+  defp filled(number, {}, type, opts), do: Type.scalar(number, type, opts)
+
+  defp filled(number, shape, type, opts) do
+    {dims, dtype} = Type.held(Tuple.to_list(shape), type)
+    Ops.run({:full, %{shape: dims, dtype: dtype}}, [Type.scalar(number, type, opts)])
   end
 
   # The shape of a tensor's array: the vectorized axes come first.
@@ -256,14 +288,8 @@ defmodule EMLX.Backend do
   # ---- creation ----
 
   @impl true
-  def constant(%T{shape: {}, type: type} = out, number, opts) when not is_narrow(type),
-    do: tensor(Type.constant(number, Type.dtype(type), where(opts, type)), out)
-
-  def constant(%T{shape: shape, type: type} = out, number, opts) do
-    dtype = Type.dtype(type)
-    value = number |> Type.constant(dtype, where(opts, type)) |> Type.narrow(type)
-    tensor(Ops.run({:full, %{shape: Tuple.to_list(shape), dtype: dtype}}, [value]), out)
-  end
+  def constant(%T{shape: shape, type: type} = out, number, opts),
+    do: %{out | data: %__MODULE__{array: filled(number, shape, type, where(opts, type)), number: number}}
 
   @impl true
   def from_binary(%T{type: type} = out, binary, opts) do
@@ -281,13 +307,14 @@ defmodule EMLX.Backend do
 
   @impl true
   def iota(%T{shape: shape, type: type} = out, axis, opts) do
-    # What 16 bits cannot count to is counted in 64 and rounded once.
-    counting = if is_float_type(type) and elem(type, 1) < 32, do: :s64, else: Type.dtype(type)
-    op = {:iota, %{shape: Tuple.to_list(shape), axis: axis, dtype: counting}}
-    array = Ops.run(op, [], where(opts, type))
-    dtype = Type.dtype(type)
-    array = if counting == dtype, do: array, else: Ops.run({:astype, %{dtype: dtype}}, [array])
-    tensor(Type.narrow(array, type), out)
+    iota = fn dtype ->
+      Ops.run({:iota, %{shape: Tuple.to_list(shape), axis: axis, dtype: dtype}}, [], where(opts, type))
+    end
+
+    # What 16 bits cannot count to is counted in 64.
+    if is_float_type(type) and elem(type, 1) < 32,
+      do: tensor(Type.of_integers(iota.(:s64), type), out),
+      else: tensor(Type.narrow(iota.(Type.dtype(type)), type), out)
   end
 
   # ---- conversion to terms, copies and transfers ----
@@ -478,7 +505,7 @@ defmodule EMLX.Backend do
   end
 
   @impl true
-  def as_type(%T{type: to} = out, %T{type: from} = tensor), do: tensor(Type.convert(to_array(tensor), from, to), out)
+  def as_type(%T{type: to} = out, tensor), do: tensor(converted(tensor, to), out)
 
   @impl true
   def bitcast(%T{type: to} = out, %T{type: from} = tensor) do
@@ -499,7 +526,7 @@ defmodule EMLX.Backend do
   # ---- element by element, two operands ----
 
   arithmetic =
-    [pow: :power, remainder: :fmod, min: :minimum, max: :maximum] ++
+    [pow: :power, remainder: :fmod] ++
       Enum.map(
         [:add, :subtract, :multiply, :divide, :quotient, :bitwise_and, :bitwise_or, :bitwise_xor, :left_shift],
         &{&1, &1}
@@ -507,16 +534,15 @@ defmodule EMLX.Backend do
 
   for {name, op} <- arithmetic do
     @impl true
-    def unquote(name)(out, left, right), do: elementwise(binary(unquote(op), left, right, out), out)
+    def unquote(name)(%T{type: type} = out, left, right),
+      do: elementwise(Mixed.arithmetic(unquote(op), left, right, type), out)
   end
 
-  defp binary(op, %T{type: type} = left, %T{type: type} = right, %T{type: type}),
-    do: Ops.run(op, [to_array(left), to_array(right)])
-
-  defp binary(op, %T{type: left_type} = left, %T{type: right_type} = right, %T{type: type}) do
-    if Type.promote(Type.dtype(left_type), Type.dtype(right_type)) == Type.dtype(type),
-      do: Ops.run(op, [to_array(left), to_array(right)]),
-      else: Ops.run(op, [operand(left, type), operand(right, type)])
+  # Where one operand is the result, it is brought to the result's type first.
+  for {name, op} <- [min: :minimum, max: :maximum] do
+    @impl true
+    def unquote(name)(%T{type: type} = out, left, right),
+      do: elementwise(Ops.run(unquote(op), [operand(left, type), operand(right, type)]), out)
   end
 
   # Of complex numbers only those count that lie on the real axis.
@@ -526,7 +552,7 @@ defmodule EMLX.Backend do
     tensor(Ops.run({:astype, %{dtype: Type.dtype(type)}}, [Ops.run(:arctan2, [left, right])]), out)
   end
 
-  def atan2(out, left, right), do: elementwise(binary(:arctan2, left, right, out), out)
+  def atan2(%T{type: type} = out, left, right), do: elementwise(Mixed.arithmetic(:arctan2, left, right, type), out)
 
   # The upper half of u64 has no place in s64 before it is shifted.
   @impl true
@@ -535,35 +561,12 @@ defmodule EMLX.Backend do
     tensor(Ops.run({:astype, %{dtype: :s64}}, [shifted]), out)
   end
 
-  def right_shift(out, left, right), do: elementwise(binary(:right_shift, left, right, out), out)
+  def right_shift(%T{type: type} = out, left, right),
+    do: elementwise(Mixed.arithmetic(:right_shift, left, right, type), out)
 
-  # With what each gives where the left is larger, and where the right is.
-  comparisons = [
-    equal: {0, 0},
-    not_equal: {1, 1},
-    greater: {1, 0},
-    less: {0, 1},
-    greater_equal: {1, 0},
-    less_equal: {0, 1}
-  ]
-
-  for {op, {left_larger, right_larger}} <- comparisons do
+  for op <- [:equal, :not_equal, :greater, :less, :greater_equal, :less_equal] do
     @impl true
-    def unquote(op)(out, %T{type: {:u, 64}} = left, %T{type: {:s, _}} = right),
-      do: compare_wide(unquote(op), out, left, right, right, unquote(left_larger))
-
-    def unquote(op)(out, %T{type: {:s, _}} = left, %T{type: {:u, 64}} = right),
-      do: compare_wide(unquote(op), out, left, right, left, unquote(right_larger))
-
-    def unquote(op)(out, left, right),
-      do: tensor(to_u8(Ops.run(unquote(op), [to_array(left), to_array(right)])), out)
-  end
-
-  # MLX compares u64 with signed integers as f32. Here they are compared as u64, except where the signed one is negative.
-  defp compare_wide(op, out, left, right, signed, otherwise) do
-    compared = Ops.run(op, [operand(left, {:u, 64}), operand(right, {:u, 64})])
-    negative = Ops.run(:less, [to_array(signed), Type.scalar(0, signed.type)])
-    tensor(Ops.run(:where, [negative, Type.scalar(otherwise, {:u, 8}), to_u8(compared)]), out)
+    def unquote(op)(out, left, right), do: tensor(to_u8(Mixed.compare(unquote(op), left, right)), out)
   end
 
   for op <- [:logical_and, :logical_or, :logical_xor] do

@@ -4,12 +4,14 @@ defmodule EMLX.TelemetryTest do
 
   import EMLX.Told, only: [told: 1, caught: 1], warn: false
 
-  alias EMLX.{Array, Ops, Program, Queue, Telemetry}
+  alias EMLX.{Array, Ops, Telemetry}
 
   # Telemetry comes with Nx. Where the core tier stands alone, there is nothing to tell, and the last test says so.
   @told Enum.any?(Application.started_applications(), &match?({:telemetry, _, _}, &1))
 
   if @told do
+    alias EMLX.{Program, Queue}
+
     doctest EMLX.Telemetry
 
     def refuse(_event, _measurements, _metadata, _config), do: raise("no")

@@ -28,7 +28,6 @@ defmodule EMLX.Backend.Complex128 do
                Enum.map([:indexed_add, :indexed_put], &{&1, 5, [0]}) ++
                Enum.map([:window_sum, :window_product], &{&1, 4, [0]}) ++
                [
-                 {:constant, 3, [0]},
                  {:eye, 2, [0]},
                  {:iota, 3, [0]},
                  {:to_binary, 2, [0]},
@@ -104,19 +103,6 @@ defmodule EMLX.Backend.Complex128 do
   defp joined({re, im}, out), do: Backend.tensor(Pair.join(re, im), out)
 
   # ---- creation and reading ----
-
-  def constant(%T{shape: shape} = out, number, opts) do
-    {re, im} =
-      case number do
-        %Complex{re: re, im: im} -> {re, im}
-        number -> {number, 0.0}
-      end
-
-    device = Backend.where(opts, @c128)
-    pair = Pair.join(Type.constant(re, :f64, device), Type.constant(im, :f64, device))
-    dims = Tuple.to_list(append(shape, 2))
-    Backend.tensor(if(shape == {}, do: pair, else: Ops.run({:broadcast_to, %{shape: dims}}, [pair])), out)
-  end
 
   def eye(out, opts), do: %{out | type: {:f, 64}} |> Backend.eye(Backend.where(opts, @c128)) |> of_real(out)
 
@@ -307,7 +293,7 @@ defmodule EMLX.Backend.Complex128 do
 
   def window_product(%T{shape: out_shape} = out, tensor, window, opts) do
     Fold.refuse_slices()
-    one = constant(%{out | shape: {}, names: []}, 1, device: :cpu)
+    one = Backend.constant(%{out | shape: {}, names: []}, 1, device: :cpu)
     tensor |> windows(one, window, opts) |> folded(Tuple.product(window), out_shape) |> Backend.tensor(out)
   end
 

@@ -32,7 +32,7 @@ defmodule EMLX.Backend.Fold do
     rank = tuple_size(shape)
     all = Enum.to_list(0..(rank - 1)//1)
     axes = opts[:axes] || all
-    array = Type.convert(Backend.to_array(tensor), tensor.type, type)
+    array = Backend.converted(tensor, type)
     parts = if type == {:c, 128}, do: [rank], else: []
     front = Ops.run({:transpose, %{axes: axes ++ (all -- axes) ++ parts}}, [array])
     count = axes |> Enum.map(&elem(shape, &1)) |> Enum.product()
@@ -48,14 +48,14 @@ defmodule EMLX.Backend.Fold do
   end
 
   defp tensor_of(template, acc),
-    do: Backend.tensor(Type.convert(Backend.to_array(acc), acc.type, template.type), template)
+    do: Backend.tensor(Backend.converted(acc, template.type), template)
 
   # `front` has the reduced axes first, `count` elements of them in all.
   defp fold(%T{type: type, shape: out_shape} = out, front, count, acc, fun) do
     dims = Tuple.to_list(out_shape)
     size = Enum.product(dims)
     scalar = %{out | shape: {}, names: []}
-    acc = Backend.tensor(Type.convert(Backend.to_array(acc), acc.type, type), scalar)
+    acc = Backend.tensor(Backend.converted(acc, type), scalar)
     slices = Ops.run({:reshape, %{shape: held([count, size], scalar)}}, [front])
     call = fn x, acc -> fun.(x, acc) |> result(scalar) end
 
@@ -147,8 +147,8 @@ defmodule EMLX.Backend.Fold do
   # What the function gave, as an accumulator.
   defp result(given, %T{type: type} = scalar) do
     case Nx.to_tensor(given) do
-      %T{shape: {}, type: from} = given ->
-        Backend.tensor(Type.convert(Backend.to_array(given), from, type), scalar)
+      %T{shape: {}} = given ->
+        Backend.tensor(Backend.converted(given, type), scalar)
 
       other ->
         raise ArgumentError, "expected the function of a reduction to give a scalar, got: #{inspect(other)}"

@@ -4,7 +4,7 @@ defmodule EMLX.Backend.Index do
   # Functions take tensors and give the array of the result.
 
   alias EMLX.Backend
-  alias EMLX.Backend.Type
+  alias EMLX.Backend.{Mixed, Type}
   alias EMLX.Ops
   alias Nx.Tensor, as: T
 
@@ -103,14 +103,16 @@ defmodule EMLX.Backend.Index do
 
   @doc "`tensor` with slices of `updates` written or added at the places that `indices` names; `op` says which."
   def scatter(op, %T{type: type}, %T{shape: shape} = tensor, indices, updates, axes) do
+    work = if op == :scatter_add, do: Mixed.work_type(:add, [tensor, updates], type), else: type
     axes = axes || Enum.to_list(0..(elem(indices.shape, tuple_size(indices.shape) - 1) - 1)//1)
     index_dims = indices.shape |> Tuple.to_list() |> Enum.drop(-1)
     rest = for {dim, axis} <- Enum.with_index(Tuple.to_list(shape)), do: if(axis in axes, do: 1, else: dim)
-    updates = Ops.run({:reshape, %{shape: index_dims ++ rest}}, [Backend.operand(updates, type)])
+    updates = Ops.run({:reshape, %{shape: index_dims ++ rest}}, [Backend.operand(updates, work)])
 
     # Read as unsigned, a negative index is out of range like any other, and its update is dropped.
     places = Ops.run({:view, %{dtype: unsigned(indices.type)}}, [Backend.to_array(indices)])
-    Ops.run({op, %{axes: axes}}, [Backend.operand(tensor, type), updates | columns(places, indices.shape)])
+    scattered = Ops.run({op, %{axes: axes}}, [Backend.operand(tensor, work), updates | columns(places, indices.shape)])
+    Mixed.rounded(scattered, work, type)
   end
 
   defp unsigned({_kind, size}), do: Type.dtype({:u, max(size, 8)})

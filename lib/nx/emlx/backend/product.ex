@@ -4,7 +4,7 @@ defmodule EMLX.Backend.Product do
   # array of the result.
 
   alias EMLX.Backend
-  alias EMLX.Backend.Type
+  alias EMLX.Backend.{Mixed, Type}
   alias EMLX.Ops
   alias Nx.Tensor, as: T
 
@@ -16,18 +16,20 @@ defmodule EMLX.Backend.Product do
     right_free = free(right, right_axes ++ right_batch)
     batch = sizes(left, left_batch)
     inner = product(sizes(left, left_axes))
+    work = Mixed.work_type(:matmul, [left, right], type)
 
     a =
-      Backend.operand(left, type)
+      Backend.operand(left, work)
       |> transpose(left_batch ++ left_free ++ left_axes)
       |> matrix(left_free, left_axes, batch ++ [product(sizes(left, left_free)), inner])
 
     b =
-      Backend.operand(right, type)
+      Backend.operand(right, work)
       |> transpose(right_batch ++ right_axes ++ right_free)
       |> matrix(right_free, right_axes, batch ++ [inner, product(sizes(right, right_free))])
 
-    Ops.run({:reshape, %{shape: Tuple.to_list(out_shape)}}, [Ops.run(:matmul, [a, b])])
+    product = Mixed.rounded(Ops.run(:matmul, [a, b]), work, type)
+    Ops.run({:reshape, %{shape: Tuple.to_list(out_shape)}}, [product])
   end
 
   defp free(%T{shape: shape}, used), do: Enum.to_list(0..(tuple_size(shape) - 1)//1) -- used
@@ -47,8 +49,9 @@ defmodule EMLX.Backend.Product do
   MLX has {batch, space…, channels} by {out, space…, in / groups}; Nx's permutations say which axis is which.
   """
   def conv(%T{type: type} = out, tensor, kernel, opts) do
-    input = transpose_any(Backend.operand(tensor, type), channels_last(opts[:input_permutation]))
-    weight = transpose_any(Backend.operand(kernel, type), channels_last(opts[:kernel_permutation]))
+    work = Mixed.work_type(:conv, [tensor, kernel], type)
+    input = transpose_any(Backend.operand(tensor, work), channels_last(opts[:input_permutation]))
+    weight = transpose_any(Backend.operand(kernel, work), channels_last(opts[:kernel_permutation]))
     input_dims = Enum.map(channels_last(opts[:input_permutation]), &elem(tensor.shape, &1))
     weight_dims = Enum.map(channels_last(opts[:kernel_permutation]), &elem(kernel.shape, &1))
 
@@ -58,7 +61,7 @@ defmodule EMLX.Backend.Product do
         {groups, _} -> batch_groups(input, input_dims, groups)
       end
 
-    result = convolve(type, input, input_dims, weight, weight_dims, groups, opts)
+    result = work |> convolve(input, input_dims, weight, weight_dims, groups, opts) |> Mixed.rounded(work, type)
 
     # Axis i of the result is axis `place` of {batch, channels, space…}.
     rank = tuple_size(out.shape)

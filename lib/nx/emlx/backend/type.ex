@@ -10,10 +10,10 @@ defmodule EMLX.Backend.Type do
   #   * c128 is held as f64 with one more axis, the last one, for the two parts (EMLX.Backend.Pair): MLX's complex numbers are pairs
   #     of f32. It has no type of MLX to name, so dtype/1 refuses it; held/2 says what an array of any type looks like
 
-  import Bitwise, only: [<<<: 2, &&&: 2]
+  import Bitwise, only: [<<<: 2]
 
   alias EMLX.{Array, Ops}
-  alias EMLX.Backend.Pair
+  alias EMLX.Backend.{Number, Pair}
 
   @type nx_type :: Nx.Type.t()
 
@@ -83,32 +83,44 @@ defmodule EMLX.Backend.Type do
     def promote(unquote(atom.(a)), unquote(atom.(b))), do: unquote(atom.(promote.(a, b)))
   end
 
-  # ---- scalars ----
+  # ---- numbers ----
 
-  @doc "An array of shape {} that holds a number of Nx."
-  @spec scalar(number | Complex.t() | Complex.non_finite_number(), nx_type) :: Array.t()
-  def scalar(number, type), do: number |> constant(dtype(type), []) |> narrow(type)
+  @doc """
+  An array of shape {} that holds a number, with the bits that Nx writes for it. `opts` says where, as everywhere in the
+  core.
 
-  @doc "The same for a type of MLX. `opts` says where, as everywhere in the core."
-  @spec constant(number | Complex.t() | Complex.non_finite_number(), Array.dtype(), keyword) :: Array.t()
-  def constant(%{re: re, im: im}, dtype, opts) when is_number(re) and is_number(im),
-    do: Ops.run({:constant, %{value: {re * 1.0, im * 1.0}, dtype: dtype}}, [], opts)
+  Raises `ArgumentError` for a number that has no bits in the type.
+  """
+  @spec scalar(Number.t(), nx_type, keyword) :: Array.t()
+  def scalar(number, type, opts \\ []), do: number |> Number.bits(type) |> load({}, type, opts)
 
-  def constant(%{re: re, im: im}, :c64, opts) do
-    parts = for part <- [re, im], into: <<>>, do: float32(part)
-    Array.from_binary(parts, [], :c64, opts)
-  end
-
-  # What is beyond 64 bits a float can still be near to; an integer has its low bits.
-  def constant(number, dtype, opts) when is_integer(number) and (number >= 1 <<< 64 or number < -(1 <<< 63)) do
-    float? = dtype in [:f16, :bf16, :f32, :f64, :c64]
-    constant(if(float?, do: number * 1.0, else: number &&& (1 <<< 64) - 1), dtype, opts)
-  end
-
+  @doc "A number of our own in a type of MLX that has it."
+  @spec constant(number | Complex.non_finite_number(), Array.dtype(), keyword) :: Array.t()
   def constant(number, dtype, opts), do: Ops.run({:constant, %{value: number, dtype: dtype}}, [], opts)
 
-  defp float32(number) when is_number(number), do: <<number::float-32-native>>
-  defp float32(number), do: Nx.Shared.write_non_finite(number, 32)
+  @doc "Integers from 0 on in another type, with the bits that Nx writes for them (EMLX.Backend.Number)."
+  @spec of_integers(Array.t(), nx_type) :: Array.t()
+  def of_integers(array, {:bf, 16}) do
+    bits = Ops.run({:view, %{dtype: :u32}}, [astype(array, :f32)])
+    upper = Ops.run(:bitwise_and, [bits, constant(0xFFFF0000, :u32, [])])
+    astype(Ops.run({:view, %{dtype: :f32}}, [upper]), :bf16)
+  end
+
+  def of_integers(array, {:f, 8}) do
+    bits = Ops.run({:view, %{dtype: :u16}}, [astype(array, :f16)])
+    upper = Ops.run(:bitwise_and, [bits, constant(0xFF00, :u16, [])])
+    Ops.run({:view, %{dtype: :f16}}, [upper])
+  end
+
+  # Every integer from the largest number on is that number.
+  def of_integers(array, {:f8_e4m3fn, 8} = type) do
+    largest = 448
+    bits = for integer <- 0..largest, into: <<>>, do: Number.bits(integer, type)
+    index = Ops.run(:minimum, [array, constant(largest, Array.dtype(array), [])])
+    Ops.run({:take, %{axis: 0}}, [load(bits, {largest + 1}, type, device: Array.device(array)), index])
+  end
+
+  def of_integers(array, type), do: narrow(astype(array, dtype(type)), type)
 
   # ---- narrowing ----
 

@@ -3,7 +3,7 @@ defmodule EMLX.Backend.Window do
   # Sliding windows for EMLX.Backend. Every list has one entry an axis of the tensor.
 
   alias EMLX.Backend
-  alias EMLX.Backend.{Complex128, Type}
+  alias EMLX.Backend.{Complex128, Mixed, Type}
   alias EMLX.Ops
   alias Nx.Tensor, as: T
 
@@ -80,10 +80,12 @@ defmodule EMLX.Backend.Window do
     places = Ops.run({:flip, %{axes: [1]}}, [Ops.run({:reshape, %{shape: [count, taps]}}, [places])])
     place = Ops.run({:reshape, %{shape: [count]}}, [Ops.run({:take_along_axis, %{axis: 1}}, [places, chosen])])
 
-    canvas = Ops.run({:full, %{shape: [Enum.product(dims)], dtype: Type.dtype(type)}}, [value])
-    updates = Ops.run({:reshape, %{shape: [count, 1]}}, [Backend.operand(source, type)])
+    # `init` has the bits of the result's type, whatever the sums are computed in.
+    work = Mixed.work_type(:add, [source, %{init | type: type}], type)
+    canvas = Ops.run({:full, %{shape: [Enum.product(dims)], dtype: Type.dtype(work)}}, [value])
+    updates = Ops.run({:reshape, %{shape: [count, 1]}}, [Backend.operand(source, work)])
     summed = Ops.run({:scatter_add, %{axes: [0]}}, [canvas, updates, place])
-    summed = Ops.run({:reshape, %{shape: dims}}, [summed])
+    summed = Ops.run({:reshape, %{shape: dims}}, [Mixed.rounded(summed, work, type)])
     pad(summed, value, Enum.map(padding, fn {low, high} -> {-low, -high} end))
   end
 
