@@ -1,7 +1,8 @@
 defmodule EMLX.OpTable do
   @moduledoc """
-  The native operations as data: what `EMLX.Ops.run/3` takes, and the facts about each operation that passes over programs
-  and tests go by. Contributors read them here instead of listing operations by hand; they stand in `native/src/op/traits.rs`.
+  The native operations as data: what `EMLX.Ops.run/3` takes, and the facts about each operation that passes over
+  programs and tests go by. Contributors read them here instead of listing operations by hand. The facts themselves are
+  in `native/src/op/traits.rs`.
 
       iex> EMLX.OpTable.fetch!(:argmax).attributes
       [axis: {:optional, :s32}, keepdims: :bool, nan: {:one_of, [:first, :last]}]
@@ -12,7 +13,8 @@ defmodule EMLX.OpTable do
   alias EMLX.Native
 
   @typedoc """
-  What an attribute can be. A `:number` is an integer, a float, `{real, imaginary}`, `:nan`, `:infinity` or `:neg_infinity`.
+  What an attribute can be. A `:number` is an integer, a float, `{real, imaginary}`, `:nan`, `:infinity` or
+  `:neg_infinity`.
   """
   @type kind ::
           :s32
@@ -30,14 +32,16 @@ defmodule EMLX.OpTable do
   @typedoc """
   An operation:
 
-    * `:name` and `:attributes` - what the native code takes: the name alone, or `{name, attributes}` where there are any
+    * `:name` and `:attributes` - what the native code takes: the name alone, or `{name, attributes}` where there are
+      any
     * `:class` - what it does, for example `:unary`, `:reduction` or `:linear_algebra`
-    * `:required`, `:optional`, `:more` - how many arrays it takes: some that are required, then some that may be nil, and then,
-      where `:more`, at least one more
+    * `:required`, `:optional`, `:more` - how many arrays it takes: some that are required, then some that may be nil,
+      and then, where `:more`, at least one more
     * `:outputs` - how many arrays it returns; nil where attributes or inputs decide
-    * `:elementwise` - whether each element of the result is a function of the elements at its place, broadcast together
-    * `:view` - `:reshape` or `:strided` where the result mostly shares its input's memory, with the elements in their row-major
-      order or in another
+    * `:elementwise` - whether each element of the result is a function of the elements at its place, broadcast
+      together
+    * `:view` - `:reshape` or `:strided` where the result mostly shares its input's memory, with the elements in their
+      row-major order or in another
     * `:converts` - whether it changes shape or type and nothing else
     * `:simple` - whether the interpreters of programs know it
     * `:cpu_only` - whether it runs on the CPU also for arrays of the GPU
@@ -90,7 +94,7 @@ defmodule EMLX.OpTable do
   @spec late_failure?(EMLX.Ops.op()) :: boolean
   def late_failure?(op), do: match?(%{late_failure: true}, get(op))
 
-  @doc "Returns whether an operation changes shape or type and nothing else, so that it is the identity where both stay."
+  @doc "Returns whether an operation changes shape or type alone, so that it is the identity where both stay."
   @spec converts?(EMLX.Ops.op()) :: boolean
   def converts?(op), do: match?(%{converts: true}, get(op))
 end

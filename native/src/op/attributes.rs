@@ -1,5 +1,5 @@
-//! The table of operations as data: their names, and their attributes with names and types, read from the derived `Deserialize` of
-//! [`Op`], which is what decodes them. So the list cannot differ from the enum.
+//! The table of operations as data: their names, and their attributes with names and types, read from the derived
+//! `Deserialize` of [`Op`]. So the list cannot differ from the enum.
 
 use super::{Class, Op, View};
 use rustler::{Atom, Encoder, Env, NifMap, NifResult, Term};
@@ -276,8 +276,8 @@ impl<'de> Deserializer<'de> for Value<'_> {
     }
 
     serde::forward_to_deserialize_any! {
-        i8 i16 i128 u8 u16 u32 u128 char str bytes byte_buf unit unit_struct newtype_struct tuple tuple_struct map struct
-        identifier ignored_any
+        i8 i16 i128 u8 u16 u32 u128 char str bytes byte_buf unit unit_struct newtype_struct tuple tuple_struct map
+        struct identifier ignored_any
     }
 }
 

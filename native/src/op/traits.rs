@@ -48,7 +48,7 @@ pub enum View {
     Strided,
 }
 
-/// How many arrays an operation takes: some that are required, then some that may be nil, then any number, at least one.
+/// How many arrays an operation takes: some that are required, some that may be nil, and, where `more`, at least one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Arity {
     pub required: u8,
@@ -65,12 +65,12 @@ pub struct Traits {
     pub view: Option<View>,
     /// Changes shape or type and nothing else, so that it is the identity where both stay.
     pub converts: bool,
-    /// Arithmetic, comparisons and logic on elements, and casts: what a program's own interpreters know (program/count.rs,
-    /// program/graph/text.rs).
+    /// Arithmetic, comparisons and logic on elements, and casts: what a program's own interpreters know
+    /// (program/count.rs, program/graph/text.rs).
     pub simple: bool,
     /// MLX has it for the CPU only.
     pub cpu_only: bool,
-    /// May fail while it is computed, not only while it is built: its result carries the failure on to whatever uses it.
+    /// May fail while it is computed, not only while it is built: its result carries the failure on to what uses it.
     pub late_failure: bool,
     /// CUDA's kernel takes elements to lie in rows.
     pub row_major_on_gpu: bool,
