@@ -30,7 +30,7 @@ defmodule EMLX.MixProject do
       prune_code_paths: false,
       deps: deps(hex?()),
       package: package(),
-      docs: [main: "EMLX", extras: Path.wildcard("{README,ARCHITECTURE,CHANGELOG}.md") ++ Path.wildcard("guides/*.md")]
+      docs: docs()
     ]
   end
 
@@ -73,6 +73,34 @@ defmodule EMLX.MixProject do
   defp nx?, do: :nx in @tiers and (hex?() or Code.ensure_loaded?(Nx))
 
   defp hex?, do: Code.ensure_loaded?(Hex)
+
+  # Links between pages are relative, as on GitHub; ExDoc finds a page by its file's name. So no two pages have one name.
+  defp docs do
+    [
+      main: "readme",
+      extras:
+        ["README.md"] ++
+          Path.wildcard("guides/*.md") ++
+          ["ARCHITECTURE.md"] ++
+          Path.wildcard("docs/adr/0*.md") ++
+          ["docs/mlx-quirks.md", "bench/RESULTS.md", "CONTRIBUTING.md", "CHANGELOG.md"],
+      assets: %{"bench/results" => "results"},
+      # It names functions of the C++ EMLX.
+      skip_undefined_reference_warnings_on: ["guides/migration.md"],
+      # Modules that internal pages name and that have no page of their own.
+      skip_code_autolink_to: &String.match?(&1, ~r/^EMLX\.(Application|Compiler|Native|Trace)\b/),
+      groups_for_extras: [
+        Guides: ~r"^guides/",
+        Decisions: ~r"^docs/adr/",
+        Internals: ~r"^(ARCHITECTURE|CONTRIBUTING|CHANGELOG|docs/mlx-quirks|bench/RESULTS)"
+      ],
+      groups_for_modules: [
+        Nx: [EMLX, EMLX.Backend, EMLX.Fast, EMLX.Block, ~r"^EMLX\.(Fast|Block)\."],
+        Core: [EMLX.Array, EMLX.Ops, EMLX.Kernels, EMLX.Program, EMLX.Safetensors],
+        Runtime: [EMLX.Queue, EMLX.CommandQueue, EMLX.Memory, EMLX.Telemetry, EMLX.Doctor, EMLX.Error]
+      ]
+    ]
+  end
 
   defp package do
     [

@@ -23,9 +23,9 @@ defmodule EMLXBumblebee.MixProject do
       package: [
         licenses: ["Apache-2.0"],
         links: %{},
-        files: ~w(lib mix.exs .formatter.exs README.md)
+        files: ~w(lib mix.exs .formatter.exs README.md CONFORMANCE.md REFERENCES.md)
       ],
-      docs: [main: "EMLXBumblebee", extras: ["README.md"]]
+      docs: [main: "EMLXBumblebee", extras: ["README.md", "CONFORMANCE.md", "REFERENCES.md"]]
     ]
   end
 
