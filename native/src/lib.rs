@@ -4,6 +4,7 @@
 //! instead of a bare ArgumentError. `{:ok, value}` or `{:error, map}` comes back; no panic crosses.
 
 mod array;
+mod deallocate;
 mod device;
 mod dtype;
 mod error;
@@ -16,6 +17,7 @@ mod op;
 mod pace;
 mod program;
 mod queue;
+mod shm;
 mod weight;
 
 use array::{outcomes_of, ArrayTerm, BinaryTerm, Handle, Outcome};
@@ -34,6 +36,7 @@ use smallvec::SmallVec;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
 rustler::init!("Elixir.EMLX.Native", load = load);
@@ -45,7 +48,7 @@ fn load(_env: Env, _info: Term) -> bool {
 }
 
 mod atoms {
-    rustler::atoms! { ok, error, wait, queued, traced, trace, nil }
+    rustler::atoms! { ok, error, wait, check, queued, traced, trace, nil }
 }
 
 /// What a function gives back: a value, or an error as a map.
@@ -163,6 +166,12 @@ fn handles(arrays: &[ResourceArc<Handle>]) -> impl Iterator<Item = &Handle> {
 }
 
 fn decode_valued(term: Term, position: usize) -> Result<ResourceArc<Handle>> {
+    let array = decode_valued_or_deallocated(term, position)?;
+    array.refuse_deallocated()?;
+    Ok(array)
+}
+
+fn decode_valued_or_deallocated(term: Term, position: usize) -> Result<ResourceArc<Handle>> {
     let array = decode_array(term, position)?;
     array.refuse_traced()?;
     Ok(array)
@@ -355,13 +364,29 @@ impl Encoder for Applied {
 const MAX_FOLDED: usize = 1 << 20;
 
 /// A bare reference for the one array of an operation, so that the most frequent answer is the cheapest to make and to read;
-/// else `{:ok | :wait, array | [array]}` or `{:error, map}`.
+/// else `{:ok | :wait, array | [array]}` or `{:error, map}`. In debugging modes, answers that are no error are
+/// `{:check, answer}`.
 #[rustler::nif]
 fn apply<'a>(env: Env<'a>, op: Term<'a>, inputs: Term<'a>, target: Term<'a>) -> Term<'a> {
     match guard("", || apply_op(op, inputs, target)) {
+        Ok(applied) if CHECKS_RESULTS.load(Ordering::Relaxed) => {
+            (atoms::check(), applied).encode(env)
+        }
         Ok(applied) => applied.encode(env),
         Err(error) => (atoms::error(), error.of(&op_name(op))).encode(env),
     }
+}
+
+/// Whether `EMLX.Debug` looks at what operations give.
+static CHECKS_RESULTS: AtomicBool = AtomicBool::new(false);
+
+/// Has `apply` give `{:check, result}` from now on, or its result alone.
+#[rustler::nif]
+fn check_results(on: Term) -> Answer<Done> {
+    Answer(guard("check_results", || {
+        CHECKS_RESULTS.store(argument(on, 0, "a boolean")?, Ordering::Relaxed);
+        Ok(Done)
+    }))
 }
 
 fn apply_op(op: Term, inputs: Term, target: Term) -> Result<Applied> {
@@ -375,15 +400,20 @@ fn apply_op(op: Term, inputs: Term, target: Term) -> Result<Applied> {
             .collect();
         error.with_inputs(signatures, Some(target.device))
     };
-    let brought = bring(&inputs, target.device)?;
-    let mut arrays: SmallVec<[Option<&Array>; 4]> = inputs
-        .iter()
-        .map(|input| input.as_ref().map(|handle| handle.array()))
-        .collect();
+    let marked = deallocate::marked();
+    let brought = bring(&inputs, target.device).map_err(describe)?;
+    let mut arrays: SmallVec<[Option<&Array>; 4]> = SmallVec::new();
+    for input in &inputs {
+        let array = input.map(Handle::live).transpose();
+        arrays.push(array.map_err(describe)?);
+    }
     for (position, array) in &brought {
         arrays[*position] = Some(array);
     }
     let outputs = program::build(&op, &arrays, target.device, &target.stream).map_err(describe)?;
+    if deallocate::was_marked_since(marked) {
+        array::refuse_deallocated(inputs.iter().flatten().copied()).map_err(describe)?;
+    }
     let mut outcomes = outcomes_of(inputs.iter().flatten().copied());
     let mut crossed = op::take_crossed();
     if target.device == Device::Gpu {
@@ -448,7 +478,8 @@ fn bring(inputs: &[Option<&Handle>], device: Device) -> Result<SmallVec<[(usize,
     }
     for (position, input) in inputs.iter().enumerate() {
         if let Some(input) = input.filter(|input| input.device == Device::Gpu) {
-            let copy = mlx::copy_apart(input.array(), Device::Gpu.stream()?)?;
+            let copy = mlx::copy_apart(input.live()?, Device::Gpu.stream()?)?;
+            array::refuse_deallocated([input])?;
             copies.push((position, copy));
         }
     }
@@ -523,6 +554,17 @@ fn info(array: Term) -> Answer<(Vec<i32>, Dtype, Device)> {
         let handle = decode_array(array, 0)?;
         let (shape, dtype) = handle.signature();
         Ok((shape, dtype, handle.device))
+    }))
+}
+
+/// How far apart neighbours on each axis lie, in elements. Known once the array is computed.
+#[rustler::nif(schedule = "DirtyCpu")]
+fn strides(array: Term) -> Answer<Vec<i64>> {
+    Answer(guard("strides", || {
+        let handle = decode_valued(array, 0)?;
+        let _lock = mlx::graph_lock();
+        // SAFETY: live, and nobody changes it while the lock is held.
+        Ok(unsafe { mlx::strides(handle.array()) })
     }))
 }
 
@@ -751,7 +793,10 @@ fn program_new<'a>(
             "%{output_names: nil | [name], fuse: boolean, run_ahead: nil | steps}",
         )?;
         let inputs = program::term::inputs(inputs)?;
-        let constants = decode_arrays(constants)?;
+        // Its own, so that it outlives their deallocation elsewhere.
+        let constants = handles(&decode_arrays(constants)?)
+            .map(|constant| constant.another().map(ResourceArc::new))
+            .collect::<Result<Vec<_>>>()?;
         let count = inputs.len().saturating_add(constants.len());
         let body = program::term::top(count, instructions, outputs)?;
         Program::new(inputs, constants, body, opts.output_names, opts.fuse)
@@ -978,6 +1023,7 @@ enum Figure {
 fn memory(figure: Term) -> Answer<usize> {
     Answer(guard("memory", || {
         mlx::release_pending();
+        deallocate::free_waiting();
         match argument(
             figure,
             0,
@@ -1015,6 +1061,7 @@ fn set_limit<'a>(limit: Term<'a>, bytes: Term<'a>) -> Answer<usize> {
 fn clear_cache() -> Answer<Done> {
     Answer(guard("clear_cache", || {
         program::forget_all();
+        deallocate::free_waiting();
         mlx::clear_cache().map(|()| Done)
     }))
 }
