@@ -47,6 +47,9 @@ defmodule EMLXAxon do
   nothing. What looks for layers by their op, such as `Axon.MixedPrecision.apply_policy/3` with `except: [:layer_norm]`, goes
   before it: the op of a rewritten layer is a function. Raises `ArgumentError` for anything but a model.
 
+  Warns about a model with layers of Bumblebee, which stay as they are. `EMLXBumblebee.rewrite/2` of the package
+  `emlx_bumblebee` rewrites those.
+
       iex> model = Axon.input("x") |> Axon.rms_norm(name: "norm") |> EMLXAxon.rewrite()
       iex> {init, predict} = Axon.build(model)
       iex> state = init.(Nx.template({1, 2}, :f32), Axon.ModelState.empty())
@@ -57,6 +60,16 @@ defmodule EMLXAxon do
   def rewrite(model, opts \\ [])
 
   def rewrite(%Axon{} = model, opts) do
+    rewritten = rewrite_axon(model, opts)
+    warn_of_bumblebee(model)
+    rewritten
+  end
+
+  def rewrite(other, _opts), do: raise(ArgumentError, "rewrite: an Axon model is needed, got: #{inspect(other)}")
+
+  @doc false
+  # The same for models whose other layers the caller sees to.
+  def rewrite_axon(model, opts) do
     only = opts |> Keyword.validate!(only: @names) |> Keyword.fetch!(:only)
 
     unless is_list(only) and only -- @names == [] do
@@ -66,7 +79,20 @@ defmodule EMLXAxon do
     Axon.map_nodes(model, &rewrite_node(&1, only))
   end
 
-  def rewrite(other, _opts), do: raise(ArgumentError, "rewrite: an Axon model is needed, got: #{inspect(other)}")
+  # A model that EMLXBumblebee has rewritten has layers of both.
+  defp warn_of_bumblebee(%Axon{nodes: nodes}) do
+    modules = for {_id, %Axon.Node{op: op}} <- nodes, is_function(op), do: op |> Function.info(:module) |> elem(1)
+    count = Enum.count(modules, &within?(&1, "Bumblebee"))
+
+    if count > 0 and not Enum.any?(modules, &within?(&1, "EMLXBumblebee")) do
+      IO.warn(
+        "EMLXAxon.rewrite/2 leaves #{count} layers of Bumblebee as they are. EMLXBumblebee.rewrite/2 of the package " <>
+          "emlx_bumblebee rewrites those that have a kernel, attention and rotary embedding among them"
+      )
+    end
+  end
+
+  defp within?(module, name), do: String.starts_with?(Atom.to_string(module), ["Elixir.#{name}."])
 
   defp rewrite_node(%Axon.Node{op: :block, opts: opts} = node, only) do
     # Axon.block/2 makes its layers when the model is built.
@@ -100,7 +126,7 @@ defmodule EMLXAxon do
     arguments = Macro.generate_arguments(inputs, __MODULE__)
 
     defp rewritten(fun, only) when is_function(fun, unquote(inputs)) do
-      fn unquote_splicing(arguments) -> fun.(unquote_splicing(arguments)) |> rewrite(only: only) end
+      fn unquote_splicing(arguments) -> fun.(unquote_splicing(arguments)) |> rewrite_axon(only: only) end
     end
   end
 

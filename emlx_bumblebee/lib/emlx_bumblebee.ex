@@ -72,7 +72,7 @@ defmodule EMLXBumblebee do
       raise ArgumentError, ":only must be a list of some of #{inspect(@layers)}, got: #{inspect(only)}"
     end
 
-    model = EMLXAxon.rewrite(model, only: Enum.filter(@axon, &(&1 in only)))
+    model = EMLXAxon.rewrite_axon(model, only: Enum.filter(@axon, &(&1 in only)))
     Graph.rewrite(model, only)
   end
 

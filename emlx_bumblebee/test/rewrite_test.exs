@@ -207,6 +207,17 @@ defmodule EMLXBumblebee.RewriteTest do
     end
   end
 
+  test "EMLXAxon.rewrite/2 of a model of Bumblebee names this package's rewrite/2 in a warning" do
+    info = Models.info(:bert)
+    warning = ExUnit.CaptureIO.capture_io(:stderr, fn -> EMLXAxon.rewrite(info.model) end)
+    assert warning =~ ~r/EMLXAxon.rewrite\/2 leaves \d+ layers of Bumblebee as they are. EMLXBumblebee.rewrite\/2/
+
+    # Not of what this package has rewritten, nor while it does.
+    once = EMLXBumblebee.rewrite(info.model)
+    assert ExUnit.CaptureIO.capture_io(:stderr, fn -> EMLXBumblebee.rewrite(info.model) end) == ""
+    assert ExUnit.CaptureIO.capture_io(:stderr, fn -> EMLXAxon.rewrite(once) end) == ""
+  end
+
   test "a second rewrite changes nothing" do
     for name <- [:llama_grouped, :bert, :modernbert] do
       info = Models.info(name)

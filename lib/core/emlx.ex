@@ -9,6 +9,12 @@ defmodule EMLX do
     * `EMLX.Queue` - where and in which order arrays are evaluated
     * `EMLX.Memory`, `EMLX.Safetensors` - memory figures and files
     * `EMLX.Telemetry` - spans of what is computed, run, traced and moved, and a table of where the time goes
+    * `EMLX.Debug` - checks of indices and results while they are computed, and where in a compiled function they fail
+    * `EMLX.SharedMemory` - arrays for other processes of the operating system
+
+  The functions in the group "Names of the C++ EMLX" are for code that was written for
+  [the C++ EMLX](https://github.com/elixir-nx/emlx). New code takes `EMLX.Ops`, `EMLX.Kernels` and `EMLX.Array`. They
+  raise `EMLX.NIFError` where those raise `EMLX.Error`. The guide [From the C++ EMLX](migration.html) compares both.
 
   ## NVIDIA GPUs
 
@@ -32,7 +38,7 @@ defmodule EMLX do
   `cond` runs the branch taken only; `while` runs in native code. Hooks and `Nx.runtime_call/4` run in the calling
   process, which the program waits for. Tensors that a function closes over become constants of the program, copied once. Nx 0.12 and 0.13 have no mark for inputs that may be overwritten; intermediate values are, by MLX.
 
-  Options (others are ignored, since libraries pass theirs along):
+  Options (another one raises `ArgumentError`, but for those that `Nx.Serving` and `Axon.build/2` pass along):
 
     * `:device` - `:cpu` or `:gpu`, by default as for `EMLX.Backend`
     * `:queue` - the `EMLX.Queue` to run on; by default the calling process's queue if it is on the device, else the device's own.
@@ -106,7 +112,9 @@ defmodule EMLX do
     defdelegate __to_backend__(opts), to: EMLX.Compiler, as: :backend
   end
 
-  alias EMLX.{Array, Memory, Native, Queue}
+  import Kernel, except: [abs: 1, ceil: 1, floor: 1, round: 1]
+
+  alias EMLX.{Array, Compatibility, Memory, Native, Queue}
 
   @doc """
   Has arrays computed and waits for them. Gives its argument. Options: `:device`, `:queue`.
@@ -121,7 +129,7 @@ defmodule EMLX do
   def eval(arrays, opts) do
     refs = refs(arrays)
     target = Queue.target(opts)
-    Native.await!(:eval, opts, &Native.eval(refs, target, &1))
+    Native.await!(:eval, refs, opts, &Native.eval(refs, target, &1))
     arrays
   end
 
@@ -204,4 +212,67 @@ defmodule EMLX do
   @doc "See `EMLX.Memory.set_cache_limit/1`."
   @spec set_cache_limit(non_neg_integer) :: non_neg_integer
   defdelegate set_cache_limit(bytes), to: Memory
+
+  if match?({:module, _}, Code.ensure_compiled(EMLX.Backend)) do
+    @doc group: "Names of the C++ EMLX"
+    @doc "The C++ EMLX's name of `EMLX.Backend.to_nx/1`."
+    @spec to_nx(Array.t()) :: Nx.Tensor.t()
+    defdelegate to_nx(array), to: EMLX.Backend
+  end
+
+  types = %{
+    type: quote(do: atom | {atom, pos_integer}),
+    shape: quote(do: Array.shape()),
+    device: quote(do: :cpu | :gpu | {:cpu | :gpu, integer}),
+    axis: quote(do: integer),
+    axes: quote(do: [integer]),
+    arrays: quote(do: [Array.t()]),
+    index_arrays: quote(do: [Array.t()]),
+    value: quote(do: Array.t() | number),
+    blob: quote(do: binary),
+    name: quote(do: String.t()),
+    opts: quote(do: keyword)
+  }
+
+  arrays =
+    [:array, :a, :b, :q, :k, :v, :x, :gate, :up, :condition, :indices, :updates, :update, :source, :input] ++
+      [:kernel, :weight, :packed, :scales, :new_k, :new_v, :k_cache, :v_cache, :key_mask, :mask, :low, :high]
+
+  # Where these are arrays it is said in the table's order alone.
+  numbers = [pad: [:low, :high], window_scatter_max: [:low, :high], window_scatter_min: [:low, :high]]
+
+  results = %{
+    array: quote(do: Array.t()),
+    arrays: quote(do: [Array.t()]),
+    tuple: quote(do: tuple),
+    term: quote(do: term)
+  }
+
+  # ---- the array functions of the C++ EMLX, as EMLX.Compatibility has them ----
+
+  for {name, arguments, where, result} <- Compatibility.table() do
+    plain =
+      Enum.map(arguments, fn
+        {:\\, _meta, [argument, _default]} -> argument
+        argument -> argument
+      end)
+
+    specs =
+      for {argument, _meta, _context} <- plain do
+        cond do
+          argument in Keyword.get(numbers, name, []) -> quote(do: [integer])
+          argument in arrays -> quote(do: Array.t())
+          true -> Map.get(types, argument, quote(do: term))
+        end
+      end
+
+    @doc group: "Names of the C++ EMLX"
+    @doc "The C++ EMLX's name of `#{where}`."
+    @spec unquote(name)(unquote_splicing(specs)) :: unquote(results[result])
+    def unquote(name)(unquote_splicing(arguments)) do
+      Compatibility.unquote(name)(unquote_splicing(plain))
+    rescue
+      error in EMLX.Error -> reraise EMLX.NIFError, error, __STACKTRACE__
+    end
+  end
 end

@@ -8,7 +8,7 @@ use crate::weight;
 use mlx_rs::Array;
 use rustler::{Encoder, Env, Resource, ResourceArc, Term};
 use std::mem::ManuallyDrop;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{fence, AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// Longest chain of nodes that is left unsubmitted: it bounds the memory of a program that never reads. A GPU should be given
@@ -86,6 +86,12 @@ impl Outcome {
     }
 }
 
+/// An error if one of these was given up until now.
+pub fn refuse_deallocated<'a>(handles: impl IntoIterator<Item = &'a Handle>) -> Result<()> {
+    fence(Ordering::SeqCst);
+    handles.into_iter().try_for_each(Handle::refuse_deallocated)
+}
+
 /// The outcomes that a result depends on; mostly none.
 pub type Outcomes = Vec<Arc<Outcome>>;
 
@@ -112,7 +118,7 @@ pub fn check_outcomes(outcomes: &Outcomes) -> Result<()> {
 /// An array as the BEAM holds it.
 pub struct Handle {
     array: ManuallyDrop<Array>,
-    /// No other handle ever has this number.
+    /// No other array ever has this number.
     pub number: u64,
     pub device: Device,
     pub stream: Stream,
@@ -125,6 +131,8 @@ pub struct Handle {
     pinned: OnceLock<Buffer>,
     /// Stands for a value of a function that is being traced: it has a shape and a type, and never elements.
     traced: bool,
+    /// Its elements were given up by the caller's word ([`crate::handle::deallocate`]).
+    deallocated: AtomicBool,
 }
 
 // SAFETY: MLX's handle is a reference-counted pointer. What is read through `&Handle` on any thread (shape, dtype, the
@@ -143,6 +151,9 @@ fn next_number() -> u64 {
 
 impl Drop for Handle {
     fn drop(&mut self) {
+        if *self.deallocated.get_mut() {
+            crate::handle::deallocate::forget(self);
+        }
         // SAFETY: dropped once, here.
         mlx::release(unsafe { ManuallyDrop::take(&mut self.array) });
     }
@@ -161,6 +172,7 @@ impl Handle {
             outcomes,
             pinned: OnceLock::new(),
             traced: false,
+            deallocated: AtomicBool::new(false),
         }
     }
 
@@ -199,7 +211,26 @@ impl Handle {
             outcomes,
             pinned: OnceLock::new(),
             traced: inputs.iter().flatten().any(|input| input.traced),
+            deallocated: AtomicBool::new(false),
         }
+    }
+
+    /// Another handle of the same array, which this one's deallocation leaves as it is.
+    pub fn another(&self) -> Result<Handle> {
+        let array = mlx::share(self.live()?)?;
+        refuse_deallocated([self])?;
+        Ok(Handle {
+            array: ManuallyDrop::new(array),
+            number: self.number,
+            device: self.device,
+            stream: self.stream.clone(),
+            depth: AtomicU32::new(self.depth.load(Ordering::Relaxed)),
+            held: AtomicU64::new(self.held.load(Ordering::Relaxed)),
+            outcomes: self.outcomes.clone(),
+            pinned: OnceLock::new(),
+            traced: self.traced,
+            deallocated: AtomicBool::new(false),
+        })
     }
 
     pub fn is_traced(&self) -> bool {
@@ -221,6 +252,25 @@ impl Handle {
 
     pub fn array(&self) -> &Array {
         &self.array
+    }
+
+    /// Marks the array as given up. Whether it was not before.
+    pub fn mark_deallocated(&self) -> bool {
+        !self.deallocated.swap(true, Ordering::SeqCst)
+    }
+
+    /// An error if the array was given up.
+    pub fn refuse_deallocated(&self) -> Result<()> {
+        // Of an array that is built on outside the graph's lock it is asked again afterwards.
+        match self.deallocated.load(Ordering::Relaxed) {
+            true => Err(Reason::Deallocated.into()),
+            false => Ok(()),
+        }
+    }
+
+    /// The array, unless it was given up.
+    pub fn live(&self) -> Result<&Array> {
+        self.refuse_deallocated().map(|()| self.array())
     }
 
     /// The graph behind this array has grown so far that it should be submitted.
@@ -435,7 +485,7 @@ pub fn read_now(handle: &Handle) -> Result<Option<BinaryTerm>> {
     let Some(lock) = mlx::try_graph_lock() else {
         return Ok(None);
     };
-    if !mlx::is_available(handle.array(), &lock) {
+    if !mlx::is_available(handle.live()?, &lock) {
         return Ok(None);
     }
     let buffer = Buffer::new(mlx::share(handle.array())?);

@@ -23,6 +23,7 @@ use array::{outcomes_of, ArrayTerm, BinaryTerm, Handle, Outcome};
 use device::Device;
 use dtype::Dtype;
 use error::{Error, Reason, Result, Signature};
+use handle::deallocate;
 use handle::safetensors as file;
 use mlx_rs::Array;
 use op::{Applied, Op};
@@ -36,6 +37,7 @@ use smallvec::SmallVec;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
 rustler::init!("Elixir.EMLX.Native", load = load);
@@ -47,7 +49,7 @@ fn load(_env: Env, _info: Term) -> bool {
 }
 
 mod atoms {
-    rustler::atoms! { ok, error, wait, queued, traced, trace, nil }
+    rustler::atoms! { ok, error, wait, check, queued, traced, trace, nil }
 }
 
 /// What a function gives back: a value, or an error as a map.
@@ -165,6 +167,12 @@ fn handles(arrays: &[ResourceArc<Handle>]) -> impl Iterator<Item = &Handle> {
 }
 
 fn decode_valued(term: Term, position: usize) -> Result<ResourceArc<Handle>> {
+    let array = decode_valued_or_deallocated(term, position)?;
+    array.refuse_deallocated()?;
+    Ok(array)
+}
+
+fn decode_valued_or_deallocated(term: Term, position: usize) -> Result<ResourceArc<Handle>> {
     let array = decode_array(term, position)?;
     array.refuse_traced()?;
     Ok(array)
@@ -357,13 +365,29 @@ impl Encoder for AppliedTerm {
 const MAX_FOLDED: usize = 1 << 20;
 
 /// A bare reference for the one array of an operation, so that the most frequent answer is the cheapest to make and to read;
-/// else `{:ok | :wait, array | [array]}` or `{:error, map}`.
+/// else `{:ok | :wait, array | [array]}` or `{:error, map}`. In debugging modes, answers that are no error are
+/// `{:check, answer}`.
 #[rustler::nif]
 fn apply<'a>(env: Env<'a>, op: Term<'a>, inputs: Term<'a>, target: Term<'a>) -> Term<'a> {
     match guard("", || apply_op(op, inputs, target)) {
+        Ok(applied) if CHECKS_RESULTS.load(Ordering::Relaxed) => {
+            (atoms::check(), applied).encode(env)
+        }
         Ok(applied) => applied.encode(env),
         Err(error) => (atoms::error(), error.of(&op_name(op))).encode(env),
     }
+}
+
+/// Whether `EMLX.Debug` looks at what operations give.
+static CHECKS_RESULTS: AtomicBool = AtomicBool::new(false);
+
+/// Has `apply` give `{:check, result}` from now on, or its result alone.
+#[rustler::nif]
+fn check_results(on: Term) -> Answer<Done> {
+    Answer(guard("check_results", || {
+        CHECKS_RESULTS.store(argument(on, 0, "a boolean")?, Ordering::Relaxed);
+        Ok(Done)
+    }))
 }
 
 fn apply_op(op: Term, inputs: Term, target: Term) -> Result<AppliedTerm> {
@@ -377,11 +401,13 @@ fn apply_op(op: Term, inputs: Term, target: Term) -> Result<AppliedTerm> {
             .collect();
         error.with_inputs(signatures, Some(target.device))
     };
-    let brought = bring(&inputs, target.device)?;
-    let mut arrays: SmallVec<[Option<&Array>; 4]> = inputs
-        .iter()
-        .map(|input| input.as_ref().map(|handle| handle.array()))
-        .collect();
+    let marked = deallocate::marked();
+    let brought = bring(&inputs, target.device).map_err(describe)?;
+    let mut arrays: SmallVec<[Option<&Array>; 4]> = SmallVec::new();
+    for input in &inputs {
+        let array = input.map(Handle::live).transpose();
+        arrays.push(array.map_err(describe)?);
+    }
     for (position, array) in &brought {
         arrays[*position] = Some(array);
     }
@@ -389,6 +415,9 @@ fn apply_op(op: Term, inputs: Term, target: Term) -> Result<AppliedTerm> {
         outputs,
         mut crossed,
     } = program::build(&op, &arrays, target.device, &target.stream).map_err(describe)?;
+    if deallocate::was_marked_since(marked) {
+        array::refuse_deallocated(inputs.iter().flatten().copied()).map_err(describe)?;
+    }
     let mut outcomes = outcomes_of(inputs.iter().flatten().copied());
     if target.device == Device::Gpu {
         for input in inputs.iter().flatten() {
@@ -452,7 +481,8 @@ fn bring(inputs: &[Option<&Handle>], device: Device) -> Result<SmallVec<[(usize,
     }
     for (position, input) in inputs.iter().enumerate() {
         if let Some(input) = input.filter(|input| input.device == Device::Gpu) {
-            let copy = mlx::copy_apart(input.array(), Device::Gpu.stream()?)?;
+            let copy = mlx::copy_apart(input.live()?, Device::Gpu.stream()?)?;
+            array::refuse_deallocated([input])?;
             copies.push((position, copy));
         }
     }
@@ -527,6 +557,17 @@ fn info(array: Term) -> Answer<(Vec<i32>, Dtype, Device)> {
         let handle = decode_array(array, 0)?;
         let (shape, dtype) = handle.signature();
         Ok((shape, dtype, handle.device))
+    }))
+}
+
+/// How far apart neighbours on each axis lie, in elements. Known once the array is computed.
+#[rustler::nif(schedule = "DirtyCpu")]
+fn strides(array: Term) -> Answer<Vec<i64>> {
+    Answer(guard("strides", || {
+        let handle = decode_valued(array, 0)?;
+        let _lock = mlx::graph_lock();
+        // SAFETY: live, and nobody changes it while the lock is held.
+        Ok(unsafe { mlx::strides(handle.array()) })
     }))
 }
 
@@ -608,6 +649,24 @@ fn device_info(device: Term) -> Answer<Vec<(String, mlx::InfoValue)>> {
         let device: Device = argument(device, 0, ":cpu or :gpu")?;
         device.require()?;
         mlx::device_info(device)
+    }))
+}
+
+#[derive(rustler::NifUnitEnum)]
+enum Deallocated {
+    Ok,
+    AlreadyDeallocated,
+}
+
+/// Waits for whoever walks the graph.
+#[rustler::nif(schedule = "DirtyIo", name = "deallocate")]
+fn deallocate_array(array: Term) -> Answer<Deallocated> {
+    Answer(guard("deallocate", || {
+        let handle = decode_valued_or_deallocated(array, 0)?;
+        Ok(match deallocate::deallocate(&handle) {
+            true => Deallocated::Ok,
+            false => Deallocated::AlreadyDeallocated,
+        })
     }))
 }
 
@@ -769,7 +828,10 @@ fn program_new<'a>(
             "%{output_names: nil | [name], fuse: boolean, run_ahead: nil | steps}",
         )?;
         let inputs = nif::decode_program::inputs(inputs)?;
-        let constants = decode_arrays(constants)?;
+        // Its own, so that it outlives their deallocation elsewhere.
+        let constants = handles(&decode_arrays(constants)?)
+            .map(|constant| constant.another().map(ResourceArc::new))
+            .collect::<Result<Vec<_>>>()?;
         let count = inputs.len().saturating_add(constants.len());
         let body = nif::decode_program::top(count, instructions, outputs)?;
         Program::new(inputs, constants, body, opts.output_names, opts.fuse)
@@ -997,6 +1059,7 @@ enum Figure {
 fn memory(figure: Term) -> Answer<usize> {
     Answer(guard("memory", || {
         mlx::release_pending();
+        deallocate::free_waiting();
         match argument(
             figure,
             0,
@@ -1034,6 +1097,7 @@ fn set_limit<'a>(limit: Term<'a>, bytes: Term<'a>) -> Answer<usize> {
 fn clear_cache() -> Answer<Done> {
     Answer(guard("clear_cache", || {
         program::forget_all();
+        deallocate::free_waiting();
         mlx::clear_cache().map(|()| Done)
     }))
 }

@@ -1,9 +1,13 @@
 //! Evaluation. A queue is a thread with a stream of its own; callers put jobs on it and are answered by message.
 
-use crate::array::{check_outcomes, outcomes_of, ArrayTerm, BinaryTerm, Buffer, Handle, Outcomes};
+use crate::array::{
+    check_outcomes, outcomes_of, refuse_deallocated, ArrayTerm, BinaryTerm, Buffer, Handle,
+    Outcomes,
+};
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Reason, Result};
+use crate::handle::deallocate::free_waiting;
 use crate::handle::safetensors as file;
 use crate::mlx::{self, GraphLock, Stream};
 use crate::op::Crossed;
@@ -368,6 +372,7 @@ impl Shared {
             };
             let busy = Busy::begin();
             self.run(job);
+            free_waiting();
             drop(busy);
             // CUDA holds a failed launch against the thread. Another one goes on with the same queue.
             if mlx::thread_is_spent() && self.start_thread().is_ok() {
@@ -425,7 +430,8 @@ impl Shared {
         let outcomes = outcomes_of(arrays.iter().map(|array| &**array));
         let streams = self.streams_of(&arrays);
         let result = guard("eval", || {
-            let refs: Vec<&Array> = arrays.iter().map(|array| array.array()).collect();
+            let refs = arrays.iter().map(|array| array.live());
+            let refs = refs.collect::<Result<Vec<&Array>>>()?;
             let submitted = self.submit(&refs, &outcomes)?;
             self.finish(submitted, &refs, &streams, &outcomes, reply.is_some())
         });
@@ -505,7 +511,7 @@ impl Shared {
     fn read_then(self: &Arc<Self>, array: &Handle, reply: Reply, lock: GraphLock) {
         array.mark_submitted();
         let submit = |lock: &GraphLock| {
-            let mut rows = mlx::share(array.array())?;
+            let mut rows = mlx::share(array.live()?)?;
             mlx::async_eval(&[&rows], lock)?;
             // How its elements lie is known once it is submitted.
             if !mlx::is_in_rows(&rows) {
@@ -624,7 +630,7 @@ impl Shared {
     fn settle(&self, array: ResourceArc<Handle>) -> Result<()> {
         let outcomes = outcomes_of([&*array]);
         let streams = self.streams_of(std::slice::from_ref(&array));
-        let refs = [array.array()];
+        let refs = [array.live()?];
         let submitted = self.submit(&refs, &outcomes)?;
         array.mark_submitted();
         self.finish(submitted, &refs, &streams, &outcomes, true)
@@ -830,7 +836,8 @@ impl Shared {
     /// A private handle of the array's values in row-major order, computed.
     fn computed_rows(&self, array: &Handle) -> Result<Array> {
         let outcomes = outcomes_of([array]);
-        let rows = self.rows_to_read(array.array())?;
+        let rows = self.rows_to_read(array.live()?)?;
+        refuse_deallocated([array])?;
         let submitted = self.submit(&[&rows], &outcomes)?;
         array.mark_submitted();
         let streams = match self.device {

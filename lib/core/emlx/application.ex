@@ -14,6 +14,8 @@ defmodule EMLX.Application do
     # On NVIDIA GPUs MLX would round the operands of f32 products to 10 bits by default.
     EMLX.Native.call!(EMLX.Native.allow_tf32(Application.get_env(:emlx, :tf32, false)))
     EMLX.Telemetry.start()
+    EMLX.Profiling.init()
+    EMLX.Debug.refresh()
     Supervisor.start_link(children(), strategy: :one_for_one, name: EMLX.Supervisor)
   end
 

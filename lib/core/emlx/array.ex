@@ -58,6 +58,7 @@ defmodule EMLX.Array do
   def from_binary(binary, shape, dtype, opts \\ []) do
     shape = EMLX.Ops.shape_to_list(shape)
     target = Queue.target(opts)
+    EMLX.Debug.created(Queue.device(opts))
 
     cond do
       not is_binary(binary) or byte_size(binary) < @told_binary ->
@@ -84,13 +85,16 @@ defmodule EMLX.Array do
       3
   """
   @spec scalar(number | {number | non_finite, number | non_finite} | non_finite, dtype, keyword) :: t
-  def scalar(number, dtype, opts \\ [])
+  def scalar(number, dtype, opts \\ []) do
+    EMLX.Debug.created(Queue.device(opts))
+    constant(number, dtype, opts)
+  end
 
-  def scalar({re, im}, dtype, opts) when is_number(re) and is_number(im),
+  defp constant({re, im}, dtype, opts) when is_number(re) and is_number(im),
     do: EMLX.Ops.run({:constant, %{value: {re * 1.0, im * 1.0}, dtype: dtype}}, [], opts)
 
-  def scalar({_, _} = number, :c64, opts), do: from_list(number, :c64, opts)
-  def scalar(number, dtype, opts), do: EMLX.Ops.run({:constant, %{value: number, dtype: dtype}}, [], opts)
+  defp constant({_, _} = number, :c64, opts), do: from_list(number, :c64, opts)
+  defp constant(number, dtype, opts), do: EMLX.Ops.run({:constant, %{value: number, dtype: dtype}}, [], opts)
 
   @doc """
   An array from nested lists of numbers, of one dtype: of integers for the types that have no fractions, else also of floats,
@@ -152,7 +156,7 @@ defmodule EMLX.Array do
   def to_binary(array, opts \\ []) do
     ref = ref!(array, "to_binary")
     target = Queue.target(opts)
-    Native.await!(:to_binary, opts, &Native.read(ref, target, &1))
+    Native.await!(:to_binary, [ref], opts, &Native.read(ref, target, &1))
   end
 
   @doc """
@@ -164,7 +168,7 @@ defmodule EMLX.Array do
   def to_pointer(array, opts \\ []) do
     ref = ref!(array, "to_pointer")
     target = Queue.target(opts)
-    Native.await!(:to_pointer, opts, &Native.pin(ref, target, &1))
+    Native.await!(:to_pointer, [ref], opts, &Native.pin(ref, target, &1))
   end
 
   @doc """
@@ -228,6 +232,37 @@ defmodule EMLX.Array do
   @spec bytes(t) :: non_neg_integer
   def bytes(array), do: size(array) * dtype_size(dtype(array))
 
+  @doc """
+  Returns the strides of an array in memory, in elements, one for each axis. Evaluates the array, since its layout is
+  not known before.
+
+      iex> array = EMLX.Array.from_list([[1, 2, 3], [4, 5, 6]], :s32)
+      iex> {EMLX.Array.strides(array), EMLX.Array.strides(EMLX.Ops.transpose(array, [1, 0]))}
+      {[3, 1], [1, 3]}
+  """
+  @spec strides(t) :: [integer]
+  def strides(array) do
+    EMLX.eval(array)
+    Native.call!(Native.strides(ref!(array, "strides")))
+  end
+
+  @doc """
+  Frees an array's memory without waiting for the garbage collector. Returns `:ok`, or `:already_deallocated` if that
+  was done before.
+
+  Every later use of the array's elements raises `EMLX.Error` of kind `:deallocated`. Results that were computed from
+  the array, or are still to be computed from it, are not affected: memory that other arrays, binaries or pointers
+  (`to_pointer/2`) need is freed with the last of them. On macOS, memory is freed with the last reference to the array,
+  as without this function.
+
+      iex> array = EMLX.Array.from_list([1, 2], :s32)
+      iex> double = EMLX.Ops.add(array, array)
+      iex> {EMLX.Array.deallocate(array), EMLX.Array.deallocate(array), EMLX.Array.to_list(double)}
+      {:ok, :already_deallocated, [2, 4]}
+  """
+  @spec deallocate(t) :: :ok | :already_deallocated
+  def deallocate(array), do: Native.call!(Native.deallocate(ref!(array, "deallocate")))
+
   @doc "An equal array on another device. Raises `EMLX.Error` of kind `:no_device` where that is absent."
   @spec to_device(t, :cpu | :gpu) :: t
   def to_device(array, device) do
@@ -268,6 +303,9 @@ defmodule EMLX.Array do
     do: raise(ArgumentError, "a type is an atom such as :f32 (see EMLX.Array), got: #{inspect(other)}")
 
   # ---- numbers and their bytes ----
+
+  @doc false
+  def numbers(binary, dtype), do: binary_to_numbers(binary, dtype)
 
   for {dtype, bits} <- [u8: 8, u16: 16, u32: 32, u64: 64] do
     defp binary_to_numbers(binary, unquote(dtype)),

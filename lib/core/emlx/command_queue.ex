@@ -2,7 +2,9 @@ defmodule EMLX.CommandQueue do
   @moduledoc """
   `EMLX.Queue` by the names of the C++ EMLX, for code that was written for it. New code takes `EMLX.Queue`.
 
-      iex> {:ok, queue} = EMLX.CommandQueue.new(:cpu)
+  A command queue is a struct with `:ref` and `:device`. The compiler takes it as `:command_queue`.
+
+      iex> {:ok, %EMLX.CommandQueue{device: :cpu} = queue} = EMLX.CommandQueue.new(:cpu)
       iex> EMLX.CommandQueue.with_queue(queue, fn -> EMLX.Array.to_list(EMLX.Ops.ones({2}, :s32)) end)
       [1, 1]
       iex> EMLX.CommandQueue.synchronize(queue)
@@ -11,23 +13,40 @@ defmodule EMLX.CommandQueue do
 
   alias EMLX.Queue
 
-  @doc "`EMLX.Queue.start/1` on a device, with `{:error, words}` where it is not there."
-  @spec new(:cpu | :gpu) :: {:ok, Queue.t()} | {:error, String.t()}
+  @enforce_keys [:ref, :device]
+  defstruct [:ref, :device]
+
+  @type t :: %__MODULE__{ref: reference, device: :cpu | :gpu}
+
+  @doc "Starts a queue on a device. Returns `{:ok, queue}`, or `{:error, words}` where the device is absent."
+  @spec new(:cpu | :gpu) :: {:ok, t} | {:error, String.t()}
   def new(device) do
     {:ok, new!(device)}
   rescue
-    error in EMLX.Error -> {:error, Exception.message(error)}
+    error in EMLX.NIFError -> {:error, Exception.message(error)}
   end
 
-  @doc "`EMLX.Queue.start/1` on a device. Raises `EMLX.Error` where it is not there."
-  @spec new!(:cpu | :gpu) :: Queue.t()
-  def new!(device), do: Queue.start(device: device)
+  @doc "Starts a queue on a device. Raises `EMLX.NIFError` where the device is absent."
+  @spec new!(:cpu | :gpu) :: t
+  def new!(device) do
+    device |> then(&Queue.start(device: &1)) |> of_queue()
+  rescue
+    error in EMLX.Error -> reraise EMLX.NIFError, error, __STACKTRACE__
+  end
 
   @doc "See `EMLX.Queue.synchronize/1`."
-  @spec synchronize(Queue.t()) :: :ok
-  defdelegate synchronize(queue), to: Queue
+  @spec synchronize(t | Queue.t()) :: :ok
+  def synchronize(queue), do: queue |> to_queue() |> Queue.synchronize()
 
   @doc "See `EMLX.Queue.with/2`."
-  @spec with_queue(Queue.t(), (-> result)) :: result when result: var
-  defdelegate with_queue(queue, fun), to: Queue, as: :with
+  @spec with_queue(t | Queue.t(), (-> result)) :: result when result: var
+  def with_queue(queue, fun), do: queue |> to_queue() |> Queue.with(fun)
+
+  @doc false
+  # The same queue in EMLX's form. What is no command queue stays as it is.
+  def to_queue(%__MODULE__{ref: ref, device: device}), do: %Queue{ref: ref, device: device}
+  def to_queue(other), do: other
+
+  @doc false
+  def of_queue(%Queue{ref: ref, device: device}), do: %__MODULE__{ref: ref, device: device}
 end

@@ -7,7 +7,8 @@ defmodule EMLX.Error do
     * `:kind` - what sort of failure: `:invalid_argument` (shapes, types or attributes that do not fit), `:bad_argument`
       (a term that is not what the call takes), `:unknown_op`, `:binary_size`, `:no_device`, `:out_of_memory`,
       `:device_lost` (the GPU is of no more use to this process), `:not_loaded` (the native library), `:queue_closed`, `:file`, `:traced`
-      (a function that cannot be compiled, since it reads a value that is yet to come), `:mlx` (MLX refused), `:panic` (a bug in the
+      (a function that cannot be compiled, since it reads a value that is yet to come), `:deallocated`
+      (`EMLX.Array.deallocate/1`), `:mlx` (MLX refused), `:panic` (a bug in the
       native code)
     * `:op` - the operation's name
     * `:reason` - the words, MLX's own where it has some

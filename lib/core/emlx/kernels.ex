@@ -157,6 +157,7 @@ defmodule EMLX.Kernels do
 
     {indices, attributes} = Map.split(Map.new(opts), [:lhs_indices, :rhs_indices])
     inputs = [x, w, scales, biases, indices[:lhs_indices], indices[:rhs_indices]]
+    EMLX.Debug.indexed()
     Ops.run({:gather_qmm, attributes}, inputs, where)
   end
 

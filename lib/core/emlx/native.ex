@@ -28,9 +28,12 @@ defmodule EMLX.Native do
   def info(_array), do: missing()
   def op_table(), do: missing()
   def unknown_mlx(), do: missing()
+  def strides(_array), do: missing()
+  def deallocate(_array), do: missing()
   def placeholder(_shape, _dtype, _device), do: missing()
   def is_traced(_array), do: missing()
   def allow_tf32(_allowed), do: missing()
+  def check_results(_on), do: missing()
   def device_available(_device), do: missing()
   def device_absence(_device), do: missing()
   def device_info(_device), do: missing()
@@ -40,6 +43,9 @@ defmodule EMLX.Native do
   def read(_array, _target, _tag), do: missing()
   def pin(_array, _target, _tag), do: missing()
   def from_address(_address, _shape, _dtype, _target), do: missing()
+  def shm_create(_binary, _permissions), do: missing()
+  def shm_take(_name, _shape, _dtype, _target), do: missing()
+  def shm_unlink(_name), do: missing()
   def program_new(_inputs, _constants, _instructions, _outputs, _opts), do: missing()
   def program_info(_program), do: missing()
   def program_outputs(_program, _target), do: missing()
@@ -76,13 +82,14 @@ defmodule EMLX.Native do
   def call!({:error, error}), do: raise(EMLX.Error, error)
 
   @doc false
-  # Calls a function that puts a job on a queue, and waits for the answer, which is a message. A queue answers every job, also when
-  # it closes. A function that has its value at once gives it instead of what was queued. `op` and `opts` are for telemetry.
-  def await!(op, opts, fun) do
+  # Calls a function that puts a job on a queue, and waits for the answer, which is a message. A queue answers every
+  # job, also when it closes. A function that has its value at once returns it instead of what was queued. `op`, `refs`
+  # of the arrays that it is about, and `opts` are for telemetry.
+  def await!(op, refs, opts, fun) do
     tag = make_ref()
 
     case call!(fun.(tag)) do
-      {:queued, device, bytes} -> EMLX.Queue.wait!(tag, op, device, bytes, EMLX.Queue.of(opts))
+      {:queued, device, bytes} -> EMLX.Queue.wait!(tag, op, refs, device, bytes, EMLX.Queue.of(opts))
       value -> value
     end
   end

@@ -32,12 +32,16 @@ defmodule EMLX.Ops do
   def run(op, inputs, opts \\ []) do
     case Native.apply(op, refs(inputs), Queue.target(opts)) do
       ref when is_reference(ref) -> %Array{ref: ref}
-      {:ok, result} -> result
-      {:wait, result} -> EMLX.eval(result, opts)
-      {:traced, result} -> EMLX.Trace.record(op, inputs, result)
-      {:error, error} -> raise EMLX.Error, error
+      {:check, answer} -> op |> EMLX.Debug.checked(inputs, answer) |> result(op, inputs, opts)
+      answer -> result(answer, op, inputs, opts)
     end
   end
+
+  defp result(ref, _op, _inputs, _opts) when is_reference(ref), do: %Array{ref: ref}
+  defp result({:ok, result}, _op, _inputs, _opts), do: result
+  defp result({:wait, result}, _op, _inputs, opts), do: EMLX.eval(result, opts)
+  defp result({:traced, result}, op, inputs, _opts), do: EMLX.Trace.record(op, inputs, result)
+  defp result({:error, error}, _op, _inputs, _opts), do: raise(EMLX.Error, error)
 
   defp refs([%Array{ref: ref} | rest]), do: [ref | refs(rest)]
   defp refs([other | rest]), do: [other | refs(rest)]
@@ -379,10 +383,13 @@ defmodule EMLX.Ops do
     end
   end
 
+  @indexed [:take, :take_along_axis, :put_along_axis, :scatter_add_axis, :gather_mm]
+
   defp with_attributes(name, inputs, given, opts, defaults) do
     {where, opts} = Keyword.split(opts, [:device, :queue])
     attributes = given ++ Keyword.validate!(opts, defaults)
     inputs = numbers_to_arrays(inputs)
+    if name in @indexed, do: EMLX.Debug.indexed()
 
     case Map.new(attributes, fn {key, value} -> {key, attribute(name, key, value, inputs, attributes)} end) do
       none when none == %{} -> run(name, inputs, where)
@@ -443,8 +450,10 @@ defmodule EMLX.Ops do
   broadcast together, then those of a slice of `slice_sizes`. Indices are clamped so that the slice fits.
   """
   @spec gather(Array.t(), [Array.t()], [integer], [non_neg_integer]) :: Array.t()
-  def gather(a, indices, axes, slice_sizes),
-    do: run({:gather, %{axes: axes, slice_sizes: shape_to_list(slice_sizes)}}, [a | indices])
+  def gather(a, indices, axes, slice_sizes) do
+    EMLX.Debug.indexed()
+    run({:gather, %{axes: axes, slice_sizes: shape_to_list(slice_sizes)}}, [a | indices])
+  end
 
   for {name, doc} <- [
         scatter: "replaced by the updates; which of several for one place wins is not defined",
@@ -458,7 +467,9 @@ defmodule EMLX.Ops do
     arrays, then one for every axis of a. Updates whose index is out of range are dropped.
     """
     @spec unquote(name)(Array.t(), [Array.t()], Array.t(), [integer]) :: Array.t()
-    def unquote(name)(a, indices, updates, axes),
-      do: run({unquote(name), %{axes: axes}}, [a, updates | indices])
+    def unquote(name)(a, indices, updates, axes) do
+      EMLX.Debug.indexed()
+      run({unquote(name), %{axes: axes}}, [a, updates | indices])
+    end
   end
 end

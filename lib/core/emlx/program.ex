@@ -192,7 +192,7 @@ defmodule EMLX.Program do
     {names, opts} = Keyword.pop(opts, :names, program.constant_names || %{})
     names = constant_names(names, program.constants)
     target = Queue.target(opts)
-    Native.await!(:save, opts, &Native.program_save(program.ref, to_string(path), names, target, &1))
+    Native.await!(:save, [], opts, &Native.program_save(program.ref, to_string(path), names, target, &1))
   end
 
   defp constant_names(names, _count) when is_list(names), do: names

@@ -104,13 +104,28 @@ defmodule EMLX.Queue do
 
   @doc false
   # Waits for the answer to a job, as a span of telemetry, and gives its value. EMLX.Native.await!/3 is what calls it.
-  def wait!(tag, op, device, bytes, queue) do
-    EMLX.Telemetry.span(:eval, %{bytes: bytes}, %{op: op, device: device, queue: queue}, fn ->
+  def wait!(tag, op, refs, device, bytes, queue) do
+    {shape, dtype} = signature(refs)
+    metadata = %{op: op, shape: shape, dtype: dtype, device: device, queue: queue}
+
+    EMLX.Telemetry.span(:eval, %{bytes: bytes}, metadata, fn ->
       receive do
         {^tag, answer} -> {Native.call!(answer), %{}, %{}}
       end
     end)
   end
+
+  # Of one array, where somebody may be told.
+  defp signature([ref]) do
+    if EMLX.Telemetry.told?() do
+      {shape, dtype, _device} = Native.call!(Native.info(ref))
+      {List.to_tuple(shape), dtype}
+    else
+      {nil, nil}
+    end
+  end
+
+  defp signature(_refs), do: {nil, nil}
 
   @doc false
   # The queue that target/1 stands for, as a struct; nil for a device's own.

@@ -37,7 +37,7 @@ defmodule EMLX.Safetensors do
   def save(path, arrays, opts \\ []) do
     entries = for entry <- arrays, do: entry(entry)
     target = Queue.target(opts)
-    Native.await!(:save, opts, &Native.save_safetensors(to_string(path), Enum.sort(entries), target, &1))
+    Native.await!(:save, [], opts, &Native.save_safetensors(to_string(path), Enum.sort(entries), target, &1))
   end
 
   defp entry({name, array}) when is_binary(name), do: {name, Array.ref!(array, "save_safetensors, #{inspect(name)}")}

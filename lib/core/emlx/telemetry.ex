@@ -3,11 +3,12 @@ defmodule EMLX.Telemetry do
   What EMLX tells of its work through [telemetry](https://hexdocs.pm/telemetry), and a table of it: `profile/1`. The guide
   [Find a slow spot](performance.html) uses it.
 
-  Four kinds of work are spans. Each ends as `:stop` or as `:exception`:
+  Five kinds of work are spans. Each ends as `:stop` or as `:exception`:
 
   | span | what | `:start` and `:stop` measure | metadata |
   |---|---|---|---|
-  | `[:emlx, :eval, …]` | a process waits for a queue: to have arrays computed, and to read or save them | `:bytes` of the arrays | `:op`, one of `:eval`, `:to_binary`, `:to_pointer`, `:save`; `:device`, `:queue` |
+  | `[:emlx, :eval, …]` | a process waits for a queue: to have arrays computed, and to read or save them | `:bytes` of the arrays | `:op`, one of `:eval`, `:to_binary`, `:to_pointer`, `:save`; `:shape`, `:dtype`; `:device`, `:queue` |
+  | `[:emlx, :to_binary, …]` | a tensor is read, or an array by `EMLX.to_blob/1` | | `:shape`, `:dtype`; on `:stop` `:byte_size` |
   | `[:emlx, :run, …]` | a program runs: `EMLX.Program.run/3`, each call of a compiled function | `:instructions` of the program | `:program`; `:function` that it was compiled from, `nil` for others; `:device`, `:queue` |
   | `[:emlx, :trace, …]` | `Nx.Defn` has a function compiled | on `:stop` `:instructions`, and `:constants` of the program | `:function`, `:device`; on `:stop` `:path` and `:reason` |
   | `[:emlx, :transfer, …]` | bytes come into an array from Elixir's memory or another library's, or an array is copied to another device | `:bytes` | `:from`, which is `:host` or a device, `:to`, `:queue` |
@@ -15,6 +16,8 @@ defmodule EMLX.Telemetry do
   * `:start` measures `:monotonic_time` and `:system_time`, `:stop` and `:exception` `:duration` and `:monotonic_time`, in native
     units (`System.convert_time_unit/3`). `:exception` has `:kind`, `:reason` and `:stacktrace` in its metadata.
   * `:telemetry_span_context` in the metadata is the same for all events of one span.
+  * `:shape` is a tuple. `:dtype` is a type of Nx for a tensor (`{:f, 32}`) and of `EMLX.Array` for an array (`:f32`).
+    Both are `nil` in `[:emlx, :eval, …]` of several arrays. `:byte_size` is that of the binary that was read.
   * `:device` is `:cpu` or `:gpu`; for a run that was told neither device nor queue, `nil`: it runs where its inputs are.
     `:queue` is the `EMLX.Queue`, `nil` for the device's own.
   * The `:path` of a trace is `:program`, or `:evaluate` for a function that could not be traced and runs in Nx's evaluator
@@ -32,14 +35,14 @@ defmodule EMLX.Telemetry do
 
   ## What is not told
 
-  Nothing is told of single operations: they only record a node. Neither are reads and evaluations of values that are already there (on the CPU
-  they take no queue), arrays of less than 64 KiB made from binaries, and what an operation or a run copies of its own
-  accord because an input is on the other device.
+  Nothing is told of single operations: they only record a node. `[:emlx, :eval, …]` tells nothing of values that are
+  already computed: on the CPU they take no queue. Nothing is told of arrays of less than 64 KiB made from binaries, and
+  of what an operation or a run copies of its own accord because an input is on the other device.
 
   Without handlers a span costs about half a microsecond. Where there is no telemetry, which comes with Nx, there are no spans.
   """
 
-  @spans [:eval, :run, :trace, :transfer]
+  @spans [:eval, :to_binary, :run, :trace, :transfer]
 
   @doc """
   The names of all events, for `:telemetry.attach_many/4`.
@@ -61,11 +64,24 @@ defmodule EMLX.Telemetry do
   def start, do: :persistent_term.put(__MODULE__, List.keymember?(Application.started_applications(), :telemetry, 0))
 
   @doc false
+  # Whether anybody can be told.
+  def told?, do: :persistent_term.get(__MODULE__, false)
+
+  @doc false
   # Calls `fun` in a span. It gives `{result, measurements, metadata}`, what `:stop` is to have besides `:start`'s.
   def span(name, measurements, metadata, fun) do
     if :persistent_term.get(__MODULE__, false),
       do: told(name, measurements, metadata, fun),
       else: elem(fun.(), 0)
+  end
+
+  @doc false
+  # `read` gives the bits of what has this shape and type.
+  def to_binary(shape, dtype, read) do
+    span(:to_binary, %{}, %{shape: shape, dtype: dtype}, fn ->
+      bits = read.()
+      {bits, %{}, %{byte_size: byte_size(bits)}}
+    end)
   end
 
   defp told(name, measurements, metadata, fun) do
@@ -136,7 +152,9 @@ defmodule EMLX.Telemetry do
   def profile(fun) when is_function(fun, 0) do
     table = :ets.new(__MODULE__, [:public, write_concurrency: true])
     id = {__MODULE__, make_ref()}
-    events = for [:emlx, name, end_of] = event <- events(), end_of != :start and name != :memory, do: event
+
+    events =
+      for [:emlx, name, end_of] = event <- events(), end_of != :start and name not in [:memory, :to_binary], do: event
 
     if not :persistent_term.get(__MODULE__, false),
       do: raise("there is no telemetry, which comes with Nx, or emlx is not started")

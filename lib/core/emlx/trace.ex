@@ -17,6 +17,12 @@ defmodule EMLX.Trace do
   @doc "The device of the function that the process is tracing."
   def device, do: state!("device").device
 
+  @doc "The debugging modes that the function is traced for, as EMLX.Debug has them."
+  def debug, do: state!("debug").debug
+
+  @doc "Whether a function is being traced for debugging modes."
+  def debugs?, do: match?(%{debug: bits} when bits != 0, Process.get(__MODULE__))
+
   @doc """
   Traces `fun`, which is given placeholders for `templates` (a list of `{dims, dtype}`) and gives a list of arrays, and then any term
   besides: `{arrays, term}`. Gives `{block, constants, calls, types, term}`:
@@ -24,14 +30,16 @@ defmodule EMLX.Trace do
     * `block` - `%{params: [value], instructions: [{op, [value | nil], [value], label}], results: [value]}`; the operations `:if` and
       `:while` hold blocks in their attributes
     * `constants` - `%{value => array}`
-    * `calls` - `%{id => fun}`, what was given to `call/3`
+    * `calls` - `%{id => fun}`, what was given to `call/3`; `{:check, fun}` of `check/2`
     * `types` - `%{value => {shape, dtype}}`
   """
-  def run(device, templates, fun) do
+  def run(device, templates, debug \\ 0, fun) do
     if active?(), do: raise(ArgumentError, "the process is tracing a function already")
 
     state = %{
       device: device,
+      debug: debug,
+      unchecked?: false,
       next: 0,
       values: %{},
       types: %{},
@@ -69,6 +77,7 @@ defmodule EMLX.Trace do
 
   @doc "Records an operation that was applied to arrays, nil for those that are absent, and gave `result`. Gives `result`."
   def record(op, inputs, result) do
+    if debugs?(), do: EMLX.Debug.record(op, inputs)
     if same?(op, inputs, result), do: alias_value(hd(inputs), result), else: append(op, inputs, result)
     result
   end
@@ -88,7 +97,8 @@ defmodule EMLX.Trace do
     inputs = Enum.map(inputs, &value/1)
     outputs = result |> List.wrap() |> Enum.map(&define/1)
     state = state!(name(op))
-    put(:instructions, [{op, inputs, outputs, state.label} | state.instructions])
+    label = if state.unchecked?, do: EMLX.Debug.mark(state.label), else: state.label
+    put(:instructions, [{op, inputs, outputs, label} | state.instructions])
   end
 
   @doc "Records an operation that only programs have. Gives placeholders for `templates`."
@@ -106,6 +116,32 @@ defmodule EMLX.Trace do
     put(:calls, Map.put(calls, id, fun))
     emit({:call, %{id: id, outputs: templates}}, inputs, templates)
   end
+
+  @doc """
+  Records a check for debugging. `fun` is called like one of `call/3`, with the position in the program as a second
+  argument, which EMLX.Debug.instrument/5 adds.
+  """
+  def check(inputs, fun), do: call({:check, fun}, inputs, [])
+
+  @doc "Calls `fun`; the results of what is recorded meanwhile are not checked."
+  def unchecked(fun) do
+    case Process.get(__MODULE__) do
+      %{debug: bits, unchecked?: false} when bits != 0 ->
+        put(:unchecked?, true)
+
+        try do
+          fun.()
+        after
+          put(:unchecked?, false)
+        end
+
+      _ ->
+        fun.()
+    end
+  end
+
+  @doc "Calls `fun`, which does an operation of Nx. In debugging modes, its name is the label of what is recorded."
+  def named(name, fun), do: if(debugs?(), do: labelled(Atom.to_string(name), fun), else: fun.())
 
   @doc """
   Calls `fun`; what is recorded meanwhile has a label. The outermost one counts: it is the block whose kernel it all is. `nil` is for

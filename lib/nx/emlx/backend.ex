@@ -258,6 +258,10 @@ defmodule EMLX.Backend do
       device when device in [:cpu, :gpu] ->
         device
 
+      # As the C++ EMLX has it.
+      {device, _index} = indexed when device in [:cpu, :gpu] ->
+        EMLX.Compatibility.device(indexed)
+
       other ->
         raise ArgumentError, "the device of EMLX.Backend is :cpu or :gpu, got: #{Kernel.inspect(other)}"
     end
@@ -271,6 +275,13 @@ defmodule EMLX.Backend do
     if device == :gpu, do: refuse_double(type)
 
     [device: device]
+  end
+
+  # The same for what is made of no array.
+  defp created(opts, type) do
+    [device: device] = where = where(opts, type)
+    EMLX.Debug.created(device)
+    where
   end
 
   defp refuse_double({kind, size}) when {kind, size} in [{:f, 64}, {:c, 128}] do
@@ -289,7 +300,7 @@ defmodule EMLX.Backend do
 
   @impl true
   def constant(%T{shape: shape, type: type} = out, number, opts),
-    do: %{out | data: %__MODULE__{array: filled(number, shape, type, where(opts, type)), number: number}}
+    do: %{out | data: %__MODULE__{array: filled(number, shape, type, created(opts, type)), number: number}}
 
   @impl true
   def from_binary(%T{type: type} = out, binary, opts) do
@@ -301,14 +312,14 @@ defmodule EMLX.Backend do
   def eye(%T{shape: shape, type: type} = out, opts) do
     dims = Tuple.to_list(shape)
     [m, n] = Enum.take(dims, -2)
-    eye = Ops.run({:eye, %{n: m, m: n, k: 0, dtype: Type.dtype(type)}}, [], where(opts, type))
+    eye = Ops.run({:eye, %{n: m, m: n, k: 0, dtype: Type.dtype(type)}}, [], created(opts, type))
     tensor(if(tuple_size(shape) == 2, do: eye, else: Ops.run({:broadcast_to, %{shape: dims}}, [eye])), out)
   end
 
   @impl true
   def iota(%T{shape: shape, type: type} = out, axis, opts) do
     iota = fn dtype ->
-      Ops.run({:iota, %{shape: Tuple.to_list(shape), axis: axis, dtype: dtype}}, [], where(opts, type))
+      Ops.run({:iota, %{shape: Tuple.to_list(shape), axis: axis, dtype: dtype}}, [], created(opts, type))
     end
 
     # What 16 bits cannot count to is counted in 64.
@@ -320,16 +331,18 @@ defmodule EMLX.Backend do
   # ---- conversion to terms, copies and transfers ----
 
   @impl true
-  def to_binary(%T{type: type} = tensor, limit) do
+  def to_binary(%T{shape: shape, type: type} = tensor, limit) do
     Fold.refuse_slices()
     array = to_array(tensor)
 
-    if limit < Nx.flat_size(tensor) do
-      flat = Ops.run({:flatten, %{start_axis: 0, end_axis: -1}}, [array])
-      Type.dump(Ops.run({:slice, %{start: [0], stop: [limit], strides: [1]}}, [flat]), type)
-    else
-      Type.dump(array, type)
-    end
+    EMLX.Telemetry.to_binary(shape, type, fn ->
+      if limit < Nx.flat_size(tensor) do
+        flat = Ops.run({:flatten, %{start_axis: 0, end_axis: -1}}, [array])
+        Type.dump(Ops.run({:slice, %{start: [0], stop: [limit], strides: [1]}}, [flat]), type)
+      else
+        Type.dump(array, type)
+      end
+    end)
   end
 
   @impl true
@@ -369,9 +382,9 @@ defmodule EMLX.Backend do
 
   def backend_transfer(tensor, backend, opts), do: backend_copy(tensor, backend, opts)
 
-  # The memory goes when no process refers to it any more.
+  # Otherwise the memory goes when no process refers to it any more.
   @impl true
-  def backend_deallocate(_tensor), do: :ok
+  def backend_deallocate(tensor), do: Array.deallocate(to_array(tensor))
 
   @impl true
   def to_batched(%T{shape: out_shape} = out, %T{shape: shape} = tensor, opts) do
@@ -399,42 +412,54 @@ defmodule EMLX.Backend do
     end)
   end
 
+  # With mode: :ipc the elements are copied into shared memory (EMLX.SharedMemory).
   @impl true
   def to_pointer(tensor, opts) do
-    opts = Keyword.validate!(opts, mode: :local)
+    opts = Keyword.validate!(opts, mode: :local, permissions: 0o400)
+    refuse_encoded(tensor.type, "to_pointer")
 
     case opts[:mode] do
       :local ->
-        refuse_encoded(tensor.type, "to_pointer")
         {address, bytes} = Array.to_pointer(to_array(tensor))
         %Nx.Pointer{kind: :local, address: address, data_size: bytes}
 
       :ipc ->
-        raise ArgumentError, "EMLX.Backend gives pointers for the same process only (mode: :local), not mode: :ipc"
+        {name, bytes} = EMLX.SharedMemory.create(to_array(tensor), permissions: opts[:permissions])
+        %Nx.Pointer{kind: :ipc, handle: name, data_size: bytes}
 
       other ->
-        raise ArgumentError, "the mode of a pointer is :local, got: #{Kernel.inspect(other)}"
+        raise ArgumentError, "the mode of a pointer is :local or :ipc, got: #{Kernel.inspect(other)}"
     end
   end
 
   @impl true
-  def from_pointer(%Nx.Pointer{kind: :local} = pointer, type, shape, backend_opts, opts) do
+  def from_pointer(%Nx.Pointer{kind: kind} = pointer, type, shape, backend_opts, opts) when kind in [:local, :ipc] do
     refuse_encoded(type, "from_pointer")
     {dims, dtype} = Type.held(Tuple.to_list(shape), type)
     expected = Enum.product(dims) * Array.dtype_size(dtype)
 
     if pointer.data_size not in [nil, expected] do
       raise ArgumentError,
-            "the pointer is to #{pointer.data_size} bytes, #{Kernel.inspect(shape)} of #{Nx.Type.to_string(type)} takes #{expected}"
+            "the pointer's data_size is #{pointer.data_size} bytes, #{Kernel.inspect(shape)} of " <>
+              "#{Nx.Type.to_string(type)} takes #{expected}"
     end
 
     names = opts[:names] || List.duplicate(nil, tuple_size(shape))
     out = %T{type: type, shape: shape, names: names}
-    tensor(Array.from_pointer(pointer.address, dims, dtype, where(backend_opts, type)), out)
+    where = where(backend_opts, type)
+
+    array =
+      case kind do
+        :local -> Array.from_pointer(pointer.address, dims, dtype, where)
+        :ipc -> EMLX.SharedMemory.take(pointer.handle, dims, dtype, where)
+      end
+
+    tensor(array, out)
   end
 
   def from_pointer(%Nx.Pointer{kind: kind}, _type, _shape, _backend_opts, _opts) do
-    raise ArgumentError, "EMLX.Backend takes pointers of the same process (:local), got: #{Kernel.inspect(kind)}"
+    raise ArgumentError,
+          "EMLX.Backend only supports pointers of the kinds :local and :ipc, got: #{Kernel.inspect(kind)}"
   end
 
   defp refuse_encoded(type, name) when is_narrow(type) do

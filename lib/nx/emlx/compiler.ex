@@ -3,7 +3,7 @@ defmodule EMLX.Compiler do
   # What `EMLX` does as an Nx.Defn.Compiler: traces a function once into an EMLX.Program, keeps it, and runs it with one native
   # call. See EMLX for the options.
 
-  alias EMLX.{Backend, Program, Queue, Trace}
+  alias EMLX.{Backend, CommandQueue, Debug, Program, Queue, Trace}
   alias EMLX.Compiler.{Cache, Capture, Path, Walk}
   alias Nx.Defn.{Composite, Expr}
   alias Nx.Tensor, as: T
@@ -13,18 +13,25 @@ defmodule EMLX.Compiler do
 
   @doc "See `c:Nx.Defn.Compiler.__compile__/4`."
   def compile(key, vars, fun, opts) do
-    opts = options(opts)
+    given = opts
+    opts = given |> options() |> debugged()
 
     if Trace.active?() do
       fn [params] -> [inline(vars, fun, params, opts)] end
     else
       compiled = compiled(key, vars, fun, opts)
-      fn [params] -> [call(compiled, params, opts)] end
+
+      fn [params] ->
+        # Debugging modes can come and go.
+        if Debug.compiled() == opts.debug,
+          do: [call(compiled, params, opts)],
+          else: [run(key, vars, fun, params, given)]
+      end
     end
   end
 
   defp run(key, vars, fun, params, opts) do
-    opts = options(opts)
+    opts = opts |> options() |> debugged()
 
     if Trace.active?(),
       do: inline(vars, fun, params, opts),
@@ -36,11 +43,11 @@ defmodule EMLX.Compiler do
     device = options(opts).device
 
     case Keyword.get(opts, :max_concurrency, 1) do
-      1 ->
-        [opts]
-
       count when is_integer(count) and count > 0 ->
-        for _ <- 1..count, do: Keyword.put(opts, :queue, Queue.start(device: device))
+        for _ <- 1..count do
+          queue = Queue.start(device: device)
+          Keyword.merge(opts, device: device, queue: queue, command_queue: CommandQueue.of_queue(queue))
+        end
 
       other ->
         raise ArgumentError, ":max_concurrency of compiler: EMLX is a number of partitions, got: #{inspect(other)}"
@@ -52,9 +59,19 @@ defmodule EMLX.Compiler do
 
   # ---- options ----
 
-  # Nx.Serving and others pass options of their own along, so unknown ones are nothing to stop at.
+  @known [:cache, :command_queue, :device, :fuse, :hooks, :max_concurrency, :merge, :on_unsupported, :queue, :run_ahead]
+
+  # Options of Nx.Serving, Nx.Defn and Axon that they pass along. They have no effect.
+  @passed [:batch_keys, :compiler, :on_conflict] ++
+            [:debug, :global_layer_options, :mode, :print_values, :raise_on_none, :seed]
+
   defp options(opts) do
-    queue = opts[:queue] || opts[:command_queue]
+    for {name, _value} <- opts, name not in @known and name not in @passed do
+      known = Enum.map_join(@known, ", ", &inspect/1)
+      raise ArgumentError, "#{inspect(name)} is no option of compiler: EMLX; its options are #{known}"
+    end
+
+    queue = CommandQueue.to_queue(opts[:queue] || opts[:command_queue])
     device = device(queue, opts[:device])
     on_unsupported = Keyword.get(opts, :on_unsupported, :raise)
 
@@ -88,8 +105,17 @@ defmodule EMLX.Compiler do
       run_ahead: run_ahead,
       on_unsupported: on_unsupported,
       hooks: opts[:hooks] || %{},
-      cache: Keyword.get(opts, :cache, true)
+      cache: Keyword.get(opts, :cache, true),
+      debug: 0
     }
+  end
+
+  # Debugging looks at each operation by itself.
+  defp debugged(opts) do
+    case Debug.compiled() do
+      0 -> opts
+      bits -> %{opts | debug: bits, fuse: false, merge: false, run_ahead: nil}
+    end
   end
 
   defp device(nil, device) do
@@ -132,6 +158,13 @@ defmodule EMLX.Compiler do
 
     try do
       {used, constants, calls, instructions, results} = record(expr, templates, %{}, opts)
+      count = length(used) + length(constants)
+
+      {instructions, calls} =
+        if opts.debug == 0,
+          do: {instructions, calls},
+          else: Debug.instrument(instructions, count, calls, key, opts.debug)
+
       inputs = for i <- used, do: input(Enum.at(templates, i), "arg#{i}")
 
       program =
@@ -159,7 +192,7 @@ defmodule EMLX.Compiler do
   defp record(expr, templates, known, opts) do
     {block, constants, calls, types, nil} =
       as_compiler(opts, fn ->
-        Trace.run(opts.device, Walk.templates(List.to_tuple(templates)), fn placeholders ->
+        Trace.run(opts.device, Walk.templates(List.to_tuple(templates)), opts.debug, fn placeholders ->
           params =
             for {{template, placeholder}, i} <- templates |> Enum.zip(placeholders) |> Enum.with_index(),
                 do: Backend.tensor(Map.get(known, i, placeholder), Nx.to_template(template))
@@ -311,9 +344,14 @@ defmodule EMLX.Compiler do
   defp call({:program, compiled}, params, opts) do
     %{program: program, used: used, outputs: outputs, calls: calls, function: function} = compiled
     arrays = params |> pick(used, 0) |> Enum.map(&array(&1, opts.device))
+    if Debug.warns?(), do: warn(arrays, function, opts.device)
     results = Program.run(program, arrays, [calls: calls, function: function] ++ target(opts))
     {result, []} = Composite.traverse(outputs, results, &output/2)
     result
+  end
+
+  defp warn(arrays, function, device) do
+    for {array, i} <- Enum.with_index(arrays), do: Debug.crossed(inspect(function), i, array, device)
   end
 
   # The process's own queue, where it is on the program's device.

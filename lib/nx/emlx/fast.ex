@@ -361,8 +361,9 @@ defmodule EMLX.Fast do
   @doc """
   Causal attention with a mask of keys: `key_mask` is `{batch, keys}`, 1 where a key is there, 0 where it is padding.
 
-  A single query sees all keys that are there, several see those up to their own index. The C++ EMLX's function of this name.
-  Options: `:sinks`, as for `scaled_dot_product_attention/5`.
+  A single query sees all keys that are there, several see those up to their own index. The result is 0 for a query that
+  sees no key, such as padding before the first token. The C++ EMLX's function of this name. Options: `:sinks`, as for
+  `scaled_dot_product_attention/5`.
   """
   @spec scaled_dot_product_attention_causal_key_masked(
           Nx.Tensor.t(),
@@ -385,7 +386,10 @@ defmodule EMLX.Fast do
     key_mask = key_mask |> Nx.not_equal(0) |> Nx.new_axis(1) |> Nx.new_axis(1)
     first = if queries == 1, do: keys - 1, else: 0
     seen = Nx.greater_equal(Nx.add(Nx.iota({queries, keys}, axis: 0), first), Nx.iota({queries, keys}, axis: 1))
-    attention(q, k, v, Nx.logical_and(seen, key_mask), [scale: scale] ++ opts)
+    mask = Nx.logical_and(seen, key_mask)
+    attention = attention(q, k, v, mask, [scale: scale] ++ opts)
+    sees_any = mask |> Nx.any(axes: [-1], keep_axes: true) |> Nx.broadcast(attention.shape)
+    Nx.select(sees_any, attention, Nx.tensor(0, type: attention.type))
   end
 
   defp attention(q, k, v, mask, opts) do

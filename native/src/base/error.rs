@@ -54,6 +54,8 @@ pub enum Reason {
          what depends on values belongs into Nx.runtime_call/4 or a hook"
     )]
     Traced,
+    #[error("the array was deallocated, so it has no elements any more")]
+    Deallocated,
     #[error("the queue is closed")]
     QueueClosed,
     #[error("{path}: {reason}")]
@@ -120,6 +122,7 @@ impl Reason {
             Reason::OutOfMemory { .. } | Reason::NoMemory { .. } => atoms::out_of_memory(),
             Reason::DeviceLost(_) => atoms::device_lost(),
             Reason::Traced => atoms::traced(),
+            Reason::Deallocated => atoms::deallocated(),
             Reason::QueueClosed => atoms::queue_closed(),
             Reason::File { .. } => atoms::file(),
             Reason::Panic(_) => atoms::panic(),
@@ -205,7 +208,7 @@ mod atoms {
     rustler::atoms! {
         kind, op, reason, inputs, device,
         mlx, invalid_argument, unknown_op, bad_argument, binary_size, no_device,
-        out_of_memory, device_lost, traced, queue_closed, file, panic,
+        out_of_memory, device_lost, traced, deallocated, queue_closed, file, panic,
     }
 }
 

@@ -1,3 +1,4 @@
 //! What the BEAM holds: arrays, and how they come from files and go there.
 
+pub mod deallocate;
 pub mod safetensors;

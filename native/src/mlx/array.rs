@@ -2,17 +2,52 @@
 
 use super::error::{one, take_error};
 use super::ops::{bitwise_or, contiguous_of_axes, reshape, view};
-use super::Stream;
+use super::{GraphLock, Stream};
 use crate::base::{Dtype, Result};
 use mlx_rs::Array;
 use mlx_sys as sys;
-use std::ffi::c_int;
+use std::ffi::{c_int, c_void};
 
 /// Whether the elements of an array that has been submitted lie in row-major order without gaps.
 pub fn is_in_rows(array: &Array) -> bool {
     let mut in_rows = false;
     // SAFETY: the array is live.
     unsafe { sys::_mlx_array_is_row_contiguous(&mut in_rows, array.as_ptr()) == 0 && in_rows }
+}
+
+/// Which handle of MLX's an array is, for as long as it lives.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Identity(*mut c_void);
+
+// SAFETY: an address, used under the graph's lock by whoever knows that the array lives.
+unsafe impl Send for Identity {}
+
+impl Identity {
+    pub fn of(array: &Array) -> Identity {
+        Identity(array.as_ptr().ctx)
+    }
+}
+
+/// Frees the buffer of an array that has been computed, if nothing else holds the array or its buffer. Returns whether
+/// it did; then nothing may be computed from the array any more. On macOS nothing is freed this way.
+///
+/// # Safety
+/// The array lives.
+pub unsafe fn strip(array: Identity, _lock: &GraphLock) -> bool {
+    #[cfg(emlx_kernels)]
+    {
+        extern "C" {
+            fn emlx_strip(array: sys::mlx_array) -> bool;
+        }
+        let array = sys::mlx_array { ctx: array.0 };
+        let mut available = false;
+        sys::_mlx_array_is_available(&mut available, array) == 0 && available && emlx_strip(array)
+    }
+    #[cfg(not(emlx_kernels))]
+    {
+        let _ = array;
+        false
+    }
 }
 
 /// The array's bytes in row-major order, or None where they are laid out otherwise.

@@ -1,3 +1,4 @@
 //! The border to the BEAM: terms in, terms out.
 
 pub mod decode_program;
+pub mod shared_memory;

@@ -5,9 +5,10 @@ use super::count::Counters;
 use super::evaluator::{Asked, Evaluator};
 use super::graph::{self, Graph, Progress};
 use super::{build, shown, Block, Instruction, Program, Step};
-use crate::array::{outcomes_of, Handle, Outcome, Outcomes};
+use crate::array::{outcomes_of, refuse_deallocated, Handle, Outcome, Outcomes};
 use crate::device::Device;
 use crate::error::{Error, Reason, Result, Signature};
+use crate::handle::deallocate::{marked, was_marked_since};
 use crate::mlx::{self, Stream};
 use crate::op::{Applied, Crossed};
 use mlx_rs::Array;
@@ -41,7 +42,7 @@ impl Slot {
     fn array(&self) -> Result<&Array> {
         match self {
             Slot::Owned(array) => Ok(array),
-            Slot::Given(handle) => Ok(handle.array()),
+            Slot::Given(handle) => handle.live(),
             Slot::Spent => Err(Error::invalid("a value was given up before its last use")),
         }
     }
@@ -64,10 +65,12 @@ impl Slot {
 struct Values(Vec<Slot>);
 
 impl Values {
-    fn get(&self, value: u32) -> Option<&Array> {
-        self.0
-            .get(value as usize)
-            .and_then(|slot| slot.array().ok())
+    /// The array that stands at a number, None where nothing does any more.
+    fn get(&self, value: u32) -> Result<Option<&Array>> {
+        match self.0.get(value as usize) {
+            None | Some(Slot::Spent) => Ok(None),
+            Some(slot) => slot.array().map(Some),
+        }
     }
 
     /// The number of the handle that a value is, of one that others have too.
@@ -83,16 +86,28 @@ impl Values {
         self.0.get(value as usize).ok_or_else(absent)
     }
 
-    fn spend(&mut self, values: &[u32]) {
-        let mut owned = SmallVec::new();
+    /// Gives values up. The caller's own come back.
+    fn spend(&mut self, values: &[u32]) -> SmallVec<[ResourceArc<Handle>; 4]> {
+        let (mut owned, mut given) = (SmallVec::new(), SmallVec::new());
         for value in values {
             if let Some(slot) = self.0.get_mut(*value as usize) {
-                if let Slot::Owned(array) = std::mem::replace(slot, Slot::Spent) {
-                    owned.push(array);
+                match std::mem::replace(slot, Slot::Spent) {
+                    Slot::Owned(array) => owned.push(array),
+                    Slot::Given(handle) => given.push(handle),
+                    Slot::Spent => {}
                 }
             }
         }
         mlx::release_all(owned);
+        given
+    }
+
+    /// The arrays that others have, too.
+    fn given(&self) -> impl Iterator<Item = &Handle> {
+        self.0.iter().filter_map(|slot| match slot {
+            Slot::Given(handle) => Some(&**handle),
+            _ => None,
+        })
     }
 
     fn share(&self) -> Result<Values> {
@@ -154,6 +169,25 @@ impl Frame {
 
     /// Builds operations up to the block's end or to an instruction of another kind. Nothing is computed.
     fn build(&mut self, device: Device, stream: &Stream) -> Result<()> {
+        // What was deallocated meanwhile nothing may be computed from.
+        let mut spent = Vec::new();
+        let before = marked();
+        self.build_all(device, stream, &mut spent)?;
+        match was_marked_since(before) {
+            true => {
+                let spent = spent.iter().map(|handle: &ResourceArc<Handle>| &**handle);
+                refuse_deallocated(spent.chain(self.values.given()))
+            }
+            false => Ok(()),
+        }
+    }
+
+    fn build_all(
+        &mut self,
+        device: Device,
+        stream: &Stream,
+        spent: &mut Vec<ResourceArc<Handle>>,
+    ) -> Result<()> {
         while let Some(instruction) = self.block.instructions.get(self.pc) {
             if matches!(instruction.step, Step::Chained) {
                 self.values.0.push(Slot::Spent);
@@ -163,11 +197,13 @@ impl Frame {
             let (Step::Op(_) | Step::Chain(_) | Step::Stretch(_)) = &instruction.step else {
                 break;
             };
-            let inputs: SmallVec<[Option<&Array>; 6]> = instruction
-                .inputs
-                .iter()
-                .map(|value| value.and_then(|value| self.values.get(value)))
-                .collect();
+            let mut inputs: SmallVec<[Option<&Array>; 6]> = SmallVec::new();
+            for value in &instruction.inputs {
+                inputs.push(match value {
+                    Some(value) => self.values.get(*value)?,
+                    None => None,
+                });
+            }
             let applied = match &instruction.step {
                 Step::Op(op) => build(op, &inputs, device, stream),
                 Step::Chain(chain) => chain.build(&inputs, stream).map(|array| Applied {
@@ -199,7 +235,7 @@ impl Frame {
                 .map_err(|error| error.with_inputs(signatures(&inputs), Some(device)))?;
             drop(inputs);
             self.values.0.extend(outputs.into_iter().map(Slot::Owned));
-            self.values.spend(&instruction.spent);
+            spent.extend(self.values.spend(&instruction.spent));
             self.pc += 1;
         }
         Ok(())
@@ -445,7 +481,8 @@ fn handles(
             let handle = Handle::ready(array, device, stream.clone(), outcomes.clone());
             Ok(ResourceArc::new(handle))
         }
-        Slot::Given(handle) => Ok(handle),
+        // Another one, which lives on where this one is deallocated.
+        Slot::Given(handle) => handle.another().map(ResourceArc::new),
         Slot::Spent => Err(Error::invalid("an output was given up")),
     };
     values.0.drain(..).map(handle).collect()
@@ -573,6 +610,7 @@ impl Run {
                         error.with_inputs(self::signatures(&signatures), Some(device))
                     })?;
                     drop(arrays);
+                    refuse_deallocated(frame.values.given())?;
                     frame.deliver(Values(outputs.into_iter().map(Slot::Owned).collect()));
                 }
                 Step::If { then, otherwise } => {

@@ -44,7 +44,10 @@ defmodule EMLX.BorderTest do
             :set_limit,
             :queue_close,
             :save_safetensors,
-            :from_address
+            :from_address,
+            # What they do would stay.
+            :shm_create,
+            :check_results
           ],
           do: {name, arity}
 

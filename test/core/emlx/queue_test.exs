@@ -79,13 +79,14 @@ defmodule EMLX.QueueTest do
   end
 
   test "the C++ EMLX's names give a queue, or say that there is no device" do
-    assert {:ok, %Queue{device: :cpu} = queue} = EMLX.CommandQueue.new(:cpu)
-    assert EMLX.CommandQueue.with_queue(queue, fn -> Process.get(Queue) end) == queue
+    assert {:ok, %EMLX.CommandQueue{ref: ref, device: :cpu} = queue} = EMLX.CommandQueue.new(:cpu)
+    assert EMLX.CommandQueue.with_queue(queue, fn -> Process.get(Queue) end) == %Queue{ref: ref, device: :cpu}
 
     if not EMLX.device_available?(:gpu) do
       assert {:error, words} = EMLX.CommandQueue.new(:gpu)
       assert words =~ "there is no device :gpu"
-      assert_raise Error, fn -> EMLX.CommandQueue.new!(:gpu) end
+      error = assert_raise EMLX.NIFError, fn -> EMLX.CommandQueue.new!(:gpu) end
+      assert %Error{kind: :no_device} = error.error
     end
   end
 

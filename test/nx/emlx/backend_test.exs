@@ -136,7 +136,53 @@ defmodule EMLX.BackendTest do
       assert_same(Nx.backend_copy(t, backend()), t)
       assert %Nx.BinaryBackend{} = Nx.backend_copy(t).data
       assert %Nx.BinaryBackend{} = Nx.backend_transfer(t).data
+    end
+
+    test "a deallocated tensor cannot be used, and what was computed from it can" do
+      t = Nx.iota({2, 3}, type: :f32)
+      double = Nx.multiply(t, 2)
       assert Nx.backend_deallocate(t) == :ok
+      assert Nx.backend_deallocate(t) == :already_deallocated
+      assert_same(double, Nx.multiply(Nx.iota({2, 3}, type: :f32), 2))
+      {_, device} = backend()
+
+      for use <- [
+            &Nx.to_binary/1,
+            &Nx.add(&1, 1),
+            &Nx.backend_copy/1,
+            &Nx.to_pointer/1,
+            &Nx.Defn.jit_apply(fn x -> Nx.negate(x) end, [&1], [compiler: EMLX] ++ device)
+          ] do
+        error = assert_raise EMLX.Error, fn -> use.(t) end
+        assert %{kind: :deallocated, reason: "the array was deallocated" <> _} = error
+      end
+    end
+
+    test "what a compiled function gives back unchanged outlives the deallocation of its argument" do
+      {_, device} = backend()
+
+      # Alone, and beside a loop, which runs on the queue.
+      loop = fn x, i ->
+        {x, Nx.reduce_max(Nx.Random.uniform_split(Nx.Random.key(i), 0, 1, shape: {2})), Nx.add(x, 1)}
+      end
+
+      for fun <- [fn x, i -> {x, Nx.add(i, 1), Nx.add(x, 1)} end, loop] do
+        fun = Nx.Defn.jit(fun, [compiler: EMLX] ++ device)
+        x = Nx.tensor([3.0, 4.0])
+        {same, _, _} = fun.(x, Nx.tensor(1, type: :s64))
+        assert Nx.backend_deallocate(x) == :ok
+        assert Nx.to_flat_list(same) == [3.0, 4.0]
+        assert {_, _, sum} = fun.(same, Nx.tensor(1, type: :s64))
+        assert Nx.to_flat_list(sum) == [4.0, 5.0]
+      end
+    end
+
+    test "a device may have an index, as in the C++ EMLX" do
+      {module, [device: device]} = backend()
+      assert_same(Nx.tensor([1, 2], backend: {module, device: {device, 0}}), Nx.tensor([1, 2]))
+      error = assert_raise EMLX.Error, fn -> Nx.tensor([1], backend: {module, device: {device, 3}}) end
+      assert %{kind: :no_device, reason: reason} = error
+      assert reason =~ "EMLX uses one device of each kind"
     end
 
     test "transfers of vectorized tensors" do
@@ -202,13 +248,45 @@ defmodule EMLX.BackendTest do
       assert_same(Nx.from_pointer(backend(), pointer, {:s, 32}, {2}, names: [:x]), Nx.rename(t, [:x]))
     end
 
-    test "of another kind, size or mode are refused" do
+    test "to shared memory lead to the elements once, and carry names" do
+      for type <- [{:u, 8}, {:s, 64}, {:f, 32}, {:bf, 16}, {:c, 64}] ++ @double,
+          t = Nx.iota({2, 3}, type: type),
+          t <- [t, Nx.transpose(t), Nx.broadcast(t, {2, 2, 3})] do
+        assert %Nx.Pointer{kind: :ipc, handle: "/emlx_" <> _, data_size: size} = pointer = Nx.to_pointer(t, mode: :ipc)
+        assert size == Nx.byte_size(t)
+        assert Nx.to_pointer(t, mode: :ipc, permissions: 0o600).handle |> unlinked() != pointer.handle
+        names = List.duplicate(:x, 1) ++ List.duplicate(nil, Nx.rank(t) - 1)
+        read = Nx.from_pointer(backend(), pointer, t.type, t.shape, names: names)
+        assert_same(read, Nx.rename(t, names))
+
+        error = assert_raise EMLX.Error, fn -> Nx.from_pointer(backend(), pointer, t.type, t.shape) end
+        assert %{kind: :file, reason: "shared memory /emlx_" <> _} = error
+      end
+    end
+
+    defp unlinked(name) do
+      :ok = EMLX.SharedMemory.unlink(name)
+      name
+    end
+
+    test "of another kind, size, mode or permissions are refused" do
       t = Nx.tensor([1, 2, 3])
-      assert_raise ArgumentError, ~r/not mode: :ipc/, fn -> Nx.to_pointer(t, mode: :ipc) end
-      assert_raise ArgumentError, ~r/12 bytes/, fn -> Nx.from_pointer(backend(), Nx.to_pointer(t), {:s, 64}, {3}) end
-      ipc = %Nx.Pointer{kind: :ipc, handle: "x", data_size: 12}
-      assert_raise ArgumentError, ~r/same process/, fn -> Nx.from_pointer(backend(), ipc, {:s, 32}, {3}) end
+
+      for mode <- [:local, :ipc] do
+        pointer = Nx.to_pointer(t, mode: mode)
+        message = ~r/data_size is 12 bytes, \{3\} of s64 takes 24/
+        assert_raise ArgumentError, message, fn -> Nx.from_pointer(backend(), pointer, {:s, 64}, {3}) end
+        # It is still there.
+        assert_same(Nx.from_pointer(backend(), pointer, {:s, 32}, {3}), t)
+      end
+
+      assert_raise ArgumentError, ~r/:local or :ipc, got: :cuda/, fn -> Nx.to_pointer(t, mode: :cuda) end
+      other = %Nx.Pointer{kind: :cuda_ipc, handle: "x", data_size: 12}
+      message = ~r/the kinds :local and :ipc, got: :cuda_ipc/
+      assert_raise ArgumentError, message, fn -> Nx.from_pointer(backend(), other, {:s, 32}, {3}) end
       assert_raise ArgumentError, ~r/wider type/, fn -> Nx.to_pointer(Nx.tensor([1], type: :u4)) end
+      message = ~r/:permissions is an integer from 0 to 0o777/
+      assert_raise ArgumentError, message, fn -> Nx.to_pointer(t, mode: :ipc, permissions: 0o1000) end
     end
   end
 

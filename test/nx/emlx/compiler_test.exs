@@ -547,6 +547,18 @@ defmodule EMLX.CompilerTest do
       assert_raise ArgumentError, ~r/:cpu or :gpu/, fn -> jit_apply(& &1, [1], compiler: EMLX, device: :tpu) end
     end
 
+    test "an option that is none raises, and those that Nx.Serving and Axon pass along do not", %{opts: opts} do
+      message = ~r/:client is no option of compiler: EMLX; its options are :cache, :command_queue, :device/
+      assert_raise ArgumentError, message, fn -> jit_apply(& &1, [1], [client: :host] ++ opts) end
+
+      assert_raise ArgumentError, message, fn ->
+        Nx.Defn.compile(& &1, [Nx.template({}, :f32)], [client: :host] ++ opts)
+      end
+
+      passed = [batch_keys: [:default], mode: :train, debug: false, print_values: false, seed: 1, raise_on_none: true]
+      assert Nx.to_number(jit_apply(&Nx.add(&1, 1), [1], passed ++ opts)) == 2
+    end
+
     test "late is raised where it is read", %{opts: opts} do
       fun = fn x -> Nx.LinAlg.cholesky(x) end
       result = jit_apply(fun, [Nx.tensor([[1.0, 2.0], [2.0, 1.0]])], opts)
@@ -592,6 +604,15 @@ defmodule EMLX.CompilerTest do
       partitions = EMLX.__partitions_options__(max_concurrency: 3, device: opts[:device])
       assert [%EMLX.Queue{}, %EMLX.Queue{}, %EMLX.Queue{}] = queues = Enum.map(partitions, & &1[:queue])
       assert queues |> Enum.uniq() |> length() == 3
+
+      # By the C++ EMLX's names the same ones.
+      for partition <- partitions do
+        assert partition[:device] == opts[:device]
+        assert %EMLX.CommandQueue{ref: ref} = partition[:command_queue]
+        assert ref == partition[:queue].ref
+      end
+
+      assert [[_ | _]] = EMLX.__partitions_options__(device: opts[:device])
 
       for count <- [0, -1, "3", nil] do
         assert_raise ArgumentError, ~r/:max_concurrency of compiler: EMLX is a number of partitions/, fn ->

@@ -811,8 +811,22 @@ defmodule EMLX.FastTest do
       [q, k, v] = qkv({:f, 32}, shape: {2, 4, 2, 5, 5, 8}) |> on_backend()
       key_mask = Nx.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]])
       seen = Nx.logical_and(causal(5, 5), Nx.reshape(key_mask, {2, 1, 1, 5}))
-      expected = Fast.scaled_dot_product_attention(q, k, v, seen, scale: 0.3)
+      attended = Fast.scaled_dot_product_attention(q, k, v, seen, scale: 0.3)
+
+      # The first two queries of the second row see nothing.
+      none = Nx.reshape(Nx.tensor([[0, 0, 0, 0, 0], [1, 1, 0, 0, 0]]), {2, 1, 5, 1}) |> Nx.broadcast(attended.shape)
+      expected = Nx.select(none, 0.0, attended)
       assert_same(Fast.scaled_dot_product_attention_causal_key_masked(q, k, v, 0.3, key_mask), expected)
+
+      # Also of one query, with sinks, and where one row of the mask stands for all.
+      nothing = Nx.tensor([[0, 0, 0, 0, 0]])
+      one = Nx.slice_along_axis(q, 0, 1, axis: 2)
+      sinks = Nx.tensor([0.1, 0.2, 0.3, 0.4])
+
+      for q <- [q, one], opts <- [[], [sinks: sinks]] do
+        zero = Fast.scaled_dot_product_attention_causal_key_masked(q, k, v, 0.3, nothing, opts)
+        assert_same(zero, Nx.broadcast(0.0, q.shape))
+      end
 
       one = Nx.slice_along_axis(q, 0, 1, axis: 2)
       expected = Fast.scaled_dot_product_attention(one, k, v, Nx.reshape(key_mask, {2, 1, 1, 5}), scale: 0.3)

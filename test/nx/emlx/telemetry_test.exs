@@ -44,7 +44,24 @@ defmodule EMLX.NxTelemetryTest do
     {sum, events} = told(fn -> Enum.reduce(1..100, x, fn _, sum -> Nx.add(sum, x) end) end)
     assert events == []
     {101.0, events} = told(fn -> Nx.to_number(sum) end)
-    assert [{[:eval, :start], _, _}, {[:eval, :stop], %{bytes: 4}, %{op: :to_binary}}] = events
+
+    assert [
+             {[:to_binary, :start], _, %{shape: {}, dtype: {:f, 32}}},
+             {[:eval, :start], _, _},
+             {[:eval, :stop], %{bytes: 4}, %{op: :to_binary, shape: {}, dtype: :f32}},
+             {[:to_binary, :stop], %{duration: _}, %{shape: {}, dtype: {:f, 32}, byte_size: 4}}
+           ] = events
+  end
+
+  test "each read of a tensor is told with its shape, its type and the bytes that were read" do
+    t = Nx.iota({2, 3}, type: :s64)
+    _ = Nx.to_binary(t)
+
+    for {limit, bytes} <- [{6, 48}, {4, 32}] do
+      {_, events} = told(fn -> Nx.to_binary(t, limit: limit) end)
+      assert {[:to_binary, :stop], _, metadata} = List.last(events)
+      assert %{shape: {2, 3}, dtype: {:s, 64}, byte_size: ^bytes} = metadata
+    end
   end
 
   test "a function that raises while it is traced ends its trace as an exception", %{opts: opts} do

@@ -88,6 +88,7 @@ defmodule EMLX.Backend.Index do
   @doc "Slices of `tensor` at the places along `axes` that the last axis of `indices` names."
   def gather(%T{shape: out_shape}, %T{shape: shape} = tensor, indices, axes) do
     sizes = for {dim, axis} <- Enum.with_index(Tuple.to_list(shape)), do: if(axis in axes, do: 1, else: dim)
+    check("gather", shape, axes, indices, :columns)
 
     # The core counts negative indices from the end, Nx takes them for 0.
     places =
@@ -105,6 +106,8 @@ defmodule EMLX.Backend.Index do
   def scatter(op, %T{type: type}, %T{shape: shape} = tensor, indices, updates, axes) do
     work = if op == :scatter_add, do: Mixed.work_type(:add, [tensor, updates], type), else: type
     axes = axes || Enum.to_list(0..(elem(indices.shape, tuple_size(indices.shape) - 1) - 1)//1)
+    name = if op == :scatter, do: "indexed_put", else: "indexed_add"
+    check(name, shape, axes, indices, :columns)
     index_dims = indices.shape |> Tuple.to_list() |> Enum.drop(-1)
     rest = for {dim, axis} <- Enum.with_index(Tuple.to_list(shape)), do: if(axis in axes, do: 1, else: dim)
     updates = Ops.run({:reshape, %{shape: index_dims ++ rest}}, [Backend.operand(updates, work)])
@@ -114,6 +117,10 @@ defmodule EMLX.Backend.Index do
     scattered = Ops.run({op, %{axes: axes}}, [Backend.operand(tensor, work), updates | columns(places, indices.shape)])
     Mixed.rounded(scattered, work, type)
   end
+
+  @doc "Where debugging asks for it, raises for indices outside of their axes; see EMLX.Debug.check_indices/5."
+  def check(name, shape, axes, indices, layout),
+    do: EMLX.Debug.check_indices(name, shape, axes, Backend.to_array(indices), layout)
 
   defp unsigned({_kind, size}), do: Type.dtype({:u, max(size, 8)})
 

@@ -50,6 +50,7 @@ defmodule EMLX.Block.Dispatch do
             reraise error, __STACKTRACE__
 
           {:fused, error} ->
+            if EMLX.Debug.raised?(error), do: reraise(error, __STACKTRACE__)
             reraise EMLX.Block.Error, [block: block, args: args, cause: error], __STACKTRACE__
 
           # What the composed function raises is the caller's to see.

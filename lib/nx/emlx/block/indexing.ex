@@ -5,6 +5,8 @@ defimpl EMLX.Block, for: [Nx.Block.Take, Nx.Block.TakeAlongAxis] do
 
   def call(block, output, [tensor, indices], _fun) do
     array = Backend.to_array(tensor)
+    name = if match?(%Nx.Block.Take{}, block), do: "take", else: "take_along_axis"
+    Backend.Index.check(name, tensor.shape, [block.axis], indices, :flat)
     indices = from_zero(Backend.to_array(indices), indices.type)
 
     case block do

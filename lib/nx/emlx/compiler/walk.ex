@@ -225,7 +225,7 @@ defmodule EMLX.Compiler.Walk do
     cond do
       op in @creation -> {apply(Backend, op, [out | args] ++ [options()]), cache}
       not function_exported?(Backend, op, length(args) + 1) -> unknown(op)
-      true -> {apply(Backend, op, [out | args]), cache}
+      true -> {Trace.named(op, fn -> apply(Backend, op, [out | args]) end), cache}
     end
   end
 

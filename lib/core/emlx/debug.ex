@@ -1,0 +1,615 @@
+defmodule EMLX.Debug do
+  @moduledoc """
+  Debugging modes: checks of indices and results during the computation, and warnings about copies between devices.
+
+  All modes are off by default and cost nothing then. They are settings of the application:
+
+      config :emlx,
+        enable_bounds_check: true,
+        detect_non_finites: true,
+        warn_cross_device: true
+
+    * `:enable_bounds_check` - an index outside of its axis raises `ArgumentError`. The message names the operation, the
+      first such index, its position among the indices, and the axis. Without the check, such an index is clamped where
+      elements are read, and its update is dropped where they are written. The check covers `Nx.take/3`,
+      `Nx.take_along_axis/3`, `Nx.gather/3`, `Nx.indexed_add/4`, `Nx.indexed_put/4` and the operations of `EMLX.Ops` and
+      `EMLX.Kernels` that take indices. Starts of slices are not checked: Nx defines that they are clamped
+    * `:detect_non_finites` - an operation that produces a NaN or an infinity raises `ArgumentError`. The message names
+      the operation, and the first such element by its index and value. An operation produces a NaN if no operand has
+      one, and an infinity if all operands are finite. Matrix products, convolutions and fused kernels are reported for
+      every NaN and infinity in their results, also for those that operands bring along. Computations in c128 are not
+      checked
+    * `:warn_cross_device` - an operand of more than one element that is copied from another device is logged as a
+      warning
+
+  For a compiled function, the message also names the function and the instruction, numbered as `EMLX.Program.inspect/2`
+  shows the function compiled with `merge: false`: `instruction 3, tensordot [dot]` or `instruction 2, while,
+  instruction 0, log [log]`.
+
+  The first two modes compute every operation by itself and read a result for each. They are slow, and a compiled
+  function is neither fused nor merged nor captured. An operation is also reported if its result is discarded later, as
+  the logarithm in `Nx.select(positive, Nx.log(x), 0)`.
+
+  The settings are read when the application starts, at each call of a compiled function, at each operation with
+  indices, and whenever a tensor or array is created. `Application.put_env/3` therefore works in a running system, and
+  `refresh/0` applies it immediately. Programs that `EMLX.Program.new/4` creates and programs loaded from files are not
+  checked.
+  """
+
+  alias EMLX.{Array, Native, Trace}
+
+  require Logger
+
+  @bounds 1
+  @non_finite 2
+  @cross_device 4
+  @settings [enable_bounds_check: @bounds, detect_non_finites: @non_finite, warn_cross_device: @cross_device]
+
+  # Operations that are reported whatever their operands are.
+  @products [:matmul, :addmm, :inner, :outer, :vecdot, :tensordot, :einsum, :gather_mm, :conv, :conv_transpose] ++
+              [:rms_norm, :layer_norm, :rope, :scaled_dot_product_attention, :quantized_matmul, :qqmm, :gather_qmm]
+
+  # Operations on bits, and constants.
+  @unchecked [:constant, :view, :from_fp8]
+
+  @floats [:f16, :bf16, :f32, :f64, :c64]
+
+  # ---- settings ----
+
+  @doc """
+  Reads the settings, and applies them immediately. Returns those that are on.
+
+  Raises `ArgumentError` for a setting that is neither `true` nor `false`.
+
+      iex> EMLX.Debug.refresh()
+      []
+  """
+  @spec refresh :: [:enable_bounds_check | :detect_non_finites | :warn_cross_device]
+  def refresh do
+    bits = refresh(@bounds + @non_finite + @cross_device)
+    for {name, bit} <- @settings, on?(bits, bit), do: name
+  end
+
+  @doc false
+  # Reads some of the settings. Returns the bits of all that are on.
+  def refresh(which) do
+    known = bits()
+
+    bits =
+      Enum.reduce(@settings, known, fn {name, bit}, bits ->
+        if on?(which, bit), do: read(name, bit, bits), else: bits
+      end)
+
+    if bits != known do
+      :persistent_term.put(__MODULE__, bits)
+      Native.call!(Native.check_results(bits != 0))
+    end
+
+    bits
+  end
+
+  defp read(name, bit, bits) do
+    case Application.get_env(:emlx, name, false) do
+      true -> Bitwise.bor(bits, bit)
+      off when off in [false, nil] -> Bitwise.band(bits, Bitwise.bnot(bit))
+      other -> raise ArgumentError, "config :emlx, #{name}: is true or false, got: #{inspect(other)}"
+    end
+  end
+
+  defp bits, do: :persistent_term.get(__MODULE__, 0)
+
+  defp on?(bits, bit), do: Bitwise.band(bits, bit) != 0
+
+  @doc false
+  # The modes that a compiled function is made for.
+  def compiled, do: Bitwise.band(refresh(@bounds + @non_finite), @bounds + @non_finite)
+
+  @doc false
+  # Called where something is created on a device.
+  def created(:gpu), do: refresh(@non_finite + @cross_device)
+  def created(_device), do: refresh(@non_finite)
+
+  @doc false
+  def warns?, do: on?(bits(), @cross_device)
+
+  # ---- eager operations ----
+
+  @doc false
+  # The answer of an operation while a mode is on. EMLX.Ops.run/3 is what calls it.
+  def checked(op, inputs, answer) do
+    bits = bits()
+
+    with [_ | _] = results <- results(answer) do
+      bits = if checking?(), do: 0, else: bits
+      if on?(bits, @cross_device), do: warn(op, inputs, hd(results))
+
+      problem =
+        (on?(bits, @bounds) && out_of_bounds(op, inputs)) || (on?(bits, @non_finite) && non_finite(op, inputs, results))
+
+      if problem, do: raise(ArgumentError, text(problem, name(op, callback()), nil))
+    end
+
+    answer
+  end
+
+  defp results(ref) when is_reference(ref), do: [%Array{ref: ref}]
+  defp results({kind, result}) when kind in [:ok, :wait], do: List.wrap(result)
+  defp results(_traced_or_error), do: []
+
+  # Inside of unchecked/1.
+  defp checking?, do: Process.get(__MODULE__, false)
+
+  @doc false
+  # Calls `fun`, whose operations produce NaN or infinities on purpose.
+  def unchecked(fun) do
+    if bits() == 0 and not Trace.debugs?() do
+      fun.()
+    else
+      before = Process.put(__MODULE__, true)
+
+      try do
+        Trace.unchecked(fun)
+      after
+        if before, do: Process.put(__MODULE__, before), else: Process.delete(__MODULE__)
+      end
+    end
+  end
+
+  # The callback of EMLX.Backend that an operation is a part of. One that has been overridden has that in its name.
+  defp callback do
+    {:current_stacktrace, frames} = Process.info(self(), :current_stacktrace)
+
+    Enum.find_value(frames, fn
+      {EMLX.Backend, name, arity, _location} ->
+        [name | _overridden] = name |> Atom.to_string() |> String.split(" ")
+        if name != "block" and function_exported?(EMLX.Backend, String.to_atom(name), arity), do: name
+
+      _ ->
+        nil
+    end)
+  end
+
+  # ---- compiled functions ----
+
+  @doc false
+  # The instructions of a program with calls that check what they are about, and its calls. `function` is what it is
+  # compiled from. Numbers of values stay, since the calls have no outputs.
+  def instrument(instructions, inputs, calls, function, bits) do
+    calls = Map.new(calls, fn {id, call} -> {id, {:plain, call}} end)
+    state = %{calls: calls, next: map_size(calls), function: function, bits: bits}
+    {instructions, state} = block(instructions, inputs, [], state)
+
+    {instructions, Map.new(state.calls, fn {id, {_kind, fun}} -> {id, fun} end)}
+  end
+
+  defp block(instructions, inputs, path, state) do
+    {instructions, {_value, _number, state}} =
+      instructions
+      |> Enum.with_index()
+      |> Enum.flat_map_reduce({inputs, 0, state}, fn {{op, ins, outs, label}, at}, {value, number, state} ->
+        place = path ++ [place(op, label, number)]
+        outputs = Enum.to_list(value..(value + outs - 1)//1)
+
+        case {op, op_name(op)} do
+          {{:call, %{id: id}}, _} ->
+            following = instructions |> Enum.drop(at + 1) |> following(path, number, state)
+            state = call(id, following, state)
+            number = if check?(state, id), do: number, else: number + 1
+            {[{op, ins, outs, label}], {value + outs, number, state}}
+
+          {{name, blocks}, _} when name in [:if, :while] ->
+            {blocks, state} =
+              Enum.reduce(blocks, {%{}, state}, fn {key, {count, inner, results}}, {blocks, state} ->
+                {inner, state} = block(inner, count, place, state)
+                {Map.put(blocks, key, {count, inner, results}), state}
+              end)
+
+            {[{{name, blocks}, ins, outs, label}], {value + outs, number + 1, state}}
+
+          {_, name} ->
+            {check, state} = check(op, name, Enum.reject(ins, &is_nil/1), outputs, place, label, state)
+            {[{op, ins, outs, strip(label)} | check], {value + outs, number + 1, state}}
+        end
+      end)
+
+    {instructions, state}
+  end
+
+  # A check that was recorded knows its place only now: it stands before the operation that it is about.
+  defp call(id, place, state) do
+    case state.calls[id] do
+      {:plain, {:check, check}} ->
+        fun = fn arrays -> check.(arrays, where(place, state.function)) end
+        %{state | calls: Map.put(state.calls, id, {:check, fun})}
+
+      _ ->
+        state
+    end
+  end
+
+  defp check?(state, id), do: match?({:check, _}, state.calls[id]) or match?({_, {:check, _}}, state.calls[id])
+
+  # The operation with indices that comes next.
+  defp following(instructions, path, number, state) do
+    instructions
+    |> Enum.reject(fn {op, _ins, _outs, _label} -> match?({:call, _}, op) and check?(state, elem(op, 1).id) end)
+    |> Enum.with_index(number)
+    |> Enum.find_value(path, fn {{op, _ins, _outs, label}, number} ->
+      if indexed?(op_name(op)), do: path ++ [place(op, label, number)]
+    end)
+  end
+
+  defp check(_op, name, _ins, _outs, _place, _label, state) when name in @unchecked, do: {[], state}
+
+  defp check(op, _name, ins, outs, place, label, state) do
+    if on?(state.bits, @non_finite) and outs != [] and not unchecked?(label) do
+      where = where(place, state.function)
+      name = name(op, label)
+
+      fun = fn arrays ->
+        {inputs, results} = Enum.split(arrays, length(ins))
+        problem = non_finite(op, inputs, results)
+        if problem, do: raise(ArgumentError, text(problem, name, where))
+        []
+      end
+
+      call = {{:call, %{id: state.next, outputs: []}}, ins ++ outs, 0, nil}
+      {[call], %{state | next: state.next + 1, calls: Map.put(state.calls, state.next, {:made, fun})}}
+    else
+      {[], state}
+    end
+  end
+
+  # Where in a program it is, as errors of programs say it.
+  defp place(op, label, number) do
+    title = op |> op_name() |> Atom.to_string()
+    label = strip(label)
+    "instruction #{number}, #{title}" <> if(label, do: " [#{label}]", else: "")
+  end
+
+  defp where(place, function), do: Enum.join(["in #{inspect(function)}" | place], ", ")
+
+  # Labels carry the mark of what is not checked as far as here.
+  @mark "\0"
+
+  @doc false
+  def mark(label), do: @mark <> (label || "")
+
+  defp unchecked?(@mark <> _), do: true
+  defp unchecked?(_label), do: false
+
+  defp strip(@mark), do: nil
+  defp strip(@mark <> label), do: label
+  defp strip(label), do: label
+
+  defp op_name({name, _attributes}), do: name
+  defp op_name(name), do: name
+
+  # What a person knows an operation as: the function of Nx, where there is one.
+  defp name(op, label) do
+    label = strip(label)
+    if label && label =~ ~r/^[a-z]\w*$/, do: label, else: Atom.to_string(op_name(op))
+  end
+
+  # ---- elements that are not finite ----
+
+  # What an operation made: the first bad element of its results.
+  defp non_finite(op, inputs, results) do
+    name = op_name(op)
+
+    if name in @unchecked do
+      nil
+    else
+      Enum.find_value(results, fn result ->
+        case kinds(result) do
+          {false, false} ->
+            nil
+
+          {nan?, infinity?} ->
+            if name in @products or made?(inputs, nan?, infinity?), do: {:non_finite, name, first(result)}
+        end
+      end)
+    end
+  end
+
+  defp made?(inputs, nan?, infinity?) do
+    given = for %Array{} = input <- inputs, do: kinds(input)
+    given_nan? = Enum.any?(given, &elem(&1, 0))
+    given_infinity? = Enum.any?(given, &elem(&1, 1))
+    (nan? and not given_nan?) or (infinity? and not nan? and not given_nan? and not given_infinity?)
+  end
+
+  # Whether there is a NaN, and an infinity.
+  defp kinds(array) do
+    {shape, dtype, device} = info(array)
+
+    if dtype in @floats and Enum.product(shape) > 0 do
+      any = fn test -> raw({:any, %{axes: nil, keepdims: false}}, [raw(test, [array], device)], device) end
+      <<nan, infinity>> = read(raw({:stack, %{axis: 0}}, [any.(:isnan), any.(:isinf)], device), device)
+      {nan != 0, infinity != 0}
+    else
+      {false, false}
+    end
+  end
+
+  # {index, value, signature} of the first element that is not finite.
+  defp first(array) do
+    {shape, dtype, device} = info(array)
+    bad = raw(:logical_or, [raw(:isnan, [array], device), raw(:isinf, [array], device)], device)
+    at = first_true(bad, device)
+    {index(at, shape), element(array, at, device), signature(shape, dtype)}
+  end
+
+  # ---- indices ----
+
+  @doc false
+  # Checks the indices of an operation of Nx. With `:flat`, all of `array` are along one axis; with `:columns`, each
+  # entry of its last axis is along one of `axes`. Nx has no negative indices.
+  def check_indices(name, shape, axes, array, layout) do
+    cond do
+      Trace.active?() ->
+        if on?(Trace.debug(), @bounds) do
+          Trace.check([array], fn [array], where -> check_indices(name, shape, axes, array, layout, where) end)
+        end
+
+      on?(refresh(@bounds), @bounds) ->
+        check_indices(name, shape, axes, array, layout, nil)
+
+      true ->
+        :ok
+    end
+
+    :ok
+  end
+
+  defp check_indices(name, shape, axes, array, layout, where) do
+    columns =
+      case layout do
+        :flat -> [array]
+        :columns -> columns(array)
+      end
+
+    axes
+    |> Enum.zip(columns)
+    |> Enum.find_value(fn {axis, column} -> outside(column, 0, elem(shape, axis) - 1, axis, Tuple.to_list(shape)) end)
+    |> case do
+      nil -> []
+      problem -> raise ArgumentError, text(problem, name, where)
+    end
+  end
+
+  defp columns(array) do
+    {shape, _dtype, device} = info(array)
+    {dims, [depth]} = Enum.split(shape, -1)
+    zeros = Enum.map(dims, fn _ -> 0 end)
+    ones = Enum.map(shape, fn _ -> 1 end)
+
+    for i <- 0..(depth - 1)//1 do
+      column = raw({:slice, %{start: zeros ++ [i], stop: dims ++ [i + 1], strides: ones}}, [array], device)
+      raw({:reshape, %{shape: dims}}, [column], device)
+    end
+  end
+
+  @doc false
+  # A check of an operation of EMLX.Ops or EMLX.Kernels that is being recorded.
+  def record(op, inputs) do
+    if on?(Trace.debug(), @bounds) and indexed?(op_name(op)) do
+      # Absent ones have no value to hand over.
+      {present, gaps} = {Enum.reject(inputs, &is_nil/1), Enum.map(inputs, &is_nil/1)}
+
+      Trace.check(present, fn arrays, where ->
+        problem = out_of_bounds(op, fill(gaps, arrays))
+        if problem, do: raise(ArgumentError, text(problem, name(op, nil), where)), else: []
+      end)
+    end
+
+    :ok
+  end
+
+  defp fill([true | gaps], arrays), do: [nil | fill(gaps, arrays)]
+  defp fill([false | gaps], [array | arrays]), do: [array | fill(gaps, arrays)]
+  defp fill([], []), do: []
+
+  @indexed [:gather, :scatter, :scatter_add, :scatter_max, :scatter_min, :scatter_prod] ++
+             [:take, :take_along_axis, :put_along_axis, :scatter_add_axis, :gather_mm, :gather_qmm, :cross_entropy]
+
+  @doc false
+  # Called where an operation with indices begins.
+  def indexed, do: refresh(@bounds)
+
+  defp indexed?(name), do: name in @indexed
+
+  # In the core negative indices count from the end.
+  defp out_of_bounds({:gather, %{axes: axes, slice_sizes: sizes}}, [a | indices]) do
+    dims = dims(a)
+    places(dims, axes, indices, fn axis -> Enum.at(dims, axis) - Enum.at(sizes, axis) end)
+  end
+
+  defp out_of_bounds({name, %{axes: axes}}, [a, updates | indices])
+       when name in [:scatter, :scatter_add, :scatter_max, :scatter_min, :scatter_prod] do
+    {dims, updates} = {dims(a), dims(updates)}
+    places(dims, axes, indices, fn axis -> Enum.at(dims, axis) - Enum.at(updates, axis - length(dims)) end)
+  end
+
+  defp out_of_bounds({name, %{axis: axis}}, [a, indices | _values])
+       when name in [:take, :take_along_axis, :put_along_axis, :scatter_add_axis] do
+    dims = dims(a)
+    places(dims, [axis], [indices], fn axis -> Enum.at(dims, axis) - 1 end)
+  end
+
+  defp out_of_bounds({:gather_mm, _attributes}, [a, b, left, right]), do: picked([{a, left}, {b, right}])
+  defp out_of_bounds({:gather_qmm, _attributes}, [x, w, _s, _b, left, right]), do: picked([{x, left}, {w, right}])
+
+  defp out_of_bounds(:cross_entropy, [logits, targets]) do
+    dims = dims(logits)
+    places(dims, [-1], [targets], fn axis -> Enum.at(dims, axis) - 1 end)
+  end
+
+  defp out_of_bounds(_op, _inputs), do: nil
+
+  # Matrices by their number over all axes but the last two.
+  defp picked(pairs) do
+    Enum.find_value(pairs, fn
+      {_matrices, nil} -> nil
+      {matrices, indices} -> indices && matrices |> dims() |> Enum.drop(-2) |> Enum.product() |> picked(indices)
+    end)
+  end
+
+  defp picked(count, indices), do: outside(indices, -count, count - 1, 0, [count])
+
+  defp places(dims, axes, indices, last) do
+    axes
+    |> Enum.zip(indices)
+    |> Enum.find_value(fn {axis, array} ->
+      axis = if axis < 0, do: axis + length(dims), else: axis
+      outside(array, -Enum.at(dims, axis), last.(axis), axis, dims)
+    end)
+  end
+
+  defp dims(array), do: array |> info() |> elem(0)
+
+  # The first of `indices` that is below `first` or above `last`.
+  defp outside(indices, first, last, axis, dims) do
+    {shape, dtype, device} = info(indices)
+    {low, high} = range(dtype)
+
+    tests =
+      for {test, limit} <- [less: first, greater: last], limit in low..high do
+        raw(test, [indices, raw({:constant, %{value: limit, dtype: dtype}}, [], device)], device)
+      end
+
+    cond do
+      Enum.product(shape) == 0 ->
+        nil
+
+      # Every index of the type is above.
+      last < low ->
+        {:index, {index(0, shape), element(indices, 0, device), {first, last}, axis, dims}}
+
+      tests == [] ->
+        nil
+
+      true ->
+        bad = Enum.reduce(tests, fn test, bad -> raw(:logical_or, [bad, test], device) end)
+        any = raw({:any, %{axes: nil, keepdims: false}}, [bad], device)
+
+        if read(any, device) != <<0>> do
+          at = first_true(bad, device)
+          {:index, {index(at, shape), element(indices, at, device), {first, last}, axis, dims}}
+        end
+    end
+  end
+
+  for bits <- [8, 16, 32, 64] do
+    defp range(unquote(:"u#{bits}")), do: {0, unquote(2 ** bits - 1)}
+    defp range(unquote(:"s#{bits}")), do: {unquote(-(2 ** (bits - 1))), unquote(2 ** (bits - 1) - 1)}
+  end
+
+  defp range(:bool), do: {0, 1}
+
+  # ---- devices ----
+
+  # A number goes along with a launch.
+  defp warn(op, inputs, result) do
+    {_shape, _dtype, device} = info(result)
+
+    for {%Array{} = input, position} <- Enum.with_index(inputs) do
+      crossed("#{op_name(op)}", position, input, device)
+    end
+  end
+
+  @doc false
+  # Warns where an array is not on a device that it is needed on.
+  def crossed(what, position, array, device) do
+    case info(array) do
+      {_shape, _dtype, ^device} ->
+        :ok
+
+      {shape, dtype, from} ->
+        if Enum.product(shape) > 1 do
+          input = "input #{position} of #{what}, #{signature(shape, dtype)} on :#{from}"
+
+          Logger.warning(
+            "[EMLX] cross-device: #{input}, is copied to :#{device} (config :emlx, warn_cross_device: true)"
+          )
+        end
+    end
+  end
+
+  # ---- words ----
+
+  @doc false
+  # Whether an exception comes from here: it is the caller's, whatever was being done.
+  def raised?(%ArgumentError{message: message}), do: message =~ ~r/ \(config :emlx, \w+: true\)$/
+  def raised?(_exception), do: false
+
+  defp text({:non_finite, op, {index, value, signature}}, name, where) do
+    whose = if name == Atom.to_string(op), do: "its result", else: "the result of #{op},"
+
+    "#{name} produced NaN or Inf: element #{inspect(index)} of #{whose} #{signature} is #{shown(value)}" <>
+      located(where) <> " (config :emlx, detect_non_finites: true)"
+  end
+
+  defp text({:index, {at, value, {first, last}, axis, dims}}, name, where) do
+    "index out of bounds: #{name} takes index #{value} at #{inspect(at)} of its indices, along axis #{axis} of " <>
+      "shape #{inspect(List.to_tuple(dims))}, where #{first} to #{last} are possible" <>
+      located(where) <> " (config :emlx, enable_bounds_check: true)"
+  end
+
+  defp located(nil), do: ""
+  defp located(where), do: ", " <> where
+
+  defp shown({re, im}), do: "{#{shown(re)}, #{shown(im)}}"
+  defp shown(:nan), do: "NaN"
+  defp shown(:infinity), do: "Inf"
+  defp shown(:neg_infinity), do: "-Inf"
+  defp shown(number), do: "#{number}"
+
+  defp signature(shape, dtype), do: "#{dtype}#{Enum.map(shape, &"[#{&1}]")}"
+
+  # ---- operations that are not checked ----
+
+  # The device is said: whatever queue the process has, and also while a function is traced, this is computed.
+  defp raw(op, inputs, device) do
+    case Native.apply(op, for(%Array{ref: ref} <- inputs, do: ref), device) do
+      {:check, answer} -> plain(answer)
+      answer -> plain(answer)
+    end
+  end
+
+  defp plain(answer) do
+    case results(answer) do
+      [array] -> array
+      [] -> Native.call!(answer)
+    end
+  end
+
+  defp read(%Array{ref: ref}, device),
+    do: Native.await!(:to_binary, [ref], [device: device], &Native.read(ref, device, &1))
+
+  defp info(%Array{ref: ref}), do: Native.call!(Native.info(ref))
+
+  # Where the first true one is, in row-major order.
+  defp first_true(array, device) do
+    flat = raw({:reshape, %{shape: [-1]}}, [array], device)
+
+    at =
+      raw({:argmax, %{axis: 0, keepdims: false, nan: :first}}, [raw({:astype, %{dtype: :u8}}, [flat], device)], device)
+
+    <<at::unsigned-native-32>> = read(at, device)
+    at
+  end
+
+  defp element(array, at, device) do
+    flat = raw({:reshape, %{shape: [-1]}}, [array], device)
+    one = raw({:slice, %{start: [at], stop: [at + 1], strides: [1]}}, [flat], device)
+    [value] = Array.numbers(read(one, device), array |> info() |> elem(1))
+    value
+  end
+
+  # The index of each axis from the place in row-major order.
+  defp index(at, shape) do
+    {index, 0} = shape |> Enum.reverse() |> Enum.map_reduce(at, fn size, rest -> {rem(rest, size), div(rest, size)} end)
+    index |> Enum.reverse() |> List.to_tuple()
+  end
+end

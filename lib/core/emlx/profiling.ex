@@ -1,0 +1,92 @@
+defmodule EMLX.Profiling do
+  @moduledoc """
+  Counts of evaluations and reads, by the names of the C++ EMLX. `EMLX.Telemetry.profile/1` tells more: times, bytes,
+  runs, transfers.
+
+  `config :emlx, profile_eval: true` starts counting when the application starts, `init/0` does at any time after that
+  setting is made. Without it nothing is counted and nothing is attached. The counts are of the whole VM:
+
+    * `:eval` - times that a process waited for arrays to be evaluated (`EMLX.eval/2`)
+    * `:item` - calls of `EMLX.item/1`
+    * `:to_blob` - reads of tensors and arrays (`Nx.to_binary/1`, `EMLX.to_blob/1`)
+
+  """
+
+  @counters {EMLX, :profiling_counters}
+  @indices [eval: 1, item: 2, to_blob: 3]
+  @events [[:emlx, :eval, :stop], [:emlx, :to_binary, :stop]]
+
+  # Telemetry comes with Nx; without it evaluations and reads are not told of.
+  @compile {:no_warn_undefined, :telemetry}
+
+  @doc """
+  Starts counting where `config :emlx, profile_eval: true` is set, and returns the counters; else returns `nil`.
+  `EMLX.Application` calls it.
+  """
+  @spec init :: :counters.counters_ref() | nil
+  def init do
+    if Application.get_env(:emlx, :profile_eval, false) do
+      counters = :counters.new(length(@indices), [:atomics])
+      :persistent_term.put(@counters, counters)
+
+      if EMLX.Telemetry.told?() do
+        :telemetry.detach(__MODULE__)
+        :ok = :telemetry.attach_many(__MODULE__, @events, &__MODULE__.count/4, nil)
+      end
+
+      counters
+    end
+  end
+
+  @doc "Whether counting has started."
+  @spec enabled? :: boolean
+  def enabled?, do: counters() != nil
+
+  @doc false
+  def count([:emlx, :eval, :stop], _measurements, %{op: :eval}, _config), do: inc_eval()
+  def count([:emlx, :to_binary, :stop], _measurements, _metadata, _config), do: inc_to_blob()
+  def count(_event, _measurements, _metadata, _config), do: :ok
+
+  for {name, index} <- @indices do
+    @doc "Adds one to the count `:#{name}`. Does nothing where counting has not started."
+    @spec unquote(:"inc_#{name}")() :: :ok
+    def unquote(:"inc_#{name}")(), do: add(unquote(index))
+  end
+
+  defp add(index) do
+    case counters() do
+      nil -> :ok
+      counters -> :counters.add(counters, index, 1)
+    end
+  end
+
+  @doc "The counts: `{:ok, %{eval: count, item: count, to_blob: count}}`, or `{:error, :not_initialized}`."
+  @spec read :: {:ok, %{eval: integer, item: integer, to_blob: integer}} | {:error, :not_initialized}
+  def read do
+    case counters() do
+      nil -> {:error, :not_initialized}
+      counters -> {:ok, Map.new(@indices, fn {name, index} -> {name, :counters.get(counters, index)} end)}
+    end
+  end
+
+  @doc "Sets the counts to 0."
+  @spec reset :: :ok
+  def reset do
+    if counters = counters(), do: Enum.each(@indices, fn {_name, index} -> :counters.put(counters, index, 0) end)
+    :ok
+  end
+
+  @doc "Prints the counts on one line, behind a label."
+  @spec snapshot(String.t()) :: :ok
+  def snapshot(label \\ "") do
+    text =
+      case read() do
+        {:ok, counts} -> "eval=#{counts.eval} item=#{counts.item} to_blob=#{counts.to_blob}"
+        {:error, :not_initialized} -> "not counting: config :emlx, profile_eval: true starts it"
+      end
+
+    IO.puts("[EMLX.Profiling#{if label != "", do: " #{label}"}] #{text}")
+  end
+
+  defp counters, do: :persistent_term.get(@counters, nil)
+end

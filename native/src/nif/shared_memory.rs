@@ -1,0 +1,320 @@
+//! Shared memory of POSIX, by which arrays go to other processes of the operating system: a segment is created with an
+//! array's bytes under a name of its own, and is unlinked when it is read. Called by `EMLX.SharedMemory`.
+
+use crate::array::{self, ArrayTerm};
+use crate::dtype::Dtype;
+use crate::error::{Error, Reason, Result};
+use crate::queue::{guard, Done};
+use crate::{argument, decode_layout, decode_target, Answer};
+use rustler::{Binary, ResourceArc, Term};
+use std::ffi::CString;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+/// Names tried before it is given up that one is free.
+const ATTEMPTS: usize = 8;
+/// Longest name that every system takes: macOS has 31 bytes.
+const MAX_NAME: usize = 255;
+
+/// A segment under a name, open.
+struct Segment {
+    name: CString,
+    file: OwnedFd,
+}
+
+impl Segment {
+    /// A new segment of so many bytes, whose permissions are exactly these.
+    fn create(bytes: usize, permissions: u32) -> Result<Segment> {
+        let flags = libc::O_CREAT | libc::O_EXCL | libc::O_RDWR;
+        let mut attempts = ATTEMPTS;
+        let segment = loop {
+            let name = free_name()?;
+            match open(&name, flags, permissions) {
+                Ok(file) => break Segment { name, file },
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists && attempts > 1 => {
+                    attempts -= 1;
+                }
+                Err(error) => return Err(failed("shm_open", &name, &error)),
+            }
+        };
+        segment
+            .prepare(bytes, permissions)
+            .inspect_err(|_| segment.remove())?;
+        Ok(segment)
+    }
+
+    /// Gives the segment its size, with memory behind it, and takes the process's umask out of its permissions.
+    fn prepare(&self, bytes: usize, permissions: u32) -> Result<()> {
+        let file = self.file.as_raw_fd();
+        let size = libc::off_t::try_from(bytes)
+            .map_err(|_| Error::invalid(format!("{bytes} bytes are too many for a segment")))?;
+        // SAFETY: the descriptor is open.
+        self.check("ftruncate", unsafe { libc::ftruncate(file, size) })?;
+        // Without memory behind it, writing would end the process where there is too little.
+        #[cfg(target_os = "linux")]
+        if size > 0 {
+            // SAFETY: as above.
+            match unsafe { libc::posix_fallocate(file, 0, size) } {
+                0 => {}
+                code => return Err(self.failed("posix_fallocate", code)),
+            }
+        }
+        if self.permissions()? != permissions {
+            // SAFETY: as above.
+            self.check("fchmod", unsafe {
+                libc::fchmod(file, permissions as libc::mode_t)
+            })?;
+        }
+        Ok(())
+    }
+
+    fn open(name: CString) -> Result<Segment> {
+        match open(&name, libc::O_RDONLY, 0) {
+            Ok(file) => Ok(Segment { name, file }),
+            Err(error) => Err(failed("shm_open", &name, &error)),
+        }
+    }
+
+    fn status(&self) -> Result<libc::stat> {
+        let mut status = std::mem::MaybeUninit::<libc::stat>::uninit();
+        // SAFETY: the descriptor is open, and the structure is of the kind that is written.
+        let code = unsafe { libc::fstat(self.file.as_raw_fd(), status.as_mut_ptr()) };
+        self.check("fstat", code)?;
+        // SAFETY: written, since fstat says so.
+        Ok(unsafe { status.assume_init() })
+    }
+
+    // macOS has 16 bits for it.
+    #[allow(clippy::unnecessary_cast)]
+    fn permissions(&self) -> Result<u32> {
+        Ok(self.status()?.st_mode as u32 & 0o777)
+    }
+
+    /// The bytes that the segment has.
+    fn size(&self) -> Result<usize> {
+        Ok(usize::try_from(self.status()?.st_size).unwrap_or_default())
+    }
+
+    /// Calls `use_bytes` with the first bytes of the segment, which it has.
+    fn with_bytes<T>(
+        &self,
+        count: usize,
+        protection: libc::c_int,
+        use_bytes: impl FnOnce(*mut u8) -> T,
+    ) -> Result<T> {
+        if count == 0 {
+            return Ok(use_bytes(std::ptr::NonNull::dangling().as_ptr()));
+        }
+        // SAFETY: a new mapping at an address of the kernel's choice, of a descriptor that is open.
+        let start = unsafe {
+            let file = self.file.as_raw_fd();
+            libc::mmap(
+                std::ptr::null_mut(),
+                count,
+                protection,
+                libc::MAP_SHARED,
+                file,
+                0,
+            )
+        };
+        if start == libc::MAP_FAILED {
+            return Err(failed("mmap", &self.name, &io::Error::last_os_error()));
+        }
+        let value = use_bytes(start.cast());
+        // SAFETY: mapped above, with this size, and used no more.
+        unsafe { libc::munmap(start, count) };
+        Ok(value)
+    }
+
+    fn write(&self, data: &[u8]) -> Result<()> {
+        self.with_bytes(data.len(), libc::PROT_READ | libc::PROT_WRITE, |start| {
+            // SAFETY: the mapping has as many bytes, and nobody else has it.
+            unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), start, data.len()) }
+        })
+    }
+
+    /// The first bytes of the segment. On Linux they are read, since a mapping of a segment that somebody cuts off
+    /// meanwhile ends the process; macOS can only map it.
+    fn read(&self, count: usize) -> Result<Vec<u8>> {
+        let mut data = vec![0u8; count];
+        if cfg!(target_os = "linux") {
+            use std::os::unix::fs::FileExt;
+            let file = std::fs::File::from(
+                self.file
+                    .try_clone()
+                    .map_err(|error| failed("dup", &self.name, &error))?,
+            );
+            file.read_exact_at(&mut data, 0)
+                .map_err(|error| failed("read", &self.name, &error))?;
+        } else {
+            self.with_bytes(count, libc::PROT_READ, |start| {
+                // SAFETY: the mapping has as many bytes, by its size.
+                unsafe { std::ptr::copy_nonoverlapping(start, data.as_mut_ptr(), count) }
+            })?;
+        }
+        Ok(data)
+    }
+
+    fn remove(&self) {
+        // SAFETY: the name ends in NUL.
+        unsafe { libc::shm_unlink(self.name.as_ptr()) };
+    }
+
+    fn check(&self, call: &str, code: libc::c_int) -> Result<()> {
+        match code {
+            -1 => Err(failed(call, &self.name, &io::Error::last_os_error())),
+            _ => Ok(()),
+        }
+    }
+
+    fn failed(&self, call: &str, code: libc::c_int) -> Error {
+        failed(call, &self.name, &io::Error::from_raw_os_error(code))
+    }
+}
+
+fn open(name: &CString, flags: libc::c_int, permissions: u32) -> io::Result<OwnedFd> {
+    // SAFETY: the name ends in NUL.
+    let file = unsafe { libc::shm_open(name.as_ptr(), flags, permissions as libc::c_uint) };
+    match file {
+        -1 => Err(io::Error::last_os_error()),
+        // SAFETY: just opened, and owned by nobody else.
+        file => Ok(unsafe { OwnedFd::from_raw_fd(file) }),
+    }
+}
+
+fn failed(call: &str, name: &CString, error: &io::Error) -> Error {
+    Reason::File {
+        path: format!("shared memory {}", name.to_string_lossy()),
+        reason: format!("{call}: {error}"),
+    }
+    .into()
+}
+
+/// A name that nobody guesses.
+fn free_name() -> Result<CString> {
+    let number = RandomState::new().build_hasher().finish();
+    decode_name(&format!("/emlx_{number:016x}"))
+}
+
+/// A name as systems take it: a slash, and more without one.
+fn decode_name(name: &str) -> Result<CString> {
+    let rest = name.strip_prefix('/').unwrap_or_default();
+    if rest.is_empty() || rest.contains('/') || name.len() > MAX_NAME {
+        return Err(Error::invalid(format!(
+            "the name of shared memory is a slash and up to {} bytes without one, got {name:?}",
+            MAX_NAME - 1
+        )));
+    }
+    CString::new(name).map_err(|_| Error::invalid("the name of shared memory has a zero byte"))
+}
+
+/// Copies a binary into a new segment and gives its name.
+#[rustler::nif(schedule = "DirtyIo")]
+fn shm_create<'a>(data: Term<'a>, permissions: Term<'a>) -> Answer<String> {
+    Answer(guard("create", || {
+        let data: Binary = argument(data, 0, "a binary")?;
+        let permissions: u32 = argument(permissions, 1, "permissions from 0 to 0o777")?;
+        let segment = Segment::create(data.len(), permissions & 0o777)?;
+        segment.write(&data).inspect_err(|_| segment.remove())?;
+        Ok(segment.name.to_string_lossy().into_owned())
+    }))
+}
+
+/// An array from a segment, which is unlinked then. One of another size stays.
+#[rustler::nif(schedule = "DirtyIo")]
+fn shm_take<'a>(
+    name: Term<'a>,
+    shape: Term<'a>,
+    dtype: Term<'a>,
+    target: Term<'a>,
+) -> Answer<ArrayTerm> {
+    Answer(guard("take", || {
+        let name: String = argument(name, 0, "a name")?;
+        let (shape, dtype) = decode_layout(shape, dtype, 1)?;
+        let target = decode_target(target, 3, [])?;
+        let segment = Segment::open(decode_name(&name)?)?;
+        let bytes = checked_size(&segment, &shape, dtype)?;
+        let data = segment.read(bytes)?;
+        let handle = array::from_binary(&data, &shape, dtype, target.device, &target.stream)?;
+        segment.remove();
+        Ok(ArrayTerm(ResourceArc::new(handle)))
+    }))
+}
+
+/// The bytes that a shape takes, which are those of the segment.
+fn checked_size(segment: &Segment, shape: &[i64], dtype: Dtype) -> Result<usize> {
+    let expected = array::byte_size(shape.iter().copied(), dtype);
+    let found = segment.size()?;
+    // macOS has whole pages.
+    let fits = |expected: u128| match cfg!(target_os = "linux") {
+        true => expected == found as u128,
+        false => expected <= found as u128,
+    };
+    match expected.filter(|expected| fits(*expected)) {
+        Some(expected) => {
+            crate::mlx::check_bytes(expected)?;
+            Ok(expected as usize)
+        }
+        None => Err(Error::invalid(format!(
+            "shared memory {} has {found} bytes, shape {shape:?} of type {} takes {}",
+            segment.name.to_string_lossy(),
+            dtype.name(),
+            expected.map_or_else(|| "an impossible number".into(), |bytes| bytes.to_string())
+        ))),
+    }
+}
+
+/// Gives a name up. One that is not there is given up already.
+#[rustler::nif(schedule = "DirtyIo")]
+fn shm_unlink<'a>(name: Term<'a>) -> Answer<Done> {
+    Answer(guard("unlink", || {
+        let name: String = argument(name, 0, "a name")?;
+        let name = decode_name(&name)?;
+        // SAFETY: the name ends in NUL.
+        if unsafe { libc::shm_unlink(name.as_ptr()) } == -1 {
+            let error = io::Error::last_os_error();
+            if error.kind() != io::ErrorKind::NotFound {
+                return Err(failed("shm_unlink", &name, &error));
+            }
+        }
+        Ok(Done)
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_segment_keeps_its_bytes_and_its_permissions_until_its_name_is_given_up() {
+        for permissions in [0o400, 0o600, 0o666] {
+            let segment = Segment::create(5, permissions).expect("created");
+            segment.write(b"bytes").expect("written");
+            let found = Segment::open(segment.name.clone()).expect("opened");
+            let mode = found.permissions().expect("known");
+            assert_eq!((found.size().expect("known"), mode), (5, permissions));
+            assert_eq!(found.read(5).expect("read"), b"bytes");
+            found.remove();
+            assert!(Segment::open(segment.name.clone()).is_err());
+        }
+    }
+
+    #[test]
+    fn a_segment_of_another_size_is_refused() {
+        let segment = Segment::create(8, 0o600).expect("created");
+        let error = |shape: &[i64]| checked_size(&segment, shape, Dtype::F32).expect_err("refused");
+        assert!(error(&[3]).to_string().contains("has 8 bytes"));
+        assert!(error(&[i64::MAX, 4]).to_string().contains("impossible"));
+        assert_eq!(checked_size(&segment, &[2], Dtype::F32).expect("fits"), 8);
+        segment.remove();
+    }
+
+    #[test]
+    fn names_that_could_be_paths_are_refused() {
+        for name in ["", "/", "name", "/a/b", "/../x", "/a\0b"] {
+            assert!(decode_name(name).is_err(), "{name:?}");
+        }
+        assert!(decode_name("/emlx_1").is_ok());
+    }
+}
