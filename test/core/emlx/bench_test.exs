@@ -384,20 +384,16 @@ defmodule EMLX.BenchTest do
     end
   end
 
-  @tag :tmp_dir
-  test "mix emlx.bench says where the suite is when it is not there", %{tmp_dir: folder} do
-    File.write!(Path.join(folder, "mix.exs"), """
-    defmodule EMLX.BenchTest.Elsewhere.MixProject do
-      use Mix.Project
-      def project, do: [app: :elsewhere, version: "0.1.0"]
-    end
-    """)
+  test "the package holds neither the suite nor its task, and the task is compiled from bench/tasks" do
+    package = Mix.Project.config()[:package][:files]
+    assert "lib" in package
 
-    Mix.Project.in_project(:elsewhere, folder, fn _ ->
-      assert_raise Mix.Error, ~r/comes with EMLX's repository, not with the package/, fn ->
-        Mix.Task.rerun("emlx.bench", [])
-      end
-    end)
+    for path <- package, file <- [path | Path.wildcard(Path.join(path, "**/*.{ex,exs}"))] do
+      refute file =~ "bench", "#{file} is in the package"
+    end
+
+    task = Mix.Task.get!("emlx.bench")
+    assert Path.relative_to_cwd(to_string(task.module_info(:compile)[:source])) == "bench/tasks/emlx.bench.ex"
   end
 
   @tag :tmp_dir

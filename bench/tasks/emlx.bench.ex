@@ -10,8 +10,8 @@ defmodule Mix.Tasks.Emlx.Bench do
       mix emlx.bench models --device gpu --out results
       mix emlx.bench --quick                         # smaller sizes, fewer runs: a look, not a measurement
 
-  The suite stands in the repository's folder `bench/`, so this runs from a clone of it, or from a project that has emlx as a path
-  dependency.
+  The task and the suite are in the repository's folder `bench/`, and no part of the package: they run in a clone of the repository, or in
+  a project that has it as a path or Git dependency.
 
   Options:
 
@@ -32,50 +32,37 @@ defmodule Mix.Tasks.Emlx.Bench do
 
   use Mix.Task
 
+  @folder Path.expand("..", __DIR__)
+
   @impl true
   def run(arguments) do
-    folder = folder!()
-    load(folder)
+    load()
 
-    case suite(:parse, [arguments, Path.join(folder, "suite")]) do
+    case suite(:parse, [arguments, Path.join(@folder, "suite")]) do
       {:error, message} -> Mix.raise(message)
       {:list, text} -> Mix.shell().info(text)
-      {:ok, options} -> start(options, folder)
+      {:ok, options} -> start(options)
     end
   end
 
-  defp start(options, folder) do
+  defp start(options) do
     Mix.Task.run("app.start", if(options.compile?, do: [], else: ["--no-compile"]))
     _ = Application.ensure_all_started(:emlx)
 
-    case suite(:run, [options, folder]) do
+    case suite(:run, [options, @folder]) do
       :ok -> :ok
       {:error, message} -> Mix.raise(message)
       :failed -> exit({:shutdown, 1})
     end
   end
 
-  # The suite is no part of the package, and nothing else needs it: it is loaded from source.
-  defp load(folder) do
+  # Nothing else needs the suite, so it is loaded from source.
+  defp load do
     unless Code.ensure_loaded?(EMLX.Bench) do
-      files = Enum.flat_map(["suite", "suite/parts"], &Path.wildcard(Path.join([folder, &1, "*.ex"])))
+      files = Enum.flat_map(["suite", "suite/parts"], &Path.wildcard(Path.join([@folder, &1, "*.ex"])))
       {:ok, _modules, _warnings} = Kernel.ParallelCompiler.compile(files, return_diagnostics: true)
     end
   end
 
   defp suite(function, arguments), do: apply(EMLX.Bench, function, arguments)
-
-  defp folder! do
-    root = if Mix.Project.config()[:app] == :emlx, do: File.cwd!(), else: Mix.Project.deps_paths()[:emlx]
-    folder = Path.join(root || "", "bench")
-
-    if File.regular?(Path.join(folder, "suite/suite.ex")) do
-      folder
-    else
-      Mix.raise("""
-      there is no benchmark suite in #{folder}: it comes with EMLX's repository, not with the package. Clone the repository \
-      and run mix emlx.bench there.\
-      """)
-    end
-  end
 end
