@@ -32,14 +32,14 @@ defmodule EMLXBumblebee.AttentionTest do
     expected = Axon.predict(model, Axon.ModelState.empty(), inputs, build)
 
     for compiler <- compilers() do
-      {result, told} =
-        told([SDPA], fn ->
+      {result, dispatched} =
+        record_blocks([SDPA], fn ->
           model
           |> EMLXBumblebee.rewrite()
           |> Axon.predict(Axon.ModelState.empty(), on(inputs, EMLX.Backend), Keyword.merge(build, options(compiler)))
         end)
 
-      assert told == [expected_path]
+      assert dispatched == [expected_path]
       assert_alike(result, expected, inspect({opts, Map.keys(inputs), compiler}), tolerance)
     end
   end
@@ -146,7 +146,10 @@ defmodule EMLXBumblebee.AttentionTest do
         model = EMLXBumblebee.rewrite(model)
         {init, predict} = Axon.build(model, mode: :train, seed: 1, compiler: Nx.Defn.Evaluator)
         state = init.(inputs, Axon.ModelState.empty())
-        assert {%{prediction: prediction, state: state}, [^path]} = told([SDPA], fn -> predict.(state, inputs) end)
+
+        assert {%{prediction: prediction, state: state}, [^path]} =
+                 record_blocks([SDPA], fn -> predict.(state, inputs) end)
+
         # The dropout's own state is kept in either way.
         assert %{"dropout_0" => %{"key" => _}} = state
         assert Nx.shape(prediction) == {2, 5, 4, 8}
@@ -165,7 +168,7 @@ defmodule EMLXBumblebee.AttentionTest do
       moved =
         Keyword.new(opts, fn {name, value} -> {name, with(%Nx.Tensor{} <- value, do: on(value, EMLX.Backend))} end)
 
-      assert {result, [@fused]} = told([SDPA], fn -> attend(on(inputs, EMLX.Backend), moved) end)
+      assert {result, [@fused]} = record_blocks([SDPA], fn -> attend(on(inputs, EMLX.Backend), moved) end)
       assert_alike(result, expected, inspect(opts))
       expected
     end

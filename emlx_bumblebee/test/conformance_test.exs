@@ -59,9 +59,9 @@ defmodule EMLXBumblebee.ConformanceTest do
     {state, inputs} = {%{state | data: on(state.data, EMLX.Backend)}, on(inputs, EMLX.Backend)}
 
     for compiler <- compilers() do
-      {result, told} = told(blocks(), fn -> predict(model, state, inputs, compiler) end)
+      {result, dispatched} = record_blocks(blocks(), fn -> predict(model, state, inputs, compiler) end)
       assert_result.(result, inspect(compiler))
-      {fused, composed} = Enum.split_with(told, &(&1.path == :fused))
+      {fused, composed} = Enum.split_with(dispatched, &(&1.path == :fused))
       assert {counts(fused), composed} == {counts, []}
       {compiler, counts, length(composed)}
     end

@@ -47,11 +47,11 @@ defmodule EMLXBumblebee.GenerationTest do
     rewritten = EMLXBumblebee.rewrite(info)
 
     for compiler <- ways() do
-      {result, told} =
-        told([Bumblebee.Block.SDPA], fn -> generate(rewritten, @inputs, config, EMLX.Backend, compiler) end)
+      {result, dispatched} =
+        record_blocks([Bumblebee.Block.SDPA], fn -> generate(rewritten, @inputs, config, EMLX.Backend, compiler) end)
 
       assert result == expected
-      assert told != [] and Enum.all?(told, &(&1.path == :fused))
+      assert dispatched != [] and Enum.all?(dispatched, &(&1.path == :fused))
     end
 
     {tokens, _lengths} = expected
@@ -82,12 +82,12 @@ defmodule EMLXBumblebee.GenerationTest do
 
     config = Models.generation(%{type: :greedy_search})
     expected = generate(info, @inputs, config, Nx.BinaryBackend, Nx.Defn.Evaluator)
-    {result, told} = told(blocks, fn -> generate(rewritten, @inputs, config, EMLX.Backend, EMLX) end)
+    {result, dispatched} = record_blocks(blocks, fn -> generate(rewritten, @inputs, config, EMLX.Backend, EMLX) end)
     assert result == expected
-    assert Enum.reject(told, &(&1.path == :fused)) == []
+    assert Enum.reject(dispatched, &(&1.path == :fused)) == []
 
     # The model is traced for the prompt, and once for all the tokens after it.
-    assert for(block <- blocks, do: Enum.count(told, &(&1.block == block))) == Enum.map(explained, &(2 * &1))
+    assert for(block <- blocks, do: Enum.count(dispatched, &(&1.block == block))) == Enum.map(explained, &(2 * &1))
   end
 
   test "contrastive search, which repeats the cache for each candidate" do

@@ -30,11 +30,13 @@ defmodule EMLXBumblebee.QuantizeTest do
       assert_alike(composed, expected, "composed")
 
       for compiler <- compilers(), info <- [quantized, EMLXBumblebee.rewrite(quantized)] do
-        {result, told} =
-          told([Quantized.Product, Quantized.Rows], fn -> predict(info, @inputs, Backend, options(compiler)) end)
+        {result, dispatched} =
+          record_blocks([Quantized.Product, Quantized.Rows], fn ->
+            predict(info, @inputs, Backend, options(compiler))
+          end)
 
         assert_alike(result, expected, inspect(compiler))
-        assert told != [] and Enum.all?(told, &(&1.path == :fused))
+        assert dispatched != [] and Enum.all?(dispatched, &(&1.path == :fused))
       end
     end
   end

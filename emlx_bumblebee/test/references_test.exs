@@ -42,14 +42,14 @@ defmodule EMLXBumblebee.ReferencesTest do
       predict =
         for compiler <- compilers(), reduce: nil do
           _previous ->
-            {{predict, outputs}, told} =
-              told(blocks(), fn ->
+            {{predict, outputs}, dispatched} =
+              record_blocks(blocks(), fn ->
                 predict = predict(rewritten, inputs, EMLX.Backend, compiler)
                 {predict, predict.(params)}
               end)
 
             assert_reference(outputs, compared, inputs, info.spec, inspect(compiler))
-            assert {counts(told), Enum.reject(told, &(&1.path == :fused))} == {counts, []}
+            assert {counts(dispatched), Enum.reject(dispatched, &(&1.path == :fused))} == {counts, []}
             predict
         end
 
@@ -250,9 +250,11 @@ defmodule EMLXBumblebee.ReferencesTest do
     assert {"as it is", generate(info, inputs, config, Nx.BinaryBackend, Nx.Defn.Evaluator)} == {"as it is", expected}
 
     for compiler <- compilers() do
-      {tokens, told} = told(blocks(), fn -> generate(rewritten, inputs, config, EMLX.Backend, compiler) end)
+      {tokens, dispatched} =
+        record_blocks(blocks(), fn -> generate(rewritten, inputs, config, EMLX.Backend, compiler) end)
+
       assert {compiler, tokens} == {compiler, expected}
-      assert told != [] and Enum.all?(told, &(&1.path == :fused))
+      assert dispatched != [] and Enum.all?(dispatched, &(&1.path == :fused))
     end
   end
 

@@ -118,8 +118,8 @@ defmodule EMLXBumblebee.RewriteTest do
 
       for compiler <- compilers() do
         run = fn -> predict(on_emlx(info), on(inputs, EMLX.Backend), options(compiler)) end
-        assert {result, [told, told]} = told([SDPA], run)
-        assert told == %{block: SDPA, path: :composed, reason: "there is a head mask, and the kernel takes none"}
+        assert {result, [dispatched, dispatched]} = record_blocks([SDPA], run)
+        assert dispatched == %{block: SDPA, path: :composed, reason: "there is a head mask, and the kernel takes none"}
         assert_alike(result, expected)
       end
     end
@@ -137,9 +137,9 @@ defmodule EMLXBumblebee.RewriteTest do
             predict(on_emlx(info), on(inputs, EMLX.Backend), [global_layer_options: options] ++ options(compiler))
           end
 
-          {result, told} = told([SDPA], run)
+          {result, dispatched} = record_blocks([SDPA], run)
           assert_alike(result, expected)
-          assert told != [] and Enum.all?(told, &(&1.reason =~ "the attention weights are asked for"))
+          assert dispatched != [] and Enum.all?(dispatched, &(&1.reason =~ "the attention weights are asked for"))
         end
       end
     end
@@ -200,7 +200,7 @@ defmodule EMLXBumblebee.RewriteTest do
 
     try do
       run = fn -> query |> on(EMLX.Backend) |> then(&EMLXBumblebee.attention(&1, &1, &1, causal: true)) end
-      assert {result, [%{path: :composed}]} = told([SDPA], run)
+      assert {result, [%{path: :composed}]} = record_blocks([SDPA], run)
       assert_alike(result, expected)
     after
       Nx.Defn.default_options(before)

@@ -16,14 +16,14 @@ defmodule EMLXBumblebee.RotaryEmbeddingTest do
     expected = Axon.predict(model, Axon.ModelState.empty(), inputs, compiler: Nx.Defn.Evaluator)
 
     for compiler <- compilers() do
-      {result, told} =
-        told(modules, fn ->
+      {result, dispatched} =
+        record_blocks(modules, fn ->
           model
           |> EMLXBumblebee.rewrite()
           |> Axon.predict(Axon.ModelState.empty(), on(inputs, EMLX.Backend), options(compiler))
         end)
 
-      assert Enum.map(told, &{&1.path, &1.reason}) == expected_paths
+      assert Enum.map(dispatched, &{&1.path, &1.reason}) == expected_paths
       assert_alike(result, expected)
     end
   end
@@ -130,7 +130,7 @@ defmodule EMLXBumblebee.RotaryEmbeddingTest do
     run = fn -> EMLX.Block.dispatch(block, {query, query}, arguments, fn ^block, _, _, _ -> {query, query} end) end
 
     assert {{^query, ^query}, [%{reason: "512 x 1024 positions are more rows than the kernel can be given"}]} =
-             told([RotaryEmbedding], run)
+             record_blocks([RotaryEmbedding], run)
   end
 
   describe "rms_norm" do
@@ -148,7 +148,7 @@ defmodule EMLXBumblebee.RotaryEmbeddingTest do
             rewritten = EMLXBumblebee.rewrite(model)
             moved = %{state | data: on(state.data, EMLX.Backend)}
             run = fn -> Axon.predict(rewritten, moved, on(inputs, EMLX.Backend), options(compiler)) end
-            assert {result, [%{path: :fused}]} = told([Axon.Block.RMSNorm], run)
+            assert {result, [%{path: :fused}]} = record_blocks([Axon.Block.RMSNorm], run)
             tolerance = Enum.max([tolerance(type), tolerance(expected.type)])
             assert_alike(result, expected, inspect({shift, weight_type}), tolerance)
           end

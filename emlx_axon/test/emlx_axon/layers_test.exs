@@ -18,9 +18,9 @@ defmodule EMLXAxon.LayersTest do
           fn -> apply(fun, tensors) end
           | for(c <- compilers(), do: fn -> Nx.Defn.jit(fun, compiler: c, cache: false) |> apply(tensors) end)
         ] do
-      {actual, told} = told(run)
+      {actual, dispatched} = record_blocks(run)
       assert_same(actual, expected, opts)
-      assert Enum.map(told, &{&1.block, &1.path}) == [{block, path}]
+      assert Enum.map(dispatched, &{&1.block, &1.path}) == [{block, path}]
     end
   end
 

@@ -22,8 +22,8 @@ defmodule EMLXAxon.RewriteTest do
     model = EMLXAxon.rewrite(model)
 
     for compiler <- compilers(), uniq: true do
-      {_, told} = told(fn -> predict(model, state, input, backend(), compiler) end)
-      Enum.map(told, & &1.reason)
+      {_, dispatched} = record_blocks(fn -> predict(model, state, input, backend(), compiler) end)
+      Enum.map(dispatched, & &1.reason)
     end
   end
 
@@ -147,8 +147,11 @@ defmodule EMLXAxon.RewriteTest do
     x = Nx.broadcast(Nx.tensor(0.0, backend: Nx.BinaryBackend), {2, 3})
     complex = Nx.complex(x, x)
     gamma = random({3})
-    {_, told} = told(fn -> EMLXAxon.Layers.rms_norm(copy(complex, backend()), copy(gamma, backend())) end)
-    assert [%{block: RMSNorm, path: :composed, reason: "an argument is complex"}] = told
+
+    {_, dispatched} =
+      record_blocks(fn -> EMLXAxon.Layers.rms_norm(copy(complex, backend()), copy(gamma, backend())) end)
+
+    assert [%{block: RMSNorm, path: :composed, reason: "an argument is complex"}] = dispatched
   end
 
   test "what is not finite stays where it is" do
@@ -161,9 +164,9 @@ defmodule EMLXAxon.RewriteTest do
     x = Nx.vectorize(random({2, 3, 4}), :batch)
     gamma = random({4})
     expected = Axon.Layers.rms_norm(x, gamma)
-    {actual, told} = told(fn -> EMLXAxon.Layers.rms_norm(copy(x, backend()), copy(gamma, backend())) end)
+    {actual, dispatched} = record_blocks(fn -> EMLXAxon.Layers.rms_norm(copy(x, backend()), copy(gamma, backend())) end)
     assert_same(actual, expected)
-    assert told == []
+    assert dispatched == []
   end
 
   test "layers can be called on tensors" do
@@ -187,8 +190,8 @@ defmodule EMLXAxon.RewriteTest do
     before = Nx.Defn.default_options(compiler: EMLX.NoCompiler)
 
     try do
-      {actual, told} = told(fn -> EMLXAxon.Layers.layer_norm(x, gamma, beta) end)
-      assert [%{path: :composed}] = told
+      {actual, dispatched} = record_blocks(fn -> EMLXAxon.Layers.layer_norm(x, gamma, beta) end)
+      assert [%{path: :composed}] = dispatched
       assert_same(actual, expected, @steps)
     after
       Nx.Defn.default_options(before)

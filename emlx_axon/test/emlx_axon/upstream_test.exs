@@ -40,8 +40,8 @@ defmodule EMLXAxon.UpstreamTest do
   rewritten = EMLXAxon.rewrite(model)
   IO.puts(EMLXAxon.explain(rewritten))
   Nx.default_backend(EMLX.Backend)
-  tell = fn _, _, told, _ -> IO.puts("\#{inspect(told.block)} \#{told.path}") end
-  :telemetry.attach("told", [:emlx, :block, :dispatch], tell, nil)
+  print = fn _, _, metadata, _ -> IO.puts("\#{inspect(metadata.block)} \#{metadata.path}") end
+  :telemetry.attach("print", [:emlx, :block, :dispatch], print, nil)
   {init, predict} = Axon.build(rewritten)
   state = init.(Nx.template({1, 2}, :f32), Axon.ModelState.empty())
   IO.inspect(predict.(state, Nx.tensor([[1.0, 3.0]])) |> Nx.round() |> Nx.to_flat_list())

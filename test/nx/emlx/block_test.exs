@@ -1,12 +1,12 @@
 defmodule EMLX.BlockTest do
   use EMLX.NxCase, async: true
 
-  import EMLX.Told, only: [heard_blocks: 0]
+  import EMLX.TelemetryRecorder, only: [take_blocks: 0]
 
   alias EMLX.TestBlock
   alias EMLX.TestBlock.{Odd, Pair, Plain}
 
-  setup {EMLX.Told, :listen}
+  setup {EMLX.TelemetryRecorder, :record_test}
 
   defp tensor, do: Nx.tensor([[1.0, 2.0, 3.0]])
   defp doubled, do: [2.0, 4.0, 6.0]
@@ -14,12 +14,12 @@ defmodule EMLX.BlockTest do
   describe "a block" do
     test "without an implementation is composed" do
       assert Nx.to_flat_list(TestBlock.double(%Plain{}, tensor())) == doubled()
-      assert [{Plain, :composed, "EMLX.TestBlock.Plain has no implementation of EMLX.Block"}] = heard_blocks()
+      assert [{Plain, :composed, "EMLX.TestBlock.Plain has no implementation of EMLX.Block"}] = take_blocks()
     end
 
     test "with an implementation runs it" do
       assert Nx.to_flat_list(TestBlock.double(%Odd{does: :kernel}, tensor())) == doubled()
-      assert heard_blocks() == [{Odd, :fused, nil}]
+      assert take_blocks() == [{Odd, :fused, nil}]
     end
 
     test "is found in the consolidated protocol, as in a release" do
@@ -34,31 +34,31 @@ defmodule EMLX.BlockTest do
       doubled = TestBlock.double(%Odd{does: :kernel}, vectorized)
       assert doubled.vectorized_axes == [x: 2]
       assert Nx.to_flat_list(doubled) == [2.0, 4.0, 6.0, 8.0]
-      assert heard_blocks() == [{Odd, :fused, nil}]
+      assert take_blocks() == [{Odd, :fused, nil}]
     end
 
     test "whose implementation declines is composed, and the reason is told" do
       assert Nx.to_flat_list(TestBlock.double(%Odd{does: :decline}, tensor())) == doubled()
-      assert heard_blocks() == [{Odd, :composed, "not today"}]
+      assert take_blocks() == [{Odd, :composed, "not today"}]
     end
 
     test "whose implementation runs the composed function itself is told as composed" do
       assert Nx.to_flat_list(TestBlock.double(%Odd{does: :compose}, tensor())) == doubled()
-      assert heard_blocks() == [{Odd, :composed, nil}]
+      assert take_blocks() == [{Odd, :composed, nil}]
     end
 
     test "may run blocks, each of which is told" do
       assert Nx.to_flat_list(TestBlock.double(%Odd{does: :nested}, tensor())) == doubled()
-      assert heard_blocks() == [{Odd, :fused, nil}, {Odd, :fused, nil}]
+      assert take_blocks() == [{Odd, :fused, nil}, {Odd, :fused, nil}]
 
       assert Nx.to_flat_list(TestBlock.double(%Odd{does: :nested_decline}, tensor())) == doubled()
-      assert heard_blocks() == [{Odd, :composed, "not today"}, {Odd, :fused, nil}]
+      assert take_blocks() == [{Odd, :composed, "not today"}, {Odd, :fused, nil}]
     end
 
     test "composed of blocks runs their kernels" do
       double = fn %Odd{}, tensor -> TestBlock.double(%Odd{does: :kernel}, tensor) end
       assert Nx.to_flat_list(Nx.block(%Odd{does: :decline}, [tensor()], tensor(), double)) == doubled()
-      assert heard_blocks() == [{Odd, :composed, "not today"}, {Odd, :fused, nil}]
+      assert take_blocks() == [{Odd, :composed, "not today"}, {Odd, :fused, nil}]
     end
 
     test "may have several results" do
@@ -67,19 +67,19 @@ defmodule EMLX.BlockTest do
       assert {one, other} = Nx.block(%Pair{}, [tensor()], {template, template}, composed)
       assert Nx.to_flat_list(one) == [1.0, 2.0, 3.0]
       assert Nx.to_flat_list(other) == [-1.0, -2.0, -3.0]
-      assert heard_blocks() == [{Pair, :fused, nil}]
+      assert take_blocks() == [{Pair, :fused, nil}]
 
       assert {_, other} =
                Nx.Defn.jit(&Nx.block(%Pair{}, [&1], {&1, &1}, composed), compiler: Nx.Defn.Evaluator).(tensor())
 
       assert Nx.to_flat_list(other) == [-1.0, -2.0, -3.0]
-      assert heard_blocks() == [{Pair, :fused, nil}]
+      assert take_blocks() == [{Pair, :fused, nil}]
     end
 
     test "runs its implementation inside defn" do
       double = Nx.Defn.jit(&Nx.add(TestBlock.double(%Odd{does: :kernel}, &1), 1), compiler: Nx.Defn.Evaluator)
       assert Nx.to_flat_list(double.(tensor())) == [3.0, 5.0, 7.0]
-      assert heard_blocks() == [{Odd, :fused, nil}]
+      assert take_blocks() == [{Odd, :fused, nil}]
     end
 
     test "has the gradient of its composed function" do
@@ -90,13 +90,13 @@ defmodule EMLX.BlockTest do
     test "is composed on another backend, and nothing is told" do
       tensor = Nx.backend_copy(tensor(), Nx.BinaryBackend)
       assert Nx.to_flat_list(TestBlock.double(%Odd{does: :raise}, tensor)) == doubled()
-      assert heard_blocks() == []
+      assert take_blocks() == []
     end
 
     test "can be declined outside of a dispatch" do
       composed = fn _, tensor -> Nx.multiply(tensor, 2) end
       assert Nx.to_flat_list(EMLX.Block.decline(%Plain{}, [tensor()], composed, "directly")) == doubled()
-      assert heard_blocks() == []
+      assert take_blocks() == []
     end
   end
 
@@ -111,7 +111,7 @@ defmodule EMLX.BlockTest do
                "the implementation of EMLX.Block for %EMLX.TestBlock.Odd{does: :raise} with f32[1][3] " <>
                  "raised ArgumentError: no luck"
 
-      assert heard_blocks() == []
+      assert take_blocks() == []
     end
 
     test "keeps the words of EMLX.Error" do
@@ -130,7 +130,7 @@ defmodule EMLX.BlockTest do
     test "does not affect the next block" do
       assert_raise EMLX.Block.Error, fn -> TestBlock.double(%Odd{does: :raise}, tensor()) end
       assert Nx.to_flat_list(TestBlock.double(%Odd{does: :kernel}, tensor())) == doubled()
-      assert heard_blocks() == [{Odd, :fused, nil}]
+      assert take_blocks() == [{Odd, :fused, nil}]
     end
 
     test "is told what was wrong with its result" do
@@ -180,7 +180,7 @@ defmodule EMLX.BlockTest do
     defp same_block(block, path, fun, tensors, opts \\ []) do
       same(fun, tensors, opts)
 
-      assert {block, path} in for({block, path, _} <- heard_blocks(), do: {block, path}),
+      assert {block, path} in for({block, path, _} <- take_blocks(), do: {block, path}),
              "#{inspect(block)} was not #{path}"
     end
 
@@ -316,7 +316,7 @@ defmodule EMLX.BlockTest do
     defp transformed(block, fused, composed, tensor) do
       expected = Nx.with_default_backend(Nx.BinaryBackend, fn -> composed.(tensor) end)
       assert_same(fused.(Nx.backend_copy(tensor, backend())), expected, rtol: 1.0e-4, atol: 1.0e-4)
-      assert {block, :fused, nil} in heard_blocks()
+      assert {block, :fused, nil} in take_blocks()
     end
 
     test "fft2 and ifft2" do

@@ -2,7 +2,7 @@ defmodule EMLX.CompilerTest do
   # One at a time: telemetry, memory and traced functions are everybody's.
   use EMLX.NxCase, async: false
 
-  import EMLX.Told, only: [told: 1, told_blocks: 1]
+  import EMLX.TelemetryRecorder, only: [record: 1, record_blocks: 1]
   import Nx.Defn
 
   alias EMLX.Compiler.Cache
@@ -219,7 +219,7 @@ defmodule EMLX.CompilerTest do
 
   describe "the program" do
     defp instructions(fun, args, opts) do
-      {result, events} = told(fn -> jit_apply(fun, args, [cache: false] ++ opts) end)
+      {result, events} = record(fn -> jit_apply(fun, args, [cache: false] ++ opts) end)
       [count] = for {[:trace, :stop], measurements, _} <- events, do: measurements.instructions
       {count, result}
     end
@@ -513,7 +513,7 @@ defmodule EMLX.CompilerTest do
 
     test "that read a value run in the evaluator, if asked for", %{opts: opts} do
       opts = [on_unsupported: :evaluate] ++ opts
-      {result, events} = told(fn -> jit_apply(&peek(&1, reading()), [Nx.tensor([-1.0])], opts) end)
+      {result, events} = record(fn -> jit_apply(&peek(&1, reading()), [Nx.tensor([-1.0])], opts) end)
       assert_same(result, Nx.tensor([1.0]))
       assert [reason] = for({[:trace, :stop], _, metadata} <- events, do: metadata.reason)
       assert reason =~ "Peek"
@@ -534,7 +534,7 @@ defmodule EMLX.CompilerTest do
     test "are told once a trace", %{opts: opts} do
       fun = jit(fn x -> EMLX.Fast.rms_norm(x, Nx.tensor([1.0, 1.0]), eps: 1.0e-5) end, opts)
       x = Nx.tensor([[1.0, 2.0]])
-      assert {_, [%{block: EMLX.Fast.RMSNorm, path: :fused}]} = told_blocks(fn -> for _ <- 1..3, do: fun.(x) end)
+      assert {_, [%{block: EMLX.Fast.RMSNorm, path: :fused}]} = record_blocks(fn -> for _ <- 1..3, do: fun.(x) end)
       assert_same(fun.(x), EMLX.Fast.rms_norm(x, Nx.tensor([1.0, 1.0]), eps: 1.0e-5))
     end
   end

@@ -1,7 +1,7 @@
 defmodule EMLX.FastTest do
   use EMLX.NxCase, async: true
 
-  import EMLX.Told, only: [heard_blocks: 0]
+  import EMLX.TelemetryRecorder, only: [take_blocks: 0]
 
   alias EMLX.{Fast, Random}
 
@@ -13,7 +13,7 @@ defmodule EMLX.FastTest do
   @gpu System.get_env("EMLX_TEST_DEVICE") == "gpu"
   @needs_f64 @gpu && "a GPU has no f64"
 
-  setup {EMLX.Told, :listen}
+  setup {EMLX.TelemetryRecorder, :record_test}
 
   # ---- the formulas, in the type of their arguments ----
 
@@ -154,11 +154,11 @@ defmodule EMLX.FastTest do
 
   # `fast` inside defn, on the backend under test.
   defp in_defn(fast, tensors) do
-    heard_blocks()
+    take_blocks()
     tensors = Enum.map(tensors, &Nx.backend_copy(&1, backend()))
     result = Nx.Defn.jit_apply(fast, tensors, compiler: Nx.Defn.Evaluator)
     assert_same(result, apply(fast, tensors))
-    heard_blocks()
+    take_blocks()
   end
 
   # Vectorizes the first axis of the tensors that `which` says, and compares with one call for each element.
@@ -184,7 +184,7 @@ defmodule EMLX.FastTest do
         near_formula(&Fast.rms_norm(&1, nil), &rms_norm(&1, 1, 1.0e-5), [x])
       end
 
-      assert Enum.uniq(heard_blocks()) == [{Fast.RMSNorm, :fused, nil}]
+      assert Enum.uniq(take_blocks()) == [{Fast.RMSNorm, :fused, nil}]
     end
 
     test "takes a weight of another type" do
@@ -197,9 +197,9 @@ defmodule EMLX.FastTest do
     @tag skip: @needs_f64
     test "composes f64 and takes integers as f32" do
       near_formula(&Fast.rms_norm(&1, nil), &rms_norm(&1, 1, 1.0e-5), [normal({2, 7}, {:f, 64})])
-      assert heard_blocks() == [{Fast.RMSNorm, :composed, "the kernel computes in f32, x is f64"}]
+      assert take_blocks() == [{Fast.RMSNorm, :composed, "the kernel computes in f32, x is f64"}]
       assert Fast.rms_norm(Nx.tensor([1, 2]), Nx.tensor([1, 1])).type == {:f, 32}
-      assert heard_blocks() == [{Fast.RMSNorm, :fused, nil}]
+      assert take_blocks() == [{Fast.RMSNorm, :fused, nil}]
     end
 
     test "has the composed gradient" do
@@ -215,7 +215,7 @@ defmodule EMLX.FastTest do
     test "works on vectorized tensors" do
       tensors = [normal({3, 2, 6}, {:f, 32}), normal({6}, {:f, 32})]
       same_vectorized(&Fast.rms_norm/2, tensors, [true, false])
-      assert {Fast.RMSNorm, :fused, nil} in heard_blocks()
+      assert {Fast.RMSNorm, :fused, nil} in take_blocks()
       same_vectorized(&Fast.rms_norm/2, [hd(tensors), normal({3, 6}, {:f, 32})], [true, true])
       same_vectorized(&Fast.rms_norm/2, [normal({2, 6}, {:f, 32}), normal({3, 6}, {:f, 32})], [false, true])
     end
@@ -250,13 +250,13 @@ defmodule EMLX.FastTest do
         near_formula(&Fast.layer_norm(&1, nil, nil), &layer_norm(&1, 1, 0, 1.0e-5), [x])
       end
 
-      assert Enum.uniq(heard_blocks()) == [{Fast.LayerNorm, :fused, nil}]
+      assert Enum.uniq(take_blocks()) == [{Fast.LayerNorm, :fused, nil}]
     end
 
     @tag skip: @needs_f64
     test "composes f64" do
       near_formula(&Fast.layer_norm(&1, nil, nil), &layer_norm(&1, 1, 0, 1.0e-5), [normal({2, 7}, {:f, 64})])
-      assert [{Fast.LayerNorm, :composed, _}] = heard_blocks()
+      assert [{Fast.LayerNorm, :composed, _}] = take_blocks()
     end
 
     test "has the composed gradient" do
@@ -302,7 +302,7 @@ defmodule EMLX.FastTest do
         near_formula(&Fast.rope(&1, 7, nil, opts), formula, [x])
       end
 
-      assert Enum.uniq(heard_blocks()) == [{Fast.RoPE, :fused, nil}]
+      assert Enum.uniq(take_blocks()) == [{Fast.RoPE, :fused, nil}]
     end
 
     test "takes offsets as numbers, tensors and one for each batch row" do
@@ -313,7 +313,7 @@ defmodule EMLX.FastTest do
       near_formula(&Fast.rope(&1, Nx.tensor([3])), formula.([3, 3]), [x])
       near_formula(&Fast.rope(&1, Nx.tensor([3, 11], type: :u8)), formula.([3, 11]), [x])
       near_formula(&Fast.rope(&1, Nx.tensor([0, 40], type: :s64)), formula.([0, 40]), [x])
-      assert Enum.uniq(heard_blocks()) == [{Fast.RoPE, :fused, nil}]
+      assert Enum.uniq(take_blocks()) == [{Fast.RoPE, :fused, nil}]
     end
 
     test "takes reciprocal frequencies" do
@@ -322,7 +322,7 @@ defmodule EMLX.FastTest do
       given = exactly(fn -> Nx.divide(1, exact(freqs)) end)
       near_formula(&Fast.rope(&1, 2, freqs), &rope(&1, positions(4, [2]), given, false), [x])
       near_formula(&Fast.rope(&1, Nx.tensor(2), freqs), &rope(&1, positions(4, [2]), given, false), [x])
-      assert Enum.uniq(heard_blocks()) == [{Fast.RoPE, :fused, nil}]
+      assert Enum.uniq(take_blocks()) == [{Fast.RoPE, :fused, nil}]
     end
 
     test "takes fewer and more axes" do
@@ -340,7 +340,7 @@ defmodule EMLX.FastTest do
         normal({1, 2, 5, 8}, {:f, 64})
       ])
 
-      assert [{Fast.RoPE, :composed, _}] = heard_blocks()
+      assert [{Fast.RoPE, :composed, _}] = take_blocks()
     end
 
     test "has the composed gradient" do
@@ -424,7 +424,7 @@ defmodule EMLX.FastTest do
         qkv({:f, 32}, value: 3)
       )
 
-      assert Enum.uniq(heard_blocks()) == [{Fast.ScaledDotProductAttention, :fused, nil}]
+      assert Enum.uniq(take_blocks()) == [{Fast.ScaledDotProductAttention, :fused, nil}]
     end
 
     test "takes boolean masks of any shape that broadcasts, and of any integer type" do
@@ -437,7 +437,7 @@ defmodule EMLX.FastTest do
         near_formula(fast, &attention(&1, &2, &3, 1 / :math.sqrt(8), seen: &4), qkv(type) ++ [seen])
       end
 
-      assert Enum.uniq(heard_blocks()) == [{Fast.ScaledDotProductAttention, :fused, nil}]
+      assert Enum.uniq(take_blocks()) == [{Fast.ScaledDotProductAttention, :fused, nil}]
     end
 
     test "gives a query that sees nothing the mean of the values" do
@@ -467,7 +467,7 @@ defmodule EMLX.FastTest do
       seen = Nx.tensor([1, 0, 1, 0, 1], type: :u8)
       formula = fn q, k, v -> attention(q, k, v, 1 / :math.sqrt(8), seen: Nx.backend_copy(seen, Nx.BinaryBackend)) end
       near_formula(&Fast.scaled_dot_product_attention(&1, &2, &3, hidden), formula, qkv({:f, 32}))
-      assert Enum.uniq(heard_blocks()) == [{Fast.ScaledDotProductAttention, :fused, nil}]
+      assert Enum.uniq(take_blocks()) == [{Fast.ScaledDotProductAttention, :fused, nil}]
     end
 
     test "is causal up to the last key" do
@@ -481,7 +481,7 @@ defmodule EMLX.FastTest do
         )
       end
 
-      assert Enum.uniq(heard_blocks()) == [{Fast.ScaledDotProductAttention, :fused, nil}]
+      assert Enum.uniq(take_blocks()) == [{Fast.ScaledDotProductAttention, :fused, nil}]
     end
 
     test "takes sinks" do
@@ -493,13 +493,13 @@ defmodule EMLX.FastTest do
         near_formula(&Fast.scaled_dot_product_attention(&1, &2, &3, :causal, sinks: &4), formula, qkv(type) ++ [sinks])
       end
 
-      assert Enum.uniq(heard_blocks()) == [{Fast.ScaledDotProductAttention, :fused, nil}]
+      assert Enum.uniq(take_blocks()) == [{Fast.ScaledDotProductAttention, :fused, nil}]
     end
 
     @tag skip: @needs_f64
     test "composes f64" do
       near_formula(&Fast.scaled_dot_product_attention/3, &attention(&1, &2, &3, 1 / :math.sqrt(8)), qkv({:f, 64}))
-      assert [{Fast.ScaledDotProductAttention, :composed, _}] = heard_blocks()
+      assert [{Fast.ScaledDotProductAttention, :composed, _}] = take_blocks()
     end
 
     test "has the composed gradient" do
@@ -529,7 +529,7 @@ defmodule EMLX.FastTest do
       [q, k, v] = for tensor <- qkv({:f, 32}), do: Nx.stack([tensor, Nx.negate(tensor), Nx.cos(tensor)])
       same_vectorized(&Fast.scaled_dot_product_attention/3, [q, k, v], [true, true, true])
       same_vectorized(&Fast.scaled_dot_product_attention/3, [q, k[0], v[0]], [true, false, false])
-      assert {Fast.ScaledDotProductAttention, :fused, nil} in heard_blocks()
+      assert {Fast.ScaledDotProductAttention, :fused, nil} in take_blocks()
 
       fast = &Fast.scaled_dot_product_attention/4
 
@@ -680,7 +680,7 @@ defmodule EMLX.FastTest do
         end
       end
 
-      assert Enum.uniq(heard_blocks()) == [{Fast.Einsum, :fused, nil}]
+      assert Enum.uniq(take_blocks()) == [{Fast.Einsum, :fused, nil}]
     end
 
     defp tolerance_of(type) do

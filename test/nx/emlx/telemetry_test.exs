@@ -2,7 +2,7 @@ defmodule EMLX.NxTelemetryTest do
   # Not with others: handlers are told of every process.
   use EMLX.NxCase, async: false
 
-  import EMLX.Told, only: [told: 1, caught: 1]
+  import EMLX.TelemetryRecorder, only: [record: 1, caught: 1]
   import Nx.Defn, only: [jit_apply: 3]
 
   alias EMLX.TestBlock
@@ -19,8 +19,8 @@ defmodule EMLX.NxTelemetryTest do
   test "a compiled function is traced once and run each time, by its name", %{opts: opts, device: device} do
     x = Nx.tensor([1.0, 2.0])
     call = fn -> jit_apply(&__MODULE__.twice/1, [x], opts) end
-    {_, first} = told(call)
-    {_, second} = told(call)
+    {_, first} = record(call)
+    {_, second} = record(call)
 
     assert [
              {[:trace, :start], _, _},
@@ -41,15 +41,15 @@ defmodule EMLX.NxTelemetryTest do
 
   test "eager operations are not told, and reading their result is one evaluation" do
     x = Nx.tensor(1.0)
-    {sum, events} = told(fn -> Enum.reduce(1..100, x, fn _, sum -> Nx.add(sum, x) end) end)
+    {sum, events} = record(fn -> Enum.reduce(1..100, x, fn _, sum -> Nx.add(sum, x) end) end)
     assert events == []
-    {101.0, events} = told(fn -> Nx.to_number(sum) end)
+    {101.0, events} = record(fn -> Nx.to_number(sum) end)
     assert [{[:eval, :start], _, _}, {[:eval, :stop], %{bytes: 4}, %{op: :to_binary}}] = events
   end
 
   test "a function that raises while it is traced ends its trace as an exception", %{opts: opts} do
     fun = fn x -> Nx.add(x, hd(Process.get(:nothing, []))) end
-    {{:error, :badarg}, events} = told(fn -> caught(fn -> jit_apply(fun, [1], opts) end) end)
+    {{:error, :badarg}, events} = record(fn -> caught(fn -> jit_apply(fun, [1], opts) end) end)
 
     assert names(events) == [[:trace, :start], [:trace, :exception]]
     assert {_, %{duration: _}, %{kind: :error, reason: :badarg}} = List.last(events)
@@ -59,7 +59,7 @@ defmodule EMLX.NxTelemetryTest do
     block = %TestBlock.Peek{how: &if(Nx.to_number(&1[0]) > 0, do: &1, else: &1)}
     fun = fn x -> TestBlock.double(block, x) end
 
-    {_, events} = told(fn -> jit_apply(fun, [Nx.tensor([1.0])], [on_unsupported: :evaluate] ++ opts) end)
+    {_, events} = record(fn -> jit_apply(fun, [Nx.tensor([1.0])], [on_unsupported: :evaluate] ++ opts) end)
     {_, _, metadata} = Enum.find(events, &match?({[:trace, :stop], _, _}, &1))
     assert %{path: :evaluate, reason: reason} = metadata
     assert reason =~ "Peek"
@@ -68,7 +68,7 @@ defmodule EMLX.NxTelemetryTest do
   test "compile_to_program is a trace", %{opts: opts} do
     fun = fn weights, x -> Nx.dot(x, weights) end
     args = [Nx.iota({2, 2}, type: :f32), Nx.template({1, 2}, :f32)]
-    {program, events} = told(fn -> EMLX.compile_to_program(fun, args, Keyword.delete(opts, :compiler)) end)
+    {program, events} = record(fn -> EMLX.compile_to_program(fun, args, Keyword.delete(opts, :compiler)) end)
     {_, traced, metadata} = Enum.find(events, &match?({[:trace, :stop], _, _}, &1))
     assert %{instructions: instructions, constants: 1} = traced
     assert instructions == program.size
@@ -82,18 +82,18 @@ defmodule EMLX.NxTelemetryTest do
     call.(here).()
 
     for _ <- 1..2 do
-      {_, events} = told(call.(there))
+      {_, events} = record(call.(there))
       assert [_, {[:transfer, :stop], %{bytes: 262_144}, %{from: :host, to: ^device}} | runs] = events
       assert names(runs) == [[:run, :start], [:run, :stop]]
     end
 
-    {_, events} = told(call.(here))
+    {_, events} = record(call.(here))
     assert names(events) == [[:run, :start], [:run, :stop]]
   end
 
   test "a run on a queue names it", %{opts: opts, device: device} do
     queue = EMLX.Queue.start(device: device)
-    {_, events} = told(fn -> jit_apply(&__MODULE__.twice/1, [Nx.tensor([1.0])], [queue: queue] ++ opts) end)
+    {_, events} = record(fn -> jit_apply(&__MODULE__.twice/1, [Nx.tensor([1.0])], [queue: queue] ++ opts) end)
     assert {_, _, %{queue: ^queue}} = List.last(events)
   end
 

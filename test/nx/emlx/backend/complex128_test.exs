@@ -486,11 +486,11 @@ defmodule EMLX.Backend.Complex128Test do
 
   test "no implementation of a block is given c128" do
     z = complex({3})
-    {result, [told]} = EMLX.Told.told_blocks(fn -> Nx.logical_not(here(z)) end)
+    {result, [block]} = EMLX.TelemetryRecorder.record_blocks(fn -> Nx.logical_not(here(z)) end)
     assert_same(result, Nx.logical_not(z))
-    assert %{block: Nx.Block.LogicalNot, path: :composed, reason: "the kernel takes no c128" <> _} = told
-    {_, [told | _]} = EMLX.Told.told_blocks(fn -> Nx.rfft(here(tensor({4}, {:f, 64}))) end)
-    assert %{block: Nx.Block.RFFT, path: :composed, reason: "the kernel takes no c128" <> _} = told
+    assert %{block: Nx.Block.LogicalNot, path: :composed, reason: "the kernel takes no c128" <> _} = block
+    {_, [block | _]} = EMLX.TelemetryRecorder.record_blocks(fn -> Nx.rfft(here(tensor({4}, {:f, 64}))) end)
+    assert %{block: Nx.Block.RFFT, path: :composed, reason: "the kernel takes no c128" <> _} = block
   end
 
   test "EMLX.Fast refuses complex numbers, and multiplies them" do
