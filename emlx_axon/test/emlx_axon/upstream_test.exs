@@ -50,7 +50,7 @@ defmodule EMLXAxon.UpstreamTest do
   IO.inspect(EMLXAxon.Layers.scaled_dot_product_attention(x, x, x) |> Nx.to_flat_list())
   """
 
-  test "blocks with the same fields and more are used" do
+  test "blocks of a newer Axon with the same fields and more are used" do
     output =
       run(
         """
@@ -68,7 +68,7 @@ defmodule EMLXAxon.UpstreamTest do
     assert output =~ ~r/\n1\n$/
   end
 
-  test "blocks with other fields are left to Axon" do
+  test "blocks of a newer Axon with other fields are left to Axon" do
     output =
       run(
         """

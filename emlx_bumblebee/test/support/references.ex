@@ -1,7 +1,7 @@
 defmodule EMLXBumblebee.References do
   @moduledoc false
-  # The checkpoints in test/references' archives: how Bumblebee loads them, what transformers' names are in Bumblebee, and REFERENCES.md, the
-  # table of what test/references_test.exs finds.
+  # The checkpoints in test/references' archives: how Bumblebee loads them, what transformers' names are in Bumblebee,
+  # and REFERENCES.md, the table of what test/references_test.exs finds.
 
   alias Bumblebee.{Multimodal, Text, Vision}
   alias EMLXBumblebee.{Compare, Table}
@@ -184,11 +184,12 @@ defmodule EMLXBumblebee.References do
   @head """
   # References
 
-  The checkpoints in `test/references`, in one archive for each family of models, are tiny and have random parameters. Here they are
-  loaded with `Bumblebee.load_model({:local, folder})`, rewritten by `EMLXBumblebee.rewrite/2` and run on `EMLX.Backend`, eagerly and
-  compiled with `compiler: EMLX`, against the outputs that PyTorch and Hugging Face's transformers 4.57 computed with them (5.23 for
-  NomicBERT). `test/references/generate.py` made both. This table is written by `test/references_test.exs`, which fails where it finds
-  anything else than what stands here; it also fails if it would not see one of the parameters change.
+  The checkpoints in `test/references`, in one archive for each family of models, are tiny and have random parameters.
+  Here they are loaded with `Bumblebee.load_model({:local, folder})`, rewritten by `EMLXBumblebee.rewrite/2` and run on
+  `EMLX.Backend`, eagerly and compiled with `compiler: EMLX`, against the outputs that PyTorch and Hugging Face's
+  transformers 4.57 computed with them (5.23 for NomicBERT). `test/references/generate.py` made both. This table is
+  written by `test/references_test.exs`, which fails where it finds anything else than what stands here; it also fails
+  if it would not see one of the parameters change.
 
   The outputs have transformers' names. Texts are padded, on the right or on the left; what is compared is where there is no padding.
   The blocks are those that telemetry told of as run by a kernel; none was composed. *As it is* is the model that is not rewritten,
@@ -239,8 +240,8 @@ defmodule EMLXBumblebee.References do
   def names, do: Keyword.keys(@references)
 
   @doc """
-  Extracts all archives into a temporary folder, since Bumblebee loads checkpoints from folders. test_helper.exs calls it once, and removes
-  the folder after the suite.
+  Extracts all archives into a temporary folder, since Bumblebee loads checkpoints from folders. test_helper.exs calls
+  it once, and removes the folder after the suite.
   """
   def extract do
     File.rm_rf!(root())

@@ -1,5 +1,6 @@
 defmodule EMLX.NxTelemetryTest do
-  # Not with others: handlers are told of every process.
+  # The events of the Nx tier: traces, and the runs and transfers of compiled functions. The other events are in
+  # test/core/emlx/telemetry_test.exs. Not async: handlers see the events of every process.
   use EMLX.NxCase, async: false
 
   import EMLX.TelemetryRecorder, only: [record: 1, caught: 1]
@@ -39,7 +40,7 @@ defmodule EMLX.NxTelemetryTest do
     assert names(second) == [[:run, :start], [:run, :stop]]
   end
 
-  test "eager operations are not told, and reading their result is one evaluation" do
+  test "eager operations emit no events, and reading their result is one evaluation" do
     x = Nx.tensor(1.0)
     {sum, events} = record(fn -> Enum.reduce(1..100, x, fn _, sum -> Nx.add(sum, x) end) end)
     assert events == []
@@ -47,7 +48,7 @@ defmodule EMLX.NxTelemetryTest do
     assert [{[:eval, :start], _, _}, {[:eval, :stop], %{bytes: 4}, %{op: :to_binary}}] = events
   end
 
-  test "a function that raises while it is traced ends its trace as an exception", %{opts: opts} do
+  test "a function that raises while it is traced ends its trace as an exception event", %{opts: opts} do
     fun = fn x -> Nx.add(x, hd(Process.get(:nothing, []))) end
     {{:error, :badarg}, events} = record(fn -> caught(fn -> jit_apply(fun, [1], opts) end) end)
 
@@ -55,7 +56,7 @@ defmodule EMLX.NxTelemetryTest do
     assert {_, %{duration: _}, %{kind: :error, reason: :badarg}} = List.last(events)
   end
 
-  test "a function that runs in the evaluator is told as such", %{opts: opts} do
+  test "the trace event of a function that runs in the evaluator says so", %{opts: opts} do
     block = %TestBlock.Peek{how: &if(Nx.to_number(&1[0]) > 0, do: &1, else: &1)}
     fun = fn x -> TestBlock.double(block, x) end
 
@@ -65,7 +66,7 @@ defmodule EMLX.NxTelemetryTest do
     assert reason =~ "Peek"
   end
 
-  test "compile_to_program is a trace", %{opts: opts} do
+  test "compile_to_program/3 is a trace event", %{opts: opts} do
     fun = fn weights, x -> Nx.dot(x, weights) end
     args = [Nx.iota({2, 2}, type: :f32), Nx.template({1, 2}, :f32)]
     {program, events} = record(fn -> EMLX.compile_to_program(fun, args, Keyword.delete(opts, :compiler)) end)
@@ -75,7 +76,7 @@ defmodule EMLX.NxTelemetryTest do
     assert metadata.function == fun
   end
 
-  test "tensors of another backend are transferred at each run, those of the own are not", %{opts: opts, device: device} do
+  test "tensors of another backend are transferred at each run, EMLX's own are not", %{opts: opts, device: device} do
     there = Nx.broadcast(Nx.tensor(1.0, backend: Nx.BinaryBackend), {256, 256})
     here = Nx.backend_copy(there, backend())
     call = fn x -> fn -> jit_apply(&__MODULE__.twice/1, [x], opts) end end
@@ -91,7 +92,7 @@ defmodule EMLX.NxTelemetryTest do
     assert names(events) == [[:run, :start], [:run, :stop]]
   end
 
-  test "a run on a queue names it", %{opts: opts, device: device} do
+  test "the events of a run on a queue have the queue", %{opts: opts, device: device} do
     queue = EMLX.Queue.start(device: device)
     {_, events} = record(fn -> jit_apply(&__MODULE__.twice/1, [Nx.tensor([1.0])], [queue: queue] ++ opts) end)
     assert {_, _, %{queue: ^queue}} = List.last(events)
