@@ -202,6 +202,7 @@ defmodule EMLX.CompilerTest do
   end
 
   describe "captured tensors" do
+    @tag :timing
     test "are constants of the program, copied once", %{opts: opts} do
       captured = Nx.iota({1024, 256}, type: :f32, backend: Nx.BinaryBackend)
       compiled = Nx.Defn.compile(fn x -> Nx.sum(Nx.multiply(x, captured)) end, [Nx.template({}, :f32)], opts)
@@ -336,6 +337,8 @@ defmodule EMLX.CompilerTest do
       end
     end
 
+    @tag :slow
+    @tag :timing
     test "goes on for 100,000 steps in constant memory", %{opts: opts} do
       compiled = Nx.Defn.compile(&iterate/2, [Nx.template({64}, :f32), Nx.template({}, :s32)], opts)
       x = Nx.broadcast(Nx.tensor(0.5), {64})
@@ -348,6 +351,8 @@ defmodule EMLX.CompilerTest do
     end
   end
 
+  @tag :slow
+  @tag :timing
   test "runs without growth", %{opts: opts} do
     x = Nx.broadcast(Nx.tensor(0.5), {1024})
     compiled = Nx.Defn.compile(fn x -> {Nx.add(Nx.sin(x), 1), Nx.sum(x)} end, [x], opts)
