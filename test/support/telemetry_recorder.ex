@@ -1,7 +1,7 @@
 defmodule EMLX.TelemetryRecorder do
   @moduledoc """
-  Records the telemetry events of the calling process, for the tests of all tiers. Events of other processes, whose tests may run at the
-  same time, are left out.
+  Records the telemetry events of the calling process, for the tests of all tiers. Events of other processes, whose
+  tests may run at the same time, are left out.
   """
 
   # Telemetry comes with Nx.
@@ -19,8 +19,8 @@ defmodule EMLX.TelemetryRecorder do
   end
 
   @doc """
-  Returns `{result of fun, metadata of each block that was dispatched}`, in order; with a list of modules, of blocks of those modules
-  only.
+  Returns `{result of fun, metadata of each block that was dispatched}`, in order; with a list of modules, of blocks of
+  those modules only.
   """
   def record_blocks(fun, modules \\ nil) do
     {result, events} = record(fun)
@@ -41,7 +41,7 @@ defmodule EMLX.TelemetryRecorder do
     ExUnit.Callbacks.on_exit(fn -> :telemetry.detach(id) end)
   end
 
-  @doc "Returns `{block, path, reason}` of each block that was dispatched since the last call, in order. Needs `record_test/1`."
+  @doc "Returns `{block, path, reason}` of each block dispatched since the last call, in order. Needs `record_test/1`."
   def take_blocks do
     for metadata <- __MODULE__ |> Process.get() |> events() |> blocks(),
         do: {metadata.block, metadata.path, metadata.reason}

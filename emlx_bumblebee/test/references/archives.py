@@ -1,7 +1,7 @@
 """The archives that hold the checkpoints of ../references_test.exs: one for each family of models.
 
-A plain tar file whose members are NAME/FILE, sorted, without times and owners, so that the same files are the same bytes. generate.py
-writes them; they change only where a checkpoint does.
+A plain tar file whose members are NAME/FILE, sorted, without times and owners, so that the same files are the same
+bytes. generate.py writes them; they change only where a checkpoint does.
 """
 
 import io

@@ -1,10 +1,10 @@
 """Makes the checkpoints of ../references_test.exs, with what PyTorch and Hugging Face's transformers compute with them.
 
-Each model is tiny. All of its parameters are random, also those that transformers initialises with zeros and ones, and options
-that hardly matter by default, as an epsilon, have another value, so that none goes unseen. The archive of a family of models (see
-archives.py) holds, under NAME/, what `Bumblebee.load_model({:local, folder})` loads, and reference.safetensors: the inputs, the
-outputs, and for some models the tokens generated greedily. They have transformers' names: "inputs.input_ids", "outputs.logits",
-"prompt.input_ids", "generated".
+Each model is tiny. All of its parameters are random, also those that transformers initialises with zeros and ones, and
+options that hardly matter by default, as an epsilon, have another value, so that none goes unseen. The archive of a
+family of models (see archives.py) holds, under NAME/, what `Bumblebee.load_model({:local, folder})` loads, and
+reference.safetensors: the inputs, the outputs, and for some models the tokens generated greedily. They have
+transformers' names: "inputs.input_ids", "outputs.logits", "prompt.input_ids", "generated".
 
 python3 -m venv VENV && VENV/bin/pip install -r requirements.txt && VENV/bin/python generate.py [NAME ...]
 
@@ -458,7 +458,7 @@ def make(name, model_class, config, inputs, generated=False):
 
 
 def store(name, folder, model, inputs, generated=False):
-    """Adds reference.safetensors, with what the model computes of the inputs, to a checkpoint's folder, and archives that."""
+    """Adds reference.safetensors, what the model computes of the inputs, to a checkpoint's folder, and archives that."""
     with torch.no_grad():
         outputs = {key: value for key, value in model(**inputs).items() if key in RESULTS}
         if name.endswith("_embedding"):
