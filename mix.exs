@@ -58,7 +58,10 @@ defmodule EMLX.MixProject do
   end
 
   defp elixirc_paths(:test), do: elixirc_paths(:dev) ++ support()
-  defp elixirc_paths(_), do: ["lib/core"] ++ if(nx?(), do: ["lib/nx"], else: [])
+  defp elixirc_paths(_), do: ["lib/core"] ++ if(nx?(), do: ["lib/nx"], else: []) ++ bench()
+
+  # `mix emlx.bench`, which the repository has and the package (see `package/0`) doesn't.
+  defp bench, do: Enum.filter(["bench/tasks"], &File.dir?(Path.join(__DIR__, &1)))
 
   # What stands in test/support itself serves all tiers.
   defp support, do: Path.wildcard("test/support/*.ex") ++ if(nx?(), do: ["test/support/nx"], else: [])

@@ -44,7 +44,7 @@ defmodule EMLXAxon.MixProject do
   # The case template of EMLX's own tests serves here too.
   defp elixirc_paths(:test) do
     shared =
-      for file <- ~w(nx/nx_case nx/no_compiler golden told tolerance),
+      for file <- ~w(nx/nx_case nx/no_compiler golden telemetry_recorder tolerance),
           do: Path.expand("../test/support/#{file}.ex", __DIR__)
 
     ["lib", "test/support" | shared]

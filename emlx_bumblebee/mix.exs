@@ -47,7 +47,7 @@ defmodule EMLXBumblebee.MixProject do
   # Some of EMLX's own tests' support serves here too.
   defp elixirc_paths(:test) do
     shared =
-      for file <- ~w(nx/no_compiler told),
+      for file <- ~w(nx/no_compiler telemetry_recorder),
           do: Path.expand("../test/support/#{file}.ex", __DIR__)
 
     ["lib", "test/support" | shared]

@@ -4,28 +4,16 @@ defmodule EMLX.Bench.Table do
   """
 
   @doc """
-  Text of a heading and rows, each a list of cells. The first column is to the left, those whose number stands in `:left` too, the rest
-  to the right.
+  Returns a heading and rows as text, each a list of cells. The first column is aligned to the left, those whose index
+  is in `:left` too, the others to the right.
 
       iex> EMLX.Bench.Table.text(["case", "time"], [["a", "1 ms"], ["bcd", "12 ms"]])
       "case   time\\na      1 ms\\nbcd   12 ms"
   """
   def text(heading, rows, opts \\ []) do
     left = [0 | Keyword.get(opts, :left, [])]
-    table = [heading | rows]
-
-    widths =
-      table |> Enum.zip_with(& &1) |> Enum.map(fn column -> column |> Enum.map(&String.length/1) |> Enum.max() end)
-
-    Enum.map_join(table, "\n", fn cells ->
-      cells
-      |> Enum.zip(widths)
-      |> Enum.with_index()
-      |> Enum.map_join("  ", fn {{cell, width}, i} ->
-        if i in left, do: String.pad_trailing(cell, width), else: String.pad_leading(cell, width)
-      end)
-      |> String.trim_trailing()
-    end)
+    right = for column <- 0..(length(heading) - 1), column not in left, do: column
+    EMLX.Table.text([heading | rows], right: right)
   end
 
   @doc "The same as Markdown, for a README."

@@ -32,14 +32,14 @@ defmodule EMLXBumblebee.AttentionTest do
     expected = Axon.predict(model, Axon.ModelState.empty(), inputs, build)
 
     for compiler <- compilers() do
-      {result, told} =
-        told([SDPA], fn ->
+      {result, dispatched} =
+        record_blocks([SDPA], fn ->
           model
           |> EMLXBumblebee.rewrite()
           |> Axon.predict(Axon.ModelState.empty(), on(inputs, EMLX.Backend), Keyword.merge(build, options(compiler)))
         end)
 
-      assert told == [expected_path]
+      assert dispatched == [expected_path]
       assert_alike(result, expected, inspect({opts, Map.keys(inputs), compiler}), tolerance)
     end
   end
@@ -56,7 +56,7 @@ defmodule EMLXBumblebee.AttentionTest do
   end
 
   for type <- [{:f, 32}, {:bf, 16}, {:f, 16}] do
-    test "every combination of masks in #{Nx.Type.to_string(type)}" do
+    test "attention takes every combination of masks in #{Nx.Type.to_string(type)}" do
       type = unquote(Macro.escape(type))
 
       for causal <- [false, true],
@@ -72,7 +72,7 @@ defmodule EMLXBumblebee.AttentionTest do
     end
   end
 
-  test "fewer queries than keys, without and with an offset" do
+  test "attention takes fewer queries than keys, without and with an offset" do
     for queries <- [1, 3],
         offset <- [nil, Nx.tensor(0), Nx.tensor(2)],
         causal <- [false, true],
@@ -83,11 +83,11 @@ defmodule EMLXBumblebee.AttentionTest do
     end
   end
 
-  test "scales" do
+  test "attention takes any scale" do
     for scale <- [nil, 1, 0.3], type <- [:f32, :bf16], do: assert_same(inputs(type), [scale: scale], @fused)
   end
 
-  test "values of another size than keys, and masks and biases that are broadcast" do
+  test "attention takes values of another size than keys, and masks and biases that broadcast" do
     inputs = %{inputs(:f32) | "value" => random({2, 5, 4, 3}, 6)}
     assert_same(inputs, [], @fused)
     assert_same(Map.put(inputs, "key_mask", random({2, 1, 1, 5}, 7) |> Nx.greater(0)), [causal: true], @fused)
@@ -106,7 +106,7 @@ defmodule EMLXBumblebee.AttentionTest do
     )
   end
 
-  test "scores and biases that are large" do
+  test "attention takes large scores and large biases" do
     inputs = inputs(:f32)
     inputs = %{inputs | "query" => Nx.multiply(inputs["query"], 100), "key" => Nx.multiply(inputs["key"], 100)}
     assert_same(Map.put(inputs, "key_mask", @key_mask), [causal: true], @fused)
@@ -119,23 +119,23 @@ defmodule EMLXBumblebee.AttentionTest do
   describe "composed" do
     defp declined(reason), do: %{block: SDPA, path: :composed, reason: reason}
 
-    test "with a head mask" do
+    test "attention with a head mask is composed" do
       reason = "there is a head mask, and the kernel takes none"
       assert_same(Map.put(inputs(:f32), "head_mask", Nx.tensor([1.0, 0.0, 0.5, 1.0])), [causal: true], declined(reason))
     end
 
-    test "where the weights are asked for" do
+    test "attention whose weights are asked for is composed" do
       reason = "the attention weights are asked for, and the kernel does not give them"
       inputs = Map.put(inputs(:f32), "key_mask", @key_mask)
       assert_same(inputs, [causal: true], declined(reason), global_layer_options: [output_attentions: true])
       assert_same(inputs, [causal: true], @fused, global_layer_options: [output_attentions: false])
     end
 
-    test "in f64" do
+    test "attention in f64 is composed" do
       assert_same(inputs(:f64), [causal: true], declined("the kernel computes in f32, an argument is f64"))
     end
 
-    test "where weights are dropped while training, and fused where the rate is 0" do
+    test "attention with dropout is composed while training, and fused at rate 0" do
       inputs = on(inputs(:f32), EMLX.Backend)
 
       for {rate, path} <- [
@@ -146,7 +146,10 @@ defmodule EMLXBumblebee.AttentionTest do
         model = EMLXBumblebee.rewrite(model)
         {init, predict} = Axon.build(model, mode: :train, seed: 1, compiler: Nx.Defn.Evaluator)
         state = init.(inputs, Axon.ModelState.empty())
-        assert {%{prediction: prediction, state: state}, [^path]} = told([SDPA], fn -> predict.(state, inputs) end)
+
+        assert {%{prediction: prediction, state: state}, [^path]} =
+                 record_blocks([SDPA], fn -> predict.(state, inputs) end)
+
         # The dropout's own state is kept in either way.
         assert %{"dropout_0" => %{"key" => _}} = state
         assert Nx.shape(prediction) == {2, 5, 4, 8}
@@ -165,12 +168,12 @@ defmodule EMLXBumblebee.AttentionTest do
       moved =
         Keyword.new(opts, fn {name, value} -> {name, with(%Nx.Tensor{} <- value, do: on(value, EMLX.Backend))} end)
 
-      assert {result, [@fused]} = told([SDPA], fn -> attend(on(inputs, EMLX.Backend), moved) end)
+      assert {result, [@fused]} = record_blocks([SDPA], fn -> attend(on(inputs, EMLX.Backend), moved) end)
       assert_alike(result, expected, inspect(opts))
       expected
     end
 
-    test "heads that several query heads share" do
+    test "attention/4 takes heads that several query heads share" do
       whole = inputs(:f32)
       inputs = %{whole | "key" => whole["key"][[.., .., 0..1]], "value" => whole["value"][[.., .., 0..1]]}
       grouped = assert_attention(inputs, causal: true, key_mask: @key_mask)
@@ -180,7 +183,7 @@ defmodule EMLXBumblebee.AttentionTest do
       assert_alike(assert_attention(repeated, causal: true, key_mask: @key_mask), grouped)
     end
 
-    test "causality, windows and offsets without a mask of keys" do
+    test "attention/4 takes causality, windows and offsets without a mask of keys" do
       for causal <- [false, true],
           window <- [nil, {0, 1}, {2, 0}],
           offset <- [nil, Nx.tensor(1)],
@@ -189,7 +192,7 @@ defmodule EMLXBumblebee.AttentionTest do
       end
     end
 
-    test "sinks" do
+    test "attention/4 takes sinks" do
       sinks = Nx.tensor([-1.0, 0.0, 0.5, 3.0])
 
       for type <- [:f32, :bf16],
@@ -206,7 +209,7 @@ defmodule EMLXBumblebee.AttentionTest do
       assert_alike(attend(inputs, sinks: Nx.broadcast(1.0e4, {4})), Nx.multiply(none, 0))
     end
 
-    test "in defn, and its gradient" do
+    test "attention/4 works in defn, and has a gradient" do
       inputs = inputs(:f32)
 
       for {backend, compiler} <- [{Nx.BinaryBackend, Nx.Defn.Evaluator} | Enum.map(compilers(), &{EMLX.Backend, &1})] do
@@ -226,7 +229,7 @@ defmodule EMLXBumblebee.AttentionTest do
       end
     end
 
-    test "refuses what does not fit" do
+    test "attention/4 refuses arguments that do not fit, and names them" do
       inputs = inputs(:f32)
       refused = fn opts -> assert_raise(ArgumentError, fn -> attend(inputs, opts) end).message end
 

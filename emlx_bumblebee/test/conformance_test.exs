@@ -5,8 +5,8 @@ defmodule EMLXBumblebee.ConformanceTest do
   #
   #   EMLX_CONFORMANCE=write mix test test/conformance_test.exs
   #
-  # Bumblebee's own tests have reference values of another framework, for weights that have to be downloaded. What stands for them is
-  # references_test.exs, with values of PyTorch for checkpoints that are here.
+  # Bumblebee's own tests have reference values of another framework, for weights that have to be downloaded. What
+  # stands for them is references_test.exs, with values of PyTorch for checkpoints that are here.
   use ExUnit.Case, async: true
 
   import EMLXBumblebee.Compare
@@ -14,7 +14,7 @@ defmodule EMLXBumblebee.ConformanceTest do
   alias EMLXBumblebee.{Conformance, Models, Table}
 
   for name <- Models.names() do
-    test "#{name}" do
+    test "the rewritten model #{name} computes what the model does on Nx.BinaryBackend, in f32 and bf16" do
       {spec, kind, counts} = Models.fetch!(unquote(name))
       inputs = Models.inputs(kind, spec)
       model = Bumblebee.build_model(spec)
@@ -25,8 +25,8 @@ defmodule EMLXBumblebee.ConformanceTest do
       expected = predict(model, state, inputs)
       f32 = assert_rewritten(model, state, inputs, counts, &assert_alike(&1, expected, &2))
 
-      # In bf16, models are compared with the same parameters in f32 too: the rewritten one may not lie further from that than
-      # the model does as it is.
+      # In bf16, models are compared with the same parameters in f32 too: the rewritten one may not lie further from
+      # that than the model does as it is.
       exact = fn -> model |> predict(Models.as_type(Models.as_type(state, {:bf, 16}), {:f, 32}), inputs) end
       type = {:bf, 16}
       model = Bumblebee.build_model(spec, type: type)
@@ -59,9 +59,9 @@ defmodule EMLXBumblebee.ConformanceTest do
     {state, inputs} = {%{state | data: on(state.data, EMLX.Backend)}, on(inputs, EMLX.Backend)}
 
     for compiler <- compilers() do
-      {result, told} = told(blocks(), fn -> predict(model, state, inputs, compiler) end)
+      {result, dispatched} = record_blocks(blocks(), fn -> predict(model, state, inputs, compiler) end)
       assert_result.(result, inspect(compiler))
-      {fused, composed} = Enum.split_with(told, &(&1.path == :fused))
+      {fused, composed} = Enum.split_with(dispatched, &(&1.path == :fused))
       assert {counts(fused), composed} == {counts, []}
       {compiler, counts, length(composed)}
     end

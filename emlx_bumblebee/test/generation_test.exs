@@ -1,5 +1,6 @@
 defmodule EMLXBumblebee.GenerationTest do
-  # Generated tokens of rewritten models on EMLX, against those of the model as it is on Nx.BinaryBackend, token for token.
+  # Generated tokens of rewritten models on EMLX, against those of the model as it is on Nx.BinaryBackend, token for
+  # token.
   use ExUnit.Case, async: true
 
   import EMLXBumblebee.Compare
@@ -47,11 +48,11 @@ defmodule EMLXBumblebee.GenerationTest do
     rewritten = EMLXBumblebee.rewrite(info)
 
     for compiler <- ways() do
-      {result, told} =
-        told([Bumblebee.Block.SDPA], fn -> generate(rewritten, @inputs, config, EMLX.Backend, compiler) end)
+      {result, dispatched} =
+        record_blocks([Bumblebee.Block.SDPA], fn -> generate(rewritten, @inputs, config, EMLX.Backend, compiler) end)
 
       assert result == expected
-      assert told != [] and Enum.all?(told, &(&1.path == :fused))
+      assert dispatched != [] and Enum.all?(dispatched, &(&1.path == :fused))
     end
 
     {tokens, _lengths} = expected
@@ -59,7 +60,7 @@ defmodule EMLXBumblebee.GenerationTest do
   end
 
   for name <- @decoders ++ @encoder_decoders do
-    test "#{name}, greedily and sampled" do
+    test "#{name} generates the same tokens rewritten, greedily and sampled" do
       name = unquote(name)
       greedy = assert_same(name, Models.generation(%{type: :greedy_search}))
       sampled = assert_same(name, Models.generation(%{type: :multinomial_sampling, top_p: 0.9}, temperature: 2.0))
@@ -69,7 +70,7 @@ defmodule EMLXBumblebee.GenerationTest do
     end
   end
 
-  test "in compiled generation of Llama, explain and telemetry agree: every norm, rotation and attention is fused" do
+  test "explain and telemetry agree that every norm, rotation and attention of Llama's compiled generation is fused" do
     blocks = [Bumblebee.Block.SDPA, Bumblebee.Block.RotaryEmbedding, Axon.Block.RMSNorm]
     info = Models.info(:llama_grouped_causal)
     rewritten = EMLXBumblebee.rewrite(info)
@@ -82,19 +83,19 @@ defmodule EMLXBumblebee.GenerationTest do
 
     config = Models.generation(%{type: :greedy_search})
     expected = generate(info, @inputs, config, Nx.BinaryBackend, Nx.Defn.Evaluator)
-    {result, told} = told(blocks, fn -> generate(rewritten, @inputs, config, EMLX.Backend, EMLX) end)
+    {result, dispatched} = record_blocks(blocks, fn -> generate(rewritten, @inputs, config, EMLX.Backend, EMLX) end)
     assert result == expected
-    assert Enum.reject(told, &(&1.path == :fused)) == []
+    assert Enum.reject(dispatched, &(&1.path == :fused)) == []
 
     # The model is traced for the prompt, and once for all the tokens after it.
-    assert for(block <- blocks, do: Enum.count(told, &(&1.block == block))) == Enum.map(explained, &(2 * &1))
+    assert for(block <- blocks, do: Enum.count(dispatched, &(&1.block == block))) == Enum.map(explained, &(2 * &1))
   end
 
-  test "contrastive search, which repeats the cache for each candidate" do
+  test "contrastive search, which repeats the cache for each candidate, generates the same tokens rewritten" do
     assert_same(:gpt2, Models.generation(%{type: :contrastive_search, top_k: 3, alpha: 0.6}))
   end
 
-  test "a prompt of one token, which goes straight into the loop" do
+  test "a prompt of one token, which goes straight into the loop, generates the same tokens rewritten" do
     info = Models.info(:llama)
     inputs = %{"input_ids" => Nx.tensor([[7]]), "seed" => Nx.tensor([1], type: :s64)}
     config = Models.generation(%{type: :greedy_search})

@@ -1,8 +1,8 @@
 Code.require_file("../../examples/minilm/program.ex", __DIR__)
 
 defmodule EMLXBumblebee.MiniLMTest do
-  # The saved programs of examples/minilm, which script/demo runs where Bumblebee is not, against Bumblebee's model with the same
-  # checkpoint, loaded by Bumblebee.
+  # The saved programs of examples/minilm, which script/demo runs where Bumblebee is not, against Bumblebee's model with
+  # the same checkpoint, loaded by Bumblebee.
   use ExUnit.Case, async: false
 
   import EMLXBumblebee.Compare
@@ -25,7 +25,7 @@ defmodule EMLXBumblebee.MiniLMTest do
     vocab_size: 30_522
   }
 
-  test "the programs are those that compile.exs makes" do
+  test "MiniLM's saved programs are those that compile.exs writes" do
     model = Bumblebee.build_model(MiniLM.Program.spec())
 
     for {name, model} <- [minilm: EMLXBumblebee.rewrite(model), minilm_composed: model] do
@@ -35,7 +35,7 @@ defmodule EMLXBumblebee.MiniLMTest do
     end
   end
 
-  test "they give what the model gives that Bumblebee loads" do
+  test "MiniLM's saved programs compute what the model does that Bumblebee loads" do
     # 90 MB, which may not stay.
     folder = Path.join(System.tmp_dir!(), "emlx_minilm_#{System.pid()}")
     File.mkdir_p!(folder)

@@ -9,7 +9,7 @@ defmodule EMLXBumblebee.ProposalsTest do
         {"bumblebee.md", [Bumblebee.Block.SDPA, Bumblebee.Block.RotaryEmbedding]}
       ],
       module <- modules do
-    test "#{inspect(module)} in #{file}" do
+    test "#{inspect(module)} has the fields and defaults that #{file} proposes" do
       [_, rest] =
         @folder |> Path.join(unquote(file)) |> File.read!() |> String.split("**`#{inspect(unquote(module))}`**")
 

@@ -1,6 +1,6 @@
 defmodule EMLXBumblebee.QuantizeTest do
-  # Quantized models on EMLX, against themselves on Nx.BinaryBackend, where products are composed, and against the model whose
-  # matrices are the numbers that the few bits hold.
+  # Quantized models on EMLX, against themselves on Nx.BinaryBackend, where products are composed, and against the model
+  # whose matrices are the numbers that the few bits hold.
   use ExUnit.Case, async: true
 
   import EMLXBumblebee.Compare
@@ -20,7 +20,7 @@ defmodule EMLXBumblebee.QuantizeTest do
   defp model(name, opts \\ []), do: Models.info(name, @sizes ++ opts)
 
   for {name, bits} <- [llama_grouped_causal: 2, llama_grouped_causal: 4, llama_grouped_causal: 8, qwen3: 4, gpt2: 4] do
-    test "#{name} in #{bits} bits gives what its numbers give" do
+    test "#{name} quantized to #{bits} bits computes what its dequantized weights do" do
       bits = unquote(bits)
       info = model(unquote(name))
       opts = [bits: bits, group_size: 32]
@@ -30,11 +30,13 @@ defmodule EMLXBumblebee.QuantizeTest do
       assert_alike(composed, expected, "composed")
 
       for compiler <- compilers(), info <- [quantized, EMLXBumblebee.rewrite(quantized)] do
-        {result, told} =
-          told([Quantized.Product, Quantized.Rows], fn -> predict(info, @inputs, Backend, options(compiler)) end)
+        {result, dispatched} =
+          record_blocks([Quantized.Product, Quantized.Rows], fn ->
+            predict(info, @inputs, Backend, options(compiler))
+          end)
 
         assert_alike(result, expected, inspect(compiler))
-        assert told != [] and Enum.all?(told, &(&1.path == :fused))
+        assert dispatched != [] and Enum.all?(dispatched, &(&1.path == :fused))
       end
     end
   end
@@ -64,7 +66,7 @@ defmodule EMLXBumblebee.QuantizeTest do
     %{info | params: %{info.params | data: data}}
   end
 
-  test "generates the same tokens on EMLX as on the binary backend" do
+  test "a quantized model generates the same tokens on EMLX as on the binary backend" do
     info = :llama_grouped_causal |> model() |> EMLXBumblebee.quantize(group_size: 32)
     config = Models.generation(%{type: :greedy_search})
     fun = Bumblebee.Text.Generation.build_generate(info.model, info.spec, config)
@@ -80,7 +82,7 @@ defmodule EMLXBumblebee.QuantizeTest do
     for options <- [[], [merge: true, run_ahead: 0]], do: assert(run.(Backend, options(EMLX) ++ options) == expected)
   end
 
-  test "parameters are words, scales and biases, on the backend and in the type of the model, in less memory" do
+  test "a quantized model's parameters are words, scales and biases, on the model's backend, in less memory" do
     info = model(:llama_grouped_causal)
     quantized = EMLXBumblebee.quantize(info, group_size: 32)
 
@@ -96,7 +98,7 @@ defmodule EMLXBumblebee.QuantizeTest do
     assert size.(quantized) < 0.25 * size.(info)
   end
 
-  test "layers can be left out, matrices that do not fit are, and quantizing twice changes nothing" do
+  test "quantize leaves out excepted layers and matrices that do not fit, and changes nothing the second time" do
     info = model(:llama_grouped_causal)
     quantized = EMLXBumblebee.quantize(info, group_size: 32, except: ["language_modeling_head.output"])
     assert quantized.params.data["language_modeling_head.output"] == info.params.data["language_modeling_head.output"]
@@ -108,7 +110,7 @@ defmodule EMLXBumblebee.QuantizeTest do
     assert %{"scales" => _} = quantized.params.data["decoder.blocks.0.ffn.gate"]
   end
 
-  test "what cannot be is refused" do
+  test "quantize refuses options and models that it cannot take" do
     info = model(:llama_grouped_causal)
 
     refused = fn reason, info, opts ->

@@ -1,6 +1,6 @@
 defmodule EMLXBumblebee.ReferencesTest do
-  # Checkpoints loaded by Bumblebee, rewritten and on EMLX, against what PyTorch and transformers computed with them; see
-  # test/references/generate.py.
+  # Checkpoints loaded by Bumblebee, rewritten and on EMLX, against what PyTorch and transformers computed with them;
+  # see test/references/generate.py.
   #
   # What each test finds is a row of REFERENCES.md, and has to be the one that stands there. To write the file anew:
   #
@@ -16,7 +16,7 @@ defmodule EMLXBumblebee.ReferencesTest do
   @tolerance 1.0e-5
 
   for name <- References.names() do
-    test "#{name}" do
+    test "the reference checkpoint #{name} computes transformers' outputs, rewritten and as it is" do
       {counts, opts} = References.fetch!(unquote(name))
       reference = References.read(unquote(name))
 
@@ -42,14 +42,14 @@ defmodule EMLXBumblebee.ReferencesTest do
       predict =
         for compiler <- compilers(), reduce: nil do
           _previous ->
-            {{predict, outputs}, told} =
-              told(blocks(), fn ->
+            {{predict, outputs}, dispatched} =
+              record_blocks(blocks(), fn ->
                 predict = predict(rewritten, inputs, EMLX.Backend, compiler)
                 {predict, predict.(params)}
               end)
 
             assert_reference(outputs, compared, inputs, info.spec, inspect(compiler))
-            assert {counts(told), Enum.reject(told, &(&1.path == :fused))} == {counts, []}
+            assert {counts(dispatched), Enum.reject(dispatched, &(&1.path == :fused))} == {counts, []}
             predict
         end
 
@@ -63,8 +63,7 @@ defmodule EMLXBumblebee.ReferencesTest do
 
   test "REFERENCES.md has a row for each checkpoint, and no other" do
     Table.check(References.table())
-    folders = References.folder("") |> File.ls!() |> Enum.filter(&File.dir?(References.folder(&1)))
-    assert Enum.sort(folders) == References.names() |> Enum.map(&to_string/1) |> Enum.sort()
+    assert References.root() |> File.ls!() |> Enum.sort() == References.names() |> Enum.map(&to_string/1) |> Enum.sort()
   end
 
   @not_here [
@@ -81,7 +80,7 @@ defmodule EMLXBumblebee.ReferencesTest do
     {Vision.BlipVision, :base}
   ]
 
-  test "every kind of model that Bumblebee has is here, but for those of which REFERENCES.md tells" do
+  test "every kind of model in Bumblebee has a reference checkpoint, except those that REFERENCES.md names" do
     {:ok, modules} = :application.get_key(:bumblebee, :modules)
 
     kinds =
@@ -107,7 +106,7 @@ defmodule EMLXBumblebee.ReferencesTest do
   describe "Bumblebee does not" do
     @describetag :tmp_dir
 
-    test "read these parameters under the names that transformers saves", %{tmp_dir: folder} do
+    test "Bumblebee does not read these parameters under the names that transformers saves", %{tmp_dir: folder} do
       for {name, shared} <- [
             bart: ~w(model.encoder.embed_tokens.weight model.decoder.embed_tokens.weight lm_head.weight),
             bert_masked_lm: ~w(cls.predictions.decoder.weight cls.predictions.decoder.bias),
@@ -125,7 +124,7 @@ defmodule EMLXBumblebee.ReferencesTest do
       end
     end
 
-    test "load parameters that only an optional input needs" do
+    test "Bumblebee does not load parameters that only an optional input needs" do
       for {name, optional} <- [
             vit_masked_images: %{"patch_mask" => Nx.tensor([[1, 0, 0, 1], [0, 1, 0, 0]])},
             deit_masked_images: %{"patch_mask" => Nx.tensor([[1, 0, 0, 1], [0, 1, 0, 0]])},
@@ -141,13 +140,13 @@ defmodule EMLXBumblebee.ReferencesTest do
       end
     end
 
-    test "load Gemma with gelu_pytorch_tanh" do
+    test "Bumblebee does not load Gemma with gelu_pytorch_tanh" do
       assert_raise Axon.CompileError, ~r/gelu_approx_tanh/, fn ->
         References.load(:gemma, activation: :gelu_approx_tanh)
       end
     end
 
-    test "have other groups of channels than 32 in each norm of the UNet and the autoencoder" do
+    test "Bumblebee has 32 groups of channels in some norms of the UNet and the autoencoder, whatever is configured" do
       for {module, more} <- [{Diffusion.UNet2DConditional, [group_norm_num_groups: 4]}, {Diffusion.VaeKl, []}] do
         spec = Bumblebee.configure(module, [hidden_sizes: [8, 8, 8, 8], sample_size: 8] ++ more)
         {init, _predict} = spec |> Bumblebee.build_model() |> Axon.build(compiler: Nx.Defn.Evaluator)
@@ -156,7 +155,7 @@ defmodule EMLXBumblebee.ReferencesTest do
       end
     end
 
-    test "read LayoutLM's max_2d_position_embeddings" do
+    test "Bumblebee does not read LayoutLM's max_2d_position_embeddings" do
       {:ok, spec} = Bumblebee.load_spec({:local, References.folder(:layout_lm)})
       assert spec.max_spatial_positions != 16
     end
@@ -193,8 +192,8 @@ defmodule EMLXBumblebee.ReferencesTest do
     end
   end
 
-  # The model as Bumblebee loads it differs from transformers', lest anyone be told of a difference that is no longer there; and the
-  # rewritten one gives what it does.
+  # The model as Bumblebee loads it differs from transformers', lest anyone be told of a difference that is no longer
+  # there; and the rewritten one gives what it does.
   defp assert_differs(name, reference) do
     info = References.load(name)
     inputs = References.inputs(reference.inputs, info.spec)
@@ -250,9 +249,11 @@ defmodule EMLXBumblebee.ReferencesTest do
     assert {"as it is", generate(info, inputs, config, Nx.BinaryBackend, Nx.Defn.Evaluator)} == {"as it is", expected}
 
     for compiler <- compilers() do
-      {tokens, told} = told(blocks(), fn -> generate(rewritten, inputs, config, EMLX.Backend, compiler) end)
+      {tokens, dispatched} =
+        record_blocks(blocks(), fn -> generate(rewritten, inputs, config, EMLX.Backend, compiler) end)
+
       assert {compiler, tokens} == {compiler, expected}
-      assert told != [] and Enum.all?(told, &(&1.path == :fused))
+      assert dispatched != [] and Enum.all?(dispatched, &(&1.path == :fused))
     end
   end
 

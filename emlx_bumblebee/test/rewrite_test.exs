@@ -34,14 +34,14 @@ defmodule EMLXBumblebee.RewriteTest do
   describe "on another backend" do
     for name <-
           ~w(bert gpt2_with_cross_attention gpt_neo_x llama_grouped gemma3 phi3_longrope t5 swin mpnet modernbert)a do
-      test "#{name} gives the very same numbers" do
+      test "the rewritten model #{name} computes the very same numbers on Nx.BinaryBackend" do
         info = Models.info(unquote(name))
         inputs = inputs(unquote(name))
         assert predict(EMLXBumblebee.rewrite(info), inputs) == predict(info, inputs)
       end
     end
 
-    test "and in bf16" do
+    test "rewritten models compute the very same numbers on Nx.BinaryBackend in bf16" do
       for name <- [:llama, :modernbert, :gemma] do
         {spec, _kind, _counts} = Models.fetch!(name)
         info = Models.info(name)
@@ -53,7 +53,7 @@ defmodule EMLXBumblebee.RewriteTest do
   end
 
   describe "training" do
-    test "with dropout: the same output and the same state" do
+    test "a rewritten model in training has the same output and the same state, with dropout" do
       {spec, kind, _counts} = Models.fetch!(:bert)
       spec = Bumblebee.configure(spec, dropout_rate: 0.4, attention_dropout_rate: 0.3)
       inputs = Models.inputs(kind, spec)
@@ -70,7 +70,7 @@ defmodule EMLXBumblebee.RewriteTest do
       assert other == one
     end
 
-    test "gradients are those of the model as it is" do
+    test "the gradients of a rewritten model are the original's" do
       for name <- [:llama_grouped, :modernbert, :bert] do
         info = Models.info(name)
         inputs = inputs(name)
@@ -99,7 +99,7 @@ defmodule EMLXBumblebee.RewriteTest do
   end
 
   describe "inputs of models" do
-    test "position ids in any order" do
+    test "a rewritten model takes position ids in any order" do
       info = Models.info(:llama_grouped)
       positions = Nx.tensor([[6, 0, 1, 5, 2, 2, 3], [0, 1, 2, 3, 4, 5, 6]])
       inputs = Map.put(inputs(:llama_grouped), "position_ids", positions)
@@ -110,7 +110,7 @@ defmodule EMLXBumblebee.RewriteTest do
           do: assert_alike(predict(on_emlx(info), on(inputs, EMLX.Backend), options(compiler)), expected)
     end
 
-    test "a mask of heads" do
+    test "a rewritten model with a mask of heads composes its attention" do
       info = Models.info(:bert)
       heads = Nx.tensor([[1.0, 0.0, 1.0, 1.0], [0.0, 1.0, 0.5, 1.0]])
       inputs = Map.put(inputs(:bert), "attention_head_mask", heads)
@@ -118,13 +118,13 @@ defmodule EMLXBumblebee.RewriteTest do
 
       for compiler <- compilers() do
         run = fn -> predict(on_emlx(info), on(inputs, EMLX.Backend), options(compiler)) end
-        assert {result, [told, told]} = told([SDPA], run)
-        assert told == %{block: SDPA, path: :composed, reason: "there is a head mask, and the kernel takes none"}
+        assert {result, [dispatched, dispatched]} = record_blocks([SDPA], run)
+        assert dispatched == %{block: SDPA, path: :composed, reason: "there is a head mask, and the kernel takes none"}
         assert_alike(result, expected)
       end
     end
 
-    test "attention weights and hidden states as outputs" do
+    test "a rewritten model outputs attention weights and hidden states" do
       for name <- [:llama_grouped, :swin, :bert] do
         info = Models.info(name)
         inputs = inputs(name)
@@ -137,14 +137,14 @@ defmodule EMLXBumblebee.RewriteTest do
             predict(on_emlx(info), on(inputs, EMLX.Backend), [global_layer_options: options] ++ options(compiler))
           end
 
-          {result, told} = told([SDPA], run)
+          {result, dispatched} = record_blocks([SDPA], run)
           assert_alike(result, expected)
-          assert told != [] and Enum.all?(told, &(&1.reason =~ "the attention weights are asked for"))
+          assert dispatched != [] and Enum.all?(dispatched, &(&1.reason =~ "the attention weights are asked for"))
         end
       end
     end
 
-    test "no mask at all: causality alone goes to the kernel" do
+    test "a rewritten model without any mask computes with causality alone" do
       info = Models.info(:gpt2)
       inputs = Map.take(inputs(:gpt2), ["input_ids"])
       expected = predict(info, inputs)
@@ -155,7 +155,7 @@ defmodule EMLXBumblebee.RewriteTest do
   end
 
   describe "leaves" do
-    test "attention with a hook on its weights, which is called" do
+    test "attention with a hook on its weights is not fused, and the hook is called" do
       {output, weights} = attention()
       [id] = weights.nodes[weights.output].parent
       pid = self()
@@ -168,7 +168,7 @@ defmodule EMLXBumblebee.RewriteTest do
       assert_received {:weights, %Nx.Tensor{}}
     end
 
-    test "attention whose nodes are of different precision" do
+    test "attention whose nodes have different precision policies is not rewritten" do
       {output, weights} = attention()
       [id] = weights.nodes[weights.output].parent
       policy = Axon.MixedPrecision.create_policy(compute: {:bf, 16})
@@ -178,7 +178,7 @@ defmodule EMLXBumblebee.RewriteTest do
                rows(EMLXBumblebee.rewrite(model))
     end
 
-    test "layers that :only does not name" do
+    test "rewrite leaves layers that :only does not name" do
       model = Models.info(:llama).model
 
       kinds = fn only ->
@@ -200,7 +200,7 @@ defmodule EMLXBumblebee.RewriteTest do
 
     try do
       run = fn -> query |> on(EMLX.Backend) |> then(&EMLXBumblebee.attention(&1, &1, &1, causal: true)) end
-      assert {result, [%{path: :composed}]} = told([SDPA], run)
+      assert {result, [%{path: :composed}]} = record_blocks([SDPA], run)
       assert_alike(result, expected)
     after
       Nx.Defn.default_options(before)
@@ -218,7 +218,7 @@ defmodule EMLXBumblebee.RewriteTest do
     assert ExUnit.CaptureIO.capture_io(:stderr, fn -> EMLXAxon.rewrite(once) end) == ""
   end
 
-  test "a second rewrite changes nothing" do
+  test "rewriting a model twice is rewriting it once" do
     for name <- [:llama_grouped, :bert, :modernbert] do
       info = Models.info(name)
       once = EMLXBumblebee.rewrite(info.model)
@@ -226,7 +226,7 @@ defmodule EMLXBumblebee.RewriteTest do
     end
   end
 
-  test "the model and the map of a model, and nothing else" do
+  test "rewrite and explain take a model or Bumblebee's map of one, and nothing else" do
     info = Models.info(:bert)
     assert %{spec: spec, params: params, model: %Axon{}} = EMLXBumblebee.rewrite(info)
     assert {spec, params} == {info.spec, info.params}
@@ -243,7 +243,7 @@ defmodule EMLXBumblebee.RewriteTest do
     assert_raise ArgumentError, ~r/unknown keys/, fn -> EMLXBumblebee.rewrite(info, other: 1) end
   end
 
-  test "the table tells how a layer is computed, before and after" do
+  test "explain says how each layer is computed, before and after rewriting" do
     info = Models.info(:mistral)
     before = EMLXBumblebee.explain(info)
     assert before =~ "decoder.blocks.0.self_attention "
@@ -274,7 +274,7 @@ defmodule EMLXBumblebee.RewriteTest do
       assert_raise CompileError, fn -> Code.compile_string(source) end
     end
 
-    test "has moved a layer" do
+    test "emlx_bumblebee does not compile where Bumblebee builds a layer differently" do
       assert compile("Bumblebee.Layers.rms_norm(x, upcast: upcast, shift: 1.0)", "Axon.layer_norm(x)").description =~
                "builds rms_norm in another way than emlx_bumblebee knows"
 

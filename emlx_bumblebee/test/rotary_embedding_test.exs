@@ -16,14 +16,14 @@ defmodule EMLXBumblebee.RotaryEmbeddingTest do
     expected = Axon.predict(model, Axon.ModelState.empty(), inputs, compiler: Nx.Defn.Evaluator)
 
     for compiler <- compilers() do
-      {result, told} =
-        told(modules, fn ->
+      {result, dispatched} =
+        record_blocks(modules, fn ->
           model
           |> EMLXBumblebee.rewrite()
           |> Axon.predict(Axon.ModelState.empty(), on(inputs, EMLX.Backend), options(compiler))
         end)
 
-      assert Enum.map(told, &{&1.path, &1.reason}) == expected_paths
+      assert Enum.map(dispatched, &{&1.path, &1.reason}) == expected_paths
       assert_alike(result, expected)
     end
   end
@@ -64,10 +64,11 @@ defmodule EMLXBumblebee.RotaryEmbeddingTest do
   ]
 
   for strategy <- @strategies, type <- [{:f, 32}, {:bf, 16}, {:f, 16}] do
-    test "#{inspect(strategy[:type])} in #{Nx.Type.to_string(type)}" do
+    test "rotary embedding with the scaling strategy #{inspect(strategy[:type])} is fused in #{Nx.Type.to_string(type)}" do
       {strategy, type} = unquote(Macro.escape({strategy, type}))
 
-      # A mask that is longer than the positions, as with a cache, makes the sequence longer than the model was trained for.
+      # A mask that is longer than the positions, as with a cache, makes the sequence longer than the model was trained
+      # for.
       for base <- [10_000, 500_000.0], mask <- [nil, Nx.broadcast(1, {2, 40})], positions <- [4, 4096] do
         model = layer(8, scaling_strategy: strategy, base: base, max_positions: positions)
         inputs = inputs(type)
@@ -77,7 +78,7 @@ defmodule EMLXBumblebee.RotaryEmbeddingTest do
     end
   end
 
-  test "positions in any order, and one row of them for all of the batch" do
+  test "rotary embedding takes positions in any order, and one row of them for the whole batch" do
     model = layer(8, [])
 
     for positions <- [
@@ -89,7 +90,7 @@ defmodule EMLXBumblebee.RotaryEmbeddingTest do
     end
   end
 
-  test "positions far out" do
+  test "rotary embedding takes positions far out" do
     mask = Nx.broadcast(1, {2, 5000})
     positions = Nx.tensor([[4999, 4998, 17, 2500, 4095], [0, 1, 1000, 3000, 4999]])
     model = layer(8, max_positions: 8192)
@@ -104,16 +105,16 @@ defmodule EMLXBumblebee.RotaryEmbeddingTest do
     assert_alike(result, expected, "output", 5.0e-4)
   end
 
-  test "sizes that are no power of two" do
+  test "rotary embedding takes sizes that are no power of two" do
     for size <- [2, 6, 20, 96], do: assert_same(layer(size, []), inputs(:f32, size), [RotaryEmbedding], @fused)
   end
 
-  test "is composed in f64" do
+  test "rotary embedding in f64 is composed" do
     reason = "the kernel computes in f32, x is f64"
     assert_same(layer(8, []), inputs(:f64), [RotaryEmbedding], [{:composed, reason}])
   end
 
-  test "a strategy that is not known stays Bumblebee's layer" do
+  test "rotary embedding with an unknown scaling strategy stays Bumblebee's layer" do
     model = layer(8, scaling_strategy: %{type: :yarn, factor: 2.0})
 
     assert EMLXBumblebee.explain(EMLXBumblebee.rewrite(model)) =~
@@ -122,7 +123,7 @@ defmodule EMLXBumblebee.RotaryEmbeddingTest do
     assert_same(model, inputs(:f32), [RotaryEmbedding], [])
   end
 
-  test "is composed where positions are too many for a kernel" do
+  test "rotary embedding of more positions than a kernel takes is composed" do
     # Shapes are enough to see it.
     query = Nx.template({512, 1024, 32, 128}, :f32)
     block = %RotaryEmbedding{size: 128, length: 1024}
@@ -130,12 +131,12 @@ defmodule EMLXBumblebee.RotaryEmbeddingTest do
     run = fn -> EMLX.Block.dispatch(block, {query, query}, arguments, fn ^block, _, _, _ -> {query, query} end) end
 
     assert {{^query, ^query}, [%{reason: "512 x 1024 positions are more rows than the kernel can be given"}]} =
-             told([RotaryEmbedding], run)
+             record_blocks([RotaryEmbedding], run)
   end
 
   describe "rms_norm" do
     for type <- [{:f, 32}, {:bf, 16}, {:f, 16}], upcast <- [:normalization, :all] do
-      test "upcast: #{inspect(upcast)} in #{Nx.Type.to_string(type)}" do
+      test "rms_norm with upcast: #{inspect(upcast)} is fused in #{Nx.Type.to_string(type)}" do
         {type, upcast} = unquote(Macro.escape({type, upcast}))
 
         for shift <- [0.0, 1.0], weight_type <- Enum.uniq([type, {:f, 32}]) do
@@ -148,7 +149,7 @@ defmodule EMLXBumblebee.RotaryEmbeddingTest do
             rewritten = EMLXBumblebee.rewrite(model)
             moved = %{state | data: on(state.data, EMLX.Backend)}
             run = fn -> Axon.predict(rewritten, moved, on(inputs, EMLX.Backend), options(compiler)) end
-            assert {result, [%{path: :fused}]} = told([Axon.Block.RMSNorm], run)
+            assert {result, [%{path: :fused}]} = record_blocks([Axon.Block.RMSNorm], run)
             tolerance = Enum.max([tolerance(type), tolerance(expected.type)])
             assert_alike(result, expected, inspect({shift, weight_type}), tolerance)
           end
@@ -156,7 +157,7 @@ defmodule EMLXBumblebee.RotaryEmbeddingTest do
       end
     end
 
-    test "of vectorized numbers" do
+    test "rms_norm takes vectorized tensors" do
       model = Axon.input("x") |> Layers.rms_norm(name: "norm", upcast: :normalization)
       state = Axon.ModelState.new(%{"norm" => %{"weight" => random({8}, 2, :f32)}})
       inputs = %{"x" => random({2, 3, 8}, 1, :f32) |> Nx.vectorize(:batch)}

@@ -41,7 +41,7 @@ defmodule EMLXBumblebee.ServingTest do
 
   @prompts [%{text: "w5 w9 w12", seed: 1}, %{text: "w30 w4 w4 w7 w21", seed: 2}]
 
-  test "a batch, compiled for its size" do
+  test "a serving of a rewritten model answers a batch that it is compiled for with the same text" do
     info = Models.info(:mistral)
     opts = [compile: [batch_size: 3, sequence_length: 6]]
     expected = Nx.Serving.run(serving(info, Nx.Defn.Evaluator, opts), @prompts)
@@ -51,7 +51,7 @@ defmodule EMLXBumblebee.ServingTest do
         do: assert(run_on_emlx(serving(on_emlx(info), compiler, opts), @prompts) == expected)
   end
 
-  test "a stream" do
+  test "a serving of a rewritten model streams the same text" do
     info = Models.info(:llama, num_key_value_heads: 2)
     opts = [stream: true, stream_done: true]
     expected = serving(info, Nx.Defn.Evaluator, opts) |> Nx.Serving.run(hd(@prompts)) |> collected()

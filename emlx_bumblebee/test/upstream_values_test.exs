@@ -1,7 +1,7 @@
 defmodule EMLXBumblebee.UpstreamValuesTest do
-  # The values that Bumblebee 0.7.0 tests itself against and that need no checkpoint: schedulers of noise and Whisper's features, as
-  # diffusers and transformers compute them, processors of logits, and files that PyTorch wrote. Here EMLX.Backend has to give
-  # them, eagerly and compiled. Models have references_test.exs.
+  # The values that Bumblebee 0.7.0 tests itself against and that need no checkpoint: schedulers of noise and Whisper's
+  # features, as diffusers and transformers compute them, processors of logits, and files that PyTorch wrote. Here
+  # EMLX.Backend has to give them, eagerly and compiled. Models have references_test.exs.
   use ExUnit.Case, async: true
 
   import EMLXBumblebee.Compare
@@ -72,8 +72,8 @@ defmodule EMLXBumblebee.UpstreamValuesTest do
       defn(predict(sample, timestep), do: sample * timestep / (timestep + 1))
     end
 
-    # A scheduler with options, the sum of what it gives and the numbers at [1..3, 1..3, 1..2]. LCM adds noise after each step but
-    # the last, and another framework's noise is other, so it takes but one.
+    # A scheduler with options, the sum of what it gives and the numbers at [1..3, 1..3, 1..2]. LCM adds noise after
+    # each step but the last, and another framework's noise is other, so it takes but one.
     @steps %{DdimScheduler => 10, PndmScheduler => 10, LcmScheduler => 1}
     @denoised [
       {DdimScheduler, [], 57.1861, ~w(0.0648 0.0666 0.0718 0.0736 0.0788 0.0806 0.1209 0.1226 0.1279
@@ -122,7 +122,7 @@ defmodule EMLXBumblebee.UpstreamValuesTest do
     ]
 
     for {{module, opts, _sum, _numbers}, index} <- Enum.with_index(@denoised) do
-      test "#{inspect(module)} with #{inspect(opts)}" do
+      test "the scheduler #{inspect(module)} with #{inspect(opts)} computes the reference samples" do
         {module, opts, sum, numbers} = Enum.at(@denoised, unquote(index))
         scheduler = Bumblebee.configure(module, opts)
         steps = @steps[module]
@@ -165,7 +165,7 @@ defmodule EMLXBumblebee.UpstreamValuesTest do
       {PndmScheduler, [reduce_warmup: true], 10, [900, 800] ++ Enum.to_list(800..0//-100)}
     ]
 
-    test "take these timesteps" do
+    test "the schedulers take the reference timesteps" do
       for {module, opts, steps, expected} <- @timesteps do
         init = module |> Bumblebee.configure(opts) |> Denoising.init(steps)
         sample = Denoising.sample()
@@ -200,7 +200,7 @@ defmodule EMLXBumblebee.UpstreamValuesTest do
     ]
 
     @tag :tmp_dir
-    test "Whisper's", %{tmp_dir: folder} do
+    test "Whisper's featurizer computes the reference features", %{tmp_dir: folder} do
       File.write!(Path.join(folder, "preprocessor_config.json"), Jason.encode!(@whisper))
       {:ok, %WhisperFeaturizer{} = featurizer} = Bumblebee.load_featurizer({:local, folder})
       # Of two, lest it be seen only if it is alone.
@@ -233,7 +233,7 @@ defmodule EMLXBumblebee.UpstreamValuesTest do
       end
     end
 
-    test "Whisper's, for all of a second" do
+    test "Whisper's featurizer computes transformers' features for a whole second" do
       # test/references/generate.py made it.
       tensors = Path.expand("whisper_features.safetensors", __DIR__) |> Safetensors.read!() |> on(EMLX.Backend)
       featurizer = Bumblebee.configure(WhisperFeaturizer, num_seconds: 1)
@@ -263,8 +263,9 @@ defmodule EMLXBumblebee.UpstreamValuesTest do
     ]
 
     for {module, size, smaller} <- @images do
-      # Bumblebee tests the shape; what is in it is compared with Nx.BinaryBackend, for a smaller one since that is slow.
-      test "#{inspect(module)}" do
+      # Bumblebee tests the shape; what is in it is compared with Nx.BinaryBackend, for a smaller one since that is
+      # slow.
+      test "#{inspect(module)} computes the pixels that it does on Nx.BinaryBackend" do
         smaller = unquote(Macro.escape(smaller))
 
         pixels = fn backend, opts, channels, compiler ->
@@ -326,7 +327,7 @@ defmodule EMLXBumblebee.UpstreamValuesTest do
     ]
 
     for name <- @processed |> Keyword.keys() |> Enum.uniq() do
-      test "#{name}" do
+      test "the logits processor #{name} returns the reference logits" do
         for {opts, logits, tokens, expected} <- Keyword.get_values(@processed, unquote(name)) do
           opts = if unquote(name) == :min_length_processor, do: opts ++ [min_length_fun: fn _ -> 3 end], else: opts
           length = Enum.count(tokens, &(&1 != 0))
@@ -381,7 +382,7 @@ defmodule EMLXBumblebee.UpstreamValuesTest do
       end
     end
 
-    test "one that has a state, in a batch of one and of two" do
+    test "a logits processor with a state works in a batch of one and of two" do
       info = :gpt2 |> Models.info(vocab_size: 100) |> EMLXBumblebee.rewrite()
       params = %{info.params | data: on(info.params.data, EMLX.Backend)}
 
@@ -419,7 +420,7 @@ defmodule EMLXBumblebee.UpstreamValuesTest do
     }
 
     for format <- ~w(zip legacy) do
-      test "as #{format}" do
+      test "the tensors of a PyTorch file in the format #{format} load on EMLX.Backend" do
         # There is no f64 on a GPU.
         Nx.default_backend({EMLX.Backend, device: :cpu})
         tensors = PyTorchLoader.load!(Path.expand("pytorch/#{unquote(format)}.pt", __DIR__))

@@ -2,12 +2,12 @@ defmodule EMLXAxon.Explain do
   @moduledoc false
   # The table of EMLXAxon.explain/2.
 
-  @header {"layer", "op", "block", "why not"}
+  @header ["layer", "op", "block", "why not"]
 
   def table(model, describe) do
     rows = rows(model, describe, "")
-    blocks = Enum.count(rows, fn {_, _, block, _} -> block != "" end)
-    "#{lines([@header | rows])}\n\nblocks: #{blocks} of #{length(rows)} layers"
+    blocks = Enum.count(rows, fn [_, _, block, _] -> block != "" end)
+    "#{EMLX.Table.text([@header | rows])}\n\nblocks: #{blocks} of #{length(rows)} layers"
   end
 
   # Layers are named and counted in the order in which Axon builds them, inputs first.
@@ -18,7 +18,7 @@ defmodule EMLXAxon.Explain do
       |> Enum.reduce({[], %{}, %{}}, fn node, {rows, counts, blocks} ->
         {name, counts, blocks} = name(node, counts, blocks)
         {block, why} = what(describe.(node))
-        row = {indent <> name, Atom.to_string(node.op_name), block, why}
+        row = [indent <> name, Atom.to_string(node.op_name), block, why]
         {Enum.reverse(inner(node, describe, indent), [row | rows]), counts, blocks}
       end)
 
@@ -50,17 +50,4 @@ defmodule EMLXAxon.Explain do
   defp what({:block, module}), do: {inspect(module), ""}
   defp what({:could, module}), do: {"", "EMLXAxon.rewrite/2 makes it #{inspect(module)}"}
   defp what({:left, reason}), do: {"", reason}
-
-  defp lines(rows) do
-    widths = for column <- 0..2, do: rows |> Enum.map(&String.length(elem(&1, column))) |> Enum.max()
-
-    Enum.map_join(rows, "\n", fn row ->
-      [a, b, c, d] = Tuple.to_list(row)
-      [wa, wb, wc] = widths
-
-      [String.pad_trailing(a, wa), String.pad_trailing(b, wb), String.pad_trailing(c, wc), d]
-      |> Enum.join("  ")
-      |> String.trim_trailing()
-    end)
-  end
 end

@@ -9,8 +9,8 @@ defmodule EMLXAxon.CompilerTest do
                  [:log_sigmoid, :log_softmax, :mish, :relu, :relu6, :sigmoid, :silu, :selu, :softmax, :softplus] ++
                  [:softsign, :tanh]
 
-  # {name, shapes of the inputs, model of the input layers}; `integers` where an input holds classes, `columns` where it is a
-  # struct.
+  # {name, shapes of the inputs, model of the input layers}; `integers` where an input holds classes, `columns` where it
+  # is a struct.
   vector = [{2, 6}]
   image = [{2, 8, 8, 4}]
   text = [{2, 5, 4}]
@@ -101,7 +101,7 @@ defmodule EMLXAxon.CompilerTest do
         {name, {shapes, build}} -> {name, shapes, build}
       end
 
-    test "#{name} predicts and learns" do
+    test "the layer #{name} predicts and learns as in the evaluator when it is compiled" do
       shapes = unquote(Macro.escape(shapes))
       inputs = for {shape, i} <- Enum.with_index(shapes), do: input("x#{i}", dims(shape))
       model = apply(unquote(build), inputs)
@@ -166,7 +166,7 @@ defmodule EMLXAxon.CompilerTest do
   defp plain(%{prediction: prediction}), do: prediction
   defp plain(prediction), do: prediction
 
-  test "a model learns in a loop as it does in the evaluator" do
+  test "a compiled model learns in a loop as it does in the evaluator" do
     model = input("x", shape: {nil, 4}) |> Axon.dense(8, activation: :tanh) |> Axon.layer_norm() |> Axon.dense(1)
 
     data =

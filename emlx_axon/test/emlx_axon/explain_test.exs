@@ -14,7 +14,7 @@ defmodule EMLXAxon.ExplainTest do
     |> block.()
   end
 
-  test "says of every layer what it became, and why not" do
+  test "explain says of every layer what it became, or why it stayed" do
     assert model() |> EMLXAxon.rewrite() |> EMLXAxon.explain() == """
            layer         op          block                 why not
            tokens        input                             no kernel
@@ -36,12 +36,12 @@ defmodule EMLXAxon.ExplainTest do
            """
   end
 
-  test "names the layers as Axon does" do
+  test "explain names layers as Axon does" do
     names = model() |> EMLXAxon.explain() |> String.split("\n") |> Enum.map(&hd(String.split(&1, " ")))
     assert Map.keys(Axon.properties(model())) -- names == ["block_1"]
   end
 
-  test "says what rewriting would make of a layer" do
+  test "explain says what rewriting would make of a layer" do
     model = Axon.input("x") |> Axon.layer_norm() |> Axon.rms_norm() |> EMLXAxon.rewrite(only: [:rms_norm])
 
     assert EMLXAxon.explain(model) == """
@@ -54,7 +54,7 @@ defmodule EMLXAxon.ExplainTest do
            """
   end
 
-  test "a model without such layers" do
+  test "explain of a model without norms says that there is no kernel" do
     assert EMLXAxon.explain(Axon.input("x")) == """
            layer  op     block  why not
            x      input         no kernel
@@ -63,7 +63,7 @@ defmodule EMLXAxon.ExplainTest do
            """
   end
 
-  test "asks another package about its own layers" do
+  test "explain asks another package about that package's layers" do
     describe = fn
       %Axon.Node{op_name: :softmax} -> {:block, Mine.Softmax}
       node -> EMLXAxon.describe(node)
@@ -75,7 +75,7 @@ defmodule EMLXAxon.ExplainTest do
     assert table =~ "blocks: 2 of 3 layers"
   end
 
-  test "refuses anything but a model" do
+  test "explain refuses anything but a model" do
     assert_raise ArgumentError, "explain: an Axon model is needed, got: 1", fn -> EMLXAxon.explain(1) end
   end
 end

@@ -7,8 +7,8 @@ defmodule EMLXAxon.LayersTest do
 
   doctest EMLXAxon.Layers
 
-  # Runs a function of tensors eagerly and in each compiler on the backend under test, and composed on the binary backend; all
-  # have to give what is expected. The blocks of Axon take the path `path`.
+  # Runs a function of tensors eagerly and in each compiler on the backend under test, and composed on the binary
+  # backend; all have to give what is expected. The blocks of Axon take the path `path`.
   defp same(fun, tensors, expected, block, path \\ :fused, opts \\ []) do
     opts = if opts == [] and expected.type == {:f, 32}, do: [rtol: 1.0e-4, atol: 1.0e-5], else: opts
     assert_same(apply(fun, tensors), expected, opts)
@@ -18,9 +18,9 @@ defmodule EMLXAxon.LayersTest do
           fn -> apply(fun, tensors) end
           | for(c <- compilers(), do: fn -> Nx.Defn.jit(fun, compiler: c, cache: false) |> apply(tensors) end)
         ] do
-      {actual, told} = told(run)
+      {actual, dispatched} = record_blocks(run)
       assert_same(actual, expected, opts)
-      assert Enum.map(told, &{&1.block, &1.path}) == [{block, path}]
+      assert Enum.map(dispatched, &{&1.block, &1.path}) == [{block, path}]
     end
   end
 
@@ -56,7 +56,7 @@ defmodule EMLXAxon.LayersTest do
       |> tensor(x.type)
     end
 
-    test "at any positions" do
+    test "rope rotates at any positions" do
       x = random({2, 3, 2, 6})
       positions = Nx.tensor([[5, 0, 2], [7, 7, 100]], backend: Nx.BinaryBackend)
       at = fn b, t -> positions |> Nx.to_list() |> Enum.at(b) |> Enum.at(t) end
@@ -69,7 +69,7 @@ defmodule EMLXAxon.LayersTest do
       end
     end
 
-    test "at positions that all rows of the batch share, and at consecutive ones" do
+    test "rope rotates at positions that all rows of the batch share, and at consecutive ones" do
       x = random({2, 3, 2, 4})
       frequency = &:math.pow(10_000, -2 * &1 / 4)
 
@@ -83,7 +83,7 @@ defmodule EMLXAxon.LayersTest do
       end
     end
 
-    test "by given frequencies" do
+    test "rope rotates by given frequencies" do
       x = random({2, 3, 2, 6})
       freqs = Nx.tensor([1.0, 3.0, 100.0], backend: Nx.BinaryBackend)
       positions = Nx.tensor([[1, 2, 3], [6, 5, 4]], backend: Nx.BinaryBackend)
@@ -92,7 +92,7 @@ defmodule EMLXAxon.LayersTest do
       same(&Layers.rope(&1, &2, &3, []), [x, positions, freqs], expected, RoPE)
     end
 
-    test "in 16 bits, and composed in f64" do
+    test "rope is fused in 16 bits, and composed in f64" do
       positions = Nx.tensor([[1, 2, 3]], backend: Nx.BinaryBackend)
       frequency = &:math.pow(10_000, -2 * &1 / 4)
 
@@ -104,7 +104,7 @@ defmodule EMLXAxon.LayersTest do
       end
     end
 
-    test "as an Axon layer, with gradients" do
+    test "rope is an Axon layer with gradients" do
       model = Axon.layer(&Layers.rope/3, [Axon.input("x"), Axon.input("positions")], base: 100, name: "rope")
 
       input = %{
@@ -118,7 +118,7 @@ defmodule EMLXAxon.LayersTest do
       assert_same(grad.(input["x"], input["positions"]), Nx.multiply(input["x"], 2), rtol: 1.0e-4, atol: 1.0e-4)
     end
 
-    test "what does not fit is refused" do
+    test "rope refuses arguments that do not fit, and names them" do
       x = random({2, 3, 2, 6})
 
       for {arguments, message} <- [
@@ -171,7 +171,7 @@ defmodule EMLXAxon.LayersTest do
     defp none(_b, _h, _i, _j), do: 0
     defp all(_i, _j), do: true
 
-    test "with heads that share keys, other sizes of values, and a scale" do
+    test "attention takes grouped heads, values of another size than keys, and a scale" do
       {q, k, v} = {random({2, 3, 4, 6}), random({2, 5, 2, 6}), random({2, 5, 2, 3})}
 
       for {opts, scale} <- [{[], 1 / :math.sqrt(6)}, {[scale: 0.3], 0.3}] do
@@ -184,7 +184,7 @@ defmodule EMLXAxon.LayersTest do
       end
     end
 
-    test "causal, windows, and offsets" do
+    test "attention is causal, within a window, and at an offset" do
       for {queries, keys} <- [{4, 4}, {2, 5}, {5, 3}] do
         {q, k, v} = {random({1, queries, 2, 4}), random({1, keys, 2, 4}), random({1, keys, 2, 4})}
 
@@ -208,7 +208,7 @@ defmodule EMLXAxon.LayersTest do
       end
     end
 
-    test "masks" do
+    test "attention takes boolean and additive masks" do
       {q, k, v} = {random({2, 3, 2, 4}), random({2, 4, 2, 4}), random({2, 4, 2, 4})}
       bits = Nx.tensor([[1, 1, 0, 1], [0, 1, 1, 0], [1, 0, 1, 1]], type: {:u, 8}, backend: Nx.BinaryBackend)
       bit = fn i, j -> bits |> Nx.to_list() |> Enum.at(i) |> Enum.at(j) == 1 end
@@ -227,7 +227,7 @@ defmodule EMLXAxon.LayersTest do
       same(attend.(window: {0, 0}, causal: true), [q, k, v, half], attended(q, k, v, 0.5, &(&1 == &2), add), SDPA)
     end
 
-    test "a query that is left no key sees all of them equally" do
+    test "attention of a query that sees no key is the mean of the values" do
       {q, k, v} = {random({1, 2, 1, 4}), random({1, 3, 1, 4}), random({1, 3, 1, 4})}
       offset = Nx.tensor(5, backend: Nx.BinaryBackend)
       expected = attended(q, k, v, 0.5, fn _, _ -> false end, &none/4)
@@ -241,7 +241,7 @@ defmodule EMLXAxon.LayersTest do
       end
     end
 
-    test "in 16 bits, and composed in f64" do
+    test "attention is fused in 16 bits, and composed in f64" do
       for {type, path} <- [{{:bf, 16}, :fused}, {{:f, 16}, :fused}, {{:f, 64}, :composed}] do
         {q, k, v} = {random({1, 3, 2, 4}, type), random({1, 3, 2, 4}, type), random({1, 3, 2, 4}, type)}
         expected = attended(q, k, v, 0.5, &(&2 <= &1), &none/4)
@@ -250,7 +250,7 @@ defmodule EMLXAxon.LayersTest do
       end
     end
 
-    test "as an Axon layer, without an optional mask, with gradients" do
+    test "attention is an Axon layer with an optional mask and gradients" do
       inputs = [Axon.input("q"), Axon.input("kv"), Axon.input("kv"), Axon.optional(Axon.input("mask", optional: true))]
       model = Axon.layer(&Layers.scaled_dot_product_attention/5, inputs, causal: true)
       input = %{"q" => random({2, 3, 2, 4}), "kv" => random({2, 3, 2, 4})}
@@ -263,7 +263,7 @@ defmodule EMLXAxon.LayersTest do
       assert_same(Nx.sum(gradient, axes: [1]), Nx.broadcast(Nx.tensor(3.0), {2, 2, 4}), rtol: 1.0e-4)
     end
 
-    test "what does not fit is refused" do
+    test "attention refuses arguments that do not fit, and names them" do
       x = random({2, 3, 2, 4})
 
       for {arguments, message} <- [

@@ -31,18 +31,19 @@ defmodule EMLXAxon.ModelTest do
   end
 
   describe "state" do
-    test "has the same names, shapes and initial values" do
+    test "a rewritten model's initial state has the same names, shapes and values" do
       same_state(init(EMLXAxon.rewrite(model()), template()), init(model(), template()))
     end
 
-    test "of some layers only" do
+    test "a model of which only some layers are rewritten has the same initial state" do
       for only <- [[], [:layer_norm], [:rms_norm], [:rms_norm, :layer_norm]] do
         rewritten = EMLXAxon.rewrite(model(), only: only)
         same_state(init(rewritten, template()), init(model(), template()))
 
-        {_, told} = told(fn -> predict(rewritten, init(model(), template()), random({2, 6}), backend()) end)
+        {_, dispatched} =
+          record_blocks(fn -> predict(rewritten, init(model(), template()), random({2, 6}), backend()) end)
 
-        assert Enum.map(told, & &1.block) ==
+        assert Enum.map(dispatched, & &1.block) ==
                  for(
                    {block, _} <- @paths,
                    (block == LayerNorm and :layer_norm in only) or (block == RMSNorm and :rms_norm in only),
@@ -51,7 +52,7 @@ defmodule EMLXAxon.ModelTest do
       end
     end
 
-    test "of layers that could not be rewritten beside those that could" do
+    test "a model with layers that cannot be rewritten has the same initial state" do
       model =
         Axon.input("x")
         |> Axon.layer_norm()
@@ -65,7 +66,7 @@ defmodule EMLXAxon.ModelTest do
       assert_rewritten(model, state, random({2, 6}), [{LayerNorm, :fused}, {LayerNorm, :fused}])
     end
 
-    test "serves both models" do
+    test "one state serves the model and the rewritten model" do
       x = random({4, 6})
       state = init(model(), template())
       expected = assert_rewritten(model(), state, x, @paths, rtol: 1.0e-4, atol: 1.0e-4)
@@ -73,14 +74,14 @@ defmodule EMLXAxon.ModelTest do
       assert_same(predict(model(), state, x, Nx.BinaryBackend), expected)
     end
 
-    test "is merged into a rewritten model's initial state" do
+    test "a given state is merged into a rewritten model's initial state" do
       given = init(model(), template(), seed: 5)
       {init, _} = Axon.build(EMLXAxon.rewrite(model()), seed: 6)
       assert_same(init.(template(), given).data, given.data, rtol: 0, atol: 0)
     end
   end
 
-  test "rewriting twice is rewriting once" do
+  test "rewriting a model twice is rewriting it once" do
     once = EMLXAxon.rewrite(model())
     twice = EMLXAxon.rewrite(once)
 
@@ -91,7 +92,7 @@ defmodule EMLXAxon.ModelTest do
     same_state(init(twice, template()), init(model(), template()))
   end
 
-  test "a node keeps all but what it runs and the count behind its name" do
+  test "a rewritten node keeps all but its operation and the count in its name" do
     model =
       Axon.input("x")
       |> Axon.layer_norm(meta: %{mine: 1})
@@ -113,13 +114,13 @@ defmodule EMLXAxon.ModelTest do
     assert inspect(rewritten) == inspect(model)
   end
 
-  test "a model with no such layers stays what it is" do
+  test "rewriting leaves a model without norms as it is" do
     model = Axon.input("x") |> Axon.dense(3) |> Axon.batch_norm() |> Axon.group_norm(3)
     assert EMLXAxon.rewrite(model) == model
     assert_rewritten(model, init(model, template()), random({2, 6}), [], rtol: 1.0e-4, atol: 1.0e-4)
   end
 
-  test "anything but a model is refused" do
+  test "rewrite refuses anything but a model, and unknown options" do
     assert_raise ArgumentError, "rewrite: an Axon model is needed, got: :model", fn -> EMLXAxon.rewrite(:model) end
 
     assert_raise ArgumentError, ~r/:only must be a list of some of \[:layer_norm, :rms_norm\], got: \[:dense\]/, fn ->
@@ -129,7 +130,7 @@ defmodule EMLXAxon.ModelTest do
     assert_raise ArgumentError, ~r/unknown keys \[:except\]/, fn -> EMLXAxon.rewrite(model(), except: []) end
   end
 
-  test "what Axon refuses is refused by Axon" do
+  test "a rewritten layer raises Axon's own errors" do
     for {layer, message} <- [
           {&Axon.rms_norm(&1, upcast: :none), "expected :upcast to be either"},
           {&Axon.layer_norm(&1, channel_index: 4), "given axis (4) invalid for shape"}
@@ -150,7 +151,7 @@ defmodule EMLXAxon.ModelTest do
   end
 
   describe "structure" do
-    test "containers, several outputs, a layer that is used twice" do
+    test "rewriting keeps containers, several outputs and a layer that is used twice" do
       norm = Axon.input("x") |> Axon.dense(6, name: "dense") |> Axon.rms_norm()
       model = Axon.container(%{norm: norm, sum: Axon.add(norm, Axon.input("y")), pair: {norm, Axon.layer_norm(norm)}})
       state = init(model, %{"x" => template(), "y" => template()})
@@ -159,14 +160,14 @@ defmodule EMLXAxon.ModelTest do
       assert_rewritten(model, state, input, [{RMSNorm, :fused}, {LayerNorm, :fused}], rtol: 1.0e-4, atol: 1.0e-4)
     end
 
-    test "two layers with one name share their parameters" do
+    test "two rewritten layers with one name share their parameters" do
       model = Axon.input("x") |> Axon.rms_norm(name: "norm") |> Axon.tanh() |> Axon.rms_norm(name: "norm")
       state = init(model, template())
       assert Map.keys(state.data) == ["norm"]
       assert_rewritten(model, state, random({2, 6}), [{RMSNorm, :fused}, {RMSNorm, :fused}])
     end
 
-    test "Axon.block, used twice, with blocks in it" do
+    test "rewriting reaches into an Axon.block that is used twice and has blocks in it" do
       inner = Axon.block(fn x -> x |> Axon.rms_norm() |> Axon.tanh() end, name: "inner")
       block = Axon.block(fn x, y -> x |> Axon.add(y) |> Axon.dense(6) |> Axon.layer_norm() |> inner.() end)
       {x, y} = {Axon.input("x"), Axon.input("y")}
@@ -178,11 +179,14 @@ defmodule EMLXAxon.ModelTest do
 
       rewritten = EMLXAxon.rewrite(model)
       assert Map.delete(init(rewritten, %{"x" => template(), "y" => template()}), :data) == Map.delete(state, :data)
-      {_, told} = told(fn -> predict(EMLXAxon.rewrite(model, only: [:rms_norm]), state, input, backend()) end)
-      assert Enum.map(told, & &1.block) == [RMSNorm, RMSNorm]
+
+      {_, dispatched} =
+        record_blocks(fn -> predict(EMLXAxon.rewrite(model, only: [:rms_norm]), state, input, backend()) end)
+
+      assert Enum.map(dispatched, & &1.block) == [RMSNorm, RMSNorm]
     end
 
-    test "optional inputs that are not there" do
+    test "a rewritten model takes absent optional inputs" do
       model = Axon.input("x", optional: true) |> Axon.layer_norm() |> Axon.optional()
 
       model =
@@ -192,7 +196,7 @@ defmodule EMLXAxon.ModelTest do
       assert_rewritten(model, Axon.ModelState.empty(), %{"y" => y}, [])
     end
 
-    test "a layer's own op is not taken for Axon's" do
+    test "a layer with an operation of its own is not rewritten, whatever its name" do
       model =
         Axon.input("x")
         |> List.wrap()
@@ -201,7 +205,7 @@ defmodule EMLXAxon.ModelTest do
       assert EMLXAxon.rewrite(model) == model
     end
 
-    test "gamma and beta that other layers compute" do
+    test "a rewritten norm takes gamma and beta that other layers compute" do
       x = Axon.input("x")
       beta = x |> Axon.dense(6) |> Axon.nx(&Nx.mean(&1, axes: [0]))
       model = Axon.layer(:layer_norm, [x, Axon.param("gamma", {6}), beta], epsilon: 1.0e-3, op_name: :layer_norm)
@@ -209,7 +213,7 @@ defmodule EMLXAxon.ModelTest do
     end
   end
 
-  test "hooks run as before" do
+  test "a rewritten model runs its hooks" do
     test = self()
 
     model =
@@ -227,7 +231,7 @@ defmodule EMLXAxon.ModelTest do
     assert_same(forward, expected)
   end
 
-  test "mixed precision" do
+  test "a rewritten model keeps its mixed-precision policy" do
     for {policy, paths} <- [
           {[compute: {:bf, 16}, output: {:f, 32}], [{LayerNorm, :fused}, {RMSNorm, :fused}]},
           {[params: {:bf, 16}], [{LayerNorm, :fused}, {RMSNorm, :fused}]},
@@ -262,7 +266,7 @@ defmodule EMLXAxon.ModelTest do
       end)
     end
 
-    test "gradients are the original layers'" do
+    test "the gradients of a rewritten model are the original's" do
       state = init(model(), template())
       x = random({4, 6})
       expected = gradients(model(), state, x, Nx.BinaryBackend, Nx.Defn.Evaluator)
@@ -274,7 +278,7 @@ defmodule EMLXAxon.ModelTest do
       end
     end
 
-    test "frozen parameters stay, the others move" do
+    test "training a rewritten model leaves frozen parameters alone and moves the others" do
       # Axon.freeze/2 is deprecated; what it is to give way to is not kept by loops yet.
       model = apply(Axon, :freeze, [model(), &(&1.name == "gamma")])
       state = init(model, template())
@@ -289,7 +293,7 @@ defmodule EMLXAxon.ModelTest do
       refute copy(trained["beta"], Nx.BinaryBackend) == before["beta"]
     end
 
-    test "a loop has the same losses" do
+    test "a training loop of a rewritten model has the same losses" do
       state = init(model(), template())
       {expected, trained} = train(model(), state, Nx.BinaryBackend, Nx.Defn.Evaluator)
       assert List.last(expected) < hd(expected)

@@ -22,13 +22,14 @@ defmodule EMLXAxon.RewriteTest do
     model = EMLXAxon.rewrite(model)
 
     for compiler <- compilers(), uniq: true do
-      {_, told} = told(fn -> predict(model, state, input, backend(), compiler) end)
-      Enum.map(told, & &1.reason)
+      {_, dispatched} = record_blocks(fn -> predict(model, state, input, backend(), compiler) end)
+      Enum.map(dispatched, & &1.reason)
     end
   end
 
-  # Rows of several numbers: where a row's numbers are all but equal, the norm magnifies what rounding the mean has left.
-  test "layer_norm over every axis" do
+  # Rows of several numbers: where a row's numbers are all but equal, the norm magnifies what rounding the mean has
+  # left.
+  test "a rewritten layer_norm computes the same over every axis" do
     for axis <- [-1, -2, 0, 1, 2] do
       x = random({6, 7, 8})
       state = state(Nx.axis_size(x, axis), {:f, 32}, {:f, 32})
@@ -36,21 +37,21 @@ defmodule EMLXAxon.RewriteTest do
     end
   end
 
-  test "rms_norm over every axis" do
+  test "a rewritten rms_norm computes the same over every axis" do
     for axis <- [-1, -2, 0, 1, 2] do
       x = random({3, 4, 5})
       assert_rewritten(rms_norm(channel_index: axis), state(Nx.axis_size(x, axis)), x, [{RMSNorm, :fused}])
     end
   end
 
-  test "an axis by its name" do
+  test "a rewritten norm finds its axis by name" do
     x = Nx.rename(random({6, 7, 8}), [:batch, :channels, nil])
     state = state(7, {:f, 32}, {:f, 32})
     assert_rewritten(layer_norm(channel_index: :channels), state, x, [{LayerNorm, :fused}], atol: 1.0e-5)
     assert_rewritten(rms_norm(channel_index: :channels), state(7), x, [{RMSNorm, :fused}])
   end
 
-  test "one axis, one row, one number" do
+  test "a rewritten norm takes tensors of one axis, one row and one number" do
     for shape <- [{7}, {1, 7}, {7, 1}, {1, 1, 1}, {2, 1, 3, 2, 7}] do
       x = random(shape)
       size = Nx.axis_size(x, -1)
@@ -59,7 +60,7 @@ defmodule EMLXAxon.RewriteTest do
     end
   end
 
-  test "epsilons, also where they outweigh the numbers" do
+  test "a rewritten norm takes any epsilon, also one that outweighs the numbers" do
     for epsilon <- [1.0e-12, 1.0e-5, 1.0e-3, 0.5, 1], factor <- [1, 1.0e-3] do
       x = Nx.multiply(random({4, 16}), factor)
 
@@ -71,13 +72,13 @@ defmodule EMLXAxon.RewriteTest do
     end
   end
 
-  test "shift and upcast of rms_norm" do
+  test "a rewritten rms_norm takes Axon's shift and upcast" do
     for shift <- [0.0, 0, 1.0, 1, -0.5], upcast <- [:normalization, :all] do
       assert_rewritten(rms_norm(shift: shift, upcast: upcast), state(8), random({2, 3, 8}), [{RMSNorm, :fused}])
     end
   end
 
-  test "rms_norm in types that Axon rounds the quotient to" do
+  test "a rewritten rms_norm rounds the quotient to the input's type, as Axon does" do
     for x <- [{:f, 32}, {:f, 16}, {:bf, 16}], gamma <- [{:f, 32}, {:f, 16}, {:bf, 16}, {:f, 64}, {:s, 32}] do
       for shift <- [0.0, 1.0] do
         # A rounding to 16 bits shows in whatever type comes after it.
@@ -87,14 +88,14 @@ defmodule EMLXAxon.RewriteTest do
     end
   end
 
-  test "rms_norm that is computed in f32 altogether takes every real type" do
+  test "a rewritten rms_norm that upcasts everything takes every real type" do
     for x <- [{:f, 32}, {:f, 16}, {:bf, 16}, {:f, 64}, {:s, 32}, {:u, 8}], gamma <- [{:f, 32}, {:bf, 16}, {:f, 64}] do
       input = random({3, 16}) |> Nx.abs() |> Nx.multiply(10) |> Nx.as_type(x)
       assert_rewritten(rms_norm(upcast: :all), state(16, gamma), input, [{RMSNorm, :fused}])
     end
   end
 
-  test "rms_norm that rounds the quotient to another type is composed" do
+  test "a rewritten rms_norm that rounds the quotient to a type without a kernel is composed" do
     for type <- [{:f, 64}, {:s, 32}] do
       x = random({3, 16}) |> Nx.multiply(10) |> Nx.as_type(type)
       assert_rewritten(rms_norm(), state(16), x, [{RMSNorm, :composed}], rtol: 1.0e-5, atol: 1.0e-5)
@@ -107,18 +108,18 @@ defmodule EMLXAxon.RewriteTest do
     end
   end
 
-  test "layer_norm in f32 takes parameters that are not wider" do
+  test "a rewritten layer_norm in f32 takes parameters of narrower types" do
     for gamma <- [{:f, 32}, {:bf, 16}, {:f, 16}], beta <- [{:f, 32}, {:bf, 16}] do
       assert_rewritten(layer_norm(), state(16, gamma, beta), random({3, 16}), [{LayerNorm, :fused}])
     end
   end
 
-  test "layer_norm in bf16" do
+  test "a rewritten layer_norm in bf16 has a kernel" do
     state = state(64, {:bf, 16}, {:bf, 16})
     assert_rewritten(layer_norm(), state, random({3, 64}, {:bf, 16}), [{LayerNorm, :fused}], @steps)
   end
 
-  test "layer_norm in other types is composed, and telemetry tells why" do
+  test "a rewritten layer_norm in other types is composed, and telemetry has the reason" do
     for {x, gamma, beta, reason} <- [
           {{:bf, 16}, {:f, 32}, {:bf, 16}, "x is bf16, weight or bias is f32; the layer rounds to bf16 in between"},
           {{:bf, 16}, {:bf, 16}, {:f, 16}, "x is bf16, weight or bias is f16; the layer rounds to bf16 in between"},
@@ -135,7 +136,7 @@ defmodule EMLXAxon.RewriteTest do
     end
   end
 
-  test "layer_norm in f16 overflows as Axon's does" do
+  test "a rewritten layer_norm in f16 overflows as Axon's does" do
     x = Nx.tensor([[-600.0, 0.0, 600.0, 1.0]], type: {:f, 16}, backend: Nx.BinaryBackend)
     state = state(4, {:f, 16}, {:f, 16})
     expected = assert_rewritten(layer_norm(), state, x, [{LayerNorm, :composed}])
@@ -143,30 +144,33 @@ defmodule EMLXAxon.RewriteTest do
     assert Nx.to_flat_list(expected) == Nx.to_flat_list(state.data["norm"]["beta"])
   end
 
-  test "empty and complex tensors" do
+  test "a norm of complex tensors is composed" do
     x = Nx.broadcast(Nx.tensor(0.0, backend: Nx.BinaryBackend), {2, 3})
     complex = Nx.complex(x, x)
     gamma = random({3})
-    {_, told} = told(fn -> EMLXAxon.Layers.rms_norm(copy(complex, backend()), copy(gamma, backend())) end)
-    assert [%{block: RMSNorm, path: :composed, reason: "an argument is complex"}] = told
+
+    {_, dispatched} =
+      record_blocks(fn -> EMLXAxon.Layers.rms_norm(copy(complex, backend()), copy(gamma, backend())) end)
+
+    assert [%{block: RMSNorm, path: :composed, reason: "an argument is complex"}] = dispatched
   end
 
-  test "what is not finite stays where it is" do
+  test "a rewritten norm keeps NaN and infinities to their own rows" do
     x = Nx.tensor([[1.0, :infinity, 2.0], [:nan, 1.0, 2.0], [1.0, 2.0, 3.0]], backend: Nx.BinaryBackend)
     assert_rewritten(layer_norm(), state(3, {:f, 32}, {:f, 32}), x, [{LayerNorm, :fused}])
     assert_rewritten(rms_norm(), state(3), x, [{RMSNorm, :fused}])
   end
 
-  test "vectorized tensors are composed" do
+  test "norms of vectorized tensors are composed" do
     x = Nx.vectorize(random({2, 3, 4}), :batch)
     gamma = random({4})
     expected = Axon.Layers.rms_norm(x, gamma)
-    {actual, told} = told(fn -> EMLXAxon.Layers.rms_norm(copy(x, backend()), copy(gamma, backend())) end)
+    {actual, dispatched} = record_blocks(fn -> EMLXAxon.Layers.rms_norm(copy(x, backend()), copy(gamma, backend())) end)
     assert_same(actual, expected)
-    assert told == []
+    assert dispatched == []
   end
 
-  test "layers can be called on tensors" do
+  test "EMLXAxon.Layers' norms can be called on tensors" do
     {x, gamma, beta} = {random({2, 5}), random({5}), random({5})}
     [x_emlx, gamma_emlx, beta_emlx] = Enum.map([x, gamma, beta], &copy(&1, backend()))
 
@@ -187,15 +191,15 @@ defmodule EMLXAxon.RewriteTest do
     before = Nx.Defn.default_options(compiler: EMLX.NoCompiler)
 
     try do
-      {actual, told} = told(fn -> EMLXAxon.Layers.layer_norm(x, gamma, beta) end)
-      assert [%{path: :composed}] = told
+      {actual, dispatched} = record_blocks(fn -> EMLXAxon.Layers.layer_norm(x, gamma, beta) end)
+      assert [%{path: :composed}] = dispatched
       assert_same(actual, expected, @steps)
     after
       Nx.Defn.default_options(before)
     end
   end
 
-  test "many layers, random shapes, axes, options and types" do
+  test "rewritten norms of random shapes, axes, options and types compute the same" do
     for_all(30, "rewritten layers", fn ->
       rank = Enum.random(1..4)
       shape = List.to_tuple(for _ <- 1..rank, do: Enum.random(1..6))

@@ -40,8 +40,8 @@ defmodule EMLXAxon.UpstreamTest do
   rewritten = EMLXAxon.rewrite(model)
   IO.puts(EMLXAxon.explain(rewritten))
   Nx.default_backend(EMLX.Backend)
-  tell = fn _, _, told, _ -> IO.puts("\#{inspect(told.block)} \#{told.path}") end
-  :telemetry.attach("told", [:emlx, :block, :dispatch], tell, nil)
+  print = fn _, _, metadata, _ -> IO.puts("\#{inspect(metadata.block)} \#{metadata.path}") end
+  :telemetry.attach("print", [:emlx, :block, :dispatch], print, nil)
   {init, predict} = Axon.build(rewritten)
   state = init.(Nx.template({1, 2}, :f32), Axon.ModelState.empty())
   IO.inspect(predict.(state, Nx.tensor([[1.0, 3.0]])) |> Nx.round() |> Nx.to_flat_list())
@@ -50,7 +50,7 @@ defmodule EMLXAxon.UpstreamTest do
   IO.inspect(EMLXAxon.Layers.scaled_dot_product_attention(x, x, x) |> Nx.to_flat_list())
   """
 
-  test "blocks with the same fields and more are used" do
+  test "blocks of a newer Axon with the same fields and more are used" do
     output =
       run(
         """
@@ -68,7 +68,7 @@ defmodule EMLXAxon.UpstreamTest do
     assert output =~ ~r/\n1\n$/
   end
 
-  test "blocks with other fields are left to Axon" do
+  test "blocks of a newer Axon with other fields are left to Axon" do
     output =
       run(
         """

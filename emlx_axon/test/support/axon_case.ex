@@ -42,18 +42,18 @@ defmodule EMLXAxon.Case do
     EMLX.NxCase.assert_same(predict(rewritten, state, input, Nx.BinaryBackend), expected, rtol: 0, atol: 0)
 
     for compiler <- compilers() do
-      {actual, told} = told(fn -> predict(rewritten, state, input, EMLX.NxCase.backend(), compiler) end)
+      {actual, dispatched} = record_blocks(fn -> predict(rewritten, state, input, EMLX.NxCase.backend(), compiler) end)
       EMLX.NxCase.assert_same(actual, expected, opts)
-      assert {compiler, Enum.map(told, &{&1.block, &1.path})} == {compiler, paths}
+      assert {compiler, Enum.map(dispatched, &{&1.block, &1.path})} == {compiler, paths}
     end
 
     expected
   end
 
-  @doc "What `fun` gives, and what telemetry told of blocks of Axon and Bumblebee meanwhile."
-  def told(fun) do
-    {result, told} = EMLX.Told.told_blocks(fun)
-    {result, Enum.filter(told, &(hd(Module.split(&1.block)) in ["Axon", "Bumblebee"]))}
+  @doc "Returns `{result of fun, metadata of each block of Axon or Bumblebee that was dispatched}`."
+  def record_blocks(fun) do
+    {result, dispatched} = EMLX.TelemetryRecorder.record_blocks(fun)
+    {result, Enum.filter(dispatched, &(hd(Module.split(&1.block)) in ["Axon", "Bumblebee"]))}
   end
 
   @doc "Runs `fun` with a default backend."

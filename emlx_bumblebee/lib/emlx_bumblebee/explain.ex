@@ -4,7 +4,7 @@ defmodule EMLXBumblebee.Explain do
 
   alias EMLXBumblebee.Graph
 
-  @header {"layer", "block", "how"}
+  @header ["layer", "block", "how"]
 
   def table(model) do
     rows = rows(model)
@@ -12,7 +12,7 @@ defmodule EMLXBumblebee.Explain do
     blocks = Enum.count(rows, &match?({_, {:block, _}, _}, &1))
 
     """
-    #{lines([@header | lines])}
+    #{EMLX.Table.text([@header | lines])}
 
     blocks: #{blocks} of #{length(rows)} #{if length(rows) == 1, do: "layer", else: "layers"}\
     """
@@ -51,15 +51,7 @@ defmodule EMLXBumblebee.Explain do
     end
   end
 
-  defp line({name, {:block, block}, how}), do: {name, inspect(block), how}
-  defp line({name, {:could, block}, _how}), do: {name, "", "EMLXBumblebee.rewrite/2 makes it #{inspect(block)}"}
-  defp line({name, {:left, _block}, how}), do: {name, "", how}
-
-  defp lines(rows) do
-    [a, b] = for column <- 0..1, do: rows |> Enum.map(&String.length(elem(&1, column))) |> Enum.max()
-
-    Enum.map_join(rows, "\n", fn {name, block, how} ->
-      String.trim_trailing("#{String.pad_trailing(name, a)}  #{String.pad_trailing(block, b)}  #{how}")
-    end)
-  end
+  defp line({name, {:block, block}, how}), do: [name, inspect(block), how]
+  defp line({name, {:could, block}, _how}), do: [name, "", "EMLXBumblebee.rewrite/2 makes it #{inspect(block)}"]
+  defp line({name, {:left, _block}, how}), do: [name, "", how]
 end

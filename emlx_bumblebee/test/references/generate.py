@@ -1,9 +1,10 @@
 """Makes the checkpoints of ../references_test.exs, with what PyTorch and Hugging Face's transformers compute with them.
 
-Each model is tiny. All of its parameters are random, also those that transformers initialises with zeros and ones, and options that
-hardly matter by default, as an epsilon, have another value, so that none goes unseen. A folder NAME holds what
-`Bumblebee.load_model({:local, folder})` loads, and reference.safetensors: the inputs, the outputs, and for some models the tokens
-generated greedily. They have transformers' names: "inputs.input_ids", "outputs.logits", "prompt.input_ids", "generated".
+Each model is tiny. All of its parameters are random, also those that transformers initialises with zeros and ones, and
+options that hardly matter by default, as an epsilon, have another value, so that none goes unseen. The archive of a
+family of models (see archives.py) holds, under NAME/, what `Bumblebee.load_model({:local, folder})` loads, and
+reference.safetensors: the inputs, the outputs, and for some models the tokens generated greedily. They have
+transformers' names: "inputs.input_ids", "outputs.logits", "prompt.input_ids", "generated".
 
 python3 -m venv VENV && VENV/bin/pip install -r requirements.txt && VENV/bin/python generate.py [NAME ...]
 
@@ -14,14 +15,15 @@ featurizer is to give, both for ../upstream_values_test.exs.
 
 import json
 import pathlib
-import shutil
 import sys
+import tempfile
 
+import archives
 import torch
 import transformers as hf
 from safetensors.torch import save_file
 
-FOLDER = pathlib.Path(__file__).parent
+TESTS = pathlib.Path(__file__).parent.parent
 
 # ---- inputs ----
 
@@ -433,8 +435,6 @@ RESULTS = {
 
 
 def make(name, model_class, config, inputs, generated=False):
-    folder = FOLDER / name
-    shutil.rmtree(folder, ignore_errors=True)
     torch.manual_seed(0)
     config._attn_implementation = "eager"
     model = model_class(config).eval()
@@ -442,21 +442,23 @@ def make(name, model_class, config, inputs, generated=False):
     if name == "albert_masked_lm_without_bias":
         model.predictions.bias.data.zero_()
     config.architectures = [model_class.__name__]
-    config.save_pretrained(folder)
-    if model.can_generate():
-        model.generation_config.save_pretrained(folder)
     # Tied parameters under each of their names, as in a pytorch_model.bin; save_pretrained would leave out all but one.
     tensors = {key: value.clone() for key, value in model.state_dict().items()}
     if name in ["phi_tokens", "phi3_tokens"]:
         # Also under the names that older versions of transformers gave these.
         tensors |= {key.replace("score", "classifier"): value.clone() for key, value in tensors.items() if "score" in key}
-    save_file(tensors, folder / "model.safetensors")
 
-    store(name, model, inputs, generated)
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        config.save_pretrained(folder)
+        if model.can_generate():
+            model.generation_config.save_pretrained(folder)
+        save_file(tensors, folder / "model.safetensors")
+        store(name, folder, model, inputs, generated)
 
 
-def store(name, model, inputs, generated=False):
-    """What the model gives for the inputs goes into reference.safetensors."""
+def store(name, folder, model, inputs, generated=False):
+    """Adds reference.safetensors, what the model computes of the inputs, to a checkpoint's folder, and archives that."""
     with torch.no_grad():
         outputs = {key: value for key, value in model(**inputs).items() if key in RESULTS}
         if name.endswith("_embedding"):
@@ -470,8 +472,9 @@ def store(name, model, inputs, generated=False):
     stored |= {f"outputs.{key}": value for key, value in outputs.items()} | generated
     stored = {key: value if value.is_floating_point() else value.int() for key, value in stored.items()}
     stored = {key: value.clone(memory_format=torch.contiguous_format) for key, value in stored.items()}
-    save_file(stored, FOLDER / name / "reference.safetensors")
-    size = sum(file.stat().st_size for file in (FOLDER / name).iterdir())
+    save_file(stored, folder / "reference.safetensors")
+    archives.put(name, folder)
+    size = sum(file.stat().st_size for file in folder.iterdir())
     print(f"{name}: {size // 1000} kB, {', '.join(sorted(outputs))}")
 
 
@@ -493,9 +496,6 @@ def make_nomic_bert():
         parts = [published.pop(f"encoder.layers.{block}.self_attn.{part}_proj.weight") for part in "qkv"]
         published[f"encoder.layers.{block}.attn.Wqkv.weight"] = torch.cat(parts)
 
-    folder = FOLDER / "nomic_bert"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
     options = dict(
         architectures=["NomicBertModel"],
         model_type="nomic_bert",
@@ -517,9 +517,11 @@ def make_nomic_bert():
         prenorm=False,
         transformers_version=hf.__version__,
     )
-    (folder / "config.json").write_text(json.dumps(options, indent=2) + "\n")
-    save_file(published, folder / "model.safetensors")
-    store("nomic_bert", model, text())
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        (folder / "config.json").write_text(json.dumps(options, indent=2) + "\n")
+        save_file(published, folder / "model.safetensors")
+        store("nomic_bert", folder, model, text())
 
 
 NOMIC_BERT = {
@@ -546,7 +548,7 @@ def make_pytorch():
         "permuted": torch.arange(24.0).reshape(2, 3, 4).permute(2, 0, 1),
         "part": torch.arange(10)[4:7],
     }
-    folder = FOLDER.parent / "pytorch"
+    folder = TESTS / "pytorch"
     folder.mkdir(exist_ok=True)
     for name, zipped in dict(zip=True, legacy=False).items():
         torch.save(tensors, folder / f"{name}.pt", _use_new_zipfile_serialization=zipped)
@@ -562,7 +564,7 @@ def make_features():
         audio = (0.2 * chord + 0.02 * noise(length, seed=index)) * torch.exp(-4 * time)
         features = extractor(audio.numpy(), sampling_rate=16_000, return_tensors="pt")["input_features"]
         stored |= {f"audio.{index}": audio, f"features.{index}": features[0].T.contiguous()}
-    save_file(stored, FOLDER.parent / "whisper_features.safetensors")
+    save_file(stored, TESTS / "whisper_features.safetensors")
 
 
 def main(names):

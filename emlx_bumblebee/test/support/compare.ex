@@ -108,12 +108,12 @@ defmodule EMLXBumblebee.Compare do
   @doc "The blocks that models have."
   def blocks, do: [Bumblebee.Block.SDPA, Bumblebee.Block.RotaryEmbedding, Axon.Block.RMSNorm, Axon.Block.LayerNorm]
 
-  @doc "How many of each kind there are in what telemetry told, in the order of `blocks/0`."
-  def counts(told) do
-    frequencies = Enum.frequencies_by(told, & &1.block)
+  @doc "How many blocks of each kind were dispatched, in the order of `blocks/0`."
+  def counts(dispatched) do
+    frequencies = Enum.frequencies_by(dispatched, & &1.block)
     blocks() |> Enum.map(&Map.get(frequencies, &1, 0)) |> List.to_tuple()
   end
 
-  @doc "Runs a function and gives `{result, paths}`: what telemetry told of each block with a name that `modules` has."
-  def told(modules, fun), do: EMLX.Told.told_blocks(fun, modules)
+  @doc "Returns `{result of fun, metadata of each dispatched block of one of the modules}`."
+  def record_blocks(modules, fun), do: EMLX.TelemetryRecorder.record_blocks(fun, modules)
 end

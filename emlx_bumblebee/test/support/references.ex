@@ -1,12 +1,12 @@
 defmodule EMLXBumblebee.References do
   @moduledoc false
-  # The checkpoints in test/references: how Bumblebee loads them, what transformers' names are in Bumblebee, and REFERENCES.md, the
-  # table of what test/references_test.exs finds.
+  # The checkpoints in test/references' archives: how Bumblebee loads them, what transformers' names are in Bumblebee,
+  # and REFERENCES.md, the table of what test/references_test.exs finds.
 
   alias Bumblebee.{Multimodal, Text, Vision}
   alias EMLXBumblebee.{Compare, Table}
 
-  @folder Path.expand("../references", __DIR__)
+  @archives Path.expand("../references/*.tar", __DIR__)
 
   @roberta "Position ids count tokens of padding on the left; transformers' do not, where none are given. Given " <>
              "transformers' position ids, it agrees."
@@ -184,11 +184,12 @@ defmodule EMLXBumblebee.References do
   @head """
   # References
 
-  Checkpoints in `test/references`, tiny and with random parameters, loaded with `Bumblebee.load_model({:local, folder})`, rewritten
-  by `EMLXBumblebee.rewrite/2` and run on `EMLX.Backend`, eagerly and compiled with `compiler: EMLX`, against the outputs that PyTorch
-  and Hugging Face's transformers 4.57 gave for them (5.23 for NomicBERT). `test/references/generate.py` made both. This table is
-  written by `test/references_test.exs`, which fails where it finds anything else than what stands here; it also fails if it would
-  not see one of the parameters change.
+  The checkpoints in `test/references`, in one archive for each family of models, are tiny and have random parameters.
+  Here they are loaded with `Bumblebee.load_model({:local, folder})`, rewritten by `EMLXBumblebee.rewrite/2` and run on
+  `EMLX.Backend`, eagerly and compiled with `compiler: EMLX`, against the outputs that PyTorch and Hugging Face's
+  transformers 4.57 computed with them (5.23 for NomicBERT). `test/references/generate.py` made both. This table is
+  written by `test/references_test.exs`, which fails where it finds anything else than what stands here; it also fails
+  if it would not see one of the parameters change.
 
   The outputs have transformers' names. Texts are padded, on the right or on the left; what is compared is where there is no padding.
   The blocks are those that telemetry told of as run by a kernel; none was composed. *As it is* is the model that is not rewritten,
@@ -238,7 +239,31 @@ defmodule EMLXBumblebee.References do
 
   def names, do: Keyword.keys(@references)
 
-  def folder(name), do: Path.join(@folder, to_string(name))
+  @doc """
+  Extracts all archives into a temporary folder, since Bumblebee loads checkpoints from folders. test_helper.exs calls
+  it once, and removes the folder after the suite.
+  """
+  def extract do
+    File.rm_rf!(root())
+
+    for path <- Path.wildcard(@archives) do
+      {:ok, files} = :erl_tar.extract(path, [:memory])
+
+      for {name, content} <- files do
+        file = Path.join(root(), to_string(name))
+        File.mkdir_p!(Path.dirname(file))
+        File.write!(file, content)
+      end
+    end
+
+    :ok
+  end
+
+  @doc "The folder that `extract/0` fills."
+  def root, do: Path.join(System.tmp_dir!(), "emlx_references_#{System.pid()}")
+
+  @doc "The folder of a checkpoint."
+  def folder(name), do: Path.join(root(), to_string(name))
 
   @doc "`{counts, options}` of a checkpoint."
   def fetch!(name), do: Keyword.fetch!(@references, name)

@@ -1,7 +1,8 @@
 defmodule EMLXBumblebee.Table do
   @moduledoc false
-  # The tables in CONFORMANCE.md and REFERENCES.md, of which tests assert row by row that they say what is so. A table is a map
-  # `%{path: file, head: what stands above the rows, names: those of all rows, in order, foot: what stands below them}`.
+  # The tables in CONFORMANCE.md and REFERENCES.md, of which tests assert row by row that they say what is so. A table
+  # is a map `%{path: file, head: what stands above the rows, names: those of all rows, in order, foot: what stands
+  # below them}`.
 
   import ExUnit.Assertions
 

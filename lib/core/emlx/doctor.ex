@@ -20,13 +20,13 @@ defmodule EMLX.Doctor do
   @spec print() :: :ok | :error
   def print do
     checks = checks()
-    width = checks |> Enum.map(fn {name, _, _, _} -> String.length(name) end) |> Enum.max()
 
-    for {name, status, text, way_out} <- checks do
-      IO.puts("#{mark(status)} #{String.pad_trailing(name, width)}  #{text}")
-      if way_out, do: IO.puts("  #{String.duplicate(" ", width)}  → #{way_out}")
-    end
+    rows =
+      for {name, status, text, way_out} <- checks,
+          row <- [["#{mark(status)} #{name}", text] | if(way_out, do: [["", "→ #{way_out}"]], else: [])],
+          do: row
 
+    rows |> EMLX.Table.text() |> IO.puts()
     if Enum.any?(checks, &match?({_, :error, _, _}, &1)), do: :error, else: :ok
   end
 

@@ -205,24 +205,17 @@ defmodule EMLX.Telemetry do
   '''
   @spec table([line]) :: String.t()
   def table(lines) do
-    header = "    count   time ms        MiB  what\n"
-    Enum.map_join([header | lines], &row/1)
+    rows = [["count", "time ms", "MiB", "what"] | Enum.map(lines, &row/1)]
+    EMLX.Table.text(rows, right: [0, 1, 2], least: [9, 8, 9]) <> "\n"
   end
-
-  defp row(header) when is_binary(header), do: header
 
   defp row(line) do
-    columns = [
-      String.pad_leading(to_string(line.count), 9),
-      decimals(line.time / 1000, 10),
-      decimals(line.bytes / 1_048_576, 11)
-    ]
-
     failed = if line.failed > 0, do: " (#{line.failed} failed)", else: ""
-    "#{columns}  #{line.event} #{words(line.event, line.about)}#{failed}\n"
+    what = "#{line.event} #{words(line.event, line.about)}#{failed}"
+    [to_string(line.count), decimals(line.time / 1000), decimals(line.bytes / 1_048_576), what]
   end
 
-  defp decimals(number, width), do: number |> :erlang.float_to_binary(decimals: 2) |> String.pad_leading(width)
+  defp decimals(number), do: :erlang.float_to_binary(number, decimals: 2)
 
   defp words(:eval, op), do: "#{op}"
   defp words(:transfer, {from, to}), do: "#{from} to #{to}"

@@ -6,7 +6,7 @@ defmodule EMLX.ApplicationTest do
 
   @status "/proc/self/status"
 
-  test "SIGCHLD is neither ignored nor caught, as MLX's compiler for the CPU needs it, and ports end as ever" do
+  test "the VM leaves SIGCHLD to MLX's compiler for the CPU, and ports report their status" do
     if File.exists?(@status) do
       status = File.read!(@status)
 
@@ -20,7 +20,7 @@ defmodule EMLX.ApplicationTest do
     assert {"out\n", 3} = System.cmd("sh", ["-c", "echo out; exit 3"])
   end
 
-  test "loading the native library's module again, as IEx's recompile does, leaves it as it is" do
+  test "loading the native library's module again, as IEx's recompile does, changes nothing" do
     a = Ops.ones({100, 100}, :f32)
 
     # The code server warns of it.

@@ -8,6 +8,7 @@ defmodule EMLX.BorderTest do
   @calls 25_000
   @dtypes [:bool, :u8, :u16, :u32, :u64, :s8, :s16, :s32, :s64, :f16, :bf16, :f32, :f64, :c64]
 
+  @tag :slow
   @tag timeout: 600_000
   test "#{@calls} random calls end in a value or an error" do
     seed = seed()

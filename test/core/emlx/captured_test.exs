@@ -1,9 +1,10 @@
 defmodule EMLX.CapturedTest do
-  # Programs that are run often enough to be captured as CUDA graphs: their results stay those of the first run, which is node by node.
-  # With EMLX_TEST_DEVICE=gpu on CUDA; elsewhere nothing is captured, and the same has to hold. Not async: graphs and memory are counted.
+  # Programs that run often enough to be captured as CUDA graphs: their results stay those of the first run, which is
+  # node by node. With EMLX_TEST_DEVICE=gpu on CUDA; elsewhere nothing is captured, the results have to be the same, and
+  # what counts graphs is skipped. Not async: graphs and memory are counted.
   use ExUnit.Case, async: false
 
-  alias EMLX.{Array, Golden, Memory, Ops, Program, Queue, Safetensors}
+  alias EMLX.{Array, Golden, Memory, Ops, Poll, Program, Queue, Safetensors, Skip}
 
   @folder Path.expand("../../programs", __DIR__)
   @runs 6
@@ -12,8 +13,6 @@ defmodule EMLX.CapturedTest do
     Memory.clear_cache()
     :ok
   end
-
-  defp captures?, do: Golden.device() == :gpu and System.get_env("EMLX_CUDA_GRAPHS") != "0"
 
   # x · w₀ + b, then tanh of sums and products, several times: more than eight operations.
   defp layers(count) do
@@ -61,7 +60,7 @@ defmodule EMLX.CapturedTest do
   end
 
   for file <- Path.wildcard(Path.join(@folder, "*.emlx")), name = Path.basename(file, ".emlx") do
-    test "#{name}, run often" do
+    test "the saved model #{name} computes the same in each of many runs" do
       path = Path.join(@folder, unquote(name))
       program = Program.load(path <> ".emlx", device: Golden.device())
       golden = Safetensors.load(path <> ".golden.safetensors", device: Golden.device())
@@ -84,20 +83,33 @@ defmodule EMLX.CapturedTest do
     end
   end
 
-  test "new inputs and the same weights" do
-    program = layers(4)
+  # As many runs as shapes[i] says rows, each with other numbers. Returns the program, whose end is its graphs' end,
+  # too.
+  defp run_rows(count, rows) do
+    program = layers(count)
     {w, b} = {random(1, {16, 16}), random(2, {16})}
 
-    for seed <- 1..@runs do
-      x = random(10 + seed, {5, 16})
-      assert_layers(hd(run(program, [x, w, b])), [x, w, b], 4)
+    for {rows, seed} <- Enum.with_index(rows, 10) do
+      x = random(seed, {rows, 16})
+      assert_layers(hd(run(program, [x, w, b])), [x, w, b], count)
     end
 
-    assert Memory.graphs().count == if(captures?(), do: 1, else: 0)
-    if captures?(), do: assert(Memory.graphs().bytes > 5 * 16 * 4 * 10)
+    program
   end
 
-  test "weights that are exchanged after they were taken to stay" do
+  test "a program that runs with new inputs and the same weights computes of the new inputs" do
+    run_rows(4, List.duplicate(5, @runs))
+  end
+
+  @tag skip: Skip.no_cuda()
+  test "a program that runs with new inputs and the same weights is one CUDA graph, with bytes of its own" do
+    program = run_rows(4, List.duplicate(5, @runs))
+    assert %{count: 1, bytes: bytes} = Memory.graphs()
+    assert bytes > 5 * 16 * 4 * 10
+    assert %Program{} = program
+  end
+
+  test "weights that are exchanged after they were taken to stay are used from the next run on" do
     program = layers(3)
     x = random(3, {4, 16})
 
@@ -111,7 +123,7 @@ defmodule EMLX.CapturedTest do
     end
   end
 
-  test "results are the caller's: later runs do not write over them" do
+  test "later runs of a program do not write over the results of earlier ones" do
     program = layers(3)
     {w, b} = {random(1, {16, 16}), random(2, {16})}
     xs = for seed <- 1..8, do: random(50 + seed, {4, 16})
@@ -123,7 +135,7 @@ defmodule EMLX.CapturedTest do
     end
   end
 
-  test "a result is the next run's input" do
+  test "the result of one run may be the input of the next" do
     program = layers(2)
     {w, b} = {random(1, {16, 16}), random(2, {16})}
     x = random(7, {4, 16})
@@ -131,7 +143,7 @@ defmodule EMLX.CapturedTest do
     assert_layers(last, [x, w, b], 14)
   end
 
-  test "inputs that are not laid out in rows" do
+  test "a program that runs often takes inputs that are not row-major" do
     program = layers(3)
     {w, b} = {random(1, {16, 16}), random(2, {16})}
 
@@ -141,7 +153,8 @@ defmodule EMLX.CapturedTest do
     end
   end
 
-  test "two queues, from several processes" do
+  # Two processes on each of two queues.
+  defp run_on_two_queues do
     program = layers(6)
     {w, b} = {random(1, {16, 16}), random(2, {16})}
     queues = for _ <- 1..2, do: Queue.start(device: Golden.device())
@@ -158,51 +171,64 @@ defmodule EMLX.CapturedTest do
       end
 
     Task.await_many(tasks, 60_000)
-    if captures?(), do: assert(Memory.graphs().count == 2)
+    program
   end
 
-  test "shapes that change from run to run" do
-    program = layers(3)
-    {w, b} = {random(1, {16, 16}), random(2, {16})}
-
-    for seed <- 1..24 do
-      x = random(seed, {1 + rem(seed, 3), 16})
-      assert_layers(hd(run(program, [x, w, b])), [x, w, b], 3)
-    end
-
-    if captures?(), do: assert(Memory.graphs().count == 3)
+  test "one program runs on two queues, for several processes at once" do
+    run_on_two_queues()
   end
 
-  test "a program's graph goes with it, and with clear_cache/0" do
+  @tag skip: Skip.no_cuda()
+  test "a program that runs on two queues is a CUDA graph on each" do
+    program = run_on_two_queues()
+    assert Memory.graphs().count == 2
+    assert %Program{} = program
+  end
+
+  test "a program whose inputs change their shape from run to run computes of each shape" do
+    run_rows(3, for(run <- 1..24, do: 1 + rem(run, 3)))
+  end
+
+  @tag skip: Skip.no_cuda()
+  test "a program whose inputs have three shapes is three CUDA graphs" do
+    program = run_rows(3, for(run <- 1..24, do: 1 + rem(run, 3)))
+    assert Memory.graphs().count == 3
+    assert %Program{} = program
+  end
+
+  test "clear_cache/0 gives up all graphs, and the program runs on" do
     {w, b, x} = {random(1, {16, 16}), random(2, {16}), random(3, {4, 16})}
     program = layers(3)
     for _ <- 1..@runs, do: run(program, [x, w, b]) |> hd() |> flat()
-    if captures?(), do: assert(Memory.graphs().count == 1)
     Memory.clear_cache()
     assert Memory.graphs() == %{count: 0, bytes: 0}
     [result, _first] = run(program, [x, w, b])
     assert_layers(result, [x, w, b], 3)
-
-    spawn_monitor(fn ->
-      program = layers(5)
-      for _ <- 1..@runs, do: run(program, [x, w, b])
-      # It ends while the GPU may still be computing.
-    end)
-    |> then(fn {pid, ref} -> assert_receive({:DOWN, ^ref, :process, ^pid, :normal}, 10_000) end)
-
-    if captures?(), do: assert(Memory.graphs().count <= 1)
   end
 
-  test "runs do not leave memory behind" do
+  @tag skip: Skip.no_cuda()
+  test "the CUDA graph of a program ends with the program, also while the GPU still computes" do
+    {w, b, x} = {random(1, {16, 16}), random(2, {16}), random(3, {4, 16})}
+
+    {pid, monitor} =
+      spawn_monitor(fn ->
+        program = layers(5)
+        for _ <- 1..@runs, do: run(program, [x, w, b])
+      end)
+
+    assert_receive {:DOWN, ^monitor, :process, ^pid, :normal}, 10_000
+    assert Poll.until(fn -> Memory.graphs().count == 0 end)
+  end
+
+  @tag :timing
+  test "200 runs leave no memory behind" do
     program = layers(4)
     {w, b} = {random(1, {16, 16}), random(2, {16})}
     run = fn seed -> run(program, [random(seed, {64, 16}), w, b]) |> hd() |> flat() end
     for seed <- 1..@runs, do: run.(seed)
-    :erlang.garbage_collect()
-    before = Memory.active()
+    before = Poll.settled_memory()
     for seed <- 1..200, do: run.(seed)
-    :erlang.garbage_collect()
     # What was given up is freed when the GPU is done with it.
-    assert Enum.any?(1..100, fn _ -> Process.sleep(10) && Memory.active() <= before + 100_000 end)
+    assert Poll.until(fn -> Poll.settled_memory() <= before + 100_000 end)
   end
 end

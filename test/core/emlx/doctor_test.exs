@@ -3,7 +3,7 @@ defmodule EMLX.DoctorTest do
 
   import ExUnit.CaptureIO
 
-  test "an installation that runs these tests has nothing wrong with it" do
+  test "the doctor finds nothing wrong with an installation that runs these tests" do
     checks = EMLX.Doctor.checks()
     assert Enum.filter(checks, &match?({_, :error, _, _}, &1)) == []
     assert {_, :ok, text, nil} = List.keyfind(checks, "device :cpu", 0)
@@ -11,20 +11,20 @@ defmodule EMLX.DoctorTest do
     assert {_, :ok, _, nil} = List.keyfind(checks, "native library", 0)
   end
 
-  test "mix emlx.doctor prints a line for each" do
+  test "mix emlx.doctor prints a line for each check" do
     output = capture_io(fn -> Mix.Task.rerun("emlx.doctor") end)
     for {name, _, _, _} <- EMLX.Doctor.checks(), do: assert(output =~ name)
     assert output =~ "✓ platform"
   end
 
-  test "a package of another version is told" do
+  test "the doctor looks at the version of Nx" do
     {name, status, _, _} = EMLX.Doctor.checks() |> List.keyfind("nx", 0)
     assert {name, status} in [{"nx", :ok}, {"nx", :absent}]
   end
 
   # The same files without the library that stands beside them: every call says what is wrong, and the doctor does.
   @tag :tmp_dir
-  test "without its native library a call says why, and so does the doctor", %{tmp_dir: dir} do
+  test "without the native library a call says why it fails, and so does the doctor", %{tmp_dir: dir} do
     File.mkdir_p!(Path.join(dir, "emlx"))
     File.cp_r!(Application.app_dir(:emlx, "ebin"), Path.join(dir, "emlx/ebin"))
 
@@ -46,7 +46,7 @@ defmodule EMLX.DoctorTest do
     assert text =~ ~r/^:error$/m
   end
 
-  test "what the loader misses tells the way out" do
+  test "the error for a library that the loader misses names the way out" do
     loaders = fn library ->
       "Failed to load NIF library /x/emlx_native: '#{library}: cannot open shared object file: No such file'"
     end
@@ -60,7 +60,7 @@ defmodule EMLX.DoctorTest do
              ~r/^the native library cannot be loaded .*mix compile --force builds it/
   end
 
-  test "a device that is not there says why" do
+  test "the error for an absent device says why it is absent" do
     if EMLX.device_available?(:gpu) do
       assert EMLX.Native.device_absence(:gpu) == {:ok, nil}
     else

@@ -5,7 +5,7 @@ defmodule EMLX.ErrorTest do
 
   defp failure(fun), do: assert_raise(Error, fun)
 
-  test "names the op, the shapes, the types and MLX's words" do
+  test "an error names the operation, the shapes and the types, and has MLX's message" do
     a = Array.from_list([[1.0, 2.0]], :f32)
     b = Array.from_list([1, 2, 3], :s32)
     error = failure(fn -> Ops.add(a, b) end)
@@ -15,7 +15,7 @@ defmodule EMLX.ErrorTest do
     assert Exception.message(error) =~ "f32[1][2], s32[3]"
   end
 
-  test "tells an unknown operation from a missing or wrong attribute" do
+  test "an unknown operation, a missing attribute and a wrong one are different errors" do
     a = Array.scalar(1.0, :f32)
     assert failure(fn -> Ops.run(:no_such_op, [a]) end).kind == :unknown_op
     assert failure(fn -> Ops.run({:no_such_op, %{}}, [a]) end).kind == :unknown_op
@@ -29,7 +29,7 @@ defmodule EMLX.ErrorTest do
              "the attribute shape cannot be [3000000000], MLX counts with 32 bits"
   end
 
-  test "comes of a single array with an axis that it has not, of attributes that are no numbers, of lists that do not end" do
+  test "an axis out of range, an attribute that is no number and an improper list are errors" do
     a = Ops.ones({2}, :f32)
     assert failure(fn -> Ops.concatenate([a], axis: 1) end).reason =~ "axis 1 is out of range"
     assert failure(fn -> Ops.stack([a], axis: 2) end).reason =~ "xis"
@@ -38,7 +38,7 @@ defmodule EMLX.ErrorTest do
   end
 
   # LAPACK ends the process on some of them, and never comes back from others, which the stream would wait for, too.
-  test "is none of matrices with NaN or an infinity: their factors are NaN, and the batch's others as ever" do
+  test "a matrix with NaN or an infinity is no error: its factors are NaN, and the rest of its batch is unaffected" do
     for n <- [2, 3, 50], bad <- [:nan, :infinity, :neg_infinity], dtype <- [:f32, :f64] do
       sound = Ops.random_key(3) |> Ops.random_normal({n, n}) |> Ops.astype(dtype)
 
@@ -72,7 +72,7 @@ defmodule EMLX.ErrorTest do
   defp named(op) when op in [:eigh, :eigvalsh], do: {op, %{upper: false}}
   defp named(op), do: op
 
-  test "names the option that must be a number" do
+  test "the error for an option that is no number names the option" do
     x = Ops.ones({1, 1, 2, 4}, :f32)
 
     for {call, words} <- [
@@ -86,7 +86,7 @@ defmodule EMLX.ErrorTest do
     end
   end
 
-  test "refuses what is no array where a list of arrays is taken, and tells where a tensor's is" do
+  test "a term that is no array in a list of arrays is refused with its value" do
     a = Array.scalar(1.0, :f32)
     assert_raise ArgumentError, ~r/eval: expected an EMLX.Array, got: 3/, fn -> EMLX.eval([a, 3]) end
     assert_raise ArgumentError, ~r/expected an EMLX.Array, got: nil/, fn -> EMLX.async_eval(nil) end
@@ -101,7 +101,7 @@ defmodule EMLX.ErrorTest do
     assert_raise ArgumentError, ~r/a list of arrays, or a map of arrays by name/, fn -> Program.run(program, nil) end
   end
 
-  test "tells how many arrays an operation takes" do
+  test "the error for a wrong number of arrays says how many the operation takes" do
     a = Array.scalar(1.0, :f32)
     assert failure(fn -> Ops.run(:add, [a]) end).reason =~ "takes 2 arrays, got 1"
     assert failure(fn -> Ops.run(:abs, []) end).reason =~ "takes 1 arrays, got 0"
@@ -109,7 +109,7 @@ defmodule EMLX.ErrorTest do
     assert failure(fn -> Ops.concatenate([]) end).reason =~ "at least 1"
   end
 
-  test "refuses terms that are no arrays" do
+  test "native functions refuse terms that are no arrays" do
     for term <- [make_ref(), :atom, "text", 1, self(), [], {1, 2}, %{}, 1.0, <<1::3>>] do
       assert %{kind: :bad_argument} = failure(fn -> Ops.run(:abs, [term]) end)
       assert {:error, %{kind: :bad_argument}} = Native.info(term)
@@ -126,7 +126,7 @@ defmodule EMLX.ErrorTest do
     assert {:error, %{kind: :bad_argument}} = Native.apply(:abs, [1], nil)
   end
 
-  test "refuses more memory than there is, also where sizes do not fit 64 bits" do
+  test "more memory than the limit is refused, also where sizes do not fit in 64 bits" do
     a = Array.scalar(1.0, :f32)
     column = Ops.zeros({1_000_000, 1}, :f32)
     error = failure(fn -> Ops.add(column, Ops.zeros({1, 1_000_000}, :f32)) end)
@@ -140,7 +140,7 @@ defmodule EMLX.ErrorTest do
     assert Array.to_list(Ops.add(a, 1.0)) == 2.0
   end
 
-  test "a failure while computing reaches whoever reads what was computed from it, and nobody else" do
+  test "a late failure reaches the readers of what depends on it, and nobody else" do
     singular = Ops.zeros({3, 3}, :f32)
     x = Ops.inv(singular)
     doubled = Ops.add(x, x)
@@ -157,7 +157,7 @@ defmodule EMLX.ErrorTest do
     assert Array.to_list(Ops.inv(Ops.eye(2))) == [[1.0, 0.0], [0.0, 1.0]]
   end
 
-  test "a failure that a long graph meets while it is submitted is kept, too" do
+  test "a late failure that occurs while a long graph is submitted is kept, too" do
     inverse = Ops.inv(Ops.zeros({3, 3}, :f32))
     last = Enum.reduce(1..500, inverse, fn _, sum -> Ops.add(sum, 1.0) end)
 
@@ -165,7 +165,7 @@ defmodule EMLX.ErrorTest do
     assert failure(fn -> Array.to_binary(inverse) end).reason =~ "Inverse"
   end
 
-  test "eigenvalues of what is not finite are NaN, next to those of what is" do
+  test "eigenvalues of a matrix that is not finite are NaN, its neighbours' are not" do
     a = Array.from_list([[[:nan, 0.0], [0.0, 1.0]], [[2.0, 0.0], [0.0, 3.0]]], :f32)
     [values, vectors] = Ops.eig(a)
     assert [[{:nan, _}, {:nan, _}], [{2.0, +0.0}, {3.0, +0.0}]] = Array.to_list(values)
@@ -176,7 +176,7 @@ defmodule EMLX.ErrorTest do
   describe "fused kernels say in the maths' terms what does not fit:" do
     defp ones(shape), do: Ops.ones(shape, :f32)
 
-    test "rms_norm and layer_norm" do
+    test "rms_norm and layer_norm say which argument does not fit" do
       assert failure(fn -> Kernels.rms_norm(ones({2, 8}), ones({4})) end).reason =~
                "weight must have one axis"
 
@@ -189,7 +189,7 @@ defmodule EMLX.ErrorTest do
       assert %Error{} = failure(fn -> Kernels.rms_norm(Array.scalar(1.0, :f32), nil) end)
     end
 
-    test "rope" do
+    test "rope says which argument does not fit" do
       assert failure(fn -> Kernels.rope(ones({2, 8}), 0, nil) end).reason =~ "at least 3 axes"
 
       assert failure(fn -> Kernels.rope(ones({2, 4, 8}), Ops.zeros({3}, :s32), nil) end).reason =~
@@ -199,7 +199,7 @@ defmodule EMLX.ErrorTest do
       assert %Error{} = failure(fn -> Kernels.rope(ones({2, 4, 8}), 0, nil, dims: 16) end)
     end
 
-    test "scaled_dot_product_attention" do
+    test "scaled_dot_product_attention says which argument does not fit" do
       attention = &Kernels.scaled_dot_product_attention/4
       q = ones({2, 8, 16, 64})
 

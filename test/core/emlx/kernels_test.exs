@@ -1,5 +1,5 @@
-# The fused kernels: against golden values of NumPy's float64 (test/golden), and against their formulas, composed in f64 from
-# operations that have golden values of their own, over a grid of shapes.
+# The fused kernels: against golden values of NumPy's float64 (test/golden), and against their formulas, composed in f64
+# from operations that have golden values of their own, over a grid of shapes.
 defmodule EMLX.KernelsTest do
   use ExUnit.Case, async: true
 
@@ -22,11 +22,11 @@ defmodule EMLX.KernelsTest do
     @operation operation
 
     describe "#{operation} (#{count} golden cases)" do
-      test "gives the formula's values, and MLX's types" do
+      test "#{operation} returns the golden values, in MLX's types" do
         ["kernels"] |> Golden.cases_of(@operation) |> Enum.map(&Golden.check/1) |> errors() |> report()
       end
 
-      test "gives them too when its inputs are views with strides" do
+      test "#{operation} returns the golden values when its inputs are strided views" do
         run = fn op, inputs -> Golden.run(op, Enum.map(inputs, &Golden.scattered/1)) end
         ["kernels"] |> Golden.cases_of(@operation) |> Enum.map(&Golden.check(&1, run)) |> errors() |> report()
       end
@@ -50,8 +50,10 @@ defmodule EMLX.KernelsTest do
 
   # So large that there are kernels of our own for them on CUDA.
   describe "large arrays" do
+    @describetag :slow
+
     for dtype <- @types do
-      test "have the norms' formulas, also where rows begin anywhere, in #{dtype}" do
+      test "norms of large arrays are their formulas, also where rows are not aligned, in #{dtype}" do
         results =
           for {rows, size} <- [{257, 4096}, {1100, 1000}, {180, 6001}, {80, 16_384}, {64, 20_000}],
               weighted <- [false, true],
@@ -72,7 +74,7 @@ defmodule EMLX.KernelsTest do
         results |> errors() |> report()
       end
 
-      test "are rotated, whatever their strides, in #{dtype}" do
+      test "rope of large arrays is its formula, whatever their strides, in #{dtype}" do
         opts = [dims: 128, traditional: false, base: 10_000.0, scale: 1.0]
         freqs = Array.from_list(for(i <- 1..64, do: 1.0 + i * i), :f32)
         plain = numbers([20, 9, 60, 128], unquote(dtype), 1)
@@ -98,7 +100,7 @@ defmodule EMLX.KernelsTest do
 
   describe "rms_norm and layer_norm over a grid of shapes" do
     for dtype <- @types do
-      test "are their formulas in #{dtype}" do
+      test "rms_norm and layer_norm of every shape are their formulas in #{dtype}" do
         results =
           for shape <- [[1], [7], [1, 1], [3, 5], [2, 64], [2, 3, 96], [5, 1, 130], [1, 2, 3, 33], [2, 2000]],
               weighted <- [false, true],
@@ -138,7 +140,7 @@ defmodule EMLX.KernelsTest do
 
   describe "rope over a grid of shapes" do
     for dtype <- @types do
-      test "turns pairs by position and frequency in #{dtype}" do
+      test "rope of every shape rotates pairs by position and frequency in #{dtype}" do
         results =
           for shape <- [[1, 1, 2], [2, 7, 8], [3, 2, 4, 64], [1, 5, 1, 80], [2, 1, 33, 128]],
               {name, offset} <- [{"0", 0}, {"60", 60}, {"an array", Array.scalar(9, :s32)}, {"each", :each}],
@@ -208,7 +210,7 @@ defmodule EMLX.KernelsTest do
 
   describe "scaled_dot_product_attention over a grid of shapes" do
     for dtype <- @types, size <- [32, 64, 80, 128] do
-      test "is softmax(scale · q·kᵀ + mask)·v in #{dtype} with heads of #{size}" do
+      test "attention is softmax(scale · q·kᵀ + mask)·v in #{dtype} with heads of size #{size}" do
         results =
           for kv_heads <- [8, 2, 1],
               {queries, keys} <- [{1, 1}, {1, 9}, {4, 4}, {5, 12}, {33, 40}],

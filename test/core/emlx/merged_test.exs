@@ -1,5 +1,7 @@
 defmodule EMLX.MergedTest do
-  # Operations that stand for several (native/src/op/fused.rs), against those. On the GPU there are kernels of our own for few rows.
+  # The operations of EMLX.Ops.run/3 that stand for several (products, rope_heads, cache_attention), against those
+  # several. On CUDA they have kernels for few rows. That the compiler merges a model's operations into them is tested
+  # in test/nx/emlx/compiler/merge_test.exs.
   use ExUnit.Case, async: true
 
   alias EMLX.{Array, Error, Golden, Kernels, Ops}
@@ -25,7 +27,7 @@ defmodule EMLX.MergedTest do
 
   describe "products" do
     for dtype <- @types do
-      test "are those of the operations one by one, in #{dtype}" do
+      test "products are those of the operations one by one, in #{dtype}" do
         for rows <- [1, 2, 4, 5], k <- [64, 200], normed <- [false, true], transposed <- [false, true] do
           dtype = unquote(dtype)
           x = numbers([1, rows, k], dtype, 1)
@@ -62,13 +64,13 @@ defmodule EMLX.MergedTest do
       end
     end
 
-    test "take columns that no kernel's tile divides" do
+    test "products take numbers of columns that no kernel's tile divides" do
       [x, w] = [numbers([2, 24], :bf16, 1), weights([24, 7], :bf16, 2)]
       [have] = products([x, nil, nil, w])
       near!("7 columns", have, Ops.matmul(x, w))
     end
 
-    test "refuse what does not fit" do
+    test "products refuse arguments that do not fit, and say which" do
       [x, w, narrow] = [numbers([1, 8], :f32, 1), weights([8, 16], :f32, 2), weights([4, 16], :f32, 3)]
       norm = numbers([8], :f32, 4)
 
@@ -99,7 +101,7 @@ defmodule EMLX.MergedTest do
 
   describe "quantized_products" do
     for dtype <- @types do
-      test "are those of the operations one by one, in #{dtype}" do
+      test "quantized_products are those of the operations one by one, in #{dtype}" do
         for {rows, {k, bits, group_size}, normed} <- [
               {1, {128, 4, 64}, true},
               {1, {320, 4, 32}, false},
@@ -142,7 +144,7 @@ defmodule EMLX.MergedTest do
       end
     end
 
-    test "take as many columns as there are, in tiles of every width" do
+    test "quantized_products take any number of columns, in tiles of every width" do
       x = numbers([1, 128], :bf16, 1)
       norm = numbers([128], :bf16, 2)
       how = [bits: 4, group_size: 32]
@@ -155,7 +157,7 @@ defmodule EMLX.MergedTest do
       end
     end
 
-    test "take matrices that are views, and columns that no kernel's tile divides" do
+    test "quantized_products take matrices that are views, and numbers of columns that no kernel's tile divides" do
       x = numbers([2, 128], :bf16, 1)
       packed = quantized([128, 40], :bf16, 2, bits: 4, group_size: 64)
       want = apply(Kernels, :quantized_matmul, [x | packed] ++ [[bits: 4, group_size: 64]])
@@ -166,7 +168,7 @@ defmodule EMLX.MergedTest do
       near!("7 columns", have, Ops.slice(want, [0, 0], [2, 7], [1, 1]))
     end
 
-    test "refuse what does not fit" do
+    test "quantized_products refuse arguments that do not fit, and say which" do
       x = numbers([1, 128], :f32, 1)
       [words, scales, biases] = quantized([128, 16], :f32, 2, bits: 4, group_size: 64)
 
@@ -191,7 +193,7 @@ defmodule EMLX.MergedTest do
 
   describe "rope_heads" do
     for dtype <- @types do
-      test "norms, turns and repeats as the operations one by one, in #{dtype}" do
+      test "rope_heads normalizes, rotates and repeats as the operations one by one, in #{dtype}" do
         dtype = unquote(dtype)
 
         for rows <- [1, 3, 6],
@@ -232,7 +234,7 @@ defmodule EMLX.MergedTest do
       end
     end
 
-    test "refuse what does not fit" do
+    test "rope_heads refuses arguments that do not fit, and says which" do
       [q, k, weight] = [numbers([2, 32], :f32, 1), numbers([2, 16], :f32, 2), numbers([16], :f32, 3)]
       offset = Array.from_list([1, 2], :s32, device: Golden.device())
       fits = %{lead: [2], size: 16}
@@ -253,7 +255,7 @@ defmodule EMLX.MergedTest do
 
   describe "cache_attention" do
     for dtype <- @types do
-      test "is attention with the axes as a cache has them, in #{dtype}" do
+      test "cache_attention is attention with a cache's order of axes, in #{dtype}" do
         dtype = unquote(dtype)
 
         for {heads, kv_heads} <- [{4, 4}, {4, 2}],
@@ -276,7 +278,7 @@ defmodule EMLX.MergedTest do
       end
     end
 
-    test "a query that sees no key sees all of them equally" do
+    test "cache_attention of a query that sees no key is the mean of the values" do
       q = numbers([1, 1, 2, 64], :f32, 1)
       [k, v] = for i <- [2, 3], do: numbers([1, 9, 2, 64], :f32, i)
       none = Ops.zeros([1, 1, 1, 9], :bool, device: Golden.device())
@@ -284,7 +286,7 @@ defmodule EMLX.MergedTest do
       near!("none", got, Ops.mean(v, axes: [1], keepdims: false))
     end
 
-    test "refuses what does not fit" do
+    test "cache_attention refuses arguments that do not fit, and says which" do
       q = numbers([1, 1, 2, 8], :f32, 1)
       [k, mask] = [numbers([1, 5, 2, 8], :f32, 2), Ops.less(numbers([1, 1, 1, 5], :f32, 3), 0.0)]
       assert %Array{} = Ops.run({:cache_attention, %{scale: 1.0, shape: [16]}}, [q, k, k, mask])

@@ -3,7 +3,7 @@ defmodule EMLX.ProgramChainTest do
   # The memory that a run takes is the whole process's.
   use ExUnit.Case, async: false
 
-  alias EMLX.{Array, Error, Golden, Memory, Ops, Program}
+  alias EMLX.{Array, Error, Golden, Memory, Ops, Poll, Program}
 
   @unary [:exp, :sigmoid, :tanh, :erf, :sqrt, :rsqrt, :negative, :abs, :square]
   @binary [:add, :subtract, :multiply, :divide, :maximum, :minimum, :power]
@@ -61,7 +61,7 @@ defmodule EMLX.ProgramChainTest do
   defp sizes(array), do: array |> Array.shape() |> Tuple.to_list()
   defp shown(arrays), do: for(array <- arrays, do: {Array.shape(array), Array.dtype(array), Array.to_list(array)})
 
-  test "programs give the same to the last bit" do
+  test "random programs with chains compute the same bits as operation by operation" do
     for seed <- seeds() do
       :rand.seed(:exsss, {seed, 1, 2})
       dtype = pick([:f32, :bf16, :f16])
@@ -79,7 +79,7 @@ defmodule EMLX.ProgramChainTest do
     end
   end
 
-  test "in loops and branches too" do
+  test "chains in loops and branches compute the same bits as operation by operation" do
     # x ← tanh(x · y + 1), then its square or its cube, n times.
     one = {{:constant, %{value: 1, dtype: :f32}}, [], 1}
     steps = [one, {:subtract, [0, 3], 1}, {:multiply, [1, 2], 1}, {:add, [5, 3], 1}, {:tanh, [6], 1}]
@@ -93,7 +93,8 @@ defmodule EMLX.ProgramChainTest do
     assert shown(Program.run(Program.new(named(inputs), instructions, [6]), inputs)) == want
   end
 
-  test "take no memory between one operation and the next" do
+  @tag :timing
+  test "a chain allocates nothing but its result" do
     x = numbers([512, 2048], :f32, 1)
     EMLX.eval(x)
     # y · sigmoid(y + 1) of y = x², which is needed twice.
@@ -103,7 +104,7 @@ defmodule EMLX.ProgramChainTest do
     [plain, chained] =
       for inputs <- [1, named([x])] do
         program = Program.new(inputs, instructions, [5])
-        before = Memory.active()
+        before = Poll.settled_memory()
         Memory.reset_peak()
         EMLX.eval(Program.run(program, [x]))
         Memory.peak() - before
@@ -114,7 +115,7 @@ defmodule EMLX.ProgramChainTest do
     assert_in_delta plain, 2 * bytes, div(bytes, 10)
   end
 
-  test "write over what nobody needs, and over nothing else" do
+  test "a chain writes over a value that nobody needs any more, and over no other" do
     x = numbers([64, 1024], :f32, 1)
     kept = Array.to_list(x)
     instructions = [{:cos, [0], 1}, {:exp, [1], 1}, {:add, [2, 1], 1}, {:add, [3, 0], 1}]
@@ -125,7 +126,7 @@ defmodule EMLX.ProgramChainTest do
     assert Array.to_list(x) == kept
   end
 
-  test "are shown as they were written, and say where they do not fit" do
+  test "a program with chains is inspected as it was written, and an error names the instruction that does not fit" do
     x = {"x", [3, 20], :f32}
     program = Program.new([x], [{:abs, [0], 1}, {:exp, [1], 1, "Layer"}, {:add, [2, 0], 1}], [3])
     text = Program.inspect(program)

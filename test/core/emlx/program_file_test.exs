@@ -20,7 +20,7 @@ defmodule EMLX.ProgramFileTest do
   defp body(path), do: path |> File.read!() |> String.split("\n", parts: 2) |> List.last()
 
   for name <- Map.keys(%{attention: 1, indices: 1, image: 1, loop: 1, any: 1}) do
-    test "#{name}: gives the same bits after it was saved and loaded", %{tmp_dir: dir} do
+    test "the program #{name} computes the same bits after it was saved and loaded", %{tmp_dir: dir} do
       {program, inputs} = Programs.all()[unquote(name)]
       loaded = again(program, dir)
       assert Program.inputs(loaded) == Program.inputs(program)
@@ -32,7 +32,7 @@ defmodule EMLX.ProgramFileTest do
     end
   end
 
-  test "the guide shows what is written", %{tmp_dir: dir} do
+  test "the guide shows a saved program as it is written", %{tmp_dir: dir} do
     weight = Array.from_list([[1.0, 2.0], [3.0, 4.0]], :f32)
     instructions = [{:matmul, [0, 1], 1, "Dense"}, {{:softmax, %{axes: [-1], precise: true}}, [2], 1}]
     program = Program.new([{"x", [1, 2], :f32}], instructions, [3], constants: [weight], output_names: ["p"])
@@ -42,7 +42,7 @@ defmodule EMLX.ProgramFileTest do
     assert String.replace(shown, ~r/\s/, "") == body(path)
   end
 
-  test "inputs and outputs tell names, shapes and types" do
+  test "inputs and outputs of a loaded program have names, shapes and types" do
     {program, _} = Programs.all().attention
     assert Program.inputs(program) == [{"tokens", [1, 4], :s32}]
     assert Program.outputs(program) == [{"probabilities", [1, 4, 24], :f32}, {"best", [1, 4], :u32}]
@@ -79,7 +79,7 @@ defmodule EMLX.ProgramFileTest do
     assert length(failures) > 150
   end
 
-  test "constants of every type stand in the file or beside it, by their names", %{tmp_dir: dir} do
+  test "constants of every type are saved in the file or beside it, by their names", %{tmp_dir: dir} do
     path = Path.join(dir, "constants.emlx")
     dtypes = [:bool, :u8, :u16, :u32, :u64, :s8, :s16, :s32, :s64, :f16, :bf16, :f32, :f64, :c64]
 
@@ -105,13 +105,13 @@ defmodule EMLX.ProgramFileTest do
     assert_raise ArgumentError, ~r/no constant 56/, fn -> Program.save(program, path, names: %{56 => "x"}) end
   end
 
-  test "constants that are views, or not yet computed, are written as they read", %{tmp_dir: dir} do
+  test "constants that are views, or not yet computed, are saved with their values", %{tmp_dir: dir} do
     view = Ops.transpose(Ops.iota({40, 20}, dtype: :f32), [1, 0])
     program = Program.new(0, [], [0, 1], constants: [view, Ops.add(view, 1)])
     assert bytes(Program.run(again(program, dir), [])) == bytes([view, Ops.add(view, 1)])
   end
 
-  test "numbers of every size survive", %{tmp_dir: dir} do
+  test "numbers of every size are the same after saving and loading", %{tmp_dir: dir} do
     numbers = [
       {9_007_199_254_740_993, :s64},
       {-9_223_372_036_854_775_808, :s64},
@@ -132,7 +132,7 @@ defmodule EMLX.ProgramFileTest do
     assert Enum.map(Program.run(again(program, dir), []), &Array.to_list/1) |> hd() == 9_007_199_254_740_993
   end
 
-  test "what cannot be saved is refused", %{tmp_dir: dir} do
+  test "save/3 refuses a program that cannot be saved", %{tmp_dir: dir} do
     path = Path.join(dir, "no.emlx")
     call = Program.new(1, [{{:call, %{id: 4, outputs: [{[], :f32}]}}, [0], 1}], [1])
 
@@ -169,7 +169,11 @@ defmodule EMLX.ProgramFileTest do
       %{path: path, refused: refused, text: File.read!(path)}
     end
 
-    test "is absent, empty, a folder, or something else", %{path: path, refused: refused, tmp_dir: dir} do
+    test "load/2 refuses what is absent, empty, a folder or no program", %{
+      path: path,
+      refused: refused,
+      tmp_dir: dir
+    } do
       File.write!(path, "")
       refused.(~r/is not a saved program; one begins with "emlx-program 1"/)
       File.write!(path, :crypto.strong_rand_bytes(4096))
@@ -182,7 +186,7 @@ defmodule EMLX.ProgramFileTest do
       refused.(~r/folder/)
     end
 
-    test "is cut short, or damaged", %{path: path, refused: refused, text: text} do
+    test "load/2 refuses a file that is truncated or damaged", %{path: path, refused: refused, text: text} do
       for length <- [5, 13, 40, 79] do
         File.write!(path, binary_part(text, 0, length))
         refused.(~r/cut short/)
@@ -197,14 +201,14 @@ defmodule EMLX.ProgramFileTest do
       refused.(~r/damaged or cut short/)
     end
 
-    test "is of a newer version", %{path: path, refused: refused, text: text} do
+    test "load/2 refuses a file of a newer version", %{path: path, refused: refused, text: text} do
       File.write!(path, String.replace(text, "emlx-program 1 ", "emlx-program 2 "))
       refused.(~r/is of version 2 of the format, and this release reads 1; a newer release/)
       File.write!(path, "emlx-program 1000 and whatever comes\n")
       refused.(~r/is of version 1000/)
     end
 
-    test "was made with a right digest, but not by save/3", %{path: path, refused: refused} do
+    test "load/2 refuses a file with a right digest that save/3 did not write", %{path: path, refused: refused} do
       original = body(path)
 
       for {from, to, pattern} <- [
@@ -248,7 +252,7 @@ defmodule EMLX.ProgramFileTest do
       refused.(~r/does not hold a program/)
     end
 
-    test "has other constants beside it", %{path: path, refused: refused, tmp_dir: dir} do
+    test "load/2 refuses a file with other constants beside it", %{path: path, refused: refused, tmp_dir: dir} do
       tensors = Path.join(dir, "p.safetensors")
       original = File.read!(tensors)
       size = byte_size(original)

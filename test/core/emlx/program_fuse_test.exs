@@ -1,8 +1,9 @@
 defmodule EMLX.ProgramFuseTest do
-  # Programs whose stretches MLX compiles. On the CPU that runs g++, which each first run waits for.
+  # Programs whose segments MLX compiles. On the CPU that runs g++, which each first run waits for: what compiles much
+  # is tagged :slow.
   use ExUnit.Case, async: false
 
-  alias EMLX.{Array, Error, Memory, Ops, Program, Programs, Queue}
+  alias EMLX.{Array, Error, Ops, Poll, Program, Programs, Queue}
 
   @moduletag timeout: 300_000
 
@@ -27,8 +28,9 @@ defmodule EMLX.ProgramFuseTest do
 
   defp list(array), do: array |> Ops.astype(:f32) |> Array.to_list()
 
+  @tag :slow
   @tag :device_under_test
-  test "give what they give unfused, within the type's tolerance" do
+  test "a fused program computes what the program computes unfused, within the type's tolerance" do
     for {dtype, tolerance} <- [f32: 1.0e-6, bf16: 2.0e-2, f16: 2.0e-3] do
       [plain, fused] =
         for fuse <- [false, true] do
@@ -42,8 +44,9 @@ defmodule EMLX.ProgramFuseTest do
     end
   end
 
+  @tag :slow
   @tag :device_under_test
-  test "are traced again for other shapes, and keep constants, branches and calls" do
+  test "a fused program is traced again for other shapes, and keeps constants, branches and calls" do
     branch = {:if, %{then: {2, [{:add, [0, 1], 1}, {:square, [2], 1}], [3]}, else: {2, [], [0]}}}
 
     instructions = [
@@ -70,7 +73,7 @@ defmodule EMLX.ProgramFuseTest do
     assert_raise Error, ~r/instruction 2, if/, fn -> Program.run(program, [Ops.ones({2}, :f32)], calls: call) end
   end
 
-  test "say which instruction does not fit" do
+  test "the error of a fused program names the instruction that does not fit" do
     program = Program.new(1, [{:abs, [0], 1}, {:matmul, [1, 1], 1, "Layer"}, {:abs, [2], 1}], [3], fuse: true)
 
     assert_raise Error, ~r/fused, instruction 1, matmul \[Layer\]/, fn ->
@@ -80,7 +83,7 @@ defmodule EMLX.ProgramFuseTest do
     assert [_] = Program.run(program, [Ops.ones({2, 2}, :f32)])
   end
 
-  test "carry late failures" do
+  test "a late failure in a fused program reaches the readers of its outputs" do
     program = Program.new(1, [{:inv, [0], 1}, {:square, [1], 1}], [2], fuse: true)
     [good] = Program.run(program, [Ops.eye(2)])
     assert Array.to_list(good) == [[1.0, 0.0], [0.0, 1.0]]
@@ -89,7 +92,7 @@ defmodule EMLX.ProgramFuseTest do
   end
 
   @tag :tmp_dir
-  test "are fused again when loaded, and give what they gave", %{tmp_dir: dir} do
+  test "a fused program is fused again when it is loaded, and computes the same bits", %{tmp_dir: dir} do
     path = Path.join(dir, "fused.emlx")
     program = Program.new(3, instructions(), [8], fuse: true)
     Program.save(program, path)
@@ -99,8 +102,9 @@ defmodule EMLX.ProgramFuseTest do
     assert bits.(loaded) == bits.(program)
   end
 
+  @tag :slow
   @tag :device_under_test
-  test "whole models give the unfused answers", %{} do
+  test "whole models, fused, compute what they compute unfused", %{} do
     for name <- [:attention, :loop] do
       {program, inputs} = Programs.all()[name]
       {fused, ^inputs} = {Programs.fused(program), inputs}
@@ -112,7 +116,9 @@ defmodule EMLX.ProgramFuseTest do
     end
   end
 
-  test "leave nothing behind, with their queues and programs" do
+  @tag :slow
+  @tag :timing
+  test "100 runs of fused programs, each on a queue of its own, leave no memory behind" do
     run = fn ->
       program = Program.new(3, instructions(), [8], fuse: true)
       queue = Queue.start()
@@ -120,24 +126,16 @@ defmodule EMLX.ProgramFuseTest do
       Enum.each(Program.run(program, inputs(:f32)), &Array.to_binary/1)
     end
 
-    settled = fn ->
-      for _ <- 1..5 do
-        for pid <- Process.list(), do: :erlang.garbage_collect(pid)
-        Process.sleep(10)
-      end
-
-      Memory.active()
-    end
-
     Task.await(Task.async(run), 60_000)
-    before = settled.()
+    before = Poll.settled_memory()
     for _ <- 1..100, do: Task.await(Task.async(run), 60_000)
-    assert settled.() <= before
+    assert Poll.until(fn -> Poll.settled_memory() <= before end)
   end
 
   describe "without a compiler" do
+    @tag :slow
     @tag :tmp_dir
-    test "programs fused on the CPU say what to do", %{tmp_dir: dir} do
+    test "without a C++ compiler the error of a program that is fused on the CPU says what to do", %{tmp_dir: dir} do
       # No g++ at all; and one that only tells its version.
       for {script, pattern} <- [
             {"exit 127", ~r/invalid_argument: fused: fusing on the CPU takes the C\+\+ compiler g\+\+.*fuse: false/s},

@@ -1,6 +1,6 @@
 defmodule EMLX.ProgramMutationTest do
-  # Saved programs that somebody damaged or forged: an error or an answer, never the end of the VM. Not async: it lowers the
-  # memory limit. ExUnit's seed is the test's: `mix test --seed N` repeats what failed.
+  # Saved programs that somebody damaged or forged: an error or an answer, never the end of the VM. Not async: it lowers
+  # the memory limit. ExUnit's seed is the test's: `mix test --seed N` repeats what failed.
   use ExUnit.Case, async: false
 
   alias EMLX.{Array, Error, Memory, Program, Programs}
@@ -8,11 +8,11 @@ defmodule EMLX.ProgramMutationTest do
   @moduletag :tmp_dir
   @moduletag timeout: 600_000
 
-  # Of each kind; with EMLX_LONG=1 ten times as many.
-  @times if System.get_env("EMLX_LONG"), do: 10, else: 1
-  @bytes 1_500 * @times
-  @forged 3_000 * @times
-  @tensors 500 * @times
+  # Of each kind, for a first look and in tests tagged :slow; those with EMLX_LONG=1 ten times as many.
+  @slow_times if System.get_env("EMLX_LONG"), do: 100, else: 10
+  @bytes 150
+  @forged 300
+  @tensors 50
 
   # Operands of the tokens that forged files are made of.
   @numbers ~w(-9223372036854775808 -2147483649 -2147483648 -3 -1 0 1 2 3 7 255 65536 1048577 2147483647 2147483648
@@ -37,40 +37,48 @@ defmodule EMLX.ProgramMutationTest do
     %{bases: bases}
   end
 
-  test "#{@bytes} files with changed bytes are refused", %{bases: bases} do
-    for _ <- 1..@bytes do
-      base = Enum.random(bases)
-      original = base.header <> "\n" <> base.body
-      text = mutate(original, base.body)
-      File.write!(base.path, text)
-      if text == original, do: assert_right(base), else: assert_refused(base, text)
-    end
-  end
+  for {times, slow?} <- [{1, false}, {@slow_times, true}] do
+    if slow?, do: @tag(:slow)
 
-  test "#{@forged} files with changed content and a right digest are refused, or run", %{bases: bases} do
-    counts =
-      for _ <- 1..@forged, reduce: %{} do
-        counts ->
-          base = Enum.random(bases)
-          body = Enum.reduce(1..Enum.random([1, 1, 1, 2, 4]), base.body, fn _, body -> forge(body, base.body) end)
-          Programs.forge(base.path, body)
-          Map.update(counts, outcome(base, body), 1, &(&1 + 1))
+    test "load/2 refuses #{times * @bytes} files with changed bytes", %{bases: bases} do
+      for _ <- 1..(unquote(times) * @bytes) do
+        base = Enum.random(bases)
+        original = base.header <> "\n" <> base.body
+        text = mutate(original, base.body)
+        File.write!(base.path, text)
+        if text == original, do: assert_right(base), else: assert_refused(base, text)
       end
+    end
 
-    # Content that is no program, and programs that run; few do not run though they are programs.
-    assert %{refused: _, answered: _} = counts
-  end
+    if slow?, do: @tag(:slow)
 
-  test "#{@tensors} files of constants with changed bytes are refused", %{bases: bases} do
-    base = Enum.find(bases, &(&1.path =~ "attention"))
-    path = String.replace(base.path, ".emlx", ".safetensors")
-    original = File.read!(path)
+    test "load/2 refuses #{times * @forged} files with other content and a right digest, or runs them", %{bases: bases} do
+      counts =
+        for _ <- 1..(unquote(times) * @forged), reduce: %{} do
+          counts ->
+            base = Enum.random(bases)
+            body = Enum.reduce(1..Enum.random([1, 1, 1, 2, 4]), base.body, fn _, body -> forge(body, base.body) end)
+            Programs.forge(base.path, body)
+            Map.update(counts, outcome(base, body), 1, &(&1 + 1))
+        end
 
-    for _ <- 1..@tensors do
-      text = mutate(original, original)
-      File.write!(path, text)
-      # A header that says the same in other words is as good.
-      if text == original, do: assert_right(base), else: assert(outcome(base, text) in [:refused, :same])
+      # Content that is no program, and programs that run; few do not run though they are programs.
+      assert %{refused: _, answered: _} = counts
+    end
+
+    if slow?, do: @tag(:slow)
+
+    test "load/2 refuses #{times * @tensors} files of constants with changed bytes", %{bases: bases} do
+      base = Enum.find(bases, &(&1.path =~ "attention"))
+      path = String.replace(base.path, ".emlx", ".safetensors")
+      original = File.read!(path)
+
+      for _ <- 1..(unquote(times) * @tensors) do
+        text = mutate(original, original)
+        File.write!(path, text)
+        # A header that says the same in other words is as good.
+        if text == original, do: assert_right(base), else: assert(outcome(base, text) in [:refused, :same])
+      end
     end
   end
 
@@ -80,7 +88,8 @@ defmodule EMLX.ProgramMutationTest do
     assert %Error{kind: :file} = catch_error(Program.load(base.path)), shown(text)
   end
 
-  # What loading and running comes to. A forged loop may go on for ever; then its process is killed, as anybody would do.
+  # What loading and running comes to. A forged loop may go on for ever; then its process is killed, as anybody would
+  # do.
   defp outcome(base, text) do
     task =
       Task.async(fn ->

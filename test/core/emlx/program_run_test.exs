@@ -2,7 +2,7 @@ defmodule EMLX.ProgramRunTest do
   # What becomes of runs that last, wait, fail or lose their caller. Not async: memory is counted.
   use ExUnit.Case, async: false
 
-  alias EMLX.{Array, Error, Memory, Native, Ops, Program, Queue}
+  alias EMLX.{Array, Error, Memory, Native, Ops, Poll, Program, Queue}
 
   @mib 1_048_576
 
@@ -22,8 +22,8 @@ defmodule EMLX.ProgramRunTest do
     Program.new(1, [{loop, [0], 1}], [1], opts)
   end
 
-  # Over {i, x}, up to n steps, and what is around it: {i, x + y / 2 after each, the loop's x a second time}. Compared as a float, i
-  # is no number that counts by itself.
+  # Over {i, x}, up to n steps, and what is around it: {i, x + y / 2 after each, the loop's x a second time}. Compared
+  # as a float, i is no number that counts by itself.
   defp adding(opts) do
     body = {4, [constant(1), constant(0.5, :f32), {:multiply, [3, 5], 1}, {:add, [0, 4], 1}, {:add, [1, 6], 1}], [7, 8]}
     asked = [{{:astype, %{dtype: :f32}}, [0], 1}, {:less, [4, 2], 1}]
@@ -40,10 +40,12 @@ defmodule EMLX.ProgramRunTest do
   # Starts a process in the middle of an endless run: it is known to have begun because a job behind it was served.
   defp start_endless(queue) do
     pid = spawn(fn -> Program.run(endless(), [scalar(0)], queue: queue) end)
-    wait_until(fn -> Process.info(pid, :status) == {:status, :waiting} end)
+    assert Poll.until(fn -> waits?(pid) end)
     assert serves?(queue)
     pid
   end
+
+  defp waits?(pid), do: Process.info(pid, :status) == {:status, :waiting}
 
   defp serves?(queue), do: number(Ops.add(scalar(1), 1), queue) == 2
 
@@ -51,30 +53,11 @@ defmodule EMLX.ProgramRunTest do
   defp number(array, queue), do: array |> EMLX.eval(queue: queue) |> Array.to_list()
 
   # The active memory goes back to what it was, once every process's garbage is gone.
-  defp assert_given_back(before) do
-    wait_until(fn ->
-      for pid <- Process.list(), do: :erlang.garbage_collect(pid)
-      Memory.active() <= before
-    end)
-  end
-
-  defp wait_until(fun, tries \\ 500) do
-    cond do
-      fun.() -> :ok
-      tries == 0 -> flunk("it did not come to be")
-      true -> Process.sleep(10) && wait_until(fun, tries - 1)
-    end
-  end
-
-  defp settled do
-    for pid <- Process.list(), do: :erlang.garbage_collect(pid)
-    Process.sleep(20)
-    Memory.active()
-  end
+  defp assert_given_back(before), do: assert(Poll.until(fn -> Poll.settled_memory() <= before end))
 
   describe "a loop that runs ahead" do
     for steps <- [0, 1, 2, 3, 9, 40], ahead <- [0, 1, 8] do
-      test "after #{ahead} steps gives what #{steps} steps give" do
+      test "a loop of #{steps} steps that runs #{ahead} steps ahead computes what it computes step by step" do
         run = fn opts ->
           x = Array.from_list([0.0, 1.0], :f32)
           y = Array.from_list([1.0, 4.0], :f32)
@@ -87,14 +70,14 @@ defmodule EMLX.ProgramRunTest do
       end
     end
 
-    test "leaves what it was given as it was, and runs again" do
+    test "a loop that runs ahead does not change its inputs, and runs again" do
       program = adding(run_ahead: 0)
       x = Array.from_list([0.0, 1.0], :f32)
       for _ <- 1..3, do: Program.run(program, [scalar(0), x, scalar(5), x])
       assert Array.to_list(x) == [0.0, 1.0]
     end
 
-    test "runs inside another one, whose steps are taken one by one" do
+    test "a loop that runs ahead runs inside one whose steps are taken one by one" do
       asked = [constant(3.0, :f32), {:less, [0, 2], 1}]
       inner = {:while, %{condition: {2, asked, [3]}, body: {2, [{:add, [0, 1], 1}], [2]}}}
       body = {1, [constant(0), constant(1), {inner, [1, 2], 1}, {:add, [0, 3], 1}], [4]}
@@ -104,7 +87,7 @@ defmodule EMLX.ProgramRunTest do
       assert Array.to_list(result) == 30
     end
 
-    test "does not when there is much to keep, and gives the same" do
+    test "a loop with a large state does not run ahead, and computes the same" do
       body = {1, [constant(1.0, :f32), {:add, [0, 1], 1}], [2]}
       below = [{{:max, %{axes: nil, keepdims: false}}, [0], 1}, constant(5.0, :f32), {:less, [1, 2], 1}]
       loop = {:while, %{condition: {1, below, [3]}, body: body}}
@@ -113,23 +96,23 @@ defmodule EMLX.ProgramRunTest do
       assert result |> Ops.min() |> Array.to_list() == 5.0
     end
 
-    test "ends with its process" do
+    test "a loop that runs ahead ends with its process" do
       queue = Queue.start(device: :cpu)
       pid = spawn(fn -> Program.run(endless(run_ahead: 0), [scalar(0)], queue: queue) end)
-      wait_until(fn -> Process.info(pid, :status) == {:status, :waiting} end)
+      assert Poll.until(fn -> waits?(pid) end)
       assert serves?(queue)
       Process.exit(pid, :kill)
       assert serves?(queue)
     end
 
-    test "takes a number of steps" do
+    test "the number of steps to run ahead has to be a number" do
       assert_raise Error, ~r/run_ahead/, fn -> adding(run_ahead: :always) end
     end
   end
 
   describe "a loop that counts" do
     for steps <- [0, 1, 2, 3, 9, 1_000] do
-      test "gives what #{steps} steps give that are asked for" do
+      test "a loop of #{steps} steps whose trip count is known computes what it computes with its condition read" do
         run = fn opts ->
           inputs = [
             scalar(0),
@@ -148,8 +131,9 @@ defmodule EMLX.ProgramRunTest do
       end
     end
 
-    test "goes round as its type does" do
-      # By 100 from 100 up to 250, of 8 bits: 100, 200, 44, 144, 244, 88, 188, 32, 132, 232, 76, 176, 20, 120, 220, 64, 164, 8, …
+    test "the counter of a loop whose trip count is known wraps around as its type does" do
+      # By 100 from 100 up to 250, of 8 bits: 100, 200, 44, 144, 244, 88, 188, 32, 132, 232, 76, 176, 20, 120, 220, 64,
+      # 164, 8, …
       steps = Stream.iterate(100, &rem(&1 + 100, 256)) |> Enum.find_index(&(&1 >= 250))
       body = {3, [constant(100, :u8), constant(1), {:add, [0, 3], 1}, {:add, [1, 4], 1}], [5, 6]}
       loop = {:while, %{condition: {3, [{:less, [0, 2], 1}], [3]}, body: body}}
@@ -159,7 +143,7 @@ defmodule EMLX.ProgramRunTest do
       assert last >= 250
     end
 
-    test "has loops, branches and questions in its steps" do
+    test "a loop whose trip count is known may have loops, branches and calls in its steps" do
       # Three times: x by an inner loop's n steps more, doubled where it is even, and what the caller makes of that.
       inner = {:while, %{condition: {3, [{:less, [0, 1], 1}], [3]}, body: {3, [{:add, [0, 2], 1}], [3]}}}
       branch = {:if, %{then: {1, [], [0]}, else: {1, [{:add, [0, 0], 1}], [1]}}}
@@ -184,11 +168,11 @@ defmodule EMLX.ProgramRunTest do
       assert Array.to_list(x) == 11
     end
 
-    test "lets others go first, and ends with its process" do
+    test "a loop whose trip count is known lets other work of its queue pass, and ends with its process" do
       queue = Queue.start(device: :cpu)
       x = EMLX.eval(Ops.zeros({16_384}, :f32))
       pid = spawn(fn -> Program.run(counting(), [scalar(0), x, scalar(500_000)], queue: queue) end)
-      wait_until(fn -> Process.info(pid, :status) == {:status, :waiting} end)
+      assert Poll.until(fn -> waits?(pid) end)
       assert serves?(queue)
       assert Process.alive?(pid)
       Process.exit(pid, :kill)
@@ -197,47 +181,55 @@ defmodule EMLX.ProgramRunTest do
   end
 
   describe "memory" do
-    @tag timeout: 300_000
-    test "a loop of 100,000 steps takes what one step takes" do
-      program = counting()
-      x = EMLX.eval(Ops.zeros({16_384}, :f32))
-      before = settled()
-      Memory.reset_peak()
-      [i, x] = Program.run(program, [scalar(0), x, scalar(100_000)])
-      assert Array.to_list(i) == 100_000
-      assert Array.to_list(Ops.min(x)) == 100_000.0
-      # The state is 64 KiB: the old one, the new one, and what is not yet given up.
-      assert Memory.peak() - before < @mib
+    @describetag :timing
+
+    for {steps, slow?} <- [{10_000, false}, {100_000, true}] do
+      if slow?, do: @tag(:slow)
+
+      test "a loop of #{steps} steps takes the memory of one step" do
+        program = counting()
+        x = EMLX.eval(Ops.zeros({16_384}, :f32))
+        before = Poll.settled_memory()
+        Memory.reset_peak()
+        [i, x] = Program.run(program, [scalar(0), x, scalar(unquote(steps))])
+        assert Array.to_list(i) == unquote(steps)
+        assert Array.to_list(Ops.min(x)) == unquote(steps) * 1.0
+        # The state is 64 KiB: the old one, the new one, and what is not yet given up.
+        assert Memory.peak() - before < @mib
+      end
     end
 
-    @tag timeout: 300_000
-    test "10,000 runs leave nothing behind" do
-      count = counting()
-      branch = {:if, %{then: {1, [{:negative, [0], 1}], [1]}, else: {1, [], [0]}}}
-      other = asking([{[256], :f32}], [{branch, [0, 1], 1}, {:add, [2, 1], 1}], [3])
-      straight = Program.new(2, [{:divmod, [0, 1], 2}, {:add, [2, 3], 1}], [4])
-      x = EMLX.eval(Ops.ones({256}, :f32))
+    for {times, slow?} <- [{500, false}, {10_000, true}] do
+      if slow?, do: @tag(:slow)
 
-      runs = fn times ->
-        for n <- 1..times do
-          [_, y] = Program.run(count, [scalar(0), x, scalar(rem(n, 3))])
-          [z] = Program.run(other, [scalar(rem(n, 2))], calls: %{0 => fn [_] -> [y] end})
-          [s] = Program.run(straight, [z, x])
-          EMLX.eval(s)
+      test "#{times} runs of programs leave no memory behind" do
+        count = counting()
+        branch = {:if, %{then: {1, [{:negative, [0], 1}], [1]}, else: {1, [], [0]}}}
+        other = asking([{[256], :f32}], [{branch, [0, 1], 1}, {:add, [2, 1], 1}], [3])
+        straight = Program.new(2, [{:divmod, [0, 1], 2}, {:add, [2, 3], 1}], [4])
+        x = EMLX.eval(Ops.ones({256}, :f32))
+
+        runs = fn times ->
+          for n <- 1..times do
+            [_, y] = Program.run(count, [scalar(0), x, scalar(rem(n, 3))])
+            [z] = Program.run(other, [scalar(rem(n, 2))], calls: %{0 => fn [_] -> [y] end})
+            [s] = Program.run(straight, [z, x])
+            EMLX.eval(s)
+          end
+
+          :ok
         end
 
-        :ok
+        Task.await(Task.async(fn -> runs.(100) end), :infinity)
+        {active, resident} = {Poll.settled_memory(), EMLX.Resident.bytes()}
+        Task.await(Task.async(fn -> runs.(unquote(times)) end), :infinity)
+        assert_given_back(active)
+        assert EMLX.Resident.bytes() - resident < 64 * @mib
       end
-
-      Task.await(Task.async(fn -> runs.(100) end), :infinity)
-      {active, resident} = {settled(), EMLX.Resident.bytes()}
-      Task.await(Task.async(fn -> runs.(10_000) end), :infinity)
-      assert settled() <= active
-      assert EMLX.Resident.bytes() - resident < 64 * @mib
     end
 
-    test "a program that is dropped gives its constants back" do
-      before = settled()
+    test "a program that is dropped frees its constants" do
+      before = Poll.settled_memory()
 
       Task.await(
         Task.async(fn ->
@@ -256,9 +248,9 @@ defmodule EMLX.ProgramRunTest do
   end
 
   describe "a caller that dies" do
-    test "in a loop ends it, and the queue serves others" do
+    test "a caller that dies in a loop ends the loop, and the queue serves others" do
       queue = Queue.start()
-      before = settled()
+      before = Poll.settled_memory()
       pid = start_endless(queue)
       Process.exit(pid, :kill)
       assert serves?(queue)
@@ -267,12 +259,12 @@ defmodule EMLX.ProgramRunTest do
       assert_given_back(before)
     end
 
-    test "in a call gives everything back, and the queue serves others meanwhile" do
+    test "a caller that dies in a call frees what the run held, and the queue serves others meanwhile" do
       queue = Queue.start()
       # The run holds 8 MiB over the call.
       big = {{:full, %{shape: [2 * @mib], dtype: :f32}}, [0], 1}
       program = Program.new(1, [big, {{:call, %{id: 0, outputs: []}}, [1], 0}, {:add, [1, 0], 1}], [2])
-      before = settled()
+      before = Poll.settled_memory()
       me = self()
 
       forever = fn [array] ->
@@ -291,10 +283,10 @@ defmodule EMLX.ProgramRunTest do
   end
 
   describe "a call that fails" do
-    test "ends the run, and the exception goes on with its stacktrace" do
+    test "a call that fails ends the run, and its exception passes on with its stacktrace" do
       queue = Queue.start()
       program = asking([{[], :s32}])
-      before = settled()
+      before = Poll.settled_memory()
 
       for {kind, fail} <- [
             {:error, fn _ -> raise(ArithmeticError, "no") end},
@@ -318,7 +310,7 @@ defmodule EMLX.ProgramRunTest do
       assert_given_back(before)
     end
 
-    test "is answered once" do
+    test "a call's answer is taken once, and an invalid one ends the run" do
       program = asking([{[], :s32}])
 
       question = fn ->
@@ -352,7 +344,10 @@ defmodule EMLX.ProgramRunTest do
       %{singular: Ops.zeros({2, 2}, :f32), regular: Ops.eye(2)}
     end
 
-    test "of what a run is given are raised before it computes anything", %{singular: singular, regular: regular} do
+    test "a late failure of an input or a constant is raised before the run computes", %{
+      singular: singular,
+      regular: regular
+    } do
       program = asking([{[2, 2], :f32}], [{:add, [1, 0], 1}], [2])
       run = fn x -> Program.run(program, [x], calls: %{0 => fn [x] -> [Ops.multiply(x, 2)] end}) end
       assert_raise Error, ~r/Inverse/, fn -> run.(Ops.inv(singular)) end
@@ -364,7 +359,7 @@ defmodule EMLX.ProgramRunTest do
       assert_raise Error, ~r/Inverse/, fn -> Program.run(constant, [scalar(1)]) end
     end
 
-    test "before a call end the run where the call's inputs depend on them", %{singular: singular, regular: regular} do
+    test "a late failure that a call's inputs depend on ends the run", %{singular: singular, regular: regular} do
       program = Program.new(1, [{:inv, [0], 1}, {{:call, %{id: 0, outputs: []}}, [1], 0}, {:square, [1], 1}], [2])
       me = self()
 
@@ -378,7 +373,7 @@ defmodule EMLX.ProgramRunTest do
       assert_received :asked
     end
 
-    test "before a call, on which only the outputs depend, are their readers'", %{singular: singular, regular: regular} do
+    test "a late failure that only outputs depend on reaches their readers", %{singular: singular, regular: regular} do
       # The call comes between the inverse and its use, and asks for something else.
       program = Program.new(1, [{:inv, [0], 1}, {{:call, %{id: 0, outputs: []}}, [0], 0}, {:square, [1], 1}], [2, 0])
       run = fn x -> Program.run(program, [x], calls: %{0 => fn [_] -> [] end}) end
@@ -389,7 +384,7 @@ defmodule EMLX.ProgramRunTest do
       assert Array.to_list(hd(run.(regular))) == [[1.0, 0.0], [0.0, 1.0]]
     end
 
-    test "of what a call gives end the run", %{singular: singular} do
+    test "a late failure of what a call returns ends the run", %{singular: singular} do
       program = asking([{[2, 2], :f32}], [{:square, [1], 1}], [2])
 
       assert_raise Error, ~r/Inverse/, fn ->
@@ -400,7 +395,10 @@ defmodule EMLX.ProgramRunTest do
       assert Array.to_list(hd(Program.run(program, [singular], calls: answer))) == [[9.0, 9.0], [9.0, 9.0]]
     end
 
-    test "in a loop's body and in what comes after it", %{singular: singular, regular: regular} do
+    test "a late failure in a loop's body ends the run, one after the loop does not", %{
+      singular: singular,
+      regular: regular
+    } do
       body = {3, [constant(1), {:subtract, [0, 3], 1}, {:inv, [1], 1}], [4, 5, 2]}
       loop = {{:while, %{condition: {3, [], [0]}, body: body}}, [0, 1, 1], 3}
       program = Program.new(2, [loop, {:inv, [1], 1}], [3, 5])
@@ -412,7 +410,7 @@ defmodule EMLX.ProgramRunTest do
       assert [[[1.0, _], _], [[1.0, _], _]] = Enum.map(Program.run(program, [scalar(3), regular]), &Array.to_list/1)
     end
 
-    test "leave other runs and other arrays alone", %{singular: singular, regular: regular} do
+    test "a late failure does not affect other runs and arrays", %{singular: singular, regular: regular} do
       good = Ops.inv(regular)
       program = Program.new(2, [{{:if, %{then: {1, [{:inv, [0], 1}], [1]}, else: {1, [], [0]}}}, [0, 1], 1}], [2])
 
@@ -442,7 +440,7 @@ defmodule EMLX.ProgramRunTest do
   end
 
   describe "a queue" do
-    test "that is closed ends the runs on it" do
+    test "a queue that is closed ends the runs on it" do
       queue = Queue.start()
 
       tasks =
@@ -450,7 +448,7 @@ defmodule EMLX.ProgramRunTest do
           Task.async(fn -> catch_error(Program.run(endless(), [scalar(0)], queue: queue)) end)
         end
 
-      Process.sleep(50)
+      assert Poll.until(fn -> Enum.all?(tasks, &waits?(&1.pid)) end)
       assert serves?(queue)
       Queue.close(queue)
       for error <- Task.await_many(tasks, 10_000), do: assert(%Error{kind: :queue_closed} = error)
@@ -458,7 +456,7 @@ defmodule EMLX.ProgramRunTest do
       assert %Error{kind: :queue_closed} = error
     end
 
-    test "that is closed during a call ends the run at the answer" do
+    test "a queue that is closed during a call ends the run at the call's answer" do
       queue = Queue.start()
 
       close = fn [x] ->
@@ -470,7 +468,7 @@ defmodule EMLX.ProgramRunTest do
       assert %Error{kind: :queue_closed} = error
     end
 
-    test "that only a run refers to stays until its end" do
+    test "a queue that only a run refers to lives until the run's end" do
       program = counting()
       run = fn -> Program.run(program, [scalar(0), scalar(0.0, :f32), scalar(3_000)], queue: Queue.start()) end
       task = Task.async(run)
@@ -479,7 +477,7 @@ defmodule EMLX.ProgramRunTest do
       assert Array.to_list(i) == 3_000
     end
 
-    test "is shared by long runs" do
+    test "long runs share a queue" do
       queue = Queue.start()
       # Two loops without an end: whatever else gets its turn does so between them.
       pids = for _ <- 1..2, do: start_endless(queue)
@@ -501,7 +499,7 @@ defmodule EMLX.ProgramRunTest do
   end
 
   # MLX takes itself down as the process exits; a queue's thread must not be in it then.
-  test "the VM exits in the middle of runs" do
+  test "the VM exits cleanly in the middle of runs" do
     paths = Enum.flat_map(:code.get_path(), &["-pa", to_string(&1)])
 
     code = """

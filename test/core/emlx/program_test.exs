@@ -20,7 +20,7 @@ defmodule EMLX.ProgramTest do
   end
 
   describe "inputs" do
-    test "are checked by name, shape and type" do
+    test "the inputs of a program are checked by name, shape and type" do
       program = Program.new([{"x", [2], :f32}, {"y", [], :s32}], [{:multiply, [0, 1], 1}], [2])
       x = Array.from_list([1.0, 2.0], :f32)
       assert values(Program.run(program, [x, scalar(3)])) == [[3.0, 6.0]]
@@ -42,13 +42,13 @@ defmodule EMLX.ProgramTest do
       assert_raise ArgumentError, ~r/expected an EMLX.Array, got: 1/, fn -> Program.run(program, [x, 1]) end
     end
 
-    test "may be outputs, more than once, and unused" do
+    test "an input may be unused, an output, or several outputs" do
       program = Program.new(3, [], [2, 0, 0])
       assert values(Program.run(program, [scalar(1), scalar(2), scalar(3)])) == [3, 1, 1]
       assert Program.run(Program.new(1, [{:abs, [0], 1}], []), [scalar(1)]) == []
     end
 
-    test "are followed by constants, which several programs share" do
+    test "constants are numbered after the inputs, and several programs may share them" do
       table = Array.from_list([10, 20, 30], :s32)
       take = {{:take, %{axis: 0}}, [1, 0], 1}
       programs = for _ <- 1..2, do: Program.new(1, [take], [2], constants: [table])
@@ -57,7 +57,7 @@ defmodule EMLX.ProgramTest do
     end
   end
 
-  test "terms that are no programs are refused" do
+  test "Program.new refuses terms that are no programs" do
     for bad <- [
           fn -> Program.new(-1, [], []) end,
           fn -> Program.new(:one, [], []) end,
@@ -97,7 +97,7 @@ defmodule EMLX.ProgramTest do
   end
 
   describe "if" do
-    test "takes then for what is other than zero, else for zero, of any type" do
+    test "an if runs its then branch for a predicate other than zero, of any type, else its else branch" do
       branches = {:if, %{then: {1, [{:negative, [0], 1}], [1]}, else: {1, [], [0]}}}
       program = Program.new(2, [{branches, [0, 1], 1}], [2])
 
@@ -116,7 +116,7 @@ defmodule EMLX.ProgramTest do
       end
     end
 
-    test "computes only what is taken" do
+    test "an if computes only the branch that is taken" do
       then = {1, [{:inv, [0], 1}], [1]}
       program = Program.new(2, [{{:if, %{then: then, else: {1, [], [0]}}}, [0, 1], 1}], [2])
       singular = Ops.zeros({2, 2}, :f32)
@@ -126,14 +126,14 @@ defmodule EMLX.ProgramTest do
       assert_raise Error, ~r/Inverse/, fn -> Array.to_list(bad) end
     end
 
-    test "gives several outputs, and goes on with what comes after" do
+    test "an if may have several outputs, which later instructions use" do
       branches = {:if, %{then: {2, [{:add, [0, 1], 1}], [2, 0]}, else: {2, [], [1, 1]}}}
       program = Program.new(3, [{branches, [0, 1, 2], 2}, {:multiply, [3, 4], 1}, {:add, [5, 1], 1}], [6, 3])
       assert values(Program.run(program, [scalar(1), scalar(2), scalar(3)])) == [5 * 2 + 2, 5]
       assert values(Program.run(program, [scalar(0), scalar(2), scalar(3)])) == [3 * 3 + 2, 3]
     end
 
-    test "wants one scalar" do
+    test "an if refuses a predicate that is no scalar" do
       program = Program.new(1, [{{:if, %{then: {0, [], []}, else: {0, [], []}}}, [0], 0}], [])
 
       assert_raise Error, ~r/instruction 0, if: the predicate has shape \[2\]/, fn ->
@@ -145,7 +145,7 @@ defmodule EMLX.ProgramTest do
   end
 
   describe "while" do
-    test "runs its body while the condition holds, with captured values" do
+    test "a while runs its body as long as its condition holds, with captured values" do
       program = Program.new(3, [{count_to(), [0, 1, 2], 2}], [3, 4])
       run = fn n -> values(Program.run(program, [scalar(0), scalar(0), scalar(n)])) end
       assert run.(0) == [0, 0]
@@ -153,7 +153,7 @@ defmodule EMLX.ProgramTest do
       assert run.(100) == [100, 4950]
     end
 
-    test "stands in loops and branches, and they in it" do
+    test "a while may be inside loops and branches, and they inside it" do
       # For i in 0..n-1: total + (if i is odd: the sum of 0..i-1, else i).
       odd = [constant(1), {:bitwise_and, [0, 3], 1}]
       inner = {1, [constant(0), {count_to(), [1, 1, 0], 2}], [3]}
@@ -165,7 +165,7 @@ defmodule EMLX.ProgramTest do
       assert values(Program.run(program, [scalar(0), scalar(0), scalar(10)])) == [Enum.sum(expected)]
     end
 
-    test "may have control flow in its condition" do
+    test "a while may have control flow in its condition" do
       # i < limit, where the limit comes from a branch.
       limit = {{:if, %{then: {2, [], [0]}, else: {2, [], [1]}}}, [1, 2, 3], 1}
       condition = {4, [limit, {:less, [0, 4], 1}], [5]}
@@ -175,7 +175,7 @@ defmodule EMLX.ProgramTest do
       assert values(Program.run(program, [scalar(0), scalar(0), scalar(3), scalar(9)])) == [9]
     end
 
-    test "may swap its state, repeat values, and have no state that its inputs give up" do
+    test "a while may swap values of its state and repeat them" do
       body = {3, [constant(1), {:subtract, [2, 3], 1}], [1, 0, 4]}
       loop = {{:while, %{condition: {3, [], [2]}, body: body}}, [0, 1, 2], 3}
       program = Program.new(3, [loop], [3, 4, 5, 0])
@@ -185,7 +185,7 @@ defmodule EMLX.ProgramTest do
       assert values(Program.run(Program.new(1, [same], [1, 2]), [scalar(0)])) == [0, 0]
     end
 
-    test "keeps shapes and types" do
+    test "a while refuses a body that changes the state's shapes or types" do
       grow = {1, [{{:concatenate, %{axis: 0}}, [0, 0], 1}], [1]}
       always = {1, [constant(1)], [1]}
       program = Program.new(1, [{{:while, %{condition: always, body: grow}}, [0], 1}], [1])
@@ -195,7 +195,7 @@ defmodule EMLX.ProgramTest do
       end
     end
 
-    test "says where inside it something does not fit" do
+    test "the error of a while names the instruction inside it that does not fit" do
       body = {2, [{:matmul, [0, 1], 1}], [2]}
       program = Program.new(2, [{{:while, %{condition: {2, [constant(1)], [2]}, body: body}}, [0, 1], 1}], [2])
 
@@ -210,7 +210,7 @@ defmodule EMLX.ProgramTest do
       Program.new(1, [{{:call, %{id: 7, outputs: outputs}}, [0], length(outputs)} | more], [1])
     end
 
-    test "gives the calling process the values and takes its answer" do
+    test "a call hands its values to the calling process and takes its answer" do
       program = asks([{[2], :f32}], [{:add, [1, 0], 1}])
       me = self()
 
@@ -223,7 +223,7 @@ defmodule EMLX.ProgramTest do
       assert values(Program.run(program, [x], calls: %{7 => double})) == [[10.0, 20.0]]
     end
 
-    test "asks again in every step of a loop" do
+    test "a call in a loop is made in every step" do
       call = {{:call, %{id: 0, outputs: [{[], :s32}]}}, [0], 1}
       loop = {:while, %{condition: {2, [{:less, [0, 1], 1}], [2]}, body: {2, [call], [2]}}}
       program = Program.new(2, [{loop, [0, 1], 1}], [2])
@@ -238,7 +238,7 @@ defmodule EMLX.ProgramTest do
       assert Agent.get(seen, &Enum.reverse/1) == [0, 3, 6, 9]
     end
 
-    test "may give nothing back, and may run programs on the same queue" do
+    test "a call may return nothing, and may run programs on the same queue" do
       queue = Queue.start()
       program = Program.new(1, [{{:call, %{id: 1, outputs: []}}, [0, 0], 0}, {:negative, [0], 1}], [1])
       count = Program.new(3, [{count_to(), [0, 1, 2], 2}], [4])
@@ -251,7 +251,7 @@ defmodule EMLX.ProgramTest do
       assert values(Program.run(program, [scalar(10)], calls: %{1 => look}, queue: queue)) == [-10]
     end
 
-    test "wants a function for each id beforehand" do
+    test "a run refuses to start without a function for each call" do
       program = asks([{[], :s32}])
 
       for calls <- [%{}, %{6 => &Function.identity/1}, %{7 => fn -> [] end}, %{7 => nil}] do
@@ -259,7 +259,7 @@ defmodule EMLX.ProgramTest do
       end
     end
 
-    test "checks what comes back" do
+    test "a call's answer is checked against the shapes and types that the program takes" do
       program = asks([{[2], :f32}])
       run = fn answer -> Program.run(program, [scalar(1)], calls: %{7 => fn _ -> answer end}) end
       x = Array.from_list([1.0, 2.0], :f32)
@@ -276,7 +276,7 @@ defmodule EMLX.ProgramTest do
   end
 
   describe "inspect" do
-    test "shows blocks, calls, several outputs and what is absent" do
+    test "inspect shows blocks, calls, several outputs and absent inputs" do
       branch = {:if, %{then: {1, [{:negative, [0], 1}], [1]}, else: {1, [], [0]}}}
 
       instructions = [
@@ -320,7 +320,7 @@ defmodule EMLX.ProgramTest do
              """
     end
 
-    test "shows programs without types, and those that do not fit" do
+    test "inspect shows programs without types, and where one does not fit" do
       assert Program.inspect(Program.new(1, [{:abs, [0], 1}], [1], fuse: true)) == """
              inputs
                %0 any

@@ -9,7 +9,7 @@ defmodule EMLX.SafetensorsTest do
 
   @dtypes [:bool, :u8, :u16, :u32, :u64, :s8, :s16, :s32, :s64, :f16, :bf16, :f32, :f64, :c64]
 
-  test "arrays of every type and shape come back as they were", %{tmp_dir: dir} do
+  test "arrays of every type and shape are the same after saving and loading", %{tmp_dir: dir} do
     arrays =
       for dtype <- @dtypes, shape <- [{}, {3}, {2, 3}, {0, 4}], into: %{} do
         {"#{dtype} #{inspect(shape)}", Ops.astype(Ops.iota(shape), dtype)}
@@ -27,7 +27,7 @@ defmodule EMLX.SafetensorsTest do
     end
   end
 
-  test "views are written as they read, and only what is asked for is read", %{tmp_dir: dir} do
+  test "views are saved with their values, and load reads only the names that are asked for", %{tmp_dir: dir} do
     path = Path.join(dir, "views.safetensors")
     a = Array.from_list([[1, 2, 3], [4, 5, 6]], :s32)
     Safetensors.save(path, %{"t" => Ops.transpose(a, [1, 0]), "s" => Ops.sum(a)})
@@ -38,7 +38,7 @@ defmodule EMLX.SafetensorsTest do
     assert_raise Error, ~r/no array named "u"/, fn -> Safetensors.load(path, only: ["u"]) end
   end
 
-  test "a file written elsewhere is read", %{tmp_dir: dir} do
+  test "load reads a file that another library wrote", %{tmp_dir: dir} do
     header = ~s({"__metadata__":{"format":"pt"},"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}})
     data = <<1.5::float-32-little, -2.0::float-32-little>>
     path = Path.join(dir, "hand.safetensors")
@@ -47,7 +47,7 @@ defmodule EMLX.SafetensorsTest do
     assert Array.to_list(w) == [1.5, -2.0]
   end
 
-  test "a file that is absent, or cannot be written, is named", %{tmp_dir: dir} do
+  test "the error for a file that is absent, or cannot be written, names it", %{tmp_dir: dir} do
     path = Path.join(dir, "absent.safetensors")
     error = assert_raise Error, fn -> Safetensors.load(path) end
     assert %{kind: :file, op: "load_safetensors"} = error
@@ -58,7 +58,7 @@ defmodule EMLX.SafetensorsTest do
     end
   end
 
-  test "what cannot be saved is refused, not left out", %{tmp_dir: dir} do
+  test "save refuses what cannot be saved, and does not leave it out", %{tmp_dir: dir} do
     path = Path.join(dir, "refused.safetensors")
     a = Ops.ones({2}, :f32)
 
@@ -80,14 +80,14 @@ defmodule EMLX.SafetensorsTest do
     assert File.ls!(dir) == []
   end
 
-  test "files may be read by whoever may read other files that are made here", %{tmp_dir: dir} do
+  test "saved files have the mode of any file that the process creates", %{tmp_dir: dir} do
     [path, other] = for name <- ["saved", "other"], do: Path.join(dir, name)
     Safetensors.save(path, %{"a" => Ops.ones({2}, :f32)})
     File.write!(other, "")
     assert File.stat!(path).mode == File.stat!(other).mode
   end
 
-  test "several are written for one path at a time, and the file is one of them", %{tmp_dir: dir} do
+  test "of several files that are written to one path at once, the path holds one", %{tmp_dir: dir} do
     path = Path.join(dir, "one.safetensors")
     large = EMLX.eval(Ops.ones({1000, 1000}, :f32))
 
@@ -104,13 +104,13 @@ defmodule EMLX.SafetensorsTest do
     assert File.ls!(dir) == ["one.safetensors"]
   end
 
-  test "only regular files are read", %{tmp_dir: dir} do
+  test "load reads regular files only", %{tmp_dir: dir} do
     assert_raise Error, ~r/is a folder/, fn -> Safetensors.load(dir) end
     assert_raise Error, ~r/is no regular file/, fn -> Safetensors.load("/dev/zero") end
     assert_raise Error, ~r/is no regular file/, fn -> EMLX.Program.load("/dev/zero") end
   end
 
-  test "nothing half-written is left where writing fails", %{tmp_dir: dir} do
+  test "a save that fails leaves no partial file", %{tmp_dir: dir} do
     File.mkdir!(Path.join(dir, "taken"))
 
     assert_raise Error, fn ->
@@ -120,7 +120,7 @@ defmodule EMLX.SafetensorsTest do
     assert File.ls!(dir) == ["taken"]
   end
 
-  test "every cut and every changed byte of a small file is an error or an array", %{tmp_dir: dir} do
+  test "load of a small file with any cut or any changed byte is an error or an array", %{tmp_dir: dir} do
     path = Path.join(dir, "good.safetensors")
     Safetensors.save(path, %{"a" => Ops.iota({2, 3}), "b" => Ops.ones({4}, :f16)})
     good = File.read!(path)
@@ -146,7 +146,7 @@ defmodule EMLX.SafetensorsTest do
     end
   end
 
-  test "a header that lies about shapes, offsets or its own length is refused", %{tmp_dir: dir} do
+  test "load refuses a header that lies about shapes, offsets or its own length", %{tmp_dir: dir} do
     path = Path.join(dir, "lies.safetensors")
 
     for header <- [

@@ -1,6 +1,6 @@
 defmodule EMLX.SavedModelsTest do
-  # Models of Axon and Bumblebee replayed without them: programs under test/programs (its generate.exs makes them), against what
-  # the models gave on Nx.BinaryBackend. On the CPU, or with EMLX_TEST_DEVICE=gpu on the GPU.
+  # Models of Axon and Bumblebee replayed without them: programs under test/programs (its generate.exs makes them),
+  # against what the models gave on Nx.BinaryBackend. On the CPU, or with EMLX_TEST_DEVICE=gpu on the GPU.
   use ExUnit.Case, async: true
 
   alias EMLX.{Array, Program, Safetensors}
@@ -8,12 +8,12 @@ defmodule EMLX.SavedModelsTest do
   @folder Path.expand("../../programs", __DIR__)
   @names for file <- Path.wildcard(Path.join(@folder, "*.emlx")), do: Path.basename(file, ".emlx")
 
-  test "there are models of many kinds" do
+  test "there are saved models of at least twelve kinds" do
     assert length(@names) >= 12
   end
 
   for name <- @names do
-    test "#{name}" do
+    test "the saved model #{name} computes what the model computed on Nx.BinaryBackend" do
       path = Path.join(@folder, unquote(name))
       program = Program.load(path <> ".emlx", device: EMLX.Golden.device())
       golden = Safetensors.load(path <> ".golden.safetensors", device: EMLX.Golden.device())

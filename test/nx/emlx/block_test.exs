@@ -1,107 +1,107 @@
 defmodule EMLX.BlockTest do
   use EMLX.NxCase, async: true
 
-  import EMLX.Told, only: [heard_blocks: 0]
+  import EMLX.TelemetryRecorder, only: [take_blocks: 0]
 
   alias EMLX.TestBlock
   alias EMLX.TestBlock.{Odd, Pair, Plain}
 
-  setup {EMLX.Told, :listen}
+  setup {EMLX.TelemetryRecorder, :record_test}
 
   defp tensor, do: Nx.tensor([[1.0, 2.0, 3.0]])
   defp doubled, do: [2.0, 4.0, 6.0]
 
   describe "a block" do
-    test "without an implementation is composed" do
+    test "a block without an implementation is composed" do
       assert Nx.to_flat_list(TestBlock.double(%Plain{}, tensor())) == doubled()
-      assert [{Plain, :composed, "EMLX.TestBlock.Plain has no implementation of EMLX.Block"}] = heard_blocks()
+      assert [{Plain, :composed, "EMLX.TestBlock.Plain has no implementation of EMLX.Block"}] = take_blocks()
     end
 
-    test "with an implementation runs it" do
+    test "a block with an implementation runs it" do
       assert Nx.to_flat_list(TestBlock.double(%Odd{does: :kernel}, tensor())) == doubled()
-      assert heard_blocks() == [{Odd, :fused, nil}]
+      assert take_blocks() == [{Odd, :fused, nil}]
     end
 
-    test "is found in the consolidated protocol, as in a release" do
+    test "a block is found in the consolidated protocol, as in a release" do
       assert Protocol.consolidated?(EMLX.Block)
       {:consolidated, structs} = EMLX.Block.__protocol__(:impls)
       assert Odd in structs and Nx.Block.LinAlg.QR in structs and EMLX.Fast.RoPE in structs
       refute Plain in structs
     end
 
-    test "of vectorized tensors runs its implementation" do
+    test "a block of vectorized tensors runs its implementation" do
       vectorized = Nx.vectorize(Nx.tensor([[1.0, 2.0], [3.0, 4.0]]), :x)
       doubled = TestBlock.double(%Odd{does: :kernel}, vectorized)
       assert doubled.vectorized_axes == [x: 2]
       assert Nx.to_flat_list(doubled) == [2.0, 4.0, 6.0, 8.0]
-      assert heard_blocks() == [{Odd, :fused, nil}]
+      assert take_blocks() == [{Odd, :fused, nil}]
     end
 
-    test "whose implementation declines is composed, and the reason is told" do
+    test "a block whose implementation declines is composed, and its event has the reason" do
       assert Nx.to_flat_list(TestBlock.double(%Odd{does: :decline}, tensor())) == doubled()
-      assert heard_blocks() == [{Odd, :composed, "not today"}]
+      assert take_blocks() == [{Odd, :composed, "not today"}]
     end
 
-    test "whose implementation runs the composed function itself is told as composed" do
+    test "a block whose implementation runs the composed function itself is an event of a composed block" do
       assert Nx.to_flat_list(TestBlock.double(%Odd{does: :compose}, tensor())) == doubled()
-      assert heard_blocks() == [{Odd, :composed, nil}]
+      assert take_blocks() == [{Odd, :composed, nil}]
     end
 
-    test "may run blocks, each of which is told" do
+    test "a block may run blocks, and each is an event" do
       assert Nx.to_flat_list(TestBlock.double(%Odd{does: :nested}, tensor())) == doubled()
-      assert heard_blocks() == [{Odd, :fused, nil}, {Odd, :fused, nil}]
+      assert take_blocks() == [{Odd, :fused, nil}, {Odd, :fused, nil}]
 
       assert Nx.to_flat_list(TestBlock.double(%Odd{does: :nested_decline}, tensor())) == doubled()
-      assert heard_blocks() == [{Odd, :composed, "not today"}, {Odd, :fused, nil}]
+      assert take_blocks() == [{Odd, :composed, "not today"}, {Odd, :fused, nil}]
     end
 
-    test "composed of blocks runs their kernels" do
+    test "a block that is composed of blocks runs their kernels" do
       double = fn %Odd{}, tensor -> TestBlock.double(%Odd{does: :kernel}, tensor) end
       assert Nx.to_flat_list(Nx.block(%Odd{does: :decline}, [tensor()], tensor(), double)) == doubled()
-      assert heard_blocks() == [{Odd, :composed, "not today"}, {Odd, :fused, nil}]
+      assert take_blocks() == [{Odd, :composed, "not today"}, {Odd, :fused, nil}]
     end
 
-    test "may have several results" do
+    test "a block may have several results" do
       template = Nx.template({1, 3}, :f32)
       composed = fn %Pair{}, tensor -> {tensor, Nx.negate(tensor)} end
       assert {one, other} = Nx.block(%Pair{}, [tensor()], {template, template}, composed)
       assert Nx.to_flat_list(one) == [1.0, 2.0, 3.0]
       assert Nx.to_flat_list(other) == [-1.0, -2.0, -3.0]
-      assert heard_blocks() == [{Pair, :fused, nil}]
+      assert take_blocks() == [{Pair, :fused, nil}]
 
       assert {_, other} =
                Nx.Defn.jit(&Nx.block(%Pair{}, [&1], {&1, &1}, composed), compiler: Nx.Defn.Evaluator).(tensor())
 
       assert Nx.to_flat_list(other) == [-1.0, -2.0, -3.0]
-      assert heard_blocks() == [{Pair, :fused, nil}]
+      assert take_blocks() == [{Pair, :fused, nil}]
     end
 
-    test "runs its implementation inside defn" do
+    test "a block runs its implementation inside defn" do
       double = Nx.Defn.jit(&Nx.add(TestBlock.double(%Odd{does: :kernel}, &1), 1), compiler: Nx.Defn.Evaluator)
       assert Nx.to_flat_list(double.(tensor())) == [3.0, 5.0, 7.0]
-      assert heard_blocks() == [{Odd, :fused, nil}]
+      assert take_blocks() == [{Odd, :fused, nil}]
     end
 
-    test "has the gradient of its composed function" do
+    test "a block has the gradient of its composed function" do
       gradient = Nx.Defn.grad(tensor(), &Nx.sum(TestBlock.double(%Odd{does: :kernel}, &1)))
       assert Nx.to_flat_list(gradient) == [2.0, 2.0, 2.0]
     end
 
-    test "is composed on another backend, and nothing is told" do
+    test "a block on another backend is composed, and is no event" do
       tensor = Nx.backend_copy(tensor(), Nx.BinaryBackend)
       assert Nx.to_flat_list(TestBlock.double(%Odd{does: :raise}, tensor)) == doubled()
-      assert heard_blocks() == []
+      assert take_blocks() == []
     end
 
-    test "can be declined outside of a dispatch" do
+    test "a block can be declined outside of a dispatch" do
       composed = fn _, tensor -> Nx.multiply(tensor, 2) end
       assert Nx.to_flat_list(EMLX.Block.decline(%Plain{}, [tensor()], composed, "directly")) == doubled()
-      assert heard_blocks() == []
+      assert take_blocks() == []
     end
   end
 
   describe "an implementation that fails" do
-    test "is named with the arguments and the cause" do
+    test "an implementation that fails is named with the arguments and the cause" do
       error = assert_raise EMLX.Block.Error, fn -> TestBlock.double(%Odd{does: :raise}, tensor()) end
       assert error.block == %Odd{does: :raise}
       assert error.args == ["f32[1][3]"]
@@ -111,36 +111,36 @@ defmodule EMLX.BlockTest do
                "the implementation of EMLX.Block for %EMLX.TestBlock.Odd{does: :raise} with f32[1][3] " <>
                  "raised ArgumentError: no luck"
 
-      assert heard_blocks() == []
+      assert take_blocks() == []
     end
 
-    test "keeps the words of EMLX.Error" do
+    test "an implementation that fails with an EMLX.Error keeps its message" do
       error = assert_raise EMLX.Block.Error, fn -> TestBlock.double(%Odd{does: :kernel_error}, tensor()) end
       assert %EMLX.Error{op: "matmul"} = error.cause
       assert Exception.message(error) =~ ~r/for %EMLX.TestBlock.Odd\{does: :kernel_error\} with f32\[1\]\[3\] raised/
       assert Exception.message(error) =~ "matmul"
     end
 
-    test "names every block on the way" do
+    test "the error of an implementation that fails names every block around it" do
       error = assert_raise EMLX.Block.Error, fn -> TestBlock.double(%Odd{does: :nested_raise}, tensor()) end
       assert %EMLX.Block.Error{block: %Odd{does: :raise}} = error.cause
       assert Exception.message(error) =~ "no luck"
     end
 
-    test "does not affect the next block" do
+    test "an implementation that fails does not affect the next block" do
       assert_raise EMLX.Block.Error, fn -> TestBlock.double(%Odd{does: :raise}, tensor()) end
       assert Nx.to_flat_list(TestBlock.double(%Odd{does: :kernel}, tensor())) == doubled()
-      assert heard_blocks() == [{Odd, :fused, nil}]
+      assert take_blocks() == [{Odd, :fused, nil}]
     end
 
-    test "is told what was wrong with its result" do
+    test "an implementation whose result does not fit is named with what is wrong" do
       for {does, given} <- [shape: "f32[1][1][3]", type: "s64[1][3]", term: ":ok"] do
         error = assert_raise EMLX.Block.Error, fn -> TestBlock.double(%Odd{does: does}, tensor()) end
         assert Exception.message(error) =~ "gave #{given}, not f32[1][3]"
       end
     end
 
-    test "is told so too where it called the composed function, compiled as well as eager" do
+    test "an implementation whose result does not fit is named also where it called the composed function" do
       double = &TestBlock.double(%Odd{does: :composed_shape}, &1)
 
       for double <- [double, Nx.Defn.jit(double, compiler: EMLX)] do
@@ -149,13 +149,13 @@ defmodule EMLX.BlockTest do
       end
     end
 
-    test "passes on what the composed function raises" do
+    test "an implementation passes on what the composed function raises" do
       assert_raise RuntimeError, "in composed", fn -> TestBlock.double(%Odd{does: :raise_in_composed}, tensor()) end
     end
   end
 
   describe "the protocol" do
-    test "is consolidated with implementations from outside" do
+    test "the protocol is consolidated with implementations from outside" do
       assert Protocol.consolidated?(EMLX.Block)
       assert {:consolidated, implementations} = EMLX.Block.__protocol__(:impls)
       assert Odd in implementations
@@ -163,7 +163,7 @@ defmodule EMLX.BlockTest do
       assert Nx.Block.LinAlg.QR in implementations
     end
 
-    test "keeps its functions when it is consolidated, as Mix does for a release" do
+    test "the protocol keeps its functions when it is consolidated, as Mix does for a release" do
       {:ok, binary} = Protocol.consolidate(EMLX.Block, [Odd, Any])
       {:ok, {EMLX.Block, [exports: exports]}} = :beam_lib.chunks(binary, [:exports])
       for function <- [call: 4, decline: 4, dispatch: 4], do: assert(function in exports)
@@ -180,18 +180,18 @@ defmodule EMLX.BlockTest do
     defp same_block(block, path, fun, tensors, opts \\ []) do
       same(fun, tensors, opts)
 
-      assert {block, path} in for({block, path, _} <- heard_blocks(), do: {block, path}),
+      assert {block, path} in for({block, path, _} <- take_blocks(), do: {block, path}),
              "#{inspect(block)} was not #{path}"
     end
 
-    test "logical_not" do
+    test "logical_not has a kernel, and computes what the binary backend does in every type" do
       for type <- @types do
         tensor = EMLX.Random.tensor({3, 5}, type, range: {-1, 1}, special: 0.2)
         same_block(Nx.Block.LogicalNot, :fused, &Nx.logical_not/1, [tensor])
       end
     end
 
-    test "phase" do
+    test "phase of complex numbers has a kernel, that of real ones is composed" do
       for_all(10, "phase", fn ->
         tensor = EMLX.Random.tensor(EMLX.Random.shape(), {:c, 64})
         same_block(Nx.Block.Phase, :fused, &Nx.phase/1, [tensor])
@@ -200,7 +200,7 @@ defmodule EMLX.BlockTest do
       same_block(Nx.Block.Phase, :composed, &Nx.phase/1, [Nx.tensor([-1.0, 0.0, 2.0])])
     end
 
-    test "all_close" do
+    test "all_close has a kernel for f32, and is composed in other types" do
       infinite = Nx.tensor([:infinity, :neg_infinity, 1.0])
       nan = Nx.tensor([:nan, 1.0])
       near = Nx.tensor([1.0, 2.0])
@@ -231,7 +231,7 @@ defmodule EMLX.BlockTest do
           cumulative_max: Nx.Block.CumulativeMax,
           cumulative_min: Nx.Block.CumulativeMin
         ] do
-      test "#{name}" do
+      test "#{name} computes what the binary backend does in every type, fused where MLX has the type" do
         for type <- @types,
             not (unquote(name in [:cumulative_max, :cumulative_min]) and type == {:c, 64}) do
           path = if type in [{:f, 8}, {:f8_e4m3fn, 8}] or elem(type, 1) < 8, do: :composed, else: :fused
@@ -250,21 +250,21 @@ defmodule EMLX.BlockTest do
       end
     end
 
-    test "cumulative_max and cumulative_min with NaN and infinities" do
+    test "cumulative_max and cumulative_min pass on NaN and infinities" do
       tensor = Nx.tensor([1.0, :neg_infinity, 3.0, :infinity, 2.0, :nan, 5.0])
       same_block(Nx.Block.CumulativeMax, :fused, &Nx.cumulative_max/1, [tensor])
       same_block(Nx.Block.CumulativeMin, :fused, &Nx.cumulative_min/1, [tensor])
       same_block(Nx.Block.CumulativeMin, :fused, &Nx.cumulative_min(&1, reverse: true), [tensor])
     end
 
-    test "cumulative_sum of 16-bit floats counts on" do
+    test "cumulative_sum of 16-bit floats does not stop where an addition would round to nothing" do
       for type <- [{:bf, 16}, {:f, 16}] do
         sums = Nx.cumulative_sum(Nx.broadcast(Nx.tensor(1.0, type: type), {5000}))
         assert_in_delta Nx.to_number(sums[4999]), 5000, 16
       end
     end
 
-    test "take" do
+    test "take has a kernel, and computes what the binary backend does along any axis" do
       for_all(60, "take", fn ->
         type = EMLX.Random.one_of(@types)
         shape = EMLX.Random.shape(1..4, 1..5)
@@ -276,7 +276,7 @@ defmodule EMLX.BlockTest do
       end)
     end
 
-    test "take_along_axis" do
+    test "take_along_axis has a kernel, and computes what the binary backend does along any axis" do
       for_all(60, "take_along_axis", fn ->
         type = EMLX.Random.one_of(@types)
         shape = EMLX.Random.shape(1..4, 1..5)
@@ -295,7 +295,7 @@ defmodule EMLX.BlockTest do
       assert Nx.to_flat_list(Nx.take_along_axis(tensor, Nx.tensor([-1, 7, 1]))) == [10, 30, 20]
     end
 
-    test "top_k, with ties in order and NaN first" do
+    test "top_k has a kernel, keeps ties in order and puts NaN first" do
       for_all(60, "top_k", fn ->
         type = EMLX.Random.one_of(@types -- [{:c, 64}])
         shape = EMLX.Random.shape(1..3, 1..7)
@@ -316,10 +316,10 @@ defmodule EMLX.BlockTest do
     defp transformed(block, fused, composed, tensor) do
       expected = Nx.with_default_backend(Nx.BinaryBackend, fn -> composed.(tensor) end)
       assert_same(fused.(Nx.backend_copy(tensor, backend())), expected, rtol: 1.0e-4, atol: 1.0e-4)
-      assert {block, :fused, nil} in heard_blocks()
+      assert {block, :fused, nil} in take_blocks()
     end
 
-    test "fft2 and ifft2" do
+    test "fft2 and ifft2 have kernels, and are two transforms of one axis" do
       for_all(30, "fft2", fn ->
         type = EMLX.Random.one_of([{:f, 32}, {:c, 64}, {:s, 32}, {:bf, 16}, {:u, 8}])
         tensor = EMLX.Random.tensor(EMLX.Random.shape(2..4, 2..6), type)
@@ -335,7 +335,7 @@ defmodule EMLX.BlockTest do
       end)
     end
 
-    test "rfft and irfft" do
+    test "rfft and irfft have kernels, and compute what the binary backend does" do
       for_all(30, "rfft", fn ->
         shape = EMLX.Random.shape(1..3, 3..7)
         axis = EMLX.Random.integer(0..(tuple_size(shape) - 1))
@@ -353,13 +353,13 @@ defmodule EMLX.BlockTest do
       end)
     end
 
-    test "inside the function of a reduction" do
+    test "a block inside the function of a reduction has its kernel" do
       tensor = EMLX.Random.tensor({3, 4}, {:f, 32})
       apart = fn x, acc -> Nx.add(acc, Nx.logical_not(Nx.all_close(x, acc))) end
       same_block(Nx.Block.AllClose, :fused, &Nx.reduce(&1, 0.0, [axes: [0]], apart), [tensor])
     end
 
-    test "inside defn and on vectorized tensors" do
+    test "blocks inside defn and on vectorized tensors have their kernels" do
       tensor = EMLX.Random.tensor({3, 4}, {:f, 32})
       sorted = Nx.Defn.jit(&Nx.top_k(Nx.cumulative_sum(&1, axis: 1), k: 2), compiler: Nx.Defn.Evaluator)
       same_block(Nx.Block.TopK, :fused, sorted, [tensor], compiled: false)

@@ -2,7 +2,7 @@ defmodule EMLX.CompilerTest do
   # One at a time: telemetry, memory and traced functions are everybody's.
   use EMLX.NxCase, async: false
 
-  import EMLX.Told, only: [told: 1, told_blocks: 1]
+  import EMLX.TelemetryRecorder, only: [record: 1, record_blocks: 1]
   import Nx.Defn
 
   alias EMLX.Compiler.Cache
@@ -202,6 +202,7 @@ defmodule EMLX.CompilerTest do
   end
 
   describe "captured tensors" do
+    @tag :timing
     test "are constants of the program, copied once", %{opts: opts} do
       captured = Nx.iota({1024, 256}, type: :f32, backend: Nx.BinaryBackend)
       compiled = Nx.Defn.compile(fn x -> Nx.sum(Nx.multiply(x, captured)) end, [Nx.template({}, :f32)], opts)
@@ -219,7 +220,7 @@ defmodule EMLX.CompilerTest do
 
   describe "the program" do
     defp instructions(fun, args, opts) do
-      {result, events} = told(fn -> jit_apply(fun, args, [cache: false] ++ opts) end)
+      {result, events} = record(fn -> jit_apply(fun, args, [cache: false] ++ opts) end)
       [count] = for {[:trace, :stop], measurements, _} <- events, do: measurements.instructions
       {count, result}
     end
@@ -336,6 +337,8 @@ defmodule EMLX.CompilerTest do
       end
     end
 
+    @tag :slow
+    @tag :timing
     test "goes on for 100,000 steps in constant memory", %{opts: opts} do
       compiled = Nx.Defn.compile(&iterate/2, [Nx.template({64}, :f32), Nx.template({}, :s32)], opts)
       x = Nx.broadcast(Nx.tensor(0.5), {64})
@@ -348,6 +351,8 @@ defmodule EMLX.CompilerTest do
     end
   end
 
+  @tag :slow
+  @tag :timing
   test "runs without growth", %{opts: opts} do
     x = Nx.broadcast(Nx.tensor(0.5), {1024})
     compiled = Nx.Defn.compile(fn x -> {Nx.add(Nx.sin(x), 1), Nx.sum(x)} end, [x], opts)
@@ -513,7 +518,7 @@ defmodule EMLX.CompilerTest do
 
     test "that read a value run in the evaluator, if asked for", %{opts: opts} do
       opts = [on_unsupported: :evaluate] ++ opts
-      {result, events} = told(fn -> jit_apply(&peek(&1, reading()), [Nx.tensor([-1.0])], opts) end)
+      {result, events} = record(fn -> jit_apply(&peek(&1, reading()), [Nx.tensor([-1.0])], opts) end)
       assert_same(result, Nx.tensor([1.0]))
       assert [reason] = for({[:trace, :stop], _, metadata} <- events, do: metadata.reason)
       assert reason =~ "Peek"
@@ -534,7 +539,7 @@ defmodule EMLX.CompilerTest do
     test "are told once a trace", %{opts: opts} do
       fun = jit(fn x -> EMLX.Fast.rms_norm(x, Nx.tensor([1.0, 1.0]), eps: 1.0e-5) end, opts)
       x = Nx.tensor([[1.0, 2.0]])
-      assert {_, [%{block: EMLX.Fast.RMSNorm, path: :fused}]} = told_blocks(fn -> for _ <- 1..3, do: fun.(x) end)
+      assert {_, [%{block: EMLX.Fast.RMSNorm, path: :fused}]} = record_blocks(fn -> for _ <- 1..3, do: fun.(x) end)
       assert_same(fun.(x), EMLX.Fast.rms_norm(x, Nx.tensor([1.0, 1.0]), eps: 1.0e-5))
     end
   end

@@ -1,7 +1,7 @@
 defmodule EMLX.FastTest do
   use EMLX.NxCase, async: true
 
-  import EMLX.Told, only: [heard_blocks: 0]
+  import EMLX.TelemetryRecorder, only: [take_blocks: 0]
 
   alias EMLX.{Fast, Random}
 
@@ -13,7 +13,7 @@ defmodule EMLX.FastTest do
   @gpu System.get_env("EMLX_TEST_DEVICE") == "gpu"
   @needs_f64 @gpu && "a GPU has no f64"
 
-  setup {EMLX.Told, :listen}
+  setup {EMLX.TelemetryRecorder, :record_test}
 
   # ---- the formulas, in the type of their arguments ----
 
@@ -154,11 +154,11 @@ defmodule EMLX.FastTest do
 
   # `fast` inside defn, on the backend under test.
   defp in_defn(fast, tensors) do
-    heard_blocks()
+    take_blocks()
     tensors = Enum.map(tensors, &Nx.backend_copy(&1, backend()))
     result = Nx.Defn.jit_apply(fast, tensors, compiler: Nx.Defn.Evaluator)
     assert_same(result, apply(fast, tensors))
-    heard_blocks()
+    take_blocks()
   end
 
   # Vectorizes the first axis of the tensors that `which` says, and compares with one call for each element.
@@ -176,7 +176,7 @@ defmodule EMLX.FastTest do
   end
 
   describe "rms_norm" do
-    test "is the formula, in every type" do
+    test "rms_norm is the formula, in every type" do
       for type <- @types, shape <- [{5}, {2, 7}, {2, 3, 8}] do
         x = normal(shape, type)
         weight = normal({elem(shape, tuple_size(shape) - 1)}, type)
@@ -184,10 +184,10 @@ defmodule EMLX.FastTest do
         near_formula(&Fast.rms_norm(&1, nil), &rms_norm(&1, 1, 1.0e-5), [x])
       end
 
-      assert Enum.uniq(heard_blocks()) == [{Fast.RMSNorm, :fused, nil}]
+      assert Enum.uniq(take_blocks()) == [{Fast.RMSNorm, :fused, nil}]
     end
 
-    test "takes a weight of another type" do
+    test "rms_norm takes a weight of another type" do
       x = normal({2, 8}, {:bf, 16})
       near_formula(&Fast.rms_norm/2, &rms_norm(&1, &2, 1.0e-5), [x, normal({8}, {:f, 32})])
       unless @gpu, do: near_formula(&Fast.rms_norm/2, &rms_norm(&1, &2, 1.0e-5), [x, normal({8}, {:f, 64})])
@@ -195,38 +195,38 @@ defmodule EMLX.FastTest do
     end
 
     @tag skip: @needs_f64
-    test "composes f64 and takes integers as f32" do
+    test "rms_norm composes f64 and takes integers as f32" do
       near_formula(&Fast.rms_norm(&1, nil), &rms_norm(&1, 1, 1.0e-5), [normal({2, 7}, {:f, 64})])
-      assert heard_blocks() == [{Fast.RMSNorm, :composed, "the kernel computes in f32, x is f64"}]
+      assert take_blocks() == [{Fast.RMSNorm, :composed, "the kernel computes in f32, x is f64"}]
       assert Fast.rms_norm(Nx.tensor([1, 2]), Nx.tensor([1, 1])).type == {:f, 32}
-      assert heard_blocks() == [{Fast.RMSNorm, :fused, nil}]
+      assert take_blocks() == [{Fast.RMSNorm, :fused, nil}]
     end
 
-    test "has the composed gradient" do
+    test "rms_norm has the composed gradient" do
       tensors = [normal({2, 3, 6}, {:f, 32}), normal({6}, {:f, 32})]
       same_gradient(&Fast.rms_norm/2, &rms_norm(&1, &2, 1.0e-5), tensors)
     end
 
-    test "works in defn" do
+    test "rms_norm works in defn" do
       assert in_defn(&Fast.rms_norm/2, [normal({2, 6}, {:f, 32}), normal({6}, {:f, 32})]) |> Enum.uniq() ==
                [{Fast.RMSNorm, :fused, nil}]
     end
 
-    test "works on vectorized tensors" do
+    test "rms_norm works on vectorized tensors" do
       tensors = [normal({3, 2, 6}, {:f, 32}), normal({6}, {:f, 32})]
       same_vectorized(&Fast.rms_norm/2, tensors, [true, false])
-      assert {Fast.RMSNorm, :fused, nil} in heard_blocks()
+      assert {Fast.RMSNorm, :fused, nil} in take_blocks()
       same_vectorized(&Fast.rms_norm/2, [hd(tensors), normal({3, 6}, {:f, 32})], [true, true])
       same_vectorized(&Fast.rms_norm/2, [normal({2, 6}, {:f, 32}), normal({3, 6}, {:f, 32})], [false, true])
     end
 
-    test "keeps names and takes any tensors" do
+    test "rms_norm keeps names and takes any tensors" do
       x = Nx.tensor([[1.0, 2.0]], names: [:batch, :features])
       assert Fast.rms_norm(x, Nx.tensor([1.0, 1.0], names: [:other])).names == [:batch, :features]
       assert Fast.rms_norm(x, Nx.backend_copy(Nx.tensor([1.0, 1.0]), Nx.BinaryBackend)).shape == {1, 2}
     end
 
-    test "names what does not fit" do
+    test "the errors of rms_norm name the argument that does not fit" do
       message = "rms_norm: x is {2, 3}, weight is {4}: weight must be {3}, as long as the last axis of x"
       assert_raise ArgumentError, message, fn -> Fast.rms_norm(Nx.iota({2, 3}), Nx.iota({4})) end
       message = "rms_norm: x is a scalar, there is no axis to normalise over"
@@ -240,7 +240,7 @@ defmodule EMLX.FastTest do
   end
 
   describe "layer_norm" do
-    test "is the formula, in every type, with and without weight and bias" do
+    test "layer_norm is the formula, in every type, with and without weight and bias" do
       for type <- @types, shape <- [{5}, {2, 7}, {2, 3, 8}] do
         size = elem(shape, tuple_size(shape) - 1)
         {x, weight, bias} = {normal(shape, type), normal({size}, type), normal({size}, type)}
@@ -250,33 +250,33 @@ defmodule EMLX.FastTest do
         near_formula(&Fast.layer_norm(&1, nil, nil), &layer_norm(&1, 1, 0, 1.0e-5), [x])
       end
 
-      assert Enum.uniq(heard_blocks()) == [{Fast.LayerNorm, :fused, nil}]
+      assert Enum.uniq(take_blocks()) == [{Fast.LayerNorm, :fused, nil}]
     end
 
     @tag skip: @needs_f64
-    test "composes f64" do
+    test "layer_norm composes f64" do
       near_formula(&Fast.layer_norm(&1, nil, nil), &layer_norm(&1, 1, 0, 1.0e-5), [normal({2, 7}, {:f, 64})])
-      assert [{Fast.LayerNorm, :composed, _}] = heard_blocks()
+      assert [{Fast.LayerNorm, :composed, _}] = take_blocks()
     end
 
-    test "has the composed gradient" do
+    test "layer_norm has the composed gradient" do
       tensors = [normal({2, 3, 6}, {:f, 32}), normal({6}, {:f, 32}), normal({6}, {:f, 32})]
       same_gradient(&Fast.layer_norm/3, &layer_norm(&1, &2, &3, 1.0e-5), tensors)
     end
 
-    test "works in defn" do
+    test "layer_norm works in defn" do
       tensors = [normal({2, 6}, {:f, 32}), normal({6}, {:f, 32}), normal({6}, {:f, 32})]
       assert in_defn(&Fast.layer_norm/3, tensors) |> Enum.uniq() == [{Fast.LayerNorm, :fused, nil}]
       assert in_defn(&Fast.layer_norm(&1, nil, &2), tl(tensors)) |> Enum.uniq() == [{Fast.LayerNorm, :fused, nil}]
     end
 
-    test "works on vectorized tensors" do
+    test "layer_norm works on vectorized tensors" do
       tensors = [normal({3, 2, 6}, {:f, 32}), normal({6}, {:f, 32}), normal({6}, {:f, 32})]
       same_vectorized(&Fast.layer_norm/3, tensors, [true, false, false])
       same_vectorized(&Fast.layer_norm/3, List.replace_at(tensors, 2, normal({3, 6}, {:f, 32})), [true, false, true])
     end
 
-    test "names what does not fit" do
+    test "the errors of layer_norm name the argument that does not fit" do
       message = "layer_norm: x is {2, 3}, bias is {2, 3}: bias must be {3}, as long as the last axis of x"
       assert_raise ArgumentError, message, fn -> Fast.layer_norm(Nx.iota({2, 3}), nil, Nx.iota({2, 3})) end
     end
@@ -294,7 +294,7 @@ defmodule EMLX.FastTest do
       Nx.tensor(positions, type: :f64, backend: Nx.BinaryBackend)
     end
 
-    test "is the formula, in every type" do
+    test "rope is the formula, in every type" do
       for type <- @types, traditional <- [false, true], dims <- [8, 4] do
         x = normal({2, 3, 5, 8}, type)
         opts = [dims: dims, traditional: traditional, base: 500, scale: 0.5]
@@ -302,10 +302,10 @@ defmodule EMLX.FastTest do
         near_formula(&Fast.rope(&1, 7, nil, opts), formula, [x])
       end
 
-      assert Enum.uniq(heard_blocks()) == [{Fast.RoPE, :fused, nil}]
+      assert Enum.uniq(take_blocks()) == [{Fast.RoPE, :fused, nil}]
     end
 
-    test "takes offsets as numbers, tensors and one for each batch row" do
+    test "rope takes offsets as numbers, tensors and one for each batch row" do
       x = normal({2, 3, 5, 8}, {:f, 32})
       formula = fn offsets -> &rope(&1, positions(5, offsets), frequencies(8, 10_000), false) end
       near_formula(&Fast.rope(&1, 3), formula.([3, 3]), [x])
@@ -313,19 +313,19 @@ defmodule EMLX.FastTest do
       near_formula(&Fast.rope(&1, Nx.tensor([3])), formula.([3, 3]), [x])
       near_formula(&Fast.rope(&1, Nx.tensor([3, 11], type: :u8)), formula.([3, 11]), [x])
       near_formula(&Fast.rope(&1, Nx.tensor([0, 40], type: :s64)), formula.([0, 40]), [x])
-      assert Enum.uniq(heard_blocks()) == [{Fast.RoPE, :fused, nil}]
+      assert Enum.uniq(take_blocks()) == [{Fast.RoPE, :fused, nil}]
     end
 
-    test "takes reciprocal frequencies" do
+    test "rope takes reciprocal frequencies" do
       x = normal({1, 2, 4, 6}, {:f, 32})
       freqs = Nx.tensor([1.0, 3.0, 20.0])
       given = exactly(fn -> Nx.divide(1, exact(freqs)) end)
       near_formula(&Fast.rope(&1, 2, freqs), &rope(&1, positions(4, [2]), given, false), [x])
       near_formula(&Fast.rope(&1, Nx.tensor(2), freqs), &rope(&1, positions(4, [2]), given, false), [x])
-      assert Enum.uniq(heard_blocks()) == [{Fast.RoPE, :fused, nil}]
+      assert Enum.uniq(take_blocks()) == [{Fast.RoPE, :fused, nil}]
     end
 
-    test "takes fewer and more axes" do
+    test "rope takes fewer and more axes" do
       x = normal({2, 3, 2, 5, 4}, {:f, 32}) |> Nx.backend_copy(backend())
       whole = Fast.rope(x, 3)
       assert_same(whole[[1, 2, 1]], Fast.rope(x[[1, 2, 1]], 3))
@@ -335,15 +335,15 @@ defmodule EMLX.FastTest do
     end
 
     @tag skip: @needs_f64
-    test "composes f64" do
+    test "rope composes f64" do
       near_formula(&Fast.rope(&1, 3), &rope(&1, positions(5, [3]), frequencies(8, 10_000), false), [
         normal({1, 2, 5, 8}, {:f, 64})
       ])
 
-      assert [{Fast.RoPE, :composed, _}] = heard_blocks()
+      assert [{Fast.RoPE, :composed, _}] = take_blocks()
     end
 
-    test "has the composed gradient" do
+    test "rope has the composed gradient" do
       x = normal({2, 3, 5, 8}, {:f, 32})
       positions = Nx.as_type(positions(5, [3, 3]), :f32)
 
@@ -356,13 +356,13 @@ defmodule EMLX.FastTest do
       same_gradient(&Fast.rope(&1, 3, &2), &rope(&1, positions, Nx.divide(1, &2), false), [x, freqs])
     end
 
-    test "works in defn" do
+    test "rope works in defn" do
       tensors = [normal({2, 3, 5, 8}, {:f, 32}), Nx.tensor([3, 4])]
       assert in_defn(&Fast.rope/2, tensors) |> Enum.uniq() == [{Fast.RoPE, :fused, nil}]
       assert in_defn(&Fast.rope(&1, 5), [hd(tensors)]) |> Enum.uniq() == [{Fast.RoPE, :fused, nil}]
     end
 
-    test "works on vectorized tensors" do
+    test "rope works on vectorized tensors" do
       x = normal({3, 2, 2, 5, 4}, {:f, 32})
       same_vectorized(&Fast.rope(&1, 4), [x], [true])
       same_vectorized(&Fast.rope/2, [x, Nx.tensor(4)], [true, false])
@@ -373,7 +373,7 @@ defmodule EMLX.FastTest do
       same_vectorized(&Fast.rope/2, [x[0][0], Nx.tensor([4, 9])], [true, true])
     end
 
-    test "names what does not fit" do
+    test "the errors of rope name the argument that does not fit" do
       x = Nx.iota({2, 3, 5, 8}, type: :f32)
 
       for {message, call} <- [
@@ -407,7 +407,7 @@ defmodule EMLX.FastTest do
       ]
     end
 
-    test "is the formula, in every type, for grouped heads" do
+    test "scaled_dot_product_attention is the formula, in every type, for grouped heads" do
       for type <- @types, shape <- [{2, 4, 2, 3, 5, 8}, {1, 3, 1, 1, 7, 4}, {1, 2, 2, 6, 6, 16}] do
         size = elem(shape, 5)
 
@@ -424,10 +424,10 @@ defmodule EMLX.FastTest do
         qkv({:f, 32}, value: 3)
       )
 
-      assert Enum.uniq(heard_blocks()) == [{Fast.ScaledDotProductAttention, :fused, nil}]
+      assert Enum.uniq(take_blocks()) == [{Fast.ScaledDotProductAttention, :fused, nil}]
     end
 
-    test "takes boolean masks of any shape that broadcasts, and of any integer type" do
+    test "scaled_dot_product_attention takes boolean masks of any shape that broadcasts, and of any integer type" do
       for type <- @types, shape <- [{5}, {3, 5}, {4, 1, 5}, {2, 1, 3, 5}, {2, 4, 3, 5}, {1, 1, 1, 5}] do
         # Each query sees its first key at least.
         seen = Random.tensor(shape, {:u, 8}, range: {0, 1})
@@ -437,10 +437,10 @@ defmodule EMLX.FastTest do
         near_formula(fast, &attention(&1, &2, &3, 1 / :math.sqrt(8), seen: &4), qkv(type) ++ [seen])
       end
 
-      assert Enum.uniq(heard_blocks()) == [{Fast.ScaledDotProductAttention, :fused, nil}]
+      assert Enum.uniq(take_blocks()) == [{Fast.ScaledDotProductAttention, :fused, nil}]
     end
 
-    test "gives a query that sees nothing the mean of the values" do
+    test "scaled_dot_product_attention of a query that sees no key is the mean of the values" do
       for type <- @types do
         seen = Nx.tensor([[1, 0, 0, 1, 1], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]], type: :u8)
         [q, k, v] = qkv(type)
@@ -456,7 +456,7 @@ defmodule EMLX.FastTest do
       end
     end
 
-    test "takes additive masks, also of a wider type" do
+    test "scaled_dot_product_attention takes additive masks, also of a wider type" do
       for type <- @types, mask_type <- [type, {:f, 32}] do
         added = normal({3, 5}, mask_type)
         formula = &attention(&1, &2, &3, 1 / :math.sqrt(8), added: &4)
@@ -467,10 +467,10 @@ defmodule EMLX.FastTest do
       seen = Nx.tensor([1, 0, 1, 0, 1], type: :u8)
       formula = fn q, k, v -> attention(q, k, v, 1 / :math.sqrt(8), seen: Nx.backend_copy(seen, Nx.BinaryBackend)) end
       near_formula(&Fast.scaled_dot_product_attention(&1, &2, &3, hidden), formula, qkv({:f, 32}))
-      assert Enum.uniq(heard_blocks()) == [{Fast.ScaledDotProductAttention, :fused, nil}]
+      assert Enum.uniq(take_blocks()) == [{Fast.ScaledDotProductAttention, :fused, nil}]
     end
 
-    test "is causal up to the last key" do
+    test "scaled_dot_product_attention is causal up to the last key" do
       for type <- @types, {queries, keys} <- [{5, 5}, {1, 5}, {3, 5}] do
         formula = &attention(&1, &2, &3, 1 / :math.sqrt(8), seen: causal(queries, keys))
 
@@ -481,10 +481,10 @@ defmodule EMLX.FastTest do
         )
       end
 
-      assert Enum.uniq(heard_blocks()) == [{Fast.ScaledDotProductAttention, :fused, nil}]
+      assert Enum.uniq(take_blocks()) == [{Fast.ScaledDotProductAttention, :fused, nil}]
     end
 
-    test "takes sinks" do
+    test "scaled_dot_product_attention takes sinks" do
       for type <- @types, sink_type <- [type, {:f, 32}] do
         sinks = normal({4}, sink_type)
         formula = &attention(&1, &2, &3, 1 / :math.sqrt(8), sinks: &4)
@@ -493,16 +493,16 @@ defmodule EMLX.FastTest do
         near_formula(&Fast.scaled_dot_product_attention(&1, &2, &3, :causal, sinks: &4), formula, qkv(type) ++ [sinks])
       end
 
-      assert Enum.uniq(heard_blocks()) == [{Fast.ScaledDotProductAttention, :fused, nil}]
+      assert Enum.uniq(take_blocks()) == [{Fast.ScaledDotProductAttention, :fused, nil}]
     end
 
     @tag skip: @needs_f64
-    test "composes f64" do
+    test "scaled_dot_product_attention composes f64" do
       near_formula(&Fast.scaled_dot_product_attention/3, &attention(&1, &2, &3, 1 / :math.sqrt(8)), qkv({:f, 64}))
-      assert [{Fast.ScaledDotProductAttention, :composed, _}] = heard_blocks()
+      assert [{Fast.ScaledDotProductAttention, :composed, _}] = take_blocks()
     end
 
-    test "has the composed gradient" do
+    test "scaled_dot_product_attention has the composed gradient" do
       scale = 1 / :math.sqrt(8)
       same_gradient(&Fast.scaled_dot_product_attention/3, &attention(&1, &2, &3, scale), qkv({:f, 32}))
 
@@ -518,18 +518,18 @@ defmodule EMLX.FastTest do
       same_gradient(fast, &attention(&1, &2, &3, scale, added: &4, sinks: &5), qkv({:f, 32}) ++ [added, sinks])
     end
 
-    test "works in defn" do
+    test "scaled_dot_product_attention works in defn" do
       fused = [{Fast.ScaledDotProductAttention, :fused, nil}]
       assert in_defn(&Fast.scaled_dot_product_attention(&1, &2, &3, :causal), qkv({:f, 32})) |> Enum.uniq() == fused
       tensors = qkv({:f, 32}) ++ [normal({3, 5}, {:f, 32}), normal({4}, {:f, 32})]
       assert in_defn(&Fast.scaled_dot_product_attention(&1, &2, &3, &4, sinks: &5), tensors) |> Enum.uniq() == fused
     end
 
-    test "works on vectorized tensors" do
+    test "scaled_dot_product_attention works on vectorized tensors" do
       [q, k, v] = for tensor <- qkv({:f, 32}), do: Nx.stack([tensor, Nx.negate(tensor), Nx.cos(tensor)])
       same_vectorized(&Fast.scaled_dot_product_attention/3, [q, k, v], [true, true, true])
       same_vectorized(&Fast.scaled_dot_product_attention/3, [q, k[0], v[0]], [true, false, false])
-      assert {Fast.ScaledDotProductAttention, :fused, nil} in heard_blocks()
+      assert {Fast.ScaledDotProductAttention, :fused, nil} in take_blocks()
 
       fast = &Fast.scaled_dot_product_attention/4
 
@@ -550,7 +550,7 @@ defmodule EMLX.FastTest do
       same_vectorized(sinks, [q, k, v, normal({3, 4}, {:f, 32})], [true, true, true, true])
     end
 
-    test "names what does not fit" do
+    test "the errors of scaled_dot_product_attention name the argument that does not fit" do
       zeros = &Nx.broadcast(0.0, &1)
 
       attend = fn q, k, v, mask, opts ->
@@ -664,7 +664,7 @@ defmodule EMLX.FastTest do
 
     @exact [{:s, 32}, {:u, 8}, {:s, 64}] ++ if(@gpu, do: [], else: [{:f, 64}])
 
-    test "is the sum that the equation says, in every type" do
+    test "einsum is the sum that its equation describes, in every type" do
       for {equation, shapes} <- @equations, type <- @types ++ @exact ++ [{:c, 64}] do
         tensors = Enum.map(shapes, &Random.tensor(&1, type, range: {0, 2}))
         expected = Nx.as_type(summed(equation, tensors), type)
@@ -680,7 +680,7 @@ defmodule EMLX.FastTest do
         end
       end
 
-      assert Enum.uniq(heard_blocks()) == [{Fast.Einsum, :fused, nil}]
+      assert Enum.uniq(take_blocks()) == [{Fast.Einsum, :fused, nil}]
     end
 
     defp tolerance_of(type) do
@@ -688,26 +688,26 @@ defmodule EMLX.FastTest do
       absolute
     end
 
-    test "merges types" do
+    test "einsum merges types" do
       a = Nx.tensor([1, 2], type: :u8)
       assert Fast.einsum("i,i->", [a, Nx.tensor([0.5, 0.5], type: :bf16)]).type == {:bf, 16}
       assert Fast.einsum("i,i->", [a, Nx.tensor([-1, -1], type: :s8)]) |> Nx.to_number() == -3
       assert Fast.einsum("i,i->", [a, Nx.tensor([3, 4], type: :s32)]).type == {:s, 32}
     end
 
-    test "wraps integers around" do
+    test "einsum wraps integers around" do
       a = Nx.tensor([100, 100, 100], type: :u8)
       assert Fast.einsum("i->", [a]) |> Nx.to_number() == 44
       assert Fast.einsum("i,i->", [a, a]) |> Nx.to_number() == rem(30_000, 256)
     end
 
-    test "takes more operands than a block" do
+    test "einsum takes more operands than a block" do
       tensors = for _ <- 1..20, do: Nx.tensor([1.0, 2.0])
       equation = Enum.map_join(1..20, ",", fn _ -> "i" end) <> "->"
       assert Fast.einsum(equation, tensors) |> Nx.to_number() == 1 + 2 ** 20
     end
 
-    test "has the composed gradient" do
+    test "einsum has the composed gradient" do
       tensors = [normal({2, 3}, {:f, 32}), normal({3, 4}, {:f, 32}), normal({4, 2}, {:f, 32})]
       formula = &Nx.dot(Nx.dot(&1, &2), &3)
       same_gradient(&Fast.einsum("ij,jk,kl->il", [&1, &2, &3]), formula, tensors)
@@ -719,19 +719,19 @@ defmodule EMLX.FastTest do
       ])
     end
 
-    test "works in defn" do
+    test "einsum works in defn" do
       tensors = [normal({2, 3}, {:f, 32}), normal({3, 4}, {:f, 32})]
       assert in_defn(&Fast.einsum("ij,jk->ik", [&1, &2]), tensors) |> Enum.uniq() == [{Fast.Einsum, :fused, nil}]
     end
 
-    test "works on vectorized tensors" do
+    test "einsum works on vectorized tensors" do
       tensors = [normal({3, 2, 4}, {:f, 32}), normal({3, 4}, {:f, 32})]
       same_vectorized(&Fast.einsum("ij,j->i", [&1, &2]), tensors, [true, true])
       same_vectorized(&Fast.einsum("ij,kj->ik", [&1, &2]), tensors, [true, false])
       same_vectorized(&Fast.einsum("...j,j", [&1, &2]), tensors, [true, true])
     end
 
-    test "names what does not fit" do
+    test "the errors of einsum name the argument that does not fit" do
       t = Nx.iota({2, 3})
 
       for {equation, tensors, message} <- [
@@ -758,7 +758,7 @@ defmodule EMLX.FastTest do
   end
 
   describe "the names of the C++ EMLX" do
-    test "take numbers for options" do
+    test "the functions with the C++ EMLX's signatures take numbers for options" do
       [x, weight, bias] = [normal({2, 6}, {:f, 32}), normal({6}, {:f, 32}), normal({6}, {:f, 32})] |> on_backend()
       assert_same(Fast.rms_norm(x, weight, 0.1), Fast.rms_norm(x, weight, eps: 0.1))
       assert_same(Fast.layer_norm(x, weight, bias, 0.1), Fast.layer_norm(x, weight, bias, eps: 0.1))
@@ -786,7 +786,7 @@ defmodule EMLX.FastTest do
 
     defp on_backend(tensors), do: Enum.map(tensors, &Nx.backend_copy(&1, backend()))
 
-    test "rotate" do
+    test "rope_with_positions and rope_with_freqs rotate each token at its own position" do
       [x] = on_backend([normal({2, 5, 3, 8}, {:f, 32})])
       heads = Nx.transpose(x, axes: [0, 2, 1, 3])
       assert_same(Fast.rope(heads, 8, false, 10_000, 1.0, 4), Fast.rope(heads, 4))
@@ -807,7 +807,7 @@ defmodule EMLX.FastTest do
       end
     end
 
-    test "attend with a mask of keys" do
+    test "scaled_dot_product_attention_causal_key_masked attends with causality and a mask of keys" do
       [q, k, v] = qkv({:f, 32}, shape: {2, 4, 2, 5, 5, 8}) |> on_backend()
       key_mask = Nx.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]])
       seen = Nx.logical_and(causal(5, 5), Nx.reshape(key_mask, {2, 1, 1, 5}))
@@ -841,7 +841,7 @@ defmodule EMLX.FastTest do
       end
     end
 
-    test "write into a cache and attend" do
+    test "kv_cache_sdpa_update writes into the cache and attends to it" do
       [q, new_k, new_v] = for heads <- [4, 2, 2], do: normal({2, 1, heads, 8}, {:f, 32})
       [q, new_k, new_v] = on_backend([q, new_k, new_v])
       [k_cache, v_cache] = on_backend([normal({2, 6, 2, 8}, {:f, 32}), normal({2, 6, 2, 8}, {:f, 32})])
@@ -857,7 +857,7 @@ defmodule EMLX.FastTest do
       assert_same(elem(update.(2), 0), attention)
     end
 
-    test "gate" do
+    test "swiglu multiplies silu of the gate by the other input, in their type" do
       [gate, up] = on_backend([normal({2, 6}, {:bf, 16}), normal({2, 6}, {:bf, 16})])
       assert Fast.swiglu(gate, up).type == {:bf, 16}
       sigmoid = fn x -> Nx.divide(1, Nx.add(1, Nx.exp(Nx.negate(x)))) end

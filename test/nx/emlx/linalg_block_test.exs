@@ -81,7 +81,7 @@ defmodule EMLX.LinAlgBlockTest do
     for type <- @types, do: for_all(4, "#{name} #{inspect(type)}", fn -> fun.(type) end)
   end
 
-  test "cholesky" do
+  test "cholesky's factor multiplies to the matrix, and is the composed function's" do
     for_types("cholesky", fn type ->
       a = definite(batch(), Random.integer(1..5), type)
       l = Nx.LinAlg.cholesky(Nx.backend_copy(a, backend()))
@@ -164,7 +164,8 @@ defmodule EMLX.LinAlgBlockTest do
       near(product(exact(a), exact(vectors)), Nx.multiply(exact(vectors), exact(values)), type)
       orthonormal(exact(vectors), type)
 
-      # The first of them is the projection of unit vector 1, and those that follow have nothing of the unit vectors before theirs.
+      # The first of them is the projection of unit vector 1, and those that follow have nothing of the unit vectors
+      # before theirs.
       space = if sign == 1, do: vectors[[.., 1..(n - 1)//1]], else: vectors[[.., 0..(n - 2)//1]]
       triangle = space[1..(n - 1)//1]
       near(exact(Nx.triu(triangle, k: 1)), exact(Nx.multiply(0, triangle)), type)
@@ -193,7 +194,7 @@ defmodule EMLX.LinAlgBlockTest do
     assert Nx.to_number(Nx.sum(Nx.not_equal(vectors, 0))) == n
   end
 
-  test "a singular triangular system is refused when it is posed, also in a batch" do
+  test "triangular_solve refuses a singular matrix at once, also in a batch" do
     b = Nx.tensor([4, 2])
 
     for a <- [[[0, 0], [1, 1]], [[1, 0], [1, 0]]] do
@@ -222,7 +223,7 @@ defmodule EMLX.LinAlgBlockTest do
     same(&Nx.LinAlg.cholesky/1, [tensor])
   end
 
-  test "lu" do
+  test "lu's factors are a permutation and two triangles that multiply to the matrix" do
     for_types("lu", fn type ->
       n = Random.integer(1..5)
       a = matrices(batch(), n, n, type)
@@ -244,7 +245,7 @@ defmodule EMLX.LinAlgBlockTest do
     end)
   end
 
-  test "solve" do
+  test "solve's result solves the system" do
     for_types("solve", fn type ->
       n = Random.integer(1..5)
       batch = batch()
@@ -264,7 +265,7 @@ defmodule EMLX.LinAlgBlockTest do
     assert Nx.to_list(Nx.LinAlg.solve(a, Nx.tensor([[1.0, 1.0], [1.0, 1.0]]))) == [[:nan, :nan], [0.5, 0.25]]
   end
 
-  test "determinant" do
+  test "determinant is the composed function's" do
     for_types("determinant", fn type ->
       n = Random.integer(1..6)
       a = matrices(batch(), n, n, type)
@@ -289,7 +290,7 @@ defmodule EMLX.LinAlgBlockTest do
     assert Nx.to_number(Nx.LinAlg.determinant(tensor)) == 0.0
   end
 
-  test "qr" do
+  test "qr's factors are orthonormal and triangular, and multiply to the matrix" do
     for_types("qr", fn type ->
       {m, n} = {Random.integer(1..6), Random.integer(1..6)}
       mode = Random.one_of([:reduced, :complete])
@@ -322,7 +323,7 @@ defmodule EMLX.LinAlgBlockTest do
     end
   end
 
-  test "eigh" do
+  test "eigh's eigenvectors are orthonormal and solve the eigenvalue equation" do
     for_types("eigh", fn type ->
       n = Random.integer(1..6)
       a = symmetric(batch(), n, type)
@@ -380,7 +381,7 @@ defmodule EMLX.LinAlgBlockTest do
     near(exact(Nx.dot(Nx.dot(a, Nx.LinAlg.pinv(a)), a)), exact(a), {:f, 32})
   end
 
-  test "svd" do
+  test "svd's factors are orthonormal and multiply to the matrix" do
     for_types("svd", fn type ->
       {m, n} = {Random.integer(1..6), Random.integer(1..6)}
       full? = Random.chance(0.5)
@@ -400,13 +401,13 @@ defmodule EMLX.LinAlgBlockTest do
     end)
   end
 
-  test "svd of a tall matrix takes no square of its rows" do
+  test "svd of a tall matrix allocates no square of its rows" do
     {u, s, vt} = Nx.LinAlg.svd(Nx.iota({20_000, 3}, type: :f32), full_matrices?: false)
     assert {u.shape, s.shape, vt.shape} == {{20_000, 3}, {3}, {3, 3}}
     assert is_float(Nx.to_number(s[0]))
   end
 
-  test "matrices with NaN have eigenvalues and singular values of NaN, their neighbours have not" do
+  test "eigenvalues and singular values of a matrix with NaN are NaN, its neighbours' are not" do
     a = Nx.tensor([[[1.0, :nan], [:nan, 1.0]], [[2.0, 0.0], [0.0, 1.0]], [[:infinity, 0.0], [0.0, 1.0]]])
     expected = [[:nan, :nan], [2.0, 1.0], [:nan, :nan]]
     {values, _} = Nx.LinAlg.eigh(a)
@@ -416,7 +417,7 @@ defmodule EMLX.LinAlgBlockTest do
   end
 
   @tag skip: @needs_f64
-  test "gradients are those of the composed functions" do
+  test "gradients of decompositions are those of the composed functions" do
     a = Nx.tensor([[4, 1, 2], [1, 5, 3], [2, 3, 6]], type: :f64, backend: Nx.BinaryBackend)
 
     for fun <- [
@@ -429,7 +430,7 @@ defmodule EMLX.LinAlgBlockTest do
     end
   end
 
-  test "names are not kept, vectorized axes are" do
+  test "decompositions keep vectorized axes, and drop names" do
     a = Nx.vectorize(definite({2}, 3, {:f, 32}), :x)
     for function <- [:cholesky, :lu, :qr, :eigh, :svd, :determinant, :invert], do: same_shapes(function, a)
   end

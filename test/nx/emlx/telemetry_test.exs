@@ -1,8 +1,9 @@
 defmodule EMLX.NxTelemetryTest do
-  # Not with others: handlers are told of every process.
+  # The events of the Nx tier: traces, and the runs and transfers of compiled functions. The other events are in
+  # test/core/emlx/telemetry_test.exs. Not async: handlers see the events of every process.
   use EMLX.NxCase, async: false
 
-  import EMLX.Told, only: [told: 1, caught: 1]
+  import EMLX.TelemetryRecorder, only: [record: 1, caught: 1]
   import Nx.Defn, only: [jit_apply: 3]
 
   alias EMLX.TestBlock
@@ -19,8 +20,8 @@ defmodule EMLX.NxTelemetryTest do
   test "a compiled function is traced once and run each time, by its name", %{opts: opts, device: device} do
     x = Nx.tensor([1.0, 2.0])
     call = fn -> jit_apply(&__MODULE__.twice/1, [x], opts) end
-    {_, first} = told(call)
-    {_, second} = told(call)
+    {_, first} = record(call)
+    {_, second} = record(call)
 
     assert [
              {[:trace, :start], _, _},
@@ -39,11 +40,11 @@ defmodule EMLX.NxTelemetryTest do
     assert names(second) == [[:run, :start], [:run, :stop]]
   end
 
-  test "eager operations are not told, and reading their result is one evaluation" do
+  test "eager operations emit no events, and reading their result is one evaluation" do
     x = Nx.tensor(1.0)
-    {sum, events} = told(fn -> Enum.reduce(1..100, x, fn _, sum -> Nx.add(sum, x) end) end)
+    {sum, events} = record(fn -> Enum.reduce(1..100, x, fn _, sum -> Nx.add(sum, x) end) end)
     assert events == []
-    {101.0, events} = told(fn -> Nx.to_number(sum) end)
+    {101.0, events} = record(fn -> Nx.to_number(sum) end)
 
     assert [
              {[:to_binary, :start], _, %{shape: {}, dtype: {:f, 32}}},
@@ -53,64 +54,64 @@ defmodule EMLX.NxTelemetryTest do
            ] = events
   end
 
-  test "each read of a tensor is told with its shape, its type and the bytes that were read" do
+  test "each read of a tensor is reported with its shape, its type and the bytes that were read" do
     t = Nx.iota({2, 3}, type: :s64)
     _ = Nx.to_binary(t)
 
     for {limit, bytes} <- [{6, 48}, {4, 32}] do
-      {_, events} = told(fn -> Nx.to_binary(t, limit: limit) end)
+      {_, events} = record(fn -> Nx.to_binary(t, limit: limit) end)
       assert {[:to_binary, :stop], _, metadata} = List.last(events)
       assert %{shape: {2, 3}, dtype: {:s, 64}, byte_size: ^bytes} = metadata
     end
   end
 
-  test "a function that raises while it is traced ends its trace as an exception", %{opts: opts} do
+  test "a function that raises while it is traced ends its trace as an exception event", %{opts: opts} do
     fun = fn x -> Nx.add(x, hd(Process.get(:nothing, []))) end
-    {{:error, :badarg}, events} = told(fn -> caught(fn -> jit_apply(fun, [1], opts) end) end)
+    {{:error, :badarg}, events} = record(fn -> caught(fn -> jit_apply(fun, [1], opts) end) end)
 
     assert names(events) == [[:trace, :start], [:trace, :exception]]
     assert {_, %{duration: _}, %{kind: :error, reason: :badarg}} = List.last(events)
   end
 
-  test "a function that runs in the evaluator is told as such", %{opts: opts} do
+  test "the trace event of a function that runs in the evaluator says so", %{opts: opts} do
     block = %TestBlock.Peek{how: &if(Nx.to_number(&1[0]) > 0, do: &1, else: &1)}
     fun = fn x -> TestBlock.double(block, x) end
 
-    {_, events} = told(fn -> jit_apply(fun, [Nx.tensor([1.0])], [on_unsupported: :evaluate] ++ opts) end)
+    {_, events} = record(fn -> jit_apply(fun, [Nx.tensor([1.0])], [on_unsupported: :evaluate] ++ opts) end)
     {_, _, metadata} = Enum.find(events, &match?({[:trace, :stop], _, _}, &1))
     assert %{path: :evaluate, reason: reason} = metadata
     assert reason =~ "Peek"
   end
 
-  test "compile_to_program is a trace", %{opts: opts} do
+  test "compile_to_program/3 is a trace event", %{opts: opts} do
     fun = fn weights, x -> Nx.dot(x, weights) end
     args = [Nx.iota({2, 2}, type: :f32), Nx.template({1, 2}, :f32)]
-    {program, events} = told(fn -> EMLX.compile_to_program(fun, args, Keyword.delete(opts, :compiler)) end)
+    {program, events} = record(fn -> EMLX.compile_to_program(fun, args, Keyword.delete(opts, :compiler)) end)
     {_, traced, metadata} = Enum.find(events, &match?({[:trace, :stop], _, _}, &1))
     assert %{instructions: instructions, constants: 1} = traced
     assert instructions == program.size
     assert metadata.function == fun
   end
 
-  test "tensors of another backend are transferred at each run, those of the own are not", %{opts: opts, device: device} do
+  test "tensors of another backend are transferred at each run, EMLX's own are not", %{opts: opts, device: device} do
     there = Nx.broadcast(Nx.tensor(1.0, backend: Nx.BinaryBackend), {256, 256})
     here = Nx.backend_copy(there, backend())
     call = fn x -> fn -> jit_apply(&__MODULE__.twice/1, [x], opts) end end
     call.(here).()
 
     for _ <- 1..2 do
-      {_, events} = told(call.(there))
+      {_, events} = record(call.(there))
       assert [_, {[:transfer, :stop], %{bytes: 262_144}, %{from: :host, to: ^device}} | runs] = events
       assert names(runs) == [[:run, :start], [:run, :stop]]
     end
 
-    {_, events} = told(call.(here))
+    {_, events} = record(call.(here))
     assert names(events) == [[:run, :start], [:run, :stop]]
   end
 
-  test "a run on a queue names it", %{opts: opts, device: device} do
+  test "the events of a run on a queue have the queue", %{opts: opts, device: device} do
     queue = EMLX.Queue.start(device: device)
-    {_, events} = told(fn -> jit_apply(&__MODULE__.twice/1, [Nx.tensor([1.0])], [queue: queue] ++ opts) end)
+    {_, events} = record(fn -> jit_apply(&__MODULE__.twice/1, [Nx.tensor([1.0])], [queue: queue] ++ opts) end)
     assert {_, _, %{queue: ^queue}} = List.last(events)
   end
 

@@ -24,8 +24,8 @@ defmodule EMLX.NxCase do
   @doc "The backend under test."
   def backend, do: {EMLX.Backend, device: EMLX.Golden.device()}
 
-  # How far a result may be from the binary backend's, which computes in f64 and rounds once: relative to the larger of the
-  # two, or absolutely.
+  # How far a result may be from the binary backend's, which computes in f64 and rounds once: relative to the larger of
+  # the two, or absolutely.
   @tolerances %{
     {:f, 64} => {1.0e-13, 1.0e-13},
     {:f, 32} => {1.0e-5, 1.0e-6},
@@ -189,12 +189,15 @@ defmodule EMLX.NxCase do
   `EMLX_SEED=<seed> mix test <file>:<line>` runs that one alone. `EMLX_TIMES=10` tries ten times as much. Each run of the tests
   draws other cases, except under continuous integration (`CI=true`), which must not fail by chance. Not more than half of
   the calls may end as `:skipped`.
+
+  Where tests tagged `:slow` are left out, it is a third of `times`, rounded up, and skipped calls are not counted.
   """
   def for_all(times, name, fun) do
     seeds =
       case System.get_env("EMLX_SEED") do
         nil ->
           base = if System.get_env("CI"), do: 0, else: ExUnit.configuration()[:seed] || 0
+          times = if few?(), do: div(times + 2, 3), else: times
           times = times * String.to_integer(System.get_env("EMLX_TIMES", "1"))
           for i <- 1..times, do: :erlang.phash2({base, name, i}, 1_000_000_000)
 
@@ -216,7 +219,15 @@ defmodule EMLX.NxCase do
       end
 
     skipped = Enum.count(results, &(&1 == :skipped))
-    if skipped * 2 > length(results), do: flunk("#{skipped} of #{length(results)} calls had nothing to compare with")
+
+    if not few?() and skipped * 2 > length(results),
+      do: flunk("#{skipped} of #{length(results)} calls had nothing to compare with")
+
     :ok
+  end
+
+  defp few? do
+    config = ExUnit.configuration()
+    :slow in config[:exclude] and :slow not in config[:include]
   end
 end

@@ -127,12 +127,12 @@ defmodule EMLX.Backend.CallbacksTest do
     Nx.backend_deallocate(Nx.add(t, 1))
   end
 
-  test "are all there" do
+  test "EMLX.Backend exports every callback of Nx.Backend" do
     for {name, arity} <- Nx.Backend.behaviour_info(:callbacks),
         do: assert(function_exported?(EMLX.Backend, name, arity), "#{name}/#{arity}")
   end
 
-  test "all run here" do
+  test "every callback of Nx.Backend runs on EMLX.Backend" do
     everything()
     called = EMLX.Backend |> calls(&everything/0) |> MapSet.new(&elem(&1, 0))
     assert Nx.Backend.behaviour_info(:callbacks) |> Enum.reject(&(&1 in called)) == []
@@ -144,14 +144,14 @@ defmodule EMLX.Backend.CallbacksTest do
   defp of_nx_itself?({{:to_binary, 2}, {EMLX.Backend, :to_array}}), do: true
   defp of_nx_itself?(_call), do: false
 
-  test "run without the binary backend" do
+  test "every function of Nx runs without the binary backend" do
     assert Enum.to_list(calls(Nx.BinaryBackend, &everything/0)) == []
   end
 
   # c128 has callbacks of its own.
   if EMLX.Golden.device() == :gpu, do: @tag(skip: "a GPU has no f64, of which c128 is made")
 
-  test "complex numbers of f64 run without the binary backend" do
+  test "functions of complex numbers of f64 run without the binary backend" do
     run = fn ->
       z = Nx.complex(Nx.tensor([[0.5, 0.25, 0.75], [0.1, 0.2, 0.3]], type: :f64), 0.5)
       types = [Nx.type(z), Nx.type(Nx.fft(Nx.real(z)))]

@@ -1,6 +1,6 @@
 defmodule EMLX.Backend.Complex128Test do
-  # c128, which MLX lacks: every callback that a complex tensor can reach. `EMLX.Random.types/0` has the type too, so the tests of all
-  # types in this folder are its as well.
+  # c128, which MLX lacks: every callback that a complex tensor can reach. `EMLX.Random.types/0` has the type too, so
+  # the tests of all types in this folder are its as well.
   use EMLX.NxCase, async: true
 
   import EMLX.Random
@@ -24,7 +24,7 @@ defmodule EMLX.Backend.Complex128Test do
 
   # ---- creation and reading ----
 
-  test "its bytes are Nx's" do
+  test "c128 tensors have Nx's bytes" do
     for_all(40, :bytes, fn ->
       t = complex(shape(), special: 0.2)
       assert Nx.to_binary(here(t)) == Nx.to_binary(t)
@@ -38,14 +38,14 @@ defmodule EMLX.Backend.Complex128Test do
 
   defp for_parts(parts), do: for(part <- parts, into: <<>>, do: <<part::64-native-float>>)
 
-  test "constants, finite or not, scalar or not" do
+  test "constants of c128 may be scalars or not, and finite or not" do
     for number <- [1, -2.5, c(1, 2), c(:nan, 1), c(0, :neg_infinity), :infinity, :nan] do
       agrees(fn -> Nx.tensor(number, type: @c128) end, [])
       agrees(fn -> Nx.broadcast(Nx.tensor(number, type: @c128), {2, 3}) end, [])
     end
   end
 
-  test "copies, transfers, serialization and vectorized axes" do
+  test "c128 tensors are copied, transferred, serialized and vectorized" do
     t = complex({3, 2})
     assert_same(Nx.backend_copy(here(t), backend()), t)
     assert_same(Nx.backend_transfer(here(t), backend()), t)
@@ -54,14 +54,14 @@ defmodule EMLX.Backend.Complex128Test do
     agrees(&(&1 |> Nx.vectorize(:x) |> Nx.add(1) |> Nx.multiply(&2) |> Nx.sum()), [t, complex({2})])
   end
 
-  test "batches" do
+  test "c128 tensors are split into batches" do
     t = complex({5, 2})
 
     for opts <- [[leftover: :repeat], [leftover: :discard]],
         do: agrees(&Enum.to_list(Nx.to_batched(&1, 2, opts)), [t], compiled: false)
   end
 
-  test "the array has an axis for the two parts" do
+  test "the array of a c128 tensor has an axis for the two parts" do
     t = list([[c(1, 2), c(3, 4)]])
     array = EMLX.Backend.to_array(t)
     assert {EMLX.Array.shape(array), EMLX.Array.dtype(array)} == {{1, 2, 2}, :f64}
@@ -73,7 +73,7 @@ defmodule EMLX.Backend.Complex128Test do
   end
 
   @tag skip: false
-  test "it is refused on the GPU" do
+  test "c128 is refused on the GPU" do
     error = catch_error(EMLX.Backend.constant(Nx.template({}, @c128), 1, device: :gpu))
     assert %EMLX.Error{reason: "c128 is not supported on the GPU; use c64, or device: :cpu"} = error
     error = catch_error(EMLX.Backend.from_binary(Nx.template({}, @c128), <<0::128>>, device: :gpu))
@@ -82,7 +82,7 @@ defmodule EMLX.Backend.Complex128Test do
 
   # ---- types ----
 
-  test "as_type from and to every type" do
+  test "as_type converts from c128 and to c128 for every type" do
     for type <- real_types() ++ [{:c, 64}],
         do: agrees(&Nx.as_type(&1, @c128), [tensor({2, 3}, type, range: {-100, 100})])
 
@@ -90,7 +90,7 @@ defmodule EMLX.Backend.Complex128Test do
         do: agrees(&Nx.as_type(&1, type), [complex({2, 3}, range: {0, 1})])
   end
 
-  test "it is what f64 becomes beside complex numbers" do
+  test "f64 beside complex numbers becomes c128" do
     agrees(&Nx.complex/2, [tensor({3}, {:f, 64}), tensor({2, 3}, {:f, 64})])
     agrees(&Nx.complex/2, [tensor({3}, {:f, 64}), tensor({3}, {:s, 32})])
     agrees(&Nx.conjugate/1, [tensor({3}, {:f, 64})])
@@ -104,7 +104,7 @@ defmodule EMLX.Backend.Complex128Test do
                [:asin, :atan, :asinh, :atanh, :sqrt, :rsqrt, :cbrt]
 
   for name <- @functions do
-    test "#{name} is the binary backend's" do
+    test "#{name} of c128 is the binary backend's" do
       for_all(25, unquote(name), fn ->
         # Of every quadrant, and away from the points that are none's.
         z = complex(shape(), range: one_of([{0.2, 0.8}, {0.001, 0.01}, {1.2, 3}]))
@@ -116,7 +116,7 @@ defmodule EMLX.Backend.Complex128Test do
 
   # The inverses are right over the whole plane, where the binary backend loses digits or takes another branch.
   for {inverse, name} <- [acos: :cos, asin: :sin, atan: :tan, acosh: :cosh, asinh: :sinh, atanh: :tanh, log: :exp] do
-    test "#{name} of #{inverse} is where it began" do
+    test "#{name} of #{inverse} of c128 is the identity" do
       for_all(25, unquote(inverse), fn ->
         range = one_of([{-0.5, 0.5}, {-3, 3}, {0.9, 1.1}, {-1.0e-5, 1.0e-5}])
         z = complex({6}, range: range)
@@ -126,7 +126,7 @@ defmodule EMLX.Backend.Complex128Test do
     end
   end
 
-  test "acosh and acos have the principal values" do
+  test "acosh and acos of c128 have the principal values" do
     for_all(20, :principal, fn ->
       z = here(complex({8}, range: {-3, 3}))
       acos = Nx.acos(z)
@@ -136,7 +136,7 @@ defmodule EMLX.Backend.Complex128Test do
     end)
   end
 
-  test "near zero no digits are lost" do
+  test "functions of c128 lose no digits near zero" do
     z = list([c(1.0e-10, 2.0e-10), c(-3.0e-9, 1.0e-9)])
 
     for name <- [:expm1, :log1p, :sin, :tan, :sinh, :tanh, :asin, :atan, :asinh, :atanh] do
@@ -146,7 +146,7 @@ defmodule EMLX.Backend.Complex128Test do
     end
   end
 
-  test "large and small numbers do not overflow on the way" do
+  test "functions of large and small c128 numbers do not overflow on the way" do
     z = list([c(3.0e300, 4.0e300), c(3.0e-300, -4.0e-300)])
     assert_same(Nx.abs(z), Nx.tensor([5.0e300, 5.0e-300], type: :f64), atol: 0)
     assert_same(Nx.divide(z, z), list([1, 1]))
@@ -157,7 +157,7 @@ defmodule EMLX.Backend.Complex128Test do
     assert_same(Nx.asinh(list([c(1.0e200, 1.0e200)])), Nx.log(Nx.multiply(list([c(1.0e200, 1.0e200)]), 2)))
   end
 
-  test "zero and what is not finite" do
+  test "functions of c128 take zero, NaN and infinities" do
     zero = list([0])
     assert Nx.to_flat_list(Nx.sqrt(zero)) == [c(0, 0)]
     assert Nx.to_flat_list(Nx.sign(zero)) == [c(0, 0)]
@@ -175,7 +175,7 @@ defmodule EMLX.Backend.Complex128Test do
     assert [%{re: :nan, im: :nan}] = Nx.to_flat_list(Nx.divide(list([c(1, 2)]), zero))
   end
 
-  test "abs, real, imag, conjugate, phase, negate, sign" do
+  test "abs, real, imag, conjugate, phase, negate and sign of c128 are the binary backend's" do
     for_all(20, :parts, fn ->
       z = complex(shape(), range: {-10, 10})
       for name <- [:abs, :real, :imag, :conjugate, :phase, :negate], do: agrees(&apply(Nx, name, [&1]), [z])
@@ -184,7 +184,7 @@ defmodule EMLX.Backend.Complex128Test do
   end
 
   for name <- [:add, :subtract, :multiply, :divide, :equal, :not_equal, :logical_and, :logical_or, :logical_xor] do
-    test "#{name} with every type and shapes that broadcast" do
+    test "#{name} takes c128 with every type and shapes that broadcast" do
       for_all(40, unquote(name), fn ->
         shape = shape()
         range = if unquote(name) == :divide, do: {1, 8}, else: {-1, 2}
@@ -195,7 +195,7 @@ defmodule EMLX.Backend.Complex128Test do
     end
   end
 
-  test "pow" do
+  test "pow of c128 is the binary backend's" do
     for_all(40, :pow, fn ->
       shape = shape()
       z = complex(shape, range: {0.2, 3})
@@ -209,11 +209,11 @@ defmodule EMLX.Backend.Complex128Test do
     agrees(&Nx.pow(&1, &2), [z, Nx.tensor([0, 0, c(1, 1)], type: @c128, backend: Nx.BinaryBackend)])
   end
 
-  test "atan2 takes what is real" do
+  test "atan2 takes c128 beside f64" do
     agrees(&Nx.atan2/2, [Nx.as_type(tensor({4}, {:f, 64}), @c128), tensor({4}, {:f, 64})])
   end
 
-  test "select, and a predicate that is complex" do
+  test "select takes c128, also as the predicate" do
     for_all(30, :select, fn ->
       shape = shape(0..3)
       # The binary backend takes a complex 0 for true.
@@ -234,7 +234,7 @@ defmodule EMLX.Backend.Complex128Test do
     ])
   end
 
-  test "what Nx refuses of complex numbers is refused" do
+  test "functions that Nx refuses for complex numbers are refused for c128" do
     z = complex({3})
 
     for name <- [:floor, :ceil, :round, :erf, :argmax, :argmin, :reduce_max, :sort, :argsort],
@@ -248,7 +248,7 @@ defmodule EMLX.Backend.Complex128Test do
 
   # ---- moves ----
 
-  test "everything that moves elements" do
+  test "functions that move elements take c128" do
     t = complex({2, 3, 4})
     s = complex({2, 3, 4})
     real = tensor({2, 3, 4}, {:f, 32})
@@ -301,7 +301,7 @@ defmodule EMLX.Backend.Complex128Test do
 
   # ---- reductions, windows, order ----
 
-  test "sum, product, mean, all, any over any axes" do
+  test "sum, product, mean, all and any of c128 reduce any axes" do
     for_all(30, :reductions, fn ->
       shape = shape(0..3)
       z = complex(shape, range: {-1.5, 1.5})
@@ -321,7 +321,7 @@ defmodule EMLX.Backend.Complex128Test do
     agrees(&{Nx.variance(&1), Nx.standard_deviation(&1)}, [complex({9})], rtol: 1.0e-10)
   end
 
-  test "cumulative functions" do
+  test "cumulative functions of c128 are the binary backend's" do
     for_all(15, :cumulative, fn ->
       z = complex(shape(1..3, 1..6), range: {-1.5, 1.5})
       axis = integer(0..(tuple_size(z.shape) - 1))
@@ -330,7 +330,7 @@ defmodule EMLX.Backend.Complex128Test do
     end)
   end
 
-  test "reduce and window_reduce with functions" do
+  test "reduce and window_reduce of c128 take functions" do
     for_all(20, :folds, fn ->
       z = complex(shape(1..3), range: {-1, 1})
       axes = Enum.sort(Enum.take_random(Enum.to_list(0..(tuple_size(z.shape) - 1)), 2))
@@ -356,7 +356,7 @@ defmodule EMLX.Backend.Complex128Test do
     assert_same(sum, Nx.add(Nx.sum(Nx.as_type(t, @c128), axes: [1]), c(0, 1)))
   end
 
-  test "windows" do
+  test "window functions of c128 are the binary backend's" do
     for_all(25, :windows, fn ->
       z = complex(shape(1..3, 2..5), range: {-1.5, 1.5})
       rank = tuple_size(z.shape)
@@ -370,7 +370,7 @@ defmodule EMLX.Backend.Complex128Test do
 
   # ---- products ----
 
-  test "dot with every type, contraction and batch" do
+  test "dot takes c128 with every type, contraction and batch" do
     for_all(40, :dot, fn ->
       [b, m, k, n] = for _ <- 1..4, do: integer(1..4)
       other = one_of([@c128, @c128, {:f, 64}, {:f, 32}, {:c, 64}, {:s, 32}])
@@ -381,7 +381,7 @@ defmodule EMLX.Backend.Complex128Test do
     end)
   end
 
-  test "convolutions" do
+  test "convolutions of c128 are the binary backend's" do
     for_all(20, :conv, fn ->
       [left, right] = Enum.shuffle([@c128, one_of([@c128, {:f, 64}, {:c, 64}])])
       input = tensor({2, 4, 5, 6}, left)
@@ -391,7 +391,7 @@ defmodule EMLX.Backend.Complex128Test do
     end)
   end
 
-  test "triangular systems with every option" do
+  test "triangular_solve of c128 takes every option" do
     for_all(60, :triangular, fn ->
       n = integer(1..5)
       batch = for _ <- 1..integer(0..2)//1, do: integer(1..3)
@@ -410,7 +410,7 @@ defmodule EMLX.Backend.Complex128Test do
     end
   end
 
-  test "linear algebra as Nx composes it" do
+  test "decompositions of c128 are those that Nx composes" do
     for_all(6, :linear_algebra, fn ->
       n = integer(2..4)
       a = Nx.add(complex({n, n}, range: {-1, 1}), Nx.multiply(3, Nx.eye(n, type: :s32, backend: Nx.BinaryBackend)))
@@ -430,7 +430,7 @@ defmodule EMLX.Backend.Complex128Test do
   # ---- Fourier transforms ----
 
   for name <- [:fft, :ifft] do
-    test "#{name} of any length along any axis" do
+    test "#{name} of c128 takes any length along any axis" do
       for_all(40, unquote(name), fn ->
         # Of three axes and more the binary backend mixes up all but the last.
         shape = shape(1..2, 2..9)
@@ -442,7 +442,7 @@ defmodule EMLX.Backend.Complex128Test do
     end
   end
 
-  test "transforms of every kind of length" do
+  test "transforms of c128 take every kind of length" do
     # Matrix products, factors of two and others, primes that are convolved, and products with those.
     for n <- [1, 2, 7, 32, 33, 64, 100, 127, 131, 256, 262, 263] do
       agrees(&Nx.fft(&1, eps: 0), [complex({n}, range: {-1, 1})], rtol: 1.0e-9, atol: 1.0e-9)
@@ -458,7 +458,7 @@ defmodule EMLX.Backend.Complex128Test do
     end
   end
 
-  test "a transform along any axis is that along the last one with the axes exchanged" do
+  test "a transform of c128 along any axis is that along the last one with the axes exchanged" do
     z = here(complex({3, 4, 5, 2}))
 
     for axis <- 0..3 do
@@ -469,7 +469,7 @@ defmodule EMLX.Backend.Complex128Test do
     end
   end
 
-  test "rfft, irfft, fft2 and ifft2 of f64" do
+  test "rfft, irfft, fft2 and ifft2 of f64 are the binary backend's" do
     for_all(10, :more_transforms, fn ->
       tensor = tensor({3, 4, 6}, {:f, 64})
       agrees(&{Nx.rfft(&1), Nx.fft2(&1), Nx.ifft2(&1)}, [tensor], rtol: 1.0e-11)
@@ -477,7 +477,7 @@ defmodule EMLX.Backend.Complex128Test do
     end)
   end
 
-  test "what is not above eps becomes 0" do
+  test "a transform of c128 sets numbers that are not above eps to 0" do
     assert Nx.to_flat_list(Nx.fft(list([1, 1, 1, 1]))) == [c(4, 0), c(0, 0), c(0, 0), c(0, 0)]
     agrees(&Nx.fft(&1, eps: 2.0), [Nx.tensor([1, c(2, 1), 3], type: @c128, backend: Nx.BinaryBackend)])
   end
@@ -486,11 +486,11 @@ defmodule EMLX.Backend.Complex128Test do
 
   test "no implementation of a block is given c128" do
     z = complex({3})
-    {result, [told]} = EMLX.Told.told_blocks(fn -> Nx.logical_not(here(z)) end)
+    {result, [block]} = EMLX.TelemetryRecorder.record_blocks(fn -> Nx.logical_not(here(z)) end)
     assert_same(result, Nx.logical_not(z))
-    assert %{block: Nx.Block.LogicalNot, path: :composed, reason: "the kernel takes no c128" <> _} = told
-    {_, [told | _]} = EMLX.Told.told_blocks(fn -> Nx.rfft(here(tensor({4}, {:f, 64}))) end)
-    assert %{block: Nx.Block.RFFT, path: :composed, reason: "the kernel takes no c128" <> _} = told
+    assert %{block: Nx.Block.LogicalNot, path: :composed, reason: "the kernel takes no c128" <> _} = block
+    {_, [block | _]} = EMLX.TelemetryRecorder.record_blocks(fn -> Nx.rfft(here(tensor({4}, {:f, 64}))) end)
+    assert %{block: Nx.Block.RFFT, path: :composed, reason: "the kernel takes no c128" <> _} = block
   end
 
   test "EMLX.Fast refuses complex numbers, and multiplies them" do
@@ -513,7 +513,7 @@ defmodule EMLX.Backend.Complex128Test do
   for {name, fun} <- functions do
     defnp(unquote(:"grad_#{name}")(z), do: grad(z, unquote(fun)))
 
-    test "the gradient of #{name}" do
+    test "the gradient of #{name} of c128 is the binary backend's" do
       for_all(4, {:grad, unquote(name)}, fn ->
         for type <- [@c128, {:f, 64}],
             do: agrees(&unquote(:"grad_#{name}")(&1), [tensor({2, 3}, type, range: {0.2, 1.5})], rtol: 1.0e-10)
@@ -552,7 +552,7 @@ defmodule EMLX.Backend.Complex128Test do
     Nx.sum(y)
   end
 
-  test "runtime calls and hooks are given tensors of c128" do
+  test "runtime calls and hooks receive tensors of c128" do
     z = here(complex({2, 3}))
     assert_same(Nx.Defn.jit(&called/1, compiler: EMLX).(z), Nx.add(Nx.multiply(z, 2), 1))
     me = self()
@@ -562,7 +562,7 @@ defmodule EMLX.Backend.Complex128Test do
     assert_same(seen, Nx.multiply(z, 2))
   end
 
-  test "loops, branches, predicates" do
+  test "loops, branches and predicates take c128" do
     for_all(5, :loops, fn ->
       agrees(&iterate/2, [complex({3}, range: {-0.5, 0.5}), complex({3}, range: {-0.5, 0.5})])
     end)
@@ -576,7 +576,7 @@ defmodule EMLX.Backend.Complex128Test do
     end
   end
 
-  test "a program holds constants and gives results" do
+  test "a program takes constants of c128 and returns results of c128" do
     fun = fn z, %{x: x} ->
       {Nx.add(z, Nx.tensor([[c(1, 2), 3, 4], [5, 6, 7]], type: @c128)), Nx.multiply(x, Complex.new(0, 1)), Nx.real(z)}
     end
@@ -592,7 +592,7 @@ defmodule EMLX.Backend.Complex128Test do
     assert_same(doubled, Nx.multiply(vectorized, 2))
   end
 
-  test "a program that is saved has its parts as an axis" do
+  test "a program with c128 has an axis for the two parts of its constants, inputs and outputs" do
     fun = fn weights, z -> %{y: Nx.dot(weights, z)} end
     weights = here(complex({2, 2}))
     program = EMLX.compile_to_program(fun, [weights, Nx.template({2}, @c128)], names: ["w", "z"], device: :cpu)

@@ -109,8 +109,8 @@ defmodule EMLX.Backend.ElementwiseTest do
         shape = shape()
         [left, right] = for _ <- 1..2, do: one_of(one_of([types(), real_types()]))
 
-        # What the parts of a complex number become beside an infinity is not agreed on, nor the sign of atan2(-0.0, -1); and
-        # beside a float an integer takes the float's type, in which its limits may be infinite.
+        # What the parts of a complex number become beside an infinity is not agreed on, nor the sign of atan2(-0.0,
+        # -1); and beside a float an integer takes the float's type, in which its limits may be infinite.
         complex? = left in complex_types() or right in complex_types()
         alike? = left in integer_types() == right in integer_types()
         safe? = alike? and not complex? and not wide_and_signed?(left, right)
@@ -193,7 +193,7 @@ defmodule EMLX.Backend.ElementwiseTest do
     end)
   end
 
-  test "numbers take part like scalar tensors" do
+  test "numbers are taken like scalar tensors" do
     for_all(100, :numbers, fn ->
       tensor = tensor(shape(), one_of(types()))
       number = one_of([0, 1, -3, 300, 2.5, -0.5])

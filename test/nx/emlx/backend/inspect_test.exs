@@ -11,7 +11,7 @@ defmodule EMLX.Backend.InspectTest do
     end)
   end
 
-  test "names the backend and the device, unless it is told not to" do
+  test "inspect names the backend and the device, unless it is configured not to" do
     t = Nx.tensor([1, 2, 3])
     {EMLX.Backend, device: device} = backend()
     assert inspect(t) == "#Nx.Tensor<\n  s32[3]\n  EMLX.Backend(#{device})\n  [1, 2, 3]\n>"

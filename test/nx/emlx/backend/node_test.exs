@@ -15,7 +15,7 @@ defmodule EMLX.Backend.NodeTest do
     assert_same(Nx.backend_transfer(there, backend()), Nx.multiply(t, 2))
   end
 
-  test "a tensor that is not copied is refused there, and good again here", %{peer: peer} do
+  test "a tensor that is sent to another node without a copy is refused there, and works again here", %{peer: peer} do
     {:ok, _} = :peer.call(peer, :application, :ensure_all_started, [:emlx])
     t = Nx.tensor([1, 2, 3])
 
@@ -30,7 +30,7 @@ defmodule EMLX.Backend.NodeTest do
     assert Nx.to_flat_list(Nx.add(back, 1)) == [2, 3, 4]
   end
 
-  test "a serialized tensor is read elsewhere", %{peer: peer} do
+  test "a serialized tensor is read on another node", %{peer: peer} do
     t = Nx.vectorize(Nx.iota({3, 2}, type: :f32), :x)
     there = :peer.call(peer, Nx, :deserialize, [IO.iodata_to_binary(Nx.serialize(t))])
     assert %Nx.BinaryBackend{} = there.data

@@ -5,7 +5,7 @@ defmodule EMLX.Backend.OrderTest do
 
   defp axis(shape), do: integer(0..(tuple_size(shape) - 1))
 
-  test "sort in both directions, NaN and infinities in place" do
+  test "sort in both directions puts NaN and infinities in Nx's place" do
     for_all(150, :sort, fn ->
       shape = shape(1..3, 1..8)
       opts = [axis: axis(shape), direction: one_of([:asc, :desc])]
@@ -32,7 +32,7 @@ defmodule EMLX.Backend.OrderTest do
     end
   end
 
-  test "argsort of NaN and infinities" do
+  test "argsort puts NaN and infinities in Nx's place" do
     for_all(60, :argsort_special, fn ->
       # One of each: how NaN compares with itself is not said.
       numbers = Enum.shuffle([:nan, :infinity, :neg_infinity, 1.0, -2.5, 0.0])
@@ -42,11 +42,11 @@ defmodule EMLX.Backend.OrderTest do
     end)
   end
 
-  test "scalars" do
+  test "sort and argsort take scalars" do
     for fun <- [&Nx.sort/1, &Nx.argsort/1, &Nx.argmax/1, &Nx.argmin/1], do: same(fun, [tensor({}, {:f, 32})])
   end
 
-  test "top_k" do
+  test "top_k is the binary backend's" do
     for_all(40, :top_k, fn ->
       shape = shape(1..3, 2..8)
       size = elem(shape, tuple_size(shape) - 1)

@@ -14,7 +14,7 @@ defmodule EMLX.Backend.ProductTest do
     end
   end
 
-  test "conv with padding wider than its output, in groups and dilated" do
+  test "conv takes padding wider than its output, in groups and dilated" do
     for _ <- 1..20 do
       image = tensor({1, 4, 2, 2}, {:f, 32}, range: {-2, 2})
       kernel = tensor({4, 1, 7, 7}, {:f, 32}, range: {-2, 2})
@@ -24,7 +24,7 @@ defmodule EMLX.Backend.ProductTest do
     end
   end
 
-  test "dot over any axes, batched or not" do
+  test "dot contracts any axes, batched or not" do
     for_all(250, :dot, fn ->
       batch = for _ <- 1..integer(0..2)//1, do: integer(1..3)
       contracted = for _ <- 1..integer(0..2)//1, do: integer(1..4)
@@ -68,7 +68,7 @@ defmodule EMLX.Backend.ProductTest do
     same(&Nx.dot(&1, Nx.transpose(&1)), [a])
   end
 
-  test "outer, inner and the like" do
+  test "outer, inner and the like are the binary backend's" do
     for_all(30, :outer, fn ->
       same(&Nx.outer/2, [tensor(shape(0..2), {:f, 32}), tensor(shape(0..2), {:s, 32})])
       same(&Nx.dot/2, [tensor({}, {:f, 32}), tensor(shape(0..3), {:f, 32})])
@@ -126,7 +126,7 @@ defmodule EMLX.Backend.ProductTest do
   end
 
   for type <- [{:f, 32}, {:f, 64}, {:bf, 16}, {:f, 16}, {:s, 32}, {:u, 8}, {:c, 64}] do
-    test "conv of #{Nx.Type.to_string(type)} in every layout, with groups, strides, padding and dilations" do
+    test "conv of #{Nx.Type.to_string(type)} takes every layout, with groups, strides, padding and dilations" do
       type = unquote(type)
 
       for_all(60, {:conv, type}, fn ->
@@ -144,13 +144,13 @@ defmodule EMLX.Backend.ProductTest do
     end)
   end
 
-  test "conv over four axes of space" do
+  test "conv takes four spatial axes" do
     same(&Nx.conv/2, [tensor({1, 2, 3, 3, 3, 3}, {:f, 32}), tensor({2, 2, 2, 2, 2, 2}, {:f, 32})], atol: 1.0e-3)
   end
 
   # ---- triangular systems ----
 
-  test "triangular_solve with every option" do
+  test "triangular_solve takes every option" do
     for_all(120, :triangular_solve, fn ->
       n = integer(1..5)
       batch = for _ <- 1..integer(0..2)//1, do: integer(1..3)
@@ -171,7 +171,7 @@ defmodule EMLX.Backend.ProductTest do
   # ---- Fourier transforms ----
 
   for name <- [:fft, :ifft] do
-    test "#{name} of any length along any axis" do
+    test "#{name} takes any length along any axis" do
       for_all(80, unquote(name), fn ->
         # Of three axes and more the binary backend mixes up all but the last.
         shape = shape(1..2, 2..9)
@@ -198,7 +198,7 @@ defmodule EMLX.Backend.ProductTest do
     end
   end
 
-  test "rfft, irfft, fft2 and ifft2" do
+  test "rfft, irfft, fft2 and ifft2 are the binary backend's" do
     for_all(30, :more_transforms, fn ->
       tensor = tensor({3, 4, 6}, {:f, 32})
       same(&{Nx.rfft(&1), Nx.fft2(&1), Nx.ifft2(&1)}, [tensor], rtol: 1.0e-4, atol: 1.0e-4)

@@ -15,7 +15,7 @@ defmodule EMLX.Backend.ReductionTest do
   defp factors(_type), do: {0.5, 2}
 
   for name <- [:sum, :product, :all, :any] do
-    test "#{name} over any axes" do
+    test "#{name} reduces any axes" do
       for_all(120, unquote(name), fn ->
         shape = shape()
         # A product of many numbers is anything in 8 bits.
@@ -31,7 +31,7 @@ defmodule EMLX.Backend.ReductionTest do
     end
   end
 
-  test "all and any of what is mostly zero" do
+  test "all and any of tensors that are mostly zero are the binary backend's" do
     for_all(60, :all_and_any, fn ->
       shape = shape()
       opts = opts(shape)
@@ -41,7 +41,7 @@ defmodule EMLX.Backend.ReductionTest do
   end
 
   for name <- [:reduce_max, :reduce_min] do
-    test "#{name} over any axes, NaN winning" do
+    test "#{name} reduces any axes, and NaN wins" do
       for_all(120, unquote(name), fn ->
         shape = shape()
         opts = opts(shape)
@@ -87,7 +87,7 @@ defmodule EMLX.Backend.ReductionTest do
     end
   end
 
-  test "mean, variance, median, mode and the rest that Nx composes" do
+  test "mean, variance, median, mode and the rest that Nx composes are the binary backend's" do
     for_all(40, :composed, fn ->
       shape = shape(1..3)
       axis = one_of(axes(shape))
@@ -105,7 +105,7 @@ defmodule EMLX.Backend.ReductionTest do
   end
 
   for name <- [:cumulative_sum, :cumulative_product, :cumulative_min, :cumulative_max] do
-    test "#{name} in both directions" do
+    test "#{name} runs in both directions" do
       for_all(60, unquote(name), fn ->
         shape = shape(1..3)
         opts = [axis: one_of(axes(shape)), reverse: chance(0.5)]
@@ -115,7 +115,7 @@ defmodule EMLX.Backend.ReductionTest do
   end
 
   describe "reduce with a function" do
-    test "gives what the binary backend gives" do
+    test "reduce with a function is the binary backend's" do
       for_all(80, :reduce, fn ->
         shape = shape(0..3)
         opts = opts(shape)
@@ -127,7 +127,7 @@ defmodule EMLX.Backend.ReductionTest do
       end)
     end
 
-    test "of more elements than are taken in order" do
+    test "reduce with a function takes more elements than are combined in order" do
       for size <- [513, 1024, 1500, 4001] do
         t = Nx.iota({size, 3}, type: :s64)
         assert_same(Nx.reduce(t, 5, [axes: [0]], &Nx.add/2), Nx.add(Nx.sum(t, axes: [0]), 5))
@@ -136,7 +136,7 @@ defmodule EMLX.Backend.ReductionTest do
       end
     end
 
-    test "whose function looks at axes" do
+    test "reduce takes a function that looks at axes" do
       t = Nx.iota({3, 4})
       by_axes = fn x, acc -> Nx.add(Nx.sum(Nx.reshape(x, {1})), acc) end
       assert_same(Nx.reduce(t, 0, [axes: [0]], by_axes), Nx.sum(t, axes: [0]))
@@ -145,7 +145,7 @@ defmodule EMLX.Backend.ReductionTest do
       assert_same(Nx.reduce(Nx.tensor([[0, 3], [1, 1]]), 0, [axes: [1]], look_up), Nx.tensor([50, 40]))
     end
 
-    test "whose function has blocks" do
+    test "reduce takes a function that has blocks" do
       zeros = fn x, acc -> Nx.add(Nx.logical_not(x), acc) end
       assert_same(Nx.reduce(Nx.tensor([[0, 2], [0, 0]]), 0, [axes: [1]], zeros), Nx.tensor([1, 2]))
       # Of floats: Nx compares integers in f64, which GPUs lack.
@@ -153,11 +153,11 @@ defmodule EMLX.Backend.ReductionTest do
       assert_same(Nx.reduce(Nx.tensor([[0.0, 2.0], [2.0, 2.0]]), 0.0, [axes: [1]], close), Nx.tensor([1.0, 2.0]))
     end
 
-    test "whose function does not look at the element" do
+    test "reduce takes a function that ignores the element" do
       assert_same(Nx.reduce(Nx.iota({2, 3}), 0, [axes: [1]], fn _, _ -> 7 end), Nx.tensor([7, 7]))
     end
 
-    test "within defn" do
+    test "reduce with a function works inside defn" do
       fun = fn t -> Nx.reduce(t, 0, [axes: [1]], fn x, acc -> Nx.add(x, Nx.multiply(acc, 2)) end) end
 
       assert_same(

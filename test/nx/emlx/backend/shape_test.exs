@@ -16,7 +16,7 @@ defmodule EMLX.Backend.ShapeTest do
     end)
   end
 
-  test "reshape of a transposed tensor" do
+  test "reshape of a transposed tensor keeps the order of elements" do
     for_all(30, :reshape_transposed, fn ->
       shape = shape(2..4)
       order = Enum.shuffle(axes(shape))
@@ -24,7 +24,7 @@ defmodule EMLX.Backend.ShapeTest do
     end)
   end
 
-  test "squeeze and new_axis" do
+  test "squeeze and new_axis drop and add axes of size 1" do
     for_all(60, :squeeze, fn ->
       shape = shape(0..4, 1..2)
       tensor = tensor(shape, one_of(types()))
@@ -34,7 +34,7 @@ defmodule EMLX.Backend.ShapeTest do
     end)
   end
 
-  test "broadcast along any axes" do
+  test "broadcast maps any axes" do
     for_all(100, :broadcast, fn ->
       to = shape(1..4)
       chosen = some_axes(to)
@@ -45,7 +45,7 @@ defmodule EMLX.Backend.ShapeTest do
     end)
   end
 
-  test "transpose in any order" do
+  test "transpose takes axes in any order" do
     for_all(60, :transpose, fn ->
       shape = shape()
       order = Enum.shuffle(axes(shape))
@@ -53,7 +53,7 @@ defmodule EMLX.Backend.ShapeTest do
     end)
   end
 
-  test "reverse any axes" do
+  test "reverse takes any axes" do
     for_all(60, :reverse, fn ->
       shape = shape(1..4)
       axes = some_axes(shape)
@@ -61,7 +61,7 @@ defmodule EMLX.Backend.ShapeTest do
     end)
   end
 
-  test "pad with positive, negative and interior widths" do
+  test "pad takes positive, negative and interior widths" do
     for_all(150, :pad, fn ->
       shape = shape()
       # The binary backend keeps the tensor's type where the two merge to another.
@@ -106,7 +106,7 @@ defmodule EMLX.Backend.ShapeTest do
     end
   end
 
-  test "slice with known and unknown starts, clamped" do
+  test "slice takes constant and dynamic starts, and clamps them" do
     for_all(200, :slice, fn ->
       shape = shape(1..4, 1..5)
       {starts, lengths} = Enum.unzip(part(shape))
@@ -116,7 +116,7 @@ defmodule EMLX.Backend.ShapeTest do
     end)
   end
 
-  test "put_slice with known and unknown starts, clamped" do
+  test "put_slice takes constant and dynamic starts, and clamps them" do
     for_all(150, :put_slice, fn ->
       shape = shape(1..4, 1..5)
       {starts, lengths} = Enum.unzip(part(shape))
@@ -126,7 +126,7 @@ defmodule EMLX.Backend.ShapeTest do
     end)
   end
 
-  test "tensor access" do
+  test "access by indices, ranges and tensors is the binary backend's" do
     for_all(40, :access, fn ->
       tensor = tensor({4, 3, 5}, one_of(types()))
       index = integer(-4..3)
@@ -142,7 +142,7 @@ defmodule EMLX.Backend.ShapeTest do
     Nx.stack(columns, axis: -1)
   end
 
-  test "gather along any axes" do
+  test "gather takes any axes" do
     for_all(150, :gather, fn ->
       shape = shape(1..4, 1..5)
       axes = some_axes(shape)
@@ -152,14 +152,14 @@ defmodule EMLX.Backend.ShapeTest do
     end)
   end
 
-  test "gather clamps what is out of range" do
+  test "gather clamps indices that are out of range" do
     t = Nx.iota({3, 2})
     assert Nx.to_flat_list(Nx.gather(t, Nx.tensor([[5], [-1], [1]]), axes: [0])) == [4, 5, 0, 1, 2, 3]
     assert Nx.to_flat_list(Nx.take(Nx.tensor([1, 2, 3]), Nx.tensor([-7, 9]))) == [1, 3]
   end
 
   for name <- [:indexed_add, :indexed_put] do
-    test "#{name} along any axes, also where indices repeat" do
+    test "#{name} takes any axes, also where indices repeat" do
       for_all(150, unquote(name), fn ->
         shape = shape(1..4, 1..4)
         axes = some_axes(shape)
@@ -174,7 +174,8 @@ defmodule EMLX.Backend.ShapeTest do
     end
   end
 
-  # Of updates at one place indexed_put keeps the last on the CPU and any on the GPU (EMLX.Backend); there the places differ.
+  # Of updates at one place indexed_put keeps the last on the CPU and any on the GPU (EMLX.Backend); there the places
+  # differ.
   defp apart?(name), do: name == :indexed_put and EMLX.Golden.device() == :gpu
 
   defp count(name, shape, axes) do
@@ -200,14 +201,14 @@ defmodule EMLX.Backend.ShapeTest do
       else: [atol: 1.0e-5]
   end
 
-  test "indexed_put and indexed_add drop what is out of range" do
+  test "indexed_put and indexed_add drop indices that are out of range" do
     t = Nx.tensor([1, 2, 3])
     at = Nx.tensor([[3], [-1], [1]])
     assert Nx.to_flat_list(Nx.indexed_put(t, at, Nx.tensor([7, 8, 9]))) == [1, 9, 3]
     assert Nx.to_flat_list(Nx.indexed_add(t, at, Nx.tensor([7, 8, 9]))) == [1, 11, 3]
   end
 
-  test "take and take_along_axis" do
+  test "take and take_along_axis are the binary backend's" do
     for_all(80, :take, fn ->
       shape = shape(1..4, 1..5)
       axis = one_of(axes(shape))
@@ -219,7 +220,7 @@ defmodule EMLX.Backend.ShapeTest do
     end)
   end
 
-  test "names stay with their axes" do
+  test "operations keep names with their axes" do
     same(
       fn t ->
         t = Nx.rename(t, [:x, :y, :z])
@@ -229,7 +230,7 @@ defmodule EMLX.Backend.ShapeTest do
     )
   end
 
-  test "vectorized axes" do
+  test "operations keep vectorized axes" do
     for_all(40, :vectorized, fn ->
       types = [f: 32, s: 32, u: 8, s: 64, c: 64, bf: 16]
       tensor = tensor({2, 3, 4}, one_of(types))

@@ -24,7 +24,7 @@ defmodule EMLX.Backend.WindowTest do
   end
 
   for name <- [:window_sum, :window_product, :window_max, :window_min] do
-    test "#{name} with any strides, padding and dilation" do
+    test "#{name} takes any strides, padding and dilation" do
       for_all(120, unquote(name), fn ->
         {shape, window, opts} = windows()
         type = one_of(real_types() -- [{:f, 8}, {:f8_e4m3fn, 8}])
@@ -38,7 +38,7 @@ defmodule EMLX.Backend.WindowTest do
     end
   end
 
-  test "large windows" do
+  test "large windows are the binary backend's" do
     for_all(60, :large_windows, fn ->
       size = integer(9..40)
       dilation = integer(1..3)
@@ -56,7 +56,7 @@ defmodule EMLX.Backend.WindowTest do
     end)
   end
 
-  test "windows that only see padding" do
+  test "windows that see only padding are the binary backend's" do
     opts = [padding: [{3, 3}], strides: [1]]
     tensor = tensor({2}, {:s, 32})
     same(&{Nx.window_max(&1, {2}, opts), Nx.window_min(&1, {2}, opts), Nx.window_sum(&1, {2}, opts)}, [tensor])
@@ -64,21 +64,21 @@ defmodule EMLX.Backend.WindowTest do
     same(&{Nx.window_max(&1, {2}, opts), Nx.window_min(&1, {2}, opts), Nx.window_sum(&1, {2}, opts)}, [tensor])
   end
 
-  test "window_sum of complex numbers" do
+  test "window_sum takes complex numbers" do
     for_all(20, :complex, fn ->
       {shape, window, opts} = windows()
       same(&Nx.window_sum(&1, window, opts), [tensor(shape, {:c, 64})], atol: 1.0e-4)
     end)
   end
 
-  test "window_mean" do
+  test "window_mean is the binary backend's" do
     for_all(30, :window_mean, fn ->
       {shape, window, opts} = windows()
       same(&Nx.window_mean(&1, window, opts), [tensor(shape, one_of([{:f, 32}, {:s, 16}]))], atol: 1.0e-4)
     end)
   end
 
-  test "window_reduce with a function" do
+  test "window_reduce takes a function" do
     for_all(60, :window_reduce, fn ->
       {shape, window, opts} = windows()
       tensor = tensor(shape, {:s, 32})
@@ -97,7 +97,7 @@ defmodule EMLX.Backend.WindowTest do
   end
 
   for name <- [:window_scatter_max, :window_scatter_min] do
-    test "#{name}: of equal elements the last, overlaps summed, padding dropped" do
+    test "#{name} takes the last of equal elements, sums overlaps and drops padding" do
       for_all(100, unquote(name), fn ->
         {shape, window, opts} = windows(dilations: false)
         # Few different numbers, so that there are ties.

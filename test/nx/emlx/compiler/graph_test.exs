@@ -153,6 +153,8 @@ defmodule EMLX.Compiler.GraphTest do
   end
 
   for {depth, times} <- [{0, 150}, {1, 150}, {2, 60}] do
+    if depth == 2, do: @tag(:slow)
+
     test "graphs with control flow nested #{depth} deep" do
       for_all(unquote(times), {:graph, unquote(depth)}, fn ->
         graph = graph(integer(3..12), unquote(depth))
