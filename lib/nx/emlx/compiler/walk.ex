@@ -192,8 +192,8 @@ defmodule EMLX.Compiler.Walk do
     walk(expr, state, cache)
   end
 
-  # Nx 0.13 has nodes for them.
-  defp node(:hook, [expr, spec, out_template, _ref], _out, state, cache) do
+  # Nx 0.13 has nodes for them, which 0.13.1 calls `io_call`.
+  defp node(op, [expr, spec, out_template, _ref], _out, state, cache) when op in [:hook, :io_call] do
     {value, cache} = Composite.traverse(expr, cache, &like_node(&1, state, &2))
 
     {hooked, spec, cache} =
