@@ -22,7 +22,9 @@ defmodule EMLX.Application do
   defp warn_of_another_mlx(nil), do: :ok
 
   defp warn_of_another_mlx({known, loaded}) do
-    Logger.warning("EMLX knows the private parts of MLX #{known}, and MLX #{loaded} is loaded: programs run without CUDA graphs")
+    Logger.warning(
+      "EMLX knows the private parts of MLX #{known}, and MLX #{loaded} is loaded: programs run without CUDA graphs"
+    )
   end
 
   if match?({:module, _}, Code.ensure_compiled(EMLX.Compiler.Cache)) do
