@@ -114,7 +114,7 @@ defmodule EMLX.Compiler.DefaultsTest do
 
       set = fn ->
         Nx.default_backend({Nx.BinaryBackend, []})
-        Nx.Defn.default_options(compiler: Nx.Defn.Evaluator, anything: 1)
+        Nx.Defn.default_options(compiler: Nx.Defn.Evaluator, max_concurrency: 1)
       end
 
       assert {unquote(ends), before, dictionary} = in_process(unquote(way), opts, set)
