@@ -6,7 +6,7 @@ use crate::error::{Error, Reason, Result, Signature};
 use crate::mlx::{self, Stream};
 use crate::weight;
 use mlx_rs::Array;
-use rustler::{Encoder, Env, Resource, ResourceArc, Term};
+use rustler::{Encoder, Env, NewBinary, Resource, ResourceArc, Term};
 use std::mem::ManuallyDrop;
 use std::sync::atomic::{fence, AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -445,7 +445,14 @@ impl Buffer {
     }
 }
 
-/// A buffer as a binary term that keeps it alive.
+/// As many bytes in front of a binary's memory the VM may read: for an integer of less than 64 bits its compiled code loads the 8 bytes that
+/// end with it. In front of the VM's own binaries stands their header.
+pub const BYTES_IN_FRONT: usize = 8;
+/// The smallest page of the systems that this library runs on.
+const PAGE: usize = 1 << 12;
+
+/// A buffer as a binary term that keeps it alive, or a copy of it where the memory in front of it may belong to nobody, as in front of a
+/// GPU's buffers.
 pub struct BinaryTerm(pub ResourceArc<Buffer>, pub &'static [u8]);
 
 impl BinaryTerm {
@@ -498,6 +505,11 @@ pub fn read_now(handle: &Handle) -> Result<Option<BinaryTerm>> {
 impl Encoder for BinaryTerm {
     fn encode<'a>(&self, env: Env<'a>) -> Term<'a> {
         let bytes = self.1;
+        if !bytes.is_empty() && bytes.as_ptr() as usize % PAGE < BYTES_IN_FRONT {
+            let mut copy = NewBinary::new(env, bytes.len());
+            copy.copy_from_slice(bytes);
+            return copy.into();
+        }
         // SAFETY: the slice belongs to the buffer that the resource keeps.
         unsafe { self.0.make_binary_unsafe(env, |_| bytes) }.to_term(env)
     }

@@ -4,7 +4,7 @@
 //! array's term carries a binary of the array's size, whose bytes are untouched zero pages: address space, not memory. It is
 //! counted, and collected, as any binary is.
 
-use crate::array::Handle;
+use crate::array::{self, Handle};
 use rustler::{Encoder, Env, ResourceArc, Term};
 use std::sync::OnceLock;
 
@@ -32,7 +32,9 @@ fn map(size: usize) -> Option<&'static [u8]> {
         if start == libc::MAP_FAILED {
             return None;
         }
-        Some(std::slice::from_raw_parts(start.cast(), size))
+        // As of any binary's memory, the bytes in front of it are readable (`array::BinaryTerm`).
+        let zeros: &[u8] = std::slice::from_raw_parts(start.cast(), size);
+        Some(&zeros[array::BYTES_IN_FRONT..])
     }
 }
 

@@ -60,6 +60,27 @@ defmodule EMLX.LargeArraysTest do
     end
   end
 
+  # The VM's compiled code reads up to 7 bytes in front of the binary it matches. Buffers of megabytes start where a GPU's memory does, and
+  # in front of the first one there is nothing to read. All are kept until the last is read.
+  test "integers of every size are matched at the start of a large array's binary" do
+    binaries =
+      for kilobytes <- [1, 64, 2048, 2050, 8192], round <- 1..8 do
+        Array.to_binary(Ops.add(Ops.broadcast_to(scalar(round, :s32), [kilobytes * 256]), scalar(0, :s32)))
+      end
+
+    for binary <- binaries do
+      <<first::32-little, second::32-little, _rest::binary>> = binary
+      assert first in 1..8 and second == first
+      assert <<^first::8-little, _::binary>> = binary
+      assert <<^first::16-little, _::binary>> = binary
+      assert <<^first::24-little, _::binary>> = binary
+      assert <<five::40-little, _::binary>> = binary
+      assert <<six::48-little, _::binary>> = binary
+      assert <<seven::56-little, _::binary>> = binary
+      assert Enum.uniq([five, six, seven]) == [first + 2 ** 32 * first]
+    end
+  end
+
   describe "sorting" do
     for {shape, axis} <- [
           {[100_000, 3], 1},
