@@ -18,6 +18,17 @@ pub struct View {
 }
 
 impl View {
+    /// Of an array of the test's own, which has to outlive it.
+    #[cfg(test)]
+    pub fn of<T>(data: *const T, shape: &[i32], strides: &[i64]) -> View {
+        View {
+            data: data.cast_mut().cast(),
+            shape: shape.as_ptr(),
+            strides: strides.as_ptr(),
+            rank: shape.len(),
+        }
+    }
+
     pub fn shape(&self) -> &[i32] {
         if self.rank == 0 {
             return &[];

@@ -1,0 +1,214 @@
+//! Sums, products and scans composed of MLX's, whose CPU kernels keep one running total: blocks are reduced by
+//! themselves, and then what they came to, so that the error grows with the logarithm of the length. For types and
+//! platforms without a kernel of ours.
+
+use super::compose::constant;
+use super::Number;
+use crate::dtype::Dtype;
+use crate::error::Result;
+use crate::mlx::{self, Stream};
+use mlx_rs::Array;
+
+/// Numbers that are reduced in a row.
+const BLOCK: i32 = 256;
+
+type Reduce = fn(&Array, &[i32], bool, &Stream) -> Result<Array>;
+type Scan = fn(&Array, i32, bool, bool, &Stream) -> Result<Array>;
+type Join = fn(&Array, &Array, &Stream) -> Result<Array>;
+
+fn number(value: f64, like: &Array) -> Result<Array> {
+    constant(Number::Float(value), mlx::dtype(like))
+}
+
+/// The axes that are left, and the array as rows of what is reduced.
+fn rows(a: &Array, axes: &[i32], s: &Stream) -> Result<(Vec<i32>, Array)> {
+    let rank = a.ndim() as i32;
+    let kept: Vec<i32> = (0..rank).filter(|axis| !axes.contains(axis)).collect();
+    let sizes: Vec<i32> = kept.iter().map(|axis| a.shape()[*axis as usize]).collect();
+    let count = sizes.iter().product::<i32>();
+    let front = mlx::transpose(a, &[kept.as_slice(), axes].concat(), s)?;
+    let size = if count == 0 {
+        0
+    } else {
+        a.size() as i32 / count
+    };
+    Ok((sizes, mlx::reshape(&front, &[count, size], s)?))
+}
+
+/// Rows of `count` blocks, filled up with `none`.
+fn blocks(rows: &Array, none: f64, s: &Stream) -> Result<Array> {
+    let [count, size] = [rows.shape()[0], rows.shape()[1]];
+    let whole = (size + BLOCK - 1) / BLOCK;
+    let missing = whole * BLOCK - size;
+    let filled = match missing {
+        0 => mlx::share(rows)?,
+        _ => mlx::pad(
+            rows,
+            &[1],
+            &[0],
+            &[missing],
+            &number(none, rows)?,
+            "constant",
+            s,
+        )?,
+    };
+    mlx::reshape(&filled, &[count, whole, BLOCK], s)
+}
+
+fn reduce_rows(rows: &Array, none: f64, reduce: Reduce, s: &Stream) -> Result<Array> {
+    let mut rows = mlx::share(rows)?;
+    while rows.shape()[1] > BLOCK {
+        rows = reduce(&blocks(&rows, none, s)?, &[2], false, s)?;
+    }
+    reduce(&rows, &[1], true, s)
+}
+
+/// A value for each row, in the shape of the array's reduction.
+fn shaped(values: &Array, a: &Array, axes: &[i32], keepdims: bool, s: &Stream) -> Result<Array> {
+    let sizes = a.shape().iter().enumerate();
+    let shape: Vec<i32> = sizes
+        .filter_map(|(axis, size)| match axes.contains(&(axis as i32)) {
+            true => keepdims.then_some(1),
+            false => Some(*size),
+        })
+        .collect();
+    mlx::reshape(values, &shape, s)
+}
+
+pub fn sum(a: &Array, axes: &[i32], keepdims: bool, s: &Stream) -> Result<Array> {
+    let (_, rows) = rows(a, axes, s)?;
+    shaped(&sum_rows(&rows, s)?, a, axes, keepdims, s)
+}
+
+fn sum_rows(rows: &Array, s: &Stream) -> Result<Array> {
+    reduce_rows(rows, 0.0, mlx::sum, s)
+}
+
+pub fn prod(a: &Array, axes: &[i32], keepdims: bool, s: &Stream) -> Result<Array> {
+    let (_, rows) = rows(a, axes, s)?;
+    let products = reduce_rows(&rows, 1.0, mlx::prod, s)?;
+    shaped(&products, a, axes, keepdims, s)
+}
+
+pub fn mean(a: &Array, axes: &[i32], keepdims: bool, s: &Stream) -> Result<Array> {
+    let (_, rows) = rows(a, axes, s)?;
+    shaped(&mean_of_rows(&rows, s)?, a, axes, keepdims, s)
+}
+
+fn mean_of_rows(rows: &Array, s: &Stream) -> Result<Array> {
+    let count = number(f64::from(rows.shape()[1]), rows)?;
+    mlx::divide(&sum_rows(rows, s)?, &count, s)
+}
+
+/// Of real numbers. What the mean has lost in rounding is taken out of the squares.
+pub fn var(a: &Array, axes: &[i32], keepdims: bool, ddof: i32, s: &Stream) -> Result<Array> {
+    let (_, rows) = rows(a, axes, s)?;
+    let apart = mlx::subtract(&rows, &mean_of_rows(&rows, s)?, s)?;
+    let off = mlx::square(&mean_of_rows(&apart, s)?, s)?;
+    let squares = mlx::subtract(&mean_of_rows(&mlx::square(&apart, s)?, s)?, &off, s)?;
+    let count = f64::from(rows.shape()[1]);
+    let share = number(count / (count - f64::from(ddof)).max(0.0), &rows)?;
+    let variance = mlx::multiply(&squares, &share, s)?;
+    shaped(&variance, a, axes, keepdims, s)
+}
+
+pub fn logsumexp(a: &Array, axes: &[i32], keepdims: bool, s: &Stream) -> Result<Array> {
+    let (_, rows) = rows(a, axes, s)?;
+    let top = mlx::max(&rows, &[1], true, s)?;
+    let exps = mlx::exp(&mlx::subtract(&rows, &top, s)?, s)?;
+    let sum = mlx::add(&mlx::log(&sum_rows(&exps, s)?, s)?, &top, s)?;
+    let sum = mlx::where_(&mlx::isinf(&top, s)?, &top, &sum, s)?;
+    shaped(&sum, a, axes, keepdims, s)
+}
+
+/// A scan along an axis, which is not empty: blocks by themselves, each joined with what those before it came to.
+pub fn scan(
+    a: &Array,
+    axis: i32,
+    reverse: bool,
+    inclusive: bool,
+    (scan, join, none): (Scan, Join, f64),
+    s: &Stream,
+) -> Result<Array> {
+    let length = a.shape()[axis as usize];
+    if length <= BLOCK {
+        return scan(a, axis, reverse, inclusive, s);
+    }
+    let turned = |array: &Array| match reverse {
+        true => mlx::flip(array, &[axis], s),
+        false => mlx::share(array),
+    };
+    let (sizes, rows) = rows(&turned(a)?, &[axis], s)?;
+    let scanned = scan_rows(&rows, inclusive, (scan, join, none), s)?;
+    let shape = [sizes.as_slice(), &[length]].concat();
+    let back = mlx::moveaxis(&mlx::reshape(&scanned, &shape, s)?, -1, axis, s)?;
+    turned(&back)
+}
+
+fn scan_rows(rows: &Array, inclusive: bool, how: (Scan, Join, f64), s: &Stream) -> Result<Array> {
+    let (scan, join, none) = how;
+    let [count, size] = [rows.shape()[0], rows.shape()[1]];
+    if size <= BLOCK {
+        return scan(rows, 1, false, inclusive, s);
+    }
+    let blocks = blocks(rows, none, s)?;
+    let whole = blocks.shape()[1];
+    let own = scan(&blocks, 2, false, true, s)?;
+    let totals = mlx::slice(
+        &own,
+        &[0, 0, BLOCK - 1],
+        &[count, whole, BLOCK],
+        &[1, 1, 1],
+        s,
+    )?;
+    let before = scan_rows(&mlx::reshape(&totals, &[count, whole], s)?, false, how, s)?;
+    let own = match inclusive {
+        true => own,
+        false => scan(&blocks, 2, false, false, s)?,
+    };
+    let all = join(&own, &mlx::reshape(&before, &[count, whole, 1], s)?, s)?;
+    let flat = mlx::reshape(&all, &[count, whole * BLOCK], s)?;
+    mlx::slice(&flat, &[0, 0], &[count, size], &[1, 1], s)
+}
+
+/// a·b of matrices {…, n, k} and {…, k, m}, the terms of each product in blocks, as many as there is no more memory in
+/// what they come to than in the operands.
+pub fn matmul(
+    a: &Array,
+    b: &Array,
+    product: impl Fn(&Array, &Array) -> Result<Array>,
+    sum: impl Fn(&Array) -> Result<Array>,
+    s: &Stream,
+) -> Result<Array> {
+    let (rank_a, rank_b) = (a.ndim(), b.ndim());
+    let [n, k] = [a.shape()[rank_a - 2], a.shape()[rank_a - 1]];
+    let m = b.shape()[rank_b - 1];
+    let (wide_n, wide_m) = (i64::from(n), i64::from(m));
+    let least = wide_n * wide_m / (wide_n + wide_m).max(1);
+    let block = least.clamp(i64::from(4 * BLOCK), i64::from(k)) as i32;
+    let whole = k / block * block;
+    let part = |array: &Array, axis: usize, from: i32, to: i32| {
+        let (mut start, mut stop) = (vec![0; array.ndim()], array.shape().to_vec());
+        (start[axis], stop[axis]) = (from, to);
+        mlx::slice(array, &start, &stop, &vec![1; array.ndim()], s)
+    };
+    let left = part(a, rank_a - 1, 0, whole)?;
+    let left = mlx::unflatten(&left, -1, &[whole / block, block], s)?;
+    let left = mlx::moveaxis(&left, -2, -3, s)?;
+    let right = part(b, rank_b - 2, 0, whole)?;
+    let right = mlx::unflatten(&right, -2, &[whole / block, block], s)?;
+    let mut all = sum(&product(&left, &right)?)?;
+    if whole < k {
+        let rest = product(
+            &part(a, rank_a - 1, whole, k)?,
+            &part(b, rank_b - 2, whole, k)?,
+        )?;
+        all = mlx::add(&all, &rest, s)?;
+    }
+    Ok(all)
+}
+
+/// Whether numbers of a type are worth it: those of f64 and integers are right as they are.
+pub fn takes(dtype: Dtype) -> bool {
+    matches!(dtype, Dtype::F32 | Dtype::C64)
+}
