@@ -212,3 +212,150 @@ pub fn matmul(
 pub fn takes(dtype: Dtype) -> bool {
     matches!(dtype, Dtype::F32 | Dtype::C64)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::bytes;
+    use super::*;
+    use crate::device::Device;
+
+    fn stream() -> &'static Stream {
+        mlx::init();
+        Device::Cpu.stream().expect("the CPU is there")
+    }
+
+    fn floats(array: &Array) -> Vec<f32> {
+        let words = bytes(array);
+        let words = words.chunks(4);
+        words
+            .map(|word| f32::from_ne_bytes(word.try_into().expect("four bytes")))
+            .collect()
+    }
+
+    fn full(x: f64, shape: &[i32]) -> Array {
+        let x = constant(Number::Float(x), Dtype::F32).expect("a scalar");
+        mlx::full(shape, &x, Dtype::F32, stream()).expect("an array")
+    }
+
+    fn near(got: Result<Array>, shape: &[i32], want: f64, relative: f64) {
+        let got = got.expect("built");
+        assert_eq!(got.shape(), shape);
+        for x in floats(&got) {
+            let off = (f64::from(x) - want).abs();
+            assert!(off <= relative * want.abs(), "{x}, not {want}");
+        }
+    }
+
+    const TENTH: f64 = 0.1f32 as f64;
+
+    #[test]
+    fn a_million_numbers_are_reduced_over_any_axes() {
+        let s = stream();
+        let cases: [(&[i32], &[i32], &[i32], f64); 4] = [
+            (&[1_000_000], &[0], &[], 1e6),
+            (&[1_000_000, 3], &[0], &[3], 1e6),
+            (&[2, 1_000_000], &[1], &[2], 1e6),
+            (&[700, 3, 1_001], &[0, 2], &[3], 700_700.0),
+        ];
+        for (shape, axes, left, count) in cases {
+            let x = full(0.1, shape);
+            near(sum(&x, axes, false, s), left, count * TENTH, 1e-6);
+            near(mean(&x, axes, false, s), left, TENTH, 1e-6);
+            near(
+                logsumexp(&x, axes, false, s),
+                left,
+                count.ln() + TENTH,
+                1e-6,
+            );
+            let factor = f64::from(1.000_001f32);
+            let product = factor.powf(count);
+            near(
+                prod(&full(factor, shape), axes, false, s),
+                left,
+                product,
+                1e-4,
+            );
+            let kept: Vec<i32> = (0..shape.len() as i32)
+                .map(|axis| match axes.contains(&axis) {
+                    true => 1,
+                    false => shape[axis as usize],
+                })
+                .collect();
+            near(sum(&x, axes, true, s), &kept, count * TENTH, 1e-6);
+        }
+    }
+
+    #[test]
+    fn variances_far_from_zero_are_right() {
+        let s = stream();
+        let numbers = mlx::arange(0.0, 1_025_000.0, 1.0, Dtype::S32, s).expect("numbers");
+        let length = constant(Number::Int(41), Dtype::S32).expect("a scalar");
+        let numbers = mlx::remainder(&numbers, &length, s).expect("below 41");
+        let numbers = mlx::astype(&numbers, Dtype::F32, s).expect("as floats");
+        let numbers = mlx::add(&numbers, &full(999_980.0, &[]), s).expect("far from 0");
+        near(mean(&numbers, &[0], false, s), &[], 1e6, 1e-6);
+        near(var(&numbers, &[0], false, 0, s), &[], 140.0, 1e-3);
+        near(var(&numbers, &[0], true, 1, s), &[1], 140.0, 1e-3);
+    }
+
+    #[test]
+    fn infinities_have_a_logarithm_of_their_sum() {
+        let s = stream();
+        let row = |x: f64| logsumexp(&full(x, &[3]), &[0], false, s);
+        assert_eq!(
+            floats(&row(f64::NEG_INFINITY).expect("built")),
+            [f32::NEG_INFINITY]
+        );
+        assert_eq!(floats(&row(f64::INFINITY).expect("built")), [f32::INFINITY]);
+    }
+
+    fn cumsum(a: &Array, axis: i32, reverse: bool, inclusive: bool, s: &Stream) -> Result<Array> {
+        mlx::cumsum(a, axis, reverse, inclusive, None, s)
+    }
+
+    #[test]
+    fn scans_do_not_drift() {
+        let s = stream();
+        for (shape, axis) in [(&[200_001][..], 0), (&[200_001, 3], 0), (&[2, 200_001], 1)] {
+            for (reverse, inclusive) in [(false, true), (true, true), (false, false), (true, false)]
+            {
+                let x = full(0.1, shape);
+                let how: (Scan, Join, f64) = (cumsum, mlx::add, 0.0);
+                let sums = scan(&x, axis, reverse, inclusive, how, s).expect("built");
+                assert_eq!(sums.shape(), shape);
+                let inner: i32 = shape[axis as usize + 1..].iter().product();
+                for (n, got) in floats(&sums).iter().enumerate() {
+                    let i = n / inner as usize % 200_001;
+                    let before = if reverse { 200_000 - i } else { i };
+                    let want = (before + usize::from(inclusive)) as f64 * TENTH;
+                    let off = (f64::from(*got) - want).abs();
+                    assert!(
+                        off <= 1e-6 * want,
+                        "{shape:?} {reverse} {inclusive} at {n}: {got}, not {want}"
+                    );
+                }
+            }
+        }
+        let none: (Scan, Join, f64) = (mlx::logcumsumexp, mlx::logaddexp, f64::NEG_INFINITY);
+        let sums = scan(&full(0.0, &[100_000]), 0, false, true, none, s).expect("built");
+        let last = floats(&sums)[99_999];
+        assert!((f64::from(last) - 100_000f64.ln()).abs() < 1e-4, "{last}");
+    }
+
+    #[test]
+    fn products_of_many_terms_are_added_up_in_blocks() {
+        let s = stream();
+        let k = 300_001;
+        let product = |a: &Array, b: &Array| mlx::matmul(a, b, s);
+        let sum = |parts: &Array| sum(parts, &[parts.ndim() as i32 - 3], false, s);
+        let cases: [(&[i32], &[i32], &[i32]); 3] = [
+            (&[2, k], &[k, 3], &[2, 3]),
+            (&[1, k], &[k, 1], &[1, 1]),
+            (&[4, 2, k], &[k, 3], &[4, 2, 3]),
+        ];
+        for (a, b, shape) in cases {
+            let got = matmul(&full(0.1, a), &full(1.0, b), product, sum, s);
+            near(got, shape, f64::from(k) * TENTH, 5e-6);
+        }
+    }
+}
