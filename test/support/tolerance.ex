@@ -10,6 +10,8 @@ defmodule EMLX.Tolerance do
     * `:exact` - equal numbers, in types that are exact or after operations that are
     * `:rounded` - an elementary function, or a handful of roundings
     * `:summed` - sums along an axis, of numbers around 1
+    * `:accumulated` - sums and means of any length, relative to those of the magnitudes, and what is made of sums, relative to
+      itself: 16-bit types are rounded once
     * `:multiplied` - products along an axis, of numbers around 1
     * `:product` - matrix products and convolutions of numbers around 1; 16-bit types are summed in their own width on
       some devices
@@ -20,13 +22,24 @@ defmodule EMLX.Tolerance do
   """
 
   @type class ::
-          :bits | :exact | :rounded | :summed | :multiplied | :product | :quantized | :tail | :decomposed | :fused
+          :bits
+          | :exact
+          | :rounded
+          | :summed
+          | :accumulated
+          | :multiplied
+          | :product
+          | :quantized
+          | :tail
+          | :decomposed
+          | :fused
   @type t :: class | {absolute :: float, relative :: float}
 
   #               f16                 bf16                f32                 f64
   @table %{
     rounded: [{1.0e-4, 2.0e-3}, {1.0e-3, 1.6e-2}, {1.0e-6, 5.0e-6}, {1.0e-14, 1.0e-12}],
     summed: [{2.0e-3, 4.0e-3}, {2.0e-2, 3.2e-2}, {1.0e-5, 1.0e-5}, {1.0e-13, 1.0e-12}],
+    accumulated: [{1.0e-6, 1.1e-3}, {1.0e-6, 8.0e-3}, {2.0e-6, 1.0e-6}, {1.0e-13, 1.0e-12}],
     multiplied: [{1.0e-4, 1.0e-2}, {1.0e-3, 6.0e-2}, {1.0e-6, 2.0e-5}, {1.0e-14, 1.0e-12}],
     product: [{1.0e-2, 8.0e-3}, {8.0e-2, 3.2e-2}, {2.0e-5, 1.0e-5}, {1.0e-13, 1.0e-12}],
     quantized: [{3.0e-2, 8.0e-3}, {2.0e-1, 3.2e-2}, {5.0e-5, 1.0e-5}, {1.0e-13, 1.0e-12}],

@@ -2,9 +2,10 @@
 
 use super::compose::{self, constant};
 use super::{check, Number, PadMode};
+use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::mlx::{self, Stream, Vector};
+use crate::mlx::{self, Stream};
 use mlx_rs::Array;
 use rustler::NifUnitEnum;
 use serde::{Deserialize, Serialize};
@@ -254,6 +255,7 @@ pub fn scatter(
     init: &Array,
     reduction: Reduction,
     windows: &Windows,
+    device: Device,
     s: &Stream,
 ) -> Result<Array> {
     windows.check(a)?;
@@ -301,8 +303,7 @@ pub fn scatter(
     let out_dtype = mlx::dtype(source);
     let init = mlx::astype(init, out_dtype, s)?;
     let canvas = mlx::full(&[padded.size() as i32], &init, out_dtype, s)?;
-    let updates = mlx::reshape(source, &[count, 1], s)?;
-    let summed = mlx::scatter_add(&canvas, &Vector::new([&place]), &updates, &[0], s)?;
+    let summed = compose::add_at(&canvas, source, &place, device, s)?;
     let summed = mlx::reshape(&summed, padded.shape(), s)?;
     let negative = |widths: &[i32]| widths.iter().map(|width| -width).collect::<Vec<_>>();
     compose::pad(
