@@ -61,7 +61,9 @@ defmodule EMLX.MixProject do
   defp elixirc_paths(_), do: ["lib/core"] ++ if(nx?(), do: ["lib/nx"], else: [])
 
   # What stands in test/support itself serves all tiers.
-  defp support, do: Path.wildcard("test/support/*.ex") ++ if(nx?(), do: ["test/support/nx"], else: [])
+  defp support do
+    Path.wildcard("test/support/*.ex") ++ ["test/support/differential"] ++ if(nx?(), do: ["test/support/nx"], else: [])
+  end
 
   defp test_paths do
     case System.get_env("EMLX_TIER", "") do

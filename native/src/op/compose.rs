@@ -146,6 +146,49 @@ pub fn in_single(
     }
 }
 
+/// A product with a quantized matrix, in f32 for 16-bit floats on the CPU as in [`in_single`]. `parts` are its scales and biases.
+pub fn quantized_in_single(
+    x: &Array,
+    parts: [Option<&Array>; 2],
+    device: Device,
+    s: &Stream,
+    product: impl Fn(&Array, [Option<&Array>; 2]) -> Result<Array>,
+) -> Result<Array> {
+    if device != Device::Cpu || !mlx::dtype(x).is_half() {
+        return product(x, parts);
+    }
+    let single = |part: &Array| match mlx::dtype(part).is_half() {
+        true => mlx::astype(part, Dtype::F32, s),
+        // The scales of formats that are floats themselves.
+        false => mlx::share(part),
+    };
+    let [scales, biases] = parts.map(|part| part.map(single).transpose());
+    let (scales, biases) = (scales?, biases?);
+    in_single(x, device, s, |x| {
+        product(x, [scales.as_ref(), biases.as_ref()])
+    })
+}
+
+/// To 8-bit floats. MLX's kernel takes f64 for what it is not.
+pub fn to_fp8(a: &Array, s: &Stream) -> Result<Array> {
+    match mlx::dtype(a) {
+        Dtype::F64 => mlx::to_fp8(&mlx::astype(a, Dtype::F32, s)?, s),
+        _ => mlx::to_fp8(a, s),
+    }
+}
+
+/// The Hadamard transform. MLX refuses f64 and complex numbers only when it computes.
+pub fn hadamard_transform(a: &Array, scale: Option<f32>, s: &Stream) -> Result<Array> {
+    let dtype = mlx::dtype(a);
+    if matches!(dtype, Dtype::F64 | Dtype::C64) {
+        return Err(Error::invalid(format!(
+            "takes numbers of up to 32 bits, got {}; cast them to f32",
+            dtype.name()
+        )));
+    }
+    mlx::hadamard_transform(a, scale, s)
+}
+
 /// A reduction whose value over no elements is `of_none`: MLX's may not end where an axis of a view is empty.
 pub fn total(
     a: &Array,
@@ -654,6 +697,21 @@ pub fn arange(start: f64, stop: f64, step: f64, dtype: Dtype, s: &Stream) -> Res
         return Err(Error::invalid("has more than 2147483647 elements"));
     }
     mlx::arange(start, stop, step, dtype, s)
+}
+
+/// As many numbers from start to stop. MLX computes them in f32 and cuts integers off, which leaves some of them one short; between
+/// whole numbers they are quotients of integers here.
+pub fn linspace(start: f64, stop: f64, num: i32, dtype: Dtype, s: &Stream) -> Result<Array> {
+    let is_whole = |number: f64| number.fract() == 0.0 && number.abs() < f64::from(i32::MAX);
+    if !dtype.is_integer() || num < 2 || !is_whole(start) || !is_whole(stop) {
+        return mlx::linspace(start, stop, num, dtype, s);
+    }
+    let wide = |number: i64| int(number, Dtype::S64);
+    let last = i64::from(num) - 1;
+    let place = mlx::arange(0.0, f64::from(num), 1.0, Dtype::S64, s)?;
+    let steps = mlx::multiply(&place, &wide(stop as i64 - start as i64)?, s)?;
+    let scaled = mlx::add(&steps, &wide(start as i64 * last)?, s)?;
+    mlx::astype(&quotient(&scaled, &wide(last)?, s)?, dtype, s)
 }
 
 pub fn iota(shape: &[i32], axis: Option<i32>, dtype: Dtype, s: &Stream) -> Result<Array> {

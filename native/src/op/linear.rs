@@ -671,10 +671,16 @@ pub fn conv_transpose(
     )
 }
 
-pub fn vecdot(a: &Array, b: &Array, axis: i32, s: &Stream) -> Result<Array> {
+pub fn vecdot(a: &Array, b: &Array, axis: i32, device: Device, s: &Stream) -> Result<Array> {
     check::axis(a, axis)?;
     check::axis(b, axis)?;
-    mlx::vecdot(a, b, axis, s)
+    let dtype = mlx::dtype(a);
+    if dtype != mlx::dtype(b) {
+        return mlx::vecdot(a, b, axis, s);
+    }
+    compose::in_single(a, device, s, |a| {
+        mlx::vecdot(a, &mlx::astype(b, mlx::dtype(a), s)?, axis, s)
+    })
 }
 
 /// Matrices picked by index: indices are clamped to the matrices that are there. MLX reads wherever they point.

@@ -1162,7 +1162,7 @@ impl Op {
                 posinf,
                 neginf,
             } => unary!(mlx::nan_to_num, *nan, *posinf, *neginf),
-            Op::HadamardTransform { scale } => unary!(mlx::hadamard_transform, *scale),
+            Op::HadamardTransform { scale } => unary!(compose::hadamard_transform, *scale),
 
             Op::Add => binary!(mlx::add),
             Op::Subtract => binary!(mlx::subtract),
@@ -1212,7 +1212,7 @@ impl Op {
 
             Op::Astype { dtype } => unary!(compose::astype, *dtype),
             Op::View { dtype } => unary!(mlx::view, *dtype),
-            Op::ToFp8 => unary!(mlx::to_fp8),
+            Op::ToFp8 => unary!(compose::to_fp8),
             Op::FromFp8 { dtype } => unary!(mlx::from_fp8, *dtype),
 
             Op::Sum { axes, keepdims } => total!(0.0, mlx::sum, axes, keepdims),
@@ -1449,7 +1449,7 @@ impl Op {
             Op::Inner => binary!(linear::inner, device),
             Op::Outer => binary!(mlx::outer),
             Op::Kron => binary!(mlx::kron),
-            Op::Vecdot { axis } => binary!(linear::vecdot, *axis),
+            Op::Vecdot { axis } => binary!(linear::vecdot, *axis, device),
             Op::GatherMm { sorted } => {
                 let ([a, b], [lhs, rhs]) = inputs.with_optional()?;
                 linear::gather_mm(a, b, lhs, rhs, *sorted, device, s).map(one)
@@ -1673,7 +1673,7 @@ impl Op {
                 dtype,
             } => {
                 check::at_least("num", *num, 0)?;
-                created!(mlx::linspace(*start, *stop, *num, *dtype, s))
+                created!(compose::linspace(*start, *stop, *num, *dtype, s))
             }
             Op::Iota { shape, axis, dtype } => {
                 created!(compose::iota(check::shape(shape)?, *axis, *dtype, s))
@@ -1786,17 +1786,20 @@ impl Op {
                     }
                 }
                 gpu::of_rows(x, device, s, |x| {
-                    mlx::quantized_matmul(
-                        x,
-                        w,
-                        scales,
-                        biases,
-                        *transpose,
-                        *group_size,
-                        *bits,
-                        mode.name(),
-                        s,
-                    )
+                    let parts = [Some(scales), biases];
+                    compose::quantized_in_single(x, parts, device, s, |x, [scales, biases]| {
+                        mlx::quantized_matmul(
+                            x,
+                            w,
+                            scales.unwrap_or(w),
+                            biases,
+                            *transpose,
+                            *group_size,
+                            *bits,
+                            mode.name(),
+                            s,
+                        )
+                    })
                 })
                 .map(one)
             }
@@ -1807,17 +1810,19 @@ impl Op {
             } => {
                 let ([x, w], [scales, scale_x, scale_w]) = inputs.with_optional()?;
                 check::packing(*group_size, *bits)?;
-                mlx::qqmm(
-                    x,
-                    w,
-                    scales,
-                    *group_size,
-                    *bits,
-                    mode.name(),
-                    scale_x,
-                    scale_w,
-                    s,
-                )
+                compose::in_single(x, device, s, |x| {
+                    mlx::qqmm(
+                        x,
+                        w,
+                        scales,
+                        *group_size,
+                        *bits,
+                        mode.name(),
+                        scale_x,
+                        scale_w,
+                        s,
+                    )
+                })
                 .map(one)
             }
             Op::GatherQmm {
@@ -1830,20 +1835,23 @@ impl Op {
                 let ([x, w, scales], [biases, lhs, rhs]) = inputs.with_optional()?;
                 check::packing(*group_size, *bits)?;
                 let (lhs, rhs) = linear::matrix_indices(x, w, lhs, rhs, s)?;
-                mlx::gather_qmm(
-                    x,
-                    w,
-                    scales,
-                    biases,
-                    lhs.as_ref(),
-                    rhs.as_ref(),
-                    *transpose,
-                    *group_size,
-                    *bits,
-                    mode.name(),
-                    *sorted,
-                    s,
-                )
+                let parts = [Some(scales), biases];
+                compose::quantized_in_single(x, parts, device, s, |x, [scales, biases]| {
+                    mlx::gather_qmm(
+                        x,
+                        w,
+                        scales.unwrap_or(w),
+                        biases,
+                        lhs.as_ref(),
+                        rhs.as_ref(),
+                        *transpose,
+                        *group_size,
+                        *bits,
+                        mode.name(),
+                        *sorted,
+                        s,
+                    )
+                })
                 .map(one)
             }
         }
