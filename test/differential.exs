@@ -1,6 +1,7 @@
 # Runs the differential suite (test/support/differential.ex) with one line for each call that fails, and a summary:
 #
-#     MIX_ENV=test EMLX_TEST_DEVICE=gpu EMLX_DIFFERENTIAL=12 EMLX_DIFFERENTIAL_OPS=sort,cumsum mix run test/differential.exs
+#     export MIX_ENV=test EMLX_TEST_DEVICE=gpu EMLX_DIFFERENTIAL=12
+#     EMLX_DIFFERENTIAL_OPS=sort,cumsum mix run test/differential.exs
 #
 # EMLX_DIFFERENTIAL_SECONDS stops it before the first operation that begins later; what was left out is named.
 alias EMLX.Differential

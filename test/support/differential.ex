@@ -1,13 +1,14 @@
 defmodule EMLX.Differential do
   @moduledoc """
-  Every operation of the native table at sizes, shapes, types and layouts that golden values do not reach: on the CPU or, with
-  `EMLX_TEST_DEVICE=gpu`, on the GPU, against references that other operations compute on the CPU in 64 bits
+  Every operation of the native table at sizes, shapes, types and layouts that golden values do not reach: on the CPU
+  or, with `EMLX_TEST_DEVICE=gpu`, on the GPU, against references that other operations compute on the CPU in 64 bits
   (`EMLX.Differential.Reference`).
 
   Of each call it looks at
 
     * the whole result
-    * single elements, sliced out of a result that is not computed yet, and of one that is: `f(x)[i]` is the element of `f(x)`
+    * single elements, sliced out of a result that is not computed yet, and of one that is: `f(x)[i]` is the element
+      of `f(x)`
     * a program of the operation, which may write over its operands, and which CUDA captures from the third run on
     * one row of a batch, computed alone
 
@@ -62,8 +63,10 @@ defmodule EMLX.Differential do
 
   @dtypes [:f32, :bf16, :s32, :f16, :u8, :s64, :bool, :f64, :c64, :u32, :s8, :u64, :s16, :u16]
 
-  @shapes [[], [0], [1], [7], [31], [1025], [8193], [0, 7], [7, 0], [3, 31], [31, 7], [1025, 1], [1, 1025], [3, 8193]] ++
-            [[3, 7, 31], [1025, 3, 7], [0, 3, 2], [1, 31, 1, 7], [2, 3, 5, 7], [2, 3, 1, 7, 5], [31, 3, 2, 1, 7]]
+  @vectors [[], [0], [1], [7], [31], [1025], [8193]]
+  @matrices [[0, 7], [7, 0], [3, 31], [31, 7], [1025, 1], [1, 1025], [3, 8193]]
+  @deep [[3, 7, 31], [1025, 3, 7], [0, 3, 2], [1, 31, 1, 7], [2, 3, 5, 7], [2, 3, 1, 7, 5], [31, 3, 2, 1, 7]]
+  @shapes @vectors ++ @matrices ++ @deep
   @large [[65_537], [20_011, 3, 1], [1_000_003], [1_000_003, 1], [1, 1_000_003], [3, 65_537], [65_537, 3]] ++
            [[65_537, 1, 3], [2, 1, 65_537], [1025, 31, 7], [2, 3, 31, 1025], [3, 2, 1, 7, 8193]]
 

@@ -3,8 +3,8 @@ defmodule EMLX.Tolerance do
   How far a result may be from its reference: the one place where that is said, for all tests of the core tier.
 
   A class names what happens to the numbers, a row what that costs in each type. `x` is near `y` when
-  `|x - y| <= absolute + relative * |y|`; complex numbers by their distance in the plane. Numbers that are not finite are
-  near themselves only, and NaN is near NaN.
+  `|x - y| <= absolute + relative * |y|`; complex numbers by their distance in the plane. Numbers that are not finite
+  are near themselves only, and NaN is near NaN.
 
     * `:bits` - the same bytes, so that -0.0 is not 0.0
     * `:exact` - equal numbers, in types that are exact or after operations that are
@@ -65,7 +65,8 @@ defmodule EMLX.Tolerance do
   end
 
   @doc """
-  A class whose absolute part is so many times as large: where a result is what is left of terms whose sum is that large.
+  A class whose absolute part is so many times as large: where a result is what is left of terms whose sum is that
+  large.
   """
   @spec scaled(class, EMLX.Array.dtype(), number) :: t
   def scaled(class, dtype, factor) do

@@ -1,6 +1,6 @@
 //! Products, convolutions and the fused kernels, each with what MLX lacks on one device or in one type.
 
-use super::{check, compose, cuda, double, gpu, window, MaskMode};
+use super::{check, compose, cuda, double, gpu, window, MaskMode, Number};
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
@@ -263,6 +263,12 @@ pub fn addmm(
     device: Device,
     s: &Stream,
 ) -> Result<Array> {
+    if a.size() == 0 || b.size() == 0 {
+        // MLX takes c to lie in rows where there is nothing to multiply.
+        let product = mlx::matmul(a, b, s)?;
+        let beta = compose::constant(Number::Float(beta.into()), mlx::dtype(&product))?;
+        return mlx::add(&product, &mlx::multiply(c, &beta, s)?, s);
+    }
     match widened(&[a, b, c], work(a, b), device, s)? {
         Some((wide, dtype)) => {
             let sum = mlx::addmm(&wide[2], &wide[0], &wide[1], alpha, beta, s)?;

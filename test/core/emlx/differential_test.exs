@@ -1,5 +1,6 @@
-# Every operation of the native table against references in 64 bits, at sizes and in layouts that golden values do not reach
-# (test/support/differential.ex, which says how to ask for more). Each run makes other calls; a failure names the seed.
+# Every operation of the native table against references in 64 bits, at sizes and in layouts that golden values do not
+# reach (test/support/differential.ex, which says how to ask for more). Each run makes other calls; a failure names
+# the seed.
 seed = EMLX.Differential.seed(ExUnit.configuration()[:seed] || 0)
 operations = EMLX.Differential.operations()
 

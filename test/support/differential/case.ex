@@ -3,8 +3,8 @@ defmodule EMLX.Differential.Case do
   One call of an operation, with what it should give.
 
     * `:op` and `:inputs` - what is called, with `EMLX.Differential.Input`s or nil
-    * `:check` - is given the inputs' values and returns a function of the results, contiguous and on the CPU, that returns
-      what has to be near what: `[{label, have, want, tolerance}]`
+    * `:check` - is given the inputs' values and returns a function of the results, contiguous and on the CPU, that
+      returns what has to be near what: `[{label, have, want, tolerance}]`
     * `:tolerance` - how near two ways of computing the same elements have to be
     * `:rows` - `{axis of the first input, axis of the results}` where the operation does the same along that axis
   """

@@ -1,7 +1,7 @@
 defmodule EMLX.Differential.Compare do
   @moduledoc """
-  Compares whole arrays with their references, as many elements as there are. A reference is an array on the CPU, wider than
-  the result where that is rounded, or `{real, imaginary}` for complex numbers.
+  Compares whole arrays with their references, as many elements as there are. A reference is an array on the CPU,
+  wider than the result where that is rounded, or `{real, imaginary}` for complex numbers.
   """
 
   alias EMLX.{Array, Golden, Ops, Tolerance}

@@ -313,7 +313,8 @@ defmodule EMLX.Differential.Creation do
   defp widened(binary, 8), do: binary
   defp widened(binary, size), do: for(<<x::little-unit(8)-size(size) <- binary>>, into: <<>>, do: <<x::little-64>>)
 
-  # Threefry-2x32 of 20 rounds (Salmon et al., 2011), as MLX lays its words out: the first ones of all pairs, then the second.
+  # Threefry-2x32 of 20 rounds (Salmon et al., 2011), as MLX lays its words out: the first ones of all pairs, then the
+  # second.
   defp bits(words, shape, width) do
     size = R.size(shape)
     length = size * width

@@ -1,7 +1,7 @@
 defmodule EMLX.Differential.Draw do
   @moduledoc """
-  Which of its calls an operation is asked for: a shape (or, where shapes have a meaning of their own, a size), a type, and a
-  layout of the first input. Everything else is drawn at random from the process's seed.
+  Which of its calls an operation is asked for: a shape (or, where shapes have a meaning of their own, a size), a
+  type, and a layout of the first input. Everything else is drawn at random from the process's seed.
   """
 
   alias EMLX.Differential.Input

@@ -2,9 +2,9 @@ defmodule EMLX.Differential.Input do
   @moduledoc """
   Arrays for the differential suite: seeded values in a domain, and the same array in different layouts.
 
-  An input knows its elements as a contiguous array on the CPU (`:values`), which references are computed from, and makes
-  the array that an operation takes (`on/2`) as a view of other memory. Where a view leaves elements out, the memory between
-  them holds NaN or the type's largest number, so that reading the wrong element shows.
+  An input knows its elements as a contiguous array on the CPU (`:values`), which references are computed from, and
+  makes the array that an operation takes (`on/2`) as a view of other memory. Where a view leaves elements out, the
+  memory between them holds NaN or the type's largest number, so that reading the wrong element shows.
   """
 
   alias EMLX.{Array, Ops}

@@ -1,5 +1,5 @@
 defmodule EMLX.Differential.Products do
-  @moduledoc "Products of matrices and what is made of them, for the differential suite: by sums of products in 64 bits."
+  @moduledoc "Products of matrices and what is made of them, for the differential suite: by sums in 64 bits."
 
   alias EMLX.Ops
   alias EMLX.Differential.{Case, Draw, Input, Reductions}

@@ -1,8 +1,9 @@
 defmodule EMLX.Differential.Reference do
   @moduledoc """
-  What operations should give, computed on the CPU in f64 or 64-bit integers by other operations than the one under test: sums by
-  adding halves, running sums by adding shifted copies, everything that moves elements by computing where each one comes from.
-  Functions of elements are computed in pieces of #{1000} elements, where no kernel goes in parallel or takes another path.
+  What operations should give, computed on the CPU in f64 or 64-bit integers by other operations than the one under
+  test: sums by adding halves, running sums by adding shifted copies, everything that moves elements by computing
+  where each one comes from. Functions of elements are computed in pieces of 1,000 elements, where no kernel goes in
+  parallel or takes another path.
 
   `rows` are matrices {rows, n}, whose rows are reduced, scanned or sorted.
   """
@@ -138,8 +139,8 @@ defmodule EMLX.Differential.Reference do
   end
 
   @doc """
-  An array whose element at {i, j, …} is the one at the place `table[0][i] + table[1][j] + …` in row-major order. A negative
-  entry stands for `fill`.
+  An array whose element at {i, j, …} is the one at the place `table[0][i] + table[1][j] + …` in row-major order. A
+  negative entry stands for `fill`.
   """
   def move(array, tables, fill \\ nil) do
     if fill == nil do

@@ -1,7 +1,7 @@
 defmodule EMLX.Differential.Spectra do
   @moduledoc """
-  Fourier and Hadamard transforms, for the differential suite: single frequencies by their sums in f64, all of them where there
-  are few.
+  Fourier and Hadamard transforms, for the differential suite: single frequencies by their sums in f64, all of them
+  where there are few.
   """
 
   alias EMLX.{Array, Ops, Tolerance}
