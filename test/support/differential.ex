@@ -11,6 +11,7 @@ defmodule EMLX.Differential do
       of `f(x)`
     * a program of the operation, which may write over its operands, and which CUDA captures from the third run on
     * one row of a batch, computed alone
+    * what another operation reads of the result
 
   There are more calls than a test can make, so each run makes some, drawn by a seed that failures name. Environment:
 
@@ -234,7 +235,8 @@ defmodule EMLX.Differential do
           check(check, results, "eager") ++
             attempt("element", fn -> elements(call, device, arrays, results) end) ++
             attempt("compiled", fn -> compiled(call, device, check, results) end) ++
-            attempt("row", fn -> row(call, device, results) end)
+            attempt("row", fn -> row(call, device, results) end) ++
+            attempt("used", fn -> used(call, device, results) end)
 
         if texts == [], do: :ok, else: {:error, Enum.map(texts, &"#{Case.describe(call)}: #{&1}")}
 
@@ -316,6 +318,19 @@ defmodule EMLX.Differential do
 
       if near, do: nil, else: "#{inspect(at, charlists: :as_lists)} is #{inspect(x)}, in the whole #{inspect(y)}"
     end
+  end
+
+  # ---- what is computed from a result ----
+
+  # A result's strides and flags have to be true for whatever reads it, and not for a copy alone.
+  defp used(call, device, results) do
+    arrays = List.wrap(Ops.run(call.op, Enum.map(call.inputs, &Input.on(&1, device)), device: device))
+
+    for {{array, result}, i} <- arrays |> Enum.zip(results) |> Enum.with_index(),
+        # Complex numbers have no order.
+        Array.dtype(result) != :c64,
+        text = Compare.difference(host(Ops.run(:maximum, [array, array])), result, call.tolerance),
+        do: "used: the larger of result #{i} and itself: #{text}"
   end
 
   # ---- programs ----

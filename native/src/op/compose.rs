@@ -552,7 +552,25 @@ pub fn split(a: &Array, indices: &[i32], axis: i32, s: &Stream) -> Result<Vec<Ar
             "indices {indices:?} must be in order and within 0..{length}"
         )));
     }
-    mlx::split(a, indices, axis as i32, s)
+    // By slices: MLX's own parts of a view with negative strides count as contiguous, and what is computed from them
+    // reads memory that is not theirs.
+    let mut edges = vec![0];
+    edges.extend(indices);
+    edges.push(length);
+    let part = |edge: &[i32]| {
+        let (mut start, mut stop) = (vec![0; a.ndim()], a.shape().to_vec());
+        (start[axis], stop[axis]) = (edge[0], edge[1]);
+        mlx::slice(a, &start, &stop, &vec![1; a.ndim()], s)
+    };
+    edges.windows(2).map(part).collect()
+}
+
+/// The cross product, of arrays in rows for the reason that [`split`] gives: MLX splits them.
+pub fn cross(a: &Array, b: &Array, axis: i32, s: &Stream) -> Result<Array> {
+    check::axis(a, axis)?;
+    check::axis(b, axis)?;
+    let (a, b) = (mlx::contiguous(a, false, s)?, mlx::contiguous(b, false, s)?);
+    mlx::cross(&a, &b, axis, s)
 }
 
 /// Padding on the given axes; a negative width crops.

@@ -1562,12 +1562,7 @@ impl Op {
                 linear::check_system(a, b)?;
                 linear::solve_triangular(a, b, *upper, s).map(one)
             }
-            Op::Cross { axis } => {
-                let [a, b] = inputs.exactly()?;
-                check::axis(a, *axis)?;
-                check::axis(b, *axis)?;
-                mlx::cross(a, b, *axis, s).map(one)
-            }
+            Op::Cross { axis } => binary!(compose::cross, *axis),
 
             Op::RandomKey { seed } => created!(mlx::random_key(*seed)),
             Op::RandomSplit { num } => {

@@ -161,7 +161,7 @@ defmodule EMLX.Differential.Elementwise do
   end
 
   def build(:logaddexp, draw) do
-    binary(:logaddexp, draw, {-9, 9}, {-9, 9}, :rounded, &Ops.logaddexp(R.wide(number(&1)), R.wide(number(&2))))
+    binary(:logaddexp, draw, {-9, 9}, {-9, 9}, :summed, &Ops.logaddexp(R.wide(number(&1)), R.wide(number(&2))))
   end
 
   def build(:isclose, draw) do

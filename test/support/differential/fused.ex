@@ -49,10 +49,14 @@ defmodule EMLX.Differential.Fused do
     x = Draw.input(draw, if(draw.dtype == :f32, do: Enum.random([{-2, 2}, {9, 11}]), else: {-2, 2}))
     rows = for axis <- Enum.take(Enum.shuffle(Reductions.all(length(draw.shape) - 1)), 1), do: {:rows, {axis, axis}}
 
+    # What is left of equal numbers is their mean's rounding, which a small eps makes large.
+    equal = name == :layer_norm and draw.dtype == :f32 and draw.layout == :broadcast
+    tolerance = if equal, do: EMLX.Tolerance.scaled(:fused, :f32, 1 / :math.sqrt(eps)), else: :fused
+
     Case.values(
       {name, %{eps: eps}},
       [x, weight | bias],
-      :fused,
+      tolerance,
       fn [x, weight | bias] ->
         if R.size(draw.shape) == 0 do
           x

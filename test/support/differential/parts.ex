@@ -240,7 +240,9 @@ defmodule EMLX.Differential.Parts do
         lines = Ops.concatenate([lines, Ops.broadcast_to(none, [missing, inner])], axis: 0)
         lines = lines |> R.shaped([times, used + 1, inner]) |> R.permute([1, 2, 0])
         hits = Ops.slice(lines, [0, 0, 0], [used, inner, times], [1, 1, 1]) |> R.shaped([used * inner, times])
-        hits = if name in [:scatter_add, :scatter_prod], do: R.split(hits), else: hits
+        # Products of complex numbers are not those of their parts.
+        exact = name == :scatter_add or (name == :scatter_prod and draw.dtype != :c64)
+        hits = if exact, do: R.split(hits), else: hits
         folded = R.linear(hits, &R.fold(&1, combine(name)))
         more = (bins - used) * inner
 
@@ -439,8 +441,9 @@ defmodule EMLX.Differential.Parts do
 
   defp combined(:scatter_add, x, updates, _used), do: added(updates, x)
 
-  defp combined(:scatter_prod, x, updates, _used),
-    do: R.bilinear(R.split(x), updates, &Ops.multiply/2)
+  defp combined(:scatter_prod, x, updates, _used) do
+    if Array.dtype(x) == :c64, do: Ops.multiply(x, updates), else: Ops.multiply(R.split(x), updates)
+  end
 
   defp combined(:scatter_max, x, updates, _used), do: Ops.maximum(x, updates)
   defp combined(:scatter_min, x, updates, _used), do: Ops.minimum(x, updates)

@@ -70,7 +70,7 @@ defmodule EMLX.Differential.Products do
     {a, b} = Enum.random([{[m, k], [n, k]}, {[batch, m, k], [n, k]}, {[k], [n, k]}])
 
     Case.values(:inner, pair(draw, a, b, k), :product, fn [x, y] ->
-      x = R.shaped(x, [1, div(R.size(a), max(k, 1)), k])
+      x = R.shaped(x, [1, R.size(Enum.drop(a, -1)), k])
       product(x, R.shaped(y, [1, n, k]), &R.contract/2, Enum.drop(a, -1) ++ [n])
     end)
   end
@@ -177,6 +177,9 @@ defmodule EMLX.Differential.Products do
       product(R.shaped(a, [p, m, k]), R.shaped(b, [p, k, n]), &R.multiply/2, [p, m, n])
     end)
   end
+
+  # Booleans have no differences.
+  def build(:cross, %{dtype: :bool}), do: :skip
 
   def build(:cross, draw) do
     shape = if draw.shape == [], do: [3], else: draw.shape

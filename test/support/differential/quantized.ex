@@ -22,7 +22,7 @@ defmodule EMLX.Differential.Quantized do
         [words, scales, biases] ->
           back = affine(words, scales, biases, group, bits)
           steps = Ops.divide(Ops.subtract(back, R.f64(w)), Ops.abs(repeated(scales, group)))
-          [{"distance in steps", steps, R.full(0, shape, :f64), {1.0, 0.0}}]
+          [{"distance in steps", steps, R.full(0, shape, :f64), {if(draw.dtype == :f32, do: 1.0, else: 1.5), 0.0}}]
 
         [words, scales] ->
           back = Ops.run({:dequantize, Map.put(attributes(mode, group, bits), :dtype, :f32)}, [words, scales, nil, nil])
@@ -90,7 +90,10 @@ defmodule EMLX.Differential.Quantized do
     x = Draw.input(draw, {-1, 1}, [1, columns])
     inputs = [x | laid([words, scales], draw)] ++ [nil, nil]
 
-    Case.values({:qqmm, attributes(mode, group, bits)}, inputs, :quantized, fn [x | _] ->
+    # Half-way between two of the few numbers, where those of 16 bits often are, either is the nearest.
+    tolerance = if draw.dtype == :f32, do: :quantized, else: EMLX.Tolerance.scaled(:quantized, :f16, 20)
+
+    Case.values({:qqmm, attributes(mode, group, bits)}, inputs, tolerance, fn [x | _] ->
       # Both are rounded to the few bits.
       x = plain(Ops.run({:quantize, attributes(mode, group, bits)}, [Ops.astype(x, :f32), nil]), how, columns)
       w = plain([words, scales], how, columns)

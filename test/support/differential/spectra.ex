@@ -94,7 +94,7 @@ defmodule EMLX.Differential.Spectra do
     Case.values(
       {:hadamard_transform, %{scale: scale}},
       [Draw.input(draw, {-1, 1}, shape)],
-      scaled(:summed, draw.dtype, n, by),
+      scaled(:summed, floats(draw.dtype), n, by),
       fn [x] ->
         x |> R.f64() |> R.shaped([div(R.size(shape), n), n]) |> butterflies(1) |> Ops.multiply(by) |> R.shaped(shape)
       end
@@ -105,6 +105,9 @@ defmodule EMLX.Differential.Spectra do
 
   # Errors are of the size of all terms together, whatever is left of them.
   defp scaled(class, dtype, n, factor), do: Tolerance.scaled(class, dtype, max(1.0, :math.sqrt(n)) * factor)
+
+  # Integers give f32.
+  defp floats(dtype), do: if(dtype in [:f16, :bf16], do: dtype, else: :f32)
 
   defp places(count) do
     if count <= @few,

@@ -243,7 +243,8 @@ defmodule EMLX.NxDifferential do
       ) ++
       Enum.concat(for place <- places, do: single("element of what is computed", place, number(eager, place), whole)) ++
       Enum.concat(
-        for place <- places, do: single("element, compiled", place, Nx.to_number(jit.(&at(fun.(&1), place))), compiled)
+        for place <- places,
+            do: single("element, compiled", place, Nx.to_number(jit.(&sliced(fun.(&1), place))), compiled)
       ) ++
       row(tensor, dims, axis, fun, whole, tolerance)
   end
@@ -261,6 +262,13 @@ defmodule EMLX.NxDifferential do
   end
 
   defp at(tensor, place), do: place |> Compare.indices(Tuple.to_list(Nx.shape(tensor))) |> Enum.reduce(tensor, & &2[&1])
+  # Nx 0.12.1 raises where a squeezed tensor is indexed in a compiled function.
+  defp sliced(tensor, place) do
+    dims = Nx.shape(tensor)
+    start = Compare.indices(place, Tuple.to_list(dims))
+    Nx.reshape(Nx.slice(tensor, start, List.duplicate(1, tuple_size(dims))), {})
+  end
+
   defp number(tensor, place), do: tensor |> at(place) |> Nx.to_number()
 
   defp single(label, place, x, whole) do
