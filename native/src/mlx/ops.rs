@@ -320,7 +320,6 @@ wrap! { one -> Array;
 }
 
 wrap! { many -> Vec<Array>;
-    split = mlx_split_sections(a: array, indices: ints, axis: int);
     lu = mlx_linalg_lu(a: array);
     svd = mlx_linalg_svd(a: array, compute_uv: flag);
     quantize = mlx_quantize(w: array, group_size: maybe_int, bits: maybe_int, mode: text, global_scale: maybe);

@@ -147,6 +147,47 @@ pub fn in_single(
     }
 }
 
+/// A product with a quantized matrix, in f32 for 16-bit floats on the CPU as in [`in_single`].
+pub fn quantized_in_single(
+    x: &Array,
+    scales: &Array,
+    biases: Option<&Array>,
+    device: Device,
+    s: &Stream,
+    product: impl Fn(&Array, &Array, Option<&Array>) -> Result<Array>,
+) -> Result<Array> {
+    if device != Device::Cpu || !mlx::dtype(x).is_half() {
+        return product(x, scales, biases);
+    }
+    let single = |part: &Array| match mlx::dtype(part).is_half() {
+        true => mlx::astype(part, Dtype::F32, s),
+        // The scales of formats that are floats themselves.
+        false => mlx::share(part),
+    };
+    let (scales, biases) = (single(scales)?, biases.map(single).transpose()?);
+    in_single(x, device, s, |x| product(x, &scales, biases.as_ref()))
+}
+
+/// To 8-bit floats. MLX's kernel takes f64 for what it is not.
+pub fn to_fp8(a: &Array, s: &Stream) -> Result<Array> {
+    match mlx::dtype(a) {
+        Dtype::F64 => mlx::to_fp8(&mlx::astype(a, Dtype::F32, s)?, s),
+        _ => mlx::to_fp8(a, s),
+    }
+}
+
+/// The Hadamard transform. MLX refuses f64 and complex numbers only when it computes.
+pub fn hadamard_transform(a: &Array, scale: Option<f32>, s: &Stream) -> Result<Array> {
+    let dtype = mlx::dtype(a);
+    if matches!(dtype, Dtype::F64 | Dtype::C64) {
+        return Err(Error::invalid(format!(
+            "takes numbers of up to 32 bits, got {}; cast them to f32",
+            dtype.name()
+        )));
+    }
+    mlx::hadamard_transform(a, scale, s)
+}
+
 /// A reduction whose value over no elements is `of_none`: MLX's may not end where an axis of a view is empty.
 pub fn total(
     a: &Array,
@@ -509,7 +550,25 @@ pub fn split(a: &Array, indices: &[i32], axis: i32, s: &Stream) -> Result<Vec<Ar
             "indices {indices:?} must be in order and within 0..{length}"
         )));
     }
-    mlx::split(a, indices, axis as i32, s)
+    // By slices: MLX's own parts of a view with negative strides count as contiguous, and what is computed from them
+    // reads memory that is not theirs.
+    let mut edges = vec![0];
+    edges.extend(indices);
+    edges.push(length);
+    let part = |edge: &[i32]| {
+        let (mut start, mut stop) = (vec![0; a.ndim()], a.shape().to_vec());
+        (start[axis], stop[axis]) = (edge[0], edge[1]);
+        mlx::slice(a, &start, &stop, &vec![1; a.ndim()], s)
+    };
+    edges.windows(2).map(part).collect()
+}
+
+/// The cross product, of arrays in rows for the reason that [`split`] gives: MLX splits them.
+pub fn cross(a: &Array, b: &Array, axis: i32, s: &Stream) -> Result<Array> {
+    check::axis(a, axis)?;
+    check::axis(b, axis)?;
+    let (a, b) = (mlx::contiguous(a, false, s)?, mlx::contiguous(b, false, s)?);
+    mlx::cross(&a, &b, axis, s)
 }
 
 /// Padding on the given axes; a negative width crops.
@@ -658,6 +717,21 @@ pub fn arange(start: f64, stop: f64, step: f64, dtype: Dtype, s: &Stream) -> Res
         return Err(Error::invalid("has more than 2147483647 elements"));
     }
     mlx::arange(start, stop, step, dtype, s)
+}
+
+/// As many numbers from start to stop. MLX computes them in f32 and cuts integers off, which leaves some of them one short; between
+/// whole numbers they are quotients of integers here.
+pub fn linspace(start: f64, stop: f64, num: i32, dtype: Dtype, s: &Stream) -> Result<Array> {
+    let is_whole = |number: f64| number.fract() == 0.0 && number.abs() < f64::from(i32::MAX);
+    if !dtype.is_integer() || num < 2 || !is_whole(start) || !is_whole(stop) {
+        return mlx::linspace(start, stop, num, dtype, s);
+    }
+    let wide = |number: i64| int(number, Dtype::S64);
+    let last = i64::from(num) - 1;
+    let place = mlx::arange(0.0, f64::from(num), 1.0, Dtype::S64, s)?;
+    let steps = mlx::multiply(&place, &wide(stop as i64 - start as i64)?, s)?;
+    let scaled = mlx::add(&steps, &wide(start as i64 * last)?, s)?;
+    mlx::astype(&quotient(&scaled, &wide(last)?, s)?, dtype, s)
 }
 
 pub fn iota(shape: &[i32], axis: Option<i32>, dtype: Dtype, s: &Stream) -> Result<Array> {

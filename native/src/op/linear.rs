@@ -284,7 +284,7 @@ fn integer_result(a: &Array, b: &Array, s: &Stream) -> Result<Dtype> {
 fn limb_matmul(a: &Array, b: &Array, k: i32, dtype: Dtype, s: &Stream) -> Result<Array> {
     const TERMS: i32 = 1 << 20;
     if k > TERMS {
-        let parts = |array: &Array, axis| mlx::split(array, &[TERMS], axis, s);
+        let parts = |array: &Array, axis| compose::split(array, &[TERMS], axis, s);
         let (left, right) = (parts(a, -1)?, parts(b, -2)?);
         let head = limb_matmul(&left[0], &right[0], TERMS, dtype, s)?;
         let tail = limb_matmul(&left[1], &right[1], k - TERMS, dtype, s)?;
@@ -330,6 +330,12 @@ pub fn addmm(
     device: Device,
     s: &Stream,
 ) -> Result<Array> {
+    if a.size() == 0 || b.size() == 0 {
+        // MLX takes c to lie in rows where there is nothing to multiply.
+        let product = mlx::matmul(a, b, s)?;
+        let beta = compose::constant(Number::Float(beta.into()), mlx::dtype(&product))?;
+        return mlx::add(&product, &mlx::multiply(c, &beta, s)?, s);
+    }
     if is_long(a, b, device) {
         let (a, b) = compose::promoted(a, b, s)?;
         let dtype = compose::promoted_type(mlx::dtype(&a), mlx::dtype(c), s)?;
@@ -861,7 +867,7 @@ pub fn solve_triangular(a: &Array, b: &Array, upper: bool, s: &Stream) -> Result
     let right = join([&right_re, &right_im], axis)?;
     let x = solve(&join([&top, &bottom], -2)?, &right, s)?;
     let n = a.shape()[a.ndim() - 1];
-    let halves = mlx::split(&x, &[n], axis, s)?;
+    let halves = compose::split(&x, &[n], axis, s)?;
     let single = |array: &Array| mlx::astype(array, Dtype::F32, s);
     let i = mlx::from_bytes(
         &[0.0f32, 1.0].map(f32::to_ne_bytes).concat(),

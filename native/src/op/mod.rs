@@ -1210,7 +1210,7 @@ impl Op {
                 posinf,
                 neginf,
             } => unary!(mlx::nan_to_num, *nan, *posinf, *neginf),
-            Op::HadamardTransform { scale } => unary!(mlx::hadamard_transform, *scale),
+            Op::HadamardTransform { scale } => unary!(compose::hadamard_transform, *scale),
 
             Op::Add => binary!(mlx::add),
             Op::Subtract => binary!(mlx::subtract),
@@ -1260,7 +1260,7 @@ impl Op {
 
             Op::Astype { dtype } => unary!(compose::astype, *dtype),
             Op::View { dtype } => unary!(mlx::view, *dtype),
-            Op::ToFp8 => unary!(mlx::to_fp8),
+            Op::ToFp8 => unary!(compose::to_fp8),
             Op::FromFp8 { dtype } => unary!(mlx::from_fp8, *dtype),
 
             Op::Sum { axes, keepdims } => fold!(0.0, Fold::Sum, axes, keepdims),
@@ -1617,12 +1617,7 @@ impl Op {
                 linear::check_system(a, b)?;
                 linear::solve_triangular(a, b, *upper, s).map(one)
             }
-            Op::Cross { axis } => {
-                let [a, b] = inputs.exactly()?;
-                check::axis(a, *axis)?;
-                check::axis(b, *axis)?;
-                mlx::cross(a, b, *axis, s).map(one)
-            }
+            Op::Cross { axis } => binary!(compose::cross, *axis),
 
             Op::RandomKey { seed } => created!(mlx::random_key(*seed)),
             Op::RandomSplit { num } => {
@@ -1728,7 +1723,7 @@ impl Op {
                 dtype,
             } => {
                 check::at_least("num", *num, 0)?;
-                created!(mlx::linspace(*start, *stop, *num, *dtype, s))
+                created!(compose::linspace(*start, *stop, *num, *dtype, s))
             }
             Op::Iota { shape, axis, dtype } => {
                 created!(compose::iota(check::shape(shape)?, *axis, *dtype, s))
@@ -1841,16 +1836,25 @@ impl Op {
                     }
                 }
                 gpu::of_rows(x, device, s, |x| {
-                    mlx::quantized_matmul(
+                    compose::quantized_in_single(
                         x,
-                        w,
                         scales,
                         biases,
-                        *transpose,
-                        *group_size,
-                        *bits,
-                        mode.name(),
+                        device,
                         s,
+                        |x, scales, biases| {
+                            mlx::quantized_matmul(
+                                x,
+                                w,
+                                scales,
+                                biases,
+                                *transpose,
+                                *group_size,
+                                *bits,
+                                mode.name(),
+                                s,
+                            )
+                        },
                     )
                 })
                 .map(one)
@@ -1862,17 +1866,19 @@ impl Op {
             } => {
                 let ([x, w], [scales, scale_x, scale_w]) = inputs.with_optional()?;
                 check::packing(*group_size, *bits)?;
-                mlx::qqmm(
-                    x,
-                    w,
-                    scales,
-                    *group_size,
-                    *bits,
-                    mode.name(),
-                    scale_x,
-                    scale_w,
-                    s,
-                )
+                compose::in_single(x, device, s, |x| {
+                    mlx::qqmm(
+                        x,
+                        w,
+                        scales,
+                        *group_size,
+                        *bits,
+                        mode.name(),
+                        scale_x,
+                        scale_w,
+                        s,
+                    )
+                })
                 .map(one)
             }
             Op::GatherQmm {
@@ -1885,20 +1891,22 @@ impl Op {
                 let ([x, w, scales], [biases, lhs, rhs]) = inputs.with_optional()?;
                 check::packing(*group_size, *bits)?;
                 let (lhs, rhs) = linear::matrix_indices(x, w, lhs, rhs, s)?;
-                mlx::gather_qmm(
-                    x,
-                    w,
-                    scales,
-                    biases,
-                    lhs.as_ref(),
-                    rhs.as_ref(),
-                    *transpose,
-                    *group_size,
-                    *bits,
-                    mode.name(),
-                    *sorted,
-                    s,
-                )
+                compose::quantized_in_single(x, scales, biases, device, s, |x, scales, biases| {
+                    mlx::gather_qmm(
+                        x,
+                        w,
+                        scales,
+                        biases,
+                        lhs.as_ref(),
+                        rhs.as_ref(),
+                        *transpose,
+                        *group_size,
+                        *bits,
+                        mode.name(),
+                        *sorted,
+                        s,
+                    )
+                })
                 .map(one)
             }
         }
