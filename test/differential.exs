@@ -1,4 +1,5 @@
-# Runs the differential suite (test/support/differential.ex) with one line for each call that fails, and a summary:
+# Runs the differential suite (test/support/differential.ex) with one line for each call that fails, and a summary. The operation that is
+# looked at is written to standard error:
 #
 #     export MIX_ENV=test EMLX_TEST_DEVICE=gpu EMLX_DIFFERENTIAL=12
 #     EMLX_DIFFERENTIAL_OPS=sort,cumsum mix run test/differential.exs
@@ -24,6 +25,7 @@ results =
     if limit > 0 and seconds.() > limit do
       {name, :left_out}
     else
+      IO.write(:stderr, "#{name} ")
       result = Differential.run(name, seed, extent)
       for line <- result.failures, do: IO.puts("FAIL #{String.slice(line, 0, 600)}")
       {name, result}

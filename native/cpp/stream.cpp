@@ -1,8 +1,9 @@
-// What MLX's C interface does not have of the CPU's streams: tasks of our own between MLX's, how many tasks are under way, and whether a
-// graph is small. Built by build.rs where cpp/kernel.cpp is; called through src/mlx.rs alone.
+// What MLX's C interface does not have of the CPU's streams: tasks of our own between MLX's, how many tasks are under way, whether a
+// graph is small, and whether an array may have strides of 0. Built by build.rs where cpp/kernel.cpp is; called through src/mlx.rs alone.
 
 #include <cstddef>
 #include <exception>
+#include <string>
 #include <vector>
 
 #include "mlx/c/array.h"
@@ -83,6 +84,47 @@ emlx_is_small(const mlx_array* arrays, size_t count, const mlx_stream stream, si
     }
   }
   return true;
+}
+
+namespace {
+
+bool may_repeat(const core::array& a, size_t& visits) {
+  if (a.status() != core::array::Status::unscheduled || !a.has_primitive()) {
+    for (size_t axis = 0; axis < a.ndim(); ++axis) {
+      if (a.shape(axis) > 1 && a.strides(axis) == 0) {
+        return true;
+      }
+    }
+    return false;
+  }
+  if (visits == 0) {
+    return true;
+  }
+  --visits;
+  const auto& inputs = a.inputs();
+  if (inputs.empty()) {
+    return false;
+  }
+  const std::string name = a.primitive().name();
+  if (name == "Broadcast" && inputs[0].size() != a.size()) {
+    return true;
+  }
+  // Operations on elements keep the strides that their inputs have in common, and views those of the array.
+  for (const auto& input : inputs) {
+    if (!may_repeat(input, visits)) {
+      return false;
+    }
+  }
+  return true;
+}
+
+} // namespace
+
+// Whether elements of an array may lie at one place in memory, as those of a broadcast array do: true where it would take long to find
+// out. The graph's lock is held.
+extern "C" bool emlx_may_repeat(const mlx_array array) {
+  size_t visits = 64;
+  return may_repeat(*static_cast<const core::array*>(array.ctx), visits);
 }
 
 // Frees the buffer of a computed array if nothing else holds the array or the buffer. A small one takes its place. The

@@ -96,6 +96,26 @@ pub fn active_tasks() -> usize {
 /// MLX's constant of that name.
 pub const MAX_ACTIVE_TASKS: usize = 10;
 
+/// Whether elements of an array may lie at one place in memory, as those of a broadcast array do. Also where that is not known.
+pub fn may_repeat(array: &Array) -> bool {
+    #[cfg(emlx_kernels)]
+    {
+        extern "C" {
+            fn emlx_may_repeat(array: sys::mlx_array) -> bool;
+        }
+        let Some(_lock) = super::try_graph_lock() else {
+            return true;
+        };
+        // SAFETY: the array is live, and nobody changes the graph meanwhile.
+        unsafe { emlx_may_repeat(array.as_ptr()) }
+    }
+    #[cfg(not(emlx_kernels))]
+    {
+        let _ = array;
+        true
+    }
+}
+
 /// Whether computing these arrays takes at most `most` nodes of together at most `bytes`, all of them on one stream.
 pub fn is_small(
     arrays: &[&Array],

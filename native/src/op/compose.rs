@@ -716,6 +716,11 @@ pub fn arange(start: f64, stop: f64, step: f64, dtype: Dtype, s: &Stream) -> Res
     if (stop - start) / step > f64::from(i32::MAX) {
         return Err(Error::invalid("has more than 2147483647 elements"));
     }
+    if dtype == Dtype::C64 {
+        // CUDA counts in real numbers.
+        let real = mlx::arange(start, stop, step, Dtype::F32, s)?;
+        return mlx::astype(&real, dtype, s);
+    }
     mlx::arange(start, stop, step, dtype, s)
 }
 

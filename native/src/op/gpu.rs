@@ -1,7 +1,7 @@
 //! What MLX's CUDA kernels lack or misread, so that operations mean the same on every device. Called by [`Op::apply`] and by the
 //! operations themselves. Found by running the golden tests on an H200 with MLX 0.32.2.
 
-use super::{check, compose, Inputs, Op};
+use super::{check, compose, window, Inputs, Op, PadMode, Reduction};
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
@@ -65,6 +65,8 @@ pub fn lacks(op: &Op, inputs: &Inputs) -> bool {
     }
     match op {
         Op::Arccosh | Op::Arcsinh | Op::Arctanh => is(0, |dtype| dtype == Dtype::C64),
+        // CUDA has no order of complex numbers.
+        Op::Argmax { .. } | Op::Argmin { .. } => is(0, |dtype| dtype == Dtype::C64),
         // cuFFT takes no single element of a larger array, in rows or not.
         Op::Fft { sizes, .. }
         | Op::Ifft { sizes, .. }
@@ -108,12 +110,19 @@ pub fn as_its_kernels_take(
             changed(&|_, array| mlx::contiguous(&number(array, s)?, false, s))
         }
         Op::ScaledDotProductAttention { .. } => {
-            // The sinks are the last input.
+            // The sinks are the last input. The result of cuDNN is laid out as the queries are, which must not repeat.
             let last = inputs.0.len().saturating_sub(1);
-            if inputs.0.get(last).copied().flatten().is_none() {
+            let has_sinks = inputs.0.get(last).copied().flatten().is_some();
+            let repeats = inputs
+                .0
+                .first()
+                .copied()
+                .flatten()
+                .is_some_and(mlx::may_repeat);
+            if !has_sinks && !repeats {
                 return Ok(None);
             }
-            changed(&|i, array| match i == last {
+            changed(&|i, array| match i == last || i == 0 && repeats {
                 true => mlx::contiguous(array, false, s),
                 false => mlx::share(array),
             })
@@ -240,6 +249,44 @@ pub fn moveaxis(a: &Array, from: i32, to: i32, device: Device, s: &Stream) -> Re
     let axis = axes.remove(from);
     axes.insert(to, axis);
     transpose(a, &axes, device, s)
+}
+
+/// What a scan comes to before each element, of what it comes to with it; `none` is at the beginning. CUDA's own kernel for that writes
+/// results over elements that it has not read yet, where the input's memory becomes the result's.
+pub fn before_each(
+    whole: &Array,
+    axis: i32,
+    reverse: bool,
+    none: Reduction,
+    s: &Stream,
+) -> Result<Array> {
+    if whole.size() == 0 {
+        return mlx::share(whole);
+    }
+    let value = window::identity(none, mlx::dtype(whole))?;
+    let (low, high) = if reverse { (-1, 1) } else { (1, -1) };
+    let constant = PadMode::Constant;
+    compose::pad(whole, &value, &[axis], &[low], &[high], constant, s)
+}
+
+/// The largest (smallest) number so far.
+pub fn running(
+    a: &Array,
+    axis: i32,
+    reduction: Reduction,
+    reverse: bool,
+    inclusive: bool,
+    device: Device,
+    s: &Stream,
+) -> Result<Array> {
+    let scan = |inclusive| match reduction {
+        Reduction::Min => mlx::cummin(a, axis, reverse, inclusive, s),
+        _ => mlx::cummax(a, axis, reverse, inclusive, s),
+    };
+    match inclusive || device == Device::Cpu {
+        true => scan(inclusive),
+        false => before_each(&scan(true)?, axis, reverse, reduction, s),
+    }
 }
 
 /// Whether CUDA launches MLX's kernel for rotations, whose threads go along pairs, positions and groups of 4 heads.

@@ -917,6 +917,9 @@ pub fn softmax(
     s: &Stream,
 ) -> Result<Array> {
     let rank = a.ndim() as i32;
+    if !mlx::dtype(a).is_float() && mlx::dtype(a) != Dtype::C64 {
+        return softmax(&mlx::astype(a, Dtype::F32, s)?, axes, precise, device, s);
+    }
     let adds_up = mlx::dtype(a).is_half() || blocks::takes(mlx::dtype(a));
     let is_off = kernels::are_built() && !kernels::are_there();
     if device == Device::Gpu || !adds_up || is_off || a.size() == 0 || axes.is_empty() {

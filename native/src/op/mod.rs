@@ -1311,12 +1311,26 @@ impl Op {
                 axis,
                 reverse,
                 inclusive,
-            } => along!(mlx::cummax, *axis, *reverse, *inclusive),
+            } => along!(
+                gpu::running,
+                *axis,
+                Reduction::Max,
+                *reverse,
+                *inclusive,
+                device
+            ),
             Op::Cummin {
                 axis,
                 reverse,
                 inclusive,
-            } => along!(mlx::cummin, *axis, *reverse, *inclusive),
+            } => along!(
+                gpu::running,
+                *axis,
+                Reduction::Min,
+                *reverse,
+                *inclusive,
+                device
+            ),
             Op::Logcumsumexp {
                 axis,
                 reverse,

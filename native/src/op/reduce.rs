@@ -2,7 +2,7 @@
 //! of MLX's in blocks (blocks.rs), since MLX's CPU kernels keep one running total. 16-bit floats are added up in f32
 //! at least, on every device.
 
-use super::{blocks, compose, double};
+use super::{blocks, compose, double, gpu, window, Number};
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::Result;
@@ -74,7 +74,10 @@ pub fn reduce(
             kernels::reduce(reduction, a, axes, &shape, s)
         }
         Way::Blocks => in_single(a, s, |a| in_blocks(reduction, a, axes, keepdims, s)),
-        Way::Mlx => in_single(a, s, |a| by_mlx(reduction, a, axes, keepdims, s)),
+        Way::Mlx => in_single(a, s, |a| match device {
+            Device::Gpu => on_gpu(reduction, a, axes, keepdims, s),
+            Device::Cpu => by_mlx(reduction, a, axes, keepdims, s),
+        }),
     }
 }
 
@@ -122,6 +125,89 @@ fn spread_of_complex(
         Reduction::Deviation { .. } => mlx::sqrt(&both, s),
         _ => Ok(both),
     }
+}
+
+/// Elements of one sum from which a thread of CUDA's kernel for some of the axes adds up so many that it drifts.
+const LONG_SUM: i64 = 1 << 13;
+
+/// CUDA's kernel for all axes adds up as a tree; that for some of them has each thread keep a running total.
+fn on_gpu(
+    reduction: Reduction,
+    a: &Array,
+    axes: &[i32],
+    keepdims: bool,
+    s: &Stream,
+) -> Result<Array> {
+    let sizes = axes.iter().map(|axis| i64::from(a.shape()[*axis as usize]));
+    let count: i64 = sizes.product();
+    let is_tree = axes.len() == a.ndim();
+    let dtype = mlx::dtype(a);
+    if is_tree || count < LONG_SUM || !blocks::takes(dtype) {
+        return by_mlx(reduction, a, axes, keepdims, s);
+    }
+    let total = |a: &Array| sum_in_parts(a, axes, s);
+    let mean = |a: &Array| {
+        let share = compose::constant(Number::Float(1.0 / count as f64), dtype)?;
+        mlx::multiply(&total(a)?, &share, s)
+    };
+    let variance = |ddof: i32| {
+        let apart = mlx::subtract(a, &mean(a)?, s)?;
+        let squares = total(&mlx::square(&apart, s)?)?;
+        let free = (count as f64 - f64::from(ddof)).max(0.0);
+        mlx::divide(&squares, &compose::constant(Number::Float(free), dtype)?, s)
+    };
+    let reduced = match reduction {
+        Reduction::Sum => total(a)?,
+        Reduction::Mean => mean(a)?,
+        Reduction::Variance { ddof } => variance(ddof)?,
+        Reduction::Deviation { ddof } => mlx::sqrt(&variance(ddof)?, s)?,
+        Reduction::LogSum => {
+            let top = mlx::max(a, axes, true, s)?;
+            let exps = mlx::exp(&mlx::subtract(a, &top, s)?, s)?;
+            let sum = mlx::add(&mlx::log(&total(&exps)?, s)?, &top, s)?;
+            mlx::where_(&mlx::isinf(&top, s)?, &top, &sum, s)?
+        }
+        Reduction::Product => return by_mlx(reduction, a, axes, keepdims, s),
+    };
+    match keepdims {
+        true => Ok(reduced),
+        false => mlx::squeeze(&reduced, axes, s),
+    }
+}
+
+/// A sum over some axes, which are kept: over parts of the longest one and all the others first, and then over these parts.
+fn sum_in_parts(a: &Array, axes: &[i32], s: &Stream) -> Result<Array> {
+    let size = |axis: i32| a.shape()[axis as usize];
+    let Some(longest) = axes.iter().copied().max_by_key(|axis| size(*axis)) else {
+        return mlx::share(a);
+    };
+    let length = size(longest);
+    let others: i64 = axes
+        .iter()
+        .map(|axis| i64::from(size(*axis)))
+        .product::<i64>()
+        / i64::from(length);
+    // As many of the longest axis as make a part of about the square root of all.
+    let all = others as f64 * f64::from(length);
+    let part = ((all.sqrt() / others as f64) as i32).clamp(1, length);
+    let whole = length / part * part;
+    let cut = |from: i32, to: i32| {
+        let (mut start, mut stop) = (vec![0; a.ndim()], a.shape().to_vec());
+        (start[longest as usize], stop[longest as usize]) = (from, to);
+        mlx::slice(a, &start, &stop, &vec![1; a.ndim()], s)
+    };
+    // The parts' own axis stands behind the axis of the parts.
+    let parts = mlx::unflatten(&cut(0, whole)?, longest, &[whole / part, part], s)?;
+    let inner: Vec<i32> = axes
+        .iter()
+        .map(|axis| if *axis >= longest { axis + 1 } else { *axis })
+        .collect();
+    let sums = mlx::squeeze(&mlx::sum(&parts, &inner, true, s)?, &[longest + 1], s)?;
+    let sum = mlx::sum(&sums, &[longest], true, s)?;
+    if whole == length {
+        return Ok(sum);
+    }
+    mlx::add(&sum, &mlx::sum(&cut(whole, length)?, axes, true, s)?, s)
 }
 
 fn in_blocks(
@@ -198,12 +284,55 @@ pub fn scan(
         Way::Blocks => in_single(a, s, |a| {
             scan_in_blocks(scan, a, axis, reverse, inclusive, s)
         }),
-        // On the GPU they are added up as a tree.
-        Way::Mlx => compose::in_single(a, device, s, |a| match scan {
-            Scan::Sum => cumsum(a, axis, reverse, inclusive, s),
-            Scan::Product => cumprod(a, axis, reverse, inclusive, s),
-            Scan::LogSum => double::logcumsumexp(a, axis, reverse, inclusive, s),
+        Way::Mlx => in_single(a, s, |a| match device {
+            Device::Gpu => scan_on_gpu(scan, a, axis, reverse, inclusive, s),
+            Device::Cpu => scan_by_mlx(scan, a, axis, reverse, inclusive, s),
         }),
+    }
+}
+
+/// Elements along an axis other than the last one from which CUDA's running totals drift. Along the last axis it adds up as a tree.
+const LONG_SCAN: i32 = 1 << 10;
+
+fn scan_on_gpu(
+    scan: Scan,
+    a: &Array,
+    axis: i32,
+    reverse: bool,
+    inclusive: bool,
+    s: &Stream,
+) -> Result<Array> {
+    let last = a.ndim() as i32 - 1;
+    if axis != last && a.shape()[axis as usize] >= LONG_SCAN && blocks::takes(mlx::dtype(a)) {
+        let rows = gpu::moveaxis(a, axis, last, Device::Gpu, s)?;
+        let scanned = scan_on_gpu(scan, &rows, last, reverse, inclusive, s)?;
+        return gpu::moveaxis(&scanned, last, axis, Device::Gpu, s);
+    }
+    let none = match scan {
+        Scan::Sum => window::Reduction::Sum,
+        Scan::Product => window::Reduction::Prod,
+        // Minus infinity.
+        Scan::LogSum => window::Reduction::Max,
+    };
+    let whole = scan_by_mlx(scan, a, axis, reverse, true, s)?;
+    match inclusive {
+        true => Ok(whole),
+        false => gpu::before_each(&whole, axis, reverse, none, s),
+    }
+}
+
+fn scan_by_mlx(
+    scan: Scan,
+    a: &Array,
+    axis: i32,
+    reverse: bool,
+    inclusive: bool,
+    s: &Stream,
+) -> Result<Array> {
+    match scan {
+        Scan::Sum => cumsum(a, axis, reverse, inclusive, s),
+        Scan::Product => cumprod(a, axis, reverse, inclusive, s),
+        Scan::LogSum => double::logcumsumexp(a, axis, reverse, inclusive, s),
     }
 }
 

@@ -87,7 +87,7 @@ impl Windows<'_> {
 }
 
 /// The value that leaves every other as it is.
-fn identity(reduction: Reduction, dtype: Dtype) -> Result<Array> {
+pub fn identity(reduction: Reduction, dtype: Dtype) -> Result<Array> {
     let bits = 8 * dtype.size() as u32;
     let (smallest, largest) = match dtype {
         Dtype::Bool => (Number::Int(0), Number::Int(1)),

@@ -81,6 +81,33 @@ defmodule EMLX.LargeArraysTest do
     end
   end
 
+  describe "a scan without each element's own value" do
+    for {name, none} <- [cumsum: 0, cumprod: 1, cummax: -2_147_483_648, cummin: 2_147_483_647],
+        reverse <- [false, true] do
+      test "#{name} of 20,000 elements is the one with it, by one place on#{if reverse, do: ", from the end"}" do
+        {name, none, reverse} = {unquote(name), unquote(none), unquote(reverse)}
+        x = Ops.subtract(Ops.remainder(iota([20_000], :s32), scalar(7, :s32)), scalar(3, :s32))
+        ones = Ops.broadcast_to(scalar(-1, :s32), [20_000])
+        scan = &{name, %{axis: 0, reverse: reverse, inclusive: &1}}
+
+        for x <- [x, ones], run <- [&Golden.run/2, &program/2] do
+          whole = Array.to_list(run.(scan.(true), [x]))
+
+          expected =
+            if reverse, do: tl(whole) ++ [none], else: [none | Enum.drop(whole, -1)]
+
+          assert Array.to_list(run.(scan.(false), [x])) == expected
+        end
+      end
+    end
+  end
+
+  # By itself in a program, which may write over what it computed in between.
+  defp program(op, [x]) do
+    program = Program.new(1, [{:negative, [0], 1}, {:negative, [1], 1}, {op, [2], 1}], [3])
+    hd(Program.run(program, [x], device: device()))
+  end
+
   describe "sorting" do
     for {shape, axis} <- [
           {[100_000, 3], 1},

@@ -6,6 +6,8 @@ defmodule EMLX.SumsTest do
   alias EMLX.{Array, Golden, Kernels, Ops, Program, Tolerance}
 
   @device Golden.device()
+  # MLX's scans and norms on CUDA keep running totals of parts of a row.
+  @running if @device == :gpu, do: 1.0e-5, else: 1.0e-6
 
   defp op(name, attributes \\ %{}), do: {name, Map.merge(%{axes: nil, keepdims: false}, attributes)}
   defp run(op, inputs), do: Golden.run(op, inputs)
@@ -131,7 +133,7 @@ defmodule EMLX.SumsTest do
         index = Array.scalar(end_of, :s32, device: @device)
 
         for sums <- ways(scan, x),
-            do: near!(inspect(shape), value(run({:take, %{axis: axis}}, [sums, index])), 1.0e5, 1.0e-6)
+            do: near!(inspect(shape), value(run({:take, %{axis: axis}}, [sums, index])), 1.0e5, @running)
       end
     end
 
@@ -154,7 +156,7 @@ defmodule EMLX.SumsTest do
       near!("low", low, -1.0, 1.0e-3)
       near!("high", high, 1.0, 1.0e-3)
       root = Golden.rms_norm(full(0.1, [1, 1_000_000], :f32), nil, eps: 0.0)
-      near!("rms_norm", root |> Ops.max() |> value(), 1.0, 1.0e-6)
+      near!("rms_norm", root |> Ops.max() |> value(), 1.0, @running)
     end
 
     test "normalizes rows by weights of another type" do

@@ -144,7 +144,9 @@ defmodule EMLX.Backend.MixedTest do
   test "a remainder of numbers of any size in two types is the binary backend's" do
     for_all(150, :remainder, fn ->
       [left, right] = Enum.map(pair(), &vector/1)
-      assert_near(&Nx.remainder/2, [left, right])
+      # Where there is no f64, the remainder of an integer of more than 24 bits is that of the nearest f32.
+      lost = fn x, y -> if rounding() > 1.0e-6 and abs(x) > 2 ** 24, do: 2 * abs(y), else: 0.0 end
+      assert_near(&Nx.remainder/2, [left, right], Enum.zip_with(Nx.to_flat_list(left), Nx.to_flat_list(right), lost))
     end)
   end
 

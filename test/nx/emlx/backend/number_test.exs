@@ -128,6 +128,13 @@ defmodule EMLX.Backend.NumberTest do
   defp readable(number, _type) when is_number(number) and abs(number) < 1.0e-45, do: 1
   defp readable(number, _type), do: number
 
+  # CUDA's additions to memory take subnormal numbers for 0.
+  defp added(number) when is_number(number) and abs(number) < 1.18e-38 do
+    if EMLX.Golden.device() == :gpu, do: 1, else: number
+  end
+
+  defp added(number), do: number
+
   # Beside a tensor a number is of f32 first.
   defp single(number) do
     case <<number::float-32>> do
@@ -142,7 +149,7 @@ defmodule EMLX.Backend.NumberTest do
     min: quote(do: fn x, n -> Nx.min(n, x) end),
     select: quote(do: fn x, n -> {Nx.select(x, x, n), Nx.select(Nx.tensor([1, 0]), n, x), Nx.select(1, n, x)} end),
     as_type: quote(do: fn x, n -> Nx.as_type(n, Nx.type(x)) end),
-    window_scatter: quote(do: fn x, n -> Nx.window_scatter_max(x, Nx.tensor([0], type: :u8), n, {2}, []) end)
+    window_scatter: quote(do: fn x, n -> Nx.window_scatter_max(x, Nx.tensor([0], type: :u8), added(n), {2}, []) end)
   ]
 
   for {name, fun} <- @ways do
