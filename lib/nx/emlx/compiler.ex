@@ -4,7 +4,7 @@ defmodule EMLX.Compiler do
   # call. See EMLX for the options.
 
   alias EMLX.{Backend, Program, Queue, Trace}
-  alias EMLX.Compiler.{Cache, Capture, Path, Walk}
+  alias EMLX.Compiler.{Cache, Capture, Defaults, Path, Walk}
   alias Nx.Defn.{Composite, Expr}
   alias Nx.Tensor, as: T
 
@@ -158,7 +158,7 @@ defmodule EMLX.Compiler do
   # The parts of a program. `templates` are its parameters; `known` has arrays for some of them, by position.
   defp record(expr, templates, known, opts) do
     {block, constants, calls, types, nil} =
-      as_compiler(opts, fn ->
+      Defaults.with_device(opts.device, fn ->
         Trace.run(opts.device, Walk.templates(List.to_tuple(templates)), fn placeholders ->
           params =
             for {{template, placeholder}, i} <- templates |> Enum.zip(placeholders) |> Enum.with_index(),
@@ -247,19 +247,6 @@ defmodule EMLX.Compiler do
   defp expression(vars, fun) do
     expr = fun.(vars)
     {Composite.traverse(expr, &Nx.devectorize/1), Composite.traverse(expr, &Nx.to_template/1)}
-  end
-
-  # Functions that a block calls are part of the trace, and the tensors they make are on the device.
-  defp as_compiler(opts, fun) do
-    backend = Nx.default_backend({Backend, device: opts.device})
-    defn = Nx.Defn.default_options(compiler: EMLX, device: opts.device)
-
-    try do
-      fun.()
-    after
-      Nx.default_backend(backend)
-      Nx.Defn.default_options(defn)
-    end
   end
 
   # A function that is called while another one is traced, with that one's values.
