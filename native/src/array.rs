@@ -6,7 +6,7 @@ use crate::error::{Error, Reason, Result, Signature};
 use crate::mlx::{self, Stream};
 use crate::weight;
 use mlx_rs::Array;
-use rustler::{Encoder, Env, Resource, ResourceArc, Term};
+use rustler::{Encoder, Env, LocalPid, Resource, ResourceArc, Term};
 use std::mem::ManuallyDrop;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -114,6 +114,8 @@ pub struct Handle {
     array: ManuallyDrop<Array>,
     /// No other handle ever has this number.
     pub number: u64,
+    /// The number of the first handle of the same array.
+    pub origin: u64,
     pub device: Device,
     pub stream: Stream,
     /// Nodes on the longest unsubmitted path to this array.
@@ -125,6 +127,8 @@ pub struct Handle {
     pinned: OnceLock<Buffer>,
     /// Stands for a value of a function that is being traced: it has a shape and a type, and never elements.
     traced: bool,
+    /// The process that is told when the handle goes.
+    watcher: Mutex<Option<LocalPid>>,
 }
 
 // SAFETY: MLX's handle is a reference-counted pointer. What is read through `&Handle` on any thread (shape, dtype, the
@@ -134,7 +138,18 @@ unsafe impl Send for Handle {}
 impl std::panic::RefUnwindSafe for Handle {}
 
 #[rustler::resource_impl]
-impl Resource for Handle {}
+impl Resource for Handle {
+    const IMPLEMENTS_DESTRUCTOR: bool = true;
+
+    /// Nothing refers to the handle any more.
+    fn destructor(mut self, env: Env) {
+        let watcher = self.watcher.get_mut();
+        if let Some(process) = *watcher.unwrap_or_else(PoisonError::into_inner) {
+            // A process that has ended needs no message.
+            let _ = env.send(&process, (atoms::emlx_array_gone(), self.number));
+        }
+    }
+}
 
 fn next_number() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(0);
@@ -151,9 +166,11 @@ impl Drop for Handle {
 impl Handle {
     /// An array with its data, or one whose graph is already submitted.
     pub fn ready(array: Array, device: Device, stream: Stream, outcomes: Outcomes) -> Handle {
+        let number = next_number();
         Handle {
             array: ManuallyDrop::new(array),
-            number: next_number(),
+            number,
+            origin: number,
             device,
             stream,
             depth: AtomicU32::new(0),
@@ -161,6 +178,7 @@ impl Handle {
             outcomes,
             pinned: OnceLock::new(),
             traced: false,
+            watcher: Mutex::default(),
         }
     }
 
@@ -189,9 +207,11 @@ impl Handle {
                 _ => input.held.load(Ordering::Relaxed),
             });
         }
+        let number = next_number();
         Handle {
             array: ManuallyDrop::new(array),
-            number: next_number(),
+            number,
+            origin: number,
             device,
             stream,
             depth: AtomicU32::new(depth + 1),
@@ -199,11 +219,35 @@ impl Handle {
             outcomes,
             pinned: OnceLock::new(),
             traced: inputs.iter().flatten().any(|input| input.traced),
+            watcher: Mutex::default(),
         }
+    }
+
+    /// Another handle of the same array, for an owner that must not keep this one.
+    pub fn another(&self) -> Result<Handle> {
+        Ok(Handle {
+            array: ManuallyDrop::new(mlx::share(&self.array)?),
+            number: next_number(),
+            origin: self.origin,
+            device: self.device,
+            stream: self.stream.clone(),
+            depth: AtomicU32::new(self.depth.load(Ordering::Relaxed)),
+            held: AtomicU64::new(self.held.load(Ordering::Relaxed)),
+            outcomes: self.outcomes.clone(),
+            pinned: OnceLock::new(),
+            traced: self.traced,
+            watcher: Mutex::default(),
+        })
     }
 
     pub fn is_traced(&self) -> bool {
         self.traced
+    }
+
+    /// Has a process told when the handle goes: `{:emlx_array_gone, number}`. There is one such process; the last one
+    /// counts.
+    pub fn watch(&self, process: LocalPid) {
+        *self.watcher.lock().unwrap_or_else(PoisonError::into_inner) = Some(process);
     }
 
     /// Has the traced function contain the operation that made this array, although its inputs are known.
@@ -288,6 +332,7 @@ impl Encoder for ArrayTerm {
 mod atoms {
     rustler::atoms! {
         array_module = "Elixir.EMLX.Array",
+        emlx_array_gone,
         reference = "ref",
         weight,
     }

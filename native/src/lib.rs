@@ -8,6 +8,7 @@ mod device;
 mod dtype;
 mod error;
 mod file;
+mod identity;
 mod kernels;
 mod mlx;
 #[cfg(test)]
@@ -22,6 +23,7 @@ use array::{outcomes_of, ArrayTerm, BinaryTerm, Handle, Outcome};
 use device::Device;
 use dtype::Dtype;
 use error::{Error, Reason, Result, Signature};
+use identity::Identity;
 use mlx_rs::Array;
 use op::Op;
 use program::run::{Run, Suspended};
@@ -45,7 +47,7 @@ fn load(_env: Env, _info: Term) -> bool {
 }
 
 mod atoms {
-    rustler::atoms! { ok, error, wait, queued, traced, trace, nil }
+    rustler::atoms! { ok, error, wait, queued, traced, trace, nil, long }
 }
 
 /// What a function gives back: a value, or an error as a map.
@@ -150,10 +152,17 @@ fn decode_inputs<'a>(term: Term<'a>) -> Result<SmallVec<[Option<&'a Handle>; 4]>
 
 /// Arrays that have or will have elements.
 fn decode_arrays(term: Term) -> Result<Vec<ResourceArc<Handle>>> {
+    let arrays = decode_handles(term)?;
+    arrays.iter().try_for_each(|array| array.refuse_traced())?;
+    Ok(arrays)
+}
+
+/// The same with those that stand for a traced function's values.
+fn decode_handles(term: Term) -> Result<Vec<ResourceArc<Handle>>> {
     let list: Vec<Term> = argument(term, 0, "a list of arrays")?;
     list.into_iter()
         .enumerate()
-        .map(|(position, term)| decode_valued(term, position))
+        .map(|(position, term)| decode_array(term, position))
         .collect()
 }
 
@@ -593,6 +602,79 @@ fn device_info(device: Term) -> Answer<Vec<(String, mlx::InfoValue)>> {
     }))
 }
 
+// ---- the compile cache ----
+
+/// Parts of a term that are looked at on a scheduler; each takes some 30 ns.
+const MAX_PARTS: usize = 1 << 14;
+
+enum Identified<'a> {
+    Here(Identity<'a>),
+    /// Has more parts than a scheduler should be held for.
+    Long,
+}
+
+impl Encoder for Identified<'_> {
+    fn encode<'a>(&self, env: Env<'a>) -> Term<'a> {
+        match self {
+            Identified::Here(identity) => identity.encode(env),
+            Identified::Long => atoms::long().encode(env),
+        }
+    }
+}
+
+/// `{digest, functions, [{number, array}], [{address, size, binary}]}`, or `:long`; see [`identity`]. The last two
+/// are filled where `gather` is true.
+#[rustler::nif]
+fn identify<'a>(term: Term<'a>, gather: Term<'a>) -> Answer<Identified<'a>> {
+    Answer(guard("identify", || identified(term, gather, MAX_PARTS)))
+}
+
+/// The same for terms of many parts.
+#[rustler::nif(schedule = "DirtyCpu")]
+fn identify_long<'a>(term: Term<'a>, gather: Term<'a>) -> Answer<Identified<'a>> {
+    Answer(guard("identify", || identified(term, gather, usize::MAX)))
+}
+
+fn identified<'a>(term: Term<'a>, gather: Term<'a>, limit: usize) -> Result<Identified<'a>> {
+    let gather = argument(gather, 1, "a boolean")?;
+    let identity = identity::of(term, gather, limit);
+    Ok(identity.map_or(Identified::Long, Identified::Here))
+}
+
+/// Has the calling process told when nothing refers to an array any more: `{:emlx_array_gone, number}`. One process
+/// is told of an array, the last one that asked.
+#[rustler::nif]
+fn watch<'a>(env: Env<'a>, arrays: Term<'a>) -> Answer<Done> {
+    Answer(guard("watch", || {
+        let process = env.pid();
+        decode_handles(arrays)?
+            .iter()
+            .for_each(|array| array.watch(process));
+        Ok(Done)
+    }))
+}
+
+/// `{number, bytes}` of each array; the number is the same for all handles of one.
+#[rustler::nif]
+fn origins(arrays: Term) -> Answer<Vec<(u64, usize)>> {
+    Answer(guard("origins", || {
+        Ok(handles(&decode_handles(arrays)?).map(origin).collect())
+    }))
+}
+
+/// The same of a program's constants.
+#[rustler::nif]
+fn program_constants(program: Term) -> Answer<Vec<(u64, usize)>> {
+    Answer(guard("program", || {
+        let program = decode_program(program)?;
+        Ok(handles(&program.constants).map(origin).collect())
+    }))
+}
+
+fn origin(handle: &Handle) -> (u64, usize) {
+    (handle.origin, handle.array().nbytes())
+}
+
 // ---- queues ----
 
 #[rustler::nif(schedule = "DirtyIo")]
@@ -751,7 +833,12 @@ fn program_new<'a>(
             "%{output_names: nil | [name], fuse: boolean, run_ahead: nil | steps}",
         )?;
         let inputs = program::term::inputs(inputs)?;
-        let constants = decode_arrays(constants)?;
+        // The program must not keep the handles of whoever made them: the compile cache learns by those what is still
+        // in use.
+        let constants: Vec<_> = decode_arrays(constants)?
+            .iter()
+            .map(|constant| constant.another().map(ResourceArc::new))
+            .collect::<Result<_>>()?;
         let count = inputs.len().saturating_add(constants.len());
         let body = program::term::top(count, instructions, outputs)?;
         Program::new(inputs, constants, body, opts.output_names, opts.fuse)
