@@ -154,10 +154,22 @@ fn decode_inputs<'a>(term: Term<'a>) -> Result<SmallVec<[Option<&'a Handle>; 4]>
 
 /// Arrays that have or will have elements.
 fn decode_arrays(term: Term) -> Result<Vec<ResourceArc<Handle>>> {
+    decode_each(term, decode_valued)
+}
+
+/// The same with those that stand for a traced function's values, and those that were given up.
+fn decode_handles(term: Term) -> Result<Vec<ResourceArc<Handle>>> {
+    decode_each(term, decode_array)
+}
+
+fn decode_each(
+    term: Term,
+    decode: fn(Term, usize) -> Result<ResourceArc<Handle>>,
+) -> Result<Vec<ResourceArc<Handle>>> {
     let list: Vec<Term> = argument(term, 0, "a list of arrays")?;
     list.into_iter()
         .enumerate()
-        .map(|(position, term)| decode_valued(term, position))
+        .map(|(position, term)| decode(term, position))
         .collect()
 }
 
@@ -828,7 +840,8 @@ fn program_new<'a>(
             "%{output_names: nil | [name], fuse: boolean, run_ahead: nil | steps}",
         )?;
         let inputs = nif::decode_program::inputs(inputs)?;
-        // Its own, so that it outlives their deallocation elsewhere.
+        // Its own: they outlive their deallocation elsewhere, and the compile cache learns by the handles of whoever
+        // made them what is still in use.
         let constants = handles(&decode_arrays(constants)?)
             .map(|constant| constant.another().map(ResourceArc::new))
             .collect::<Result<Vec<_>>>()?;
