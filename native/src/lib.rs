@@ -192,16 +192,19 @@ fn decode_valued_or_deallocated(term: Term, position: usize) -> Result<ResourceA
 
 thread_local! {
     /// Operations without attributes by their atoms, as they come up.
-    static BARE: RefCell<HashMap<ErlNifTerm, Op, BuildHasherDefault<AtomHasher>>> = RefCell::default();
+    static BARE: RefCell<HashMap<ErlNifTerm, Op, BuildHasherDefault<WordHasher>>> = RefCell::default();
 }
 
-/// The VM numbers its atoms, so one multiplication spreads them.
+/// Of the words that the VM refers to terms with: numbers of atoms and addresses, which one multiplication spreads.
 #[derive(Default)]
-struct AtomHasher(u64);
+struct WordHasher(u64);
 
-impl Hasher for AtomHasher {
-    fn write_usize(&mut self, atom: usize) {
-        self.0 = (atom as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+impl Hasher for WordHasher {
+    // The low bits of words are the same, and so are those of products.
+    fn write_usize(&mut self, word: usize) {
+        self.0 = (word as u64)
+            .wrapping_mul(0x9E37_79B9_7F4A_7C15)
+            .rotate_left(32);
     }
 
     fn write(&mut self, _: &[u8]) {

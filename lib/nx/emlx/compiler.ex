@@ -135,10 +135,10 @@ defmodule EMLX.Compiler do
   # What call/4 takes: a program, or the evaluator's function.
   defp compiled(key, vars, fun, opts) do
     if opts.cache do
-      captures = [key, vars, opts.hooks]
-      made = fn -> key |> trace(vars, fun, opts) |> kept(captures) end
+      term = {key, signature(vars), Map.delete(opts, :queue)}
+      made = fn -> key |> trace(vars, fun, opts) |> kept() end
 
-      case Cache.fetch({key, signature(vars), Map.delete(opts, :queue)}, plain?(key, vars, opts), captures, made) do
+      case Cache.fetch(term, [key, vars, opts.hooks], made) do
         :evaluate -> {:evaluate, evaluator(key, vars, fun, opts)}
         compiled -> compiled
       end
@@ -147,21 +147,12 @@ defmodule EMLX.Compiler do
     end
   end
 
-  # What the cache keeps, and the arrays in it. The evaluator's function has the expression with what the function
-  # closes over, so it is made anew where that is not to be kept.
-  defp kept({:program, %{program: program}} = compiled, _captures),
+  # What the cache keeps, and the arrays in it. The evaluator's function has the whole expression, which the cache would
+  # copy without its sharing, and what the function closes over, so it is made anew.
+  defp kept({:program, %{program: program}} = compiled),
     do: {compiled, Native.call!(Native.program_constants(program.ref))}
 
-  defp kept({:evaluate, _fun} = compiled, captures) do
-    case Identity.captured(captures) do
-      %{arrays: [], binaries: []} -> {compiled, []}
-      _ -> {:evaluate, []}
-    end
-  end
-
-  # Whether nothing that a program depends on can hold a large term.
-  defp plain?(fun, vars, opts),
-    do: opts.hooks == %{} and Identity.environment(fun) == [] and not Enum.any?(vars, &container?/1)
+  defp kept({:evaluate, _fun}), do: {:evaluate, []}
 
   # May keep any term beside its tensors.
   defp container?(var), do: is_struct(var) and not is_struct(var, T)

@@ -2,17 +2,23 @@
 //! count by identity. The compile cache finds functions by it (`EMLX.Compiler.Identity`), at each call. It also learns
 //! here of arrays that go.
 //!
-//! An array is its number, which no other array ever has. A large binary is its address and size, so the
-//! digest is valid for as long as the binary lives; the caller keeps it alive or forgets the digest.
+//! An array is its number, which no other array ever has. A large binary is its address and size, so the digest is
+//! valid for as long as the binary lives; the caller keeps it alive or forgets the digest.
+//!
+//! Terms share parts, and a term of few parts can have 2^60 of them if shared ones are counted each time. So a term of
+//! many parts, counted this way, has a digest of its parts' digests, and each part is visited once. A copy without the
+//! sharing has the same digest.
 
 use crate::array::Handle;
 use crate::error::Result;
 use crate::queue::{guard, Done};
-use crate::{argument, decode_handles, decode_program, handles, weight, Answer};
+use crate::{argument, decode_handles, decode_program, handles, weight, Answer, WordHasher};
+use rustler::sys::ErlNifTerm;
 use rustler::types::map::MapIterator;
 use rustler::types::tuple;
 use rustler::{Binary, Encoder, Env, NewBinary, Term, TermType};
-use std::hash::{Hash, Hasher};
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hash, Hasher};
 
 /// Binaries up to this size count by their bytes: reading those takes no longer than asking for an address, and small
 /// tensors that are made anew for each call are often equal.
@@ -21,13 +27,18 @@ const MAX_READ: usize = 1 << 10;
 /// Parts of a term that are looked at on a scheduler; each takes some 30 ns.
 const MAX_PARTS: usize = 1 << 14;
 
+/// Bytes of a shared part that are written again each time: its digest would not be much shorter.
+const MAX_REPEATED: usize = 128;
+
 mod atoms {
     rustler::atoms! { long }
 }
 
+type Digest = [u8; 32];
+
 /// A term as the digest sees it. Functions are left to the caller, since only the VM reads their environments.
 struct Identity<'a> {
-    digest: [u8; 32],
+    digest: Digest,
     functions: Vec<Term<'a>>,
     /// What counts by identity, where it was asked for: `{number, ref}`.
     arrays: Vec<(u64, Term<'a>)>,
@@ -59,17 +70,19 @@ enum Tag {
     Array,
     Function,
     External,
+    Digest,
 }
 
-/// The identity of a term; `None` if it has more than `limit` parts. `gather` has the arrays and binaries listed that
-/// count by identity.
-fn of<'a>(term: Term<'a>, gather: bool, limit: usize) -> Option<Identity<'a>> {
+/// The identity of a term; `None` if it has more than `limit` parts, shared ones counted each time. Without a limit,
+/// shared parts are visited once. `gather` has the arrays and binaries listed that count by identity.
+fn of<'a>(term: Term<'a>, gather: bool, limit: Option<usize>) -> Option<Identity<'a>> {
     // A stack of its own: terms may be nested deeper than a scheduler's stack allows.
     let mut pending = Vec::with_capacity(256);
     pending.push(term);
     let mut walk = Walk {
         bytes: Vec::with_capacity(4096),
         pending,
+        visited: limit.is_none().then(Visited::default),
         gather,
         functions: Vec::new(),
         arrays: Vec::new(),
@@ -78,10 +91,11 @@ fn of<'a>(term: Term<'a>, gather: bool, limit: usize) -> Option<Identity<'a>> {
     let mut parts = 0;
     while let Some(term) = walk.pending.pop() {
         parts += 1;
-        if parts > limit {
+        if limit.is_some_and(|limit| parts > limit) {
             return None;
         }
         walk.visit(term);
+        walk.close();
     }
     Some(Identity {
         digest: blake3::hash(&walk.bytes).into(),
@@ -117,9 +131,28 @@ fn append(bytes: &mut Vec<u8>, mut number: u64) {
     bytes.push(number as u8);
 }
 
+/// What was visited, by the words that the VM refers to terms with. They do not change while a NIF runs.
+#[derive(Default)]
+struct Visited {
+    /// The terms whose parts are being visited, from the outermost to the innermost.
+    open: Vec<Open>,
+    digests: HashMap<ErlNifTerm, Digest, BuildHasherDefault<WordHasher>>,
+    /// The positions of functions in their list.
+    functions: HashMap<ErlNifTerm, usize, BuildHasherDefault<WordHasher>>,
+}
+
+struct Open {
+    word: ErlNifTerm,
+    /// Where it begins in the bytes.
+    start: usize,
+    /// How many terms are pending when all its parts were visited.
+    pending: usize,
+}
+
 struct Walk<'a> {
     bytes: Vec<u8>,
     pending: Vec<Term<'a>>,
+    visited: Option<Visited>,
     gather: bool,
     functions: Vec<Term<'a>>,
     arrays: Vec<(u64, Term<'a>)>,
@@ -128,7 +161,12 @@ struct Walk<'a> {
 
 impl<'a> Walk<'a> {
     fn visit(&mut self, term: Term<'a>) {
-        match term.get_type() {
+        let kind = term.get_type();
+        let has_parts = matches!(kind, TermType::Tuple | TermType::List | TermType::Map);
+        if has_parts && self.recall(term) {
+            return;
+        }
+        match kind {
             // The VM numbers its atoms.
             TermType::Atom => {
                 self.bytes.push(Tag::Atom as u8);
@@ -148,12 +186,50 @@ impl<'a> Walk<'a> {
             TermType::List => self.list(term),
             TermType::Map => self.map(term),
             TermType::Ref => self.reference(term),
-            TermType::Fun => {
-                self.put(Tag::Function, self.functions.len() as u64);
-                self.functions.push(term);
-            }
+            TermType::Fun => self.function(term),
             _ => self.external(term),
         }
+    }
+
+    /// Writes the digest of a term that was visited before. Of any other it is made when its parts were visited.
+    fn recall(&mut self, term: Term<'a>) -> bool {
+        let Some(visited) = &mut self.visited else {
+            return false;
+        };
+        let word = term.as_c_arg();
+        let known = visited.digests.get(&word).copied();
+        match known {
+            Some(digest) => self.digest(&digest),
+            None => visited.open.push(Open {
+                word,
+                start: self.bytes.len(),
+                pending: self.pending.len(),
+            }),
+        }
+        known.is_some()
+    }
+
+    /// Makes the digests of terms whose parts all were visited.
+    fn close(&mut self) {
+        let pending = self.pending.len();
+        while let Some(visited) = &mut self.visited {
+            let Some(Open { word, start, .. }) =
+                visited.open.pop_if(|open| open.pending == pending)
+            else {
+                return;
+            };
+            if self.bytes.len() - start > MAX_REPEATED {
+                let digest = blake3::hash(&self.bytes[start..]).into();
+                visited.digests.insert(word, digest);
+                self.bytes.truncate(start);
+                self.digest(&digest);
+            }
+        }
+    }
+
+    fn digest(&mut self, digest: &Digest) {
+        self.bytes.push(Tag::Digest as u8);
+        self.bytes.extend_from_slice(digest);
     }
 
     fn put(&mut self, tag: Tag, value: u64) {
@@ -187,6 +263,20 @@ impl<'a> Walk<'a> {
         if self.gather && !weight::is_one(&binary) {
             self.binaries.push((address, size, term));
         }
+    }
+
+    /// Where shared parts are visited once, a function is listed once. A copy in which it is no longer shared has
+    /// another digest, and is compiled once more.
+    fn function(&mut self, term: Term<'a>) {
+        let next = self.functions.len();
+        let position = match &mut self.visited {
+            Some(visited) => *visited.functions.entry(term.as_c_arg()).or_insert(next),
+            None => next,
+        };
+        if position == next {
+            self.functions.push(term);
+        }
+        self.put(Tag::Function, position as u64);
     }
 
     fn tuple(&mut self, term: Term<'a>) {
@@ -244,16 +334,25 @@ impl Encoder for Identified<'_> {
 /// `gather` is true.
 #[rustler::nif]
 fn identify<'a>(term: Term<'a>, gather: Term<'a>) -> Answer<Identified<'a>> {
-    Answer(guard("identify", || identified(term, gather, MAX_PARTS)))
+    Answer(guard("identify", || {
+        identified(term, gather, Some(MAX_PARTS))
+    }))
 }
 
-/// The same for terms of many parts.
+/// The same for terms of many parts: of any number where the limit is `nil`.
 #[rustler::nif(schedule = "DirtyCpu")]
-fn identify_long<'a>(term: Term<'a>, gather: Term<'a>) -> Answer<Identified<'a>> {
-    Answer(guard("identify", || identified(term, gather, usize::MAX)))
+fn identify_long<'a>(term: Term<'a>, gather: Term<'a>, limit: Term<'a>) -> Answer<Identified<'a>> {
+    Answer(guard("identify", || {
+        let limit = argument(limit, 2, "nil or a number of parts")?;
+        identified(term, gather, limit)
+    }))
 }
 
-fn identified<'a>(term: Term<'a>, gather: Term<'a>, limit: usize) -> Result<Identified<'a>> {
+fn identified<'a>(
+    term: Term<'a>,
+    gather: Term<'a>,
+    limit: Option<usize>,
+) -> Result<Identified<'a>> {
     let gather = argument(gather, 1, "a boolean")?;
     Ok(of(term, gather, limit).map_or(Identified::Long, Identified::Here))
 }
@@ -273,9 +372,9 @@ fn watch<'a>(env: Env<'a>, arrays: Term<'a>) -> Answer<Done> {
 
 /// `{number, bytes}` of each array.
 #[rustler::nif]
-fn origins(arrays: Term) -> Answer<Vec<(u64, usize)>> {
-    Answer(guard("origins", || {
-        Ok(handles(&decode_handles(arrays)?).map(origin).collect())
+fn sizes(arrays: Term) -> Answer<Vec<(u64, usize)>> {
+    Answer(guard("sizes", || {
+        Ok(handles(&decode_handles(arrays)?).map(size).collect())
     }))
 }
 
@@ -284,10 +383,10 @@ fn origins(arrays: Term) -> Answer<Vec<(u64, usize)>> {
 fn program_constants(program: Term) -> Answer<Vec<(u64, usize)>> {
     Answer(guard("program", || {
         let program = decode_program(program)?;
-        Ok(handles(&program.constants).map(origin).collect())
+        Ok(handles(&program.constants).map(size).collect())
     }))
 }
 
-fn origin(handle: &Handle) -> (u64, usize) {
+fn size(handle: &Handle) -> (u64, usize) {
     (handle.number, handle.array().nbytes())
 }

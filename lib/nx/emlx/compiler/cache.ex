@@ -3,9 +3,9 @@ defmodule EMLX.Compiler.Cache do
   # Compiled functions by what they were compiled from. EMLX.Compiler looks them up in the table; the process that
   # owns the table adds and removes entries. EMLX.Application starts it.
   #
-  # An entry goes with the function. Where a function closes over arrays or large binaries, the key is a digest
-  # (EMLX.Compiler.Identity) that has only their identities, so the entry does not keep them. Once one of them is
-  # garbage no call can find the entry, and the process removes it:
+  # The key is a digest (EMLX.Compiler.Identity) that has only the identities of the arrays and large binaries that a
+  # function closes over, so an entry does not keep them. It goes with them: once one of them is garbage no call can
+  # find the entry, and the process removes it.
   #
   #   * An array has the process told when nothing refers to it any more (`EMLX.Native.watch/1`).
   #   * A binary cannot. The process keeps it, so that its address is not used again while the key has it, and asks
@@ -15,19 +15,19 @@ defmodule EMLX.Compiler.Cache do
   # constants. A constant of several programs counts once, and an array that the function closes over not at all: it
   # is the function's.
   #
-  # Other functions are their own keys, since the table hashes terms several times as fast as the digest is made. A
-  # second table has marks of functions that need a digest: their code and size.
+  # Digests of small terms that hold neither are in a second table, by the terms: finding one there is several times as
+  # fast as computing it. The table is ordered, because such a table compares terms and does not hash them. To compare
+  # two terms takes no longer than the smaller one has parts. To hash one visits shared parts every time, and a function
+  # over an expression of 60 nodes can have 2^60 paths.
 
   use GenServer
 
   alias EMLX.Compiler.Identity
   alias EMLX.Native
 
-  @marks __MODULE__.Marks
-  # The most marks; they are rare, and can be found out again.
-  @max_marks 10_000
-  # The most bytes of a term, binaries included, that is its own key.
-  @max_key 1_048_576
+  @digests __MODULE__.Digests
+  # The most bytes of a term in that table.
+  @max_term 1_048_576
 
   @entries 1000
   # Of the memory limit; CUDA graphs have as much.
@@ -41,14 +41,13 @@ defmodule EMLX.Compiler.Cache do
   def start_link(_opts), do: GenServer.start_link(__MODULE__, nil, name: __MODULE__)
 
   @doc """
-  Returns the value that is kept for a term, `{fun, signature, options}`. Where there is none, `make` returns
-  `{value, arrays}`, and the value is kept: `arrays` are `{origin, bytes}` of each array in it.
+  Returns the value that is kept for a term. Where there is none, `make` returns `{value, arrays}`, and the value is
+  kept: `arrays` are `{number, bytes}` of each array in it.
 
-  `plain?` says that the term holds neither arrays nor large binaries, and `captures` is a term that has all by which
-  it is known.
+  `captures` is a term that has all by which the term is known.
   """
-  def fetch(term, plain?, captures, make) do
-    {key, mark} = if plain?, do: {term, nil}, else: key(term)
+  def fetch(term, captures, make) do
+    key = digest(term)
 
     case lookup(__MODULE__, key) do
       [{^key, _used, value}] ->
@@ -61,20 +60,18 @@ defmodule EMLX.Compiler.Cache do
         GenServer.call(__MODULE__, :sweep, :infinity)
         {value, arrays} = make.()
         captured = Identity.captured(captures)
-
-        {key, mark} =
-          if mark && captured != %{arrays: [], binaries: []}, do: {Identity.digest(term), mark}, else: {key, nil}
-
-        GenServer.call(__MODULE__, {:put, key, mark, value, arrays, captured, limits}, :infinity)
+        small = if small?(term, captured), do: [term], else: []
+        GenServer.call(__MODULE__, {:put, key, small, value, arrays, captured, limits}, :infinity)
         value
     end
   end
 
-  # The key of a term, and the mark to set where it turns out to need a digest.
-  defp key({fun, _signature, _options} = term) do
-    size = :erlang.external_size(term)
-    mark = {Identity.code(fun), size}
-    if size > @max_key or lookup(@marks, mark) != [], do: {Identity.digest(term), nil}, else: {term, mark}
+  defp digest(term) do
+    case lookup(@digests, term) do
+      [{^term, digest}] -> digest
+      # None, or that of a term with 1.0 where this one has 1.
+      _ -> Identity.digest(term)
+    end
   end
 
   defp lookup(table, key) do
@@ -82,6 +79,10 @@ defmodule EMLX.Compiler.Cache do
   rescue
     ArgumentError ->
       raise "the application :emlx is not started, which compiler: EMLX needs; Application.ensure_all_started(:emlx) starts it"
+  end
+
+  defp small?(term, captured) do
+    captured == %{arrays: [], binaries: []} and Identity.small?(term) and :erlang.external_size(term) <= @max_term
   end
 
   @doc "Removes all entries. Functions that are in use go on."
@@ -113,12 +114,12 @@ defmodule EMLX.Compiler.Cache do
   # ---- the process ----
 
   # `entries` has `{key, ties, arrays}`, where a tie is `{:array, number}` or `{:binary, place}`; `ties` has `{tie,
-  # key}`; `arrays` has `{origin, bytes, count}`. `binaries` maps places to binaries: the process's heap alone is what
+  # key}`; `arrays` has `{number, bytes, count}`. `binaries` maps places to binaries: the process's heap alone is what
   # the VM tells of.
   @impl true
   def init(nil) do
     :ets.new(__MODULE__, [:named_table, :public, :set, read_concurrency: true])
-    :ets.new(@marks, [:named_table, :protected, :set, read_concurrency: true])
+    :ets.new(@digests, [:named_table, :protected, :ordered_set, read_concurrency: true])
 
     {:ok,
      %{
@@ -132,8 +133,8 @@ defmodule EMLX.Compiler.Cache do
   end
 
   @impl true
-  def handle_call({:put, key, mark, value, arrays, captured, limits}, from, state) do
-    mark(mark)
+  def handle_call({:put, key, small, value, arrays, captured, limits}, from, state) do
+    for term <- small, do: :ets.insert(@digests, {term, key})
     state = if :ets.member(__MODULE__, key), do: state, else: put(state, key, value, arrays, captured)
     {:noreply, state |> trim(limits) |> schedule(), {:continue, {:reply, from, :ok}}}
   end
@@ -147,7 +148,7 @@ defmodule EMLX.Compiler.Cache do
   end
 
   def handle_call(:clear, from, state) do
-    :ets.delete_all_objects(@marks)
+    :ets.delete_all_objects(@digests)
     keys = :ets.select(state.entries, [{{:"$1", :_, :_}, [], [:"$1"]}])
     {:noreply, Enum.reduce(keys, state, &evict/2), {:continue, {:reply, from, :ok}}}
   end
@@ -177,13 +178,6 @@ defmodule EMLX.Compiler.Cache do
 
   defp schedule(state, _interval), do: state
 
-  defp mark(nil), do: :ok
-
-  defp mark(mark) do
-    if :ets.info(@marks, :size) >= @max_marks, do: :ets.delete_all_objects(@marks)
-    :ets.insert(@marks, {mark})
-  end
-
   defp put(state, key, value, arrays, %{arrays: captured, binaries: binaries}) do
     {numbers, refs} = Enum.unzip(captured)
     Native.call!(Native.watch(refs))
@@ -191,13 +185,12 @@ defmodule EMLX.Compiler.Cache do
     :ets.insert(state.ties, for(tie <- ties, do: {tie, key}))
 
     # A value can refer to what the function captures, as one with a hook can: then its bytes are the entry's.
-    kept = for {_number, ref} <- Identity.captured(value).arrays, do: ref
-    theirs = refs |> origins() |> Map.drop(Map.keys(origins(kept)))
-    arrays = arrays |> Map.new() |> Map.merge(origins(kept)) |> Map.drop(Map.keys(theirs)) |> Map.to_list()
+    kept = sizes(Identity.captured(value).arrays)
+    arrays = arrays |> Map.new() |> Map.merge(kept) |> Map.drop(numbers -- Map.keys(kept)) |> Map.to_list()
 
     added =
-      for {origin, bytes} <- arrays,
-          :ets.update_counter(state.arrays, origin, {3, 1}, {origin, bytes, 0}) == 1,
+      for {number, bytes} <- arrays,
+          :ets.update_counter(state.arrays, number, {3, 1}, {number, bytes, 0}) == 1,
           do: bytes
 
     :ets.insert(state.entries, {key, ties, arrays})
@@ -205,22 +198,25 @@ defmodule EMLX.Compiler.Cache do
     %{state | binaries: Map.merge(Map.new(binaries), state.binaries), bytes: state.bytes + Enum.sum(added)}
   end
 
-  defp origins([]), do: %{}
-  defp origins(refs), do: refs |> Native.origins() |> Native.call!() |> Map.new()
+  defp sizes(arrays) do
+    refs = for {_number, ref} <- arrays, do: ref
+    refs |> Native.sizes() |> Native.call!() |> Map.new()
+  end
 
   # The entry is out of the table before its binaries are let go: a new binary may get their addresses.
   defp evict(key, state) do
     case :ets.take(state.entries, key) do
       [{^key, ties, arrays}] ->
         :ets.delete(__MODULE__, key)
+        if ties == [], do: :ets.match_delete(@digests, {:_, key})
         for tie <- ties, do: :ets.delete_object(state.ties, {tie, key})
         free = for {:binary, place} = tie <- ties, not :ets.member(state.ties, tie), do: place
 
         freed =
-          for {origin, bytes} <- arrays, :ets.update_counter(state.arrays, origin, {3, -1}) == 0, do: {origin, bytes}
+          for {number, bytes} <- arrays, :ets.update_counter(state.arrays, number, {3, -1}) == 0, do: {number, bytes}
 
-        for {origin, _bytes} <- freed, do: :ets.delete(state.arrays, origin)
-        bytes = for {_origin, bytes} <- freed, reduce: state.bytes, do: (sum -> sum - bytes)
+        for {number, _bytes} <- freed, do: :ets.delete(state.arrays, number)
+        bytes = for {_number, bytes} <- freed, reduce: state.bytes, do: (sum -> sum - bytes)
         %{state | binaries: Map.drop(state.binaries, free), bytes: bytes}
 
       [] ->

@@ -1,10 +1,12 @@
 defmodule EMLX.Compiler.Identity do
   @moduledoc false
-  # What EMLX.Compiler.Cache tells functions by that close over arrays or large binaries: a digest in which those
-  # count by identity (native/src/identity.rs). Its cost depends on how many terms a function closes over, not on how
-  # large they are.
+  # What EMLX.Compiler.Cache tells functions by: a digest in which arrays and large binaries count by identity
+  # (native/src/nif/identity.rs). Its cost depends on how many terms a function closes over, not on how large they are.
 
   alias EMLX.Native
+
+  # The most parts of a small term.
+  @max_parts 262_144
 
   @type captured :: %{
           arrays: [{number :: non_neg_integer, reference}],
@@ -32,6 +34,18 @@ defmodule EMLX.Compiler.Identity do
     }
   end
 
+  @doc """
+  Whether a term has few parts, shared ones counted each time, and no arrays and large binaries. So the VM can copy it
+  in little time.
+  """
+  @spec small?(term) :: boolean
+  def small?(term) do
+    case Native.call!(Native.identify_long(term, true, @max_parts)) do
+      {_digest, functions, [], []} -> functions == [] or small?(Enum.map(functions, &environment/1))
+      _long_or_with_others -> false
+    end
+  end
+
   # The native code lists the functions that it meets; the VM alone can open them.
   defp walk(term, gather, arrays, binaries) do
     case identify(term, gather) do
@@ -50,14 +64,13 @@ defmodule EMLX.Compiler.Identity do
 
   defp identify(term, gather) do
     case Native.call!(Native.identify(term, gather)) do
-      :long -> Native.call!(Native.identify_long(term, gather))
+      :long -> Native.call!(Native.identify_long(term, gather, nil))
       identity -> identity
     end
   end
 
-  @doc "What tells functions apart that were written at different places: the module, and the place and version in it."
-  @spec code(fun) :: tuple
-  def code(fun) do
+  # What tells functions apart that were written at different places: the module, and the place and version in it.
+  defp code(fun) do
     {:module, module} = :erlang.fun_info(fun, :module)
 
     case :erlang.fun_info(fun, :type) do
@@ -73,9 +86,8 @@ defmodule EMLX.Compiler.Identity do
     end
   end
 
-  @doc "The terms that a function closes over."
-  @spec environment(fun) :: [term]
-  def environment(fun) do
+  # The terms that a function closes over.
+  defp environment(fun) do
     {:env, environment} = :erlang.fun_info(fun, :env)
     environment
   end

@@ -241,6 +241,28 @@ defmodule EMLX.Compiler.CacheTest do
     assert %{entries: 0, bytes: 0} = EMLX.compiler_cache()
   end
 
+  test "a function over an expression is found in the time that its nodes take", %{opts: opts} do
+    # 60 nodes, and 2^60 ways to the parameter. Nx.Defn.Graph runs its stages by such functions.
+    double = fn x -> Enum.reduce(1..60, x, fn _, x -> Nx.add(x, x) end) end
+    expr = Nx.Defn.debug_expr(double).(Nx.tensor(1.0))
+    fun = fn _ -> expr end
+    assert {1, result} = traces(fn -> call(fun, opts) end)
+    assert Nx.to_number(result) == 2.0 ** 60
+    assert {0, _} = traces(fn -> call(fun, opts) end)
+  end
+
+  test "functions over equal numbers of other types are different ones", %{opts: opts} do
+    add = fn n -> fn x -> Nx.add(x, Nx.tensor(n)) end end
+    x = Nx.tensor(1)
+
+    for _ <- 1..2,
+        {n, type} <- [{2, {:s, 32}}, {2.0, {:f, 32}}],
+        do: assert(Nx.type(Nx.Defn.jit_apply(add.(n), [x], opts)) == type)
+
+    assert {0, _} = traces(fn -> for n <- [2, 2.0], do: Nx.Defn.jit_apply(add.(n), [x], opts) end)
+    assert entries() == 2
+  end
+
   describe "the bytes of an entry" do
     # Has a constant of so many bytes that no one else has: the function closes over a number.
     defp own(n, bytes), do: fn x -> Nx.multiply(x, Nx.tensor(List.duplicate(n * 1.0, div(bytes, 4)))) end

@@ -84,6 +84,34 @@ defmodule EMLX.Compiler.IdentityTest do
     assert digest(nest.(1)) != digest(nest.(2))
   end
 
+  # Terms of a few hundred parts, of which copies without the sharing would have more than 2^40.
+  defp chains(last) do
+    chain = fn grow -> Enum.reduce(1..60, last, fn _, inner -> grow.(inner) end) end
+
+    [
+      chain.(&{&1, &1}),
+      chain.(&[&1 | &1]),
+      chain.(&%{a: &1, b: [&1]}),
+      chain.(&fn -> {&1, &1} end),
+      Enum.reduce(1..60, {last, last}, fn _, {a, b} -> {b, fn -> {a, b} end} end)
+    ]
+  end
+
+  test "a part that a term has many times is visited once" do
+    digests = Enum.map(chains(1), &digest/1)
+    assert Enum.map(chains(1), &digest/1) == digests
+    assert Enum.uniq(digests ++ Enum.map(chains(2), &digest/1)) |> length() == 2 * length(digests)
+
+    for chain <- chains(Nx.iota({4096})), do: assert(%{arrays: [_]} = Identity.captured(chain))
+  end
+
+  test "a term has the digest of its copy, in which no part is shared" do
+    for depth <- 1..18, last <- [1, "a", Nx.tensor(1)] do
+      chain = Enum.reduce(1..depth, last, fn n, inner -> {n, inner, [inner]} end)
+      assert digest(copy(chain)) == digest(chain)
+    end
+  end
+
   test "functions are known by their code and what they close over" do
     make = fn n -> fn x -> Nx.add(x, n) end end
     other = fn n -> fn x -> Nx.add(x, n) end end
