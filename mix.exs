@@ -64,7 +64,9 @@ defmodule EMLX.MixProject do
   defp bench, do: Enum.filter(["bench/tasks"], &File.dir?(Path.join(__DIR__, &1)))
 
   # What stands in test/support itself serves all tiers.
-  defp support, do: Path.wildcard("test/support/*.ex") ++ if(nx?(), do: ["test/support/nx"], else: [])
+  defp support do
+    Path.wildcard("test/support/*.ex") ++ ["test/support/differential"] ++ if(nx?(), do: ["test/support/nx"], else: [])
+  end
 
   defp test_paths do
     case System.get_env("EMLX_TIER", "") do

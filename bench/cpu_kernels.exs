@@ -75,9 +75,58 @@ defmodule CpuKernels do
         ]
       end
 
+    sums =
+      for type <- [:f32, :bf16],
+          {shape, axes} <- [
+            {[1_048_576], nil},
+            {[1024, 1024], [0]},
+            {[1024, 1024], [1]},
+            {[64, 64, 256], [1]},
+            {[64, 64, 256], [0, 2]},
+            {[1_048_576, 3], [0]},
+            {[1_048_576, 3], [1]},
+            {[3, 1_048_576], [0]},
+            {[65_536, 16], [1]},
+            {[64], nil}
+          ],
+          name <- [:sum, :prod, :var, :logsumexp] do
+        x = numbers(shape, type)
+        attributes = if name == :var, do: %{ddof: 0}, else: %{}
+        op = {name, Map.merge(attributes, %{axes: axes, keepdims: false})}
+        {"reduce #{name} #{type} #{Enum.join(shape, " × ")} over #{inspect(axes)}", fn -> Ops.run(op, [x]) end}
+      end
+
+    scans =
+      for type <- [:f32, :bf16],
+          {shape, axis} <- [{[1_048_576], 0}, {[1024, 1024], 0}, {[1024, 1024], 1}],
+          name <- [:cumsum, :logcumsumexp] do
+        x = numbers(shape, type)
+        op = {name, %{axis: axis, reverse: false, inclusive: true}}
+        {"scan #{name} #{type} #{Enum.join(shape, " × ")} along #{axis}", fn -> Ops.run(op, [x]) end}
+      end
+
+    scatters =
+      for type <- [:f32, :bf16], {rows, count, size} <- [{1024, 65_536, 1}, {1024, 1024, 1024}, {50_000, 512, 64}] do
+        a = numbers([rows, size], type)
+        updates = Ops.reshape(numbers([count, size], type), [count, 1, size])
+        index = Ops.remainder(Ops.multiply(Ops.iota([count], dtype: :s32), 7919), rows)
+        EMLX.eval(index)
+        run = fn -> Ops.run({:scatter_add, %{axes: [0]}}, [a, updates, index]) end
+        {"scatter_add #{type} #{count} × #{size} to #{rows}", run}
+      end
+
+    complex =
+      for {shape, axes} <- [{[1_048_576], nil}, {[1024, 1024], [0]}, {[1024, 1024], [1]}] do
+        x = Ops.astype(numbers(shape, :f32), :c64)
+        EMLX.eval(x)
+        op = {:sum, %{axes: axes, keepdims: false}}
+        {"reduce sum c64 #{Enum.join(shape, " × ")} over #{inspect(axes)}", fn -> Ops.run(op, [x]) end}
+      end
+
     asked = List.first(System.argv(), "")
 
-    for {name, _} = one <- List.flatten([elementwise, rows, products, quantized, batches, heads]),
+    for {name, _} = one <-
+          List.flatten([elementwise, rows, products, quantized, batches, heads, sums, complex, scans, scatters]),
         String.starts_with?(name, asked),
         do: one
   end

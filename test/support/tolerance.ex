@@ -3,13 +3,16 @@ defmodule EMLX.Tolerance do
   How far a result may be from its reference: the one place where that is said, for all tests of the core tier.
 
   A class names what happens to the numbers, a row what that costs in each type. `x` is near `y` when
-  `|x - y| <= absolute + relative * |y|`; complex numbers by their distance in the plane. Numbers that are not finite are
-  near themselves only, and NaN is near NaN.
+  `|x - y| <= absolute + relative * |y|`; complex numbers by their distance in the plane. Numbers that are not finite
+  are near themselves only, and NaN is near NaN.
 
     * `:bits` - the same bytes, so that -0.0 is not 0.0
     * `:exact` - equal numbers, in types that are exact or after operations that are
     * `:rounded` - an elementary function, or a handful of roundings
     * `:summed` - sums along an axis, of numbers around 1
+    * `:accumulated` - sums and means of any length, relative to those of the magnitudes, and what is made of sums, relative to
+      itself: 16-bit types are rounded once
+    * `:running` - running sums along an axis as long as a million numbers, which are added one after the other
     * `:multiplied` - products along an axis, of numbers around 1
     * `:product` - matrix products and convolutions of numbers around 1; 16-bit types are summed in their own width on
       some devices
@@ -20,13 +23,26 @@ defmodule EMLX.Tolerance do
   """
 
   @type class ::
-          :bits | :exact | :rounded | :summed | :multiplied | :product | :quantized | :tail | :decomposed | :fused
+          :bits
+          | :exact
+          | :rounded
+          | :summed
+          | :accumulated
+          | :running
+          | :multiplied
+          | :product
+          | :quantized
+          | :tail
+          | :decomposed
+          | :fused
   @type t :: class | {absolute :: float, relative :: float}
 
   #               f16                 bf16                f32                 f64
   @table %{
     rounded: [{1.0e-4, 2.0e-3}, {1.0e-3, 1.6e-2}, {1.0e-6, 5.0e-6}, {1.0e-14, 1.0e-12}],
     summed: [{2.0e-3, 4.0e-3}, {2.0e-2, 3.2e-2}, {1.0e-5, 1.0e-5}, {1.0e-13, 1.0e-12}],
+    accumulated: [{1.0e-6, 1.1e-3}, {1.0e-6, 8.0e-3}, {2.0e-6, 1.0e-6}, {1.0e-13, 1.0e-12}],
+    running: [{2.0e-3, 4.0e-3}, {2.0e-2, 3.2e-2}, {1.0e-5, 1.0e-5}, {1.0e-13, 1.0e-11}],
     multiplied: [{1.0e-4, 1.0e-2}, {1.0e-3, 6.0e-2}, {1.0e-6, 2.0e-5}, {1.0e-14, 1.0e-12}],
     product: [{1.0e-2, 8.0e-3}, {8.0e-2, 3.2e-2}, {2.0e-5, 1.0e-5}, {1.0e-13, 1.0e-12}],
     quantized: [{3.0e-2, 8.0e-3}, {2.0e-1, 3.2e-2}, {5.0e-5, 1.0e-5}, {1.0e-13, 1.0e-12}],
@@ -50,6 +66,15 @@ defmodule EMLX.Tolerance do
       # Integers and booleans are never rounded.
       _ -> :exact
     end
+  end
+
+  @doc """
+  A class whose absolute part is so many times as large: where a result is what is left of terms whose sum is that
+  large.
+  """
+  @spec scaled(class, EMLX.Array.dtype(), number) :: t
+  def scaled(class, dtype, factor) do
+    with {absolute, relative} <- of(class, dtype), do: {absolute * factor, relative}
   end
 
   @doc "Whether two elements, as `EMLX.Golden.decode/2` gives them, are near."

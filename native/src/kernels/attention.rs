@@ -3,7 +3,7 @@
 
 use super::element::Element;
 use super::few;
-use super::gemm::{self, Matrix};
+use super::gemm::{self, Matrix, Packed};
 use super::pool;
 use super::rows;
 use super::simd::{Level, Simd};
@@ -18,6 +18,9 @@ const QUERIES: usize = 48;
 const FEW_QUERIES: usize = 4;
 /// Rows that such queries make, of all heads that go together.
 const FEW_ROWS: usize = 8;
+/// Keys whose weighted values are added up in f32 where there are more than twice as many; what these come to is added
+/// up in f64.
+const KEYS: usize = 512;
 /// Multiply-adds from which a second thread pays.
 const WORTH_SHARING: usize = 100_000;
 
@@ -54,6 +57,7 @@ struct Head<T> {
 
 thread_local! {
     static ROOM: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    static WIDE: RefCell<Vec<f64>> = const { RefCell::new(Vec::new()) };
 }
 
 fn padded(count: usize) -> usize {
@@ -61,7 +65,7 @@ fn padded(count: usize) -> usize {
 }
 
 #[inline(always)]
-unsafe fn head_body<S: Simd, T: Element>(head: &Head<T>, parts: &[*mut f32; 5]) {
+unsafe fn head_body<S: Simd, T: Element>(head: &Head<T>, parts: &[*mut f32; 5], wide: *mut f64) {
     let (keys, size, value_size) = (head.keys, head.size, head.value_size);
     let [packed_k, packed_v, packed, scores, sums] = *parts;
     gemm::pack_columns::<S, T>(head.k.turned(), size, keys, packed_k);
@@ -75,7 +79,8 @@ unsafe fn head_body<S: Simd, T: Element>(head: &Head<T>, parts: &[*mut f32; 5]) 
             _ => keys,
         };
         gemm::pack_rows::<S, T>(head.q.from(first, 0), count, size, packed);
-        gemm::multiply::<S>(packed, packed_k, scores, keys, (count, size, seen), false);
+        let (queries, all) = (Packed::whole(packed, size), Packed::whole(packed_k, size));
+        gemm::multiply::<S>(queries, all, scores, keys, (count, size, seen), false);
         let mut totals = [0f32; QUERIES];
         for (i, total) in totals.iter_mut().enumerate().take(count) {
             *total = weigh::<S, T>(head, first + i, scores.add(i * keys), seen);
@@ -87,7 +92,8 @@ unsafe fn head_body<S: Simd, T: Element>(head: &Head<T>, parts: &[*mut f32; 5]) 
         };
         gemm::pack_rows::<S, f32>(weights, count, seen, packed);
         // Panels of v are `keys` terms long, of which the first `seen` are used.
-        multiply_values::<S>(packed, packed_v, sums, (count, seen, value_size), keys);
+        let values = Packed::whole(packed_v, keys);
+        multiply_values::<S>(packed, values, sums, (count, seen, value_size), wide);
         for (i, total) in totals.iter().enumerate().take(count) {
             let to = head.out.offset((first + i) as isize * head.out_row);
             rows::scaled::<S, T>(sums.add(i * value_size), to, value_size, 1.0 / total);
@@ -114,12 +120,12 @@ unsafe fn weigh<S: Simd, T: Element>(
     for j in own..keys {
         row.add(j).write(0.0);
     }
-    total
+    total as f32
 }
 
 /// Heads that share keys and values, all of their few queries as rows of one product, keys and values read where they lie.
 #[inline(always)]
-unsafe fn few_body<S: Simd, T: Element>(heads: &[Head<T>], parts: &[*mut f32; 3]) {
+unsafe fn few_body<S: Simd, T: Element>(heads: &[Head<T>], parts: &[*mut f32; 3], room: *mut f64) {
     let [wide, scores, sums] = *parts;
     let one = &heads[0];
     let (keys, size, value_size) = (one.keys, one.size, one.value_size);
@@ -129,13 +135,27 @@ unsafe fn few_body<S: Simd, T: Element>(heads: &[Head<T>], parts: &[*mut f32; 3]
         let to = wide.add(number * one.queries * query_step);
         few::widen_body::<S, T>(head.q, one.queries, size, to);
     }
-    few::multiply::<S, T>(wide, one.k.turned(), scores, step, (count, size, keys));
+    few::multiply::<S, T>(
+        wide,
+        one.k.turned(),
+        scores,
+        step,
+        (count, size, keys),
+        room,
+    );
     let mut totals = [0f32; FEW_ROWS];
     for (i, total) in totals.iter_mut().enumerate().take(count) {
         let head = &heads[i / one.queries];
         *total = weigh::<S, T>(head, i % one.queries, scores.add(i * step), step);
     }
-    few::multiply::<S, T>(scores, one.v, sums, value_size, (count, keys, value_size));
+    few::multiply::<S, T>(
+        scores,
+        one.v,
+        sums,
+        value_size,
+        (count, keys, value_size),
+        room,
+    );
     for (i, total) in totals.iter().enumerate().take(count) {
         let head = &heads[i / one.queries];
         let to = head.out.offset((i % one.queries) as isize * head.out_row);
@@ -144,32 +164,29 @@ unsafe fn few_body<S: Simd, T: Element>(heads: &[Head<T>], parts: &[*mut f32; 3]
 }
 
 dispatch! {
-    fn run_few<T: Element>(heads: &[Head<T>], parts: &[*mut f32; 3]) = few_body
+    fn run_few<T: Element>(heads: &[Head<T>], parts: &[*mut f32; 3], room: *mut f64) = few_body
 }
 
 #[inline(always)]
 unsafe fn multiply_values<S: Simd>(
     weights: *const f32,
-    values: *const f32,
+    values: Packed,
     sums: *mut f32,
     (count, terms, columns): (usize, usize, usize),
-    panel_terms: usize,
+    wide: *mut f64,
 ) {
-    let width = 2 * S::LANES;
-    let mut j = 0;
-    while j < columns {
-        let panel = values.add(j * panel_terms);
-        let wide = width.min(columns - j);
-        gemm::multiply::<S>(
-            weights,
-            panel,
-            sums.add(j),
-            columns,
-            (count, terms, wide),
-            false,
-        );
-        j += width;
+    let weights = Packed::whole(weights, terms);
+    if terms <= 2 * KEYS {
+        let sizes = (count, terms, columns);
+        return gemm::multiply::<S>(weights, values, sums, columns, sizes, false);
     }
+    for first in (0..terms).step_by(KEYS) {
+        let sizes = (count, KEYS.min(terms - first), columns);
+        let [weights, values] = [weights, values].map(|all| Packed { first, ..all });
+        gemm::multiply::<S>(weights, values, sums, columns, sizes, false);
+        gemm::add_wide::<S>(sums, wide, count * columns, first > 0);
+    }
+    gemm::narrow_wide::<S>(wide, sums, count * columns);
 }
 
 #[inline(always)]
@@ -199,13 +216,17 @@ unsafe fn scale_and_mask<S: Simd, T: Element>(
 }
 
 dispatch! {
-    fn run_head<T: Element>(head: &Head<T>, parts: &[*mut f32; 5]) = head_body
+    fn run_head<T: Element>(head: &Head<T>, parts: &[*mut f32; 5], wide: *mut f64) = head_body
 }
 
 /// Calls `work` with room of the thread's own. (Vector code must not stand in closures: they are compiled without the instructions of
 /// the function around them.)
-fn with_room<const N: usize>(sizes: [usize; N], work: impl FnOnce(&[*mut f32; N])) {
-    ROOM.with_borrow_mut(|room| {
+fn with_room<const N: usize>(
+    sizes: [usize; N],
+    wide: usize,
+    work: impl FnOnce(&[*mut f32; N], *mut f64),
+) {
+    let with = |room: &mut Vec<f32>, wide: *mut f64| {
         let mut next = gemm::room(room, sizes.iter().sum());
         let mut parts = [std::ptr::null_mut::<f32>(); N];
         for (part, size) in parts.iter_mut().zip(sizes) {
@@ -213,7 +234,10 @@ fn with_room<const N: usize>(sizes: [usize; N], work: impl FnOnce(&[*mut f32; N]
             // SAFETY: within the room.
             next = unsafe { next.add(size) };
         }
-        work(&parts)
+        work(&parts, wide)
+    };
+    ROOM.with_borrow_mut(|room| {
+        WIDE.with_borrow_mut(|buffer| with(room, gemm::room(buffer, wide)));
     })
 }
 
@@ -223,10 +247,14 @@ unsafe fn run_one<T: Element>(level: Level, head: &Head<T>) {
         head.keys * padded(head.value_size),
         QUERIES * head.size.max(head.keys),
         QUERIES * head.keys,
-        QUERIES * head.value_size,
+        // Up to whole vectors.
+        QUERIES * head.value_size + 16,
     ];
+    let wide = QUERIES * head.value_size + 16;
     // SAFETY: the caller's word, and room as the sizes say.
-    with_room(sizes, |parts| unsafe { run_head::<T>(level, head, parts) })
+    with_room(sizes, wide, |parts, wide| unsafe {
+        run_head::<T>(level, head, parts, wide)
+    })
 }
 
 unsafe fn run_together<T: Element>(level: Level, heads: &[Head<T>]) {
@@ -237,8 +265,11 @@ unsafe fn run_together<T: Element>(level: Level, heads: &[Head<T>]) {
         count * few::row_size(one.keys),
         count * one.value_size,
     ];
+    let wide = few::wide_size(count, one.keys, one.value_size);
     // SAFETY: the caller's word, and room as the sizes say.
-    with_room(sizes, |parts| unsafe { run_few::<T>(level, heads, parts) })
+    with_room(sizes, wide, |parts, wide| unsafe {
+        run_few::<T>(level, heads, parts, wide)
+    })
 }
 
 /// The last two axes at batch `b` and head `h` of an array of four axes.

@@ -3,7 +3,7 @@
 //! this and packed panels, and by attention.rs.
 
 use super::element::Element;
-use super::gemm::Matrix;
+use super::gemm::{self, Matrix};
 use super::simd::{load_part, store_part, Simd};
 use crate::dispatch;
 
@@ -15,6 +15,10 @@ const COLUMNS: usize = 4;
 const TERMS: usize = 8;
 /// Columns of such a pass: the sums then stay in the first cache.
 const WIDTH: usize = 1024;
+/// Terms that are added up in f32, row by row and in lanes, where there are more than twice as many; what these come
+/// to is added up in f64.
+const DEPTH: usize = 256;
+const DEPTH_OF_LANES: usize = 1024;
 
 /// How far apart the rows of `a` lie.
 pub fn row_size(terms: usize) -> usize {
@@ -58,7 +62,16 @@ dispatch! {
     pub fn widen<T: Element>(a: Matrix<T>, rows: usize, terms: usize, to: *mut f32) = widen_body
 }
 
-/// `rows` × `terms` of `a` times `terms` × `columns` of `b`, which [`fits`], to `c` in rows of `stride`.
+/// Sums in f64 that [`multiply`] needs room for.
+pub fn wide_size(rows: usize, terms: usize, columns: usize) -> usize {
+    match terms > 2 * DEPTH {
+        true => rows * columns.min(WIDTH).next_multiple_of(16),
+        false => 0,
+    }
+}
+
+/// `rows` × `terms` of `a` times `terms` × `columns` of `b`, which [`fits`], to `c` in rows of `stride`. `wide` has
+/// room for [`wide_size`] numbers.
 #[inline(always)]
 pub unsafe fn multiply<S: Simd, T: Element>(
     a: *const f32,
@@ -66,6 +79,7 @@ pub unsafe fn multiply<S: Simd, T: Element>(
     c: *mut f32,
     stride: usize,
     (rows, terms, columns): (usize, usize, usize),
+    wide: *mut f64,
 ) {
     let size = row_size(terms);
     if b.row == 1 {
@@ -98,37 +112,88 @@ pub unsafe fn multiply<S: Simd, T: Element>(
         }
         return;
     }
+    let is_deep = terms > 2 * DEPTH;
+    let depth = if is_deep { DEPTH } else { terms };
     let mut j = 0;
     while j < columns {
-        let wide = WIDTH.min(columns - j);
-        let mut k = 0;
-        while k < terms {
-            let deep = TERMS.min(terms - k);
-            let mut i = 0;
-            while i < rows {
-                let count = ROWS.min(rows - i);
-                let (a, c) = (a.add(i * size + k), c.add(i * stride + j));
-                let b = b.from(k, j);
-                match (count, deep) {
-                    (4, TERMS) => sums::<S, T, 4, TERMS>(a, size, b, c, stride, wide, k > 0),
-                    (3, TERMS) => sums::<S, T, 3, TERMS>(a, size, b, c, stride, wide, k > 0),
-                    (2, TERMS) => sums::<S, T, 2, TERMS>(a, size, b, c, stride, wide, k > 0),
-                    (_, TERMS) => sums::<S, T, 1, TERMS>(a, size, b, c, stride, wide, k > 0),
-                    _ => {
-                        for i in 0..count {
-                            let (a, c) = (a.add(i * size), c.add(i * stride));
-                            for t in 0..deep {
-                                let (a, b) = (a.add(t), b.from(t, 0));
-                                sums::<S, T, 1, 1>(a, size, b, c, stride, wide, k + t > 0);
-                            }
+        let width = WIDTH.min(columns - j);
+        let step = width.next_multiple_of(16);
+        for start in (0..terms).step_by(depth.max(1)) {
+            let end = terms.min(start + depth);
+            strip::<S, T>(a, size, b, c, stride, (rows, width), (j, start, end));
+            for i in 0..if is_deep { rows } else { 0 } {
+                add_row::<S>(c.add(i * stride + j), wide.add(i * step), width, start > 0);
+            }
+        }
+        for i in 0..if is_deep { rows } else { 0 } {
+            narrow_row::<S>(wide.add(i * step), c.add(i * stride + j), width);
+        }
+        j += width;
+    }
+}
+
+/// Adds a row to sums in f64, or begins these with it.
+#[inline(always)]
+unsafe fn add_row<S: Simd>(from: *const f32, to: *mut f64, count: usize, add: bool) {
+    let whole = count / S::LANES * S::LANES;
+    gemm::add_wide::<S>(from, to, whole, add);
+    if whole < count {
+        let mut rest = [0f32; 16];
+        S::store(
+            rest.as_mut_ptr(),
+            load_part::<S, f32>(from.add(whole), count - whole, 0.0),
+        );
+        gemm::add_wide::<S>(rest.as_ptr(), to.add(whole), S::LANES, add);
+    }
+}
+
+#[inline(always)]
+unsafe fn narrow_row<S: Simd>(from: *const f64, to: *mut f32, count: usize) {
+    let whole = count / S::LANES * S::LANES;
+    gemm::narrow_wide::<S>(from, to, whole);
+    if whole < count {
+        let rest = S::narrow(S::wide_load(from.add(whole)));
+        store_part::<S, f32>(to.add(whole), count - whole, rest);
+    }
+}
+
+/// Terms `start` to `end` of the products with `width` columns from `j` on, which lie row by row.
+#[inline(always)]
+unsafe fn strip<S: Simd, T: Element>(
+    a: *const f32,
+    size: usize,
+    b: Matrix<T>,
+    c: *mut f32,
+    stride: usize,
+    (rows, width): (usize, usize),
+    (j, start, end): (usize, usize, usize),
+) {
+    let mut k = start;
+    while k < end {
+        let deep = TERMS.min(end - k);
+        let mut i = 0;
+        while i < rows {
+            let count = ROWS.min(rows - i);
+            let (a, c) = (a.add(i * size + k), c.add(i * stride + j));
+            let (b, add) = (b.from(k, j), k > start);
+            match (count, deep) {
+                (4, TERMS) => sums::<S, T, 4, TERMS>(a, size, b, c, stride, width, add),
+                (3, TERMS) => sums::<S, T, 3, TERMS>(a, size, b, c, stride, width, add),
+                (2, TERMS) => sums::<S, T, 2, TERMS>(a, size, b, c, stride, width, add),
+                (_, TERMS) => sums::<S, T, 1, TERMS>(a, size, b, c, stride, width, add),
+                _ => {
+                    for i in 0..count {
+                        let (a, c) = (a.add(i * size), c.add(i * stride));
+                        for t in 0..deep {
+                            let (a, b) = (a.add(t), b.from(t, 0));
+                            sums::<S, T, 1, 1>(a, size, b, c, stride, width, add || t > 0);
                         }
                     }
                 }
-                i += count;
             }
-            k += deep;
+            i += count;
         }
-        j += wide;
+        k += deep;
     }
 }
 
@@ -143,24 +208,41 @@ unsafe fn dots<S: Simd, T: Element, const R: usize, const C: usize>(
 ) {
     let size = row_size(terms);
     let mut sums = [[S::splat(0.0); C]; R];
+    let mut totals = [[0f64; C]; R];
     let whole = terms / S::LANES * S::LANES;
+    let is_deep = terms > 2 * DEPTH_OF_LANES;
     let mut k = 0;
     while k < whole {
-        let mut column = [S::splat(0.0); C];
-        for (j, x) in column.iter_mut().enumerate() {
-            *x = T::load::<S>(b.at(k, j));
-            S::prefetch(
-                b.data
-                    .wrapping_offset(k as isize + (j + C) as isize * b.column),
-            );
+        let end = if is_deep {
+            whole.min(k + DEPTH_OF_LANES)
+        } else {
+            whole
+        };
+        while k < end {
+            let mut column = [S::splat(0.0); C];
+            for (j, x) in column.iter_mut().enumerate() {
+                *x = T::load::<S>(b.at(k, j));
+                S::prefetch(
+                    b.data
+                        .wrapping_offset(k as isize + (j + C) as isize * b.column),
+                );
+            }
+            for (i, sums) in sums.iter_mut().enumerate() {
+                let x = S::load(a.add(i * size + k));
+                for (j, sum) in sums.iter_mut().enumerate() {
+                    *sum = S::fma(x, column[j], *sum);
+                }
+            }
+            k += S::LANES;
         }
-        for (i, sums) in sums.iter_mut().enumerate() {
-            let x = S::load(a.add(i * size + k));
-            for (j, sum) in sums.iter_mut().enumerate() {
-                *sum = S::fma(x, column[j], *sum);
+        if is_deep {
+            for (sums, totals) in sums.iter_mut().zip(&mut totals) {
+                for (sum, total) in sums.iter_mut().zip(totals) {
+                    *total += f64::from(S::sum(*sum));
+                    *sum = S::splat(0.0);
+                }
             }
         }
-        k += S::LANES;
     }
     if k < terms {
         for j in 0..C {
@@ -172,7 +254,11 @@ unsafe fn dots<S: Simd, T: Element, const R: usize, const C: usize>(
     }
     for (i, sums) in sums.iter().enumerate() {
         for (j, sum) in sums.iter().enumerate() {
-            c.add(i * stride + j).write(S::sum(*sum));
+            let mut sum = S::sum(*sum);
+            if is_deep {
+                sum = (totals[i][j] + f64::from(sum)) as f32;
+            }
+            c.add(i * stride + j).write(sum);
         }
     }
 }

@@ -15,6 +15,9 @@ const ROWS: usize = 12;
 const VECTORS: usize = 2;
 /// Terms of a block: a panel of `a` then stays in the first cache.
 const TERMS: usize = 384;
+/// Blocks whose products are added up in f32; what these come to is added up in f64, so that the error does not grow
+/// with the terms.
+const BLOCKS: usize = 8;
 /// Columns of a block: its panels then stay in the second cache.
 const COLUMNS: usize = 256;
 
@@ -268,11 +271,36 @@ unsafe fn tile<S: Simd, const R: usize>(
     }
 }
 
+/// Rows or columns in panels of so many terms, of which those from `first` on are meant.
+#[derive(Clone, Copy)]
+pub struct Packed {
+    pub data: *const f32,
+    pub terms: usize,
+    pub first: usize,
+}
+
+impl Packed {
+    /// All terms.
+    pub fn whole(data: *const f32, terms: usize) -> Packed {
+        Packed {
+            data,
+            terms,
+            first: 0,
+        }
+    }
+
+    /// The panels of `width` from row or column `number` on.
+    #[inline(always)]
+    unsafe fn panel(&self, number: usize, width: usize) -> *const f32 {
+        self.data.add(number * self.terms + self.first * width)
+    }
+}
+
 /// Packed rows times packed columns, to `c` in rows of `stride`, or added to it.
 #[inline(always)]
 pub unsafe fn multiply<S: Simd>(
-    a: *const f32,
-    b: *const f32,
+    a: Packed,
+    b: Packed,
     c: *mut f32,
     stride: usize,
     (rows, terms, columns): (usize, usize, usize),
@@ -283,10 +311,10 @@ pub unsafe fn multiply<S: Simd>(
     let mut i = 0;
     while i < rows {
         let count = height.min(rows - i);
-        let panel = a.add(i * terms);
+        let panel = a.panel(i, count);
         let mut j = 0;
         while j < columns {
-            let b = b.add(j * terms);
+            let b = b.panel(j, width);
             let whole = j + width <= columns;
             let (to, step, more) = if whole {
                 (c.add(i * stride + j), stride, add)
@@ -338,15 +366,16 @@ struct Part<T, B> {
 thread_local! {
     static PANELS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
     static SUMS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    static WIDE: RefCell<Vec<f64>> = const { RefCell::new(Vec::new()) };
     static PACKED_ROWS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
     /// What [`Right::columns`] makes.
     static MADE: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
 /// At least `size` numbers of a thread's own, whatever they held before.
-pub fn room(buffer: &mut Vec<f32>, size: usize) -> *mut f32 {
+pub fn room<N: Copy + Default>(buffer: &mut Vec<N>, size: usize) -> *mut N {
     if buffer.len() < size {
-        buffer.resize(size, 0.0);
+        buffer.resize(size, N::default());
     }
     buffer.as_mut_ptr()
 }
@@ -361,25 +390,39 @@ unsafe fn part_body<S: Simd, T: Element, B: Element>(
     part: &Part<T, B>,
     panels: *mut f32,
     sums: *mut f32,
+    wide: *mut f64,
 ) {
     let (rows, columns) = (part.rows, part.columns);
-    let (c, stride) = if is_f32::<T>() {
+    let is_deep = part.is_packed && is_deep(part.terms);
+    let (c, stride) = if is_f32::<T>() && !is_deep {
         (part.out.cast::<f32>(), part.stride)
     } else {
         (sums, columns)
     };
-    if part.is_packed {
+    if !part.is_packed {
+        few::multiply::<S, B>(part.a, part.b, c, stride, (rows, part.terms, columns), wide);
+    } else {
         let step = block_terms(part.terms);
-        for k in (0..part.terms).step_by(step) {
+        for (block, k) in (0..part.terms).step_by(step).enumerate() {
             let terms = step.min(part.terms - k);
             pack_columns::<S, B>(part.b.from(k, 0), terms, columns, panels);
-            let a = part.a.add(k * rows);
-            multiply::<S>(a, panels, c, stride, (rows, terms, columns), k > 0);
+            let a = Packed::whole(part.a.add(k * rows), terms);
+            let b = Packed::whole(panels, terms);
+            let add = match is_deep {
+                true => block % BLOCKS > 0,
+                false => k > 0,
+            };
+            multiply::<S>(a, b, c, stride, (rows, terms, columns), add);
+            let is_last = k + terms == part.terms;
+            if is_deep && (is_last || block % BLOCKS == BLOCKS - 1) {
+                add_wide::<S>(c, wide, rows * columns, block >= BLOCKS);
+            }
         }
-    } else {
-        few::multiply::<S, B>(part.a, part.b, c, stride, (rows, part.terms, columns));
+        if is_deep {
+            narrow_wide::<S>(wide, c, rows * columns);
+        }
     }
-    if !is_f32::<T>() {
+    if !is_f32::<T>() || is_deep {
         for i in 0..rows {
             let to = part.out.add(i * part.stride);
             rows::narrow::<S, T>(c.add(i * stride), to, columns);
@@ -387,8 +430,36 @@ unsafe fn part_body<S: Simd, T: Element, B: Element>(
     }
 }
 
+/// Whether there are so many terms that what blocks come to is added up in f64.
+pub fn is_deep(terms: usize) -> bool {
+    terms > BLOCKS * TERMS
+}
+
+/// Adds numbers to sums in f64, or begins these with them. Both have room for whole vectors.
+#[inline(always)]
+pub unsafe fn add_wide<S: Simd>(from: *const f32, to: *mut f64, count: usize, add: bool) {
+    for i in (0..count).step_by(S::LANES) {
+        let x = S::widen(S::load(from.add(i)));
+        let sum = match add {
+            true => S::wide_add(S::wide_load(to.add(i)), x),
+            false => x,
+        };
+        S::wide_store(to.add(i), sum);
+    }
+}
+
+/// Sums in f64 to f32. Both have room for whole vectors.
+#[inline(always)]
+pub unsafe fn narrow_wide<S: Simd>(from: *const f64, to: *mut f32, count: usize) {
+    for i in (0..count).step_by(S::LANES) {
+        S::store(to.add(i), S::narrow(S::wide_load(from.add(i))));
+    }
+}
+
 dispatch! {
-    fn run_part<T: Element, B: Element>(part: &Part<T, B>, panels: *mut f32, sums: *mut f32) = part_body
+    fn run_part<T: Element, B: Element>(
+        part: &Part<T, B>, panels: *mut f32, sums: *mut f32, wide: *mut f64,
+    ) = part_body
 }
 
 dispatch! {
@@ -406,10 +477,14 @@ fn is_f32<T: 'static>() -> bool {
     std::any::TypeId::of::<T>() == std::any::TypeId::of::<f32>()
 }
 
-/// A thread's own rooms for sums, for columns that are made, and for panels.
-fn with_rooms(work: impl FnOnce([&mut Vec<f32>; 3])) {
+/// A thread's own rooms for sums, for columns that are made, and for panels; and for sums in f64.
+fn with_rooms(work: impl FnOnce([&mut Vec<f32>; 3], &mut Vec<f64>)) {
     SUMS.with_borrow_mut(|sums| {
-        MADE.with_borrow_mut(|made| PANELS.with_borrow_mut(|panels| work([sums, made, panels])))
+        MADE.with_borrow_mut(|made| {
+            PANELS.with_borrow_mut(|panels| {
+                WIDE.with_borrow_mut(|wide| work([sums, made, panels], wide))
+            })
+        })
     })
 }
 
@@ -427,10 +502,19 @@ unsafe fn by_columns<T: Element, B: Right>(
     pool::parallel(columns.div_ceil(size), share, &|part| {
         let first = part * size;
         let count = size.min(columns - first);
-        with_rooms(|[sums, made, panels]| {
-            let sums = room(sums, if is_f32::<T>() { 0 } else { rows * count });
-            let wide = padded(count, VECTORS * 16) * block_terms(terms);
-            let panels = room(panels, if is_packed { wide } else { 0 });
+        with_rooms(|[sums, made, panels], kept| {
+            let is_deep = is_packed && is_deep(terms);
+            // Up to whole vectors.
+            let size = rows * count + 16;
+            let sums = room(sums, if is_f32::<T>() && !is_deep { 0 } else { size });
+            let wide_size = match is_packed {
+                true if is_deep => size,
+                true => 0,
+                false => few::wide_size(rows, terms, count),
+            };
+            let wide = room(kept, wide_size);
+            let width = padded(count, VECTORS * 16) * block_terms(terms);
+            let panels = room(panels, if is_packed { width } else { 0 });
             // SAFETY: within the operands; columns that are this part's alone.
             unsafe {
                 let part = Part {
@@ -443,7 +527,10 @@ unsafe fn by_columns<T: Element, B: Right>(
                     terms,
                     columns: count,
                 };
-                run_part::<T, B::T>(level, &part, panels, sums);
+                run_part::<T, B::T>(level, &part, panels, sums, wide);
+            }
+            if kept.len() > MOST_KEPT / 2 {
+                *kept = Vec::new();
             }
         })
     });
@@ -470,7 +557,8 @@ unsafe fn few_rows<T: Element, B: Right>(
     })
 }
 
-/// Numbers of packed rows that a thread keeps room for, 64 MiB; beside a product of more, asking for it anew is nothing.
+/// Numbers of packed rows that a thread keeps room for, 64 MiB, and half as many sums in f64; beside a product of
+/// more, asking for it anew is nothing.
 const MOST_KEPT: usize = 16 << 20;
 
 /// Multiply-adds from which a second thread pays.

@@ -10,13 +10,17 @@ mod binary;
 mod chain;
 pub mod element;
 mod few;
+mod fold;
 mod gemm;
 mod math;
 mod node;
 pub mod pool;
 mod quantized;
+mod reduce;
 mod rope;
 mod rows;
+mod scan;
+mod scatter;
 pub mod simd;
 mod slices;
 #[cfg(test)]
@@ -35,7 +39,9 @@ use element::Element;
 use half::{bf16, f16};
 use mlx_rs::Array;
 use node::Layout;
+pub use reduce::Reduction;
 pub use rope::Rope;
+pub use scan::Scan;
 use simd::Level;
 use smallvec::{smallvec, SmallVec};
 use std::cell::RefCell;
@@ -71,6 +77,24 @@ pub enum Kernel {
         axes: SmallVec<[u8; 8]>,
         is_wide: bool,
     },
+    /// a, updates, and a whole number of 64 bits for each update and each of these axes.
+    ScatterAdd { axes: SmallVec<[u8; 8]> },
+    /// a, updates, and a whole number of 64 bits for each of these, which says where it goes along the axis.
+    ScatterAddAlong { axis: u8 },
+    /// x; over these axes. Of complex numbers as pairs.
+    Reduce {
+        reduction: Reduction,
+        axes: SmallVec<[u8; 8]>,
+        is_pair: bool,
+    },
+    /// x; along an axis. Of complex numbers as pairs.
+    Scan {
+        scan: Scan,
+        axis: u8,
+        is_reverse: bool,
+        is_inclusive: bool,
+        is_pair: bool,
+    },
 }
 
 /// Elements from which a second thread pays: below, waking it takes longer than the work.
@@ -92,7 +116,12 @@ pub fn has_type(dtype: Dtype) -> bool {
 
 /// Whether they are built here, and not switched off.
 pub fn are_there() -> bool {
-    cfg!(emlx_kernels) && !is_switched_off()
+    are_built() && !is_switched_off()
+}
+
+/// Whether they are built here: not on macOS.
+pub fn are_built() -> bool {
+    cfg!(emlx_kernels)
 }
 
 /// Whether the machine has the vector instructions that products here are written for; without them BLAS is quicker.
@@ -336,6 +365,81 @@ pub fn slice(
     node::new(kernel, Layout::Rows, &[a, start], shape, a, s)
 }
 
+/// `a` with slices of `updates` {of the index arrays' shape, then of an axis for each of a's} added where s64
+/// `indices` of one shape say, one for each of `axes`. A negative index counts from the end, and what does not fit is
+/// left out.
+pub fn scatter_add(
+    a: &Array,
+    updates: &Array,
+    indices: &[Array],
+    axes: SmallVec<[u8; 8]>,
+    s: &Stream,
+) -> Result<Array> {
+    let inputs: SmallVec<[&Array; 6]> = [a, updates].into_iter().chain(indices).collect();
+    let kernel = Kernel::ScatterAdd { axes };
+    node::new(kernel, Layout::LikeFirst, &inputs, a.shape(), a, s)
+}
+
+/// `a` with each of `updates`, of a's shape but for `axis`, added where it lies itself but for `axis`, along which its
+/// s64 index says where.
+pub fn scatter_add_along(
+    a: &Array,
+    updates: &Array,
+    index: &Array,
+    axis: u8,
+    s: &Stream,
+) -> Result<Array> {
+    let kernel = Kernel::ScatterAddAlong { axis };
+    let inputs = [a, updates, index];
+    node::new(kernel, Layout::LikeFirst, &inputs, a.shape(), a, s)
+}
+
+/// Whether [`reduce`] takes numbers of a type: complex ones where their parts are each reduced by themselves.
+pub fn reduces(reduction: Reduction, dtype: Dtype) -> bool {
+    let is_apart = matches!(reduction, Reduction::Sum | Reduction::Mean);
+    has_type(dtype) || dtype == Dtype::C64 && is_apart
+}
+
+/// `x`, which has elements and a type that [`reduces`], over `axes`, to `shape`.
+pub fn reduce(
+    reduction: Reduction,
+    x: &Array,
+    axes: SmallVec<[u8; 8]>,
+    shape: &[i32],
+    s: &Stream,
+) -> Result<Array> {
+    let kernel = Kernel::Reduce {
+        reduction,
+        axes,
+        is_pair: mlx::dtype(x) == Dtype::C64,
+    };
+    node::new(kernel, Layout::Rows, &[x], shape, x, s)
+}
+
+/// Whether [`scan`] takes numbers of a type.
+pub fn scans(scan: Scan, dtype: Dtype) -> bool {
+    has_type(dtype) || dtype == Dtype::C64 && scan == Scan::Sum
+}
+
+/// `x`, which has elements and a type that [`scans`], along `axis`.
+pub fn scan(
+    scan: Scan,
+    x: &Array,
+    axis: u8,
+    is_reverse: bool,
+    is_inclusive: bool,
+    s: &Stream,
+) -> Result<Array> {
+    let kernel = Kernel::Scan {
+        scan,
+        axis,
+        is_reverse,
+        is_inclusive,
+        is_pair: mlx::dtype(x) == Dtype::C64,
+    };
+    node::new(kernel, Layout::Rows, &[x], x.shape(), x, s)
+}
+
 impl Kernel {
     fn name(&self) -> &'static CStr {
         match self {
@@ -353,6 +457,10 @@ impl Kernel {
             Kernel::QuantizedProduct { .. } => c"quantized_matmul",
             Kernel::Update { .. } => c"slice_update_dynamic",
             Kernel::Slice { .. } => c"slice_dynamic",
+            Kernel::ScatterAdd { .. } => c"scatter_add",
+            Kernel::ScatterAddAlong { .. } => c"scatter_add_axis",
+            Kernel::Reduce { reduction, .. } => reduction.name(),
+            Kernel::Scan { scan, .. } => scan.name(),
         }
     }
 
@@ -367,7 +475,7 @@ impl Kernel {
         match dtype {
             Dtype::Bf16 => self.run_as::<bf16>(inputs, out),
             Dtype::F16 => self.run_as::<f16>(inputs, out),
-            // Or, where numbers are only moved, any type as large.
+            // Or pairs of f32, or, where numbers are only moved, any type as large.
             _ => self.run_as::<f32>(inputs, out),
         }
     }
@@ -385,6 +493,29 @@ impl Kernel {
             }
             Kernel::Update { ref axes, is_wide } => slices::update::<T>(axes, is_wide, inputs, out),
             Kernel::Slice { ref axes, is_wide } => slices::slice::<T>(axes, is_wide, inputs, out),
+            Kernel::ScatterAdd { ref axes } => scatter::add_slices::<T>(axes, inputs, out),
+            Kernel::ScatterAddAlong { axis } => scatter::add_along::<T>(axis.into(), inputs, out),
+            Kernel::Reduce {
+                reduction,
+                ref axes,
+                is_pair,
+            } => reduce::run::<T>(level, reduction, axes, is_pair, &inputs[0], out),
+            Kernel::Scan {
+                scan,
+                axis,
+                is_reverse,
+                is_inclusive,
+                is_pair,
+            } => {
+                let how = scan::How {
+                    scan,
+                    axis: axis.into(),
+                    is_reverse,
+                    is_inclusive,
+                    is_pair,
+                };
+                scan::run::<T>(level, &how, &inputs[0], out)
+            }
             Kernel::Chain(ref links) => chain::run::<T>(level, links, inputs, out),
             Kernel::Softmax => by_rows::<T>(&inputs[0], &[], out, &|x, _, to, count, scratch| {
                 rows::softmax::<T>(level, x, to, count, scratch)

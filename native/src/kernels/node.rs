@@ -9,6 +9,17 @@ use mlx_rs::Array;
 use std::ffi::{c_char, c_void};
 
 impl View {
+    /// Of an array of the test's own, which has to outlive it.
+    #[cfg(test)]
+    pub fn of<T>(data: *const T, shape: &[i32], strides: &[i64]) -> View {
+        View {
+            data: data.cast_mut().cast(),
+            shape: shape.as_ptr(),
+            strides: strides.as_ptr(),
+            rank: shape.len(),
+        }
+    }
+
     pub fn shape(&self) -> &[i32] {
         if self.rank == 0 {
             return &[];

@@ -2,38 +2,10 @@
 //! in f32, so that 16-bit types are rounded once, at the end.
 
 use super::element::Element;
+use super::fold::{sums, Moments};
 use super::math;
 use super::simd::{load_part, store_part, Simd};
 use crate::dispatch;
-
-/// Σ f(x) over a row of f32, in 4 chains, so that additions do not wait for each other.
-macro_rules! total {
-    ($S:ident, $row:expr, $count:expr, $fill:expr, |$x:ident| $value:expr) => {{
-        let (row, count) = ($row as *const f32, $count);
-        let mut sums = [$S::splat(0.0); 4];
-        let mut i = 0;
-        while i + 4 * $S::LANES <= count {
-            for (j, sum) in sums.iter_mut().enumerate() {
-                let $x = $S::load(row.add(i + j * $S::LANES));
-                *sum = $S::add(*sum, $value);
-            }
-            i += 4 * $S::LANES;
-        }
-        while i + $S::LANES <= count {
-            let $x = $S::load(row.add(i));
-            sums[0] = $S::add(sums[0], $value);
-            i += $S::LANES;
-        }
-        if i < count {
-            let $x = load_part::<$S, f32>(row.add(i), count - i, $fill);
-            sums[1] = $S::add(sums[1], $value);
-        }
-        $S::sum($S::add(
-            $S::add(sums[0], sums[1]),
-            $S::add(sums[2], sums[3]),
-        ))
-    }};
-}
 
 /// Every element of a row of `T`, or of two rows, to a row of `U`.
 macro_rules! map {
@@ -92,32 +64,32 @@ pub unsafe fn largest<S: Simd>(row: *const f32, count: usize) -> f32 {
     S::largest(most)
 }
 
-/// e^(x - largest) in place; gives the sum.
+/// e^(x - largest) in place. Returns the sum.
 #[inline(always)]
-pub unsafe fn exponents<S: Simd>(row: *mut f32, count: usize, largest: f32) -> f32 {
+pub unsafe fn exponents<S: Simd>(row: *mut f32, count: usize, largest: f32) -> f64 {
     let shift = S::splat(largest);
-    let mut sum = S::splat(0.0);
+    let mut sum = S::wide_splat(0.0);
     let mut i = 0;
     while i + S::LANES <= count {
         let e = math::exp::<S>(S::sub(S::load(row.add(i)), shift));
         S::store(row.add(i), e);
-        sum = S::add(sum, e);
+        sum = S::wide_add(sum, S::widen(e));
         i += S::LANES;
     }
-    let mut total = S::sum(sum);
+    let mut total = S::wide_sum(sum);
     if i < count {
         let x = load_part::<S, f32>(row.add(i), count - i, f32::NEG_INFINITY);
         let e = math::exp::<S>(S::sub(x, shift));
         store_part::<S, f32>(row.add(i), count - i, e);
         for j in i..count {
-            total += *row.add(j);
+            total += f64::from(*row.add(j));
         }
     }
     total
 }
 
 #[inline(always)]
-unsafe fn widen<S: Simd, T: Element>(from: *const T, to: *mut f32, count: usize) {
+pub unsafe fn widen<S: Simd, T: Element>(from: *const T, to: *mut f32, count: usize) {
     map!(S, T => f32, from, to, count, |x, i, rest| { let _ = rest; x });
 }
 
@@ -148,7 +120,7 @@ unsafe fn softmax_body<S: Simd, T: Element>(
     widen::<S, T>(x, scratch, count);
     let top = largest::<S>(scratch, count);
     let sum = exponents::<S>(scratch, count, top);
-    let factor = S::splat(1.0 / sum);
+    let factor = S::splat((1.0 / sum) as f32);
     map!(S, f32 => T, scratch, out, count, |e, i, rest| { let _ = rest; S::mul(e, factor) });
 }
 
@@ -158,6 +130,10 @@ dispatch! {
     /// # Safety
     /// `x`, `out` and `scratch` hold `count` elements.
     pub fn softmax<T: Element>(x: *const T, out: *mut T, count: usize, scratch: *mut f32) = softmax_body
+}
+
+fn inverse_root(square: f64, eps: f32) -> f32 {
+    (1.0 / (square + f64::from(eps)).sqrt()) as f32
 }
 
 #[inline(always)]
@@ -170,8 +146,8 @@ unsafe fn rms_norm_body<S: Simd, T: Element>(
     scratch: *mut f32,
 ) {
     widen::<S, T>(x, scratch, count);
-    let squares = total!(S, scratch, count, 0.0, |x| S::mul(x, x));
-    let factor = S::splat(1.0 / (squares / count as f32 + eps).sqrt());
+    let squares = sums!(S, f32, scratch, count, 0.0, |x| [squares: S::mul(x, x)]);
+    let factor = S::splat(inverse_root(squares / count as f64, eps));
     if weight.is_null() {
         map!(S, f32 => T, scratch, out, count, |x, i, rest| { let _ = rest; S::mul(x, factor) });
     } else {
@@ -202,20 +178,20 @@ unsafe fn layer_norm_body<S: Simd, T: Element>(
     scratch: *mut f32,
 ) {
     widen::<S, T>(x, scratch, count);
-    let mean = total!(S, scratch, count, 0.0, |x| x) / count as f32;
-    let centre = S::splat(mean);
-    let variance = total!(S, scratch, count, mean, |x| {
-        let d = S::sub(x, centre);
-        S::mul(d, d)
-    }) / count as f32;
-    let factor = S::splat(1.0 / (variance + eps).sqrt());
-    map!(S, f32 => T, scratch, out, count, |x, i, rest| {
-        let mut y = S::mul(S::sub(x, centre), factor);
+    let moments = Moments::of_row::<S, f32>(scratch, count);
+    // The mean is one number of f32 and what it is off by: the difference of x and the former is exact where they are
+    // close.
+    let centre = moments.mean() as f32;
+    let rest = S::splat((moments.mean() - f64::from(centre)) as f32);
+    let centre = S::splat(centre);
+    let factor = S::splat(inverse_root(moments.squares() / count as f64, eps));
+    map!(S, f32 => T, scratch, out, count, |x, i, rest_of_row| {
+        let mut y = S::mul(S::sub(S::sub(x, centre), rest), factor);
         if !weight.is_null() {
-            y = S::mul(y, at::<S, T>(weight, i, rest));
+            y = S::mul(y, at::<S, T>(weight, i, rest_of_row));
         }
         if !bias.is_null() {
-            y = S::add(y, at::<S, T>(bias, i, rest));
+            y = S::add(y, at::<S, T>(bias, i, rest_of_row));
         }
         y
     });

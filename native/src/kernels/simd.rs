@@ -1,5 +1,6 @@
-//! Vectors of f32 for the kernels: one trait, and AVX-512, AVX2 and portable forms of it. A kernel is written once over [`Simd`];
-//! [`dispatch!`] compiles it for each form and calls the best that the machine has.
+//! Vectors of f32 for the kernels, and of f64 for their sums: one trait, and AVX-512, AVX2 and portable forms of it. A
+//! kernel is written once over [`Simd`]; [`dispatch!`] compiles it for each form and calls the best that the machine
+//! has.
 
 use super::element::Element;
 
@@ -8,7 +9,17 @@ use super::element::Element;
 pub trait Simd: Copy + 'static {
     type V: Copy;
     type M: Copy;
+    /// As many numbers of f64, in which sums are kept.
+    type Wide: Copy;
     const LANES: usize;
+
+    unsafe fn wide_splat(x: f64) -> Self::Wide;
+    unsafe fn wide_load(from: *const f64) -> Self::Wide;
+    unsafe fn wide_store(to: *mut f64, x: Self::Wide);
+    unsafe fn widen(x: Self::V) -> Self::Wide;
+    unsafe fn narrow(x: Self::Wide) -> Self::V;
+    unsafe fn wide_add(a: Self::Wide, b: Self::Wide) -> Self::Wide;
+    unsafe fn wide_mul(a: Self::Wide, b: Self::Wide) -> Self::Wide;
 
     unsafe fn splat(x: f32) -> Self::V;
     unsafe fn load(from: *const f32) -> Self::V;
@@ -54,6 +65,27 @@ pub trait Simd: Copy + 'static {
     unsafe fn neg(x: Self::V) -> Self::V {
         Self::sub(Self::splat(-0.0), x)
     }
+
+    #[inline(always)]
+    unsafe fn wide_sum(x: Self::Wide) -> f64 {
+        let mut lanes = [0f64; 16];
+        Self::wide_store(lanes.as_mut_ptr(), x);
+        let mut count = Self::LANES;
+        while count > 1 {
+            count /= 2;
+            for i in 0..count {
+                lanes[i] += lanes[i + count];
+            }
+        }
+        lanes[0]
+    }
+
+    #[inline(always)]
+    unsafe fn wide_product(x: Self::Wide) -> f64 {
+        let mut lanes = [1f64; 16];
+        Self::wide_store(lanes.as_mut_ptr(), x);
+        lanes.iter().take(Self::LANES).product()
+    }
 }
 
 /// `x` with zeros, or what `fill` says, beyond the first `count` elements.
@@ -94,7 +126,41 @@ macro_rules! lanes {
 impl Simd for Portable {
     type V = [f32; WIDTH];
     type M = [bool; WIDTH];
+    type Wide = [f64; WIDTH];
     const LANES: usize = WIDTH;
+
+    #[inline(always)]
+    unsafe fn wide_splat(x: f64) -> Self::Wide {
+        [x; WIDTH]
+    }
+    #[inline(always)]
+    unsafe fn wide_load(from: *const f64) -> Self::Wide {
+        from.cast::<Self::Wide>().read_unaligned()
+    }
+    #[inline(always)]
+    unsafe fn wide_store(to: *mut f64, x: Self::Wide) {
+        to.cast::<Self::Wide>().write_unaligned(x)
+    }
+    #[inline(always)]
+    unsafe fn widen(x: Self::V) -> Self::Wide {
+        x.map(f64::from)
+    }
+    #[inline(always)]
+    unsafe fn narrow(x: Self::Wide) -> Self::V {
+        x.map(|x| x as f32)
+    }
+    #[inline(always)]
+    unsafe fn wide_add(a: Self::Wide, b: Self::Wide) -> Self::Wide {
+        let mut out = a;
+        out.iter_mut().zip(b).for_each(|(a, b)| *a += b);
+        out
+    }
+    #[inline(always)]
+    unsafe fn wide_mul(a: Self::Wide, b: Self::Wide) -> Self::Wide {
+        let mut out = a;
+        out.iter_mut().zip(b).for_each(|(a, b)| *a *= b);
+        out
+    }
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::V {
@@ -247,7 +313,42 @@ mod x86 {
         }
         type V = __m256;
         type M = __m256;
+        type Wide = [__m256d; 2];
         const LANES: usize = 8;
+
+        #[inline(always)]
+        unsafe fn wide_splat(x: f64) -> [__m256d; 2] {
+            [_mm256_set1_pd(x); 2]
+        }
+        #[inline(always)]
+        unsafe fn wide_load(from: *const f64) -> [__m256d; 2] {
+            [_mm256_loadu_pd(from), _mm256_loadu_pd(from.add(4))]
+        }
+        #[inline(always)]
+        unsafe fn wide_store(to: *mut f64, x: [__m256d; 2]) {
+            _mm256_storeu_pd(to, x[0]);
+            _mm256_storeu_pd(to.add(4), x[1]);
+        }
+        #[inline(always)]
+        unsafe fn widen(x: __m256) -> [__m256d; 2] {
+            [
+                _mm256_cvtps_pd(_mm256_castps256_ps128(x)),
+                _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1)),
+            ]
+        }
+        #[inline(always)]
+        unsafe fn narrow(x: [__m256d; 2]) -> __m256 {
+            let low = _mm256_castps128_ps256(_mm256_cvtpd_ps(x[0]));
+            _mm256_insertf128_ps(low, _mm256_cvtpd_ps(x[1]), 1)
+        }
+        #[inline(always)]
+        unsafe fn wide_add(a: [__m256d; 2], b: [__m256d; 2]) -> [__m256d; 2] {
+            [_mm256_add_pd(a[0], b[0]), _mm256_add_pd(a[1], b[1])]
+        }
+        #[inline(always)]
+        unsafe fn wide_mul(a: [__m256d; 2], b: [__m256d; 2]) -> [__m256d; 2] {
+            [_mm256_mul_pd(a[0], b[0]), _mm256_mul_pd(a[1], b[1])]
+        }
 
         #[inline(always)]
         unsafe fn splat(x: f32) -> __m256 {
@@ -413,7 +514,42 @@ mod x86 {
         }
         type V = __m512;
         type M = __mmask16;
+        type Wide = [__m512d; 2];
         const LANES: usize = 16;
+
+        #[inline(always)]
+        unsafe fn wide_splat(x: f64) -> [__m512d; 2] {
+            [_mm512_set1_pd(x); 2]
+        }
+        #[inline(always)]
+        unsafe fn wide_load(from: *const f64) -> [__m512d; 2] {
+            [_mm512_loadu_pd(from), _mm512_loadu_pd(from.add(8))]
+        }
+        #[inline(always)]
+        unsafe fn wide_store(to: *mut f64, x: [__m512d; 2]) {
+            _mm512_storeu_pd(to, x[0]);
+            _mm512_storeu_pd(to.add(8), x[1]);
+        }
+        #[inline(always)]
+        unsafe fn widen(x: __m512) -> [__m512d; 2] {
+            [
+                _mm512_cvtps_pd(_mm512_castps512_ps256(x)),
+                _mm512_cvtps_pd(_mm512_extractf32x8_ps(x, 1)),
+            ]
+        }
+        #[inline(always)]
+        unsafe fn narrow(x: [__m512d; 2]) -> __m512 {
+            let low = _mm512_castps256_ps512(_mm512_cvtpd_ps(x[0]));
+            _mm512_insertf32x8(low, _mm512_cvtpd_ps(x[1]), 1)
+        }
+        #[inline(always)]
+        unsafe fn wide_add(a: [__m512d; 2], b: [__m512d; 2]) -> [__m512d; 2] {
+            [_mm512_add_pd(a[0], b[0]), _mm512_add_pd(a[1], b[1])]
+        }
+        #[inline(always)]
+        unsafe fn wide_mul(a: [__m512d; 2], b: [__m512d; 2]) -> [__m512d; 2] {
+            [_mm512_mul_pd(a[0], b[0]), _mm512_mul_pd(a[1], b[1])]
+        }
 
         #[inline(always)]
         unsafe fn splat(x: f32) -> __m512 {

@@ -58,13 +58,11 @@ pub unsafe fn slice<T: Element>(axes: &[u8], is_wide: bool, inputs: &[View], out
     copy(out, (from, &from_row, a.step()), (to, &|row| out.row(row)));
 }
 
+/// `a` to `out`, unless this is `a`'s own memory.
+///
 /// # Safety
-/// `update` is no larger than `out` along any axis, `out` is of `a`'s shape, lies without gaps, in rows, and may have `a`'s memory, and
-/// `start` has a whole number for each of the axes.
-pub unsafe fn update<T: Element>(axes: &[u8], is_wide: bool, inputs: &[View], out: &View) {
-    let [a, update, start] = inputs else {
-        return;
-    };
+/// Both are of one shape, and `out` lies without gaps.
+pub unsafe fn copy_whole<T: Element>(a: &View, out: &View) {
     let (from, to) = (Shared(a.data.cast::<T>()), Shared(out.data.cast::<T>()));
     if a.strides() == out.strides() && out.data != a.data {
         let size = out.size();
@@ -77,17 +75,29 @@ pub unsafe fn update<T: Element>(axes: &[u8], is_wide: bool, inputs: &[View], ou
             }
         });
     } else if out.data != a.data {
-        let to = Shared(out.data.cast::<T>());
         copy(
             a,
             (from, &|row| a.row(row), a.step()),
             (to, &|row| out.row(row)),
         );
     }
+}
+
+/// # Safety
+/// `update` is no larger than `out` along any axis, `out` is of `a`'s shape, lies without gaps, in rows, and may have
+/// `a`'s memory, and `start` has a whole number for each of the axes.
+pub unsafe fn update<T: Element>(axes: &[u8], is_wide: bool, inputs: &[View], out: &View) {
+    let [a, update, start] = inputs else {
+        return;
+    };
+    copy_whole::<T>(a, out);
     if update.size() > 0 {
         let first = offset(start, axes, is_wide, update, out);
         let to_row = |row| first + update.row_in(row, out);
-        let from = Shared(update.data.cast::<T>());
+        let (from, to) = (
+            Shared(update.data.cast::<T>()),
+            Shared(out.data.cast::<T>()),
+        );
         copy(
             update,
             (from, &|row| update.row(row), update.step()),

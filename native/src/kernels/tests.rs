@@ -6,7 +6,113 @@ use super::gemm::{self, Matrix};
 use super::simd::Level;
 use super::unary::{self, Function};
 use super::{element::Element, rows};
+use crate::mlx::View;
 use half::{bf16, f16};
+
+/// Whole numbers from a seed.
+pub struct Dice(u64);
+
+impl Dice {
+    pub fn new(seed: u64) -> Dice {
+        Dice(seed)
+    }
+
+    /// Below `n`.
+    pub fn below(&mut self, n: usize) -> usize {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        ((self.0 >> 33) % n as u64) as usize
+    }
+}
+
+/// An array that lies in some way in a buffer: axes in any order, turned, with gaps, or repeated.
+pub struct Scattered<T> {
+    pub data: Vec<T>,
+    pub shape: Vec<i32>,
+    pub strides: Vec<i64>,
+    first: usize,
+}
+
+impl<T: Element> Scattered<T> {
+    pub fn new(dice: &mut Dice, shape: &[i32], number: impl Fn(&mut Dice) -> f32) -> Scattered<T> {
+        let mut order: Vec<usize> = (0..shape.len()).collect();
+        for i in (1..order.len()).rev() {
+            order.swap(i, dice.below(i + 1));
+        }
+        if dice.below(2) == 0 {
+            order = (0..shape.len()).rev().collect();
+        }
+        let (mut strides, mut size, mut first) = (vec![0; shape.len()], 1i64, 0);
+        for axis in order {
+            let wide = i64::from(shape[axis]);
+            let step = match dice.below(8) {
+                0 => 0,
+                1 => 2 * size,
+                2 => -size,
+                _ => size,
+            };
+            strides[axis] = step;
+            first += (-step).max(0) * (wide - 1);
+            size = (size + step.abs() * (wide - 1)).max(size);
+            if step != 0 && dice.below(8) > 0 {
+                size = size.max(step.abs() * wide);
+            }
+        }
+        let data = (0..size).map(|_| T::narrow(number(dice))).collect();
+        Scattered {
+            data,
+            shape: shape.to_vec(),
+            strides,
+            first: first as usize,
+        }
+    }
+
+    pub fn in_rows(data: Vec<T>, shape: &[i32]) -> Scattered<T> {
+        Scattered {
+            data,
+            shape: shape.to_vec(),
+            strides: in_rows(shape),
+            first: 0,
+        }
+    }
+
+    pub fn view(&self) -> View {
+        View::of(&self.data[self.first], &self.shape, &self.strides)
+    }
+
+    /// Every element with its place, in row-major order.
+    pub fn each(&self, mut work: impl FnMut(&[usize], f64)) {
+        let mut place = vec![0; self.shape.len()];
+        if self.shape.contains(&0) {
+            return;
+        }
+        loop {
+            let at = place.iter().zip(&self.strides);
+            let at: i64 = at.map(|(i, step)| *i as i64 * step).sum();
+            let at = (self.first as i64 + at) as usize;
+            work(&place, f64::from(self.data[at].widen()));
+            let Some(axis) = (0..place.len())
+                .rev()
+                .find(|axis| place[*axis] + 1 < self.shape[*axis] as usize)
+            else {
+                return;
+            };
+            place[axis] += 1;
+            place[axis + 1..].fill(0);
+        }
+    }
+}
+
+/// The strides of an array in rows.
+pub fn in_rows(shape: &[i32]) -> Vec<i64> {
+    let mut strides = vec![1; shape.len()];
+    for i in (1..shape.len()).rev() {
+        strides[i - 1] = strides[i] * i64::from(shape[i]);
+    }
+    strides
+}
 
 /// Numbers between -1 and 1 from a seed.
 fn noise(count: usize, seed: u32) -> Vec<f32> {
@@ -407,5 +513,104 @@ fn products_of_sixteen_bits_are_added_up_in_f32() {
         // SAFETY: as large as the sizes say.
         unsafe { gemm::product(level, a, b, out.as_mut_ptr(), (rows, terms, columns)) };
         assert!(out.iter().all(|x| x.to_f32() == 1_000.0), "{level:?}");
+    }
+}
+
+#[test]
+fn products_of_a_million_terms_do_not_drift() {
+    let terms = 1_000_000;
+    let (tenths, ones) = (vec![0.1f32; 14 * terms], vec![1f32; 40 * terms]);
+    let want = f64::from(0.1f32) * terms as f64;
+    for level in Level::all() {
+        for (rows, columns) in [(1, 1), (1, 40), (5, 3), (14, 33)] {
+            for turned in [false, true] {
+                let a = Matrix {
+                    data: tenths.as_ptr(),
+                    row: terms as isize,
+                    column: 1,
+                };
+                let b = Matrix {
+                    data: ones.as_ptr(),
+                    row: if turned { 1 } else { columns as isize },
+                    column: if turned { terms as isize } else { 1 },
+                };
+                let mut out = vec![f32::NAN; rows * columns];
+                // SAFETY: as large as the sizes say.
+                unsafe { gemm::product(level, a, b, out.as_mut_ptr(), (rows, terms, columns)) };
+                for got in out {
+                    let off = (f64::from(got) / want - 1.0).abs();
+                    assert!(
+                        off < 1e-5,
+                        "{level:?} {rows} × {columns} {turned}: off by {off}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn products_are_right_on_either_side_of_what_is_added_up_at_a_time() {
+    for level in Level::all() {
+        for terms in [511, 512, 513, 777, 2_047, 2_049, 3_072, 3_073, 3_500, 7_000] {
+            for (rows, columns) in [(1, 1), (2, 37), (13, 41)] {
+                for turned in [false, true] {
+                    let (a, b) = (noise(rows * terms, 3), noise(terms * columns, 4));
+                    let left = Matrix {
+                        data: a.as_ptr(),
+                        row: terms as isize,
+                        column: 1,
+                    };
+                    let right = Matrix {
+                        data: b.as_ptr(),
+                        row: if turned { 1 } else { columns as isize },
+                        column: if turned { terms as isize } else { 1 },
+                    };
+                    let mut out = vec![f32::NAN; rows * columns];
+                    let sizes = (rows, terms, columns);
+                    // SAFETY: as large as the sizes say.
+                    unsafe { gemm::product(level, left, right, out.as_mut_ptr(), sizes) };
+                    for (n, got) in out.iter().enumerate() {
+                        // SAFETY: within both.
+                        let term = |k| unsafe {
+                            let (x, y) = (*left.at(n / columns, k), *right.at(k, n % columns));
+                            f64::from(x) * f64::from(y)
+                        };
+                        let want: f64 = (0..terms).map(term).sum();
+                        assert!(
+                            (f64::from(*got) - want).abs() < 1e-3,
+                            "{level:?} {sizes:?} {turned} at {n}: {got}, not {want}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn long_rows_far_from_zero_are_normalized() {
+    let count = 1_000_000;
+    let x: Vec<f32> = (0..count)
+        .map(|i| 1000.0 + if i % 2 == 0 { 0.1 } else { -0.1 })
+        .collect();
+    let (mut out, mut scratch) = (vec![0f32; count], vec![0f32; count]);
+    let null = std::ptr::null();
+    for level in Level::all() {
+        let (to, room) = (out.as_mut_ptr(), scratch.as_mut_ptr());
+        // SAFETY: all but the null pointers hold `count`.
+        unsafe { rows::layer_norm(level, x.as_ptr(), null, null, to, count, 1e-6, room) };
+        for (i, y) in out.iter().enumerate() {
+            let want = if i % 2 == 0 { 1.0 } else { -1.0 };
+            assert!((y - want).abs() < 1e-3, "{level:?} at {i}: {y}");
+        }
+        let tenths = vec![0.1f32; count];
+        // SAFETY: both hold `count`.
+        unsafe { rows::softmax(level, tenths.as_ptr(), to, count, room) };
+        assert!(
+            out.iter().all(|y| (y * count as f32 - 1.0).abs() < 1e-6),
+            "{level:?}: {}",
+            out[0]
+        );
     }
 }

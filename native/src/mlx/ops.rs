@@ -254,7 +254,6 @@ wrap! { one -> Array;
     // Products.
     matmul = mlx_matmul(a: array, b: array);
     addmm = mlx_addmm(c: array, a: array, b: array, alpha: float, beta: float);
-    tensordot = mlx_tensordot(a: array, b: array, axes_a: ints, axes_b: ints);
     einsum = mlx_einsum(subscripts: text, operands: arrays);
     inner = mlx_inner(a: array, b: array);
     outer = mlx_outer(a: array, b: array);
@@ -321,7 +320,6 @@ wrap! { one -> Array;
 }
 
 wrap! { many -> Vec<Array>;
-    split = mlx_split_sections(a: array, indices: ints, axis: int);
     lu = mlx_linalg_lu(a: array);
     svd = mlx_linalg_svd(a: array, compute_uv: flag);
     quantize = mlx_quantize(w: array, group_size: maybe_int, bits: maybe_int, mode: text, global_scale: maybe);

@@ -56,19 +56,19 @@ fn float(value: f64, dtype: Dtype) -> Result<Array> {
     constant(Number::Float(value), dtype)
 }
 
+/// The type that MLX promotes two types to.
+pub fn promoted_type(left: Dtype, right: Dtype, s: &Stream) -> Result<Dtype> {
+    if left == right {
+        return Ok(left);
+    }
+    // MLX's own promotion, asked for by an operation on scalars of the two types.
+    let both = mlx::maximum(&mlx::zeros(&[], left, s)?, &mlx::zeros(&[], right, s)?, s)?;
+    Ok(mlx::dtype(&both))
+}
+
 /// Both arrays in the type that MLX promotes them to.
-fn promoted(a: &Array, b: &Array, s: &Stream) -> Result<(Array, Array)> {
-    let (left, right) = (mlx::dtype(a), mlx::dtype(b));
-    let dtype = if left == right {
-        left
-    } else {
-        // MLX's own promotion, asked for by an operation on scalars of the two types.
-        mlx::dtype(&mlx::maximum(
-            &mlx::zeros(&[], left, s)?,
-            &mlx::zeros(&[], right, s)?,
-            s,
-        )?)
-    };
+pub fn promoted(a: &Array, b: &Array, s: &Stream) -> Result<(Array, Array)> {
+    let dtype = promoted_type(mlx::dtype(a), mlx::dtype(b), s)?;
     Ok((mlx::astype(a, dtype, s)?, mlx::astype(b, dtype, s)?))
 }
 
@@ -147,18 +147,58 @@ pub fn in_single(
     }
 }
 
+/// A product with a quantized matrix, in f32 for 16-bit floats on the CPU as in [`in_single`].
+pub fn quantized_in_single(
+    x: &Array,
+    scales: &Array,
+    biases: Option<&Array>,
+    device: Device,
+    s: &Stream,
+    product: impl Fn(&Array, &Array, Option<&Array>) -> Result<Array>,
+) -> Result<Array> {
+    if device != Device::Cpu || !mlx::dtype(x).is_half() {
+        return product(x, scales, biases);
+    }
+    let single = |part: &Array| match mlx::dtype(part).is_half() {
+        true => mlx::astype(part, Dtype::F32, s),
+        // The scales of formats that are floats themselves.
+        false => mlx::share(part),
+    };
+    let (scales, biases) = (single(scales)?, biases.map(single).transpose()?);
+    in_single(x, device, s, |x| product(x, &scales, biases.as_ref()))
+}
+
+/// To 8-bit floats. MLX's kernel takes f64 for what it is not.
+pub fn to_fp8(a: &Array, s: &Stream) -> Result<Array> {
+    match mlx::dtype(a) {
+        Dtype::F64 => mlx::to_fp8(&mlx::astype(a, Dtype::F32, s)?, s),
+        _ => mlx::to_fp8(a, s),
+    }
+}
+
+/// The Hadamard transform. MLX refuses f64 and complex numbers only when it computes.
+pub fn hadamard_transform(a: &Array, scale: Option<f32>, s: &Stream) -> Result<Array> {
+    let dtype = mlx::dtype(a);
+    if matches!(dtype, Dtype::F64 | Dtype::C64) {
+        return Err(Error::invalid(format!(
+            "takes numbers of up to 32 bits, got {}; cast them to f32",
+            dtype.name()
+        )));
+    }
+    mlx::hadamard_transform(a, scale, s)
+}
+
 /// A reduction whose value over no elements is `of_none`: MLX's may not end where an axis of a view is empty.
 pub fn total(
     a: &Array,
     axes: &[i32],
     keepdims: bool,
     of_none: f64,
-    device: Device,
     s: &Stream,
     reduce: impl Fn(&Array) -> Result<Array>,
 ) -> Result<Array> {
     if a.size() > 0 {
-        return in_single(a, device, s, reduce);
+        return reduce(a);
     }
     // One element stands for none: the shape and the type of the result are those of any reduction.
     let sizes = a.shape().iter().enumerate();
@@ -510,7 +550,25 @@ pub fn split(a: &Array, indices: &[i32], axis: i32, s: &Stream) -> Result<Vec<Ar
             "indices {indices:?} must be in order and within 0..{length}"
         )));
     }
-    mlx::split(a, indices, axis as i32, s)
+    // By slices: MLX's own parts of a view with negative strides count as contiguous, and what is computed from them
+    // reads memory that is not theirs.
+    let mut edges = vec![0];
+    edges.extend(indices);
+    edges.push(length);
+    let part = |edge: &[i32]| {
+        let (mut start, mut stop) = (vec![0; a.ndim()], a.shape().to_vec());
+        (start[axis], stop[axis]) = (edge[0], edge[1]);
+        mlx::slice(a, &start, &stop, &vec![1; a.ndim()], s)
+    };
+    edges.windows(2).map(part).collect()
+}
+
+/// The cross product, of arrays in rows for the reason that [`split`] gives: MLX splits them.
+pub fn cross(a: &Array, b: &Array, axis: i32, s: &Stream) -> Result<Array> {
+    check::axis(a, axis)?;
+    check::axis(b, axis)?;
+    let (a, b) = (mlx::contiguous(a, false, s)?, mlx::contiguous(b, false, s)?);
+    mlx::cross(&a, &b, axis, s)
 }
 
 /// Padding on the given axes; a negative width crops.
@@ -661,6 +719,21 @@ pub fn arange(start: f64, stop: f64, step: f64, dtype: Dtype, s: &Stream) -> Res
     mlx::arange(start, stop, step, dtype, s)
 }
 
+/// As many numbers from start to stop. MLX computes them in f32 and cuts integers off, which leaves some of them one short; between
+/// whole numbers they are quotients of integers here.
+pub fn linspace(start: f64, stop: f64, num: i32, dtype: Dtype, s: &Stream) -> Result<Array> {
+    let is_whole = |number: f64| number.fract() == 0.0 && number.abs() < f64::from(i32::MAX);
+    if !dtype.is_integer() || num < 2 || !is_whole(start) || !is_whole(stop) {
+        return mlx::linspace(start, stop, num, dtype, s);
+    }
+    let wide = |number: i64| int(number, Dtype::S64);
+    let last = i64::from(num) - 1;
+    let place = mlx::arange(0.0, f64::from(num), 1.0, Dtype::S64, s)?;
+    let steps = mlx::multiply(&place, &wide(stop as i64 - start as i64)?, s)?;
+    let scaled = mlx::add(&steps, &wide(start as i64 * last)?, s)?;
+    mlx::astype(&quotient(&scaled, &wide(last)?, s)?, dtype, s)
+}
+
 pub fn iota(shape: &[i32], axis: Option<i32>, dtype: Dtype, s: &Stream) -> Result<Array> {
     let count = |n: i32| {
         // MLX counts in neither bool nor complex numbers.
@@ -796,6 +869,141 @@ pub fn gather(
 
 type Scatter = fn(&Array, &Vector, &Array, &[i32], &Stream) -> Result<Array>;
 
+/// `compute` of the array and the updates in f32 where the array is of 16-bit floats, whose sums and products are
+/// rounded once.
+fn scatter_in_single(
+    a: &Array,
+    updates: &Array,
+    s: &Stream,
+    compute: impl Fn(&Array, &Array) -> Result<Array>,
+) -> Result<Array> {
+    let dtype = mlx::dtype(a);
+    if !dtype.is_half() {
+        return compute(a, updates);
+    }
+    // Updates of another type are rounded to the array's first, as they are without this.
+    let wide = |array: &Array| mlx::astype(&mlx::astype(array, dtype, s)?, Dtype::F32, s);
+    mlx::astype(&compute(&wide(a)?, &wide(updates)?)?, dtype, s)
+}
+
+/// [`scatter`] that adds. On the CPU what comes to one place is added up in f64.
+pub fn scatter_add(
+    a: &Array,
+    updates: &Array,
+    indices: &[&Array],
+    axes: &[i32],
+    device: Device,
+    s: &Stream,
+) -> Result<Array> {
+    if let Some(own) = own_scatter_add(a, updates, indices, axes, device, s)? {
+        return Ok(own);
+    }
+    scatter_in_single(a, updates, s, |a, updates| {
+        scatter(a, updates, indices, axes, mlx::scatter_add, s)
+    })
+}
+
+pub fn scatter_prod(
+    a: &Array,
+    updates: &Array,
+    indices: &[&Array],
+    axes: &[i32],
+    s: &Stream,
+) -> Result<Array> {
+    scatter_in_single(a, updates, s, |a, updates| {
+        scatter(a, updates, indices, axes, mlx::scatter_prod, s)
+    })
+}
+
+/// The kernel of ours, for floats and complex numbers; None where it is not for them, or where the shapes do not fit,
+/// of which MLX says why.
+fn own_scatter_add(
+    a: &Array,
+    updates: &Array,
+    indices: &[&Array],
+    axes: &[i32],
+    device: Device,
+    s: &Stream,
+) -> Result<Option<Array>> {
+    let dtype = mlx::dtype(a);
+    let is_pair = dtype == Dtype::C64;
+    let takes = device == Device::Cpu && kernels::are_there();
+    if !takes || !(kernels::has_type(dtype) || is_pair) || a.size() == 0 {
+        return Ok(None);
+    }
+    check::lengths(&[("axes", axes.len())], indices.len())?;
+    let axes = check::axes(a, axes)?;
+    let mut shape = Vec::new();
+    for index in indices {
+        check_index_type(index)?;
+        match broadcast_shape(&shape, index.shape()) {
+            Some(both) => shape = both,
+            None => return Ok(None),
+        }
+    }
+    let own = updates.shape();
+    let fits = own.len() == shape.len() + a.ndim()
+        && own.starts_with(&shape)
+        && own[shape.len()..]
+            .iter()
+            .zip(a.shape())
+            .all(|(own, size)| own <= size);
+    if !fits || indices.is_empty() {
+        return Ok(None);
+    }
+    let indices = indices
+        .iter()
+        .map(|index| mlx::broadcast_to(&signed_index(index, s)?, &shape, s))
+        .collect::<Result<Vec<_>>>()?;
+    let updates = mlx::astype(updates, dtype, s)?;
+    let axes = axes.iter().map(|axis| *axis as u8).collect();
+    if !is_pair {
+        return kernels::scatter_add(a, &updates, &indices, axes, s).map(Some);
+    }
+    let (pairs, updates) = (as_pairs(a, s)?, as_pairs(&updates, s)?);
+    let added = kernels::scatter_add(&pairs, &updates, &indices, axes, s)?;
+    let added = mlx::view(&added, Dtype::C64, s)?;
+    mlx::squeeze(&added, &[a.ndim() as i32], s).map(Some)
+}
+
+/// Complex numbers as their parts along one more axis.
+fn as_pairs(a: &Array, s: &Stream) -> Result<Array> {
+    mlx::view(&mlx::expand_dims(a, &[a.ndim() as i32], s)?, Dtype::F32, s)
+}
+
+/// The shape that two shapes broadcast to.
+pub fn broadcast_shape(a: &[i32], b: &[i32]) -> Option<Vec<i32>> {
+    let rank = a.len().max(b.len());
+    let size = |shape: &[i32], axis: usize| match (axis + shape.len()).checked_sub(rank) {
+        Some(own) => shape[own],
+        None => 1,
+    };
+    (0..rank)
+        .map(|axis| match (size(a, axis), size(b, axis)) {
+            (one, other) if one == other || other == 1 => Some(one),
+            (1, other) => Some(other),
+            _ => None,
+        })
+        .collect()
+}
+
+/// `canvas` {n} with `updates` {count} added at `places` {count}, all of which are there.
+pub fn add_at(
+    canvas: &Array,
+    updates: &Array,
+    places: &Array,
+    device: Device,
+    s: &Stream,
+) -> Result<Array> {
+    let updates = mlx::reshape(updates, &[updates.size() as i32, 1], s)?;
+    if let Some(own) = own_scatter_add(canvas, &updates, &[places], &[0], device, s)? {
+        return Ok(own);
+    }
+    scatter_in_single(canvas, &updates, s, |canvas, updates| {
+        mlx::scatter_add(canvas, &Vector::new([places]), updates, &[0], s)
+    })
+}
+
 /// Scatters with negative indices counted from the end; an update with an index out of range is dropped. MLX writes wherever
 /// an index points, so such updates go to a spare row behind the first axis, which is cut off again.
 pub fn scatter(
@@ -894,10 +1102,27 @@ pub fn scatter_add_axis(
     indices: &Array,
     values: &Array,
     axis: i32,
+    device: Device,
     s: &Stream,
 ) -> Result<Array> {
     let (axis, indices) = on_axis(a, indices, axis, s)?;
-    mlx::scatter_add_axis(a, &indices, values, axis as i32, s)
+    let shape = broadcast_shape(indices.shape(), values.shape()).filter(|shape| {
+        let sizes = shape.iter().zip(a.shape()).enumerate();
+        let same = |(i, (own, size)): (usize, (&i32, &i32))| i == axis || *own == 1 || own == size;
+        shape.len() == a.ndim() && indices.ndim() == a.ndim() && sizes.into_iter().all(same)
+    });
+    if let (true, Some(mut shape)) = (kernels::takes(device, a) && a.size() > 0, shape) {
+        for (i, size) in a.shape().iter().enumerate().filter(|(i, _)| *i != axis) {
+            shape[i] = *size;
+        }
+        let index = mlx::broadcast_to(&mlx::astype(&indices, Dtype::S64, s)?, &shape, s)?;
+        let values = mlx::astype(values, mlx::dtype(a), s)?;
+        let values = mlx::broadcast_to(&values, &shape, s)?;
+        return kernels::scatter_add_along(a, &values, &index, axis as u8, s);
+    }
+    scatter_in_single(a, values, s, |a, values| {
+        mlx::scatter_add_axis(a, &indices, values, axis as i32, s)
+    })
 }
 
 /// Starts clamped into 0..=length - size, one an axis.

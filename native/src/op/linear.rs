@@ -1,6 +1,6 @@
 //! Products, convolutions and the fused kernels, each with what MLX lacks on one device or in one type.
 
-use super::{check, compose, cuda, double, gpu, window, MaskMode};
+use super::{blocks, check, compose, cuda, double, gpu, reduce, window, MaskMode, Number};
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
@@ -26,7 +26,7 @@ fn work(a: &Array, b: &Array) -> u64 {
 }
 
 /// 16-bit operands of a large product on the CPU, as f32; with the type to cast the product back to.
-fn widened(
+pub fn widened(
     operands: &[&Array],
     work: u64,
     device: Device,
@@ -44,7 +44,7 @@ fn widened(
     Ok(Some((wide, first)))
 }
 
-fn is_integral(array: &Array) -> bool {
+pub fn is_integral(array: &Array) -> bool {
     let dtype = mlx::dtype(array);
     dtype.is_integer() || dtype == Dtype::Bool
 }
@@ -53,15 +53,15 @@ pub fn matmul(a: &Array, b: &Array, device: Device, s: &Stream) -> Result<Array>
     if is_integral(a) && is_integral(b) {
         return integer_matmul(a, b, device, s);
     }
+    if is_long(a, b, device) {
+        return of_matrices(a, b, s, |a, b| long_matmul(a, b, device, s));
+    }
+    short_matmul(a, b, device, s)
+}
+
+fn short_matmul(a: &Array, b: &Array, device: Device, s: &Stream) -> Result<Array> {
     if let Some(shape) = own_product_shape(a, b, device) {
-        if b.ndim() > 2 || a.ndim() == 2 {
-            return kernels::product(a, b, &shape, s);
-        }
-        // One matrix for all rows: as one product.
-        let (terms, columns) = (b.shape()[0], b.shape()[1]);
-        let rows = mlx::reshape(a, &[-1, terms], s)?;
-        let flat = [rows.shape()[0], columns];
-        return mlx::reshape(&kernels::product(&rows, b, &flat, s)?, &shape, s);
+        return own_product(a, b, &shape, s);
     }
     match widened(&[a, b], work(a, b), device, s)? {
         Some((wide, dtype)) => mlx::astype(&mlx::matmul(&wide[0], &wide[1], s)?, dtype, s),
@@ -69,19 +69,97 @@ pub fn matmul(a: &Array, b: &Array, device: Device, s: &Stream) -> Result<Array>
     }
 }
 
+fn own_product(a: &Array, b: &Array, shape: &[i32], s: &Stream) -> Result<Array> {
+    if b.ndim() > 2 || a.ndim() == 2 {
+        return kernels::product(a, b, shape, s);
+    }
+    // One matrix for all rows: as one product.
+    let (terms, columns) = (b.shape()[0], b.shape()[1]);
+    let rows = mlx::reshape(a, &[-1, terms], s)?;
+    let flat = [rows.shape()[0], columns];
+    mlx::reshape(&kernels::product(&rows, b, &flat, s)?, shape, s)
+}
+
+/// Terms of a product from which BLAS, which may add them up in a row, is not asked for all of them at once.
+const LONG_PRODUCT: i32 = 2048;
+
+/// Whether a product of floats on the CPU is one of so many terms that these are added up in blocks.
+fn is_long(a: &Array, b: &Array, device: Device) -> bool {
+    let is_float = |array: &Array| {
+        let dtype = mlx::dtype(array);
+        dtype.is_half() || blocks::takes(dtype)
+    };
+    let is_off = kernels::are_built() && !kernels::are_there();
+    let terms = a.shape().last().copied().unwrap_or(0);
+    // The terms of a vector, or of a matrix's columns.
+    let below = b.shape().iter().nth_back(1).or(b.shape().last());
+    device == Device::Cpu
+        && !is_off
+        && terms > LONG_PRODUCT
+        && below == Some(&terms)
+        && a.size() > 0
+        && b.size() > 0
+        && is_float(a)
+        && is_float(b)
+}
+
+/// The product of arrays of one axis or more as that of matrices.
+fn of_matrices(
+    a: &Array,
+    b: &Array,
+    s: &Stream,
+    product: impl FnOnce(&Array, &Array) -> Result<Array>,
+) -> Result<Array> {
+    let mut dropped = Vec::new();
+    let (mut left, mut right) = (mlx::share(a)?, mlx::share(b)?);
+    if b.ndim() == 1 {
+        right = mlx::expand_dims(b, &[1], s)?;
+        dropped.push(-1);
+    }
+    if a.ndim() == 1 {
+        left = mlx::expand_dims(a, &[0], s)?;
+        dropped.push(-2);
+    }
+    let product = product(&left, &right)?;
+    match dropped[..] {
+        [] => Ok(product),
+        _ => mlx::squeeze(&product, &dropped, s),
+    }
+}
+
+/// A product whose terms are added up in blocks, by the kernel here or composed.
+fn long_matmul(a: &Array, b: &Array, device: Device, s: &Stream) -> Result<Array> {
+    let (a, b) = compose::promoted(a, b, s)?;
+    if kernels::takes(device, &a) {
+        if let Some(shape) = product_shape(&a, &b) {
+            return own_product(&a, &b, &shape, s);
+        }
+    }
+    let dtype = mlx::dtype(&a);
+    let wide = if dtype.is_half() { Dtype::F32 } else { dtype };
+    let (a, b) = (mlx::astype(&a, wide, s)?, mlx::astype(&b, wide, s)?);
+    let product = |a: &Array, b: &Array| mlx::matmul(a, b, s);
+    let sum = |parts: &Array| {
+        let axis = parts.ndim() as i32 - 3;
+        reduce::sum(parts, &[axis], false, device, s)
+    };
+    mlx::astype(&blocks::matmul(&a, &b, product, sum, s)?, dtype, s)
+}
+
 /// Multiply-adds from which a product is the kernel's here (`bench/cpu_kernels.exs`).
 const OWN_PRODUCT_BREAK_EVEN: u64 = 64 * 64 * 64;
 
 /// The shape of a product that the kernel here takes.
 fn own_product_shape(a: &Array, b: &Array, device: Device) -> Option<Vec<i32>> {
-    let dtype = mlx::dtype(a);
-    if !kernels::takes(device, a)
-        || !kernels::has_vectors()
-        || dtype != mlx::dtype(b)
-        || work(a, b) < OWN_PRODUCT_BREAK_EVEN
-    {
-        return None;
-    }
+    let fits = kernels::takes(device, a)
+        && kernels::has_vectors()
+        && mlx::dtype(a) == mlx::dtype(b)
+        && work(a, b) >= OWN_PRODUCT_BREAK_EVEN;
+    fits.then(|| product_shape(a, b)).flatten()
+}
+
+/// The shape of a product of arrays of two axes and more that are not empty.
+fn product_shape(a: &Array, b: &Array) -> Option<Vec<i32>> {
     let (left, right) = (a.shape(), b.shape());
     let (rank_a, rank_b) = (left.len(), right.len());
     if rank_a < 2 || rank_b < 2 || a.size() == 0 || b.size() == 0 {
@@ -94,18 +172,7 @@ fn own_product_shape(a: &Array, b: &Array, device: Device) -> Option<Vec<i32>> {
     if terms != below {
         return None;
     }
-    let rank = rank_a.max(rank_b);
-    let size = |shape: &[i32], axis: usize| match (axis + shape.len()).checked_sub(rank) {
-        Some(own) => shape[own],
-        None => 1,
-    };
-    let mut shape = (0..rank - 2)
-        .map(|axis| match (size(left, axis), size(right, axis)) {
-            (one, other) if one == other || other == 1 => Some(one),
-            (1, other) => Some(other),
-            _ => None,
-        })
-        .collect::<Option<Vec<i32>>>()?;
+    let mut shape = compose::broadcast_shape(&left[..rank_a - 2], &right[..rank_b - 2])?;
     shape.extend([rows, columns]);
     Some(shape)
 }
@@ -217,7 +284,7 @@ fn integer_result(a: &Array, b: &Array, s: &Stream) -> Result<Dtype> {
 fn limb_matmul(a: &Array, b: &Array, k: i32, dtype: Dtype, s: &Stream) -> Result<Array> {
     const TERMS: i32 = 1 << 20;
     if k > TERMS {
-        let parts = |array: &Array, axis| mlx::split(array, &[TERMS], axis, s);
+        let parts = |array: &Array, axis| compose::split(array, &[TERMS], axis, s);
         let (left, right) = (parts(a, -1)?, parts(b, -2)?);
         let head = limb_matmul(&left[0], &right[0], TERMS, dtype, s)?;
         let tail = limb_matmul(&left[1], &right[1], k - TERMS, dtype, s)?;
@@ -263,6 +330,25 @@ pub fn addmm(
     device: Device,
     s: &Stream,
 ) -> Result<Array> {
+    if a.size() == 0 || b.size() == 0 {
+        // MLX takes c to lie in rows where there is nothing to multiply.
+        let product = mlx::matmul(a, b, s)?;
+        let beta = compose::constant(Number::Float(beta.into()), mlx::dtype(&product))?;
+        return mlx::add(&product, &mlx::multiply(c, &beta, s)?, s);
+    }
+    if is_long(a, b, device) {
+        let (a, b) = compose::promoted(a, b, s)?;
+        let dtype = compose::promoted_type(mlx::dtype(&a), mlx::dtype(c), s)?;
+        let wide = if dtype.is_half() { Dtype::F32 } else { dtype };
+        let wider = |array: &Array| mlx::astype(array, wide, s);
+        let scaled = |array: &Array, factor: f32| {
+            let factor = compose::constant(Number::Float(factor.into()), wide)?;
+            mlx::multiply(array, &factor, s)
+        };
+        let product = matmul(&wider(&a)?, &wider(&b)?, device, s)?;
+        let sum = mlx::add(&scaled(&product, alpha)?, &scaled(&wider(c)?, beta)?, s)?;
+        return mlx::astype(&sum, dtype, s);
+    }
     match widened(&[a, b, c], work(a, b), device, s)? {
         Some((wide, dtype)) => {
             let sum = mlx::addmm(&wide[2], &wide[0], &wide[1], alpha, beta, s)?;
@@ -272,39 +358,8 @@ pub fn addmm(
     }
 }
 
-pub fn tensordot(
-    a: &Array,
-    b: &Array,
-    axes_a: &[i32],
-    axes_b: &[i32],
-    device: Device,
-    s: &Stream,
-) -> Result<Array> {
-    if is_integral(a) && is_integral(b) {
-        return integer_tensordot(a, b, axes_a, axes_b, device, s);
-    }
-    check::length("axes_b", axes_b.len(), axes_a.len())?;
-    check::axes(a, axes_a)?;
-    check::axes(b, axes_b)?;
-    let contracted: u64 = axes_a
-        .iter()
-        .map(|axis| {
-            let axis = axis.rem_euclid(a.ndim().max(1) as i32) as usize;
-            a.shape().get(axis).copied().unwrap_or(1).max(1) as u64
-        })
-        .product();
-    let work = (a.size() as u64).saturating_mul(b.size() as u64 / contracted.max(1));
-    match widened(&[a, b], work, device, s)? {
-        Some((wide, dtype)) => {
-            let product = mlx::tensordot(&wide[0], &wide[1], axes_a, axes_b, s)?;
-            mlx::astype(&product, dtype, s)
-        }
-        None => mlx::tensordot(a, b, axes_a, axes_b, s),
-    }
-}
-
 /// The contracted axes moved together and flattened, so that one matrix product does it.
-fn integer_tensordot(
+pub fn tensordot(
     a: &Array,
     b: &Array,
     axes_a: &[i32],
@@ -341,12 +396,12 @@ fn integer_tensordot(
             b.shape()
         )));
     }
-    let k: i32 = sizes(a, &axes_a).iter().product();
-    let m: i32 = sizes(a, &free_a).iter().product();
-    let n: i32 = sizes(b, &free_b).iter().product();
+    let k = check::product(&sizes(a, &axes_a))?;
+    let m = check::product(&sizes(a, &free_a))?;
+    let n = check::product(&sizes(b, &free_b))?;
     let left = mlx::transpose(a, &[free_a.clone(), axes_a].concat(), s)?;
     let right = mlx::transpose(b, &[axes_b, free_b.clone()].concat(), s)?;
-    let product = integer_matmul(
+    let product = matmul(
         &mlx::reshape(&left, &[m, k], s)?,
         &mlx::reshape(&right, &[k, n], s)?,
         device,
@@ -357,113 +412,10 @@ fn integer_tensordot(
 }
 
 pub fn inner(a: &Array, b: &Array, device: Device, s: &Stream) -> Result<Array> {
-    let scalar = a.ndim() == 0 || b.ndim() == 0;
-    if is_integral(a) && is_integral(b) && !scalar {
-        return integer_tensordot(a, b, &[-1], &[-1], device, s);
+    if a.ndim() == 0 || b.ndim() == 0 {
+        return mlx::inner(a, b, s);
     }
-    mlx::inner(a, b, s)
-}
-
-pub fn einsum(subscripts: &str, operands: &[&Array], device: Device, s: &Stream) -> Result<Array> {
-    check::einsum(subscripts, operands)?;
-    // An upper bound of the work: no contraction has more terms than all elements multiplied.
-    let work = operands
-        .iter()
-        .fold(1u64, |n, array| n.saturating_mul(array.size() as u64));
-    if operands.iter().all(|array| is_integral(array)) && operands.len() > 1 {
-        return integer_einsum(subscripts, operands, s);
-    }
-    match widened(operands, work, device, s)? {
-        Some((wide, dtype)) => {
-            let product = mlx::einsum(subscripts, &Vector::new(&wide), s)?;
-            mlx::astype(&product, dtype, s)
-        }
-        None => mlx::einsum(subscripts, &Vector::new(operands.iter().copied()), s),
-    }
-}
-
-/// MLX contracts floating-point numbers only. For integers the operands are brought onto all axes, multiplied and summed.
-fn integer_einsum(subscripts: &str, operands: &[&Array], s: &Stream) -> Result<Array> {
-    let clean: String = subscripts.chars().filter(|c| !c.is_whitespace()).collect();
-    if clean.contains('.') {
-        return Err(Error::invalid(
-            "an ellipsis is not supported for integers; name every axis",
-        ));
-    }
-    let (inputs, output) = match clean.split_once("->") {
-        Some((inputs, output)) => (inputs.to_string(), output.to_string()),
-        None => {
-            let mut letters: Vec<char> = clean.chars().filter(|c| *c != ',').collect();
-            letters.sort_unstable();
-            let once = |c: &char| letters.iter().filter(|other| *other == c).count() == 1;
-            let output: String = letters.iter().filter(|c| once(c)).collect();
-            (clean.clone(), output)
-        }
-    };
-    let terms: Vec<&str> = inputs.split(',').collect();
-    if terms.len() != operands.len() {
-        return Err(Error::invalid(format!(
-            "{subscripts:?} names {} operands, got {}",
-            terms.len(),
-            operands.len()
-        )));
-    }
-    let mut all: Vec<char> = output.chars().collect();
-    for c in inputs.chars().filter(|c| *c != ',') {
-        if !all.contains(&c) {
-            all.push(c);
-        }
-    }
-    let mut product: Option<Array> = None;
-    for (term, operand) in terms.iter().zip(operands) {
-        let mut labels: Vec<char> = term.chars().collect();
-        if labels.len() != operand.ndim() {
-            return Err(Error::invalid(format!(
-                "{term:?} names {} axes, shape {:?} has {}",
-                labels.len(),
-                operand.shape(),
-                operand.ndim()
-            )));
-        }
-        let mut array = mlx::share(operand)?;
-        // A label twice in one operand is its diagonal.
-        while let Some((i, j)) = repeated(&labels) {
-            array = mlx::diagonal(&array, 0, i as i32, j as i32, s)?;
-            let label = labels.remove(j);
-            labels.remove(i);
-            labels.push(label);
-        }
-        let order: Vec<i32> = all
-            .iter()
-            .filter_map(|c| labels.iter().position(|label| label == c))
-            .map(|axis| axis as i32)
-            .collect();
-        let missing: Vec<i32> = all
-            .iter()
-            .enumerate()
-            .filter(|(_, c)| !labels.contains(c))
-            .map(|(axis, _)| axis as i32)
-            .collect();
-        array = mlx::transpose(&array, &order, s)?;
-        if !missing.is_empty() {
-            array = mlx::expand_dims(&array, &missing, s)?;
-        }
-        product = Some(match product {
-            None => array,
-            Some(before) => mlx::multiply(&before, &array, s)?,
-        });
-    }
-    let product = product.ok_or_else(|| Error::invalid("needs an operand"))?;
-    let dtype = mlx::dtype(&product);
-    let summed: Vec<i32> = (output.chars().count() as i32..all.len() as i32).collect();
-    mlx::astype(&mlx::sum(&product, &summed, false, s)?, dtype, s)
-}
-
-fn repeated(labels: &[char]) -> Option<(usize, usize)> {
-    labels.iter().enumerate().find_map(|(i, label)| {
-        let later = labels[i + 1..].iter().position(|other| other == label)?;
-        Some((i, i + 1 + later))
-    })
+    tensordot(a, b, &[-1], &[-1], device, s)
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -671,10 +623,21 @@ pub fn conv_transpose(
     )
 }
 
-pub fn vecdot(a: &Array, b: &Array, axis: i32, s: &Stream) -> Result<Array> {
-    check::axis(a, axis)?;
+pub fn vecdot(a: &Array, b: &Array, axis: i32, device: Device, s: &Stream) -> Result<Array> {
+    let summed = check::axis(a, axis)? as i32;
     check::axis(b, axis)?;
-    mlx::vecdot(a, b, axis, s)
+    let dtype = compose::promoted_type(mlx::dtype(a), mlx::dtype(b), s)?;
+    let is_float = dtype.is_float() || dtype == Dtype::C64;
+    if device == Device::Gpu && !dtype.is_half() || !is_float || a.shape() != b.shape() {
+        return mlx::vecdot(a, b, axis, s);
+    }
+    let wide = if dtype.is_half() { Dtype::F32 } else { dtype };
+    let (mut a, b) = (mlx::astype(a, wide, s)?, mlx::astype(b, wide, s)?);
+    if wide == Dtype::C64 {
+        a = mlx::conjugate(&a, s)?;
+    }
+    let sum = reduce::sum(&mlx::multiply(&a, &b, s)?, &[summed], false, device, s)?;
+    mlx::astype(&sum, dtype, s)
 }
 
 /// Matrices picked by index: indices are clamped to the matrices that are there. MLX reads wherever they point.
@@ -711,7 +674,7 @@ pub fn gather_mm(
     check::matrix(b)?;
     let (lhs, rhs) = matrix_indices(a, b, lhs, rhs, s)?;
     let single = |array: &Array| mlx::dtype(array) == Dtype::F32;
-    if device == Device::Gpu || (single(a) && single(b)) {
+    if device == Device::Gpu || (single(a) && single(b) && !is_long(a, b, device)) {
         return mlx::gather_mm(a, b, lhs.as_ref(), rhs.as_ref(), sorted, s);
     }
     // MLX's CPU form computes f32 only.
@@ -904,7 +867,7 @@ pub fn solve_triangular(a: &Array, b: &Array, upper: bool, s: &Stream) -> Result
     let right = join([&right_re, &right_im], axis)?;
     let x = solve(&join([&top, &bottom], -2)?, &right, s)?;
     let n = a.shape()[a.ndim() - 1];
-    let halves = mlx::split(&x, &[n], axis, s)?;
+    let halves = compose::split(&x, &[n], axis, s)?;
     let single = |array: &Array| mlx::astype(array, Dtype::F32, s);
     let i = mlx::from_bytes(
         &[0.0f32, 1.0].map(f32::to_ne_bytes).concat(),
@@ -953,11 +916,41 @@ pub fn softmax(
     device: Device,
     s: &Stream,
 ) -> Result<Array> {
-    let last = a.ndim() as i32 - 1;
-    if a.size() > 0 && (axes == [last] || axes == [-1]) && kernels::takes(device, a) {
+    let rank = a.ndim() as i32;
+    let adds_up = mlx::dtype(a).is_half() || blocks::takes(mlx::dtype(a));
+    let is_off = kernels::are_built() && !kernels::are_there();
+    if device == Device::Gpu || !adds_up || is_off || a.size() == 0 || axes.is_empty() {
+        return double::softmax(a, axes, precise, s);
+    }
+    let axes: Vec<i32> = axes.iter().map(|axis| axis.rem_euclid(rank)).collect();
+    if !kernels::takes(device, a) {
+        return softmax_in_blocks(a, &axes, device, s);
+    }
+    if axes == [rank - 1] {
         return kernels::softmax(a, s);
     }
-    double::softmax(a, axes, precise, s)
+    // The axes moved to the end, as one, and back.
+    let kept: Vec<i32> = (0..rank).filter(|axis| !axes.contains(axis)).collect();
+    let order = [kept.as_slice(), &axes].concat();
+    let front = mlx::transpose(a, &order, s)?;
+    let lead = &front.shape()[..kept.len()];
+    let rows = mlx::reshape(&front, &[lead, &[-1]].concat(), s)?;
+    let softmax = mlx::reshape(&kernels::softmax(&rows, s)?, front.shape(), s)?;
+    let back: Vec<i32> = (0..rank)
+        .filter_map(|axis| order.iter().position(|from| *from == axis))
+        .map(|place| place as i32)
+        .collect();
+    mlx::transpose(&softmax, &back, s)
+}
+
+fn softmax_in_blocks(a: &Array, axes: &[i32], device: Device, s: &Stream) -> Result<Array> {
+    let dtype = mlx::dtype(a);
+    let wide = if dtype.is_half() { Dtype::F32 } else { dtype };
+    let a = mlx::astype(a, wide, s)?;
+    let top = mlx::max(&a, axes, true, s)?;
+    let exps = mlx::exp(&mlx::subtract(&a, &top, s)?, s)?;
+    let sum = reduce::sum(&exps, axes, true, device, s)?;
+    mlx::astype(&mlx::divide(&exps, &sum, s)?, dtype, s)
 }
 
 /// Whether the vectors of a norm have the type of what is normalised, so that its kernel reads one type.
@@ -981,7 +974,44 @@ pub fn rms_norm(
     if kernels::takes(device, x) && x.ndim() > 0 && same_type(x, &[weight]) {
         return kernels::rms_norm(x, weight, eps as f32, s);
     }
-    mlx::rms_norm(x, weight, eps as f32, s)
+    if device == Device::Gpu || x.size() == 0 || x.ndim() == 0 {
+        return mlx::rms_norm(x, weight, eps as f32, s);
+    }
+    let wide = mlx::astype(x, Dtype::F32, s)?;
+    let square = mean_of_rows(&mlx::square(&wide, s)?, device, s)?;
+    let normal = mlx::multiply(&wide, &inverse_root(&square, eps, s)?, s)?;
+    weighted(normal, x, weight, None, s)
+}
+
+/// Along the last axis, which is kept.
+fn mean_of_rows(x: &Array, device: Device, s: &Stream) -> Result<Array> {
+    let last = [x.ndim() as i32 - 1];
+    reduce::reduce(kernels::Reduction::Mean, x, &last, true, device, s)
+}
+
+fn inverse_root(square: &Array, eps: f64, s: &Stream) -> Result<Array> {
+    let eps = mlx::from_bytes(&(eps as f32).to_ne_bytes(), &[], Dtype::F32)?;
+    mlx::rsqrt(&mlx::add(square, &eps, s)?, s)
+}
+
+/// What is normal, in f32, times weight plus bias, in the type that they and x have together.
+fn weighted(
+    mut normal: Array,
+    x: &Array,
+    weight: Option<&Array>,
+    bias: Option<&Array>,
+    s: &Stream,
+) -> Result<Array> {
+    if let Some(weight) = weight {
+        normal = mlx::multiply(&normal, weight, s)?;
+    }
+    if let Some(bias) = bias {
+        normal = mlx::add(&normal, bias, s)?;
+    }
+    match same_type(x, &[weight, bias]) {
+        true => mlx::astype(&normal, mlx::dtype(x), s),
+        false => Ok(normal),
+    }
 }
 
 pub fn layer_norm(
@@ -1006,25 +1036,21 @@ pub fn layer_norm(
     }
     // What MLX composes on the CPU leaves one of its nodes on the calling thread's own stream, which no other thread may
     // evaluate.
+    if x.ndim() == 0 {
+        return Err(Error::invalid(
+            "x must have at least one axis, got a scalar",
+        ));
+    }
     let wide = mlx::astype(x, Dtype::F32, s)?;
-    let centred = mlx::subtract(&wide, &mlx::mean(&wide, &[-1], true, s)?, s)?;
-    let variance = mlx::mean(&mlx::square(&centred, s)?, &[-1], true, s)?;
-    let eps = mlx::from_bytes(&(eps as f32).to_ne_bytes(), &[], Dtype::F32)?;
-    let deviation = mlx::rsqrt(&mlx::add(&variance, &eps, s)?, s)?;
-    let mut normal = mlx::multiply(&centred, &deviation, s)?;
-    if let Some(weight) = weight {
-        normal = mlx::multiply(&normal, weight, s)?;
+    if x.size() == 0 {
+        return weighted(wide, x, weight, bias, s);
     }
-    if let Some(bias) = bias {
-        normal = mlx::add(&normal, bias, s)?;
-    }
-    let dtype = mlx::dtype(x);
-    let same = |other: Option<&Array>| other.is_none_or(|array| mlx::dtype(array) == dtype);
-    if same(weight) && same(bias) {
-        mlx::astype(&normal, dtype, s)
-    } else {
-        Ok(normal)
-    }
+    let centred = mlx::subtract(&wide, &mean_of_rows(&wide, device, s)?, s)?;
+    // What the mean has lost in rounding.
+    let centred = mlx::subtract(&centred, &mean_of_rows(&centred, device, s)?, s)?;
+    let variance = mean_of_rows(&mlx::square(&centred, s)?, device, s)?;
+    let normal = mlx::multiply(&centred, &inverse_root(&variance, eps, s)?, s)?;
+    weighted(normal, x, weight, bias, s)
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -1241,5 +1267,12 @@ pub fn cross_entropy(logits: &Array, targets: &Array, device: Device, s: &Stream
     }
     let classes = logits.shape()[axis];
     let targets = compose::clamp(targets, classes, classes - 1, s)?;
-    mlx::cross_entropy(logits, &targets, s)
+    if device == Device::Gpu || targets.shape() != &logits.shape()[..axis] {
+        return mlx::cross_entropy(logits, &targets, s);
+    }
+    let axis = axis as i32;
+    let all = reduce::logsumexp(logits, &[axis], false, device, s)?;
+    let index = mlx::expand_dims(&targets, &[axis], s)?;
+    let chosen = mlx::take_along_axis(logits, &index, axis, s)?;
+    mlx::subtract(&all, &mlx::squeeze(&chosen, &[axis], s)?, s)
 }

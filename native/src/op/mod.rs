@@ -3,13 +3,16 @@
 //! An eager call applies one; a program applies many. Nothing else in the crate knows what an operation does.
 
 pub mod attributes;
+mod blocks;
 mod check;
 mod compose;
 mod cuda;
 mod double;
+mod einsum;
 mod fused;
 mod gpu;
 mod linear;
+mod reduce;
 #[cfg(test)]
 mod tests;
 mod traits;
@@ -18,7 +21,7 @@ mod window;
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Reason, Result};
-use crate::kernels;
+use crate::kernels::{self, Reduction as Fold, Scan};
 use crate::mlx::{self, FftNorm, Stream, Vector};
 pub use cuda::decode;
 pub use fused::Products;
@@ -1060,11 +1063,20 @@ impl Op {
         }
         // A reduction that has a value for no elements at all.
         macro_rules! total {
-            ($of_none:expr, $f:path, $axes:expr, $keepdims:expr $(, $arg:expr)*) => {{
+            ($of_none:expr, $f:path, $axes:expr, $keepdims:expr) => {{
                 let [a] = inputs.exactly()?;
                 let axes = axes_of(a, $axes)?;
-                let reduce = |a: &Array| $f(a, &axes, *$keepdims, $($arg,)* s);
-                compose::total(a, &axes, *$keepdims, $of_none, device, s, reduce).map(one)
+                let reduce = |a: &Array| $f(a, &axes, *$keepdims, s);
+                compose::total(a, &axes, *$keepdims, $of_none, s, reduce).map(one)
+            }};
+        }
+        // One that adds up, or multiplies.
+        macro_rules! fold {
+            ($of_none:expr, $fold:expr, $axes:expr, $keepdims:expr) => {{
+                let [a] = inputs.exactly()?;
+                let axes = axes_of(a, $axes)?;
+                let reduce = |a: &Array| reduce::reduce($fold, a, &axes, *$keepdims, device, s);
+                compose::total(a, &axes, *$keepdims, $of_none, s, reduce).map(one)
             }};
         }
         // One axis, which must be there.
@@ -1077,6 +1089,16 @@ impl Op {
                     return mlx::share(a).map(one);
                 }
                 compose::in_single(a, device, s, |a| $f(a, axis, $($arg,)* s)).map(one)
+            }};
+        }
+        macro_rules! scan {
+            ($scan:expr, $axis:expr, $reverse:expr, $inclusive:expr) => {{
+                let [a] = inputs.exactly()?;
+                let axis = check::axis(a, *$axis)? as i32;
+                if a.size() == 0 {
+                    return mlx::share(a).map(one);
+                }
+                reduce::scan($scan, a, axis, *$reverse, *$inclusive, device, s).map(one)
             }};
         }
         // Matrices that are not empty.
@@ -1188,7 +1210,7 @@ impl Op {
                 posinf,
                 neginf,
             } => unary!(mlx::nan_to_num, *nan, *posinf, *neginf),
-            Op::HadamardTransform { scale } => unary!(mlx::hadamard_transform, *scale),
+            Op::HadamardTransform { scale } => unary!(compose::hadamard_transform, *scale),
 
             Op::Add => binary!(mlx::add),
             Op::Subtract => binary!(mlx::subtract),
@@ -1238,32 +1260,31 @@ impl Op {
 
             Op::Astype { dtype } => unary!(compose::astype, *dtype),
             Op::View { dtype } => unary!(mlx::view, *dtype),
-            Op::ToFp8 => unary!(mlx::to_fp8),
+            Op::ToFp8 => unary!(compose::to_fp8),
             Op::FromFp8 { dtype } => unary!(mlx::from_fp8, *dtype),
 
-            Op::Sum { axes, keepdims } => total!(0.0, mlx::sum, axes, keepdims),
-            Op::Prod { axes, keepdims } => total!(1.0, mlx::prod, axes, keepdims),
+            Op::Sum { axes, keepdims } => fold!(0.0, Fold::Sum, axes, keepdims),
+            Op::Prod { axes, keepdims } => fold!(1.0, Fold::Product, axes, keepdims),
             Op::Max { axes, keepdims } => reduce!(mlx::max, axes, *keepdims),
             Op::Min { axes, keepdims } => reduce!(mlx::min, axes, *keepdims),
             Op::All { axes, keepdims } => total!(1.0, compose::all, axes, keepdims),
             Op::Any { axes, keepdims } => total!(0.0, compose::any, axes, keepdims),
-            Op::Mean { axes, keepdims } => total!(f64::NAN, mlx::mean, axes, keepdims),
+            Op::Mean { axes, keepdims } => fold!(f64::NAN, Fold::Mean, axes, keepdims),
             Op::Median { axes, keepdims } => reduce!(gpu::median, axes, *keepdims, device),
             Op::Var {
                 axes,
                 keepdims,
                 ddof,
-            } => total!(f64::NAN, mlx::var, axes, keepdims, *ddof),
+            } => fold!(f64::NAN, Fold::Variance { ddof: *ddof }, axes, keepdims),
             Op::Std {
                 axes,
                 keepdims,
                 ddof,
-            } => total!(f64::NAN, mlx::std, axes, keepdims, *ddof),
+            } => fold!(f64::NAN, Fold::Deviation { ddof: *ddof }, axes, keepdims),
             Op::Logsumexp { axes, keepdims } => {
                 let [a] = inputs.exactly()?;
                 let axes = axes_of(a, axes)?;
-                compose::in_single(a, device, s, |a| double::logsumexp(a, &axes, *keepdims, s))
-                    .map(one)
+                reduce::logsumexp(a, &axes, *keepdims, device, s).map(one)
             }
             Op::Softmax { axes, precise } => reduce!(linear::softmax, axes, *precise, device),
             Op::Argmax {
@@ -1280,12 +1301,12 @@ impl Op {
                 axis,
                 reverse,
                 inclusive,
-            } => along!(mlx::cumsum, *axis, *reverse, *inclusive, None),
+            } => scan!(Scan::Sum, axis, reverse, inclusive),
             Op::Cumprod {
                 axis,
                 reverse,
                 inclusive,
-            } => along!(mlx::cumprod, *axis, *reverse, *inclusive, None),
+            } => scan!(Scan::Product, axis, reverse, inclusive),
             Op::Cummax {
                 axis,
                 reverse,
@@ -1300,7 +1321,7 @@ impl Op {
                 axis,
                 reverse,
                 inclusive,
-            } => along!(double::logcumsumexp, *axis, *reverse, *inclusive),
+            } => scan!(Scan::LogSum, axis, reverse, inclusive),
 
             Op::Sort { axis } => along!(gpu::sort, *axis, device),
             Op::Argsort { axis } => unary!(compose::argsort, *axis, device),
@@ -1401,8 +1422,7 @@ impl Op {
                 let [a] = inputs.exactly()?;
                 let diagonal = compose::diagonal(a, *offset, *axis1, *axis2, s)?;
                 let last = [diagonal.ndim() as i32 - 1];
-                let sum = |a: &Array| mlx::sum(a, &last, false, s);
-                compose::total(&diagonal, &last, false, 0.0, device, s, sum).map(one)
+                reduce::sum(&diagonal, &last, false, device, s).map(one)
             }
 
             Op::Slice {
@@ -1450,16 +1470,22 @@ impl Op {
             Op::Take { axis } => binary!(compose::take, *axis),
             Op::TakeAlongAxis { axis } => binary!(compose::take_along_axis, *axis),
             Op::PutAlongAxis { axis } => ternary!(compose::put_along_axis, *axis),
-            Op::ScatterAddAxis { axis } => ternary!(compose::scatter_add_axis, *axis),
+            Op::ScatterAddAxis { axis } => ternary!(compose::scatter_add_axis, *axis, device),
             Op::Gather { axes, slice_sizes } => {
                 let ([a], indices) = inputs.and_more()?;
                 compose::gather(a, &indices, axes, slice_sizes, s).map(one)
             }
             Op::Scatter { axes } => scatter!(mlx::scatter, axes),
-            Op::ScatterAdd { axes } => scatter!(mlx::scatter_add, axes),
+            Op::ScatterAdd { axes } => {
+                let ([a, updates], indices) = inputs.and_more()?;
+                compose::scatter_add(a, updates, &indices, axes, device, s).map(one)
+            }
             Op::ScatterMax { axes } => scatter!(mlx::scatter_max, axes),
             Op::ScatterMin { axes } => scatter!(mlx::scatter_min, axes),
-            Op::ScatterProd { axes } => scatter!(mlx::scatter_prod, axes),
+            Op::ScatterProd { axes } => {
+                let ([a, updates], indices) = inputs.and_more()?;
+                compose::scatter_prod(a, updates, &indices, axes, s).map(one)
+            }
             Op::MaskedScatter => ternary!(compose::masked_scatter),
             Op::Where => ternary!(mlx::where_),
             Op::Clip => {
@@ -1472,12 +1498,12 @@ impl Op {
             Op::Tensordot { axes_a, axes_b } => binary!(linear::tensordot, axes_a, axes_b, device),
             Op::Einsum { subscripts } => {
                 let ([], operands) = inputs.and_more()?;
-                linear::einsum(subscripts, &operands, device, s).map(one)
+                einsum::einsum(subscripts, &operands, device, s).map(one)
             }
             Op::Inner => binary!(linear::inner, device),
             Op::Outer => binary!(mlx::outer),
             Op::Kron => binary!(mlx::kron),
-            Op::Vecdot { axis } => binary!(linear::vecdot, *axis),
+            Op::Vecdot { axis } => binary!(linear::vecdot, *axis, device),
             Op::GatherMm { sorted } => {
                 let ([a, b], [lhs, rhs]) = inputs.with_optional()?;
                 linear::gather_mm(a, b, lhs, rhs, *sorted, device, s).map(one)
@@ -1550,7 +1576,8 @@ impl Op {
                     padding_low,
                     padding_high,
                     dilation: &vec![1; window.len()],
-                }
+                },
+                device
             ),
             Op::WindowView {
                 window,
@@ -1590,12 +1617,7 @@ impl Op {
                 linear::check_system(a, b)?;
                 linear::solve_triangular(a, b, *upper, s).map(one)
             }
-            Op::Cross { axis } => {
-                let [a, b] = inputs.exactly()?;
-                check::axis(a, *axis)?;
-                check::axis(b, *axis)?;
-                mlx::cross(a, b, *axis, s).map(one)
-            }
+            Op::Cross { axis } => binary!(compose::cross, *axis),
 
             Op::RandomKey { seed } => created!(mlx::random_key(*seed)),
             Op::RandomSplit { num } => {
@@ -1701,7 +1723,7 @@ impl Op {
                 dtype,
             } => {
                 check::at_least("num", *num, 0)?;
-                created!(mlx::linspace(*start, *stop, *num, *dtype, s))
+                created!(compose::linspace(*start, *stop, *num, *dtype, s))
             }
             Op::Iota { shape, axis, dtype } => {
                 created!(compose::iota(check::shape(shape)?, *axis, *dtype, s))
@@ -1814,16 +1836,25 @@ impl Op {
                     }
                 }
                 gpu::of_rows(x, device, s, |x| {
-                    mlx::quantized_matmul(
+                    compose::quantized_in_single(
                         x,
-                        w,
                         scales,
                         biases,
-                        *transpose,
-                        *group_size,
-                        *bits,
-                        mode.name(),
+                        device,
                         s,
+                        |x, scales, biases| {
+                            mlx::quantized_matmul(
+                                x,
+                                w,
+                                scales,
+                                biases,
+                                *transpose,
+                                *group_size,
+                                *bits,
+                                mode.name(),
+                                s,
+                            )
+                        },
                     )
                 })
                 .map(one)
@@ -1835,17 +1866,19 @@ impl Op {
             } => {
                 let ([x, w], [scales, scale_x, scale_w]) = inputs.with_optional()?;
                 check::packing(*group_size, *bits)?;
-                mlx::qqmm(
-                    x,
-                    w,
-                    scales,
-                    *group_size,
-                    *bits,
-                    mode.name(),
-                    scale_x,
-                    scale_w,
-                    s,
-                )
+                compose::in_single(x, device, s, |x| {
+                    mlx::qqmm(
+                        x,
+                        w,
+                        scales,
+                        *group_size,
+                        *bits,
+                        mode.name(),
+                        scale_x,
+                        scale_w,
+                        s,
+                    )
+                })
                 .map(one)
             }
             Op::GatherQmm {
@@ -1858,20 +1891,22 @@ impl Op {
                 let ([x, w, scales], [biases, lhs, rhs]) = inputs.with_optional()?;
                 check::packing(*group_size, *bits)?;
                 let (lhs, rhs) = linear::matrix_indices(x, w, lhs, rhs, s)?;
-                mlx::gather_qmm(
-                    x,
-                    w,
-                    scales,
-                    biases,
-                    lhs.as_ref(),
-                    rhs.as_ref(),
-                    *transpose,
-                    *group_size,
-                    *bits,
-                    mode.name(),
-                    *sorted,
-                    s,
-                )
+                compose::quantized_in_single(x, scales, biases, device, s, |x, scales, biases| {
+                    mlx::gather_qmm(
+                        x,
+                        w,
+                        scales,
+                        biases,
+                        lhs.as_ref(),
+                        rhs.as_ref(),
+                        *transpose,
+                        *group_size,
+                        *bits,
+                        mode.name(),
+                        *sorted,
+                        s,
+                    )
+                })
                 .map(one)
             }
         }

@@ -15,14 +15,19 @@ fn one(op: Op, inputs: &[&Array]) -> Array {
     outputs.pop().expect("one output")
 }
 
-/// The values of a computed array of s32.
-fn values(array: &Array) -> Vec<i32> {
+/// The bytes of a computed array, in rows.
+pub fn bytes(array: &Array) -> Vec<u8> {
     let stream = Device::Cpu.stream().expect("the CPU is there");
     let rows = mlx::contiguous(array, false, stream).expect("a copy");
     mlx::async_eval(&[&rows], &mlx::graph_lock()).expect("submitted");
     stream.synchronize().expect("computed");
-    let bytes = unsafe { mlx::bytes(&rows) }.expect("in rows");
-    bytes
+    // SAFETY: computed, and held until they are copied.
+    unsafe { mlx::bytes(&rows) }.expect("in rows").to_vec()
+}
+
+/// The values of a computed array of s32.
+fn values(array: &Array) -> Vec<i32> {
+    bytes(array)
         .chunks(4)
         .map(|word| i32::from_ne_bytes(word.try_into().expect("four bytes")))
         .collect()

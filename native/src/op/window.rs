@@ -2,9 +2,10 @@
 
 use super::compose::{self, constant};
 use super::{check, Number, PadMode};
+use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::mlx::{self, Stream, Vector};
+use crate::mlx::{self, Stream};
 use mlx_rs::Array;
 use rustler::NifUnitEnum;
 use serde::{Deserialize, Serialize};
@@ -28,6 +29,11 @@ pub struct Windows<'a> {
 }
 
 impl Windows<'_> {
+    fn are_padded(&self) -> bool {
+        let mut widths = self.padding_low.iter().chain(self.padding_high);
+        widths.any(|width| *width > 0)
+    }
+
     fn check(&self, a: &Array) -> Result<()> {
         let rank = a.ndim();
         let lists = [
@@ -247,6 +253,32 @@ impl Line {
     }
 }
 
+/// For each window (a row) which of its elements are its extreme or NaN and the array's own: padding may equal the extreme, and is
+/// never chosen. None for complex numbers, which have no order.
+fn own_extremes(
+    a: &Array,
+    flat: &Array,
+    reduction: Reduction,
+    windows: &Windows,
+    s: &Stream,
+) -> Result<Option<Array>> {
+    if mlx::dtype(a) == Dtype::C64 {
+        return Ok(None);
+    }
+    let ones = mlx::ones(a.shape(), Dtype::Bool, s)?;
+    let own = windows.padded(&ones, &constant(Number::Int(0), Dtype::Bool)?, s)?;
+    let own = view(&own, windows.window, windows.strides, windows.dilation, s)?;
+    let own = mlx::reshape(&own, flat.shape(), s)?;
+    let extreme = match reduction {
+        Reduction::Max => mlx::max(flat, &[1], true, s)?,
+        _ => mlx::min(flat, &[1], true, s)?,
+    };
+    let equal = mlx::equal(flat, &extreme, s)?;
+    let extreme = mlx::logical_or(&equal, &mlx::isnan(flat, s)?, s)?;
+    let both = mlx::logical_and(&own, &extreme, s)?;
+    mlx::astype(&both, Dtype::U8, s).map(Some)
+}
+
 /// `init` everywhere, plus each element of `source` at the place of its window's first maximum (minimum) in `a`.
 pub fn scatter(
     a: &Array,
@@ -254,6 +286,7 @@ pub fn scatter(
     init: &Array,
     reduction: Reduction,
     windows: &Windows,
+    device: Device,
     s: &Stream,
 ) -> Result<Array> {
     windows.check(a)?;
@@ -284,7 +317,16 @@ pub fn scatter(
     let count = check::product(&outputs)?;
     check::product(padded.shape())?;
     let flat = mlx::reshape(&all, &[count, taps], s)?;
-    let chosen = mlx::reshape(&pick(&flat, 1, false, s)?, &[count, 1], s)?;
+    let candidates = if windows.are_padded() {
+        own_extremes(a, &flat, reduction, windows, s)?
+    } else {
+        None
+    };
+    let chosen = match candidates {
+        Some(candidates) => mlx::argmax(&candidates, 1, false, s)?,
+        None => pick(&flat, 1, false, s)?,
+    };
+    let chosen = mlx::reshape(&chosen, &[count, 1], s)?;
     // Each window's elements by their place in the padded array, chosen from by the same position.
     let places = compose::iota(padded.shape(), None, Dtype::S32, s)?;
     let places = view(
@@ -301,8 +343,7 @@ pub fn scatter(
     let out_dtype = mlx::dtype(source);
     let init = mlx::astype(init, out_dtype, s)?;
     let canvas = mlx::full(&[padded.size() as i32], &init, out_dtype, s)?;
-    let updates = mlx::reshape(source, &[count, 1], s)?;
-    let summed = mlx::scatter_add(&canvas, &Vector::new([&place]), &updates, &[0], s)?;
+    let summed = compose::add_at(&canvas, source, &place, device, s)?;
     let summed = mlx::reshape(&summed, padded.shape(), s)?;
     let negative = |widths: &[i32]| widths.iter().map(|width| -width).collect::<Vec<_>>();
     compose::pad(

@@ -1,0 +1,918 @@
+//! Reductions over any axes of an array that lies in any way: the array is read once and no other is made. Threads
+//! share both the results and the numbers of each; fold.rs says what becomes of the numbers.
+
+use super::element::Element;
+use super::fold::{Fold, LogSum, Product, Spread, Sum, Tile, BLOCK, GROUP};
+use super::rows::{narrow as narrow_row, widen as widen_row};
+use super::simd::{load_part, Level, Simd};
+use super::{pool, Shared};
+use crate::dispatch;
+use crate::mlx::View;
+use smallvec::SmallVec;
+use std::cmp::Reverse;
+use std::ffi::CStr;
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Reduction {
+    Sum,
+    Mean,
+    Product,
+    Variance {
+        ddof: i32,
+    },
+    Deviation {
+        ddof: i32,
+    },
+    /// log Σ e^x
+    LogSum,
+}
+
+impl Reduction {
+    pub fn name(self) -> &'static CStr {
+        match self {
+            Reduction::Sum => c"sum",
+            Reduction::Mean => c"mean",
+            Reduction::Product => c"prod",
+            Reduction::Variance { .. } => c"var",
+            Reduction::Deviation { .. } => c"std",
+            Reduction::LogSum => c"logsumexp",
+        }
+    }
+}
+
+/// Numbers that a thread folds into one state before it is joined with others: the same for every number of threads.
+const PIECE: usize = 8 * BLOCK;
+/// Numbers from which a second thread pays, and of a part of the work.
+const WORTH_SHARING: usize = 65_536;
+const PART: usize = 16_384;
+/// Numbers beside each other from which they are folded as a row, be there as many rows as there may.
+const LONG_ROW: usize = 64;
+/// Numbers beside each other, or results, from which it is worth while to take them in vectors.
+const SHORT_ROW: usize = 16;
+/// The most columns of a strip.
+const MOST_COLUMNS: usize = 512;
+
+/// An axis: the elements from one of its places to the next, in the array and in the result.
+#[derive(Clone, Copy)]
+struct Axis {
+    size: usize,
+    step: isize,
+    to: isize,
+}
+
+type Axes = SmallVec<[Axis; 4]>;
+
+/// The axes from the longest step to the shortest, those that go on as one joined. Steps of 0 stand first.
+fn in_order(mut axes: Axes) -> Axes {
+    axes.sort_by_key(|axis| {
+        let step = axis.step.unsigned_abs();
+        Reverse(if step == 0 { usize::MAX } else { step })
+    });
+    let mut joined = Axes::new();
+    for axis in axes {
+        let size = axis.size as isize;
+        match joined.last_mut() {
+            Some(last) if last.step == axis.step * size && last.to == axis.to * size => {
+                *last = Axis {
+                    size: last.size * axis.size,
+                    ..axis
+                };
+            }
+            _ => joined.push(axis),
+        }
+    }
+    joined
+}
+
+fn count(axes: &[Axis]) -> usize {
+    axes.iter().map(|axis| axis.size).product()
+}
+
+/// Where a place in row-major order of the axes lies, in the array and in the result.
+fn place(axes: &[Axis], mut number: usize) -> (isize, isize) {
+    let (mut from, mut to) = (0, 0);
+    for axis in axes.iter().rev() {
+        let at = (number % axis.size) as isize;
+        from += at * axis.step;
+        to += at * axis.to;
+        number /= axis.size;
+    }
+    (from, to)
+}
+
+/// How the work is done: what becomes one result is a unit of a single row, or a unit is a strip of columns beside
+/// each other, each of which becomes a result. A unit is folded piece by piece.
+struct Plan<T> {
+    x: Shared<T>,
+    /// The last element that may be read.
+    last: Shared<T>,
+    out: Shared<T>,
+    /// Without the axis of columns.
+    kept: Axes,
+    reduced: Axes,
+    columns: Option<Axis>,
+    /// Whether numbers are put beside each other before they are folded.
+    copies: bool,
+    /// Numbers of each result.
+    count: usize,
+    /// Columns of a strip, and strips beside each other.
+    strip: usize,
+    strips: usize,
+    units: usize,
+    /// Rows of few columns that lie beside each other are taken as one row of as many columns; so many are left over
+    /// in the end.
+    group: usize,
+    left: usize,
+    /// Numbers that a column or a row has then, those of a piece, and pieces.
+    length: usize,
+    piece: usize,
+    pieces: usize,
+}
+
+impl<T: Element> Plan<T> {
+    /// For an array of pairs of numbers where `is_pair`.
+    fn new<F: Fold>(x: &View, axes: &[u8], is_pair: bool, out: &View) -> Plan<T> {
+        let wide = if is_pair { 2 } else { 1 };
+        let (mut kept, mut reduced) = (Axes::new(), Axes::new());
+        let (mut first, mut last, mut to) = (0, wide - 1, wide);
+        if is_pair {
+            kept.push(Axis {
+                size: 2,
+                step: 1,
+                to: 1,
+            });
+        }
+        for (number, (size, step)) in x.shape().iter().zip(x.strides()).enumerate().rev() {
+            let (size, step) = (*size as usize, *step as isize * wide);
+            let reach = step * (size as isize - 1);
+            let is_reduced = axes.contains(&(number as u8));
+            last += reach.max(0);
+            if is_reduced && size > 1 {
+                // The order of what is folded is of no account.
+                first += reach.min(0);
+                let step = step.abs();
+                reduced.push(Axis { size, step, to: 0 });
+            } else if !is_reduced {
+                kept.push(Axis { size, step, to });
+                to *= size as isize;
+            }
+        }
+        kept.retain(|axis| axis.size > 1);
+        let (kept, reduced) = (in_order(kept), in_order(reduced));
+        let data = x.data.cast::<T>();
+        // SAFETY: elements of the array.
+        let (x, last) = unsafe { (Shared(data.offset(first)), Shared(data.offset(last))) };
+        let mut plan = Plan {
+            x,
+            last,
+            out: Shared(out.data.cast::<T>()),
+            count: count(&reduced),
+            kept,
+            reduced,
+            columns: None,
+            copies: false,
+            strip: 1,
+            strips: 1,
+            units: 1,
+            group: 1,
+            left: 0,
+            length: 1,
+            piece: PIECE,
+            pieces: 1,
+        };
+        plan.choose::<F>();
+        plan.length = count(&plan.reduced);
+        plan.pieces = plan.length.div_ceil(plan.piece).max(1);
+        plan.units = plan.strips * count(&plan.kept);
+        plan
+    }
+
+    /// Rows where what is folded lies beside each other, columns where what is kept does. Else columns where rows are
+    /// short, and rows where they are not, of numbers that are copied.
+    fn choose<F: Fold>(&mut self) {
+        let lies = |axes: &Axes| axes.last().is_some_and(|axis| axis.step == 1);
+        let (in_rows, in_columns) = (lies(&self.reduced), lies(&self.kept));
+        let run = self.reduced.last().map_or(1, |axis| axis.size);
+        let largest = (0..self.kept.len()).max_by_key(|i| self.kept[*i].size);
+        let chosen = if in_columns {
+            self.kept.len().checked_sub(1)
+        } else {
+            largest
+        };
+        let Some(chosen) = chosen else {
+            self.copies = !in_rows;
+            return;
+        };
+        let columns = self.kept[chosen];
+        let is_narrow = columns.size < SHORT_ROW;
+        let is_long = run >= LONG_ROW || run >= SHORT_ROW && (is_narrow || self.count >= LONG_ROW);
+        if in_rows && is_long {
+            return;
+        }
+        let beside = match self.reduced.last() {
+            Some(axis) if in_columns && is_narrow && axis.step == columns.size as isize => {
+                // The least number of rows that makes whole vectors.
+                (1..=GROUP).find(|rows| (rows * columns.size).is_multiple_of(GROUP))
+            }
+            _ => None,
+        };
+        let beside = beside.filter(|rows| run >= 8 * rows);
+        if beside.is_none() && (is_narrow || !in_columns) && self.count >= LONG_ROW {
+            self.copies = !in_rows || run < SHORT_ROW;
+            return;
+        }
+        self.kept.remove(chosen);
+        self.copies = !in_columns || !F::READS_ONCE;
+        self.group = beside.unwrap_or(1);
+        if let (Some(axis), true) = (self.reduced.last_mut(), self.group > 1) {
+            self.left = axis.size % self.group;
+            axis.size /= self.group;
+            axis.step *= self.group as isize;
+        }
+        let size = columns.size * self.group;
+        self.columns = Some(Axis { size, ..columns });
+        self.strip = size.min(if self.group > 1 { size } else { F::STRIP });
+        self.strips = size.div_ceil(self.strip);
+        self.piece = (PIECE / self.width()).next_multiple_of(8);
+    }
+
+    /// States of a unit.
+    fn width(&self) -> usize {
+        match self.columns {
+            Some(_) => self.strip.next_multiple_of(GROUP),
+            None => 1,
+        }
+    }
+
+    /// Room for numbers that are copied.
+    fn room(&self) -> Vec<f32> {
+        Vec::with_capacity(if self.copies || self.left > 0 {
+            BLOCK
+        } else {
+            0
+        })
+    }
+
+    /// Of a unit: where its first number lies in the array and in the result, and its columns.
+    fn unit(&self, unit: usize) -> (isize, isize, usize) {
+        let (from, to) = place(&self.kept, unit / self.strips);
+        match self.columns {
+            None => (from, to, 1),
+            Some(axis) => {
+                let first = unit % self.strips * self.strip;
+                let columns = self.strip.min(axis.size - first);
+                let first = first as isize;
+                (from + first * axis.step, to + first * axis.to, columns)
+            }
+        }
+    }
+}
+
+/// Does `$work` for each run of numbers `$from` to `$to` of a column or a row: where it begins, the elements from one
+/// number to the next, how many numbers were before it, and its length, which is at most `$most`.
+macro_rules! runs {
+    ($plan:expr, $from:expr, $to:expr, $most:expr, |$start:ident, $step:ident, $done:ident, $count:ident| $work:expr) => {{
+        let reduced: &[Axis] = &$plan.reduced;
+        let (outer, length, $step) = match reduced.split_last() {
+            Some((last, outer)) => (outer, last.size, last.step),
+            None => (reduced, 1, 0),
+        };
+        let (from, to): (usize, usize) = ($from, $to);
+        let mut at = from;
+        while at < to {
+            let (row, column) = (at / length, at % length);
+            let $count = (length - column).min(to - at).min($most);
+            let $start = place(outer, row).0 + column as isize * $step;
+            let $done = at - from;
+            $work;
+            at += $count;
+        }
+    }};
+}
+
+#[inline(always)]
+unsafe fn row_body<S: Simd, T: Element, F: Fold>(
+    state: &mut F::State,
+    seen: usize,
+    x: *const T,
+    count: usize,
+) {
+    F::row::<S, T>(state, seen, x, count)
+}
+
+dispatch! {
+    fn fold_row<T: Element, F: Fold>(state: &mut F::State, seen: usize, x: *const T, count: usize) = row_body
+}
+
+#[inline(always)]
+unsafe fn columns_body<S: Simd, T: Element, F: Fold>(
+    states: *mut F::State,
+    seen: usize,
+    tile: &Tile<T>,
+) {
+    F::columns::<S, T>(states, seen, tile)
+}
+
+dispatch! {
+    fn fold_columns<T: Element, F: Fold>(states: *mut F::State, seen: usize, tile: &Tile<T>) = columns_body
+}
+
+dispatch! {
+    fn narrow<T: Element>(from: *const f32, to: *mut T, count: usize) = narrow_row
+}
+
+/// Numbers that are put beside each other: `rows` times `columns`, `row` and `column` elements apart.
+struct Apart<T> {
+    x: *const T,
+    row: isize,
+    column: isize,
+    rows: usize,
+    columns: usize,
+    /// The last element that may be read.
+    last: *const T,
+}
+
+/// To rows of `width`, with zeros behind the columns.
+#[inline(always)]
+unsafe fn pack_body<S: Simd, T: Element>(from: &Apart<T>, to: *mut f32, width: usize) {
+    let (rows, columns) = (from.rows, from.columns);
+    let turned = if from.row == 1 {
+        columns / S::LANES * S::LANES
+    } else {
+        0
+    };
+    // Where each column lies beside itself, squares are turned.
+    for column in (0..turned).step_by(S::LANES) {
+        let x = from.x.offset(column as isize * from.column);
+        for row in (0..rows).step_by(S::LANES) {
+            let mut square = [S::splat(0.0); 16];
+            for (i, line) in square.iter_mut().enumerate().take(S::LANES) {
+                let x = x.offset(i as isize * from.column).add(row);
+                let is_whole = row + S::LANES <= rows || x.wrapping_add(S::LANES - 1) <= from.last;
+                *line = match is_whole {
+                    true => T::load::<S>(x),
+                    false => load_part::<S, T>(x, rows - row, 0.0),
+                };
+            }
+            S::turn(&mut square);
+            for (i, line) in square.iter().enumerate().take(S::LANES.min(rows - row)) {
+                S::store(to.add((row + i) * width + column), *line);
+            }
+        }
+    }
+    for row in 0..rows {
+        let x = from.x.offset(row as isize * from.row);
+        let to = to.add(row * width);
+        if from.column == 1 {
+            widen_row::<S, T>(x, to, columns);
+        } else {
+            for column in turned..columns {
+                let x = x.offset(column as isize * from.column).read();
+                to.add(column).write(x.widen());
+            }
+        }
+        for column in columns..width {
+            to.add(column).write(0.0);
+        }
+    }
+}
+
+dispatch! {
+    fn pack<T: Element>(from: &Apart<T>, to: *mut f32, width: usize) = pack_body
+}
+
+/// Folds a piece of a unit into states that are [`Fold::NONE`]. `room` is as large as [`Plan::room`].
+unsafe fn fold_piece<T: Element, F: Fold>(
+    level: Level,
+    plan: &Plan<T>,
+    unit: usize,
+    piece: usize,
+    states: *mut F::State,
+    room: *mut f32,
+) {
+    let (from, _, columns) = plan.unit(unit);
+    let x = plan.x.offset(from).cast_const();
+    let first = piece * plan.piece;
+    let last = plan.length.min(first + plan.piece);
+    let Some(axis) = plan.columns else {
+        let state = &mut *states;
+        if !plan.copies {
+            runs!(plan, first, last, BLOCK, |start, step, done, count| {
+                let _ = step;
+                fold_row::<T, F>(level, state, done, x.offset(start), count)
+            });
+            return;
+        }
+        let (copy, mut held) = (room.cast::<T>(), 0);
+        runs!(
+            plan,
+            first,
+            last,
+            BLOCK - held,
+            |start, step, done, count| {
+                for i in 0..count as isize {
+                    let x = x.offset(start + i * step).read();
+                    copy.add(held + i as usize).write(x);
+                }
+                held += count;
+                if held == BLOCK || first + done + count == last {
+                    fold_row::<T, F>(level, state, done + count - held, copy, held);
+                    held = 0;
+                }
+            }
+        );
+        return;
+    };
+    if F::READS_ONCE && !plan.copies {
+        runs!(plan, first, last, usize::MAX, |start, step, done, rows| {
+            // Whole groups end at most so many elements behind the columns.
+            let more = columns.next_multiple_of(GROUP) - columns;
+            let whole_rows = match step {
+                1.. => rows.saturating_sub(more.div_ceil(step as usize)),
+                _ => 0,
+            };
+            let tile = Tile {
+                x: x.offset(start),
+                step,
+                rows,
+                columns,
+                whole_rows,
+            };
+            fold_columns::<T, F>(level, states, done, &tile)
+        });
+        return;
+    }
+    // As many rows of the columns as there is room for.
+    let width = columns.next_multiple_of(GROUP);
+    let (most, mut held) = (BLOCK / width, 0);
+    runs!(plan, first, last, most - held, |start, step, done, rows| {
+        let from = Apart {
+            x: x.offset(start),
+            row: step,
+            column: axis.step,
+            rows,
+            columns,
+            last: plan.last.at(0),
+        };
+        pack(level, &from, room.add(held * width), width);
+        held += rows;
+        if held == most || first + done + rows == last {
+            let tile = Tile {
+                x: room.cast_const(),
+                step: width as isize,
+                rows: held,
+                columns: width,
+                whole_rows: held,
+            };
+            fold_columns::<f32, F>(level, states, done + rows - held, &tile);
+            held = 0;
+        }
+    });
+}
+
+/// Adds the states of the next piece of a unit to those of all pieces before it.
+unsafe fn join_pieces<T, F: Fold>(
+    plan: &Plan<T>,
+    piece: usize,
+    states: *mut F::State,
+    next: *const F::State,
+) where
+    T: Element,
+{
+    let seen = piece * plan.piece;
+    let more = plan.piece.min(plan.length - seen);
+    for i in 0..plan.width() {
+        F::join(&mut *states.add(i), seen, &*next.add(i), more);
+    }
+}
+
+/// Adds the columns of a group to those of its first row, and the rows that are left over.
+unsafe fn join_group<T: Element, F: Fold>(
+    level: Level,
+    plan: &Plan<T>,
+    unit: usize,
+    states: *mut F::State,
+    room: *mut f32,
+) {
+    let (Some(axis), Some((inner, outer))) = (plan.columns, plan.reduced.split_last()) else {
+        return;
+    };
+    let columns = axis.size / plan.group;
+    let x = plan.x.offset(plan.unit(unit).0).cast_const();
+    for column in 0..columns {
+        let state = &mut *states.add(column);
+        for row in 1..plan.group {
+            let other = &*states.add(row * columns + column);
+            F::join(state, row * plan.length, other, plan.length);
+        }
+        if plan.left == 0 {
+            continue;
+        }
+        let (copy, mut seen) = (room.cast::<T>(), plan.group * plan.length);
+        for row in 0..count(outer) {
+            let start = place(outer, row).0 + inner.size as isize * inner.step + column as isize;
+            for i in 0..plan.left {
+                copy.add(i).write(x.offset(start).add(i * columns).read());
+            }
+            fold_row::<T, F>(level, state, seen, copy, plan.left);
+            seen += plan.left;
+        }
+    }
+}
+
+unsafe fn write<T: Element, F: Fold>(
+    level: Level,
+    plan: &Plan<T>,
+    fold: F,
+    unit: usize,
+    states: *const F::State,
+) {
+    let (_, to, columns) = plan.unit(unit);
+    let (columns, out) = (columns / plan.group, plan.out.offset(to));
+    let result = |i: usize| fold.result(&*states.add(i), plan.count) as f32;
+    let step = plan.columns.map_or(0, |axis| axis.to);
+    if step == 1 {
+        let mut results = [0f32; MOST_COLUMNS];
+        for (i, to) in results.iter_mut().enumerate().take(columns) {
+            *to = result(i);
+        }
+        return narrow::<T>(level, results.as_ptr(), out, columns);
+    }
+    for i in 0..columns {
+        out.offset(i as isize * step).write(T::narrow(result(i)));
+    }
+}
+
+/// What a unit's pieces came to, to the result.
+unsafe fn finish<T: Element, F: Fold>(
+    level: Level,
+    plan: &Plan<T>,
+    fold: F,
+    unit: usize,
+    states: *mut F::State,
+    room: *mut f32,
+) {
+    if plan.group > 1 {
+        join_group::<T, F>(level, plan, unit, states, room);
+    }
+    write(level, plan, fold, unit, states);
+}
+
+unsafe fn run_as<T: Element, F: Fold>(level: Level, fold: F, plan: &Plan<T>) {
+    let (width, units, pieces) = (plan.width(), plan.units, plan.pieces);
+    let size = units * plan.strip * plan.length;
+    let share = size >= WORTH_SHARING;
+    if pieces == 1 || !share || units >= 4 * pool::threads() {
+        let together = (PART / (plan.strip * plan.length)).max(1);
+        return pool::parallel(units.div_ceil(together), share, &|part| {
+            let mut room = plan.room();
+            let mut states = SmallVec::<[F::State; 2]>::from_elem(F::NONE, 2 * width);
+            let (room, states) = (room.as_mut_ptr(), states.as_mut_ptr());
+            for unit in part * together..units.min((part + 1) * together) {
+                // SAFETY: the plan's own units, and rooms as large as they need.
+                unsafe {
+                    for piece in 0..pieces {
+                        let own = if piece == 0 {
+                            states
+                        } else {
+                            states.add(width)
+                        };
+                        (0..width).for_each(|i| own.add(i).write(F::NONE));
+                        fold_piece::<T, F>(level, plan, unit, piece, own, room);
+                        if piece > 0 {
+                            join_pieces::<T, F>(plan, piece, states, own);
+                        }
+                    }
+                    finish(level, plan, fold, unit, states, room);
+                }
+            }
+        });
+    }
+    let mut states = vec![F::NONE; units * pieces * width];
+    let all = Shared(states.as_mut_ptr());
+    pool::parallel(units * pieces, share, &|part| {
+        let mut room = plan.room();
+        let (unit, piece) = (part / pieces, part % pieces);
+        // SAFETY: the plan's own unit and piece, whose states are this part's alone.
+        unsafe {
+            let own = all.at(part * width);
+            fold_piece::<T, F>(level, plan, unit, piece, own, room.as_mut_ptr())
+        }
+    });
+    let mut room = plan.room();
+    for unit in 0..units {
+        let first = all.at(unit * pieces * width);
+        for piece in 1..pieces {
+            join_pieces::<T, F>(plan, piece, first, first.add(piece * width));
+        }
+        finish(level, plan, fold, unit, first, room.as_mut_ptr());
+    }
+}
+
+/// `x` reduced over `axes` to `out`; of pairs of numbers, each apart, where `is_pair`.
+///
+/// # Safety
+/// The views are of live arrays, `x` with elements; `out` lies in rows and has `x`'s axes but for `axes`, or these
+/// with size 1.
+pub unsafe fn run<T: Element>(
+    level: Level,
+    reduction: Reduction,
+    axes: &[u8],
+    is_pair: bool,
+    x: &View,
+    out: &View,
+) {
+    macro_rules! with {
+        ($F:ty, $fold:expr) => {{
+            let plan = Plan::<T>::new::<$F>(x, axes, is_pair, out);
+            run_as::<T, $F>(level, $fold, &plan)
+        }};
+    }
+    match reduction {
+        Reduction::Sum => with!(Sum, Sum { is_mean: false }),
+        Reduction::Mean => with!(Sum, Sum { is_mean: true }),
+        Reduction::Product => with!(Product, Product),
+        Reduction::Variance { ddof } => with!(
+            Spread,
+            Spread {
+                ddof,
+                is_root: false
+            }
+        ),
+        Reduction::Deviation { ddof } => with!(
+            Spread,
+            Spread {
+                ddof,
+                is_root: true
+            }
+        ),
+        Reduction::LogSum => with!(LogSum, LogSum),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{in_rows, Dice, Scattered};
+    use super::*;
+    use half::{bf16, f16};
+
+    /// What the numbers of a result come to in f64, and how far off their sum may be.
+    fn exact(reduction: Reduction, xs: &[f64], unit: f64) -> (f64, f64) {
+        let n = xs.len() as f64;
+        let sum = |xs: &mut dyn Iterator<Item = f64>| xs.sum::<f64>();
+        let mean = sum(&mut xs.iter().copied()) / n;
+        let sizes = sum(&mut xs.iter().map(|x| x.abs()));
+        let squares = sum(&mut xs.iter().map(|x| (x - mean) * (x - mean)));
+        let top = xs.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        // Three additions of f32, a deviation that is rounded, an exponential within two units.
+        let (want, slack) = match reduction {
+            Reduction::Sum => (mean * n, 2e-7 * sizes),
+            Reduction::Mean => (mean, 2e-7 * sizes / n),
+            Reduction::Product => (xs.iter().product(), 0.0),
+            Reduction::Variance { ddof } => {
+                let variance = squares / (n - f64::from(ddof)).max(0.0);
+                (variance, 1e-6 * variance)
+            }
+            Reduction::Deviation { ddof } => {
+                let deviation = (squares / (n - f64::from(ddof)).max(0.0)).sqrt();
+                (deviation, 1e-6 * deviation)
+            }
+            Reduction::LogSum => {
+                let sum = sum(&mut xs.iter().map(|x| (x - top).exp()));
+                (top + sum.ln(), 1e-6)
+            }
+        };
+        // Half of the smallest number of f16.
+        (want, slack + want.abs() * unit + 3e-8)
+    }
+
+    const REDUCTIONS: [Reduction; 8] = [
+        Reduction::Sum,
+        Reduction::Mean,
+        Reduction::Product,
+        Reduction::Variance { ddof: 0 },
+        Reduction::Variance { ddof: 1 },
+        Reduction::Deviation { ddof: 0 },
+        Reduction::Deviation { ddof: 2 },
+        Reduction::LogSum,
+    ];
+
+    fn reduced<T: Element>(
+        level: Level,
+        reduction: Reduction,
+        axes: &[u8],
+        x: &Scattered<T>,
+    ) -> Vec<T> {
+        let kept = x.shape.iter().enumerate();
+        let shape: Vec<i32> = kept
+            .map(|(i, size)| if axes.contains(&(i as u8)) { 1 } else { *size })
+            .collect();
+        let size: i32 = shape.iter().product();
+        let out = vec![T::narrow(f32::NAN); size as usize];
+        let strides = in_rows(&shape);
+        let to = View::of(out.as_ptr(), &shape, &strides);
+        // SAFETY: the views of arrays that live, of which `out` is as large as the result.
+        unsafe { run::<T>(level, reduction, axes, false, &x.view(), &to) };
+        out
+    }
+
+    fn check<T: Element>(seed: u64, shape: &[i32], axes: &[u8], unit: f64) {
+        let mut dice = Dice::new(seed);
+        let offset = [0.0, 0.0, 1000.0, -30.0][dice.below(4)];
+        let number = |dice: &mut Dice| (dice.below(2000) as f32 - 1000.0) / 500.0 + offset;
+        // Products stay within the range of 16 bits.
+        let near_one = |dice: &mut Dice| 1.0 + (dice.below(100) as f32 - 50.0) / 1e4;
+        let x = Scattered::<T>::new(&mut dice, shape, number);
+        let factors = Scattered::<T>::new(&mut dice, shape, near_one);
+        for reduction in REDUCTIONS {
+            let x = match reduction {
+                Reduction::Product => &factors,
+                _ => &x,
+            };
+            let mut parts: std::collections::BTreeMap<Vec<usize>, Vec<f64>> = Default::default();
+            x.each(|place, number| {
+                let mut place = place.to_vec();
+                axes.iter().for_each(|axis| place[*axis as usize] = 0);
+                parts.entry(place).or_default().push(number);
+            });
+            let want: Vec<_> = parts
+                .values()
+                .map(|xs| exact(reduction, xs, unit))
+                .collect();
+            for level in Level::all() {
+                let out = reduced(level, reduction, axes, x);
+                assert_eq!(out.len(), want.len());
+                for (i, (got, (want, slack))) in out.iter().zip(&want).enumerate() {
+                    let got = f64::from(got.widen());
+                    let is_near = (got - want).abs() <= *slack
+                        || got.is_nan() && want.is_nan()
+                        || got.is_infinite() && want.abs() > 65_000.0;
+                    assert!(
+                        is_near,
+                        "seed {seed}: {level:?} {reduction:?} of {shape:?} {:?} over {axes:?} at {i}: \
+                         {got}, not {want}",
+                        x.strides
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn reductions_are_right_whatever_the_axes_and_the_layout() {
+        let sizes = [1, 1, 2, 3, 5, 7, 8, 9, 16, 17, 31, 33, 64, 65, 130];
+        for seed in 0..300 {
+            let mut dice = Dice::new(seed + 1000);
+            let rank = dice.below(6);
+            let mut shape: Vec<i32> = (0..rank).map(|_| sizes[dice.below(15)]).collect();
+            while shape.iter().product::<i32>() > 20_000 {
+                let largest = (0..rank).max_by_key(|i| shape[*i]).unwrap_or(0);
+                shape[largest] = 1 + shape[largest] / 4;
+            }
+            let axes: Vec<u8> = (0..rank as u8).filter(|_| dice.below(2) == 0).collect();
+            check::<f32>(seed, &shape, &axes, 6e-8);
+            check::<bf16>(seed, &shape, &axes, 4e-3);
+            check::<f16>(seed, &shape, &axes, 5e-4);
+        }
+    }
+
+    #[test]
+    fn long_reductions_are_right_in_rows_and_in_columns() {
+        for (seed, shape) in [
+            [1, 200_003],
+            [200_003, 1],
+            [3, 70_001],
+            [70_001, 3],
+            [40_000, 17],
+            [17, 40_000],
+            [600, 600],
+        ]
+        .iter()
+        .enumerate()
+        {
+            for axes in [&[0][..], &[1], &[0, 1]] {
+                check::<f32>(seed as u64, shape, axes, 6e-8);
+            }
+        }
+    }
+
+    fn ones<T: Element>(shape: &[i32], x: f32) -> Scattered<T> {
+        let size = shape.iter().product::<i32>() as usize;
+        Scattered::in_rows(vec![T::narrow(x); size], shape)
+    }
+
+    #[test]
+    fn sums_of_a_million_tenths_are_right_to_the_last_place() {
+        for level in Level::all() {
+            for (shape, axes) in [
+                ([1, 1_000_000], [1]),
+                ([1_000_000, 1], [0]),
+                ([1_000_000, 3], [0]),
+            ] {
+                let sums = reduced(level, Reduction::Sum, &axes, &ones::<f32>(&shape, 0.1));
+                let want = (f64::from(0.1f32) * 1e6) as f32;
+                assert!(sums.iter().all(|sum| (sum - want).abs() < 0.02), "{sums:?}");
+            }
+            let mean = reduced(level, Reduction::Mean, &[0], &ones::<f16>(&[70_000], 0.5));
+            assert_eq!(mean[0].to_f32(), 0.5);
+            let sum = reduced(level, Reduction::Sum, &[0], &ones::<bf16>(&[1_000], 1.0));
+            assert_eq!(sum[0].to_f32(), 1_000.0);
+        }
+    }
+
+    #[test]
+    fn a_batch_is_reduced_as_its_rows_are() {
+        let mut dice = Dice::new(5);
+        let numbers: Vec<f32> = (0..70 * 40_000)
+            .map(|_| dice.below(2_000_003) as f32 / 1e3)
+            .collect();
+        let batch = Scattered::in_rows(numbers.clone(), &[70, 40_000]);
+        for level in Level::all() {
+            for reduction in REDUCTIONS {
+                let all = reduced(level, reduction, &[1], &batch);
+                for (row, got) in numbers.chunks(40_000).zip(&all) {
+                    let row = Scattered::in_rows(row.to_vec(), &[1, 40_000]);
+                    let one = reduced(level, reduction, &[1], &row);
+                    assert_eq!(got.to_bits(), one[0].to_bits(), "{level:?} {reduction:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_stays_so() {
+        let (nan, inf) = (f32::NAN, f32::INFINITY);
+        let log = |xs: &[f32]| {
+            let mut at_end = vec![-inf; 100];
+            at_end[..xs.len()].copy_from_slice(xs);
+            at_end
+        };
+        let cases: [(Reduction, Vec<f32>, f32); 10] = [
+            (Reduction::Sum, vec![1.0, inf, 2.0], inf),
+            (Reduction::Sum, vec![inf, -inf, 2.0], nan),
+            (Reduction::Mean, vec![1.0, nan, 2.0], nan),
+            (Reduction::Product, vec![0.0, inf], nan),
+            (Reduction::Variance { ddof: 0 }, vec![1.0, inf, 2.0], nan),
+            (Reduction::Variance { ddof: 1 }, vec![3.0], nan),
+            (Reduction::LogSum, log(&[-inf]), -inf),
+            (Reduction::LogSum, log(&[1.0, inf, -inf]), inf),
+            (Reduction::LogSum, log(&[inf, nan, 0.0]), nan),
+            (Reduction::LogSum, log(&[f32::MAX, 1.0]), f32::MAX),
+        ];
+        for level in Level::all() {
+            for (reduction, xs, want) in &cases {
+                let count = xs.len() as i32;
+                let row = Scattered::in_rows(xs.clone(), &[1, count]);
+                // Beside twenty columns of others.
+                let rows = xs
+                    .iter()
+                    .flat_map(|x| (0..20).map(move |i| if i == 7 { *x } else { 1.0 }));
+                let column = Scattered::in_rows(rows.collect::<Vec<f32>>(), &[count, 20]);
+                let got = [
+                    reduced(level, *reduction, &[1], &row)[0],
+                    reduced(level, *reduction, &[0], &column)[7],
+                ];
+                for got in got {
+                    let is_same = got == *want || got.is_nan() && want.is_nan();
+                    assert!(
+                        is_same,
+                        "{level:?} {reduction:?} of {xs:?} is {got}, not {want}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn complex_numbers_are_summed_by_their_parts() {
+        let numbers: Vec<f32> = (0..2 * 5 * 1001).map(|i| i as f32 / 8.0).collect();
+        let (shape, strides) = ([5, 1001], in_rows(&[5, 1001]));
+        let x = View::of(numbers.as_ptr(), &shape, &strides);
+        for level in Level::all() {
+            for axis in [0, 1] {
+                let kept = shape[1 - axis] as usize;
+                let mut shape = shape;
+                shape[axis] = 1;
+                let out = vec![0f32; 2 * kept];
+                let strides = in_rows(&shape);
+                let to = View::of(out.as_ptr(), &shape, &strides);
+                // SAFETY: views of arrays that live, of which `out` is as large as the result.
+                unsafe { run::<f32>(level, Reduction::Sum, &[axis as u8], true, &x, &to) };
+                for (i, got) in out.iter().enumerate() {
+                    let mut want = 0.0;
+                    for (n, number) in numbers.iter().enumerate() {
+                        let place = [n / 2 / 1001, n / 2 % 1001];
+                        if place[1 - axis] == i / 2 && n % 2 == i % 2 {
+                            want += f64::from(*number);
+                        }
+                    }
+                    let got = f64::from(*got);
+                    assert!(
+                        (got - want).abs() <= 1e-7 * want.abs(),
+                        "{level:?}: {got}, not {want}"
+                    );
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! Reductions and scans that add up: on the CPU by kernels of ours (kernels/reduce.rs, kernels/scan.rs), or composed
+//! of MLX's in blocks (blocks.rs), since MLX's CPU kernels keep one running total. 16-bit floats are added up in f32
+//! at least, on every device.
+
+use super::{blocks, compose, double};
+use crate::device::Device;
+use crate::dtype::Dtype;
+use crate::error::Result;
+use crate::kernels::{self, Reduction, Scan};
+use crate::mlx::{self, Stream};
+use mlx_rs::Array;
+use smallvec::SmallVec;
+
+/// Who computes a sum.
+enum Way {
+    /// A kernel of ours.
+    Own,
+    /// MLX in blocks, on f32 or complex numbers.
+    Blocks,
+    /// MLX, in f32 for 16-bit floats.
+    Mlx,
+}
+
+fn way(dtype: Dtype, is_taken: bool, device: Device) -> Way {
+    let adds_up = dtype.is_half() || blocks::takes(dtype);
+    let is_off = kernels::are_built() && !kernels::are_there();
+    match device {
+        Device::Cpu if adds_up && !is_off => match is_taken && kernels::are_there() {
+            true => Way::Own,
+            false => Way::Blocks,
+        },
+        _ => Way::Mlx,
+    }
+}
+
+/// In f32 for 16-bit floats, and rounded once.
+fn in_single(a: &Array, s: &Stream, compute: impl Fn(&Array) -> Result<Array>) -> Result<Array> {
+    let dtype = mlx::dtype(a);
+    match dtype.is_half() {
+        true => mlx::astype(&compute(&mlx::astype(a, Dtype::F32, s)?)?, dtype, s),
+        false => compute(a),
+    }
+}
+
+/// `a`, which has elements, over axes that are not negative.
+pub fn reduce(
+    reduction: Reduction,
+    a: &Array,
+    axes: &[i32],
+    keepdims: bool,
+    device: Device,
+    s: &Stream,
+) -> Result<Array> {
+    let dtype = mlx::dtype(a);
+    let is_whole = !dtype.is_float() && dtype != Dtype::C64;
+    if is_whole && !matches!(reduction, Reduction::Sum | Reduction::Product) {
+        return of_integers(reduction, a, axes, keepdims, device, s);
+    }
+    if dtype == Dtype::C64 {
+        if let Some(ddof) = ddof(reduction) {
+            return spread_of_complex(reduction, ddof, a, axes, keepdims, device, s);
+        }
+    }
+    match way(dtype, kernels::reduces(reduction, dtype), device) {
+        Way::Own => {
+            let sizes = a.shape().iter().enumerate();
+            let shape: SmallVec<[i32; 8]> = sizes
+                .filter_map(|(axis, size)| match axes.contains(&(axis as i32)) {
+                    true => keepdims.then_some(1),
+                    false => Some(*size),
+                })
+                .collect();
+            let axes = axes.iter().map(|axis| *axis as u8).collect();
+            kernels::reduce(reduction, a, axes, &shape, s)
+        }
+        Way::Blocks => in_single(a, s, |a| in_blocks(reduction, a, axes, keepdims, s)),
+        Way::Mlx => in_single(a, s, |a| by_mlx(reduction, a, axes, keepdims, s)),
+    }
+}
+
+fn ddof(reduction: Reduction) -> Option<i32> {
+    match reduction {
+        Reduction::Variance { ddof } | Reduction::Deviation { ddof } => Some(ddof),
+        _ => None,
+    }
+}
+
+/// In f64 where there is one: MLX adds integers up in their own width.
+fn of_integers(
+    reduction: Reduction,
+    a: &Array,
+    axes: &[i32],
+    keepdims: bool,
+    device: Device,
+    s: &Stream,
+) -> Result<Array> {
+    let wide = match device {
+        Device::Cpu => Dtype::F64,
+        Device::Gpu => Dtype::F32,
+    };
+    let reduced = by_mlx(reduction, &mlx::astype(a, wide, s)?, axes, keepdims, s)?;
+    mlx::astype(&reduced, Dtype::F32, s)
+}
+
+/// The mean squared distance from the mean, which is the sum of the parts' variances.
+fn spread_of_complex(
+    reduction: Reduction,
+    ddof: i32,
+    a: &Array,
+    axes: &[i32],
+    keepdims: bool,
+    device: Device,
+    s: &Stream,
+) -> Result<Array> {
+    let variance = |part: &Array| {
+        let reduction = Reduction::Variance { ddof };
+        reduce(reduction, part, axes, keepdims, device, s)
+    };
+    let [real, imaginary] = [mlx::real(a, s)?, mlx::imag(a, s)?];
+    let both = mlx::add(&variance(&real)?, &variance(&imaginary)?, s)?;
+    match reduction {
+        Reduction::Deviation { .. } => mlx::sqrt(&both, s),
+        _ => Ok(both),
+    }
+}
+
+fn in_blocks(
+    reduction: Reduction,
+    a: &Array,
+    axes: &[i32],
+    keepdims: bool,
+    s: &Stream,
+) -> Result<Array> {
+    match reduction {
+        Reduction::Sum => blocks::sum(a, axes, keepdims, s),
+        Reduction::Mean => blocks::mean(a, axes, keepdims, s),
+        Reduction::Product => blocks::prod(a, axes, keepdims, s),
+        Reduction::Variance { ddof } => blocks::var(a, axes, keepdims, ddof, s),
+        Reduction::Deviation { ddof } => mlx::sqrt(&blocks::var(a, axes, keepdims, ddof, s)?, s),
+        Reduction::LogSum => blocks::logsumexp(a, axes, keepdims, s),
+    }
+}
+
+fn by_mlx(
+    reduction: Reduction,
+    a: &Array,
+    axes: &[i32],
+    keepdims: bool,
+    s: &Stream,
+) -> Result<Array> {
+    match reduction {
+        Reduction::Sum => mlx::sum(a, axes, keepdims, s),
+        Reduction::Mean => mlx::mean(a, axes, keepdims, s),
+        Reduction::Product => mlx::prod(a, axes, keepdims, s),
+        Reduction::Variance { ddof } => mlx::var(a, axes, keepdims, ddof, s),
+        Reduction::Deviation { ddof } => mlx::std(a, axes, keepdims, ddof, s),
+        Reduction::LogSum => double::logsumexp(a, axes, keepdims, s),
+    }
+}
+
+pub fn sum(a: &Array, axes: &[i32], keepdims: bool, device: Device, s: &Stream) -> Result<Array> {
+    let reduce = |a: &Array| reduce(Reduction::Sum, a, axes, keepdims, device, s);
+    compose::total(a, axes, keepdims, 0.0, s, reduce)
+}
+
+pub fn logsumexp(
+    a: &Array,
+    axes: &[i32],
+    keepdims: bool,
+    device: Device,
+    s: &Stream,
+) -> Result<Array> {
+    if a.size() == 0 {
+        // Which says so.
+        return double::logsumexp(a, axes, keepdims, s);
+    }
+    let dtype = mlx::dtype(a);
+    if dtype.is_float() || dtype == Dtype::C64 {
+        return reduce(Reduction::LogSum, a, axes, keepdims, device, s);
+    }
+    let single = mlx::astype(a, Dtype::F32, s)?;
+    reduce(Reduction::LogSum, &single, axes, keepdims, device, s)
+}
+
+/// Along an axis that is not negative, of an array that is not empty.
+pub fn scan(
+    scan: Scan,
+    a: &Array,
+    axis: i32,
+    reverse: bool,
+    inclusive: bool,
+    device: Device,
+    s: &Stream,
+) -> Result<Array> {
+    let dtype = mlx::dtype(a);
+    match way(dtype, kernels::scans(scan, dtype), device) {
+        Way::Own => kernels::scan(scan, a, axis as u8, reverse, inclusive, s),
+        Way::Blocks => in_single(a, s, |a| {
+            scan_in_blocks(scan, a, axis, reverse, inclusive, s)
+        }),
+        // On the GPU they are added up as a tree.
+        Way::Mlx => compose::in_single(a, device, s, |a| match scan {
+            Scan::Sum => cumsum(a, axis, reverse, inclusive, s),
+            Scan::Product => cumprod(a, axis, reverse, inclusive, s),
+            Scan::LogSum => double::logcumsumexp(a, axis, reverse, inclusive, s),
+        }),
+    }
+}
+
+fn cumsum(a: &Array, axis: i32, reverse: bool, inclusive: bool, s: &Stream) -> Result<Array> {
+    mlx::cumsum(a, axis, reverse, inclusive, None, s)
+}
+
+fn cumprod(a: &Array, axis: i32, reverse: bool, inclusive: bool, s: &Stream) -> Result<Array> {
+    mlx::cumprod(a, axis, reverse, inclusive, None, s)
+}
+
+fn scan_in_blocks(
+    scan: Scan,
+    a: &Array,
+    axis: i32,
+    reverse: bool,
+    inclusive: bool,
+    s: &Stream,
+) -> Result<Array> {
+    let blocks = |how| blocks::scan(a, axis, reverse, inclusive, how, s);
+    match scan {
+        Scan::Sum => blocks((cumsum, mlx::add, 0.0)),
+        Scan::Product => blocks((cumprod, mlx::multiply, 1.0)),
+        Scan::LogSum => blocks((mlx::logcumsumexp, mlx::logaddexp, f64::NEG_INFINITY)),
+    }
+}
