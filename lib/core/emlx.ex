@@ -62,7 +62,25 @@ defmodule EMLX do
       **Warning:** with partitions, `Nx.Serving` joins the parts of a request that is larger than `:batch_size` in the
       order in which they end, on any backend (seen with Nx 0.12.1 and 0.13.1). So a request to partitions must have at
       most `:batch_size` entries
-    * `:cache` - `false` to trace at each call. Up to `config :emlx, compiler_cache: 1000` functions are kept, the ones used last
+    * `:cache` - `false` to trace at each call
+
+  ## Compile cache
+
+  Compiled functions are kept for all processes. A function is found by its code and by what it closes over: numbers
+  and binaries of up to 1 KiB, such as small tensors of `Nx.BinaryBackend`, by their values; larger binaries and
+  tensors of `EMLX.Backend` by their identity. A call therefore takes the same time however large the tensors are.
+
+  The cache does not keep what a function closes over. The compiled function, with its constants, is freed when
+  nothing else refers to one of those tensors: at once for tensors of `EMLX.Backend`, within about a second for those
+  of `Nx.BinaryBackend`. Only the limits remove two kinds of functions: those that close over nothing that counts by
+  identity, and those whose hooks or runtime calls close over the same tensors as the function.
+
+      config :emlx, compiler_cache: [entries: 1000, bytes: 2 ** 30]
+
+  limits the number of compiled functions and the bytes of their constants. Those used last stay. A constant of
+  several functions counts once; a tensor that a function closes over does not count. The defaults are 1000 entries
+  and an eighth of `EMLX.Memory.limit/0`. A number, `compiler_cache: 1000`, limits the entries alone.
+  `compiler_cache/0` returns the size of the cache, and `clear_compiler_cache/0` empties it.
 
   Telemetry tells of each trace and each run (`EMLX.Telemetry`).
   """
@@ -94,6 +112,31 @@ defmodule EMLX do
     """
     @spec compile_to_program(fun, [Nx.Container.t()], keyword) :: EMLX.Program.t()
     defdelegate compile_to_program(fun, args, opts \\ []), to: EMLX.Compiler, as: :to_program
+
+    @doc """
+    Returns the number of compiled functions that are kept, and the bytes of the constants that only they keep.
+
+    What nothing refers to any more is freed first. The bytes are part of `EMLX.Memory.active/0`.
+
+        iex> Nx.Defn.jit_apply(&Nx.exp/1, [1.0], compiler: EMLX, device: :cpu)
+        iex> %{entries: entries, bytes: bytes} = EMLX.compiler_cache()
+        iex> entries > 0 and bytes >= 0
+        true
+    """
+    @spec compiler_cache :: %{entries: non_neg_integer, bytes: non_neg_integer}
+    defdelegate compiler_cache, to: EMLX.Compiler.Cache, as: :size
+
+    @doc """
+    Empties the compile cache: every function is traced anew at its next call. Returns `:ok`.
+
+    Programs that are running finish, and functions of `Nx.Defn.compile/3` stay usable. (`clear_cache/0` is about
+    another cache, MLX's memory for later arrays.)
+
+        iex> EMLX.clear_compiler_cache()
+        :ok
+    """
+    @spec clear_compiler_cache :: :ok
+    defdelegate clear_compiler_cache, to: EMLX.Compiler.Cache, as: :clear
 
     @doc false
     @impl true

@@ -6,7 +6,7 @@ use crate::error::{Error, Reason, Result, Signature};
 use crate::mlx::{self, Stream};
 use crate::weight;
 use mlx_rs::Array;
-use rustler::{Encoder, Env, NewBinary, Resource, ResourceArc, Term};
+use rustler::{Encoder, Env, LocalPid, NewBinary, Resource, ResourceArc, Term};
 use std::mem::ManuallyDrop;
 use std::sync::atomic::{fence, AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -133,6 +133,8 @@ pub struct Handle {
     traced: bool,
     /// Its elements were given up by the caller's word ([`crate::handle::deallocate`]).
     deallocated: AtomicBool,
+    /// The process that is told when the handle goes.
+    watcher: Mutex<Option<LocalPid>>,
 }
 
 // SAFETY: MLX's handle is a reference-counted pointer. What is read through `&Handle` on any thread (shape, dtype, the
@@ -142,7 +144,18 @@ unsafe impl Send for Handle {}
 impl std::panic::RefUnwindSafe for Handle {}
 
 #[rustler::resource_impl]
-impl Resource for Handle {}
+impl Resource for Handle {
+    const IMPLEMENTS_DESTRUCTOR: bool = true;
+
+    /// Nothing refers to the handle any more.
+    fn destructor(mut self, env: Env) {
+        let watcher = self.watcher.get_mut();
+        if let Some(process) = *watcher.unwrap_or_else(PoisonError::into_inner) {
+            // A process that has ended needs no message.
+            let _ = env.send(&process, (atoms::emlx_array_gone(), self.number));
+        }
+    }
+}
 
 fn next_number() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(0);
@@ -173,6 +186,7 @@ impl Handle {
             pinned: OnceLock::new(),
             traced: false,
             deallocated: AtomicBool::new(false),
+            watcher: Mutex::default(),
         }
     }
 
@@ -212,6 +226,7 @@ impl Handle {
             pinned: OnceLock::new(),
             traced: inputs.iter().flatten().any(|input| input.traced),
             deallocated: AtomicBool::new(false),
+            watcher: Mutex::default(),
         }
     }
 
@@ -230,11 +245,18 @@ impl Handle {
             pinned: OnceLock::new(),
             traced: self.traced,
             deallocated: AtomicBool::new(false),
+            watcher: Mutex::default(),
         })
     }
 
     pub fn is_traced(&self) -> bool {
         self.traced
+    }
+
+    /// Has a process told when the handle goes: `{:emlx_array_gone, number}`. There is one such process; the last one
+    /// counts.
+    pub fn watch(&self, process: LocalPid) {
+        *self.watcher.lock().unwrap_or_else(PoisonError::into_inner) = Some(process);
     }
 
     /// Has the traced function contain the operation that made this array, although its inputs are known.
@@ -338,6 +360,7 @@ impl Encoder for ArrayTerm {
 mod atoms {
     rustler::atoms! {
         array_module = "Elixir.EMLX.Array",
+        emlx_array_gone,
         reference = "ref",
         weight,
     }

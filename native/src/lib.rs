@@ -154,10 +154,22 @@ fn decode_inputs<'a>(term: Term<'a>) -> Result<SmallVec<[Option<&'a Handle>; 4]>
 
 /// Arrays that have or will have elements.
 fn decode_arrays(term: Term) -> Result<Vec<ResourceArc<Handle>>> {
+    decode_each(term, decode_valued)
+}
+
+/// The same with those that stand for a traced function's values, and those that were given up.
+fn decode_handles(term: Term) -> Result<Vec<ResourceArc<Handle>>> {
+    decode_each(term, decode_array)
+}
+
+fn decode_each(
+    term: Term,
+    decode: fn(Term, usize) -> Result<ResourceArc<Handle>>,
+) -> Result<Vec<ResourceArc<Handle>>> {
     let list: Vec<Term> = argument(term, 0, "a list of arrays")?;
     list.into_iter()
         .enumerate()
-        .map(|(position, term)| decode_valued(term, position))
+        .map(|(position, term)| decode(term, position))
         .collect()
 }
 
@@ -180,16 +192,19 @@ fn decode_valued_or_deallocated(term: Term, position: usize) -> Result<ResourceA
 
 thread_local! {
     /// Operations without attributes by their atoms, as they come up.
-    static BARE: RefCell<HashMap<ErlNifTerm, Op, BuildHasherDefault<AtomHasher>>> = RefCell::default();
+    static BARE: RefCell<HashMap<ErlNifTerm, Op, BuildHasherDefault<WordHasher>>> = RefCell::default();
 }
 
-/// The VM numbers its atoms, so one multiplication spreads them.
+/// Of the words that the VM refers to terms with: numbers of atoms and addresses, which one multiplication spreads.
 #[derive(Default)]
-struct AtomHasher(u64);
+struct WordHasher(u64);
 
-impl Hasher for AtomHasher {
-    fn write_usize(&mut self, atom: usize) {
-        self.0 = (atom as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+impl Hasher for WordHasher {
+    // The low bits of words are the same, and so are those of products.
+    fn write_usize(&mut self, word: usize) {
+        self.0 = (word as u64)
+            .wrapping_mul(0x9E37_79B9_7F4A_7C15)
+            .rotate_left(32);
     }
 
     fn write(&mut self, _: &[u8]) {
@@ -538,11 +553,16 @@ fn decode_layout(shape: Term, dtype: Term, position: usize) -> Result<(Vec<i64>,
     Ok((shape, dtype))
 }
 
+/// What an array is made as, behind the argument that says of what: its shape, its type and where.
+fn decode_made(shape: Term, dtype: Term, target: Term) -> Result<(Vec<i64>, Dtype, Target)> {
+    let (shape, dtype) = decode_layout(shape, dtype, 1)?;
+    Ok((shape, dtype, decode_target(target, 3, [])?))
+}
+
 fn make_array(data: Term, shape: Term, dtype: Term, target: Term) -> Result<ArrayTerm> {
     guard("from_binary", || {
         let data: Binary = argument(data, 0, "a binary")?;
-        let (shape, dtype) = decode_layout(shape, dtype, 1)?;
-        let target = decode_target(target, 3, [])?;
+        let (shape, dtype, target) = decode_made(shape, dtype, target)?;
         let handle = array::from_binary(&data, &shape, dtype, target.device, &target.stream)?;
         Ok(ArrayTerm(ResourceArc::new(handle)))
     })
@@ -797,8 +817,7 @@ fn from_address<'a>(
 ) -> Answer<ArrayTerm> {
     Answer(guard("from_pointer", || {
         let address: usize = argument(address, 0, "an address")?;
-        let (shape, dtype) = decode_layout(shape, dtype, 1)?;
-        let target = decode_target(target, 3, [])?;
+        let (shape, dtype, target) = decode_made(shape, dtype, target)?;
         // SAFETY: the caller's word, as for every pointer that Nx passes around.
         let handle =
             unsafe { array::from_address(address, &shape, dtype, target.device, &target.stream)? };
@@ -828,7 +847,8 @@ fn program_new<'a>(
             "%{output_names: nil | [name], fuse: boolean, run_ahead: nil | steps}",
         )?;
         let inputs = nif::decode_program::inputs(inputs)?;
-        // Its own, so that it outlives their deallocation elsewhere.
+        // Its own: they outlive their deallocation elsewhere, and the compile cache learns by the handles of whoever
+        // made them what is still in use.
         let constants = handles(&decode_arrays(constants)?)
             .map(|constant| constant.another().map(ResourceArc::new))
             .collect::<Result<Vec<_>>>()?;

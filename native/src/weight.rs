@@ -52,3 +52,8 @@ pub fn term<'a>(env: Env<'a>, handle: &ResourceArc<Handle>) -> Term<'a> {
     let slice = &zeros[..handle.array().nbytes().min(zeros.len())];
     handle.make_binary(env, |_| slice).to_term(env)
 }
+
+/// Whether a binary is one of those.
+pub fn is_one(binary: &[u8]) -> bool {
+    std::ptr::eq(binary.as_ptr(), zeros().as_ptr())
+}

@@ -172,8 +172,8 @@ defmodule EMLX.Debug do
   # ---- compiled functions ----
 
   @doc false
-  # The instructions of a program with calls that check what they are about, and its calls. `function` is what it is
-  # compiled from. Numbers of values stay, since the calls have no outputs.
+  # The instructions of a program with calls that check what they are about, and its calls. `function` names what it is
+  # compiled from; the calls must not refer to that. Numbers of values stay, since the calls have no outputs.
   def instrument(instructions, inputs, calls, function, bits) do
     calls = Map.new(calls, fn {id, call} -> {id, {:plain, call}} end)
     state = %{calls: calls, next: map_size(calls), function: function, bits: bits}
@@ -219,7 +219,8 @@ defmodule EMLX.Debug do
   defp call(id, place, state) do
     case state.calls[id] do
       {:plain, {:check, check}} ->
-        fun = fn arrays -> check.(arrays, where(place, state.function)) end
+        where = where(place, state.function)
+        fun = fn arrays -> check.(arrays, where) end
         %{state | calls: Map.put(state.calls, id, {:check, fun})}
 
       _ ->
@@ -267,7 +268,7 @@ defmodule EMLX.Debug do
     "instruction #{number}, #{title}" <> if(label, do: " [#{label}]", else: "")
   end
 
-  defp where(place, function), do: Enum.join(["in #{inspect(function)}" | place], ", ")
+  defp where(place, function), do: Enum.join(["in " <> function | place], ", ")
 
   # Labels carry the mark of what is not checked as far as here.
   @mark "\0"

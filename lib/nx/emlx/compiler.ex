@@ -3,8 +3,8 @@ defmodule EMLX.Compiler do
   # What `EMLX` does as an Nx.Defn.Compiler: traces a function once into an EMLX.Program, keeps it, and runs it with one native
   # call. See EMLX for the options.
 
-  alias EMLX.{Backend, CommandQueue, Debug, Program, Queue, Trace}
-  alias EMLX.Compiler.{Cache, Capture, Defaults, Path, Walk}
+  alias EMLX.{Backend, CommandQueue, Debug, Native, Program, Queue, Trace}
+  alias EMLX.Compiler.{Cache, Capture, Defaults, Identity, Path, Walk}
   alias Nx.Defn.{Composite, Expr}
   alias Nx.Tensor, as: T
 
@@ -24,7 +24,7 @@ defmodule EMLX.Compiler do
       fn [params] ->
         # Debugging modes can come and go.
         if Debug.compiled() == opts.debug,
-          do: [call(compiled, params, opts)],
+          do: [call(compiled, key, params, opts)],
           else: [run(key, vars, fun, params, given)]
       end
     end
@@ -35,7 +35,7 @@ defmodule EMLX.Compiler do
 
     if Trace.active?(),
       do: inline(vars, fun, params, opts),
-      else: key |> compiled(vars, fun, opts) |> call(params, opts)
+      else: key |> compiled(vars, fun, opts) |> call(key, params, opts)
   end
 
   @doc "See `c:Nx.Defn.Compiler.__partitions_options__/1`."
@@ -132,21 +132,42 @@ defmodule EMLX.Compiler do
 
   # ---- compiling ----
 
-  # What call/3 takes: a program, or the evaluator's function.
+  # What call/4 takes: a program, or the evaluator's function.
   defp compiled(key, vars, fun, opts) do
-    if opts.cache,
-      do: Cache.fetch({key, signature(vars), Map.delete(opts, :queue)}, fn -> trace(key, vars, fun, opts) end),
-      else: trace(key, vars, fun, opts)
+    if opts.cache do
+      term = {key, signature(vars), Map.delete(opts, :queue)}
+      made = fn -> key |> trace(vars, fun, opts) |> kept() end
+
+      case Cache.fetch(term, [key, vars, opts.hooks], made) do
+        :evaluate -> {:evaluate, evaluator(key, vars, fun, opts)}
+        compiled -> compiled
+      end
+    else
+      trace(key, vars, fun, opts)
+    end
   end
+
+  # What the cache keeps, and the arrays in it. The evaluator's function has the whole expression, which the cache would
+  # copy without its sharing, and what the function closes over, so it is made anew.
+  defp kept({:program, %{program: program}} = compiled),
+    do: {compiled, Native.call!(Native.program_constants(program.ref))}
+
+  defp kept({:evaluate, _fun}), do: {:evaluate, []}
+
+  # May keep any term beside its tensors.
+  defp container?(var), do: is_struct(var) and not is_struct(var, T)
 
   # Containers, and of each tensor what a program depends on.
   defp signature(vars) do
-    Enum.map(vars, fn var ->
-      Composite.traverse(var, fn %T{type: type, shape: shape, names: names, vectorized_axes: axes} ->
-        {type, shape, names, axes}
-      end)
-    end)
+    Enum.map(vars, fn var -> if container?(var), do: Composite.traverse(var, &leaf/1), else: part(var) end)
   end
+
+  defp leaf(%T{type: type, shape: shape, names: names, vectorized_axes: axes}), do: {type, shape, names, axes}
+
+  defp part(%T{} = tensor), do: leaf(tensor)
+  defp part(tuple) when is_tuple(tuple), do: tuple |> Tuple.to_list() |> Enum.map(&part/1) |> List.to_tuple()
+  defp part(container) when is_struct(container), do: container |> Composite.traverse(&leaf/1) |> Identity.digest()
+  defp part(map) when is_map(map), do: Map.new(map, fn {key, value} -> {key, part(value)} end)
 
   defp trace(key, vars, fun, opts) do
     told(key, opts, fn -> traced(key, vars, fun, opts) end)
@@ -163,14 +184,14 @@ defmodule EMLX.Compiler do
       {instructions, calls} =
         if opts.debug == 0,
           do: {instructions, calls},
-          else: Debug.instrument(instructions, count, calls, key, opts.debug)
+          else: Debug.instrument(instructions, count, calls, inspect(key), opts.debug)
 
       inputs = for i <- used, do: input(Enum.at(templates, i), "arg#{i}")
 
       program =
         Program.new(inputs, instructions, results, constants: constants, fuse: opts.fuse, run_ahead: opts.run_ahead)
 
-      compiled = {:program, %{program: program, used: used, outputs: outputs, calls: calls, function: key}}
+      compiled = {:program, %{program: program, used: used, outputs: outputs, calls: calls}}
       {compiled, size(program), %{path: :program, reason: nil}}
     rescue
       error ->
@@ -179,14 +200,15 @@ defmodule EMLX.Compiler do
             reraise error, __STACKTRACE__
 
           error when opts.on_unsupported == :evaluate ->
-            evaluated = {:evaluate, Nx.Defn.Evaluator.__compile__(key, vars, fun, hooks: opts.hooks)}
-            {evaluated, %{}, %{path: :evaluate, reason: Exception.message(error)}}
+            {{:evaluate, evaluator(key, vars, fun, opts)}, %{}, %{path: :evaluate, reason: Exception.message(error)}}
 
           error ->
             reraise error, __STACKTRACE__
         end
     end
   end
+
+  defp evaluator(key, vars, fun, opts), do: Nx.Defn.Evaluator.__compile__(key, vars, fun, hooks: opts.hooks)
 
   # The parts of a program. `templates` are its parameters; `known` has arrays for some of them, by position.
   defp record(expr, templates, known, opts) do
@@ -323,13 +345,13 @@ defmodule EMLX.Compiler do
 
   # ---- running ----
 
-  defp call({:evaluate, fun}, params, _opts) do
+  defp call({:evaluate, fun}, _function, params, _opts) do
     [result] = fun.([params])
     result
   end
 
-  defp call({:program, compiled}, params, opts) do
-    %{program: program, used: used, outputs: outputs, calls: calls, function: function} = compiled
+  defp call({:program, compiled}, function, params, opts) do
+    %{program: program, used: used, outputs: outputs, calls: calls} = compiled
     arrays = params |> pick(used, 0) |> Enum.map(&array(&1, opts.device))
     if Debug.warns?(), do: warn(arrays, function, opts.device)
     results = Program.run(program, arrays, [calls: calls, function: function] ++ target(opts))

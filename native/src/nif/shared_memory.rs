@@ -5,7 +5,7 @@ use crate::array::{self, ArrayTerm};
 use crate::dtype::Dtype;
 use crate::error::{Error, Reason, Result};
 use crate::queue::{guard, Done};
-use crate::{argument, decode_layout, decode_target, Answer};
+use crate::{argument, decode_made, Answer};
 use rustler::{Binary, ResourceArc, Term};
 use std::ffi::CString;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -231,8 +231,7 @@ fn shm_take<'a>(
 ) -> Answer<ArrayTerm> {
     Answer(guard("take", || {
         let name: String = argument(name, 0, "a name")?;
-        let (shape, dtype) = decode_layout(shape, dtype, 1)?;
-        let target = decode_target(target, 3, [])?;
+        let (shape, dtype, target) = decode_made(shape, dtype, target)?;
         let segment = Segment::open(decode_name(&name)?)?;
         let bytes = checked_size(&segment, &shape, dtype)?;
         let data = segment.read(bytes)?;

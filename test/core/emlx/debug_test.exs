@@ -2,23 +2,14 @@ defmodule EMLX.DebugTest do
   # The settings are the VM's.
   use ExUnit.Case, async: false
 
+  import EMLX.DebugSettings
+
   alias EMLX.{Array, Debug, Kernels, Ops}
 
   doctest Debug
 
   defp f32(list), do: Array.from_list(list, :f32)
   defp s32(list), do: Array.from_list(list, :s32)
-
-  defp turn_on(setting) do
-    on_exit(fn ->
-      Application.delete_env(:emlx, setting)
-      Debug.refresh()
-    end)
-
-    Application.put_env(:emlx, setting, true)
-  end
-
-  defp message(fun), do: Exception.message(assert_raise(ArgumentError, fun))
 
   test "settings are read when they are asked for, and are booleans" do
     assert Debug.refresh() == []

@@ -2,25 +2,13 @@ defmodule EMLX.NxDebugTest do
   # The settings are the VM's.
   use EMLX.NxCase, async: false
 
+  import EMLX.DebugSettings
   import Nx.Defn
-
-  alias EMLX.Debug
 
   setup do
     {_, device} = backend()
     %{opts: [compiler: EMLX] ++ device}
   end
-
-  defp turn_on(setting) do
-    on_exit(fn ->
-      Application.delete_env(:emlx, setting)
-      Debug.refresh()
-    end)
-
-    Application.put_env(:emlx, setting, true)
-  end
-
-  defp message(fun), do: Exception.message(assert_raise(ArgumentError, fun))
 
   def scores(x, y), do: x |> Nx.add(1) |> Nx.dot(y) |> Nx.negate()
   def logs(x), do: x |> Nx.multiply(2) |> Nx.log() |> Nx.add(1)

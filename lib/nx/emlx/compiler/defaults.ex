@@ -1,12 +1,13 @@
 defmodule EMLX.Compiler.Defaults do
   @moduledoc false
-  # The process's default backend and default compiler while EMLX.Compiler traces a function: implementations of blocks make
-  # tensors and call functions of their own, which belong to the trace.
+  # The process's default backend and default compiler while EMLX.Compiler traces a function: implementations of
+  # blocks make tensors and call functions of their own, which belong to the trace.
   #
-  # What the process had is restored exactly. A process that has set nothing follows the global defaults afterwards, as before:
-  # Nx's setters return the global value in that case, so restoring what they return would pin it.
+  # What the process had is restored exactly. A process that has set nothing follows the global defaults afterwards,
+  # as before: Nx's setters return the global value in that case, so restoring what they return would pin it.
 
-  # Nx has no function that calls another one with default options. Its setter, called in a process of its own, shows the key.
+  # Nx has no function that calls another one with default options. Its setter, called in a process of its own, shows
+  # the key.
   [key] =
     Task.await(
       Task.async(fn ->

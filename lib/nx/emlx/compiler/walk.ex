@@ -49,6 +49,9 @@ defmodule EMLX.Compiler.Walk do
     {%{node | data: data}, cache}
   end
 
+  # Without the trace's arrays: what runs later must not keep them.
+  defp templates_of(composite), do: Composite.traverse(composite, &Nx.to_template/1)
+
   defp given(template, [array | rest]), do: {Backend.tensor(array, template), rest}
 
   # Constants have ids of their own all over, and so are few.
@@ -157,9 +160,11 @@ defmodule EMLX.Compiler.Walk do
 
   defp node(:runtime_call, [expr, fun, out_template, opts], _out, state, cache) do
     {value, cache} = Composite.traverse(expr, cache, &like_node(&1, state, &2))
+    like = templates_of(value)
+    out_template = templates_of(out_template)
 
     call = fn arrays ->
-      {value, []} = Composite.traverse(value, arrays, &given/2)
+      {value, []} = Composite.traverse(like, arrays, &given/2)
       result = fun.(value, opts)
 
       if not Nx.compatible?(out_template, result) do
@@ -258,8 +263,10 @@ defmodule EMLX.Compiler.Walk do
   defp hook(nil, _value), do: :ok
 
   defp hook(fun, value) do
+    like = templates_of(value)
+
     call = fn arrays ->
-      {value, []} = Composite.traverse(value, arrays, &given/2)
+      {value, []} = Composite.traverse(like, arrays, &given/2)
       fun.(value)
       []
     end
