@@ -168,12 +168,29 @@ pub fn quantized_in_single(
     in_single(x, device, s, |x| product(x, &scales, biases.as_ref()))
 }
 
-/// To 8-bit floats. MLX's kernel takes f64 for what it is not.
+/// The magnitude of NaN in 8 bits: all ones.
+const NAN_OF_8_BITS: Number = Number::Int(0x7f);
+
+/// To 8-bit floats. MLX's kernel takes f64 for what it is not, and NaN for the largest number.
 pub fn to_fp8(a: &Array, s: &Stream) -> Result<Array> {
-    match mlx::dtype(a) {
-        Dtype::F64 => mlx::to_fp8(&mlx::astype(a, Dtype::F32, s)?, s),
-        _ => mlx::to_fp8(a, s),
+    let bits = match mlx::dtype(a) {
+        Dtype::F64 => mlx::to_fp8(&mlx::astype(a, Dtype::F32, s)?, s)?,
+        _ => mlx::to_fp8(a, s)?,
+    };
+    let nan = constant(NAN_OF_8_BITS, Dtype::U8)?;
+    mlx::where_(&mlx::isnan(a, s)?, &nan, &bits, s)
+}
+
+/// Of 8-bit floats. MLX's kernel on the CPU takes NaN for 480.
+pub fn from_fp8(bits: &Array, dtype: Dtype, s: &Stream) -> Result<Array> {
+    let values = mlx::from_fp8(bits, dtype, s)?;
+    if s.is_gpu() {
+        return Ok(values);
     }
+    let nan_bits = constant(NAN_OF_8_BITS, Dtype::U8)?;
+    let is_nan = mlx::equal(&mlx::bitwise_and(bits, &nan_bits, s)?, &nan_bits, s)?;
+    let nan = constant(Number::Float(f64::NAN), dtype)?;
+    mlx::where_(&is_nan, &nan, &values, s)
 }
 
 /// The Hadamard transform. MLX refuses f64 and complex numbers only when it computes.
@@ -875,19 +892,22 @@ pub fn gather(
 type Scatter = fn(&Array, &Vector, &Array, &[i32], &Stream) -> Result<Array>;
 
 /// `compute` of the array and the updates in f32 where the array is of 16-bit floats, whose sums and products are
-/// rounded once.
-fn scatter_in_single(
+/// rounded once; on the GPU, which has no addition to memory of less than 32 bits, in s32 where it is of short integers.
+fn scatter_in_wide(
     a: &Array,
     updates: &Array,
     s: &Stream,
     compute: impl Fn(&Array, &Array) -> Result<Array>,
 ) -> Result<Array> {
     let dtype = mlx::dtype(a);
-    if !dtype.is_half() {
-        return compute(a, updates);
-    }
+    let is_float = dtype.is_float() || dtype == Dtype::C64;
+    let wider = match dtype {
+        _ if dtype.is_half() => Dtype::F32,
+        _ if s.is_gpu() && !is_float && dtype.size() < 4 => Dtype::S32,
+        _ => return compute(a, updates),
+    };
     // Updates of another type are rounded to the array's first, as they are without this.
-    let wide = |array: &Array| mlx::astype(&mlx::astype(array, dtype, s)?, Dtype::F32, s);
+    let wide = |array: &Array| mlx::astype(&mlx::astype(array, dtype, s)?, wider, s);
     mlx::astype(&compute(&wide(a)?, &wide(updates)?)?, dtype, s)
 }
 
@@ -903,7 +923,7 @@ pub fn scatter_add(
     if let Some(own) = own_scatter_add(a, updates, indices, axes, device, s)? {
         return Ok(own);
     }
-    scatter_in_single(a, updates, s, |a, updates| {
+    scatter_in_wide(a, updates, s, |a, updates| {
         scatter(a, updates, indices, axes, mlx::scatter_add, s)
     })
 }
@@ -915,7 +935,7 @@ pub fn scatter_prod(
     axes: &[i32],
     s: &Stream,
 ) -> Result<Array> {
-    scatter_in_single(a, updates, s, |a, updates| {
+    scatter_in_wide(a, updates, s, |a, updates| {
         scatter(a, updates, indices, axes, mlx::scatter_prod, s)
     })
 }
@@ -1004,7 +1024,7 @@ pub fn add_at(
     if let Some(own) = own_scatter_add(canvas, &updates, &[places], &[0], device, s)? {
         return Ok(own);
     }
-    scatter_in_single(canvas, &updates, s, |canvas, updates| {
+    scatter_in_wide(canvas, &updates, s, |canvas, updates| {
         mlx::scatter_add(canvas, &Vector::new([places]), updates, &[0], s)
     })
 }
@@ -1125,7 +1145,7 @@ pub fn scatter_add_axis(
         let values = mlx::broadcast_to(&values, &shape, s)?;
         return kernels::scatter_add_along(a, &values, &index, axis as u8, s);
     }
-    scatter_in_single(a, values, s, |a, values| {
+    scatter_in_wide(a, values, s, |a, values| {
         mlx::scatter_add_axis(a, &indices, values, axis as i32, s)
     })
 }

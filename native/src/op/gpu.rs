@@ -65,6 +65,7 @@ pub fn lacks(op: &Op, inputs: &Inputs) -> bool {
     }
     match op {
         Op::Arccosh | Op::Arcsinh | Op::Arctanh => is(0, |dtype| dtype == Dtype::C64),
+        Op::GatherMm { .. } => [0, 1].iter().any(|at| is(*at, |dtype| !dtype.is_float())),
         // CUDA has no order of complex numbers.
         Op::Argmax { .. } | Op::Argmin { .. } => is(0, |dtype| dtype == Dtype::C64),
         // cuFFT takes no single element of a larger array, in rows or not.
@@ -269,7 +270,7 @@ pub fn before_each(
     compose::pad(whole, &value, &[axis], &[low], &[high], constant, s)
 }
 
-/// The largest (smallest) number so far.
+/// The largest (smallest) number so far. CUDA's scans take an array with negative strides for one in rows.
 pub fn running(
     a: &Array,
     axis: i32,
@@ -279,6 +280,14 @@ pub fn running(
     device: Device,
     s: &Stream,
 ) -> Result<Array> {
+    let rows;
+    let a = match device {
+        Device::Gpu => {
+            rows = mlx::contiguous(a, false, s)?;
+            &rows
+        }
+        Device::Cpu => a,
+    };
     let scan = |inclusive| match reduction {
         Reduction::Min => mlx::cummin(a, axis, reverse, inclusive, s),
         _ => mlx::cummax(a, axis, reverse, inclusive, s),

@@ -921,15 +921,19 @@ pub fn softmax(
         return softmax(&mlx::astype(a, Dtype::F32, s)?, axes, precise, device, s);
     }
     let adds_up = mlx::dtype(a).is_half() || blocks::takes(mlx::dtype(a));
-    let is_off = kernels::are_built() && !kernels::are_there();
-    if device == Device::Gpu || !adds_up || is_off || a.size() == 0 || axes.is_empty() {
+    let is_off = device == Device::Cpu && kernels::are_built() && !kernels::are_there();
+    if !adds_up || is_off || a.size() == 0 || axes.is_empty() {
         return double::softmax(a, axes, precise, s);
     }
     let axes: Vec<i32> = axes.iter().map(|axis| axis.rem_euclid(rank)).collect();
-    if !kernels::takes(device, a) {
-        return softmax_in_blocks(a, &axes, device, s);
+    let is_last = axes == [rank - 1];
+    if device == Device::Gpu && is_last {
+        return mlx::softmax(a, &axes, precise, s);
     }
-    if axes == [rank - 1] {
+    if !kernels::takes(device, a) {
+        return softmax_of_sums(a, &axes, device, s);
+    }
+    if is_last {
         return kernels::softmax(a, s);
     }
     // The axes moved to the end, as one, and back.
@@ -946,7 +950,7 @@ pub fn softmax(
     mlx::transpose(&softmax, &back, s)
 }
 
-fn softmax_in_blocks(a: &Array, axes: &[i32], device: Device, s: &Stream) -> Result<Array> {
+fn softmax_of_sums(a: &Array, axes: &[i32], device: Device, s: &Stream) -> Result<Array> {
     let dtype = mlx::dtype(a);
     let wide = if dtype.is_half() { Dtype::F32 } else { dtype };
     let a = mlx::astype(a, wide, s)?;

@@ -1261,7 +1261,7 @@ impl Op {
             Op::Astype { dtype } => unary!(compose::astype, *dtype),
             Op::View { dtype } => unary!(mlx::view, *dtype),
             Op::ToFp8 => unary!(compose::to_fp8),
-            Op::FromFp8 { dtype } => unary!(mlx::from_fp8, *dtype),
+            Op::FromFp8 { dtype } => unary!(compose::from_fp8, *dtype),
 
             Op::Sum { axes, keepdims } => fold!(0.0, Fold::Sum, axes, keepdims),
             Op::Prod { axes, keepdims } => fold!(1.0, Fold::Product, axes, keepdims),

@@ -130,7 +130,8 @@ fn spread_of_complex(
 /// Elements of one sum from which a thread of CUDA's kernel for some of the axes adds up so many that it drifts.
 const LONG_SUM: i64 = 1 << 13;
 
-/// CUDA's kernel for all axes adds up as a tree; that for some of them has each thread keep a running total.
+/// CUDA's kernel for all elements of a buffer adds up as a tree; those for some axes, and for elements that are in the buffer once and
+/// count several times, have each thread keep a running total.
 fn on_gpu(
     reduction: Reduction,
     a: &Array,
@@ -140,9 +141,9 @@ fn on_gpu(
 ) -> Result<Array> {
     let sizes = axes.iter().map(|axis| i64::from(a.shape()[*axis as usize]));
     let count: i64 = sizes.product();
-    let is_tree = axes.len() == a.ndim();
     let dtype = mlx::dtype(a);
-    if is_tree || count < LONG_SUM || !blocks::takes(dtype) {
+    let is_tree = || axes.len() == a.ndim() && !mlx::may_repeat(a);
+    if count < LONG_SUM || !blocks::takes(dtype) || is_tree() {
         return by_mlx(reduction, a, axes, keepdims, s);
     }
     let total = |a: &Array| sum_in_parts(a, axes, s);
@@ -314,7 +315,9 @@ fn scan_on_gpu(
         // Minus infinity.
         Scan::LogSum => window::Reduction::Max,
     };
-    let whole = scan_by_mlx(scan, a, axis, reverse, true, s)?;
+    // MLX takes an array with negative strides for one in rows, and a matrix by columns for rows along another axis.
+    let rows = mlx::contiguous(a, false, s)?;
+    let whole = scan_by_mlx(scan, &rows, axis, reverse, true, s)?;
     match inclusive {
         true => Ok(whole),
         false => gpu::before_each(&whole, axis, reverse, none, s),

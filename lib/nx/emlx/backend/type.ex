@@ -154,8 +154,7 @@ defmodule EMLX.Backend.Type do
   end
 
   def encode(array, {:f8_e4m3fn, 8}) do
-    # MLX saturates NaN too.
-    Ops.run(:where, [Ops.run(:isnan, [array]), constant(0x7F, :u8, []), Ops.run(:to_fp8, [array])])
+    Ops.run(:to_fp8, [array])
   end
 
   @doc "The values of 8-bit floats, as f16, from their bits as u8."
@@ -166,11 +165,7 @@ defmodule EMLX.Backend.Type do
   end
 
   def decode(bits, {:f8_e4m3fn, 8}) do
-    value = Ops.run({:from_fp8, %{dtype: :f16}}, [bits])
-    # All ones but the sign is NaN.
-    magnitude = Ops.run(:bitwise_and, [bits, constant(0x7F, :u8, [])])
-    is_nan = Ops.run(:equal, [magnitude, constant(0x7F, :u8, [])])
-    Ops.run(:where, [is_nan, constant(:nan, :f16, []), value])
+    Ops.run({:from_fp8, %{dtype: :f16}}, [bits])
   end
 
   # ---- conversion ----
