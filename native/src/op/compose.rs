@@ -624,20 +624,19 @@ pub fn pad(
         }
         whole
     };
+    let (low, high) = (positive(low), positive(high));
+    let value = mlx::astype(value, mlx::dtype(a), s)?;
     let mode = match mode {
+        PadMode::Constant if cropped.size() == 0 => {
+            // CUDA's form fills nothing in around no elements.
+            let sizes = cropped.shape().iter().zip(low.iter().zip(&high));
+            let shape: Vec<i32> = sizes.map(|(size, (low, high))| size + low + high).collect();
+            return mlx::full(&shape, &value, mlx::dtype(a), s);
+        }
         PadMode::Constant => "constant",
         PadMode::Edge => "edge",
     };
-    let value = mlx::astype(value, mlx::dtype(a), s)?;
-    mlx::pad(
-        &cropped,
-        &all,
-        &positive(low),
-        &positive(high),
-        &value,
-        mode,
-        s,
-    )
+    mlx::pad(&cropped, &all, &low, &high, &value, mode, s)
 }
 
 /// Padding on every axis with `interior` values between neighbours, as XLA and Nx define it.

@@ -102,6 +102,19 @@ defmodule EMLX.LargeArraysTest do
     end
   end
 
+  test "what is cropped to nothing and padded is the padding" do
+    padded =
+      Golden.run({:pad, %{axes: [0], low: [-1], high: [2], mode: :constant}}, [iota([1, 3], :s32), scalar(7, :s32)])
+
+    assert Array.to_list(padded) == [[7, 7, 7], [7, 7, 7]]
+
+    for name <- [:cumsum, :logcumsumexp], reverse <- [false, true], dtype <- [:f32, :bf16] do
+      scan = {name, %{axis: 0, reverse: reverse, inclusive: false}}
+      none = if name == :cumsum, do: 0.0, else: :neg_infinity
+      assert Array.to_list(Golden.run(scan, [iota([1, 2], dtype)])) == [[none, none]]
+    end
+  end
+
   # By itself in a program, which may write over what it computed in between.
   defp program(op, [x]) do
     program = Program.new(1, [{:negative, [0], 1}, {:negative, [1], 1}, {op, [2], 1}], [3])
