@@ -1,6 +1,6 @@
 defmodule EMLX.Native do
   @moduledoc false
-  # The stubs of the NIF (native/src/lib.rs) and the one door to them: `call!/1` and `await!/3` turn what comes back into a
+  # The stubs of the NIF (native/src/nif) and the one door to them: `call!/1` and `await!/3` turn what comes back into a
   # value or an `EMLX.Error`.
   #
   # No anonymous functions here: where the module is loaded a second time, as IEx's `recompile` does, the library declines, the VM keeps

@@ -2,7 +2,7 @@
 //! handle, which no call takes from then on, and its buffer is freed as soon as nothing else needs it: at once, or when
 //! what is under way is computed.
 
-use crate::array::Handle;
+use crate::handle::array::Handle;
 use crate::mlx::{self, GraphLock, Identity};
 use std::collections::HashSet;
 use std::sync::atomic::{fence, AtomicBool, AtomicUsize, Ordering};

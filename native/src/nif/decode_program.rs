@@ -1,11 +1,11 @@
 //! Programs from Elixir terms, as `EMLX.Program.new/4` documents them. Called by the border. Nothing here trusts a number: the
 //! counts are checked by [`Block::new`], the depth here.
 
-use crate::array::shape_of;
+use super::decode::{argument, decode_op, shown};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result, Signature};
+use crate::handle::array::shape_of;
 use crate::program::{Block, Input, Inputs, Instruction, Step, MAX_DEPTH};
-use crate::{argument, decode_op, shown};
 use rustler::{ListIterator, Term, TermType};
 use std::sync::Arc;
 

@@ -9,10 +9,12 @@
 //! many parts, counted this way, has a digest of its parts' digests, and each part is visited once. A copy without the
 //! sharing has the same digest.
 
-use crate::array::Handle;
+use super::answer::Answer;
+use super::decode::{argument, decode_handles, decode_program, handles, WordHasher};
 use crate::error::Result;
-use crate::queue::{guard, Done};
-use crate::{argument, decode_handles, decode_program, handles, weight, Answer, WordHasher};
+use crate::handle::array::Handle;
+use crate::handle::weight;
+use crate::runtime::{guard, Done};
 use rustler::sys::ErlNifTerm;
 use rustler::types::map::MapIterator;
 use rustler::types::tuple;

@@ -1,11 +1,12 @@
 //! Shared memory of POSIX, by which arrays go to other processes of the operating system: a segment is created with an
 //! array's bytes under a name of its own, and is unlinked when it is read. Called by `EMLX.SharedMemory`.
 
-use crate::array::{self, ArrayTerm};
+use super::answer::Answer;
+use super::decode::{argument, decode_made};
 use crate::dtype::Dtype;
 use crate::error::{Error, Reason, Result};
-use crate::queue::{guard, Done};
-use crate::{argument, decode_made, Answer};
+use crate::handle::array::{self, ArrayTerm};
+use crate::runtime::{guard, Done};
 use rustler::{Binary, ResourceArc, Term};
 use std::ffi::CString;
 use std::hash::{BuildHasher, Hasher, RandomState};

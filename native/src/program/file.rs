@@ -7,10 +7,10 @@
 
 use super::types::Types;
 use super::{Block, Input, Inputs, Instruction, Program, Step, MAX_DEPTH};
-use crate::array::{byte_size, Handle};
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Reason, Result, Signature};
+use crate::handle::array::{byte_size, Handle};
 use crate::handle::safetensors::{self as file, failed};
 use crate::mlx::{self, Stream};
 use crate::op::Op;

@@ -15,9 +15,9 @@ mod graph;
 pub mod run;
 pub mod types;
 
-use crate::array::{check_size, Handle};
 use crate::device::Device;
 use crate::error::{Error, Result, Signature};
+use crate::handle::array::{check_size, Handle};
 use crate::kernels;
 use crate::mlx::{self, Stream};
 use crate::op::{self, Applied, Crossed, Op};

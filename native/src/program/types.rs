@@ -2,9 +2,9 @@
 //! programs whose inputs have shapes; used to describe, save and check them.
 
 use super::{build, shown, Block, Inputs, Instruction, Program, Step};
-use crate::array::check_size;
 use crate::device::Device;
 use crate::error::{Error, Result, Signature};
+use crate::handle::array::check_size;
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
 use smallvec::SmallVec;

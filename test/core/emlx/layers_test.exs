@@ -8,11 +8,11 @@ defmodule EMLX.LayersTest do
   @layers [
     base: ~w(base),
     mlx: ~w(mlx),
-    handle: ~w(handle array weight),
+    handle: ~w(handle),
     cpu: ~w(kernels),
     op: ~w(op),
     program: ~w(program),
-    runtime: ~w(queue pace),
+    runtime: ~w(runtime),
     nif: ~w(nif lib)
   ]
 
@@ -71,10 +71,10 @@ defmodule EMLX.LayersTest do
   end
 
   test "an import that points up is found" do
-    assert imports("use crate::queue::Shared;") == ["queue"]
+    assert imports("use crate::runtime::Shared;") == ["runtime"]
     assert imports("use crate::{argument, shown};") == ["lib"]
     assert imports("let a = crate::nif::decode();") == ["nif"]
     assert imports("use crate::error::Result;") == []
-    assert @order[@of["queue"]] > @order[@of["program"]]
+    assert @order[@of["runtime"]] > @order[@of["program"]]
   end
 end

@@ -3,8 +3,8 @@
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Reason, Result, Signature};
+use crate::handle::weight;
 use crate::mlx::{self, Stream};
-use crate::weight;
 use mlx_rs::Array;
 use rustler::{Encoder, Env, LocalPid, NewBinary, Resource, ResourceArc, Term};
 use std::mem::ManuallyDrop;

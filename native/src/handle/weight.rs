@@ -4,7 +4,7 @@
 //! array's term carries a binary of the array's size, whose bytes are untouched zero pages: address space, not memory. It is
 //! counted, and collected, as any binary is.
 
-use crate::array::{self, Handle};
+use crate::handle::array::{self, Handle};
 use rustler::{Encoder, Env, ResourceArc, Term};
 use std::sync::OnceLock;
 
