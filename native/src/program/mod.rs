@@ -536,7 +536,7 @@ fn nodes(
                 instruction.check_outputs(applied.outputs)
             })
             .map_err(|error| {
-                let error = error.with_inputs(run::signatures(&inputs), Some(device));
+                let error = error.with_inputs(run::frame::signatures(&inputs), Some(device));
                 error.within(&instruction.place(i))
             })?;
         seen(op, &outputs);

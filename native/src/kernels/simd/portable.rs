@@ -1,0 +1,192 @@
+//! The form of [`Simd`] that any machine has.
+
+use super::Simd;
+use crate::kernels::element::Element;
+use half::{bf16, f16};
+
+/// The form that any machine has; the compiler makes of it what the target allows.
+#[derive(Clone, Copy)]
+pub struct Portable;
+
+const WIDTH: usize = 8;
+
+macro_rules! lanes {
+    (|$i:ident| $value:expr) => {{
+        let mut out = [0f32; WIDTH];
+        for ($i, slot) in out.iter_mut().enumerate() {
+            *slot = $value;
+        }
+        out
+    }};
+}
+
+impl Simd for Portable {
+    type V = [f32; WIDTH];
+    type M = [bool; WIDTH];
+    type Wide = [f64; WIDTH];
+    const LANES: usize = WIDTH;
+
+    #[inline(always)]
+    unsafe fn wide_splat(x: f64) -> Self::Wide {
+        [x; WIDTH]
+    }
+    #[inline(always)]
+    unsafe fn wide_load(from: *const f64) -> Self::Wide {
+        from.cast::<Self::Wide>().read_unaligned()
+    }
+    #[inline(always)]
+    unsafe fn wide_store(to: *mut f64, x: Self::Wide) {
+        to.cast::<Self::Wide>().write_unaligned(x)
+    }
+    #[inline(always)]
+    unsafe fn widen(x: Self::V) -> Self::Wide {
+        x.map(f64::from)
+    }
+    #[inline(always)]
+    unsafe fn narrow(x: Self::Wide) -> Self::V {
+        x.map(|x| x as f32)
+    }
+    #[inline(always)]
+    unsafe fn wide_add(a: Self::Wide, b: Self::Wide) -> Self::Wide {
+        let mut out = a;
+        out.iter_mut().zip(b).for_each(|(a, b)| *a += b);
+        out
+    }
+    #[inline(always)]
+    unsafe fn wide_mul(a: Self::Wide, b: Self::Wide) -> Self::Wide {
+        let mut out = a;
+        out.iter_mut().zip(b).for_each(|(a, b)| *a *= b);
+        out
+    }
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self::V {
+        [x; WIDTH]
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self::V {
+        from.cast::<Self::V>().read_unaligned()
+    }
+    #[inline(always)]
+    unsafe fn store(to: *mut f32, x: Self::V) {
+        to.cast::<Self::V>().write_unaligned(x)
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const u16) -> Self::V {
+        lanes!(|i| bf16::widen(bf16::from_bits(from.add(i).read_unaligned())))
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(to: *mut u16, x: Self::V) {
+        for (i, value) in x.iter().enumerate() {
+            to.add(i).write(bf16::narrow(*value).to_bits());
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(from: *const u16) -> Self::V {
+        lanes!(|i| f16::widen(f16::from_bits(from.add(i).read_unaligned())))
+    }
+    #[inline(always)]
+    unsafe fn load_u8(from: *const u8) -> Self::V {
+        lanes!(|i| f32::from(*from.add(i)))
+    }
+    #[inline(always)]
+    unsafe fn load_u4(from: *const u8) -> Self::V {
+        lanes!(|i| f32::from((*from.add(i / 2) >> (i % 2 * 4)) & 15))
+    }
+    #[inline(always)]
+    unsafe fn store_f16(to: *mut u16, x: Self::V) {
+        for (i, value) in x.iter().enumerate() {
+            to.add(i).write(f16::narrow(*value).to_bits());
+        }
+    }
+    #[inline(always)]
+    unsafe fn add(a: Self::V, b: Self::V) -> Self::V {
+        lanes!(|i| a[i] + b[i])
+    }
+    #[inline(always)]
+    unsafe fn sub(a: Self::V, b: Self::V) -> Self::V {
+        lanes!(|i| a[i] - b[i])
+    }
+    #[inline(always)]
+    unsafe fn mul(a: Self::V, b: Self::V) -> Self::V {
+        lanes!(|i| a[i] * b[i])
+    }
+    #[inline(always)]
+    unsafe fn div(a: Self::V, b: Self::V) -> Self::V {
+        lanes!(|i| a[i] / b[i])
+    }
+    #[inline(always)]
+    unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        // x86-64's baseline has no such instruction, and the C library's function is slow.
+        if cfg!(any(target_arch = "aarch64", target_feature = "fma")) {
+            lanes!(|i| a[i].mul_add(b[i], c[i]))
+        } else {
+            lanes!(|i| a[i] * b[i] + c[i])
+        }
+    }
+    #[inline(always)]
+    unsafe fn max(a: Self::V, b: Self::V) -> Self::V {
+        lanes!(|i| if a[i] > b[i] { a[i] } else { b[i] })
+    }
+    #[inline(always)]
+    unsafe fn min(a: Self::V, b: Self::V) -> Self::V {
+        lanes!(|i| if a[i] < b[i] { a[i] } else { b[i] })
+    }
+    #[inline(always)]
+    unsafe fn sqrt(x: Self::V) -> Self::V {
+        lanes!(|i| x[i].sqrt())
+    }
+    #[inline(always)]
+    unsafe fn round(x: Self::V) -> Self::V {
+        // Adding 1.5·2²³ leaves no room for a fraction. For magnitudes below 2²², which is all that is asked here.
+        lanes!(|i| (x[i] + 12_582_912.0) - 12_582_912.0)
+    }
+    #[inline(always)]
+    unsafe fn scale(x: Self::V, n: Self::V) -> Self::V {
+        lanes!(|i| {
+            let n = n[i] as i32;
+            let half = n >> 1;
+            let power = |n: i32| f32::from_bits(((n + 127) << 23) as u32);
+            x[i] * power(half) * power(n - half)
+        })
+    }
+    #[inline(always)]
+    unsafe fn abs(x: Self::V) -> Self::V {
+        lanes!(|i| x[i].abs())
+    }
+    #[inline(always)]
+    unsafe fn copysign(x: Self::V, sign: Self::V) -> Self::V {
+        lanes!(|i| x[i].copysign(sign[i]))
+    }
+    #[inline(always)]
+    unsafe fn is_nan(x: Self::V) -> Self::M {
+        x.map(f32::is_nan)
+    }
+    #[inline(always)]
+    unsafe fn less(a: Self::V, b: Self::V) -> Self::M {
+        let mut out = [false; WIDTH];
+        for (i, slot) in out.iter_mut().enumerate() {
+            *slot = a[i] < b[i];
+        }
+        out
+    }
+    #[inline(always)]
+    unsafe fn select(mask: Self::M, yes: Self::V, no: Self::V) -> Self::V {
+        lanes!(|i| if mask[i] { yes[i] } else { no[i] })
+    }
+    #[inline(always)]
+    unsafe fn sum(x: Self::V) -> f32 {
+        ((x[0] + x[4]) + (x[1] + x[5])) + ((x[2] + x[6]) + (x[3] + x[7]))
+    }
+    #[inline(always)]
+    unsafe fn largest(x: Self::V) -> f32 {
+        x.iter().fold(x[0], |a, b| if a > *b { a } else { *b })
+    }
+    #[inline(always)]
+    unsafe fn turn(square: &mut [Self::V; 16]) {
+        let from = *square;
+        for (i, row) in square.iter_mut().enumerate().take(WIDTH) {
+            *row = lanes!(|j| from[j][i]);
+        }
+    }
+}
