@@ -90,8 +90,8 @@ defmodule EMLX.MixProject do
           Path.wildcard("docs/adr/0*.md") ++
           ["docs/mlx-quirks.md", "bench/RESULTS.md", "CONTRIBUTING.md", "CHANGELOG.md"],
       assets: %{"bench/results" => "results"},
-      # It names functions of the C++ EMLX.
-      skip_undefined_reference_warnings_on: ["guides/migration.md"],
+      # They name functions of the C++ EMLX.
+      skip_undefined_reference_warnings_on: ["guides/migration.md", "guides/compatibility.md"],
       # Modules that internal pages name and that have no page of their own.
       skip_code_autolink_to: &String.match?(&1, ~r/^EMLX\.(Application|Compiler|Native|Trace)\b/),
       groups_for_extras: [

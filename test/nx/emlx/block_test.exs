@@ -178,7 +178,9 @@ defmodule EMLX.BlockTest do
 
     # Every one of them is run fused and composed, and what was told is checked.
     defp same_block(block, path, fun, tensors, opts \\ []) do
-      same(fun, tensors, opts)
+      # The binary backend of Nx's main branch does not add integers of less than 8 bits. There the path alone is
+      # checked.
+      if same(fun, tensors, opts) == :skipped, do: apply(fun, Enum.map(tensors, &Nx.backend_copy(&1, backend())))
 
       assert {block, path} in for({block, path, _} <- take_blocks(), do: {block, path}),
              "#{inspect(block)} was not #{path}"

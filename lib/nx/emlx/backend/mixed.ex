@@ -40,8 +40,8 @@ defmodule EMLX.Backend.Mixed do
   end
 
   @doc """
-  The type to compute an operation on tensors in whose result is of `type`: that type, f16 for floats of 8 bits, or a wider one that
-  holds all operands. f64 is for the CPU alone.
+  The type to compute an operation on tensors in whose result is of `type`: that type, f16 for floats of 8 bits, or a
+  wider one that holds all operands. f64 is for the CPU alone.
   """
   @spec work_type(Ops.op(), [T.t()], Type.nx_type()) :: Type.nx_type()
   def work_type(op, tensors, type) when is_float_type(type) and elem(type, 1) <= 16 do

@@ -6,8 +6,9 @@ defmodule EMLX.Block.LinAlg do
 
   Where mathematics leaves a choice, the choice is Nx's:
 
-    * `Nx.LinAlg.qr/2` - R has a positive diagonal, except for rows that need no reflection, which keep their sign. The mode
-      `:complete` of a tall matrix is composed: its further columns could be any basis
+    * `Nx.LinAlg.qr/2` - R has a positive diagonal, except for the first rows up to one that needs a reflection, which
+      keep their sign. In Nx a later row that needs no reflection any more keeps its sign, too; here it is positive. The
+      mode `:complete` of a tall matrix is composed: its further columns could be any basis
     * `Nx.LinAlg.eigh/2` - eigenvalues come by falling magnitude (but for rounding), and of each eigenvector the largest component is positive.
       Where an eigenvalue occurs m times, its eigenvectors are the last m unit vectors projected onto its eigenspace and made
       orthonormal in their order; if those projections depend on each other, any orthonormal basis. Nx's are those of the iteration

@@ -180,7 +180,7 @@ defmodule EMLX.Compiler.Walk do
     {result, cache}
   end
 
-  # Nx 0.12 has hooks in tokens, the last one first.
+  # Nx 0.12 and 0.13 have hooks in tokens, the last one first.
   defp node(:token, [token], _out, state, cache) do
     cache =
       List.foldr(token.hooks, cache, fn %{name: name, callback: callback, expr: expr}, cache ->
@@ -197,7 +197,7 @@ defmodule EMLX.Compiler.Walk do
     walk(expr, state, cache)
   end
 
-  # Nx 0.13 has nodes for them, which 0.13.1 calls `io_call`.
+  # Nx's main branch has nodes for them, first called `hook`, then `io_call`.
   defp node(op, [expr, spec, out_template, _ref], _out, state, cache) when op in [:hook, :io_call] do
     {value, cache} = Composite.traverse(expr, cache, &like_node(&1, state, &2))
 

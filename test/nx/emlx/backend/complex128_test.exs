@@ -171,6 +171,9 @@ defmodule EMLX.Backend.Complex128Test do
     agrees(&Nx.exp/1, [z[1..1]])
     agrees(&Nx.abs/1, [z[0..3]])
     for name <- [:asin, :acos], do: assert([%{re: :nan}] = Nx.to_flat_list(apply(Nx, name, [list([c(:infinity, 1)])])))
+    infinite = [c(:infinity, 1), c(:infinity, -1), c(:neg_infinity, 1), c(1, :neg_infinity)]
+    roots = [c(:infinity, 0.0), c(:infinity, -0.0), c(:infinity, :infinity), c(:infinity, :neg_infinity)]
+    assert Nx.to_flat_list(Nx.cbrt(list(infinite))) == roots
     assert Nx.to_flat_list(Nx.divide(list([c(1, 2)]), list([c(:infinity, 1)]))) == [c(0, 0)]
     assert [%{re: :nan, im: :nan}] = Nx.to_flat_list(Nx.divide(list([c(1, 2)]), zero))
   end

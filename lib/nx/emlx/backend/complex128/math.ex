@@ -111,7 +111,12 @@ defmodule EMLX.Backend.Complex128.Math do
 
   def rsqrt(z), do: divide(one(), sqrt(z))
 
-  def cbrt(z), do: polar(Ops.cbrt(abs(z)), over(phase(z), 3.0))
+  @doc "On the positive real axis the imaginary part is 0, also where the number is infinite."
+  def cbrt(z) do
+    angle = over(phase(z), 3.0)
+    {real, imaginary} = polar(Ops.cbrt(abs(z)), angle)
+    {real, pick(Ops.equal(angle, 0.0), angle, imaginary)}
+  end
 
   @doc "z to the power w. 0 to any power but 0 is 0, and what is not finite gives NaN."
   def pow(z, {c, d} = w) do
