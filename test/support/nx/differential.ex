@@ -65,12 +65,12 @@ defmodule EMLX.NxDifferential do
       reduce_min: {@real, any(), :exact, &Nx.reduce_min(&1, axes: [&2]), fn x -> {:each, R.min(x)} end},
       sum: {@real, &summands/2, :summed, &Nx.sum(&1, axes: [&2]), fn x -> {:each, R.sum(R.split(x))} end},
       product: {@real, factors(), :multiplied, &Nx.product(&1, axes: [&2]), fn x -> {:each, product(x)} end},
-      mean: {@real, ones(), :summed, &Nx.mean(&1, axes: [&2]), fn x -> {:each, Reductions.mean(R.f64(x))} end},
-      variance: {@real, ones(), :summed, &Nx.variance(&1, axes: [&2]), fn x -> {:each, variance(x)} end},
+      mean: {@real, &averaged/2, :summed, &Nx.mean(&1, axes: [&2]), fn x -> {:each, Reductions.mean(R.f64(x))} end},
+      variance: {@real, &averaged/2, :summed, &Nx.variance(&1, axes: [&2]), fn x -> {:each, variance(x)} end},
       standard_deviation:
-        {@real, ones(), :summed, &Nx.standard_deviation(&1, axes: [&2]), fn x -> {:each, Ops.sqrt(variance(x))} end},
-      logsumexp:
-        {@floats, fn _, _ -> {-5, 5} end, :summed, &Nx.logsumexp(&1, axes: [&2]), fn x -> {:each, logsumexp(x)} end},
+        {@real, &averaged/2, :summed, &Nx.standard_deviation(&1, axes: [&2]),
+         fn x -> {:each, Ops.sqrt(variance(x))} end},
+      logsumexp: {@floats, &exponents/2, :summed, &Nx.logsumexp(&1, axes: [&2]), fn x -> {:each, logsumexp(x)} end},
       cumulative_sum:
         {@real, &summands/2, :running, &Nx.cumulative_sum(&1, axis: &2), fn x -> {:rows, running(x, :add)} end},
       cumulative_sum_from_behind:
@@ -102,6 +102,11 @@ defmodule EMLX.NxDifferential do
   defp few, do: fn _, _ -> {:few, 5} end
   defp ones, do: fn _, _ -> {0, 2} end
   defp factors, do: fn dtype, _ -> if(dtype in @floats, do: {:sparse, 0.9, 1.1}, else: {:sparse, -2, 3}) end
+  # Nx divides a sum, or takes its logarithm, that it keeps in the type of the tensor: in f16 no more than 65,504.
+  defp averaged(:f16, n), do: {0, 2 * min(1, 30_000 / n)}
+  defp averaged(_, _), do: {0, 2}
+  defp exponents(:f16, n) when n > 100_000, do: {-20, 20}
+  defp exponents(_, _), do: {-5, 5}
   defp summands(dtype, n), do: if(dtype in @floats, do: {0, 2 * min(1, 100 / n)}, else: {-100, 100})
 
   # ---- functions of Nx ----
