@@ -2,7 +2,7 @@
 //! themselves, and then what they came to, so that the error grows with the logarithm of the length. For types and
 //! platforms without a kernel of ours.
 
-use super::compose::constant;
+use super::creation::constant;
 use super::gpu;
 use super::Number;
 use crate::device::Device;

@@ -1,7 +1,7 @@
 //! Functions of f64 that MLX computes to the precision of f32 on the CPU, the only device that has f64: composed from those
 //! that it computes exactly.
 
-use super::compose::constant;
+use super::creation::constant;
 use super::Number;
 use crate::dtype::Dtype;
 use crate::error::Result;

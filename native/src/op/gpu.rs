@@ -1,7 +1,7 @@
 //! What MLX's CUDA kernels lack or misread, so that operations mean the same on every device. Called by [`Op::apply`] and by the
 //! operations themselves. Found by running the golden tests on an H200 with MLX 0.32.2.
 
-use super::{check, compose, window, Inputs, Op, PadMode, Reduction};
+use super::{cast, check, shape, window, Inputs, Op, PadMode, Reduction};
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
@@ -266,7 +266,7 @@ pub fn before_each(
     let value = window::identity(none, mlx::dtype(whole))?;
     let (low, high) = if reverse { (-1, 1) } else { (1, -1) };
     let constant = PadMode::Constant;
-    compose::pad(whole, &value, &[axis], &[low], &[high], constant, s)
+    shape::pad(whole, &value, &[axis], &[low], &[high], constant, s)
 }
 
 /// The largest (smallest) number so far.
@@ -436,7 +436,7 @@ pub fn eye(n: i32, m: i32, k: i32, dtype: Dtype, device: Device, s: &Stream) -> 
 pub fn tri(n: i32, m: i32, k: i32, dtype: Dtype, device: Device, s: &Stream) -> Result<Array> {
     match dtype {
         Dtype::C64 if device == Device::Gpu => {
-            compose::astype(&mlx::tri(n, m, k, Dtype::Bool, s)?, dtype, s)
+            cast::astype(&mlx::tri(n, m, k, Dtype::Bool, s)?, dtype, s)
         }
         _ => mlx::tri(n, m, k, dtype, s),
     }

@@ -1,37 +1,56 @@
-//! The one table of operations. [`Op`] is decoded from the Elixir term and from a file's JSON by derive; [`Op::apply`] builds its
-//! nodes.
-//! An eager call applies one; a program applies many. Nothing else in the crate knows what an operation does.
+//! Operations: the table (table.rs), facts about them (traits.rs), and [`Op::apply`], which builds their nodes. An eager call
+//! applies one; a program applies many. Nothing else in the crate knows what an operation does.
 
+mod arg_reduce;
+mod attention;
 pub mod attributes;
+mod binary;
 mod blocks;
+mod cast;
 mod check;
-mod compose;
+mod conv;
+mod creation;
 mod cuda;
 mod double;
 mod einsum;
+mod fft;
 mod fused;
 mod gpu;
-mod linear;
+mod indexing;
+mod inputs;
+mod integer_matmul;
+mod linalg;
+mod matmul;
+mod norm;
+mod quantized;
 mod reduce;
+mod rope;
+mod scan;
+mod shape;
+mod slicing;
+mod softmax;
+mod sort;
+mod table;
 #[cfg(test)]
 mod tests;
 mod traits;
+mod unary;
+mod values;
 mod window;
 
 use crate::device::Device;
-use crate::dtype::Dtype;
-use crate::error::{Error, Reason, Result};
+use crate::error::{Error, Result};
 use crate::kernels::{self, Reduction as Fold, Scan};
-use crate::mlx::{self, FftNorm, Stream, Vector};
+use crate::mlx::{self, Stream, Vector};
 pub use cuda::decode;
 pub use fused::Products;
 pub use gpu::Crossed;
+pub use inputs::Inputs;
 use mlx_rs::Array;
-use rustler::{NifTaggedEnum, NifUnitEnum, NifUntaggedEnum};
-use serde::{Deserialize, Serialize};
 use smallvec::{smallvec, SmallVec};
-use strum::{IntoStaticStr, VariantNames};
+pub use table::Op;
 pub use traits::{Class, OfElements, View};
+pub use values::{MaskMode, NonFinite, Number, PadMode, QuantMode, Side, Which};
 pub use window::Reduction;
 
 /// What an operation gives: nearly always one array, which then needs no allocation.
@@ -45,925 +64,6 @@ pub struct Applied {
 
 fn one(array: Array) -> Outputs {
     smallvec![array]
-}
-
-/// A number as Elixir writes it; `:nan`, `:infinity` and `:neg_infinity` as Nx does.
-#[derive(Clone, Copy, Debug, PartialEq, NifUntaggedEnum, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum Number {
-    Int(i64),
-    Uint(u64),
-    Float(f64),
-    Complex((f64, f64)),
-    NonFinite(NonFinite),
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, NifUnitEnum, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum NonFinite {
-    Nan,
-    Infinity,
-    NegInfinity,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, NifUnitEnum, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum MaskMode {
-    None,
-    Causal,
-    Array,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, NifUnitEnum, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum PadMode {
-    Constant,
-    Edge,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, NifUnitEnum, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Which {
-    First,
-    Last,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, NifUnitEnum, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Side {
-    Left,
-    Right,
-}
-
-/// The formats of quantized weights that MLX has.
-#[derive(Clone, Copy, Debug, PartialEq, NifUnitEnum, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum QuantMode {
-    Affine,
-    Mxfp4,
-    Mxfp8,
-    Nvfp4,
-}
-
-impl QuantMode {
-    fn name(self) -> &'static str {
-        match self {
-            QuantMode::Affine => "affine",
-            QuantMode::Mxfp4 => "mxfp4",
-            QuantMode::Mxfp8 => "mxfp8",
-            QuantMode::Nvfp4 => "nvfp4",
-        }
-    }
-}
-
-/// Every operation with its attributes. Arrays are not here: they are the inputs, in the order of each variant's comment.
-/// A variant without attributes is an atom in Elixir (`:add`), one with attributes a pair (`{:sum, %{axes: …}}`).
-/// `axes: nil` means all axes; a negative axis counts from the end.
-///
-/// What is true of an operation whatever its arrays are stands in [`traits`].
-#[derive(Clone, Debug, NifTaggedEnum, Serialize, Deserialize, IntoStaticStr, VariantNames)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
-#[strum(serialize_all = "snake_case")]
-pub enum Op {
-    // Elementwise, inputs: a
-    Abs,
-    Negative,
-    Sign,
-    Ceil,
-    Floor,
-    Trunc,
-    Round {
-        decimals: i32,
-    },
-    Exp,
-    Expm1,
-    Log,
-    Log1p,
-    Log2,
-    Log10,
-    Sin,
-    Cos,
-    Tan,
-    Arcsin,
-    Arccos,
-    Arctan,
-    Sinh,
-    Cosh,
-    Tanh,
-    Arcsinh,
-    Arccosh,
-    Arctanh,
-    Erf,
-    Erfc,
-    Erfinv,
-    Sqrt,
-    Rsqrt,
-    Cbrt,
-    Square,
-    Reciprocal,
-    Sigmoid,
-    Degrees,
-    Radians,
-    LogicalNot,
-    BitwiseInvert,
-    PopulationCount,
-    CountLeadingZeros,
-    Isnan,
-    Isinf,
-    Isposinf,
-    Isneginf,
-    Isfinite,
-    Real,
-    Imag,
-    Conjugate,
-    Copy,
-    NanToNum {
-        nan: f32,
-        posinf: Option<f32>,
-        neginf: Option<f32>,
-    },
-    HadamardTransform {
-        scale: Option<f32>,
-    },
-
-    // Elementwise with broadcasting, inputs: a, b
-    Add,
-    Subtract,
-    Multiply,
-    Divide,
-    FloorDivide,
-    /// Quotient rounded toward zero, integers only.
-    Quotient,
-    /// Remainder with the sign of b (Python's).
-    Remainder,
-    /// Remainder with the sign of a (C's, Erlang's).
-    Fmod,
-    Power,
-    Maximum,
-    Minimum,
-    Arctan2,
-    Logaddexp,
-    Equal,
-    NotEqual,
-    Less,
-    LessEqual,
-    Greater,
-    GreaterEqual,
-    LogicalAnd,
-    LogicalOr,
-    LogicalXor,
-    BitwiseAnd,
-    BitwiseOr,
-    BitwiseXor,
-    LeftShift,
-    RightShift,
-    /// Outputs: floor quotient, remainder.
-    Divmod,
-    Isclose {
-        rtol: f64,
-        atol: f64,
-        equal_nan: bool,
-    },
-    Allclose {
-        rtol: f64,
-        atol: f64,
-        equal_nan: bool,
-    },
-    ArrayEqual {
-        equal_nan: bool,
-    },
-
-    // Types, inputs: a
-    Astype {
-        dtype: Dtype,
-    },
-    /// The same bits read as another type; the last axis grows or shrinks with the size.
-    View {
-        dtype: Dtype,
-    },
-    /// To 8-bit floats (E4M3), as u8.
-    ToFp8,
-    FromFp8 {
-        dtype: Dtype,
-    },
-
-    // Reductions, inputs: a
-    Sum {
-        axes: Option<Vec<i32>>,
-        keepdims: bool,
-    },
-    Prod {
-        axes: Option<Vec<i32>>,
-        keepdims: bool,
-    },
-    Max {
-        axes: Option<Vec<i32>>,
-        keepdims: bool,
-    },
-    Min {
-        axes: Option<Vec<i32>>,
-        keepdims: bool,
-    },
-    All {
-        axes: Option<Vec<i32>>,
-        keepdims: bool,
-    },
-    Any {
-        axes: Option<Vec<i32>>,
-        keepdims: bool,
-    },
-    Mean {
-        axes: Option<Vec<i32>>,
-        keepdims: bool,
-    },
-    Median {
-        axes: Option<Vec<i32>>,
-        keepdims: bool,
-    },
-    Var {
-        axes: Option<Vec<i32>>,
-        keepdims: bool,
-        ddof: i32,
-    },
-    Std {
-        axes: Option<Vec<i32>>,
-        keepdims: bool,
-        ddof: i32,
-    },
-    Logsumexp {
-        axes: Option<Vec<i32>>,
-        keepdims: bool,
-    },
-    Softmax {
-        axes: Option<Vec<i32>>,
-        precise: bool,
-    },
-    /// The first of equals; NaN, of which `nan` says which one, before all. `axis: nil` looks at the flattened array.
-    Argmax {
-        axis: Option<i32>,
-        keepdims: bool,
-        nan: Which,
-    },
-    Argmin {
-        axis: Option<i32>,
-        keepdims: bool,
-        nan: Which,
-    },
-    Cumsum {
-        axis: i32,
-        reverse: bool,
-        inclusive: bool,
-    },
-    Cumprod {
-        axis: i32,
-        reverse: bool,
-        inclusive: bool,
-    },
-    Cummax {
-        axis: i32,
-        reverse: bool,
-        inclusive: bool,
-    },
-    Cummin {
-        axis: i32,
-        reverse: bool,
-        inclusive: bool,
-    },
-    Logcumsumexp {
-        axis: i32,
-        reverse: bool,
-        inclusive: bool,
-    },
-
-    // Order, inputs: a
-    Sort {
-        axis: i32,
-    },
-    /// Stable.
-    Argsort {
-        axis: i32,
-    },
-    Partition {
-        kth: i32,
-        axis: i32,
-    },
-    Argpartition {
-        kth: i32,
-        axis: i32,
-    },
-    /// The k largest, in no order.
-    Topk {
-        k: i32,
-        axis: i32,
-    },
-    /// Inputs: sorted (one axis), values.
-    Searchsorted {
-        side: Side,
-    },
-
-    // Shapes, inputs: a
-    Reshape {
-        shape: Vec<i32>,
-    },
-    Flatten {
-        start_axis: i32,
-        end_axis: i32,
-    },
-    Unflatten {
-        axis: i32,
-        shape: Vec<i32>,
-    },
-    Squeeze {
-        axes: Vec<i32>,
-    },
-    ExpandDims {
-        axes: Vec<i32>,
-    },
-    Transpose {
-        axes: Vec<i32>,
-    },
-    Swapaxes {
-        axis1: i32,
-        axis2: i32,
-    },
-    Moveaxis {
-        source: i32,
-        destination: i32,
-    },
-    BroadcastTo {
-        shape: Vec<i32>,
-    },
-    /// Inputs: any number of arrays.
-    Concatenate {
-        axis: i32,
-    },
-    /// Inputs: any number of arrays.
-    Stack {
-        axis: i32,
-    },
-    /// Outputs: one more than there are indices.
-    Split {
-        indices: Vec<i32>,
-        axis: i32,
-    },
-    Repeat {
-        repeats: i32,
-        axis: i32,
-    },
-    Tile {
-        repetitions: Vec<i32>,
-    },
-    Flip {
-        axes: Vec<i32>,
-    },
-    Roll {
-        shift: Vec<i32>,
-        axes: Vec<i32>,
-    },
-    /// Inputs: a, value. Negative widths crop.
-    Pad {
-        axes: Vec<i32>,
-        low: Vec<i32>,
-        high: Vec<i32>,
-        mode: PadMode,
-    },
-    /// Inputs: a, value. `interior[i]` values between neighbours.
-    PadInterior {
-        low: Vec<i32>,
-        high: Vec<i32>,
-        interior: Vec<i32>,
-    },
-    AsStrided {
-        shape: Vec<i32>,
-        strides: Vec<i64>,
-        offset: u64,
-    },
-    Contiguous,
-    Diag {
-        k: i32,
-    },
-    Diagonal {
-        offset: i32,
-        axis1: i32,
-        axis2: i32,
-    },
-    Tril {
-        k: i32,
-    },
-    Triu {
-        k: i32,
-    },
-    Trace {
-        offset: i32,
-        axis1: i32,
-        axis2: i32,
-    },
-
-    // Parts
-    /// Inputs: a.
-    Slice {
-        start: Vec<i32>,
-        stop: Vec<i32>,
-        strides: Vec<i32>,
-    },
-    /// Inputs: a, update.
-    SliceUpdate {
-        start: Vec<i32>,
-        stop: Vec<i32>,
-        strides: Vec<i32>,
-    },
-    SliceUpdateAdd {
-        start: Vec<i32>,
-        stop: Vec<i32>,
-        strides: Vec<i32>,
-    },
-    SliceUpdateMax {
-        start: Vec<i32>,
-        stop: Vec<i32>,
-        strides: Vec<i32>,
-    },
-    SliceUpdateMin {
-        start: Vec<i32>,
-        stop: Vec<i32>,
-        strides: Vec<i32>,
-    },
-    SliceUpdateProd {
-        start: Vec<i32>,
-        stop: Vec<i32>,
-        strides: Vec<i32>,
-    },
-    /// Inputs: a, start (one integer an axis); starts are clamped so that the slice fits.
-    SliceDynamic {
-        axes: Vec<i32>,
-        sizes: Vec<i32>,
-    },
-    /// Inputs: a, update, start; starts are clamped so that the update fits.
-    SliceUpdateDynamic {
-        axes: Vec<i32>,
-    },
-    /// Inputs: a, indices. Indices out of range are clamped, negative ones count from the end.
-    Take {
-        axis: i32,
-    },
-    TakeAlongAxis {
-        axis: i32,
-    },
-    /// Inputs: a, indices, values.
-    PutAlongAxis {
-        axis: i32,
-    },
-    ScatterAddAxis {
-        axis: i32,
-    },
-    /// Inputs: a, then one index array an axis of `axes`. Indices out of range are clamped.
-    Gather {
-        axes: Vec<i32>,
-        slice_sizes: Vec<i32>,
-    },
-    /// Inputs: a, updates, then one index array an axis of `axes`. Updates out of range are dropped.
-    Scatter {
-        axes: Vec<i32>,
-    },
-    ScatterAdd {
-        axes: Vec<i32>,
-    },
-    ScatterMax {
-        axes: Vec<i32>,
-    },
-    ScatterMin {
-        axes: Vec<i32>,
-    },
-    ScatterProd {
-        axes: Vec<i32>,
-    },
-    /// Inputs: a, mask, values.
-    MaskedScatter,
-    /// Inputs: condition, a, b.
-    Where,
-    /// Inputs: a, low or nil, high or nil.
-    Clip,
-
-    // Products
-    /// Inputs: a, b.
-    Matmul,
-    /// Inputs: c, a, b; alpha·(a·b) + beta·c.
-    Addmm {
-        alpha: f32,
-        beta: f32,
-    },
-    Tensordot {
-        axes_a: Vec<i32>,
-        axes_b: Vec<i32>,
-    },
-    /// Inputs: any number of arrays.
-    Einsum {
-        subscripts: String,
-    },
-    Inner,
-    Outer,
-    Kron,
-    Vecdot {
-        axis: i32,
-    },
-    /// Inputs: a, b, lhs_indices or nil, rhs_indices or nil.
-    GatherMm {
-        sorted: bool,
-    },
-
-    // Convolutions and windows. Layout: batch, space…, channels; weights: out, space…, in / groups.
-    /// Inputs: a, weight.
-    Conv {
-        stride: Vec<i32>,
-        padding_low: Vec<i32>,
-        padding_high: Vec<i32>,
-        kernel_dilation: Vec<i32>,
-        input_dilation: Vec<i32>,
-        groups: i32,
-        flip: bool,
-    },
-    ConvTranspose {
-        stride: Vec<i32>,
-        padding: Vec<i32>,
-        dilation: Vec<i32>,
-        output_padding: Vec<i32>,
-        groups: i32,
-    },
-    /// Inputs: a. One entry an axis of a.
-    WindowReduce {
-        reduction: Reduction,
-        window: Vec<i32>,
-        strides: Vec<i32>,
-        padding_low: Vec<i32>,
-        padding_high: Vec<i32>,
-        dilation: Vec<i32>,
-    },
-    /// Inputs: a, source, init. Adds each source element at its window's first maximum (minimum).
-    WindowScatter {
-        reduction: Reduction,
-        window: Vec<i32>,
-        strides: Vec<i32>,
-        padding_low: Vec<i32>,
-        padding_high: Vec<i32>,
-    },
-    /// Inputs: a. All windows as an array: output axes, then window axes.
-    WindowView {
-        window: Vec<i32>,
-        strides: Vec<i32>,
-        dilation: Vec<i32>,
-    },
-
-    // Spectra, inputs: a
-    Fft {
-        sizes: Vec<i32>,
-        axes: Vec<i32>,
-        norm: FftNorm,
-    },
-    Ifft {
-        sizes: Vec<i32>,
-        axes: Vec<i32>,
-        norm: FftNorm,
-    },
-    Rfft {
-        sizes: Vec<i32>,
-        axes: Vec<i32>,
-        norm: FftNorm,
-    },
-    Irfft {
-        sizes: Vec<i32>,
-        axes: Vec<i32>,
-        norm: FftNorm,
-    },
-    Fftshift {
-        axes: Vec<i32>,
-    },
-    Ifftshift {
-        axes: Vec<i32>,
-    },
-
-    // Linear algebra on the last two axes, inputs: a. On the CPU also where the arrays are the GPU's.
-    Cholesky {
-        upper: bool,
-    },
-    CholeskyInv {
-        upper: bool,
-    },
-    /// Outputs: q, r.
-    Qr,
-    /// Outputs: u, s, vt; only s without `compute_uv`.
-    Svd {
-        compute_uv: bool,
-    },
-    /// Outputs: eigenvalues, eigenvectors.
-    Eigh {
-        upper: bool,
-    },
-    Eigvalsh {
-        upper: bool,
-    },
-    Eig,
-    Eigvals,
-    /// Outputs: row order, l, u.
-    Lu,
-    /// Outputs: packed lu, pivots.
-    LuFactor,
-    Inv,
-    TriInv {
-        upper: bool,
-    },
-    Pinv,
-    Det,
-    /// Outputs: sign, logarithm of the absolute determinant.
-    Slogdet,
-    /// Inputs: a, b.
-    Solve,
-    SolveTriangular {
-        upper: bool,
-    },
-    Cross {
-        axis: i32,
-    },
-
-    // Random numbers
-    /// Inputs: none.
-    RandomKey {
-        seed: u64,
-    },
-    /// Inputs: key.
-    RandomSplit {
-        num: i32,
-    },
-    RandomBits {
-        shape: Vec<i32>,
-        width: i32,
-    },
-    /// Inputs: low, high, key.
-    RandomUniform {
-        shape: Vec<i32>,
-        dtype: Dtype,
-    },
-    /// Inputs: key.
-    RandomNormal {
-        shape: Vec<i32>,
-        dtype: Dtype,
-        loc: f32,
-        scale: f32,
-    },
-    /// Inputs: low, high, key.
-    RandomRandint {
-        shape: Vec<i32>,
-        dtype: Dtype,
-    },
-    /// Inputs: p, key.
-    RandomBernoulli {
-        shape: Vec<i32>,
-    },
-    /// Inputs: low, high, key.
-    RandomTruncatedNormal {
-        shape: Vec<i32>,
-        dtype: Dtype,
-    },
-    /// Inputs: key.
-    RandomGumbel {
-        shape: Vec<i32>,
-        dtype: Dtype,
-    },
-    RandomLaplace {
-        shape: Vec<i32>,
-        dtype: Dtype,
-        loc: f32,
-        scale: f32,
-    },
-    /// Inputs: logits, key.
-    RandomCategorical {
-        axis: i32,
-        shape: Vec<i32>,
-    },
-    /// Inputs: a, key.
-    RandomPermutation {
-        axis: i32,
-    },
-
-    // Creation, inputs: none (Full: value)
-    Constant {
-        value: Number,
-        dtype: Dtype,
-    },
-    Full {
-        shape: Vec<i32>,
-        dtype: Dtype,
-    },
-    Zeros {
-        shape: Vec<i32>,
-        dtype: Dtype,
-    },
-    Ones {
-        shape: Vec<i32>,
-        dtype: Dtype,
-    },
-    Arange {
-        start: f64,
-        stop: f64,
-        step: f64,
-        dtype: Dtype,
-    },
-    Linspace {
-        start: f64,
-        stop: f64,
-        num: i32,
-        dtype: Dtype,
-    },
-    /// Counts along one axis; `axis: nil` counts the elements in row-major order.
-    Iota {
-        shape: Vec<i32>,
-        axis: Option<i32>,
-        dtype: Dtype,
-    },
-    Eye {
-        n: i32,
-        m: i32,
-        k: i32,
-        dtype: Dtype,
-    },
-    Tri {
-        n: i32,
-        m: i32,
-        k: i32,
-        dtype: Dtype,
-    },
-
-    // Fused
-    /// Inputs: x, weight or nil.
-    RmsNorm {
-        eps: f64,
-    },
-    /// Inputs: x, weight or nil, bias or nil.
-    LayerNorm {
-        eps: f64,
-    },
-    /// Inputs: x, offset (scalar or one a batch row), freqs or nil (then `base` is given).
-    Rope {
-        dims: i32,
-        traditional: bool,
-        base: Option<f32>,
-        scale: f32,
-    },
-    /// Inputs: q, k, v, mask or nil, sinks or nil.
-    ScaledDotProductAttention {
-        scale: f32,
-        mask: MaskMode,
-    },
-    /// Products of one x. Inputs: x {…, k}, the weight of an RMS norm of x or nil, what is added to the only product {…, n} or nil, then
-    /// matrices {k, n}. Outputs {rows, n}: one for each matrix; where `gated`, silu of the first product times the second. A `shape` is
-    /// that of the only output.
-    Products {
-        eps: Option<f64>,
-        gated: bool,
-        shape: Option<Vec<i32>>,
-    },
-    /// [`Op::Products`] with quantized matrices (mode affine), three inputs each: words {n, k · bits / 32}, scales and biases
-    /// {n, k / group_size}.
-    QuantizedProducts {
-        eps: Option<f64>,
-        gated: bool,
-        shape: Option<Vec<i32>>,
-        bits: i32,
-        group_size: i32,
-    },
-    /// What attention takes of one row a position. Inputs: q, k, v {rows, heads * size}, offsets {rows}, the weights of the RMS norms of heads
-    /// of q and of k or nil, freqs or nil (then `base` is given). Outputs {…lead, heads, size}, q and k normed and turned, and
-    /// heads of k and v `repeat` times each; `lead` multiplies to the rows.
-    RopeHeads {
-        lead: Vec<i32>,
-        size: i32,
-        repeat: i32,
-        eps: Option<f64>,
-        base: Option<f32>,
-        scale: f32,
-    },
-    /// Attention of one position on a cache. Inputs: q {batch, 1, heads, size}, k, v {batch, length, kv_heads, size}, a mask of booleans
-    /// {batch | 1, heads | 1, 1, length} or nil. The output has the elements of {batch, 1, heads, size} in `shape`.
-    CacheAttention {
-        scale: f32,
-        shape: Vec<i32>,
-    },
-    /// Inputs: logits, targets.
-    CrossEntropy,
-
-    // Quantized
-    /// Inputs: w, global_scale or nil. Outputs: packed w, scales, and biases in mode affine.
-    Quantize {
-        group_size: Option<i32>,
-        bits: Option<i32>,
-        mode: QuantMode,
-    },
-    /// Inputs: w, scales, biases or nil, global_scale or nil.
-    Dequantize {
-        group_size: Option<i32>,
-        bits: Option<i32>,
-        mode: QuantMode,
-        dtype: Option<Dtype>,
-    },
-    /// Inputs: x, w, scales, biases or nil.
-    QuantizedMatmul {
-        transpose: bool,
-        group_size: Option<i32>,
-        bits: Option<i32>,
-        mode: QuantMode,
-    },
-    /// Inputs: x, w, scales or nil, global_scale_x or nil, global_scale_w or nil.
-    Qqmm {
-        group_size: Option<i32>,
-        bits: Option<i32>,
-        mode: QuantMode,
-    },
-    /// Inputs: x, w, scales, biases or nil, lhs_indices or nil, rhs_indices or nil.
-    GatherQmm {
-        transpose: bool,
-        group_size: Option<i32>,
-        bits: Option<i32>,
-        mode: QuantMode,
-        sorted: bool,
-    },
-}
-
-/// The arrays of one call, asked for by position.
-pub struct Inputs<'a>(pub &'a [Option<&'a Array>]);
-
-impl<'a> Inputs<'a> {
-    fn arity(&self, expected: usize) -> Result<()> {
-        if self.0.len() == expected {
-            return Ok(());
-        }
-        Err(Reason::Arity {
-            expected: expected.to_string(),
-            found: self.0.len(),
-        }
-        .into())
-    }
-
-    fn required(&self, position: usize) -> Result<&'a Array> {
-        self.0[position].ok_or_else(|| {
-            Reason::BadTerm {
-                position,
-                expected: "an array",
-                found: "nil".into(),
-            }
-            .into()
-        })
-    }
-
-    /// Exactly N arrays, none of them nil.
-    fn exactly<const N: usize>(&self) -> Result<[&'a Array; N]> {
-        self.arity(N)?;
-        let mut arrays = [None; N];
-        for (i, slot) in arrays.iter_mut().enumerate() {
-            *slot = Some(self.required(i)?);
-        }
-        Ok(arrays.map(|array| array.expect("filled above")))
-    }
-
-    /// N arrays, then M that may be nil.
-    fn with_optional<const N: usize, const M: usize>(
-        &self,
-    ) -> Result<([&'a Array; N], [Option<&'a Array>; M])> {
-        self.arity(N + M)?;
-        let mut optional = [None; M];
-        optional.copy_from_slice(&self.0[N..]);
-        Ok((Inputs(&self.0[..N]).exactly()?, optional))
-    }
-
-    /// N arrays, M that may be nil, and at least one array more.
-    #[allow(clippy::type_complexity)]
-    fn with_optional_and_more<const N: usize, const M: usize>(
-        &self,
-    ) -> Result<([&'a Array; N], [Option<&'a Array>; M], Vec<&'a Array>)> {
-        if self.0.len() <= N + M {
-            return Err(Reason::Arity {
-                expected: format!("at least {}", N + M + 1),
-                found: self.0.len(),
-            }
-            .into());
-        }
-        let (fixed, more) = self.0.split_at(N + M);
-        let ([], more) = Inputs(more).and_more()?;
-        let (arrays, optional) = Inputs(fixed).with_optional()?;
-        Ok((arrays, optional, more))
-    }
-
-    /// N arrays, then at least one more.
-    fn and_more<const N: usize>(&self) -> Result<([&'a Array; N], Vec<&'a Array>)> {
-        if self.0.len() <= N {
-            return Err(Reason::Arity {
-                expected: format!("at least {}", N + 1),
-                found: self.0.len(),
-            }
-            .into());
-        }
-        let more = (N..self.0.len())
-            .map(|i| self.required(i))
-            .collect::<Result<_>>()?;
-        Ok((Inputs(&self.0[..N]).exactly()?, more))
-    }
 }
 
 /// The axes asked for, or all of them.
@@ -1067,7 +167,7 @@ impl Op {
                 let [a] = inputs.exactly()?;
                 let axes = axes_of(a, $axes)?;
                 let reduce = |a: &Array| $f(a, &axes, *$keepdims, s);
-                compose::total(a, &axes, *$keepdims, $of_none, s, reduce).map(one)
+                reduce::total(a, &axes, *$keepdims, $of_none, s, reduce).map(one)
             }};
         }
         // One that adds up, or multiplies.
@@ -1076,7 +176,7 @@ impl Op {
                 let [a] = inputs.exactly()?;
                 let axes = axes_of(a, $axes)?;
                 let reduce = |a: &Array| reduce::reduce($fold, a, &axes, *$keepdims, device, s);
-                compose::total(a, &axes, *$keepdims, $of_none, s, reduce).map(one)
+                reduce::total(a, &axes, *$keepdims, $of_none, s, reduce).map(one)
             }};
         }
         // One axis, which must be there.
@@ -1088,7 +188,7 @@ impl Op {
                 if a.size() == 0 {
                     return mlx::share(a).map(one);
                 }
-                compose::in_single(a, device, s, |a| $f(a, axis, $($arg,)* s)).map(one)
+                cast::in_single(a, device, s, |a| $f(a, axis, $($arg,)* s)).map(one)
             }};
         }
         macro_rules! scan {
@@ -1098,7 +198,7 @@ impl Op {
                 if a.size() == 0 {
                     return mlx::share(a).map(one);
                 }
-                reduce::scan($scan, a, axis, *$reverse, *$inclusive, device, s).map(one)
+                scan::scan($scan, a, axis, *$reverse, *$inclusive, device, s).map(one)
             }};
         }
         // Matrices that are not empty.
@@ -1129,16 +229,16 @@ impl Op {
         macro_rules! transform {
             ($f:path, $sizes:expr, $axes:expr, $norm:expr) => {{
                 let [a] = inputs.exactly()?;
-                let axes = compose::transform_axes(a, $sizes, $axes)?;
+                let axes = fft::transform_axes(a, $sizes, $axes)?;
                 let is_half = matches!(self, Op::Irfft { .. });
-                let a = compose::fit_spectrum(a, $sizes, &axes, is_half, s)?;
+                let a = fft::fit_spectrum(a, $sizes, &axes, is_half, s)?;
                 $f(&a, $sizes, &axes, *$norm, s).map(one)
             }};
         }
         macro_rules! scatter {
             ($f:path, $axes:expr) => {{
                 let ([a, updates], indices) = inputs.and_more()?;
-                compose::scatter(a, updates, &indices, $axes, $f, s).map(one)
+                indexing::scatter(a, updates, &indices, $axes, $f, s).map(one)
             }};
         }
         macro_rules! keyed {
@@ -1164,7 +264,7 @@ impl Op {
             Op::Trunc => unary!(mlx::trunc),
             Op::Round { decimals } => unary!(double::round, *decimals),
             Op::Exp => unary!(double::either, double::exp, mlx::exp),
-            Op::Expm1 => unary!(compose::expm1),
+            Op::Expm1 => unary!(unary::expm1),
             Op::Log => unary!(mlx::log),
             Op::Log1p => unary!(mlx::log1p),
             Op::Log2 => unary!(mlx::log2),
@@ -1182,20 +282,20 @@ impl Op {
             Op::Arccosh => unary!(mlx::arccosh),
             Op::Arctanh => unary!(mlx::arctanh),
             Op::Erf => unary!(double::either, double::erf, mlx::erf),
-            Op::Erfc => unary!(double::either, double::erfc, compose::erfc),
+            Op::Erfc => unary!(double::either, double::erfc, unary::erfc),
             Op::Erfinv => unary!(double::either, double::erfinv, mlx::erfinv),
             Op::Sqrt => unary!(mlx::sqrt),
             Op::Rsqrt => unary!(mlx::rsqrt),
-            Op::Cbrt => unary!(compose::cbrt),
+            Op::Cbrt => unary!(unary::cbrt),
             Op::Square => unary!(mlx::square),
             Op::Reciprocal => unary!(mlx::reciprocal),
-            Op::Sigmoid => unary!(double::either, double::sigmoid, compose::sigmoid),
+            Op::Sigmoid => unary!(double::either, double::sigmoid, unary::sigmoid),
             Op::Degrees => unary!(mlx::degrees),
             Op::Radians => unary!(mlx::radians),
-            Op::LogicalNot => unary!(compose::logical_not),
+            Op::LogicalNot => unary!(unary::logical_not),
             Op::BitwiseInvert => unary!(mlx::bitwise_invert),
-            Op::PopulationCount => unary!(compose::population_count),
-            Op::CountLeadingZeros => unary!(compose::count_leading_zeros),
+            Op::PopulationCount => unary!(unary::population_count),
+            Op::CountLeadingZeros => unary!(unary::count_leading_zeros),
             Op::Isnan => unary!(mlx::isnan),
             Op::Isinf => unary!(mlx::isinf),
             Op::Isposinf => unary!(mlx::isposinf),
@@ -1210,16 +310,16 @@ impl Op {
                 posinf,
                 neginf,
             } => unary!(mlx::nan_to_num, *nan, *posinf, *neginf),
-            Op::HadamardTransform { scale } => unary!(compose::hadamard_transform, *scale),
+            Op::HadamardTransform { scale } => unary!(fft::hadamard_transform, *scale),
 
             Op::Add => binary!(mlx::add),
             Op::Subtract => binary!(mlx::subtract),
             Op::Multiply => binary!(mlx::multiply),
             Op::Divide => binary!(mlx::divide),
-            Op::FloorDivide => binary!(compose::floor_divide),
-            Op::Quotient => binary!(compose::quotient),
-            Op::Remainder => binary!(compose::remainder),
-            Op::Fmod => binary!(compose::fmod),
+            Op::FloorDivide => binary!(binary::floor_divide),
+            Op::Quotient => binary!(binary::quotient),
+            Op::Remainder => binary!(binary::remainder),
+            Op::Fmod => binary!(binary::fmod),
             Op::Power => binary!(mlx::power),
             Op::Maximum => binary!(mlx::maximum),
             Op::Minimum => binary!(mlx::minimum),
@@ -1231,19 +331,19 @@ impl Op {
             Op::LessEqual => binary!(mlx::less_equal),
             Op::Greater => binary!(mlx::greater),
             Op::GreaterEqual => binary!(mlx::greater_equal),
-            Op::LogicalAnd => binary!(compose::logical_and),
-            Op::LogicalOr => binary!(compose::logical_or),
-            Op::LogicalXor => binary!(compose::logical_xor),
+            Op::LogicalAnd => binary!(binary::logical_and),
+            Op::LogicalOr => binary!(binary::logical_or),
+            Op::LogicalXor => binary!(binary::logical_xor),
             Op::BitwiseAnd => binary!(mlx::bitwise_and),
             Op::BitwiseOr => binary!(mlx::bitwise_or),
-            Op::BitwiseXor => binary!(compose::bitwise_xor),
-            Op::LeftShift => binary!(compose::left_shift),
-            Op::RightShift => binary!(compose::right_shift),
+            Op::BitwiseXor => binary!(binary::bitwise_xor),
+            Op::LeftShift => binary!(binary::left_shift),
+            Op::RightShift => binary!(binary::right_shift),
             Op::Divmod => {
                 let [a, b] = inputs.exactly()?;
                 Ok(smallvec![
-                    compose::floor_divide(a, b, s)?,
-                    compose::remainder(a, b, s)?,
+                    binary::floor_divide(a, b, s)?,
+                    binary::remainder(a, b, s)?,
                 ])
             }
             Op::Isclose {
@@ -1258,17 +358,17 @@ impl Op {
             } => binary!(mlx::allclose, *rtol, *atol, *equal_nan),
             Op::ArrayEqual { equal_nan } => binary!(mlx::array_equal, *equal_nan),
 
-            Op::Astype { dtype } => unary!(compose::astype, *dtype),
+            Op::Astype { dtype } => unary!(cast::astype, *dtype),
             Op::View { dtype } => unary!(mlx::view, *dtype),
-            Op::ToFp8 => unary!(compose::to_fp8),
+            Op::ToFp8 => unary!(cast::to_fp8),
             Op::FromFp8 { dtype } => unary!(mlx::from_fp8, *dtype),
 
             Op::Sum { axes, keepdims } => fold!(0.0, Fold::Sum, axes, keepdims),
             Op::Prod { axes, keepdims } => fold!(1.0, Fold::Product, axes, keepdims),
             Op::Max { axes, keepdims } => reduce!(mlx::max, axes, *keepdims),
             Op::Min { axes, keepdims } => reduce!(mlx::min, axes, *keepdims),
-            Op::All { axes, keepdims } => total!(1.0, compose::all, axes, keepdims),
-            Op::Any { axes, keepdims } => total!(0.0, compose::any, axes, keepdims),
+            Op::All { axes, keepdims } => total!(1.0, reduce::all, axes, keepdims),
+            Op::Any { axes, keepdims } => total!(0.0, reduce::any, axes, keepdims),
             Op::Mean { axes, keepdims } => fold!(f64::NAN, Fold::Mean, axes, keepdims),
             Op::Median { axes, keepdims } => reduce!(gpu::median, axes, *keepdims, device),
             Op::Var {
@@ -1286,17 +386,17 @@ impl Op {
                 let axes = axes_of(a, axes)?;
                 reduce::logsumexp(a, &axes, *keepdims, device, s).map(one)
             }
-            Op::Softmax { axes, precise } => reduce!(linear::softmax, axes, *precise, device),
+            Op::Softmax { axes, precise } => reduce!(softmax::softmax, axes, *precise, device),
             Op::Argmax {
                 axis,
                 keepdims,
                 nan,
-            } => unary!(compose::arg_reduce, *axis, *keepdims, *nan, mlx::argmax),
+            } => unary!(arg_reduce::arg_reduce, *axis, *keepdims, *nan, mlx::argmax),
             Op::Argmin {
                 axis,
                 keepdims,
                 nan,
-            } => unary!(compose::arg_reduce, *axis, *keepdims, *nan, mlx::argmin),
+            } => unary!(arg_reduce::arg_reduce, *axis, *keepdims, *nan, mlx::argmin),
             Op::Cumsum {
                 axis,
                 reverse,
@@ -1338,22 +438,22 @@ impl Op {
             } => scan!(Scan::LogSum, axis, reverse, inclusive),
 
             Op::Sort { axis } => along!(gpu::sort, *axis, device),
-            Op::Argsort { axis } => unary!(compose::argsort, *axis, device),
+            Op::Argsort { axis } => unary!(sort::argsort, *axis, device),
             Op::Partition { kth, axis } => {
-                unary!(compose::partition, *kth, *axis, mlx::partition, device)
+                unary!(sort::partition, *kth, *axis, mlx::partition, device)
             }
             Op::Argpartition { kth, axis } => {
-                unary!(compose::partition, *kth, *axis, mlx::argpartition, device)
+                unary!(sort::partition, *kth, *axis, mlx::argpartition, device)
             }
-            Op::Topk { k, axis } => unary!(compose::topk, *k, *axis, device),
-            Op::Searchsorted { side } => binary!(compose::searchsorted, *side),
+            Op::Topk { k, axis } => unary!(sort::topk, *k, *axis, device),
+            Op::Searchsorted { side } => binary!(sort::searchsorted, *side),
 
-            Op::Reshape { shape } => unary!(compose::reshape, shape),
+            Op::Reshape { shape } => unary!(shape::reshape, shape),
             Op::Flatten {
                 start_axis,
                 end_axis,
             } => unary!(mlx::flatten, *start_axis, *end_axis),
-            Op::Unflatten { axis, shape } => unary!(compose::unflatten, *axis, shape),
+            Op::Unflatten { axis, shape } => unary!(shape::unflatten, *axis, shape),
             Op::Squeeze { axes } => {
                 let [a] = inputs.exactly()?;
                 mlx::squeeze(a, &check::axes(a, axes)?, s).map(one)
@@ -1388,7 +488,7 @@ impl Op {
             }
             Op::Split { indices, axis } => {
                 let [a] = inputs.exactly()?;
-                compose::split(a, indices, *axis, s).map(Outputs::from_vec)
+                shape::split(a, indices, *axis, s).map(Outputs::from_vec)
             }
             Op::Repeat { repeats, axis } => {
                 let [a] = inputs.exactly()?;
@@ -1402,39 +502,39 @@ impl Op {
                 let flipped = mlx::flip(a, &check::axes(a, axes)?, s)?;
                 gpu::without_negative_strides(flipped, true, device, s).map(one)
             }
-            Op::Roll { shift, axes } => unary!(compose::roll, shift, axes),
+            Op::Roll { shift, axes } => unary!(shape::roll, shift, axes),
             Op::Pad {
                 axes,
                 low,
                 high,
                 mode,
-            } => binary!(compose::pad, axes, low, high, *mode),
+            } => binary!(shape::pad, axes, low, high, *mode),
             Op::PadInterior {
                 low,
                 high,
                 interior,
-            } => binary!(compose::pad_interior, low, high, interior),
+            } => binary!(shape::pad_interior, low, high, interior),
             Op::AsStrided {
                 shape,
                 strides,
                 offset,
-            } => unary!(compose::as_strided, shape, strides, *offset),
+            } => unary!(shape::as_strided, shape, strides, *offset),
             Op::Contiguous => unary!(mlx::contiguous, false),
-            Op::Diag { k } => unary!(compose::diag, *k),
+            Op::Diag { k } => unary!(shape::diag, *k),
             Op::Diagonal {
                 offset,
                 axis1,
                 axis2,
-            } => unary!(compose::diagonal, *offset, *axis1, *axis2),
-            Op::Tril { k } => unary!(compose::triangle, *k, mlx::tril),
-            Op::Triu { k } => unary!(compose::triangle, *k, mlx::triu),
+            } => unary!(shape::diagonal, *offset, *axis1, *axis2),
+            Op::Tril { k } => unary!(shape::triangle, *k, mlx::tril),
+            Op::Triu { k } => unary!(shape::triangle, *k, mlx::triu),
             Op::Trace {
                 offset,
                 axis1,
                 axis2,
             } => {
                 let [a] = inputs.exactly()?;
-                let diagonal = compose::diagonal(a, *offset, *axis1, *axis2, s)?;
+                let diagonal = shape::diagonal(a, *offset, *axis1, *axis2, s)?;
                 let last = [diagonal.ndim() as i32 - 1];
                 reduce::sum(&diagonal, &last, false, device, s).map(one)
             }
@@ -1476,51 +576,51 @@ impl Op {
                 strides,
             } => sliced!(mlx::slice_update_prod, start, stop, strides),
             Op::SliceDynamic { axes, sizes } => {
-                binary!(compose::slice_dynamic, axes, sizes, device)
+                binary!(slicing::slice_dynamic, axes, sizes, device)
             }
             Op::SliceUpdateDynamic { axes } => {
-                ternary!(compose::slice_update_dynamic, axes, device)
+                ternary!(slicing::slice_update_dynamic, axes, device)
             }
-            Op::Take { axis } => binary!(compose::take, *axis),
-            Op::TakeAlongAxis { axis } => binary!(compose::take_along_axis, *axis),
-            Op::PutAlongAxis { axis } => ternary!(compose::put_along_axis, *axis),
-            Op::ScatterAddAxis { axis } => ternary!(compose::scatter_add_axis, *axis, device),
+            Op::Take { axis } => binary!(indexing::take, *axis),
+            Op::TakeAlongAxis { axis } => binary!(indexing::take_along_axis, *axis),
+            Op::PutAlongAxis { axis } => ternary!(indexing::put_along_axis, *axis),
+            Op::ScatterAddAxis { axis } => ternary!(indexing::scatter_add_axis, *axis, device),
             Op::Gather { axes, slice_sizes } => {
                 let ([a], indices) = inputs.and_more()?;
-                compose::gather(a, &indices, axes, slice_sizes, s).map(one)
+                indexing::gather(a, &indices, axes, slice_sizes, s).map(one)
             }
             Op::Scatter { axes } => scatter!(mlx::scatter, axes),
             Op::ScatterAdd { axes } => {
                 let ([a, updates], indices) = inputs.and_more()?;
-                compose::scatter_add(a, updates, &indices, axes, device, s).map(one)
+                indexing::scatter_add(a, updates, &indices, axes, device, s).map(one)
             }
             Op::ScatterMax { axes } => scatter!(mlx::scatter_max, axes),
             Op::ScatterMin { axes } => scatter!(mlx::scatter_min, axes),
             Op::ScatterProd { axes } => {
                 let ([a, updates], indices) = inputs.and_more()?;
-                compose::scatter_prod(a, updates, &indices, axes, s).map(one)
+                indexing::scatter_prod(a, updates, &indices, axes, s).map(one)
             }
-            Op::MaskedScatter => ternary!(compose::masked_scatter),
+            Op::MaskedScatter => ternary!(indexing::masked_scatter),
             Op::Where => ternary!(mlx::where_),
             Op::Clip => {
                 let ([a], [low, high]) = inputs.with_optional()?;
                 mlx::clip(a, low, high, s).map(one)
             }
 
-            Op::Matmul => binary!(linear::matmul, device),
-            Op::Addmm { alpha, beta } => ternary!(linear::addmm, *alpha, *beta, device),
-            Op::Tensordot { axes_a, axes_b } => binary!(linear::tensordot, axes_a, axes_b, device),
+            Op::Matmul => binary!(matmul::matmul, device),
+            Op::Addmm { alpha, beta } => ternary!(matmul::addmm, *alpha, *beta, device),
+            Op::Tensordot { axes_a, axes_b } => binary!(matmul::tensordot, axes_a, axes_b, device),
             Op::Einsum { subscripts } => {
                 let ([], operands) = inputs.and_more()?;
                 einsum::einsum(subscripts, &operands, device, s).map(one)
             }
-            Op::Inner => binary!(linear::inner, device),
+            Op::Inner => binary!(matmul::inner, device),
             Op::Outer => binary!(mlx::outer),
             Op::Kron => binary!(mlx::kron),
-            Op::Vecdot { axis } => binary!(linear::vecdot, *axis, device),
+            Op::Vecdot { axis } => binary!(matmul::vecdot, *axis, device),
             Op::GatherMm { sorted } => {
                 let ([a, b], [lhs, rhs]) = inputs.with_optional()?;
-                linear::gather_mm(a, b, lhs, rhs, *sorted, device, s).map(one)
+                matmul::gather_mm(a, b, lhs, rhs, *sorted, device, s).map(one)
             }
 
             Op::Conv {
@@ -1532,7 +632,7 @@ impl Op {
                 groups,
                 flip,
             } => binary!(
-                linear::conv,
+                conv::conv,
                 stride,
                 padding_low,
                 padding_high,
@@ -1549,7 +649,7 @@ impl Op {
                 output_padding,
                 groups,
             } => binary!(
-                linear::conv_transpose,
+                conv::conv_transpose,
                 stride,
                 padding,
                 dilation,
@@ -1603,35 +703,35 @@ impl Op {
             Op::Ifft { sizes, axes, norm } => transform!(mlx::ifft, sizes, axes, norm),
             Op::Rfft { sizes, axes, norm } => transform!(mlx::rfft, sizes, axes, norm),
             Op::Irfft { sizes, axes, norm } => transform!(mlx::irfft, sizes, axes, norm),
-            Op::Fftshift { axes } => unary!(compose::shift_spectrum, axes, mlx::fftshift),
-            Op::Ifftshift { axes } => unary!(compose::shift_spectrum, axes, mlx::ifftshift),
+            Op::Fftshift { axes } => unary!(fft::shift_spectrum, axes, mlx::fftshift),
+            Op::Ifftshift { axes } => unary!(fft::shift_spectrum, axes, mlx::ifftshift),
 
             Op::Cholesky { upper } => single!(check::square, mlx::cholesky, *upper),
             Op::CholeskyInv { upper } => single!(check::square, mlx::cholesky_inv, *upper),
             Op::Qr => several!(check::matrix, mlx::qr),
-            Op::Svd { compute_uv } => several!(check::matrix, linear::svd, *compute_uv),
-            Op::Eigh { upper } => several!(check::square, linear::eigh, *upper),
-            Op::Eigvalsh { upper } => several!(check::square, linear::eigvalsh, *upper),
-            Op::Eig => several!(check::square, linear::eig),
-            Op::Eigvals => several!(check::square, linear::eigvals),
-            Op::Lu => several!(check::matrix, linear::lu),
-            Op::LuFactor => several!(check::matrix, linear::lu_factor),
+            Op::Svd { compute_uv } => several!(check::matrix, linalg::svd, *compute_uv),
+            Op::Eigh { upper } => several!(check::square, linalg::eigh, *upper),
+            Op::Eigvalsh { upper } => several!(check::square, linalg::eigvalsh, *upper),
+            Op::Eig => several!(check::square, linalg::eig),
+            Op::Eigvals => several!(check::square, linalg::eigvals),
+            Op::Lu => several!(check::matrix, linalg::lu),
+            Op::LuFactor => several!(check::matrix, linalg::lu_factor),
             Op::Inv => single!(check::square, mlx::inv),
             Op::TriInv { upper } => single!(check::square, mlx::tri_inv, *upper),
-            Op::Pinv => several!(check::matrix, linear::pinv),
-            Op::Det => several!(check::square, linear::det),
-            Op::Slogdet => several!(check::square, linear::slogdet),
+            Op::Pinv => several!(check::matrix, linalg::pinv),
+            Op::Det => several!(check::square, linalg::det),
+            Op::Slogdet => several!(check::square, linalg::slogdet),
             Op::Solve => {
                 let [a, b] = inputs.exactly()?;
-                linear::check_system(a, b)?;
-                linear::solve(a, b, s).map(one)
+                linalg::check_system(a, b)?;
+                linalg::solve(a, b, s).map(one)
             }
             Op::SolveTriangular { upper } => {
                 let [a, b] = inputs.exactly()?;
-                linear::check_system(a, b)?;
-                linear::solve_triangular(a, b, *upper, s).map(one)
+                linalg::check_system(a, b)?;
+                linalg::solve_triangular(a, b, *upper, s).map(one)
             }
-            Op::Cross { axis } => binary!(compose::cross, *axis),
+            Op::Cross { axis } => binary!(matmul::cross, *axis),
 
             Op::RandomKey { seed } => created!(mlx::random_key(*seed)),
             Op::RandomSplit { num } => {
@@ -1717,7 +817,7 @@ impl Op {
                 mlx::random_permutation(a, *axis, Some(key), s).map(one)
             }
 
-            Op::Constant { value, dtype } => created!(compose::constant(*value, *dtype)),
+            Op::Constant { value, dtype } => created!(creation::constant(*value, *dtype)),
             Op::Full { shape, dtype } => {
                 let [value] = inputs.exactly()?;
                 mlx::full(check::shape(shape)?, value, *dtype, s).map(one)
@@ -1729,7 +829,7 @@ impl Op {
                 stop,
                 step,
                 dtype,
-            } => created!(compose::arange(*start, *stop, *step, *dtype, s)),
+            } => created!(creation::arange(*start, *stop, *step, *dtype, s)),
             Op::Linspace {
                 start,
                 stop,
@@ -1737,10 +837,10 @@ impl Op {
                 dtype,
             } => {
                 check::at_least("num", *num, 0)?;
-                created!(compose::linspace(*start, *stop, *num, *dtype, s))
+                created!(creation::linspace(*start, *stop, *num, *dtype, s))
             }
             Op::Iota { shape, axis, dtype } => {
-                created!(compose::iota(check::shape(shape)?, *axis, *dtype, s))
+                created!(creation::iota(check::shape(shape)?, *axis, *dtype, s))
             }
             Op::Eye { n, m, k, dtype } => {
                 let k = check::matrix_size(*n, *m, *k, *dtype)?;
@@ -1753,11 +853,11 @@ impl Op {
 
             Op::RmsNorm { eps } => {
                 let ([x], [weight]) = inputs.with_optional()?;
-                linear::rms_norm(x, weight, *eps, device, s).map(one)
+                norm::rms_norm(x, weight, *eps, device, s).map(one)
             }
             Op::LayerNorm { eps } => {
                 let ([x], [weight, bias]) = inputs.with_optional()?;
-                linear::layer_norm(x, weight, bias, *eps, device, s).map(one)
+                norm::layer_norm(x, weight, bias, *eps, device, s).map(one)
             }
             Op::Rope {
                 dims,
@@ -1766,7 +866,7 @@ impl Op {
                 scale,
             } => {
                 let ([x, offset], [freqs]) = inputs.with_optional()?;
-                linear::rope(
+                rope::rope(
                     x,
                     *dims,
                     *traditional,
@@ -1797,9 +897,9 @@ impl Op {
             }
             Op::ScaledDotProductAttention { scale, mask: mode } => {
                 let ([q, k, v], [mask, sinks]) = inputs.with_optional()?;
-                linear::attention(q, k, v, mask, sinks, *scale, *mode, device, s).map(one)
+                attention::attention(q, k, v, mask, sinks, *scale, *mode, device, s).map(one)
             }
-            Op::CrossEntropy => binary!(linear::cross_entropy, device),
+            Op::CrossEntropy => binary!(softmax::cross_entropy, device),
 
             Op::Quantize {
                 group_size,
@@ -1844,13 +944,13 @@ impl Op {
                     let (group, bits) = (*group_size, *bits);
                     let weights = [w, scales];
                     if let Some(own) =
-                        linear::quantized_product(x, weights, biases, group, bits, device, s)
+                        quantized::quantized_product(x, weights, biases, group, bits, device, s)
                     {
                         return own.map(one);
                     }
                 }
                 gpu::of_rows(x, device, s, |x| {
-                    compose::quantized_in_single(
+                    quantized::quantized_in_single(
                         x,
                         scales,
                         biases,
@@ -1880,7 +980,7 @@ impl Op {
             } => {
                 let ([x, w], [scales, scale_x, scale_w]) = inputs.with_optional()?;
                 check::packing(*group_size, *bits)?;
-                compose::in_single(x, device, s, |x| {
+                cast::in_single(x, device, s, |x| {
                     mlx::qqmm(
                         x,
                         w,
@@ -1904,8 +1004,8 @@ impl Op {
             } => {
                 let ([x, w, scales], [biases, lhs, rhs]) = inputs.with_optional()?;
                 check::packing(*group_size, *bits)?;
-                let (lhs, rhs) = linear::matrix_indices(x, w, lhs, rhs, s)?;
-                compose::quantized_in_single(x, scales, biases, device, s, |x, scales, biases| {
+                let (lhs, rhs) = matmul::matrix_indices(x, w, lhs, rhs, s)?;
+                quantized::quantized_in_single(x, scales, biases, device, s, |x, scales, biases| {
                     mlx::gather_qmm(
                         x,
                         w,

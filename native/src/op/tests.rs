@@ -2,6 +2,9 @@
 
 use super::*;
 use crate::device::Device;
+use crate::dtype::Dtype;
+use crate::error::Reason;
+use strum::VariantNames;
 
 fn run(op: Op, inputs: &[&Array]) -> Result<Outputs> {
     mlx::init();

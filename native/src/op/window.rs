@@ -1,7 +1,7 @@
 //! Sliding windows: reductions over them, their gradients, and all of them as an array.
 
-use super::compose::{self, constant};
-use super::{check, Number, PadMode};
+use super::creation::{self, constant};
+use super::{check, indexing, shape, Number, PadMode};
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
@@ -74,7 +74,7 @@ impl Windows<'_> {
         {
             return mlx::share(a);
         }
-        compose::pad(
+        shape::pad(
             a,
             value,
             &self.axes(),
@@ -328,7 +328,7 @@ pub fn scatter(
     };
     let chosen = mlx::reshape(&chosen, &[count, 1], s)?;
     // Each window's elements by their place in the padded array, chosen from by the same position.
-    let places = compose::iota(padded.shape(), None, Dtype::S32, s)?;
+    let places = creation::iota(padded.shape(), None, Dtype::S32, s)?;
     let places = view(
         &places,
         windows.window,
@@ -343,10 +343,10 @@ pub fn scatter(
     let out_dtype = mlx::dtype(source);
     let init = mlx::astype(init, out_dtype, s)?;
     let canvas = mlx::full(&[padded.size() as i32], &init, out_dtype, s)?;
-    let summed = compose::add_at(&canvas, source, &place, device, s)?;
+    let summed = indexing::add_at(&canvas, source, &place, device, s)?;
     let summed = mlx::reshape(&summed, padded.shape(), s)?;
     let negative = |widths: &[i32]| widths.iter().map(|width| -width).collect::<Vec<_>>();
-    compose::pad(
+    shape::pad(
         &summed,
         &init,
         &windows.axes(),

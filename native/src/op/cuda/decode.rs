@@ -1,5 +1,5 @@
 //! Kernels for a few rows, which is what a model is given for each token that it generates. There a kernel takes less time than launching it,
-//! so each does what several operations of MLX's do, and reads matrices and caches as they lie. Called by `linear.rs`; None
+//! so each does what several operations of MLX's do, and reads matrices and caches as they lie. Called by `fused.rs`; None
 //! stands for cases that are left to MLX. bench/RESULTS.md has the figures.
 
 use super::first;

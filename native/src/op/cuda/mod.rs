@@ -1,5 +1,5 @@
 //! Kernels of our own for CUDA, where MLX's take longer than copying does: layer_norm reads each row once and keeps it in registers, the
-//! rotation turns several heads by one sine and cosine. Called by the fused kernels in `linear.rs`; None stands for cases that are
+//! rotation turns several heads by one sine and cosine. Called by `norm.rs` and `rope.rs`; None stands for cases that are
 //! left to MLX. `mix emlx.bench kernels` has the figures.
 
 #[macro_use]

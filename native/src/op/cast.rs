@@ -1,0 +1,77 @@
+//! Types: casts, what two types promote to, and computing in a wider type.
+
+use super::creation::int;
+use crate::device::Device;
+use crate::dtype::Dtype;
+use crate::error::Result;
+use crate::mlx::{self, Stream};
+use mlx_rs::Array;
+
+/// The type that MLX promotes two types to.
+pub fn promoted_type(left: Dtype, right: Dtype, s: &Stream) -> Result<Dtype> {
+    if left == right {
+        return Ok(left);
+    }
+    // MLX's own promotion, asked for by an operation on scalars of the two types.
+    let both = mlx::maximum(&mlx::zeros(&[], left, s)?, &mlx::zeros(&[], right, s)?, s)?;
+    Ok(mlx::dtype(&both))
+}
+
+/// Both arrays in the type that MLX promotes them to.
+pub fn promoted(a: &Array, b: &Array, s: &Stream) -> Result<(Array, Array)> {
+    let dtype = promoted_type(mlx::dtype(a), mlx::dtype(b), s)?;
+    Ok((mlx::astype(a, dtype, s)?, mlx::astype(b, dtype, s)?))
+}
+
+/// Whether each element is not zero. MLX's change of type looks at the real part alone.
+pub fn truth(a: &Array, s: &Stream) -> Result<Array> {
+    match mlx::dtype(a) {
+        Dtype::C64 => mlx::not_equal(a, &int(0, Dtype::C64)?, s),
+        _ => mlx::astype(a, Dtype::Bool, s),
+    }
+}
+
+pub fn astype(a: &Array, dtype: Dtype, s: &Stream) -> Result<Array> {
+    match dtype {
+        Dtype::Bool => truth(a, s),
+        // On CUDA a boolean would be the imaginary part as well.
+        Dtype::C64 if mlx::dtype(a) == Dtype::Bool => {
+            mlx::astype(&mlx::astype(a, Dtype::F32, s)?, dtype, s)
+        }
+        _ => mlx::astype(a, dtype, s),
+    }
+}
+
+/// In f32 for 16-bit floats on the CPU, where MLX adds them up in their own width and so loses most of a long sum.
+pub fn in_single(
+    a: &Array,
+    device: Device,
+    s: &Stream,
+    compute: impl Fn(&Array) -> Result<Array>,
+) -> Result<Array> {
+    let dtype = mlx::dtype(a);
+    if device != Device::Cpu || !dtype.is_half() {
+        return compute(a);
+    }
+    let out = compute(&mlx::astype(a, Dtype::F32, s)?)?;
+    match mlx::dtype(&out) {
+        Dtype::F32 => mlx::astype(&out, dtype, s),
+        _ => Ok(out),
+    }
+}
+
+/// To 8-bit floats. MLX's kernel takes f64 for what it is not.
+pub fn to_fp8(a: &Array, s: &Stream) -> Result<Array> {
+    match mlx::dtype(a) {
+        Dtype::F64 => mlx::to_fp8(&mlx::astype(a, Dtype::F32, s)?, s),
+        _ => mlx::to_fp8(a, s),
+    }
+}
+
+/// Booleans as the integers that they are counted in.
+pub fn integral(a: &Array, s: &Stream) -> Result<Array> {
+    match mlx::dtype(a) {
+        Dtype::Bool => mlx::astype(a, Dtype::S32, s),
+        _ => mlx::share(a),
+    }
+}
