@@ -1,4 +1,4 @@
-//! The place of the largest or smallest element.
+//! The place of the largest or smallest element. Called by reduce.rs.
 
 use super::creation::int;
 use super::{check, creation, Which};

@@ -1,4 +1,4 @@
-//! Scaled dot-product attention.
+//! Scaled dot-product attention. Called by fused.rs.
 
 use super::{check, matmul, MaskMode};
 use crate::device::Device;

@@ -1,11 +1,65 @@
-//! Functions of two arrays, broadcast together, that MLX lacks or has with other semantics: logic, bits, integer division.
+//! Functions of two arrays, broadcast together. Logic, bits and the division of integers mean what NumPy and Nx have them
+//! mean.
+//! Called by [`Op::apply`] for operations of [`Class::Binary`](super::Class::Binary).
 
-use super::cast;
 use super::creation::{float, int};
+use super::{cast, double, one, Inputs, OfElements, Op, Outputs};
+use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
+use crate::kernels;
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
+use smallvec::smallvec;
+
+/// Builds an operation of the class.
+pub fn apply(op: &Op, inputs: &Inputs, device: Device, s: &Stream) -> Result<Outputs> {
+    if let Some(OfElements::Binary(pair)) = op.of_elements() {
+        let [a, b] = inputs.exactly()?;
+        if let Some(output) = kernels::binary(pair, a, b, device, s)? {
+            return Ok(one(output));
+        }
+    }
+    match op {
+        Op::Add => inputs.binary(s, mlx::add),
+        Op::Subtract => inputs.binary(s, mlx::subtract),
+        Op::Multiply => inputs.binary(s, mlx::multiply),
+        Op::Divide => inputs.binary(s, mlx::divide),
+        Op::FloorDivide => inputs.binary(s, floor_divide),
+        Op::Quotient => inputs.binary(s, quotient),
+        Op::Remainder => inputs.binary(s, remainder),
+        Op::Fmod => inputs.binary(s, fmod),
+        Op::Power => inputs.binary(s, mlx::power),
+        Op::Maximum => inputs.binary(s, mlx::maximum),
+        Op::Minimum => inputs.binary(s, mlx::minimum),
+        Op::Arctan2 => inputs.binary(s, mlx::arctan2),
+        Op::Logaddexp => inputs.binary(s, double::logaddexp),
+        Op::Equal => inputs.binary(s, mlx::equal),
+        Op::NotEqual => inputs.binary(s, mlx::not_equal),
+        Op::Less => inputs.binary(s, mlx::less),
+        Op::LessEqual => inputs.binary(s, mlx::less_equal),
+        Op::Greater => inputs.binary(s, mlx::greater),
+        Op::GreaterEqual => inputs.binary(s, mlx::greater_equal),
+        Op::LogicalAnd => inputs.binary(s, logical_and),
+        Op::LogicalOr => inputs.binary(s, logical_or),
+        Op::LogicalXor => inputs.binary(s, logical_xor),
+        Op::BitwiseAnd => inputs.binary(s, mlx::bitwise_and),
+        Op::BitwiseOr => inputs.binary(s, mlx::bitwise_or),
+        Op::BitwiseXor => inputs.binary(s, bitwise_xor),
+        Op::LeftShift => inputs.binary(s, left_shift),
+        Op::RightShift => inputs.binary(s, right_shift),
+        Op::Divmod => {
+            let [a, b] = inputs.exactly()?;
+            Ok(smallvec![floor_divide(a, b, s)?, remainder(a, b, s)?,])
+        }
+        Op::Isclose {
+            rtol,
+            atol,
+            equal_nan,
+        } => inputs.binary(s, |a, b, s| mlx::isclose(a, b, *rtol, *atol, *equal_nan, s)),
+        _ => Err(super::no_case(op)),
+    }
+}
 
 pub fn logical_xor(a: &Array, b: &Array, s: &Stream) -> Result<Array> {
     mlx::not_equal(&cast::truth(a, s)?, &cast::truth(b, s)?, s)

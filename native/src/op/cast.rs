@@ -1,11 +1,23 @@
-//! Types: casts, what two types promote to, and computing in a wider type.
+//! Casts. Other families take from here what two types promote to, and computing in a wider type.
+//! Called by [`Op::apply`] for operations of [`Class::Cast`](super::Class::Cast).
 
 use super::creation::int;
+use super::{Inputs, Op, Outputs};
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
+
+/// Builds an operation of the class.
+pub fn apply(op: &Op, inputs: &Inputs, s: &Stream) -> Result<Outputs> {
+    match op {
+        Op::Astype { dtype } => inputs.unary(s, |a, s| astype(a, *dtype, s)),
+        Op::ToFp8 => inputs.unary(s, to_fp8),
+        Op::FromFp8 { dtype } => inputs.unary(s, |a, s| mlx::from_fp8(a, *dtype, s)),
+        _ => Err(super::no_case(op)),
+    }
+}
 
 /// The type that MLX promotes two types to.
 pub fn promoted_type(left: Dtype, right: Dtype, s: &Stream) -> Result<Dtype> {

@@ -23,6 +23,14 @@ pub fn axes(array: &Array, list: &[i32]) -> Result<Vec<i32>> {
     distinct(list, array.ndim(), || format!("shape {:?}", array.shape()))
 }
 
+/// The axes asked for, or all of them.
+pub fn axes_or_all(array: &Array, list: &Option<Vec<i32>>) -> Result<Vec<i32>> {
+    match list {
+        Some(list) => axes(array, list),
+        None => Ok((0..array.ndim() as i32).collect()),
+    }
+}
+
 /// Axes of a result of `rank` axes, for operations that add some.
 pub fn new_axes(list: &[i32], rank: usize) -> Result<Vec<i32>> {
     distinct(list, rank, || format!("a result of {rank} axes"))

@@ -1,4 +1,4 @@
-//! Convolutions.
+//! Convolutions, where MLX lacks a type, a padding or a dilation. Called by window.rs.
 
 use super::{gpu, shape, window};
 use crate::device::Device;

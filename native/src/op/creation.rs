@@ -1,11 +1,54 @@
-//! Arrays made of attributes alone: constants, counts, and the scalars that other operations are composed with.
+//! Arrays made of attributes alone. Other families take from here the scalars that they compose with.
+//! Called by [`Op::apply`] for operations of [`Class::Creation`](super::Class::Creation).
 
-use super::{binary, cast, check, NonFinite, Number};
+use super::{binary, cast, check, gpu, one, Inputs, NonFinite, Number, Op, Outputs};
+use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::mlx::{self, Stream};
 use half::{bf16, f16};
 use mlx_rs::Array;
+
+/// Builds an operation of the class.
+pub fn apply(op: &Op, inputs: &Inputs, device: Device, s: &Stream) -> Result<Outputs> {
+    if !matches!(op, Op::Full { .. }) {
+        inputs.arity(0)?;
+    }
+    match op {
+        Op::Constant { value, dtype } => constant(*value, *dtype).map(one),
+        Op::Full { shape, dtype } => {
+            let [value] = inputs.exactly()?;
+            mlx::full(check::shape(shape)?, value, *dtype, s).map(one)
+        }
+        Op::Zeros { shape, dtype } => mlx::zeros(check::shape(shape)?, *dtype, s).map(one),
+        Op::Ones { shape, dtype } => mlx::ones(check::shape(shape)?, *dtype, s).map(one),
+        Op::Arange {
+            start,
+            stop,
+            step,
+            dtype,
+        } => arange(*start, *stop, *step, *dtype, s).map(one),
+        Op::Linspace {
+            start,
+            stop,
+            num,
+            dtype,
+        } => {
+            check::at_least("num", *num, 0)?;
+            linspace(*start, *stop, *num, *dtype, s).map(one)
+        }
+        Op::Iota { shape, axis, dtype } => iota(check::shape(shape)?, *axis, *dtype, s).map(one),
+        Op::Eye { n, m, k, dtype } => {
+            let k = check::matrix_size(*n, *m, *k, *dtype)?;
+            gpu::eye(*n, *m, k, *dtype, device, s).map(one)
+        }
+        Op::Tri { n, m, k, dtype } => {
+            let k = check::matrix_size(*n, *m, *k, *dtype)?;
+            gpu::tri(*n, *m, k, *dtype, device, s).map(one)
+        }
+        _ => Err(super::no_case(op)),
+    }
+}
 
 /// A scalar from a number, without a detour through a type that could not hold it.
 pub fn constant(value: Number, dtype: Dtype) -> Result<Array> {

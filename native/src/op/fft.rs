@@ -1,11 +1,51 @@
 //! Fourier and Hadamard transforms, with the checks and the padding that MLX leaves to its caller.
+//! Called by [`Op::apply`] for operations of [`Class::Spectrum`](super::Class::Spectrum).
 
 use super::creation::int;
-use super::{check, shape, PadMode};
+use super::{check, one, shape, Inputs, Op, Outputs, PadMode};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
+
+/// Builds an operation of the class.
+pub fn apply(op: &Op, inputs: &Inputs, s: &Stream) -> Result<Outputs> {
+    let is_half = matches!(op, Op::Irfft { .. });
+    match op {
+        Op::HadamardTransform { scale } => inputs.unary(s, |a, s| hadamard_transform(a, *scale, s)),
+        Op::Fft { sizes, axes, norm } => transform(inputs, sizes, axes, is_half, s, |a, axes| {
+            mlx::fft(a, sizes, axes, *norm, s)
+        }),
+        Op::Ifft { sizes, axes, norm } => transform(inputs, sizes, axes, is_half, s, |a, axes| {
+            mlx::ifft(a, sizes, axes, *norm, s)
+        }),
+        Op::Rfft { sizes, axes, norm } => transform(inputs, sizes, axes, is_half, s, |a, axes| {
+            mlx::rfft(a, sizes, axes, *norm, s)
+        }),
+        Op::Irfft { sizes, axes, norm } => transform(inputs, sizes, axes, is_half, s, |a, axes| {
+            mlx::irfft(a, sizes, axes, *norm, s)
+        }),
+        Op::Fftshift { axes } => inputs.unary(s, |a, s| shift_spectrum(a, axes, mlx::fftshift, s)),
+        Op::Ifftshift { axes } => {
+            inputs.unary(s, |a, s| shift_spectrum(a, axes, mlx::ifftshift, s))
+        }
+        _ => Err(super::no_case(op)),
+    }
+}
+
+/// The output of a Fourier transform of one array, cut or filled up to its sizes.
+fn transform(
+    inputs: &Inputs,
+    sizes: &[i32],
+    axes: &[i32],
+    is_half: bool,
+    s: &Stream,
+    f: impl FnOnce(&Array, &[i32]) -> Result<Array>,
+) -> Result<Outputs> {
+    let [a] = inputs.exactly()?;
+    let axes = transform_axes(a, sizes, axes)?;
+    f(&fit_spectrum(a, sizes, &axes, is_half, s)?, &axes).map(one)
+}
 
 /// The Hadamard transform. MLX refuses f64 and complex numbers only when it computes.
 pub fn hadamard_transform(a: &Array, scale: Option<f32>, s: &Stream) -> Result<Array> {

@@ -1,14 +1,51 @@
-//! Gather, scatter, take and their kin. Indices that are out of range are clamped or dropped here: MLX reads and
-//! writes wherever they point.
+//! Gather, scatter, take and their kin. Indices that are out of range are clamped or dropped here: MLX reads and writes
+//! wherever they point.
+//! Called by [`Op::apply`] for operations of [`Class::Index`](super::Class::Index).
 
 use super::creation::int;
-use super::{check, shape};
+use super::{check, one, shape, Inputs, Op, Outputs};
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::kernels;
 use crate::mlx::{self, Stream, Vector};
 use mlx_rs::Array;
+
+/// Builds an operation of the class.
+pub fn apply(op: &Op, inputs: &Inputs, device: Device, s: &Stream) -> Result<Outputs> {
+    match op {
+        Op::Take { axis } => inputs.binary(s, |a, b, s| take(a, b, *axis, s)),
+        Op::TakeAlongAxis { axis } => inputs.binary(s, |a, b, s| take_along_axis(a, b, *axis, s)),
+        Op::PutAlongAxis { axis } => {
+            inputs.ternary(s, |a, b, c, s| put_along_axis(a, b, c, *axis, s))
+        }
+        Op::ScatterAddAxis { axis } => {
+            inputs.ternary(s, |a, b, c, s| scatter_add_axis(a, b, c, *axis, device, s))
+        }
+        Op::Gather { axes, slice_sizes } => {
+            let ([a], indices) = inputs.and_more()?;
+            gather(a, &indices, axes, slice_sizes, s).map(one)
+        }
+        Op::Scatter { axes } => scattered(inputs, axes, s, mlx::scatter),
+        Op::ScatterAdd { axes } => {
+            let ([a, updates], indices) = inputs.and_more()?;
+            scatter_add(a, updates, &indices, axes, device, s).map(one)
+        }
+        Op::ScatterMax { axes } => scattered(inputs, axes, s, mlx::scatter_max),
+        Op::ScatterMin { axes } => scattered(inputs, axes, s, mlx::scatter_min),
+        Op::ScatterProd { axes } => {
+            let ([a, updates], indices) = inputs.and_more()?;
+            scatter_prod(a, updates, &indices, axes, s).map(one)
+        }
+        Op::MaskedScatter => inputs.ternary(s, masked_scatter),
+        _ => Err(super::no_case(op)),
+    }
+}
+
+fn scattered(inputs: &Inputs, axes: &[i32], s: &Stream, f: Scatter) -> Result<Outputs> {
+    let ([a, updates], indices) = inputs.and_more()?;
+    scatter(a, updates, &indices, axes, f, s).map(one)
+}
 
 pub fn check_index_type(index: &Array) -> Result<()> {
     let dtype = mlx::dtype(index);

@@ -1,6 +1,8 @@
 //! The arrays of one call, as [`Op::apply`](super::Op::apply) hands them to each operation.
 
+use super::{check, one, Outputs};
 use crate::error::{Reason, Result};
+use crate::mlx::{self, Stream};
 use mlx_rs::Array;
 
 /// The arrays of one call, asked for by position.
@@ -80,5 +82,60 @@ impl<'a> Inputs<'a> {
             .map(|i| self.required(i))
             .collect::<Result<_>>()?;
         Ok((Inputs(&self.0[..N]).exactly()?, more))
+    }
+
+    /// The output of a function of one array.
+    pub fn unary(
+        &self,
+        s: &Stream,
+        f: impl FnOnce(&Array, &Stream) -> Result<Array>,
+    ) -> Result<Outputs> {
+        let [a] = self.exactly()?;
+        f(a, s).map(one)
+    }
+
+    /// The output of a function of two arrays.
+    pub fn binary(
+        &self,
+        s: &Stream,
+        f: impl FnOnce(&Array, &Array, &Stream) -> Result<Array>,
+    ) -> Result<Outputs> {
+        let [a, b] = self.exactly()?;
+        f(a, b, s).map(one)
+    }
+
+    /// The output of a function of three arrays.
+    pub fn ternary(
+        &self,
+        s: &Stream,
+        f: impl FnOnce(&Array, &Array, &Array, &Stream) -> Result<Array>,
+    ) -> Result<Outputs> {
+        let [a, b, c] = self.exactly()?;
+        f(a, b, c, s).map(one)
+    }
+
+    /// The output of a function of one array over the axes asked for, or all of them.
+    pub fn over(
+        &self,
+        axes: &Option<Vec<i32>>,
+        f: impl FnOnce(&Array, &[i32]) -> Result<Array>,
+    ) -> Result<Outputs> {
+        let [a] = self.exactly()?;
+        f(a, &check::axes_or_all(a, axes)?).map(one)
+    }
+
+    /// The output of a function of one array along an axis. MLX divides by the length of the axis, so an array without
+    /// elements is returned as it is.
+    pub fn along(
+        &self,
+        axis: i32,
+        f: impl FnOnce(&Array, i32) -> Result<Array>,
+    ) -> Result<Outputs> {
+        let [a] = self.exactly()?;
+        let axis = check::axis(a, axis)? as i32;
+        match a.size() {
+            0 => mlx::share(a).map(one),
+            _ => f(a, axis).map(one),
+        }
     }
 }

@@ -1,11 +1,52 @@
 //! Factorizations and linear systems. LAPACK is kept from arguments on which it ends the process.
+//! Called by [`Op::apply`] for operations of [`Class::LinearAlgebra`](super::Class::LinearAlgebra).
 
 use super::creation::constant;
-use super::{check, double, shape, Number};
+use super::{check, double, one, shape, Inputs, Number, Op, Outputs};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::mlx::{self, Stream, Vector};
 use mlx_rs::Array;
+
+/// Builds an operation of the class.
+pub fn apply(op: &Op, inputs: &Inputs, s: &Stream) -> Result<Outputs> {
+    let matrix = || {
+        let [a] = inputs.exactly()?;
+        check::matrix(a).map(|()| a)
+    };
+    let square = || {
+        let [a] = inputs.exactly()?;
+        check::square(a).map(|()| a)
+    };
+    match op {
+        Op::Cholesky { upper } => mlx::cholesky(square()?, *upper, s).map(one),
+        Op::CholeskyInv { upper } => mlx::cholesky_inv(square()?, *upper, s).map(one),
+        Op::Qr => mlx::qr(matrix()?, s).map(Outputs::from_vec),
+        Op::Svd { compute_uv } => svd(matrix()?, *compute_uv, s).map(Outputs::from_vec),
+        Op::Eigh { upper } => eigh(square()?, *upper, s).map(Outputs::from_vec),
+        Op::Eigvalsh { upper } => eigvalsh(square()?, *upper, s).map(Outputs::from_vec),
+        Op::Eig => eig(square()?, s).map(Outputs::from_vec),
+        Op::Eigvals => eigvals(square()?, s).map(Outputs::from_vec),
+        Op::Lu => lu(matrix()?, s).map(Outputs::from_vec),
+        Op::LuFactor => lu_factor(matrix()?, s).map(Outputs::from_vec),
+        Op::Inv => mlx::inv(square()?, s).map(one),
+        Op::TriInv { upper } => mlx::tri_inv(square()?, *upper, s).map(one),
+        Op::Pinv => pinv(matrix()?, s).map(Outputs::from_vec),
+        Op::Det => det(square()?, s).map(Outputs::from_vec),
+        Op::Slogdet => slogdet(square()?, s).map(Outputs::from_vec),
+        Op::Solve => {
+            let [a, b] = inputs.exactly()?;
+            check_system(a, b)?;
+            solve(a, b, s).map(one)
+        }
+        Op::SolveTriangular { upper } => {
+            let [a, b] = inputs.exactly()?;
+            check_system(a, b)?;
+            solve_triangular(a, b, *upper, s).map(one)
+        }
+        _ => Err(super::no_case(op)),
+    }
+}
 
 /// MLX gives the conjugates of a complex matrix's eigenvectors.
 pub fn eig(a: &Array, s: &Stream) -> Result<Vec<Array>> {

@@ -1,13 +1,45 @@
-//! Matrix products and what is made of them: which of MLX, BLAS in f32, and the kernel of our own multiplies.
+//! Matrix products and what is made of them: which of MLX, BLAS in f32, and the kernel of our own multiplies. Products of
+//! integers are in integer_matmul.rs, those of many operands in einsum.rs.
+//! Called by [`Op::apply`] for operations of [`Class::Product`](super::Class::Product).
 
 use super::creation::constant;
-use super::{blocks, cast, check, indexing, integer_matmul, reduce, shape, Number};
+use super::{
+    blocks, cast, check, einsum, indexing, integer_matmul, one, reduce, shape, Inputs, Number, Op,
+    Outputs,
+};
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::kernels;
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
+
+/// Builds an operation of the class.
+pub fn apply(op: &Op, inputs: &Inputs, device: Device, s: &Stream) -> Result<Outputs> {
+    match op {
+        Op::Matmul => inputs.binary(s, |a, b, s| matmul(a, b, device, s)),
+        Op::Addmm { alpha, beta } => {
+            inputs.ternary(s, |a, b, c, s| addmm(a, b, c, *alpha, *beta, device, s))
+        }
+        Op::Tensordot { axes_a, axes_b } => {
+            inputs.binary(s, |a, b, s| tensordot(a, b, axes_a, axes_b, device, s))
+        }
+        Op::Einsum { subscripts } => {
+            let ([], operands) = inputs.and_more()?;
+            einsum::einsum(subscripts, &operands, device, s).map(one)
+        }
+        Op::Inner => inputs.binary(s, |a, b, s| inner(a, b, device, s)),
+        Op::Outer => inputs.binary(s, mlx::outer),
+        Op::Kron => inputs.binary(s, mlx::kron),
+        Op::Vecdot { axis } => inputs.binary(s, |a, b, s| vecdot(a, b, *axis, device, s)),
+        Op::GatherMm { sorted } => {
+            let ([a, b], [lhs, rhs]) = inputs.with_optional()?;
+            gather_mm(a, b, lhs, rhs, *sorted, device, s).map(one)
+        }
+        Op::Cross { axis } => inputs.binary(s, |a, b, s| cross(a, b, *axis, s)),
+        _ => Err(super::no_case(op)),
+    }
+}
 
 /// Multiply-adds from which a 16-bit product on the CPU is quicker through BLAS in f32, casts included
 /// (`bench/half_products.exs`: 17 µs both ways at 32 × 32 × 32, 112 against 24 at 64 × 64 × 64).

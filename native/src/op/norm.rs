@@ -1,4 +1,4 @@
-//! RMS and layer norms.
+//! RMS and layer norms. Called by fused.rs.
 
 use super::{cuda, reduce};
 use crate::device::Device;

@@ -1,8 +1,9 @@
-//! Reductions that add up: on the CPU by kernels of ours (kernels/reduce.rs), or composed of MLX's in blocks (blocks.rs),
-//! since MLX's CPU kernels keep one running total. 16-bit floats are added up in f32 at least, on every device.
+//! Reductions. Those that add up are kernels of ours on the CPU (kernels/reduce.rs), or are composed of MLX's in blocks
+//! (blocks.rs), since MLX's CPU kernels keep one running total. 16-bit floats are added up in f32 at least, on every device.
+//! Called by [`Op::apply`] for operations of [`Class::Reduction`](super::Class::Reduction).
 
 use super::creation::{constant, float};
-use super::{blocks, cast, double, Number};
+use super::{arg_reduce, blocks, cast, double, gpu, one, shape, Inputs, Number, Op, Outputs};
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::Result;
@@ -10,6 +11,90 @@ use crate::kernels::{self, Reduction};
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
 use smallvec::SmallVec;
+
+/// Builds an operation of the class.
+pub fn apply(op: &Op, inputs: &Inputs, device: Device, s: &Stream) -> Result<Outputs> {
+    let fold = |of_none, reduction, axes: &Option<Vec<i32>>, keepdims| {
+        inputs.over(axes, |a, axes| {
+            let reduce = |a: &Array| reduce(reduction, a, axes, keepdims, device, s);
+            total(a, axes, keepdims, of_none, s, reduce)
+        })
+    };
+    match op {
+        Op::Allclose {
+            rtol,
+            atol,
+            equal_nan,
+        } => inputs.binary(s, |a, b, s| {
+            mlx::allclose(a, b, *rtol, *atol, *equal_nan, s)
+        }),
+        Op::ArrayEqual { equal_nan } => {
+            inputs.binary(s, |a, b, s| mlx::array_equal(a, b, *equal_nan, s))
+        }
+        Op::Sum { axes, keepdims } => fold(0.0, Reduction::Sum, axes, *keepdims),
+        Op::Prod { axes, keepdims } => fold(1.0, Reduction::Product, axes, *keepdims),
+        Op::Max { axes, keepdims } => inputs.over(axes, |a, axes| mlx::max(a, axes, *keepdims, s)),
+        Op::Min { axes, keepdims } => inputs.over(axes, |a, axes| mlx::min(a, axes, *keepdims, s)),
+        Op::All { axes, keepdims } => inputs.over(axes, |a, axes| {
+            total(a, axes, *keepdims, 1.0, s, |a| all(a, axes, *keepdims, s))
+        }),
+        Op::Any { axes, keepdims } => inputs.over(axes, |a, axes| {
+            total(a, axes, *keepdims, 0.0, s, |a| any(a, axes, *keepdims, s))
+        }),
+        Op::Mean { axes, keepdims } => fold(f64::NAN, Reduction::Mean, axes, *keepdims),
+        Op::Median { axes, keepdims } => {
+            inputs.over(axes, |a, axes| gpu::median(a, axes, *keepdims, device, s))
+        }
+        Op::Var {
+            axes,
+            keepdims,
+            ddof,
+        } => fold(
+            f64::NAN,
+            Reduction::Variance { ddof: *ddof },
+            axes,
+            *keepdims,
+        ),
+        Op::Std {
+            axes,
+            keepdims,
+            ddof,
+        } => fold(
+            f64::NAN,
+            Reduction::Deviation { ddof: *ddof },
+            axes,
+            *keepdims,
+        ),
+        Op::Logsumexp { axes, keepdims } => {
+            inputs.over(axes, |a, axes| logsumexp(a, axes, *keepdims, device, s))
+        }
+        Op::Argmax {
+            axis,
+            keepdims,
+            nan,
+        } => inputs.unary(s, |a, s| {
+            arg_reduce::arg_reduce(a, *axis, *keepdims, *nan, mlx::argmax, s)
+        }),
+        Op::Argmin {
+            axis,
+            keepdims,
+            nan,
+        } => inputs.unary(s, |a, s| {
+            arg_reduce::arg_reduce(a, *axis, *keepdims, *nan, mlx::argmin, s)
+        }),
+        Op::Trace {
+            offset,
+            axis1,
+            axis2,
+        } => {
+            let [a] = inputs.exactly()?;
+            let diagonal = shape::diagonal(a, *offset, *axis1, *axis2, s)?;
+            let last = [diagonal.ndim() as i32 - 1];
+            sum(&diagonal, &last, false, device, s).map(one)
+        }
+        _ => Err(super::no_case(op)),
+    }
+}
 
 pub fn all(a: &Array, axes: &[i32], keepdims: bool, s: &Stream) -> Result<Array> {
     match mlx::dtype(a) {

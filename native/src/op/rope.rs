@@ -1,4 +1,4 @@
-//! Rotary position embedding.
+//! Rotary position embedding. Called by fused.rs.
 
 use super::{cuda, gpu, norm};
 use crate::device::Device;

@@ -1,12 +1,74 @@
-//! Scans that add up: on the CPU by kernels of ours (kernels/scan.rs), or composed of MLX's in blocks (blocks.rs).
-//! What adds up is chosen as for reductions (reduce.rs).
+//! Running reductions along an axis. Those that add up are kernels of ours on the CPU (kernels/scan.rs), or are composed of
+//! MLX's in blocks (blocks.rs), as for reductions (reduce.rs).
+//! Called by [`Op::apply`] for operations of [`Class::Scan`](super::Class::Scan).
 
-use super::{blocks, double, gpu, reduce, window};
+use super::{blocks, cast, double, gpu, reduce, window, Inputs, Op, Outputs};
 use crate::device::Device;
 use crate::error::Result;
 use crate::kernels::{self, Scan};
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
+
+/// Builds an operation of the class.
+pub fn apply(op: &Op, inputs: &Inputs, device: Device, s: &Stream) -> Result<Outputs> {
+    let along = |how, axis, reverse, inclusive| {
+        inputs.along(axis, |a, axis| {
+            scan(how, a, axis, reverse, inclusive, device, s)
+        })
+    };
+    match op {
+        Op::Cumsum {
+            axis,
+            reverse,
+            inclusive,
+        } => along(Scan::Sum, *axis, *reverse, *inclusive),
+        Op::Cumprod {
+            axis,
+            reverse,
+            inclusive,
+        } => along(Scan::Product, *axis, *reverse, *inclusive),
+        Op::Cummax {
+            axis,
+            reverse,
+            inclusive,
+        } => inputs.along(*axis, |a, axis| {
+            cast::in_single(a, device, s, |a| {
+                gpu::running(
+                    a,
+                    axis,
+                    window::Reduction::Max,
+                    *reverse,
+                    *inclusive,
+                    device,
+                    s,
+                )
+            })
+        }),
+        Op::Cummin {
+            axis,
+            reverse,
+            inclusive,
+        } => inputs.along(*axis, |a, axis| {
+            cast::in_single(a, device, s, |a| {
+                gpu::running(
+                    a,
+                    axis,
+                    window::Reduction::Min,
+                    *reverse,
+                    *inclusive,
+                    device,
+                    s,
+                )
+            })
+        }),
+        Op::Logcumsumexp {
+            axis,
+            reverse,
+            inclusive,
+        } => along(Scan::LogSum, *axis, *reverse, *inclusive),
+        _ => Err(super::no_case(op)),
+    }
+}
 
 /// Along an axis that is not negative, of an array that is not empty.
 pub fn scan(

@@ -1,9 +1,105 @@
-//! Shapes: reshaping, splitting, padding, diagonals and strided views.
+//! The same elements in another shape or at other places: reshaping, splitting, padding, diagonals, strided views.
+//! Called by [`Op::apply`] for operations of [`Class::Shape`](super::Class::Shape).
 
-use super::{check, PadMode};
+use super::{check, gpu, one, Inputs, Op, Outputs, PadMode};
+use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::mlx::{self, Stream};
+use crate::mlx::{self, Stream, Vector};
 use mlx_rs::Array;
+
+/// Builds an operation of the class.
+pub fn apply(op: &Op, inputs: &Inputs, device: Device, s: &Stream) -> Result<Outputs> {
+    match op {
+        Op::View { dtype } => inputs.unary(s, |a, s| mlx::view(a, *dtype, s)),
+        Op::Reshape { shape } => inputs.unary(s, |a, s| reshape(a, shape, s)),
+        Op::Flatten {
+            start_axis,
+            end_axis,
+        } => inputs.unary(s, |a, s| mlx::flatten(a, *start_axis, *end_axis, s)),
+        Op::Unflatten { axis, shape } => inputs.unary(s, |a, s| unflatten(a, *axis, shape, s)),
+        Op::Squeeze { axes } => {
+            let [a] = inputs.exactly()?;
+            mlx::squeeze(a, &check::axes(a, axes)?, s).map(one)
+        }
+        Op::ExpandDims { axes } => {
+            let [a] = inputs.exactly()?;
+            let axes = check::new_axes(axes, a.ndim() + axes.len())?;
+            mlx::expand_dims(a, &axes, s).map(one)
+        }
+        Op::Transpose { axes } => {
+            let [a] = inputs.exactly()?;
+            check::length("axes", axes.len(), a.ndim())?;
+            gpu::transpose(a, &check::axes(a, axes)?, device, s).map(one)
+        }
+        Op::Swapaxes { axis1, axis2 } => {
+            inputs.unary(s, |a, s| gpu::swapaxes(a, *axis1, *axis2, device, s))
+        }
+        Op::Moveaxis {
+            source,
+            destination,
+        } => inputs.unary(s, |a, s| gpu::moveaxis(a, *source, *destination, device, s)),
+        Op::BroadcastTo { shape } => {
+            inputs.unary(s, |a, s| mlx::broadcast_to(a, check::shape(shape)?, s))
+        }
+        Op::Concatenate { axis } => {
+            let ([], arrays) = inputs.and_more()?;
+            // MLX gives one array back as it is, whatever the axis.
+            if let [a] = arrays[..] {
+                check::axis(a, *axis)?;
+            }
+            mlx::concatenate(&Vector::new(arrays), *axis, s).map(one)
+        }
+        Op::Stack { axis } => {
+            let ([], arrays) = inputs.and_more()?;
+            mlx::stack(&Vector::new(arrays), *axis, s).map(one)
+        }
+        Op::Split { indices, axis } => {
+            let [a] = inputs.exactly()?;
+            split(a, indices, *axis, s).map(Outputs::from_vec)
+        }
+        Op::Repeat { repeats, axis } => {
+            let [a] = inputs.exactly()?;
+            check::at_least("repeats", *repeats, 0)?;
+            let axis = check::axis(a, *axis)? as i32;
+            mlx::repeat(a, *repeats, axis, s).map(one)
+        }
+        Op::Tile { repetitions } => {
+            inputs.unary(s, |a, s| mlx::tile(a, check::shape(repetitions)?, s))
+        }
+        Op::Flip { axes } => {
+            let [a] = inputs.exactly()?;
+            let flipped = mlx::flip(a, &check::axes(a, axes)?, s)?;
+            gpu::without_negative_strides(flipped, true, device, s).map(one)
+        }
+        Op::Roll { shift, axes } => inputs.unary(s, |a, s| roll(a, shift, axes, s)),
+        Op::Pad {
+            axes,
+            low,
+            high,
+            mode,
+        } => inputs.binary(s, |a, b, s| pad(a, b, axes, low, high, *mode, s)),
+        Op::PadInterior {
+            low,
+            high,
+            interior,
+        } => inputs.binary(s, |a, b, s| pad_interior(a, b, low, high, interior, s)),
+        Op::AsStrided {
+            shape,
+            strides,
+            offset,
+        } => inputs.unary(s, |a, s| as_strided(a, shape, strides, *offset, s)),
+        Op::Contiguous => inputs.unary(s, |a, s| mlx::contiguous(a, false, s)),
+        Op::Diag { k } => inputs.unary(s, |a, s| diag(a, *k, s)),
+        Op::Diagonal {
+            offset,
+            axis1,
+            axis2,
+        } => inputs.unary(s, |a, s| diagonal(a, *offset, *axis1, *axis2, s)),
+        Op::Tril { k } => inputs.unary(s, |a, s| triangle(a, *k, mlx::tril, s)),
+        Op::Triu { k } => inputs.unary(s, |a, s| triangle(a, *k, mlx::triu, s)),
+        _ => Err(super::no_case(op)),
+    }
+}
 
 pub fn split(a: &Array, indices: &[i32], axis: i32, s: &Stream) -> Result<Vec<Array>> {
     let axis = check::axis(a, axis)?;

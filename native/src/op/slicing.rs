@@ -1,7 +1,8 @@
-//! Slices that begin where an array of starts says.
+//! Slices and their updates, at places that attributes or an array of starts name.
+//! Called by [`Op::apply`] for operations of [`Class::Slice`](super::Class::Slice).
 
 use super::creation::int;
-use super::{check, indexing};
+use super::{check, gpu, indexing, one, Inputs, Op, Outputs};
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
@@ -9,6 +10,66 @@ use crate::kernels;
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
 use smallvec::SmallVec;
+
+/// Builds an operation of the class.
+pub fn apply(op: &Op, inputs: &Inputs, device: Device, s: &Stream) -> Result<Outputs> {
+    match op {
+        Op::Slice {
+            start,
+            stop,
+            strides,
+        } => {
+            let [a] = inputs.exactly()?;
+            let (start, stop, strides) = check::slice(a, start, stop, strides)?;
+            let slice = mlx::slice(a, &start, &stop, &strides, s)?;
+            let turned = strides.iter().any(|stride| *stride < 0);
+            gpu::without_negative_strides(slice, turned, device, s).map(one)
+        }
+        Op::SliceUpdate {
+            start,
+            stop,
+            strides,
+        } => update(inputs, [start, stop, strides], s, mlx::slice_update),
+        Op::SliceUpdateAdd {
+            start,
+            stop,
+            strides,
+        } => update(inputs, [start, stop, strides], s, mlx::slice_update_add),
+        Op::SliceUpdateMax {
+            start,
+            stop,
+            strides,
+        } => update(inputs, [start, stop, strides], s, mlx::slice_update_max),
+        Op::SliceUpdateMin {
+            start,
+            stop,
+            strides,
+        } => update(inputs, [start, stop, strides], s, mlx::slice_update_min),
+        Op::SliceUpdateProd {
+            start,
+            stop,
+            strides,
+        } => update(inputs, [start, stop, strides], s, mlx::slice_update_prod),
+        Op::SliceDynamic { axes, sizes } => {
+            inputs.binary(s, |a, b, s| slice_dynamic(a, b, axes, sizes, device, s))
+        }
+        Op::SliceUpdateDynamic { axes } => inputs.ternary(s, |a, b, c, s| {
+            slice_update_dynamic(a, b, c, axes, device, s)
+        }),
+        _ => Err(super::no_case(op)),
+    }
+}
+
+fn update(
+    inputs: &Inputs,
+    [start, stop, strides]: [&[i32]; 3],
+    s: &Stream,
+    f: impl FnOnce(&Array, &Array, &[i32], &[i32], &[i32], &Stream) -> Result<Array>,
+) -> Result<Outputs> {
+    let [a, update] = inputs.exactly()?;
+    let (start, stop, strides) = check::slice(a, start, stop, strides)?;
+    f(a, update, &start, &stop, &strides, s).map(one)
+}
 
 /// Starts clamped into 0..=length - size, one an axis.
 fn check_starts(a: &Array, start: &Array, axes: &[i32], sizes: &[i32]) -> Result<Vec<i32>> {

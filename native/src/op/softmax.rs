@@ -1,4 +1,4 @@
-//! Softmax, and the cross entropy of logits.
+//! Softmax, and the cross entropy of logits. Called by fused.rs.
 
 use super::{blocks, check, double, indexing, reduce};
 use crate::device::Device;

@@ -1,11 +1,31 @@
-//! Sorting, partitions and searches in what is sorted.
+//! Sorting, partitions, and searches in what is sorted.
+//! Called by [`Op::apply`] for operations of [`Class::Order`](super::Class::Order).
 
-use super::{check, gpu, Side};
+use super::{cast, check, gpu, Inputs, Op, Outputs, Side};
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
+
+/// Builds an operation of the class.
+pub fn apply(op: &Op, inputs: &Inputs, device: Device, s: &Stream) -> Result<Outputs> {
+    match op {
+        Op::Sort { axis } => inputs.along(*axis, |a, axis| {
+            cast::in_single(a, device, s, |a| gpu::sort(a, axis, device, s))
+        }),
+        Op::Argsort { axis } => inputs.unary(s, |a, s| argsort(a, *axis, device, s)),
+        Op::Partition { kth, axis } => inputs.unary(s, |a, s| {
+            partition(a, *kth, *axis, mlx::partition, device, s)
+        }),
+        Op::Argpartition { kth, axis } => inputs.unary(s, |a, s| {
+            partition(a, *kth, *axis, mlx::argpartition, device, s)
+        }),
+        Op::Topk { k, axis } => inputs.unary(s, |a, s| topk(a, *k, *axis, device, s)),
+        Op::Searchsorted { side } => inputs.binary(s, |a, b, s| searchsorted(a, b, *side, s)),
+        _ => Err(super::no_case(op)),
+    }
+}
 
 pub fn argsort(a: &Array, axis: i32, device: Device, s: &Stream) -> Result<Array> {
     let axis = check::axis(a, axis)?;

@@ -1,11 +1,81 @@
-//! Functions of each element that MLX lacks or has with other semantics.
+//! Functions of each element of one array. What MLX lacks or has with other semantics is composed here.
+//! Called by [`Op::apply`] for operations of [`Class::Unary`](super::Class::Unary).
 
-use super::cast;
 use super::creation::{float, int};
+use super::{cast, double, gpu, one, Inputs, OfElements, Op, Outputs};
+use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
+use crate::kernels;
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
+
+/// Builds an operation of the class.
+pub fn apply(op: &Op, inputs: &Inputs, device: Device, s: &Stream) -> Result<Outputs> {
+    if let Some(OfElements::Unary(function)) = op.of_elements() {
+        let [a] = inputs.exactly()?;
+        if let Some(output) = kernels::unary(function, a, device, s)? {
+            return Ok(one(output));
+        }
+    }
+    match op {
+        Op::Abs => inputs.unary(s, mlx::abs),
+        Op::Negative => inputs.unary(s, |a, s| gpu::negative(a, device, s)),
+        Op::Sign => inputs.unary(s, mlx::sign),
+        Op::Ceil => inputs.unary(s, mlx::ceil),
+        Op::Floor => inputs.unary(s, mlx::floor),
+        Op::Trunc => inputs.unary(s, mlx::trunc),
+        Op::Round { decimals } => inputs.unary(s, |a, s| double::round(a, *decimals, s)),
+        Op::Exp => inputs.unary(s, |a, s| double::either(a, double::exp, mlx::exp, s)),
+        Op::Expm1 => inputs.unary(s, expm1),
+        Op::Log => inputs.unary(s, mlx::log),
+        Op::Log1p => inputs.unary(s, mlx::log1p),
+        Op::Log2 => inputs.unary(s, mlx::log2),
+        Op::Log10 => inputs.unary(s, mlx::log10),
+        Op::Sin => inputs.unary(s, |a, s| double::either(a, double::sin, mlx::sin, s)),
+        Op::Cos => inputs.unary(s, |a, s| double::either(a, double::cos, mlx::cos, s)),
+        Op::Tan => inputs.unary(s, mlx::tan),
+        Op::Arcsin => inputs.unary(s, mlx::arcsin),
+        Op::Arccos => inputs.unary(s, mlx::arccos),
+        Op::Arctan => inputs.unary(s, mlx::arctan),
+        Op::Sinh => inputs.unary(s, mlx::sinh),
+        Op::Cosh => inputs.unary(s, mlx::cosh),
+        Op::Tanh => inputs.unary(s, mlx::tanh),
+        Op::Arcsinh => inputs.unary(s, mlx::arcsinh),
+        Op::Arccosh => inputs.unary(s, mlx::arccosh),
+        Op::Arctanh => inputs.unary(s, mlx::arctanh),
+        Op::Erf => inputs.unary(s, |a, s| double::either(a, double::erf, mlx::erf, s)),
+        Op::Erfc => inputs.unary(s, |a, s| double::either(a, double::erfc, erfc, s)),
+        Op::Erfinv => inputs.unary(s, |a, s| double::either(a, double::erfinv, mlx::erfinv, s)),
+        Op::Sqrt => inputs.unary(s, mlx::sqrt),
+        Op::Rsqrt => inputs.unary(s, mlx::rsqrt),
+        Op::Cbrt => inputs.unary(s, cbrt),
+        Op::Square => inputs.unary(s, mlx::square),
+        Op::Reciprocal => inputs.unary(s, mlx::reciprocal),
+        Op::Sigmoid => inputs.unary(s, |a, s| double::either(a, double::sigmoid, sigmoid, s)),
+        Op::Degrees => inputs.unary(s, mlx::degrees),
+        Op::Radians => inputs.unary(s, mlx::radians),
+        Op::LogicalNot => inputs.unary(s, logical_not),
+        Op::BitwiseInvert => inputs.unary(s, mlx::bitwise_invert),
+        Op::PopulationCount => inputs.unary(s, population_count),
+        Op::CountLeadingZeros => inputs.unary(s, count_leading_zeros),
+        Op::Isnan => inputs.unary(s, mlx::isnan),
+        Op::Isinf => inputs.unary(s, mlx::isinf),
+        Op::Isposinf => inputs.unary(s, mlx::isposinf),
+        Op::Isneginf => inputs.unary(s, mlx::isneginf),
+        Op::Isfinite => inputs.unary(s, mlx::isfinite),
+        Op::Real => inputs.unary(s, mlx::real),
+        Op::Imag => inputs.unary(s, mlx::imag),
+        Op::Conjugate => inputs.unary(s, mlx::conjugate),
+        Op::Copy => inputs.unary(s, mlx::copy),
+        Op::NanToNum {
+            nan,
+            posinf,
+            neginf,
+        } => inputs.unary(s, |a, s| mlx::nan_to_num(a, *nan, *posinf, *neginf, s)),
+        _ => Err(super::no_case(op)),
+    }
+}
 
 pub fn logical_not(a: &Array, s: &Stream) -> Result<Array> {
     mlx::logical_not(&cast::truth(a, s)?, s)

@@ -1,7 +1,8 @@
-//! Sliding windows: reductions over them, their gradients, and all of them as an array.
+//! Sliding windows: reductions over them, their gradients, and all of them as an array. Convolutions are in conv.rs.
+//! Called by [`Op::apply`] for operations of [`Class::Window`](super::Class::Window).
 
 use super::creation::{self, constant};
-use super::{check, indexing, shape, Number, PadMode};
+use super::{check, conv, indexing, shape, Inputs, Number, Op, Outputs, PadMode};
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
@@ -9,6 +10,104 @@ use crate::mlx::{self, Stream};
 use mlx_rs::Array;
 use rustler::NifUnitEnum;
 use serde::{Deserialize, Serialize};
+
+/// Builds an operation of the class.
+pub fn apply(op: &Op, inputs: &Inputs, device: Device, s: &Stream) -> Result<Outputs> {
+    match op {
+        Op::Conv {
+            stride,
+            padding_low,
+            padding_high,
+            kernel_dilation,
+            input_dilation,
+            groups,
+            flip,
+        } => inputs.binary(s, |a, b, s| {
+            conv::conv(
+                a,
+                b,
+                stride,
+                padding_low,
+                padding_high,
+                kernel_dilation,
+                input_dilation,
+                *groups,
+                *flip,
+                device,
+                s,
+            )
+        }),
+        Op::ConvTranspose {
+            stride,
+            padding,
+            dilation,
+            output_padding,
+            groups,
+        } => inputs.binary(s, |a, b, s| {
+            conv::conv_transpose(
+                a,
+                b,
+                stride,
+                padding,
+                dilation,
+                output_padding,
+                *groups,
+                device,
+                s,
+            )
+        }),
+        Op::WindowReduce {
+            reduction,
+            window,
+            strides,
+            padding_low,
+            padding_high,
+            dilation,
+        } => inputs.unary(s, |a, s| {
+            reduce(
+                a,
+                *reduction,
+                &Windows {
+                    window,
+                    strides,
+                    padding_low,
+                    padding_high,
+                    dilation,
+                },
+                s,
+            )
+        }),
+        Op::WindowScatter {
+            reduction,
+            window,
+            strides,
+            padding_low,
+            padding_high,
+        } => inputs.ternary(s, |a, b, c, s| {
+            scatter(
+                a,
+                b,
+                c,
+                *reduction,
+                &Windows {
+                    window,
+                    strides,
+                    padding_low,
+                    padding_high,
+                    dilation: &vec![1; window.len()],
+                },
+                device,
+                s,
+            )
+        }),
+        Op::WindowView {
+            window,
+            strides,
+            dilation,
+        } => inputs.unary(s, |a, s| view(a, window, strides, dilation, s)),
+        _ => Err(super::no_case(op)),
+    }
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, NifUnitEnum, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
