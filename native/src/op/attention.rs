@@ -117,8 +117,8 @@ fn own_mask(
     })
 }
 
-/// Attention with a boolean mask on the GPU. MLX's kernels there do not agree on a query without any key: CUDA's add minus
-/// infinity, which makes NaN of it. A finite number added has it see all keys equally, as on the CPU.
+/// Attention with a boolean mask on the GPU. MLX's kernels there do not agree on a query without any key: CUDA's add
+/// minus infinity, which makes NaN of it. A finite number added has it see all keys equally, as on the CPU.
 fn masked_attention(
     q: &Array,
     k: &Array,
@@ -138,7 +138,8 @@ fn masked_attention(
     let mask = mlx::where_(seen, &number(0.)?, &number(lowest)?, s)?;
     let out =
         mlx::scaled_dot_product_attention(q, k, v, scale, "array", Some(&mask), sinks, false, s)?;
-    // In f16 nothing is that low: such a query gets the mean of the values by itself. A sink takes all of its attention anyway.
+    // In f16 nothing is that low: such a query gets the mean of the values by itself. A sink takes all of its
+    // attention anyway.
     if dtype != Dtype::F16 || sinks.is_some() || seen.ndim() == 0 {
         return Ok(out);
     }

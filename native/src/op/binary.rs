@@ -1,6 +1,5 @@
-//! Functions of two arrays, broadcast together. Logic, bits and the division of integers mean what NumPy and Nx have them
-//! mean.
-//! Called by [`Op::apply`] for operations of [`Class::Binary`](super::Class::Binary).
+//! Functions of two arrays, broadcast together. Logic, bits and the division of integers mean what NumPy and Nx have
+//! them mean. Called by [`Op::apply`] for operations of [`Class::Binary`](super::Class::Binary).
 
 use super::creation::{float, int};
 use super::{cast, double, one, Inputs, OfElements, Op, Outputs};
@@ -118,7 +117,8 @@ pub fn remainder(a: &Array, b: &Array, s: &Stream) -> Result<Array> {
     mlx::where_(&invalid, &int(0, dtype)?, &r, s)
 }
 
-/// The divisor with 0 and -1 replaced by 1, and where it was either. The smallest integer over -1 traps as a division by zero does.
+/// The divisor with 0 and -1 replaced by 1, and where it was either. The smallest integer over -1 traps as a division
+/// by zero does.
 fn safe_divisor(b: &Array, dtype: Dtype, s: &Stream) -> Result<(Array, Array)> {
     let one = int(1, dtype)?;
     let mut invalid = mlx::equal(b, &int(0, dtype)?, s)?;

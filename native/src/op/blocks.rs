@@ -11,7 +11,8 @@ use crate::error::Result;
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
 
-/// Numbers that are reduced in a row: MLX's running total of equal numbers is off by up to half a unit for each of them.
+/// Numbers that are reduced in a row: MLX's running total of equal numbers is off by up to half a unit for each of
+/// them.
 const BLOCK: i32 = 32;
 /// The fewest terms of a product that are added up in a row.
 const TERMS: i64 = 1024;

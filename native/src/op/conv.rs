@@ -65,7 +65,8 @@ pub fn conv(
     let dilates = input_dilation.iter().any(|step| *step > 1);
     // MLX's choice of a cuDNN kernel, once made, does not look at the dilation of the input.
     let crops_what_it_dilates = dilates && (crops || device == Device::Gpu);
-    // MLX's CPU form for groups and dilation fills the border of the output, as wide as the padding, even where the output is narrower.
+    // MLX's CPU form for groups and dilation fills the border of the output, as wide as the padding, even where the
+    // output is narrower.
     let overruns = weight.ndim() == a.ndim()
         && (0..space).any(|i| {
             let size = (i64::from(a.shape()[i + 1]) - 1) * i64::from(input_dilation[i]) + 1;

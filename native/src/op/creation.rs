@@ -111,8 +111,8 @@ pub fn arange(start: f64, stop: f64, step: f64, dtype: Dtype, s: &Stream) -> Res
     mlx::arange(start, stop, step, dtype, s)
 }
 
-/// As many numbers from start to stop. MLX computes them in f32 and cuts integers off, which leaves some of them one short; between
-/// whole numbers they are quotients of integers here.
+/// As many numbers from start to stop. MLX computes them in f32 and cuts integers off, which leaves some of them one
+/// short; between whole numbers they are quotients of integers here.
 pub fn linspace(start: f64, stop: f64, num: i32, dtype: Dtype, s: &Stream) -> Result<Array> {
     let is_whole = |number: f64| number.fract() == 0.0 && number.abs() < f64::from(i32::MAX);
     if !dtype.is_integer() || num < 2 || !is_whole(start) || !is_whole(stop) {

@@ -73,8 +73,8 @@ pub fn transform_axes(a: &Array, sizes: &[i32], axes: &[i32]) -> Result<Vec<i32>
     Ok(axes)
 }
 
-/// Axes cut or filled up with zeros to the sizes of a transform; MLX does it on a stream of its own choice. The last axis of
-/// half a spectrum has half the size, plus one.
+/// Axes cut or filled up with zeros to the sizes of a transform; MLX does it on a stream of its own choice. The last
+/// axis of half a spectrum has half the size, plus one.
 pub fn fit_spectrum(
     a: &Array,
     sizes: &[i32],

@@ -1,7 +1,7 @@
-//! What would be several operations, as one kernel. Norms, softmax, rotation and attention have files of their own. Here are also
-//! those that stand for several operations, as a model has them for each token that it generates. EMLX.Trace.Merge makes them
-//! where a program is traced for the GPU; where there is no kernel for them they are the operations that they stand for.
-//! Called by [`Op::apply`] for operations of [`Class::Fused`](super::Class::Fused).
+//! What would be several operations, as one kernel. Norms, softmax, rotation and attention have files of their own.
+//! Here are also those that stand for several operations, as a model has them for each token that it generates.
+//! EMLX.Trace.Merge makes them where a program is traced for the GPU; where there is no kernel for them they are the
+//! operations that they stand for. Called by [`Op::apply`] for operations of [`Class::Fused`](super::Class::Fused).
 
 use super::decode::{self, Heads, Operand};
 use super::{
@@ -109,9 +109,9 @@ pub struct Packing {
     pub group_size: i32,
 }
 
-/// Products of x {…, k}, normed first if there is a weight, with matrices {k, n}: one of each, or silu(x·w0)·(x·w1); `residual` {…, n} is
-/// added to the only one, whose shape may be given. With a packing each matrix is three arrays, of its n rows: words {n, k · bits / 32},
-/// scales and biases {n, k / group_size}.
+/// Products of x {…, k}, normed first if there is a weight, with matrices {k, n}: one of each, or silu(x·w0)·(x·w1);
+/// `residual` {…, n} is added to the only one, whose shape may be given. With a packing each matrix is three arrays,
+/// of its n rows: words {n, k · bits / 32}, scales and biases {n, k / group_size}.
 #[derive(Clone, Copy)]
 pub struct Products<'a, A = &'a Array> {
     pub x: A,
@@ -124,8 +124,8 @@ pub struct Products<'a, A = &'a Array> {
 }
 
 impl<'a, A> Products<'a, A> {
-    /// What [`Op::Products`] or [`Op::QuantizedProducts`] says of these. None for another operation, and where a weight comes without eps or
-    /// eps without one.
+    /// What [`Op::Products`] or [`Op::QuantizedProducts`] says of these. None for another operation, and where a
+    /// weight comes without eps or eps without one.
     pub fn of(
         op: &'a Op,
         x: A,

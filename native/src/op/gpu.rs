@@ -1,5 +1,5 @@
-//! What MLX's CUDA kernels lack or misread, so that operations mean the same on every device. Called by [`Op::apply`] and by the
-//! operations themselves. Found by running the golden tests on an H200 with MLX 0.32.2.
+//! What MLX's CUDA kernels lack or misread, so that operations mean the same on every device. Called by [`Op::apply`]
+//! and by the operations themselves. Found by running the golden tests on an H200 with MLX 0.32.2.
 
 use super::{cast, check, shape, window, Inputs, Op, PadMode, Reduction};
 use crate::device::Device;
@@ -9,8 +9,9 @@ use crate::mlx::{self, Stream, Vector};
 use mlx_rs::Array;
 use smallvec::SmallVec;
 
-/// Results that the CPU computes for the GPU. They have to be computed before what builds on them is submitted: CUDA's streams wait for
-/// the CPU inside a kernel, and while one runs, a call that the CPU's part makes, such as one for memory, may wait for all kernels in turn.
+/// Results that the CPU computes for the GPU. They have to be computed before what builds on them is submitted: CUDA's
+/// streams wait for the CPU inside a kernel, and while one runs, a call that the CPU's part makes, such as one for
+/// memory, may wait for all kernels in turn.
 #[derive(Default)]
 pub struct Crossed(SmallVec<[Array; 1]>);
 
@@ -163,8 +164,8 @@ fn number(array: &Array, s: &Stream) -> Result<Array> {
     }
 }
 
-/// A result whose strides may be negative, in rows. CUDA's norms and rotation give their results the strides of their input, and would
-/// write before its memory.
+/// A result whose strides may be negative, in rows. CUDA's norms and rotation give their results the strides of their
+/// input, and would write before its memory.
 pub fn without_negative_strides(
     result: Array,
     turned: bool,
@@ -190,8 +191,8 @@ pub fn negative(a: &Array, device: Device, s: &Stream) -> Result<Array> {
 /// Blocks that CUDA launches along a grid's second and third axis.
 const MAX_GRID: i32 = 65_535;
 
-/// The axes in another order. Where a copy of the result is one of a transposed matrix with more columns than MLX's kernel for that launches
-/// blocks for, the copy is made here, some columns at a time.
+/// The axes in another order. Where a copy of the result is one of a transposed matrix with more columns than MLX's
+/// kernel for that launches blocks for, the copy is made here, some columns at a time.
 pub fn transpose(a: &Array, axes: &[i32], device: Device, s: &Stream) -> Result<Array> {
     let turned = mlx::transpose(a, axes, s)?;
     if device == Device::Cpu || cfg!(target_os = "macos") {
@@ -251,8 +252,9 @@ pub fn moveaxis(a: &Array, from: i32, to: i32, device: Device, s: &Stream) -> Re
     transpose(a, &axes, device, s)
 }
 
-/// What a scan comes to before each element, of what it comes to with it; `none` is at the beginning. CUDA's own kernel for that writes
-/// results over elements that it has not read yet, where the input's memory becomes the result's.
+/// What a scan comes to before each element, of what it comes to with it; `none` is at the beginning. CUDA's own
+/// kernel for that writes results over elements that it has not read yet, where the input's memory becomes the
+/// result's.
 pub fn before_each(
     whole: &Array,
     axis: i32,
@@ -310,8 +312,8 @@ fn launches(threads: [i64; 3]) -> bool {
     block[2] <= 64 && blocks(1) <= i64::from(MAX_GRID) && blocks(2) <= i64::from(MAX_GRID)
 }
 
-/// Rotates x {batch, heads…, length, size} in halves of its batch or its heads until CUDA launches the kernel for each. `rotate` takes a
-/// part and its offsets.
+/// Rotates x {batch, heads…, length, size} in halves of its batch or its heads until CUDA launches the kernel for
+/// each. `rotate` takes a part and its offsets.
 pub fn rotate_in_parts(
     x: &Array,
     offset: &Array,
@@ -345,8 +347,8 @@ pub fn rotate_in_parts(
     mlx::concatenate(&Vector::new(&[first?, second?]), axis as i32, s)
 }
 
-/// Sorts along an axis, or does what is computed by sorting. `sort` takes rows and their axis; on CUDA as many rows at a time as one
-/// launch takes.
+/// Sorts along an axis, or does what is computed by sorting. `sort` takes rows and their axis; on CUDA as many rows at
+/// a time as one launch takes.
 pub fn sorted(
     a: &Array,
     axis: usize,

@@ -79,8 +79,8 @@ pub fn signed_index(index: &Array, s: &Stream) -> Result<Array> {
     mlx::astype(&mlx::minimum(index, &top, s)?, Dtype::S64, s)
 }
 
-/// Indices brought into 0..=last: negative ones count from the end, what is still outside is clamped. MLX reads wherever an
-/// index points.
+/// Indices brought into 0..=last: negative ones count from the end, what is still outside is clamped. MLX reads
+/// wherever an index points.
 pub fn clamp(index: &Array, length: i32, last: i32, s: &Stream) -> Result<Array> {
     let wide = counted_from_end(index, length, s)?;
     let zero = int(0, Dtype::S64)?;
@@ -247,8 +247,8 @@ pub fn add_at(
     })
 }
 
-/// Scatters with negative indices counted from the end; an update with an index out of range is dropped. MLX writes wherever
-/// an index points, so such updates go to a spare row behind the first axis, which is cut off again.
+/// Scatters with negative indices counted from the end; an update with an index out of range is dropped. MLX writes
+/// wherever an index points, so such updates go to a spare row behind the first axis, which is cut off again.
 pub fn scatter(
     a: &Array,
     updates: &Array,

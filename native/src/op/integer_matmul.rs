@@ -7,11 +7,12 @@ use crate::error::{Error, Result};
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
 
-/// Multiply-adds up to which an integer product is one broadcast multiplication and a sum, rather than up to ten products of limbs.
+/// Multiply-adds up to which an integer product is one broadcast multiplication and a sum, rather than up to ten
+/// products of limbs.
 const INTEGER_PRODUCT_BREAK_EVEN: u64 = 4_096;
 
-/// Products of integers, exact modulo the width of their type. On the CPU through BLAS: operands are cut into 16-bit limbs,
-/// whose products summed over up to 2^20 terms are exact in f64.
+/// Products of integers, exact modulo the width of their type. On the CPU through BLAS: operands are cut into 16-bit
+/// limbs, whose products summed over up to 2^20 terms are exact in f64.
 pub fn integer_matmul(a: &Array, b: &Array, device: Device, s: &Stream) -> Result<Array> {
     let dtype = integer_result(a, b, s)?;
     let (a, b) = (mlx::astype(a, dtype, s)?, mlx::astype(b, dtype, s)?);

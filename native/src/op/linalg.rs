@@ -100,8 +100,8 @@ fn uplo(upper: bool) -> &'static str {
     }
 }
 
-/// Factors of the matrices that have no NaN and no infinity in `seen`, and NaN for the others. On those LAPACK ends the process or never
-/// comes back, and with it the stream.
+/// Factors of the matrices that have no NaN and no infinity in `seen`, and NaN for the others. On those LAPACK ends
+/// the process or never comes back, and with it the stream.
 fn of_finite(
     a: &Array,
     seen: &Array,
@@ -127,8 +127,9 @@ fn of_finite(
         .collect()
 }
 
-/// Factors and what is made of them, for a single matrix as for a batch of one. MLX says of a single matrix's factors that they have as many
-/// elements as bytes and lie without gaps: with one row or column it would write beyond the memory of what it computes of them.
+/// Factors and what is made of them, for a single matrix as for a batch of one. MLX says of a single matrix's factors
+/// that they have as many elements as bytes and lie without gaps: with one row or column it would write beyond the
+/// memory of what it computes of them.
 fn in_batch(
     a: &Array,
     s: &Stream,
@@ -192,8 +193,8 @@ pub fn check_system(a: &Array, b: &Array) -> Result<()> {
     Ok(())
 }
 
-/// x with a·x = b for a triangular matrix, in f64: MLX multiplies by the inverse, which in f32 loses digits that substitution
-/// keeps. Complex numbers a + bi, which MLX does not solve for, as the real matrix [[a, -b], [b, a]].
+/// x with a·x = b for a triangular matrix, in f64: MLX multiplies by the inverse, which in f32 loses digits that
+/// substitution keeps. Complex numbers a + bi, which MLX does not solve for, as the real matrix [[a, -b], [b, a]].
 pub fn solve_triangular(a: &Array, b: &Array, upper: bool, s: &Stream) -> Result<Array> {
     let dtypes = (mlx::dtype(a), mlx::dtype(b));
     let wide = |array: &Array| mlx::astype(array, Dtype::F64, s);

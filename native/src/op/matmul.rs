@@ -1,6 +1,6 @@
-//! Matrix products and what is made of them: which of MLX, BLAS in f32, and the kernel of our own multiplies. Products of
-//! integers are in integer_matmul.rs, those of many operands in einsum.rs.
-//! Called by [`Op::apply`] for operations of [`Class::Product`](super::Class::Product).
+//! Matrix products and what is made of them: which of MLX, BLAS in f32, and the kernel of our own multiplies. Products
+//! of integers are in integer_matmul.rs, those of many operands in einsum.rs. Called by [`Op::apply`] for operations
+//! of [`Class::Product`](super::Class::Product).
 
 use super::creation::constant;
 use super::{

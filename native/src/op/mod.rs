@@ -1,5 +1,5 @@
-//! Operations: the table (table.rs), facts about them (traits.rs), and [`Op::apply`], which builds their nodes. An eager call
-//! applies one; a program applies many. Nothing else in the crate knows what an operation does.
+//! Operations: the table (table.rs), facts about them (traits.rs), and [`Op::apply`], which builds their nodes. An
+//! eager call applies one; a program applies many. Nothing else in the crate knows what an operation does.
 
 mod arg_reduce;
 mod attention;

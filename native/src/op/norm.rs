@@ -115,8 +115,8 @@ pub fn layer_norm(
     if kernels::takes(device, x) && x.ndim() > 0 && same_type(x, &[weight, bias]) {
         return kernels::layer_norm(x, weight, bias, eps as f32, s);
     }
-    // What MLX composes on the CPU leaves one of its nodes on the calling thread's own stream, which no other thread may
-    // evaluate.
+    // What MLX composes on the CPU leaves one of its nodes on the calling thread's own stream, which no other thread
+    // may evaluate.
     if x.ndim() == 0 {
         return Err(Error::invalid(
             "x must have at least one axis, got a scalar",

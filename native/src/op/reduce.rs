@@ -1,6 +1,6 @@
-//! Reductions. Those that add up are kernels of ours on the CPU (kernels/reduce.rs), or are composed of MLX's in blocks
-//! (blocks.rs), since MLX's CPU kernels keep one running total. 16-bit floats are added up in f32 at least, on every device.
-//! Called by [`Op::apply`] for operations of [`Class::Reduction`](super::Class::Reduction).
+//! Reductions. Those that add up are kernels of ours on the CPU (kernels/reduce.rs), or are composed of MLX's in
+//! blocks (blocks.rs), since MLX's CPU kernels keep one running total. 16-bit floats are added up in f32 at least, on
+//! every device. Called by [`Op::apply`] for operations of [`Class::Reduction`](super::Class::Reduction).
 
 use super::creation::{constant, float};
 use super::{arg_reduce, blocks, cast, double, gpu, one, shape, Inputs, Number, Op, Outputs};
@@ -311,7 +311,8 @@ fn on_gpu(
     }
 }
 
-/// A sum over some axes, which are kept: over parts of the longest one and all the others first, and then over these parts.
+/// A sum over some axes, which are kept: over parts of the longest one and all the others first, and then over these
+/// parts.
 fn sum_in_parts(a: &Array, axes: &[i32], s: &Stream) -> Result<Array> {
     let size = |axis: i32| a.shape()[axis as usize];
     let Some(longest) = axes.iter().copied().max_by_key(|axis| size(*axis)) else {

@@ -1,6 +1,6 @@
-//! Running reductions along an axis. Those that add up are kernels of ours on the CPU (kernels/scan.rs), or are composed of
-//! MLX's in blocks (blocks.rs), as for reductions (reduce.rs).
-//! Called by [`Op::apply`] for operations of [`Class::Scan`](super::Class::Scan).
+//! Running reductions along an axis. Those that add up are kernels of ours on the CPU (kernels/scan.rs), or are
+//! composed of MLX's in blocks (blocks.rs), as for reductions (reduce.rs). Called by [`Op::apply`] for operations of
+//! [`Class::Scan`](super::Class::Scan).
 
 use super::{blocks, cast, double, gpu, reduce, window, Inputs, Op, Outputs};
 use crate::device::Device;
@@ -93,7 +93,8 @@ pub fn scan(
     }
 }
 
-/// Elements along an axis other than the last one from which CUDA's running totals drift. Along the last axis it adds up as a tree.
+/// Elements along an axis other than the last one from which CUDA's running totals drift. Along the last axis it adds
+/// up as a tree.
 const LONG_SCAN: i32 = 1 << 10;
 
 fn scan_on_gpu(

@@ -1,5 +1,5 @@
-//! What an attribute of an operation can be, besides numbers, lists and strings. Read by the table of operations (table.rs) and by
-//! the operations themselves.
+//! What an attribute of an operation can be, besides numbers, lists and strings. Read by the table of operations
+//! (table.rs) and by the operations themselves.
 
 use rustler::{NifUnitEnum, NifUntaggedEnum};
 use serde::{Deserialize, Serialize};

@@ -209,8 +209,8 @@ pub fn identity(reduction: Reduction, dtype: Dtype) -> Result<Array> {
     constant(value, dtype)
 }
 
-/// All windows of an array: output axes first, then the window's. A copy, since MLX's reductions on the CPU write outside their
-/// memory where a view's elements overlap.
+/// All windows of an array: output axes first, then the window's. A copy, since MLX's reductions on the CPU write
+/// outside their memory where a view's elements overlap.
 pub fn view(
     a: &Array,
     window: &[i32],
@@ -352,8 +352,8 @@ impl Line {
     }
 }
 
-/// For each window (a row) which of its elements are its extreme or NaN and the array's own: padding may equal the extreme, and is
-/// never chosen. None for complex numbers, which have no order.
+/// For each window (a row) which of its elements are its extreme or NaN and the array's own: padding may equal the
+/// extreme, and is never chosen. None for complex numbers, which have no order.
 fn own_extremes(
     a: &Array,
     flat: &Array,
