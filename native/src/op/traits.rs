@@ -5,7 +5,7 @@ use super::Op;
 use crate::kernels::{Function, Pair};
 use rustler::NifUnitEnum;
 
-/// What an operation does, as far as its callers and its tests go by that.
+/// What an operation does. [`Op::apply`] goes by it to the file that builds the operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, NifUnitEnum)]
 pub enum Class {
     /// A function of each element of one array.
