@@ -370,7 +370,7 @@ pub fn gather_mm(
     matmul(&picked(a, &lhs)?, &picked(b, &rhs)?, device, s)
 }
 
-/// The cross product, of arrays in rows for the reason that [`split`] gives: MLX splits them.
+/// The cross product, of arrays in rows for the reason that [`shape::split`] gives: MLX splits them.
 pub fn cross(a: &Array, b: &Array, axis: i32, s: &Stream) -> Result<Array> {
     check::axis(a, axis)?;
     check::axis(b, axis)?;

@@ -184,7 +184,7 @@ pub fn quantized_product(
     Some(build())
 }
 
-/// A product with a quantized matrix, in f32 for 16-bit floats on the CPU as in [`in_single`].
+/// A product with a quantized matrix, in f32 for 16-bit floats on the CPU as in [`cast::in_single`].
 pub fn quantized_in_single(
     x: &Array,
     scales: &Array,
