@@ -4,7 +4,7 @@ Every operation of the native crate's table is computed here by NumPy, in float6
 numbers, after its inputs were rounded to their type. SciPy gives the few functions that NumPy lacks, and MLX's own Python
 package what only MLX defines (quantized formats, random numbers, result types). Each case that MLX can compute as well is
 computed by both here, and where they differ this prints it: such a case asks for what the table in
-`native/src/op/mod.rs` documents, which is then not what MLX does by itself.
+`native/src/op/table.rs` documents, which is then not what MLX does by itself.
 
 `mix test` reads the files and needs none of this. To make them again, with any Python from 3.10 on:
 

@@ -2,7 +2,7 @@
 //! themselves, and then what they came to, so that the error grows with the logarithm of the length. For types and
 //! platforms without a kernel of ours.
 
-use super::compose::constant;
+use super::creation::constant;
 use super::gpu;
 use super::Number;
 use crate::device::Device;
@@ -11,7 +11,8 @@ use crate::error::Result;
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
 
-/// Numbers that are reduced in a row: MLX's running total of equal numbers is off by up to half a unit for each of them.
+/// Numbers that are reduced in a row: MLX's running total of equal numbers is off by up to half a unit for each of
+/// them.
 const BLOCK: i32 = 32;
 /// The fewest terms of a product that are added up in a row.
 const TERMS: i64 = 1024;

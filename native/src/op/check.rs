@@ -1,5 +1,5 @@
-//! What MLX takes for granted: an axis, a size or a stride outside what an array has can end the process there. These checks come
-//! before MLX is called, and their errors say what was given.
+//! What MLX takes for granted: an axis, a size or a stride outside what an array has can end the process there. These
+//! checks come before MLX is called, and their errors say what was given.
 
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
@@ -21,6 +21,14 @@ pub fn axis(array: &Array, axis: i32) -> Result<usize> {
 /// Axes in range, none of them twice, in their non-negative form.
 pub fn axes(array: &Array, list: &[i32]) -> Result<Vec<i32>> {
     distinct(list, array.ndim(), || format!("shape {:?}", array.shape()))
+}
+
+/// The axes asked for, or all of them.
+pub fn axes_or_all(array: &Array, list: &Option<Vec<i32>>) -> Result<Vec<i32>> {
+    match list {
+        Some(list) => axes(array, list),
+        None => Ok((0..array.ndim() as i32).collect()),
+    }
 }
 
 /// Axes of a result of `rank` axes, for operations that add some.

@@ -1,7 +1,7 @@
-//! Functions of f64 that MLX computes to the precision of f32 on the CPU, the only device that has f64: composed from those
-//! that it computes exactly.
+//! Functions of f64 that MLX computes to the precision of f32 on the CPU, the only device that has f64: composed from
+//! those that it computes exactly.
 
-use super::compose::constant;
+use super::creation::constant;
 use super::Number;
 use crate::dtype::Dtype;
 use crate::error::Result;
@@ -155,7 +155,8 @@ pub fn erfc(x: &Array, s: &Stream) -> Result<Array> {
     mlx::where_(&is_near(&z, s)?, &near, &far, s)
 }
 
-/// Two Newton steps from MLX's value, whose error they square. Near 1 the residue is taken of erfc, which has not lost it.
+/// Two Newton steps from MLX's value, whose error they square. Near 1 the residue is taken of erfc, which has not lost
+/// it.
 pub fn erfinv(y: &Array, s: &Stream) -> Result<Array> {
     let target = mlx::abs(y, s)?;
     let complement = mlx::subtract(&scalar(1.0)?, &target, s)?;

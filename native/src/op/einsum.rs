@@ -1,7 +1,7 @@
 //! Einstein's sums as matrix products of pairs of operands. MLX contracts floats only, and on the CPU adds up what is
 //! not a matrix product one number after the other.
 
-use super::{check, compose, linear, reduce};
+use super::{cast, check, matmul, reduce};
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
@@ -18,7 +18,7 @@ struct Term {
 pub fn einsum(subscripts: &str, operands: &[&Array], device: Device, s: &Stream) -> Result<Array> {
     check::einsum(subscripts, operands)?;
     let clean: String = subscripts.chars().filter(|c| !c.is_whitespace()).collect();
-    let is_whole = operands.len() > 1 && operands.iter().all(|array| linear::is_integral(array));
+    let is_whole = operands.len() > 1 && operands.iter().all(|array| matmul::is_integral(array));
     let has_ellipsis = clean.contains('.');
     if is_whole && has_ellipsis {
         return Err(Error::invalid(
@@ -33,7 +33,7 @@ pub fn einsum(subscripts: &str, operands: &[&Array], device: Device, s: &Stream)
     let work = operands
         .iter()
         .fold(1u64, |n, array| n.saturating_mul(array.size() as u64));
-    match linear::widened(operands, work, device, s)? {
+    match matmul::widened(operands, work, device, s)? {
         Some((wide, dtype)) => {
             let product = mlx::einsum(subscripts, &Vector::new(&wide), s)?;
             mlx::astype(&product, dtype, s)
@@ -46,7 +46,7 @@ fn in_pairs(equation: &str, operands: &[&Array], device: Device, s: &Stream) -> 
     let (inputs, output) = parts(equation);
     let mut dtype = mlx::dtype(operands[0]);
     for operand in operands {
-        dtype = compose::promoted_type(dtype, mlx::dtype(operand), s)?;
+        dtype = cast::promoted_type(dtype, mlx::dtype(operand), s)?;
     }
     let wide = if dtype.is_half() { Dtype::F32 } else { dtype };
     let mut terms = inputs
@@ -233,6 +233,6 @@ fn product(a: &Term, b: &Term, needed: &[char], device: Device, s: &Stream) -> R
     let m = size(&right.shape()[front + inner.len()..])?;
     let left = mlx::reshape(&left, &[&lead[..], &[n, k]].concat(), s)?;
     let right = mlx::reshape(&right, &[&lead[..], &[k, m]].concat(), s)?;
-    let array = mlx::reshape(&linear::matmul(&left, &right, device, s)?, &shape, s)?;
+    let array = mlx::reshape(&matmul::matmul(&left, &right, device, s)?, &shape, s)?;
     Ok(Term { array, labels })
 }

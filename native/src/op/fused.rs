@@ -1,8 +1,12 @@
-//! Operations that stand for several at once, as a model has them for each token that it generates. EMLX.Trace.Merge makes them where a
-//! program is traced for the GPU; where there is no kernel for them they are the operations that they stand for.
+//! What would be several operations, as one kernel. Norms, softmax, rotation and attention have files of their own.
+//! Here are also those that stand for several operations, as a model has them for each token that it generates.
+//! EMLX.Trace.Merge makes them where a program is traced for the GPU; where there is no kernel for them they are the
+//! operations that they stand for. Called by [`Op::apply`] for operations of [`Class::Fused`](super::Class::Fused).
 
 use super::decode::{self, Heads, Operand};
-use super::{check, Crossed, Inputs, MaskMode, Op, Outputs, QuantMode};
+use super::{
+    attention, check, norm, one, rope, softmax, Crossed, Inputs, MaskMode, Op, Outputs, QuantMode,
+};
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
@@ -10,7 +14,73 @@ use crate::mlx::{self, Stream};
 use mlx_rs::Array;
 use smallvec::SmallVec;
 
-fn apply(
+/// Builds an operation of the class.
+pub fn apply(
+    op: &Op,
+    inputs: &Inputs,
+    device: Device,
+    s: &Stream,
+    crossed: &mut Crossed,
+) -> Result<Outputs> {
+    match op {
+        Op::Softmax { axes, precise } => inputs.over(axes, |a, axes| {
+            softmax::softmax(a, axes, *precise, device, s)
+        }),
+        Op::RmsNorm { eps } => {
+            let ([x], [weight]) = inputs.with_optional()?;
+            norm::rms_norm(x, weight, *eps, device, s).map(one)
+        }
+        Op::LayerNorm { eps } => {
+            let ([x], [weight, bias]) = inputs.with_optional()?;
+            norm::layer_norm(x, weight, bias, *eps, device, s).map(one)
+        }
+        Op::Rope {
+            dims,
+            traditional,
+            base,
+            scale,
+        } => {
+            let ([x, offset], [freqs]) = inputs.with_optional()?;
+            rope::rope(
+                x,
+                *dims,
+                *traditional,
+                *base,
+                *scale,
+                offset,
+                freqs,
+                device,
+                s,
+            )
+            .map(one)
+        }
+        Op::Products { .. } => {
+            let ([x], [weight, residual], matrices) = inputs.with_optional_and_more()?;
+            let wanted = Products::of(op, x, weight, residual, &matrices)
+                .ok_or_else(|| Error::invalid("eps goes with the weight of a norm"))?;
+            products(wanted, device, s, crossed)
+        }
+        Op::RopeHeads { .. } => {
+            let (arrays, [q_norm, k_norm, freqs]) = inputs.with_optional()?;
+            let how = decode::Heads::of(op, q_norm, k_norm)
+                .ok_or_else(|| Error::invalid("eps goes with a weight for q and one for k"))?;
+            rope_heads(arrays, freqs, &how, device, s, crossed)
+        }
+        Op::CacheAttention { scale, shape } => {
+            let (arrays, [mask]) = inputs.with_optional()?;
+            cache_attention(arrays, mask, *scale, shape, device, s, crossed).map(one)
+        }
+        Op::ScaledDotProductAttention { scale, mask: mode } => {
+            let ([q, k, v], [mask, sinks]) = inputs.with_optional()?;
+            attention::attention(q, k, v, mask, sinks, *scale, *mode, device, s).map(one)
+        }
+        Op::CrossEntropy => inputs.binary(s, |a, b, s| softmax::cross_entropy(a, b, device, s)),
+        _ => Err(super::no_case(op)),
+    }
+}
+
+/// The output of one of the operations that another stands for.
+fn output_of(
     op: Op,
     inputs: &[&Array],
     device: Device,
@@ -39,9 +109,9 @@ pub struct Packing {
     pub group_size: i32,
 }
 
-/// Products of x {…, k}, normed first if there is a weight, with matrices {k, n}: one of each, or silu(x·w0)·(x·w1); `residual` {…, n} is
-/// added to the only one, whose shape may be given. With a packing each matrix is three arrays, of its n rows: words {n, k · bits / 32},
-/// scales and biases {n, k / group_size}.
+/// Products of x {…, k}, normed first if there is a weight, with matrices {k, n}: one of each, or silu(x·w0)·(x·w1);
+/// `residual` {…, n} is added to the only one, whose shape may be given. With a packing each matrix is three arrays,
+/// of its n rows: words {n, k · bits / 32}, scales and biases {n, k / group_size}.
 #[derive(Clone, Copy)]
 pub struct Products<'a, A = &'a Array> {
     pub x: A,
@@ -54,8 +124,8 @@ pub struct Products<'a, A = &'a Array> {
 }
 
 impl<'a, A> Products<'a, A> {
-    /// What [`Op::Products`] or [`Op::QuantizedProducts`] says of these. None for another operation, and where a weight comes without eps or
-    /// eps without one.
+    /// What [`Op::Products`] or [`Op::QuantizedProducts`] says of these. None for another operation, and where a
+    /// weight comes without eps or eps without one.
     pub fn of(
         op: &'a Op,
         x: A,
@@ -213,7 +283,7 @@ pub fn products(
         None => None,
     };
     let x = match norm {
-        Some((weight, eps)) => apply(Op::RmsNorm { eps }, &[&x, weight], device, s, crossed)?,
+        Some((weight, eps)) => output_of(Op::RmsNorm { eps }, &[&x, weight], device, s, crossed)?,
         None => x,
     };
     let mut product = |matrix: &[&Array]| {
@@ -226,18 +296,25 @@ pub fn products(
                 mode: QuantMode::Affine,
             },
         };
-        apply(op, &[&[&x], matrix].concat(), device, s, crossed)
+        output_of(op, &[&[&x], matrix].concat(), device, s, crossed)
     };
     let products = matrices.chunks(wanted.each()).map(&mut product);
     let mut outputs = products.collect::<Result<Outputs>>()?;
     if let (true, [gate, up]) = (gated, &outputs[..]) {
-        let sigmoid = apply(Op::Sigmoid, &[gate], device, s, crossed)?;
-        let silu = apply(Op::Multiply, &[&sigmoid, gate], device, s, crossed)?;
-        outputs = std::iter::once(apply(Op::Multiply, &[&silu, up], device, s, crossed)?).collect();
+        let sigmoid = output_of(Op::Sigmoid, &[gate], device, s, crossed)?;
+        let silu = output_of(Op::Multiply, &[&sigmoid, gate], device, s, crossed)?;
+        outputs =
+            std::iter::once(output_of(Op::Multiply, &[&silu, up], device, s, crossed)?).collect();
     }
     if let Some(added) = residual {
-        outputs =
-            std::iter::once(apply(Op::Add, &[&outputs[0], &added], device, s, crossed)?).collect();
+        outputs = std::iter::once(output_of(
+            Op::Add,
+            &[&outputs[0], &added],
+            device,
+            s,
+            crossed,
+        )?)
+        .collect();
     }
     if let Some(shape) = shape {
         outputs = std::iter::once(mlx::reshape(&outputs[0], shape, s)?).collect();
@@ -288,7 +365,7 @@ pub fn rope_heads(
         let heads = mlx::reshape(x, &[x.shape()[0], -1, 1, size], s)?;
         let heads = match norm {
             Some((weight, eps)) => {
-                apply(Op::RmsNorm { eps }, &[&heads, weight], device, s, crossed)?
+                output_of(Op::RmsNorm { eps }, &[&heads, weight], device, s, crossed)?
             }
             None => heads,
         };

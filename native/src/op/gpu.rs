@@ -1,7 +1,7 @@
-//! What MLX's CUDA kernels lack or misread, so that operations mean the same on every device. Called by [`Op::apply`] and by the
-//! operations themselves. Found by running the golden tests on an H200 with MLX 0.32.2.
+//! What MLX's CUDA kernels lack or misread, so that operations mean the same on every device. Called by [`Op::apply`]
+//! and by the operations themselves. Found by running the golden tests on an H200 with MLX 0.32.2.
 
-use super::{check, compose, window, Inputs, Op, PadMode, Reduction};
+use super::{cast, check, shape, window, Inputs, Op, PadMode, Reduction};
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
@@ -9,8 +9,9 @@ use crate::mlx::{self, Stream, Vector};
 use mlx_rs::Array;
 use smallvec::SmallVec;
 
-/// Results that the CPU computes for the GPU. They have to be computed before what builds on them is submitted: CUDA's streams wait for
-/// the CPU inside a kernel, and while one runs, a call that the CPU's part makes, such as one for memory, may wait for all kernels in turn.
+/// Results that the CPU computes for the GPU. They have to be computed before what builds on them is submitted: CUDA's
+/// streams wait for the CPU inside a kernel, and while one runs, a call that the CPU's part makes, such as one for
+/// memory, may wait for all kernels in turn.
 #[derive(Default)]
 pub struct Crossed(SmallVec<[Array; 1]>);
 
@@ -164,8 +165,8 @@ fn number(array: &Array, s: &Stream) -> Result<Array> {
     }
 }
 
-/// A result whose strides may be negative, in rows. CUDA's norms and rotation give their results the strides of their input, and would
-/// write before its memory.
+/// A result whose strides may be negative, in rows. CUDA's norms and rotation give their results the strides of their
+/// input, and would write before its memory.
 pub fn without_negative_strides(
     result: Array,
     turned: bool,
@@ -191,8 +192,8 @@ pub fn negative(a: &Array, device: Device, s: &Stream) -> Result<Array> {
 /// Blocks that CUDA launches along a grid's second and third axis.
 const MAX_GRID: i32 = 65_535;
 
-/// The axes in another order. Where a copy of the result is one of a transposed matrix with more columns than MLX's kernel for that launches
-/// blocks for, the copy is made here, some columns at a time.
+/// The axes in another order. Where a copy of the result is one of a transposed matrix with more columns than MLX's
+/// kernel for that launches blocks for, the copy is made here, some columns at a time.
 pub fn transpose(a: &Array, axes: &[i32], device: Device, s: &Stream) -> Result<Array> {
     let turned = mlx::transpose(a, axes, s)?;
     if device == Device::Cpu || cfg!(target_os = "macos") {
@@ -252,8 +253,9 @@ pub fn moveaxis(a: &Array, from: i32, to: i32, device: Device, s: &Stream) -> Re
     transpose(a, &axes, device, s)
 }
 
-/// What a scan comes to before each element, of what it comes to with it; `none` is at the beginning. CUDA's own kernel for that writes
-/// results over elements that it has not read yet, where the input's memory becomes the result's.
+/// What a scan comes to before each element, of what it comes to with it; `none` is at the beginning. CUDA's own
+/// kernel for that writes results over elements that it has not read yet, where the input's memory becomes the
+/// result's.
 pub fn before_each(
     whole: &Array,
     axis: i32,
@@ -267,7 +269,7 @@ pub fn before_each(
     let value = window::identity(none, mlx::dtype(whole))?;
     let (low, high) = if reverse { (-1, 1) } else { (1, -1) };
     let constant = PadMode::Constant;
-    compose::pad(whole, &value, &[axis], &[low], &[high], constant, s)
+    shape::pad(whole, &value, &[axis], &[low], &[high], constant, s)
 }
 
 /// The largest (smallest) number so far. CUDA's scans take an array with negative strides for one in rows.
@@ -319,8 +321,8 @@ fn launches(threads: [i64; 3]) -> bool {
     block[2] <= 64 && blocks(1) <= i64::from(MAX_GRID) && blocks(2) <= i64::from(MAX_GRID)
 }
 
-/// Rotates x {batch, heads…, length, size} in halves of its batch or its heads until CUDA launches the kernel for each. `rotate` takes a
-/// part and its offsets.
+/// Rotates x {batch, heads…, length, size} in halves of its batch or its heads until CUDA launches the kernel for
+/// each. `rotate` takes a part and its offsets.
 pub fn rotate_in_parts(
     x: &Array,
     offset: &Array,
@@ -354,8 +356,8 @@ pub fn rotate_in_parts(
     mlx::concatenate(&Vector::new(&[first?, second?]), axis as i32, s)
 }
 
-/// Sorts along an axis, or does what is computed by sorting. `sort` takes rows and their axis; on CUDA as many rows at a time as one
-/// launch takes.
+/// Sorts along an axis, or does what is computed by sorting. `sort` takes rows and their axis; on CUDA as many rows at
+/// a time as one launch takes.
 pub fn sorted(
     a: &Array,
     axis: usize,
@@ -445,7 +447,7 @@ pub fn eye(n: i32, m: i32, k: i32, dtype: Dtype, device: Device, s: &Stream) -> 
 pub fn tri(n: i32, m: i32, k: i32, dtype: Dtype, device: Device, s: &Stream) -> Result<Array> {
     match dtype {
         Dtype::C64 if device == Device::Gpu => {
-            compose::astype(&mlx::tri(n, m, k, Dtype::Bool, s)?, dtype, s)
+            cast::astype(&mlx::tri(n, m, k, Dtype::Bool, s)?, dtype, s)
         }
         _ => mlx::tri(n, m, k, dtype, s),
     }

@@ -1,18 +1,150 @@
-//! Reductions and scans that add up: on the CPU by kernels of ours (kernels/reduce.rs, kernels/scan.rs), or composed
-//! of MLX's in blocks (blocks.rs), since MLX's CPU kernels keep one running total. 16-bit floats are added up in f32
-//! at least, on every device.
+//! Reductions. Those that add up are kernels of ours on the CPU (kernels/reduce.rs), or are composed of MLX's in
+//! blocks (blocks.rs), since MLX's CPU kernels keep one running total. 16-bit floats are added up in f32 at least, on
+//! every device. Called by [`Op::apply`] for operations of [`Class::Reduction`](super::Class::Reduction).
 
-use super::{blocks, compose, double, gpu, window, Number};
+use super::creation::{constant, float};
+use super::{arg_reduce, blocks, cast, double, gpu, one, shape, Inputs, Number, Op, Outputs};
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::Result;
-use crate::kernels::{self, Reduction, Scan};
+use crate::kernels::{self, Reduction};
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
 use smallvec::SmallVec;
 
+/// Builds an operation of the class.
+pub fn apply(op: &Op, inputs: &Inputs, device: Device, s: &Stream) -> Result<Outputs> {
+    let fold = |of_none, reduction, axes: &Option<Vec<i32>>, keepdims| {
+        inputs.over(axes, |a, axes| {
+            let reduce = |a: &Array| reduce(reduction, a, axes, keepdims, device, s);
+            total(a, axes, keepdims, of_none, s, reduce)
+        })
+    };
+    match op {
+        Op::Allclose {
+            rtol,
+            atol,
+            equal_nan,
+        } => inputs.binary(s, |a, b, s| {
+            mlx::allclose(a, b, *rtol, *atol, *equal_nan, s)
+        }),
+        Op::ArrayEqual { equal_nan } => {
+            inputs.binary(s, |a, b, s| mlx::array_equal(a, b, *equal_nan, s))
+        }
+        Op::Sum { axes, keepdims } => fold(0.0, Reduction::Sum, axes, *keepdims),
+        Op::Prod { axes, keepdims } => fold(1.0, Reduction::Product, axes, *keepdims),
+        Op::Max { axes, keepdims } => inputs.over(axes, |a, axes| mlx::max(a, axes, *keepdims, s)),
+        Op::Min { axes, keepdims } => inputs.over(axes, |a, axes| mlx::min(a, axes, *keepdims, s)),
+        Op::All { axes, keepdims } => inputs.over(axes, |a, axes| {
+            total(a, axes, *keepdims, 1.0, s, |a| all(a, axes, *keepdims, s))
+        }),
+        Op::Any { axes, keepdims } => inputs.over(axes, |a, axes| {
+            total(a, axes, *keepdims, 0.0, s, |a| any(a, axes, *keepdims, s))
+        }),
+        Op::Mean { axes, keepdims } => fold(f64::NAN, Reduction::Mean, axes, *keepdims),
+        Op::Median { axes, keepdims } => {
+            inputs.over(axes, |a, axes| gpu::median(a, axes, *keepdims, device, s))
+        }
+        Op::Var {
+            axes,
+            keepdims,
+            ddof,
+        } => fold(
+            f64::NAN,
+            Reduction::Variance { ddof: *ddof },
+            axes,
+            *keepdims,
+        ),
+        Op::Std {
+            axes,
+            keepdims,
+            ddof,
+        } => fold(
+            f64::NAN,
+            Reduction::Deviation { ddof: *ddof },
+            axes,
+            *keepdims,
+        ),
+        Op::Logsumexp { axes, keepdims } => {
+            inputs.over(axes, |a, axes| logsumexp(a, axes, *keepdims, device, s))
+        }
+        Op::Argmax {
+            axis,
+            keepdims,
+            nan,
+        } => inputs.unary(s, |a, s| {
+            arg_reduce::arg_reduce(a, *axis, *keepdims, *nan, mlx::argmax, s)
+        }),
+        Op::Argmin {
+            axis,
+            keepdims,
+            nan,
+        } => inputs.unary(s, |a, s| {
+            arg_reduce::arg_reduce(a, *axis, *keepdims, *nan, mlx::argmin, s)
+        }),
+        Op::Trace {
+            offset,
+            axis1,
+            axis2,
+        } => {
+            let [a] = inputs.exactly()?;
+            let diagonal = shape::diagonal(a, *offset, *axis1, *axis2, s)?;
+            let last = [diagonal.ndim() as i32 - 1];
+            sum(&diagonal, &last, false, device, s).map(one)
+        }
+        _ => Err(super::no_case(op)),
+    }
+}
+
+pub fn all(a: &Array, axes: &[i32], keepdims: bool, s: &Stream) -> Result<Array> {
+    match mlx::dtype(a) {
+        Dtype::C64 => mlx::all(&cast::truth(a, s)?, axes, keepdims, s),
+        _ => mlx::all(a, axes, keepdims, s),
+    }
+}
+
+pub fn any(a: &Array, axes: &[i32], keepdims: bool, s: &Stream) -> Result<Array> {
+    match mlx::dtype(a) {
+        Dtype::C64 => mlx::any(&cast::truth(a, s)?, axes, keepdims, s),
+        _ => mlx::any(a, axes, keepdims, s),
+    }
+}
+
+/// A reduction whose value over no elements is `of_none`: MLX's may not end where an axis of a view is empty.
+pub fn total(
+    a: &Array,
+    axes: &[i32],
+    keepdims: bool,
+    of_none: f64,
+    s: &Stream,
+    reduce: impl Fn(&Array) -> Result<Array>,
+) -> Result<Array> {
+    if a.size() > 0 {
+        return reduce(a);
+    }
+    // One element stands for none: the shape and the type of the result are those of any reduction.
+    let sizes = a.shape().iter().enumerate();
+    let one: Vec<i32> = sizes
+        .map(|(axis, size)| {
+            if axes.contains(&(axis as i32)) {
+                1
+            } else {
+                *size
+            }
+        })
+        .collect();
+    let one = mlx::zeros(&one, mlx::dtype(a), s)?;
+    let dtype = mlx::dtype(&reduce(&mlx::zeros(&vec![1; a.ndim()], mlx::dtype(a), s)?)?);
+    let shape = if keepdims {
+        one.shape().to_vec()
+    } else {
+        mlx::squeeze(&one, axes, s)?.shape().to_vec()
+    };
+    mlx::full(&shape, &float(of_none, dtype)?, dtype, s)
+}
+
 /// Who computes a sum.
-enum Way {
+pub enum Way {
     /// A kernel of ours.
     Own,
     /// MLX in blocks, on f32 or complex numbers.
@@ -21,7 +153,7 @@ enum Way {
     Mlx,
 }
 
-fn way(dtype: Dtype, is_taken: bool, device: Device) -> Way {
+pub fn way(dtype: Dtype, is_taken: bool, device: Device) -> Way {
     let adds_up = dtype.is_half() || blocks::takes(dtype);
     let is_off = kernels::are_built() && !kernels::are_there();
     match device {
@@ -34,7 +166,11 @@ fn way(dtype: Dtype, is_taken: bool, device: Device) -> Way {
 }
 
 /// In f32 for 16-bit floats, and rounded once.
-fn in_single(a: &Array, s: &Stream, compute: impl Fn(&Array) -> Result<Array>) -> Result<Array> {
+pub fn in_single(
+    a: &Array,
+    s: &Stream,
+    compute: impl Fn(&Array) -> Result<Array>,
+) -> Result<Array> {
     let dtype = mlx::dtype(a);
     match dtype.is_half() {
         true => mlx::astype(&compute(&mlx::astype(a, Dtype::F32, s)?)?, dtype, s),
@@ -148,14 +284,14 @@ fn on_gpu(
     }
     let total = |a: &Array| sum_in_parts(a, axes, s);
     let mean = |a: &Array| {
-        let share = compose::constant(Number::Float(1.0 / count as f64), dtype)?;
+        let share = constant(Number::Float(1.0 / count as f64), dtype)?;
         mlx::multiply(&total(a)?, &share, s)
     };
     let variance = |ddof: i32| {
         let apart = mlx::subtract(a, &mean(a)?, s)?;
         let squares = total(&mlx::square(&apart, s)?)?;
         let free = (count as f64 - f64::from(ddof)).max(0.0);
-        mlx::divide(&squares, &compose::constant(Number::Float(free), dtype)?, s)
+        mlx::divide(&squares, &constant(Number::Float(free), dtype)?, s)
     };
     let reduced = match reduction {
         Reduction::Sum => total(a)?,
@@ -176,7 +312,8 @@ fn on_gpu(
     }
 }
 
-/// A sum over some axes, which are kept: over parts of the longest one and all the others first, and then over these parts.
+/// A sum over some axes, which are kept: over parts of the longest one and all the others first, and then over these
+/// parts.
 fn sum_in_parts(a: &Array, axes: &[i32], s: &Stream) -> Result<Array> {
     let size = |axis: i32| a.shape()[axis as usize];
     let Some(longest) = axes.iter().copied().max_by_key(|axis| size(*axis)) else {
@@ -247,7 +384,7 @@ fn by_mlx(
 
 pub fn sum(a: &Array, axes: &[i32], keepdims: bool, device: Device, s: &Stream) -> Result<Array> {
     let reduce = |a: &Array| reduce(Reduction::Sum, a, axes, keepdims, device, s);
-    compose::total(a, axes, keepdims, 0.0, s, reduce)
+    total(a, axes, keepdims, 0.0, s, reduce)
 }
 
 pub fn logsumexp(
@@ -267,98 +404,4 @@ pub fn logsumexp(
     }
     let single = mlx::astype(a, Dtype::F32, s)?;
     reduce(Reduction::LogSum, &single, axes, keepdims, device, s)
-}
-
-/// Along an axis that is not negative, of an array that is not empty.
-pub fn scan(
-    scan: Scan,
-    a: &Array,
-    axis: i32,
-    reverse: bool,
-    inclusive: bool,
-    device: Device,
-    s: &Stream,
-) -> Result<Array> {
-    let dtype = mlx::dtype(a);
-    match way(dtype, kernels::scans(scan, dtype), device) {
-        Way::Own => kernels::scan(scan, a, axis as u8, reverse, inclusive, s),
-        Way::Blocks => in_single(a, s, |a| {
-            scan_in_blocks(scan, a, axis, reverse, inclusive, s)
-        }),
-        Way::Mlx => in_single(a, s, |a| match device {
-            Device::Gpu => scan_on_gpu(scan, a, axis, reverse, inclusive, s),
-            Device::Cpu => scan_by_mlx(scan, a, axis, reverse, inclusive, s),
-        }),
-    }
-}
-
-/// Elements along an axis other than the last one from which CUDA's running totals drift. Along the last axis it adds up as a tree.
-const LONG_SCAN: i32 = 1 << 10;
-
-fn scan_on_gpu(
-    scan: Scan,
-    a: &Array,
-    axis: i32,
-    reverse: bool,
-    inclusive: bool,
-    s: &Stream,
-) -> Result<Array> {
-    let last = a.ndim() as i32 - 1;
-    if axis != last && a.shape()[axis as usize] >= LONG_SCAN && blocks::takes(mlx::dtype(a)) {
-        let rows = gpu::moveaxis(a, axis, last, Device::Gpu, s)?;
-        let scanned = scan_on_gpu(scan, &rows, last, reverse, inclusive, s)?;
-        return gpu::moveaxis(&scanned, last, axis, Device::Gpu, s);
-    }
-    let none = match scan {
-        Scan::Sum => window::Reduction::Sum,
-        Scan::Product => window::Reduction::Prod,
-        // Minus infinity.
-        Scan::LogSum => window::Reduction::Max,
-    };
-    // MLX takes an array with negative strides for one in rows, and a matrix by columns for rows along another axis.
-    let rows = mlx::contiguous(a, false, s)?;
-    let whole = scan_by_mlx(scan, &rows, axis, reverse, true, s)?;
-    match inclusive {
-        true => Ok(whole),
-        false => gpu::before_each(&whole, axis, reverse, none, s),
-    }
-}
-
-fn scan_by_mlx(
-    scan: Scan,
-    a: &Array,
-    axis: i32,
-    reverse: bool,
-    inclusive: bool,
-    s: &Stream,
-) -> Result<Array> {
-    match scan {
-        Scan::Sum => cumsum(a, axis, reverse, inclusive, s),
-        Scan::Product => cumprod(a, axis, reverse, inclusive, s),
-        Scan::LogSum => double::logcumsumexp(a, axis, reverse, inclusive, s),
-    }
-}
-
-fn cumsum(a: &Array, axis: i32, reverse: bool, inclusive: bool, s: &Stream) -> Result<Array> {
-    mlx::cumsum(a, axis, reverse, inclusive, None, s)
-}
-
-fn cumprod(a: &Array, axis: i32, reverse: bool, inclusive: bool, s: &Stream) -> Result<Array> {
-    mlx::cumprod(a, axis, reverse, inclusive, None, s)
-}
-
-fn scan_in_blocks(
-    scan: Scan,
-    a: &Array,
-    axis: i32,
-    reverse: bool,
-    inclusive: bool,
-    s: &Stream,
-) -> Result<Array> {
-    let blocks = |how| blocks::scan(a, axis, reverse, inclusive, how, s);
-    match scan {
-        Scan::Sum => blocks((cumsum, mlx::add, 0.0)),
-        Scan::Product => blocks((cumprod, mlx::multiply, 1.0)),
-        Scan::LogSum => blocks((mlx::logcumsumexp, mlx::logaddexp, f64::NEG_INFINITY)),
-    }
 }

@@ -2,6 +2,10 @@
 
 use super::*;
 use crate::device::Device;
+use crate::dtype::Dtype;
+use crate::error::Reason;
+use crate::mlx;
+use strum::VariantNames;
 
 fn run(op: Op, inputs: &[&Array]) -> Result<Outputs> {
     mlx::init();
@@ -257,5 +261,17 @@ fn numbers_survive_being_written() {
             };
             assert_eq!(alpha.to_bits(), narrow.to_bits(), "{text}");
         }
+    }
+}
+
+#[test]
+fn the_file_of_its_class_builds_every_operation() {
+    mlx::init();
+    let stream = Device::Cpu.stream().expect("the CPU is there");
+    for op in every_op() {
+        let Err(error) = op.apply(&Inputs(&[]), Device::Cpu, stream) else {
+            continue;
+        };
+        assert!(!error.to_string().contains("has no case"), "{error}");
     }
 }

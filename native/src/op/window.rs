@@ -1,7 +1,8 @@
-//! Sliding windows: reductions over them, their gradients, and all of them as an array.
+//! Sliding windows: reductions over them, their gradients, and all of them as an array. Convolutions are in conv.rs.
+//! Called by [`Op::apply`] for operations of [`Class::Window`](super::Class::Window).
 
-use super::compose::{self, constant};
-use super::{check, Number, PadMode};
+use super::creation::{self, constant};
+use super::{check, conv, indexing, shape, Inputs, Number, Op, Outputs, PadMode};
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
@@ -9,6 +10,104 @@ use crate::mlx::{self, Stream};
 use mlx_rs::Array;
 use rustler::NifUnitEnum;
 use serde::{Deserialize, Serialize};
+
+/// Builds an operation of the class.
+pub fn apply(op: &Op, inputs: &Inputs, device: Device, s: &Stream) -> Result<Outputs> {
+    match op {
+        Op::Conv {
+            stride,
+            padding_low,
+            padding_high,
+            kernel_dilation,
+            input_dilation,
+            groups,
+            flip,
+        } => inputs.binary(s, |a, b, s| {
+            conv::conv(
+                a,
+                b,
+                stride,
+                padding_low,
+                padding_high,
+                kernel_dilation,
+                input_dilation,
+                *groups,
+                *flip,
+                device,
+                s,
+            )
+        }),
+        Op::ConvTranspose {
+            stride,
+            padding,
+            dilation,
+            output_padding,
+            groups,
+        } => inputs.binary(s, |a, b, s| {
+            conv::conv_transpose(
+                a,
+                b,
+                stride,
+                padding,
+                dilation,
+                output_padding,
+                *groups,
+                device,
+                s,
+            )
+        }),
+        Op::WindowReduce {
+            reduction,
+            window,
+            strides,
+            padding_low,
+            padding_high,
+            dilation,
+        } => inputs.unary(s, |a, s| {
+            reduce(
+                a,
+                *reduction,
+                &Windows {
+                    window,
+                    strides,
+                    padding_low,
+                    padding_high,
+                    dilation,
+                },
+                s,
+            )
+        }),
+        Op::WindowScatter {
+            reduction,
+            window,
+            strides,
+            padding_low,
+            padding_high,
+        } => inputs.ternary(s, |a, b, c, s| {
+            scatter(
+                a,
+                b,
+                c,
+                *reduction,
+                &Windows {
+                    window,
+                    strides,
+                    padding_low,
+                    padding_high,
+                    dilation: &vec![1; window.len()],
+                },
+                device,
+                s,
+            )
+        }),
+        Op::WindowView {
+            window,
+            strides,
+            dilation,
+        } => inputs.unary(s, |a, s| view(a, window, strides, dilation, s)),
+        _ => Err(super::no_case(op)),
+    }
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, NifUnitEnum, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -74,7 +173,7 @@ impl Windows<'_> {
         {
             return mlx::share(a);
         }
-        compose::pad(
+        shape::pad(
             a,
             value,
             &self.axes(),
@@ -110,8 +209,8 @@ pub fn identity(reduction: Reduction, dtype: Dtype) -> Result<Array> {
     constant(value, dtype)
 }
 
-/// All windows of an array: output axes first, then the window's. A copy, since MLX's reductions on the CPU write outside their
-/// memory where a view's elements overlap.
+/// All windows of an array: output axes first, then the window's. A copy, since MLX's reductions on the CPU write
+/// outside their memory where a view's elements overlap.
 pub fn view(
     a: &Array,
     window: &[i32],
@@ -253,8 +352,8 @@ impl Line {
     }
 }
 
-/// For each window (a row) which of its elements are its extreme or NaN and the array's own: padding may equal the extreme, and is
-/// never chosen. None for complex numbers, which have no order.
+/// For each window (a row) which of its elements are its extreme or NaN and the array's own: padding may equal the
+/// extreme, and is never chosen. None for complex numbers, which have no order.
 fn own_extremes(
     a: &Array,
     flat: &Array,
@@ -328,7 +427,7 @@ pub fn scatter(
     };
     let chosen = mlx::reshape(&chosen, &[count, 1], s)?;
     // Each window's elements by their place in the padded array, chosen from by the same position.
-    let places = compose::iota(padded.shape(), None, Dtype::S32, s)?;
+    let places = creation::iota(padded.shape(), None, Dtype::S32, s)?;
     let places = view(
         &places,
         windows.window,
@@ -343,10 +442,10 @@ pub fn scatter(
     let out_dtype = mlx::dtype(source);
     let init = mlx::astype(init, out_dtype, s)?;
     let canvas = mlx::full(&[padded.size() as i32], &init, out_dtype, s)?;
-    let summed = compose::add_at(&canvas, source, &place, device, s)?;
+    let summed = indexing::add_at(&canvas, source, &place, device, s)?;
     let summed = mlx::reshape(&summed, padded.shape(), s)?;
     let negative = |widths: &[i32]| widths.iter().map(|width| -width).collect::<Vec<_>>();
-    compose::pad(
+    shape::pad(
         &summed,
         &init,
         &windows.axes(),

@@ -1,6 +1,6 @@
-//! Kernels for a few rows, which is what a model is given for each token that it generates. There a kernel takes less time than launching it,
-//! so each does what several operations of MLX's do, and reads matrices and caches as they lie. Called by `linear.rs`; None
-//! stands for cases that are left to MLX. bench/RESULTS.md has the figures.
+//! Kernels for a few rows, which is what a model is given for each token that it generates. There a kernel takes less
+//! time than launching it, so each does what several operations of MLX's do, and reads matrices and caches as they
+//! lie. Called by `fused.rs`; None stands for cases that are left to MLX. bench/RESULTS.md has the figures.
 
 use super::first;
 use crate::dtype::Dtype;
@@ -278,9 +278,9 @@ static ATTENTION: CudaKernel = CudaKernel {
     in_rows: false,
 };
 
-/// Attention of one query {batch, 1, heads, size} on keys and values {batch, length, kv_heads, size}, with a mask of booleans
-/// {batch | 1, heads | 1, 1, length} or none; as they lie, with any strides. The result has the elements of {batch, 1, heads, size} in
-/// `shape`.
+/// Attention of one query {batch, 1, heads, size} on keys and values {batch, length, kv_heads, size}, with a mask of
+/// booleans {batch | 1, heads | 1, 1, length} or none; as they lie, with any strides. The result has the elements of
+/// {batch, 1, heads, size} in `shape`.
 pub fn attention(
     qkv: [&Array; 3],
     mask: Option<&Array>,
@@ -357,8 +357,8 @@ static HEADS: CudaKernel = CudaKernel {
     in_rows: false,
 };
 
-/// How heads are turned: `size` numbers each, by `freqs` or powers of `base`; those of keys and values come `repeat` times. `lead` are the
-/// sizes of the results' axes before the heads.
+/// How heads are turned: `size` numbers each, by `freqs` or powers of `base`; those of keys and values come `repeat`
+/// times. `lead` are the sizes of the results' axes before the heads.
 pub struct Heads<'a, A> {
     pub lead: &'a [i32],
     pub size: i32,

@@ -1,6 +1,6 @@
-//! Kernels of our own for CUDA, where MLX's take longer than copying does: layer_norm reads each row once and keeps it in registers, the
-//! rotation turns several heads by one sine and cosine. Called by the fused kernels in `linear.rs`; None stands for cases that are
-//! left to MLX. `mix emlx.bench kernels` has the figures.
+//! Kernels of our own for CUDA, where MLX's take longer than copying does: layer_norm reads each row once and keeps it
+//! in registers, the rotation turns several heads by one sine and cosine. Called by `norm.rs` and `rope.rs`; None
+//! stands for cases that are left to MLX. `mix emlx.bench kernels` has the figures.
 
 #[macro_use]
 pub mod decode;
@@ -40,8 +40,8 @@ pub fn layer_norm(
         return Ok(None);
     }
     let vec = width(size, dtype);
-    // 32 bytes a thread take 40 registers, which leaves room for six blocks of 256 on a multiprocessor; 64 bytes where blocks of more than
-    // 512 threads would leave room for one. Warps of as many elements each need no counts.
+    // 32 bytes a thread take 40 registers, which leaves room for six blocks of 256 on a multiprocessor; 64 bytes where
+    // blocks of more than 512 threads would leave room for one. Warps of as many elements each need no counts.
     let warps = match size * dtype.size() as i32 {
         bytes if bytes > 16_384 => (bytes + 2047) / 2048,
         bytes => (bytes + 1023) / 1024,

@@ -1,0 +1,106 @@
+//! Casts. Other families take from here what two types promote to, and computing in a wider type.
+//! Called by [`Op::apply`] for operations of [`Class::Cast`](super::Class::Cast).
+
+use super::creation::{constant, int};
+use super::{Inputs, Number, Op, Outputs};
+use crate::device::Device;
+use crate::dtype::Dtype;
+use crate::error::Result;
+use crate::mlx::{self, Stream};
+use mlx_rs::Array;
+
+/// Builds an operation of the class.
+pub fn apply(op: &Op, inputs: &Inputs, s: &Stream) -> Result<Outputs> {
+    match op {
+        Op::Astype { dtype } => inputs.unary(s, |a, s| astype(a, *dtype, s)),
+        Op::ToFp8 => inputs.unary(s, to_fp8),
+        Op::FromFp8 { dtype } => inputs.unary(s, |a, s| from_fp8(a, *dtype, s)),
+        _ => Err(super::no_case(op)),
+    }
+}
+
+/// The type that MLX promotes two types to.
+pub fn promoted_type(left: Dtype, right: Dtype, s: &Stream) -> Result<Dtype> {
+    if left == right {
+        return Ok(left);
+    }
+    // MLX's own promotion, asked for by an operation on scalars of the two types.
+    let both = mlx::maximum(&mlx::zeros(&[], left, s)?, &mlx::zeros(&[], right, s)?, s)?;
+    Ok(mlx::dtype(&both))
+}
+
+/// Both arrays in the type that MLX promotes them to.
+pub fn promoted(a: &Array, b: &Array, s: &Stream) -> Result<(Array, Array)> {
+    let dtype = promoted_type(mlx::dtype(a), mlx::dtype(b), s)?;
+    Ok((mlx::astype(a, dtype, s)?, mlx::astype(b, dtype, s)?))
+}
+
+/// Whether each element is not zero. MLX's change of type looks at the real part alone.
+pub fn truth(a: &Array, s: &Stream) -> Result<Array> {
+    match mlx::dtype(a) {
+        Dtype::C64 => mlx::not_equal(a, &int(0, Dtype::C64)?, s),
+        _ => mlx::astype(a, Dtype::Bool, s),
+    }
+}
+
+pub fn astype(a: &Array, dtype: Dtype, s: &Stream) -> Result<Array> {
+    match dtype {
+        Dtype::Bool => truth(a, s),
+        // On CUDA a boolean would be the imaginary part as well.
+        Dtype::C64 if mlx::dtype(a) == Dtype::Bool => {
+            mlx::astype(&mlx::astype(a, Dtype::F32, s)?, dtype, s)
+        }
+        _ => mlx::astype(a, dtype, s),
+    }
+}
+
+/// In f32 for 16-bit floats on the CPU, where MLX adds them up in their own width and so loses most of a long sum.
+pub fn in_single(
+    a: &Array,
+    device: Device,
+    s: &Stream,
+    compute: impl Fn(&Array) -> Result<Array>,
+) -> Result<Array> {
+    let dtype = mlx::dtype(a);
+    if device != Device::Cpu || !dtype.is_half() {
+        return compute(a);
+    }
+    let out = compute(&mlx::astype(a, Dtype::F32, s)?)?;
+    match mlx::dtype(&out) {
+        Dtype::F32 => mlx::astype(&out, dtype, s),
+        _ => Ok(out),
+    }
+}
+
+/// The magnitude of NaN in 8 bits: all ones.
+const NAN_OF_8_BITS: Number = Number::Int(0x7f);
+
+/// To 8-bit floats. MLX's kernel takes f64 for what it is not, and NaN for the largest number.
+pub fn to_fp8(a: &Array, s: &Stream) -> Result<Array> {
+    let bits = match mlx::dtype(a) {
+        Dtype::F64 => mlx::to_fp8(&mlx::astype(a, Dtype::F32, s)?, s)?,
+        _ => mlx::to_fp8(a, s)?,
+    };
+    let nan = constant(NAN_OF_8_BITS, Dtype::U8)?;
+    mlx::where_(&mlx::isnan(a, s)?, &nan, &bits, s)
+}
+
+/// Of 8-bit floats. MLX's kernel on the CPU takes NaN for 480.
+pub fn from_fp8(bits: &Array, dtype: Dtype, s: &Stream) -> Result<Array> {
+    let values = mlx::from_fp8(bits, dtype, s)?;
+    if s.is_gpu() {
+        return Ok(values);
+    }
+    let nan_bits = constant(NAN_OF_8_BITS, Dtype::U8)?;
+    let is_nan = mlx::equal(&mlx::bitwise_and(bits, &nan_bits, s)?, &nan_bits, s)?;
+    let nan = constant(Number::Float(f64::NAN), dtype)?;
+    mlx::where_(&is_nan, &nan, &values, s)
+}
+
+/// Booleans as the integers that they are counted in.
+pub fn integral(a: &Array, s: &Stream) -> Result<Array> {
+    match mlx::dtype(a) {
+        Dtype::Bool => mlx::astype(a, Dtype::S32, s),
+        _ => mlx::share(a),
+    }
+}

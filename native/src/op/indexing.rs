@@ -1,0 +1,398 @@
+//! Gather, scatter, take and their kin. Indices that are out of range are clamped or dropped here: MLX reads and writes
+//! wherever they point.
+//! Called by [`Op::apply`] for operations of [`Class::Index`](super::Class::Index).
+
+use super::creation::int;
+use super::{check, one, shape, Inputs, Op, Outputs};
+use crate::device::Device;
+use crate::dtype::Dtype;
+use crate::error::{Error, Result};
+use crate::kernels;
+use crate::mlx::{self, Stream, Vector};
+use mlx_rs::Array;
+
+/// Builds an operation of the class.
+pub fn apply(op: &Op, inputs: &Inputs, device: Device, s: &Stream) -> Result<Outputs> {
+    match op {
+        Op::Take { axis } => inputs.binary(s, |a, b, s| take(a, b, *axis, s)),
+        Op::TakeAlongAxis { axis } => inputs.binary(s, |a, b, s| take_along_axis(a, b, *axis, s)),
+        Op::PutAlongAxis { axis } => {
+            inputs.ternary(s, |a, b, c, s| put_along_axis(a, b, c, *axis, s))
+        }
+        Op::ScatterAddAxis { axis } => {
+            inputs.ternary(s, |a, b, c, s| scatter_add_axis(a, b, c, *axis, device, s))
+        }
+        Op::Gather { axes, slice_sizes } => {
+            let ([a], indices) = inputs.and_more()?;
+            gather(a, &indices, axes, slice_sizes, s).map(one)
+        }
+        Op::Scatter { axes } => scattered(inputs, axes, s, mlx::scatter),
+        Op::ScatterAdd { axes } => {
+            let ([a, updates], indices) = inputs.and_more()?;
+            scatter_add(a, updates, &indices, axes, device, s).map(one)
+        }
+        Op::ScatterMax { axes } => scattered(inputs, axes, s, mlx::scatter_max),
+        Op::ScatterMin { axes } => scattered(inputs, axes, s, mlx::scatter_min),
+        Op::ScatterProd { axes } => {
+            let ([a, updates], indices) = inputs.and_more()?;
+            scatter_prod(a, updates, &indices, axes, s).map(one)
+        }
+        Op::MaskedScatter => inputs.ternary(s, masked_scatter),
+        _ => Err(super::no_case(op)),
+    }
+}
+
+fn scattered(inputs: &Inputs, axes: &[i32], s: &Stream, f: Scatter) -> Result<Outputs> {
+    let ([a, updates], indices) = inputs.and_more()?;
+    scatter(a, updates, &indices, axes, f, s).map(one)
+}
+
+pub fn check_index_type(index: &Array) -> Result<()> {
+    let dtype = mlx::dtype(index);
+    if dtype.is_integer() {
+        return Ok(());
+    }
+    Err(Error::invalid(format!(
+        "indices must be integers, got {}",
+        dtype.name()
+    )))
+}
+
+/// Indices as s64, negative ones counted from the end.
+fn counted_from_end(index: &Array, length: i32, s: &Stream) -> Result<Array> {
+    check_index_type(index)?;
+    let wide = signed_index(index, s)?;
+    if !mlx::dtype(index).is_signed_integer() {
+        return Ok(wide);
+    }
+    let from_end = mlx::add(&wide, &int(i64::from(length), Dtype::S64)?, s)?;
+    let negative = mlx::less(&wide, &int(0, Dtype::S64)?, s)?;
+    mlx::where_(&negative, &from_end, &wide, s)
+}
+
+/// An index as s64. Unsigned 64-bit ones above the signed range stay large.
+pub fn signed_index(index: &Array, s: &Stream) -> Result<Array> {
+    if mlx::dtype(index) != Dtype::U64 {
+        return mlx::astype(index, Dtype::S64, s);
+    }
+    let top = int(i64::from(i32::MAX), Dtype::U64)?;
+    mlx::astype(&mlx::minimum(index, &top, s)?, Dtype::S64, s)
+}
+
+/// Indices brought into 0..=last: negative ones count from the end, what is still outside is clamped. MLX reads
+/// wherever an index points.
+pub fn clamp(index: &Array, length: i32, last: i32, s: &Stream) -> Result<Array> {
+    let wide = counted_from_end(index, length, s)?;
+    let zero = int(0, Dtype::S64)?;
+    let last = int(i64::from(last.max(0)), Dtype::S64)?;
+    let within = mlx::clip(&wide, Some(&zero), Some(&last), s)?;
+    mlx::astype(&within, Dtype::S32, s)
+}
+
+/// One index array an axis of `axes`, each clamped so that its slice fits.
+pub fn gather(
+    a: &Array,
+    indices: &[&Array],
+    axes: &[i32],
+    slice_sizes: &[i32],
+    s: &Stream,
+) -> Result<Array> {
+    check::lengths(&[("axes", axes.len())], indices.len())?;
+    let axes = &check::axes(a, axes)?;
+    check::lengths(&[("slice_sizes", slice_sizes.len())], a.ndim())?;
+    for (size, length) in slice_sizes.iter().zip(a.shape()) {
+        if *size < 0 || size > length {
+            return Err(Error::invalid(format!(
+                "slice_sizes {slice_sizes:?} do not fit shape {:?}",
+                a.shape()
+            )));
+        }
+    }
+    let within = indices
+        .iter()
+        .zip(axes)
+        .map(|(index, axis)| {
+            let axis = check::axis(a, *axis)?;
+            let length = a.shape()[axis];
+            if length == 0 && index.size() > 0 {
+                return Err(Error::invalid(format!(
+                    "axis {axis} of shape {:?} is empty",
+                    a.shape()
+                )));
+            }
+            clamp(index, length, length - slice_sizes[axis], s)
+        })
+        .collect::<Result<Vec<_>>>()?;
+    mlx::gather(a, &Vector::new(&within), axes, slice_sizes, s)
+}
+
+type Scatter = fn(&Array, &Vector, &Array, &[i32], &Stream) -> Result<Array>;
+
+/// `compute` of the array and the updates in f32 where the array is of 16-bit floats, whose sums and products are
+/// rounded once; on the GPU, which has no addition to memory of less than 32 bits, in s32 where it is of short integers.
+fn scatter_in_wide(
+    a: &Array,
+    updates: &Array,
+    s: &Stream,
+    compute: impl Fn(&Array, &Array) -> Result<Array>,
+) -> Result<Array> {
+    let dtype = mlx::dtype(a);
+    let is_float = dtype.is_float() || dtype == Dtype::C64;
+    let wider = match dtype {
+        _ if dtype.is_half() => Dtype::F32,
+        _ if s.is_gpu() && !is_float && dtype.size() < 4 => Dtype::S32,
+        _ => return compute(a, updates),
+    };
+    // Updates of another type are rounded to the array's first, as they are without this.
+    let wide = |array: &Array| mlx::astype(&mlx::astype(array, dtype, s)?, wider, s);
+    mlx::astype(&compute(&wide(a)?, &wide(updates)?)?, dtype, s)
+}
+
+/// [`scatter`] that adds. On the CPU what comes to one place is added up in f64.
+pub fn scatter_add(
+    a: &Array,
+    updates: &Array,
+    indices: &[&Array],
+    axes: &[i32],
+    device: Device,
+    s: &Stream,
+) -> Result<Array> {
+    if let Some(own) = own_scatter_add(a, updates, indices, axes, device, s)? {
+        return Ok(own);
+    }
+    scatter_in_wide(a, updates, s, |a, updates| {
+        scatter(a, updates, indices, axes, mlx::scatter_add, s)
+    })
+}
+
+pub fn scatter_prod(
+    a: &Array,
+    updates: &Array,
+    indices: &[&Array],
+    axes: &[i32],
+    s: &Stream,
+) -> Result<Array> {
+    scatter_in_wide(a, updates, s, |a, updates| {
+        scatter(a, updates, indices, axes, mlx::scatter_prod, s)
+    })
+}
+
+/// The kernel of ours, for floats and complex numbers; None where it is not for them, or where the shapes do not fit,
+/// of which MLX says why.
+fn own_scatter_add(
+    a: &Array,
+    updates: &Array,
+    indices: &[&Array],
+    axes: &[i32],
+    device: Device,
+    s: &Stream,
+) -> Result<Option<Array>> {
+    let dtype = mlx::dtype(a);
+    let is_pair = dtype == Dtype::C64;
+    let takes = device == Device::Cpu && kernels::are_there();
+    if !takes || !(kernels::has_type(dtype) || is_pair) || a.size() == 0 {
+        return Ok(None);
+    }
+    check::lengths(&[("axes", axes.len())], indices.len())?;
+    let axes = check::axes(a, axes)?;
+    let mut shape = Vec::new();
+    for index in indices {
+        check_index_type(index)?;
+        match shape::broadcast_shape(&shape, index.shape()) {
+            Some(both) => shape = both,
+            None => return Ok(None),
+        }
+    }
+    let own = updates.shape();
+    let fits = own.len() == shape.len() + a.ndim()
+        && own.starts_with(&shape)
+        && own[shape.len()..]
+            .iter()
+            .zip(a.shape())
+            .all(|(own, size)| own <= size);
+    if !fits || indices.is_empty() {
+        return Ok(None);
+    }
+    let indices = indices
+        .iter()
+        .map(|index| mlx::broadcast_to(&signed_index(index, s)?, &shape, s))
+        .collect::<Result<Vec<_>>>()?;
+    let updates = mlx::astype(updates, dtype, s)?;
+    let axes = axes.iter().map(|axis| *axis as u8).collect();
+    if !is_pair {
+        return kernels::scatter_add(a, &updates, &indices, axes, s).map(Some);
+    }
+    let (pairs, updates) = (as_pairs(a, s)?, as_pairs(&updates, s)?);
+    let added = kernels::scatter_add(&pairs, &updates, &indices, axes, s)?;
+    let added = mlx::view(&added, Dtype::C64, s)?;
+    mlx::squeeze(&added, &[a.ndim() as i32], s).map(Some)
+}
+
+/// Complex numbers as their parts along one more axis.
+fn as_pairs(a: &Array, s: &Stream) -> Result<Array> {
+    mlx::view(&mlx::expand_dims(a, &[a.ndim() as i32], s)?, Dtype::F32, s)
+}
+
+/// `canvas` {n} with `updates` {count} added at `places` {count}, all of which are there.
+pub fn add_at(
+    canvas: &Array,
+    updates: &Array,
+    places: &Array,
+    device: Device,
+    s: &Stream,
+) -> Result<Array> {
+    let updates = mlx::reshape(updates, &[updates.size() as i32, 1], s)?;
+    if let Some(own) = own_scatter_add(canvas, &updates, &[places], &[0], device, s)? {
+        return Ok(own);
+    }
+    scatter_in_wide(canvas, &updates, s, |canvas, updates| {
+        mlx::scatter_add(canvas, &Vector::new([places]), updates, &[0], s)
+    })
+}
+
+/// Scatters with negative indices counted from the end; an update with an index out of range is dropped. MLX writes
+/// wherever an index points, so such updates go to a spare row behind the first axis, which is cut off again.
+pub fn scatter(
+    a: &Array,
+    updates: &Array,
+    indices: &[&Array],
+    axes: &[i32],
+    scatter: Scatter,
+    s: &Stream,
+) -> Result<Array> {
+    check::lengths(&[("axes", axes.len())], indices.len())?;
+    let axes = &check::axes(a, axes)?;
+    let zero = int(0, Dtype::S32)?;
+    let mut outside: Option<Array> = None;
+    let mut within = Vec::with_capacity(indices.len());
+    for (index, axis) in indices.iter().zip(axes) {
+        let length = a.shape()[check::axis(a, *axis)?];
+        // One more value on either side of the range tells what was outside.
+        let shifted = clamp_signed(index, length, s)?;
+        let low = mlx::less(&shifted, &zero, s)?;
+        let high = mlx::greater_equal(&shifted, &int(i64::from(length), Dtype::S32)?, s)?;
+        let out = mlx::logical_or(&low, &high, s)?;
+        outside = Some(match outside {
+            None => out,
+            Some(before) => mlx::logical_or(&before, &out, s)?,
+        });
+        within.push(shifted);
+    }
+    let outside = outside.ok_or_else(|| Error::invalid("needs at least one axis"))?;
+    let first = check::axis(a, axes[0])?;
+    let spare = int(i64::from(a.shape()[first]), Dtype::S32)?;
+    for (i, index) in within.iter_mut().enumerate() {
+        let target = if i == 0 { &spare } else { &zero };
+        *index = mlx::where_(&outside, target, index, s)?;
+    }
+    let filler = int(0, mlx::dtype(a))?;
+    let room = mlx::pad(a, &[first as i32], &[0], &[1], &filler, "constant", s)?;
+    let updates = mlx::astype(updates, mlx::dtype(a), s)?;
+    let scattered = scatter(&room, &Vector::new(&within), &updates, axes, s)?;
+    mlx::slice(
+        &scattered,
+        &vec![0; a.ndim()],
+        a.shape(),
+        &vec![1; a.ndim()],
+        s,
+    )
+}
+
+/// Indices as s32 with negative ones counted from the end; those out of range stay so, at -1 or `length`.
+fn clamp_signed(index: &Array, length: i32, s: &Stream) -> Result<Array> {
+    let wide = counted_from_end(index, length, s)?;
+    let low = int(-1, Dtype::S64)?;
+    let high = int(i64::from(length), Dtype::S64)?;
+    mlx::astype(
+        &mlx::clip(&wide, Some(&low), Some(&high), s)?,
+        Dtype::S32,
+        s,
+    )
+}
+
+fn on_axis(a: &Array, index: &Array, axis: i32, s: &Stream) -> Result<(usize, Array)> {
+    let axis = check::axis(a, axis)?;
+    let length = a.shape()[axis];
+    if length == 0 && index.size() > 0 {
+        return Err(Error::invalid(format!(
+            "axis {axis} of shape {:?} is empty",
+            a.shape()
+        )));
+    }
+    Ok((axis, clamp(index, length, length - 1, s)?))
+}
+
+pub fn take(a: &Array, indices: &Array, axis: i32, s: &Stream) -> Result<Array> {
+    let (axis, indices) = on_axis(a, indices, axis, s)?;
+    mlx::take(a, &indices, axis as i32, s)
+}
+
+pub fn take_along_axis(a: &Array, indices: &Array, axis: i32, s: &Stream) -> Result<Array> {
+    let (axis, indices) = on_axis(a, indices, axis, s)?;
+    mlx::take_along_axis(a, &indices, axis as i32, s)
+}
+
+pub fn put_along_axis(
+    a: &Array,
+    indices: &Array,
+    values: &Array,
+    axis: i32,
+    s: &Stream,
+) -> Result<Array> {
+    let (axis, indices) = on_axis(a, indices, axis, s)?;
+    mlx::put_along_axis(a, &indices, values, axis as i32, s)
+}
+
+pub fn scatter_add_axis(
+    a: &Array,
+    indices: &Array,
+    values: &Array,
+    axis: i32,
+    device: Device,
+    s: &Stream,
+) -> Result<Array> {
+    let (axis, indices) = on_axis(a, indices, axis, s)?;
+    let shape = shape::broadcast_shape(indices.shape(), values.shape()).filter(|shape| {
+        let sizes = shape.iter().zip(a.shape()).enumerate();
+        let same = |(i, (own, size)): (usize, (&i32, &i32))| i == axis || *own == 1 || own == size;
+        shape.len() == a.ndim() && indices.ndim() == a.ndim() && sizes.into_iter().all(same)
+    });
+    if let (true, Some(mut shape)) = (kernels::takes(device, a) && a.size() > 0, shape) {
+        for (i, size) in a.shape().iter().enumerate().filter(|(i, _)| *i != axis) {
+            shape[i] = *size;
+        }
+        let index = mlx::broadcast_to(&mlx::astype(&indices, Dtype::S64, s)?, &shape, s)?;
+        let values = mlx::astype(values, mlx::dtype(a), s)?;
+        let values = mlx::broadcast_to(&values, &shape, s)?;
+        return kernels::scatter_add_along(a, &values, &index, axis as u8, s);
+    }
+    scatter_in_wide(a, values, s, |a, values| {
+        mlx::scatter_add_axis(a, &indices, values, axis as i32, s)
+    })
+}
+
+/// Values in order under the mask. MLX reads past their end where the mask is longer; here they begin anew.
+pub fn masked_scatter(a: &Array, mask: &Array, values: &Array, s: &Stream) -> Result<Array> {
+    if mlx::dtype(mask) != Dtype::Bool {
+        return Err(Error::invalid(format!(
+            "the mask must be bool, got {}",
+            mlx::dtype(mask).name()
+        )));
+    }
+    if a.ndim() > 0 && (a.size() == 0 || values.size() == 0) {
+        return mlx::share(a);
+    }
+    let values = mlx::astype(values, mlx::dtype(a), s)?;
+    let flat = mlx::reshape(&values, &[-1], s)?;
+    // A mask of fewer axes is one of the leading ones.
+    let mut shape = mask.shape().to_vec();
+    shape.resize(a.ndim().max(shape.len()), 1);
+    let mask = mlx::broadcast_to(&mlx::reshape(mask, &shape, s)?, a.shape(), s)?;
+    let times = a.size().div_ceil(flat.size().max(1)) as i32;
+    let enough = mlx::tile(&flat, &[times], s)?;
+    // One place in the running count of the mask for each element that is replaced.
+    let flags = mlx::astype(&mlx::reshape(&mask, &[-1], s)?, Dtype::S32, s)?;
+    let place = mlx::cumsum(&flags, 0, false, false, None, s)?;
+    let chosen = mlx::take(&enough, &place, 0, s)?;
+    mlx::where_(&mask, &mlx::reshape(&chosen, a.shape(), s)?, a, s)
+}

@@ -1,0 +1,242 @@
+//! Factorizations and linear systems. LAPACK is kept from arguments on which it ends the process.
+//! Called by [`Op::apply`] for operations of [`Class::LinearAlgebra`](super::Class::LinearAlgebra).
+
+use super::creation::constant;
+use super::{check, double, one, shape, Inputs, Number, Op, Outputs};
+use crate::dtype::Dtype;
+use crate::error::{Error, Result};
+use crate::mlx::{self, Stream, Vector};
+use mlx_rs::Array;
+
+/// Builds an operation of the class.
+pub fn apply(op: &Op, inputs: &Inputs, s: &Stream) -> Result<Outputs> {
+    let matrix = || {
+        let [a] = inputs.exactly()?;
+        check::matrix(a).map(|()| a)
+    };
+    let square = || {
+        let [a] = inputs.exactly()?;
+        check::square(a).map(|()| a)
+    };
+    match op {
+        Op::Cholesky { upper } => mlx::cholesky(square()?, *upper, s).map(one),
+        Op::CholeskyInv { upper } => mlx::cholesky_inv(square()?, *upper, s).map(one),
+        Op::Qr => mlx::qr(matrix()?, s).map(Outputs::from_vec),
+        Op::Svd { compute_uv } => svd(matrix()?, *compute_uv, s).map(Outputs::from_vec),
+        Op::Eigh { upper } => eigh(square()?, *upper, s).map(Outputs::from_vec),
+        Op::Eigvalsh { upper } => eigvalsh(square()?, *upper, s).map(Outputs::from_vec),
+        Op::Eig => eig(square()?, s).map(Outputs::from_vec),
+        Op::Eigvals => eigvals(square()?, s).map(Outputs::from_vec),
+        Op::Lu => lu(matrix()?, s).map(Outputs::from_vec),
+        Op::LuFactor => lu_factor(matrix()?, s).map(Outputs::from_vec),
+        Op::Inv => mlx::inv(square()?, s).map(one),
+        Op::TriInv { upper } => mlx::tri_inv(square()?, *upper, s).map(one),
+        Op::Pinv => pinv(matrix()?, s).map(Outputs::from_vec),
+        Op::Det => det(square()?, s).map(Outputs::from_vec),
+        Op::Slogdet => slogdet(square()?, s).map(Outputs::from_vec),
+        Op::Solve => {
+            let [a, b] = inputs.exactly()?;
+            check_system(a, b)?;
+            solve(a, b, s).map(one)
+        }
+        Op::SolveTriangular { upper } => {
+            let [a, b] = inputs.exactly()?;
+            check_system(a, b)?;
+            solve_triangular(a, b, *upper, s).map(one)
+        }
+        _ => Err(super::no_case(op)),
+    }
+}
+
+/// MLX gives the conjugates of a complex matrix's eigenvectors.
+pub fn eig(a: &Array, s: &Stream) -> Result<Vec<Array>> {
+    of_finite(a, a, s, |a| {
+        let mut parts = mlx::eig(a, s)?;
+        if mlx::dtype(a) == Dtype::C64 {
+            parts[1] = mlx::conjugate(&parts[1], s)?;
+        }
+        Ok(parts)
+    })
+}
+
+pub fn eigvals(a: &Array, s: &Stream) -> Result<Vec<Array>> {
+    of_finite(a, a, s, |a| Ok(vec![mlx::eigvals(a, s)?]))
+}
+
+pub fn svd(a: &Array, compute_uv: bool, s: &Stream) -> Result<Vec<Array>> {
+    of_finite(a, a, s, |a| mlx::svd(a, compute_uv, s))
+}
+
+pub fn pinv(a: &Array, s: &Stream) -> Result<Vec<Array>> {
+    of_finite(a, a, s, |a| Ok(vec![mlx::pinv(a, s)?]))
+}
+
+pub fn eigh(a: &Array, upper: bool, s: &Stream) -> Result<Vec<Array>> {
+    of_finite(a, &triangle(a, upper, s)?, s, |a| {
+        mlx::eigh(a, uplo(upper), s)
+    })
+}
+
+pub fn eigvalsh(a: &Array, upper: bool, s: &Stream) -> Result<Vec<Array>> {
+    of_finite(a, &triangle(a, upper, s)?, s, |a| {
+        Ok(vec![mlx::eigvalsh(a, uplo(upper), s)?])
+    })
+}
+
+/// The part of a symmetric matrix that is read.
+fn triangle(a: &Array, upper: bool, s: &Stream) -> Result<Array> {
+    if upper {
+        mlx::triu(a, 0, s)
+    } else {
+        mlx::tril(a, 0, s)
+    }
+}
+
+fn uplo(upper: bool) -> &'static str {
+    if upper {
+        "U"
+    } else {
+        "L"
+    }
+}
+
+/// Factors of the matrices that have no NaN and no infinity in `seen`, and NaN for the others. On those LAPACK ends
+/// the process or never comes back, and with it the stream.
+fn of_finite(
+    a: &Array,
+    seen: &Array,
+    s: &Stream,
+    factors: impl FnOnce(&Array) -> Result<Vec<Array>>,
+) -> Result<Vec<Array>> {
+    let ok = mlx::all(&mlx::isfinite(seen, s)?, &[-2, -1], true, s)?;
+    let zero = mlx::zeros(&[], mlx::dtype(a), s)?;
+    let finite = mlx::where_(&ok, a, &zero, s)?;
+    let of_vectors = mlx::squeeze(&ok, &[-1], s)?;
+    factors(&finite)?
+        .iter()
+        .map(|factor| {
+            // Eigenvalues and singular values have an axis less.
+            let ok = if factor.ndim() < a.ndim() {
+                &of_vectors
+            } else {
+                &ok
+            };
+            let nan = constant(Number::Float(f64::NAN), mlx::dtype(factor))?;
+            mlx::where_(ok, factor, &nan, s)
+        })
+        .collect()
+}
+
+/// Factors and what is made of them, for a single matrix as for a batch of one. MLX says of a single matrix's factors
+/// that they have as many elements as bytes and lie without gaps: with one row or column it would write beyond the
+/// memory of what it computes of them.
+fn in_batch(
+    a: &Array,
+    s: &Stream,
+    factors: impl FnOnce(&Array) -> Result<Vec<Array>>,
+) -> Result<Vec<Array>> {
+    if a.ndim() != 2 {
+        return factors(a);
+    }
+    let parts = factors(&mlx::expand_dims(a, &[0], s)?)?;
+    let single = parts.iter().map(|part| mlx::squeeze(part, &[0], s));
+    single.collect()
+}
+
+pub fn lu(a: &Array, s: &Stream) -> Result<Vec<Array>> {
+    in_batch(a, s, |a| mlx::lu(a, s))
+}
+
+/// The factors are copied, for what else is computed of them (see [`in_batch`]).
+pub fn lu_factor(a: &Array, s: &Stream) -> Result<Vec<Array>> {
+    let mut parts = mlx::lu_factor(a, s)?;
+    if let Some(factors) = parts.first_mut() {
+        *factors = mlx::contiguous(factors, false, s)?;
+    }
+    Ok(parts)
+}
+
+pub fn slogdet(a: &Array, s: &Stream) -> Result<Vec<Array>> {
+    in_batch(a, s, |a| mlx::slogdet(a, s))
+}
+
+pub fn det(a: &Array, s: &Stream) -> Result<Vec<Array>> {
+    in_batch(a, s, |a| Ok(vec![double::det(a, s)?]))
+}
+
+pub fn solve(a: &Array, b: &Array, s: &Stream) -> Result<Array> {
+    if a.ndim() != 2 || b.ndim() > 2 {
+        return mlx::solve(a, b, s);
+    }
+    let axes: &[i32] = if b.ndim() == 1 { &[0, -1] } else { &[0] };
+    let (a, b) = (mlx::expand_dims(a, &[0], s)?, mlx::expand_dims(b, axes, s)?);
+    mlx::squeeze(&mlx::solve(&a, &b, s)?, axes, s)
+}
+
+/// a·x = b: a is {…, n, n}, b {…, n} or {…, n, m}.
+pub fn check_system(a: &Array, b: &Array) -> Result<()> {
+    check::square(a)?;
+    let n = a.shape()[a.ndim() - 1];
+    let rows = match (a.ndim(), b.ndim()) {
+        (_, 0) => None,
+        (rank, other) if rank == other + 1 => b.shape().last(),
+        (_, rank) if rank >= 2 => b.shape().get(rank - 2),
+        _ => b.shape().last(),
+    };
+    if rows != Some(&n) {
+        return Err(Error::invalid(format!(
+            "a is {:?}, b is {:?}: b must have {n} rows",
+            a.shape(),
+            b.shape()
+        )));
+    }
+    Ok(())
+}
+
+/// x with a·x = b for a triangular matrix, in f64: MLX multiplies by the inverse, which in f32 loses digits that
+/// substitution keeps. Complex numbers a + bi, which MLX does not solve for, as the real matrix [[a, -b], [b, a]].
+pub fn solve_triangular(a: &Array, b: &Array, upper: bool, s: &Stream) -> Result<Array> {
+    let dtypes = (mlx::dtype(a), mlx::dtype(b));
+    let wide = |array: &Array| mlx::astype(array, Dtype::F64, s);
+    if dtypes.0 != Dtype::C64 && dtypes.1 != Dtype::C64 {
+        let x = mlx::solve_triangular(&wide(a)?, &wide(b)?, upper, s)?;
+        let either = |dtype| dtypes.0 == dtype || dtypes.1 == dtype;
+        let dtype = if either(Dtype::F64) {
+            Dtype::F64
+        } else if dtypes.0 == dtypes.1 && dtypes.0.is_half() {
+            dtypes.0
+        } else {
+            Dtype::F32
+        };
+        return mlx::astype(&x, dtype, s);
+    }
+    let parts = |array: &Array| -> Result<(Array, Array)> {
+        let complex = mlx::astype(array, Dtype::C64, s)?;
+        Ok((
+            wide(&mlx::real(&complex, s)?)?,
+            wide(&mlx::imag(&complex, s)?)?,
+        ))
+    };
+    let join = |arrays: [&Array; 2], axis| mlx::concatenate(&Vector::new(arrays), axis, s);
+    let (re, im) = parts(a)?;
+    let top = join([&re, &mlx::negative(&im, s)?], -1)?;
+    let bottom = join([&im, &re], -1)?;
+    let (right_re, right_im) = parts(b)?;
+    let is_vector = b.ndim() + 1 == a.ndim();
+    let axis = if is_vector { -1 } else { -2 };
+    let right = join([&right_re, &right_im], axis)?;
+    let x = solve(&join([&top, &bottom], -2)?, &right, s)?;
+    let n = a.shape()[a.ndim() - 1];
+    let halves = shape::split(&x, &[n], axis, s)?;
+    let single = |array: &Array| mlx::astype(array, Dtype::F32, s);
+    let i = mlx::from_bytes(
+        &[0.0f32, 1.0].map(f32::to_ne_bytes).concat(),
+        &[],
+        Dtype::C64,
+    )?;
+    mlx::add(
+        &single(&halves[0])?,
+        &mlx::multiply(&single(&halves[1])?, &i, s)?,
+        s,
+    )
+}

@@ -1,0 +1,18 @@
+//! Choices between elements of several arrays, broadcast together.
+//! Called by [`Op::apply`] for operations of [`Class::Select`](super::Class::Select).
+
+use super::{one, Inputs, Op, Outputs};
+use crate::error::Result;
+use crate::mlx::{self, Stream};
+
+/// Builds an operation of the class.
+pub fn apply(op: &Op, inputs: &Inputs, s: &Stream) -> Result<Outputs> {
+    match op {
+        Op::Where => inputs.ternary(s, mlx::where_),
+        Op::Clip => {
+            let ([a], [low, high]) = inputs.with_optional()?;
+            mlx::clip(a, low, high, s).map(one)
+        }
+        _ => Err(super::no_case(op)),
+    }
+}

@@ -1,0 +1,336 @@
+//! The same elements in another shape or at other places: reshaping, splitting, padding, diagonals, strided views.
+//! Called by [`Op::apply`] for operations of [`Class::Shape`](super::Class::Shape).
+
+use super::{check, gpu, one, Inputs, Op, Outputs, PadMode};
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::mlx::{self, Stream, Vector};
+use mlx_rs::Array;
+
+/// Builds an operation of the class.
+pub fn apply(op: &Op, inputs: &Inputs, device: Device, s: &Stream) -> Result<Outputs> {
+    match op {
+        Op::View { dtype } => inputs.unary(s, |a, s| mlx::view(a, *dtype, s)),
+        Op::Reshape { shape } => inputs.unary(s, |a, s| reshape(a, shape, s)),
+        Op::Flatten {
+            start_axis,
+            end_axis,
+        } => inputs.unary(s, |a, s| mlx::flatten(a, *start_axis, *end_axis, s)),
+        Op::Unflatten { axis, shape } => inputs.unary(s, |a, s| unflatten(a, *axis, shape, s)),
+        Op::Squeeze { axes } => {
+            let [a] = inputs.exactly()?;
+            mlx::squeeze(a, &check::axes(a, axes)?, s).map(one)
+        }
+        Op::ExpandDims { axes } => {
+            let [a] = inputs.exactly()?;
+            let axes = check::new_axes(axes, a.ndim() + axes.len())?;
+            mlx::expand_dims(a, &axes, s).map(one)
+        }
+        Op::Transpose { axes } => {
+            let [a] = inputs.exactly()?;
+            check::length("axes", axes.len(), a.ndim())?;
+            gpu::transpose(a, &check::axes(a, axes)?, device, s).map(one)
+        }
+        Op::Swapaxes { axis1, axis2 } => {
+            inputs.unary(s, |a, s| gpu::swapaxes(a, *axis1, *axis2, device, s))
+        }
+        Op::Moveaxis {
+            source,
+            destination,
+        } => inputs.unary(s, |a, s| gpu::moveaxis(a, *source, *destination, device, s)),
+        Op::BroadcastTo { shape } => {
+            inputs.unary(s, |a, s| mlx::broadcast_to(a, check::shape(shape)?, s))
+        }
+        Op::Concatenate { axis } => {
+            let ([], arrays) = inputs.and_more()?;
+            // MLX gives one array back as it is, whatever the axis.
+            if let [a] = arrays[..] {
+                check::axis(a, *axis)?;
+            }
+            mlx::concatenate(&Vector::new(arrays), *axis, s).map(one)
+        }
+        Op::Stack { axis } => {
+            let ([], arrays) = inputs.and_more()?;
+            mlx::stack(&Vector::new(arrays), *axis, s).map(one)
+        }
+        Op::Split { indices, axis } => {
+            let [a] = inputs.exactly()?;
+            split(a, indices, *axis, s).map(Outputs::from_vec)
+        }
+        Op::Repeat { repeats, axis } => {
+            let [a] = inputs.exactly()?;
+            check::at_least("repeats", *repeats, 0)?;
+            let axis = check::axis(a, *axis)? as i32;
+            mlx::repeat(a, *repeats, axis, s).map(one)
+        }
+        Op::Tile { repetitions } => {
+            inputs.unary(s, |a, s| mlx::tile(a, check::shape(repetitions)?, s))
+        }
+        Op::Flip { axes } => {
+            let [a] = inputs.exactly()?;
+            let flipped = mlx::flip(a, &check::axes(a, axes)?, s)?;
+            gpu::without_negative_strides(flipped, true, device, s).map(one)
+        }
+        Op::Roll { shift, axes } => inputs.unary(s, |a, s| roll(a, shift, axes, s)),
+        Op::Pad {
+            axes,
+            low,
+            high,
+            mode,
+        } => inputs.binary(s, |a, b, s| pad(a, b, axes, low, high, *mode, s)),
+        Op::PadInterior {
+            low,
+            high,
+            interior,
+        } => inputs.binary(s, |a, b, s| pad_interior(a, b, low, high, interior, s)),
+        Op::AsStrided {
+            shape,
+            strides,
+            offset,
+        } => inputs.unary(s, |a, s| as_strided(a, shape, strides, *offset, s)),
+        Op::Contiguous => inputs.unary(s, |a, s| mlx::contiguous(a, false, s)),
+        Op::Diag { k } => inputs.unary(s, |a, s| diag(a, *k, s)),
+        Op::Diagonal {
+            offset,
+            axis1,
+            axis2,
+        } => inputs.unary(s, |a, s| diagonal(a, *offset, *axis1, *axis2, s)),
+        Op::Tril { k } => inputs.unary(s, |a, s| triangle(a, *k, mlx::tril, s)),
+        Op::Triu { k } => inputs.unary(s, |a, s| triangle(a, *k, mlx::triu, s)),
+        _ => Err(super::no_case(op)),
+    }
+}
+
+pub fn split(a: &Array, indices: &[i32], axis: i32, s: &Stream) -> Result<Vec<Array>> {
+    let axis = check::axis(a, axis)?;
+    let length = a.shape()[axis];
+    let ordered = indices.windows(2).all(|pair| pair[0] <= pair[1]);
+    if !ordered || indices.iter().any(|&i| i < 0 || i > length) {
+        return Err(Error::invalid(format!(
+            "indices {indices:?} must be in order and within 0..{length}"
+        )));
+    }
+    // By slices: MLX's own parts of a view with negative strides count as contiguous, and what is computed from them
+    // reads memory that is not theirs.
+    let mut edges = vec![0];
+    edges.extend(indices);
+    edges.push(length);
+    let part = |edge: &[i32]| {
+        let (mut start, mut stop) = (vec![0; a.ndim()], a.shape().to_vec());
+        (start[axis], stop[axis]) = (edge[0], edge[1]);
+        mlx::slice(a, &start, &stop, &vec![1; a.ndim()], s)
+    };
+    edges.windows(2).map(part).collect()
+}
+
+/// Padding on the given axes; a negative width crops.
+pub fn pad(
+    a: &Array,
+    value: &Array,
+    axes: &[i32],
+    low: &[i32],
+    high: &[i32],
+    mode: PadMode,
+    s: &Stream,
+) -> Result<Array> {
+    check::lengths(&[("low", low.len()), ("high", high.len())], axes.len())?;
+    let axes = &check::axes(a, axes)?;
+    // A scalar has no side to put anything on. MLX's CUDA form gives the value.
+    if a.ndim() == 0 {
+        return mlx::share(a);
+    }
+    let mut cropped = mlx::share(a)?;
+    if low.iter().chain(high).any(|width| *width < 0) {
+        let mut start = vec![0; a.ndim()];
+        let mut stop = a.shape().to_vec();
+        for (i, axis) in axes.iter().enumerate() {
+            let axis = check::axis(a, *axis)?;
+            start[axis] = (-low[i]).clamp(0, stop[axis]);
+            stop[axis] = (stop[axis] + high[i].min(0)).max(start[axis]);
+        }
+        cropped = mlx::slice(&cropped, &start, &stop, &vec![1; a.ndim()], s)?;
+    }
+    // On all axes: MLX's edge mode takes no fewer.
+    let all: Vec<i32> = (0..a.ndim() as i32).collect();
+    let positive = |widths: &[i32]| {
+        let mut whole = vec![0; a.ndim()];
+        for (axis, width) in axes.iter().zip(widths) {
+            whole[*axis as usize] = (*width).max(0);
+        }
+        whole
+    };
+    let (low, high) = (positive(low), positive(high));
+    let value = mlx::astype(value, mlx::dtype(a), s)?;
+    let mode = match mode {
+        PadMode::Constant if cropped.size() == 0 => {
+            // CUDA's form fills nothing in around no elements.
+            let sizes = cropped.shape().iter().zip(low.iter().zip(&high));
+            let shape: Vec<i32> = sizes.map(|(size, (low, high))| size + low + high).collect();
+            return mlx::full(&shape, &value, mlx::dtype(a), s);
+        }
+        PadMode::Constant => "constant",
+        PadMode::Edge => "edge",
+    };
+    mlx::pad(&cropped, &all, &low, &high, &value, mode, s)
+}
+
+/// Padding on every axis with `interior` values between neighbours, as XLA and Nx define it.
+pub fn pad_interior(
+    a: &Array,
+    value: &Array,
+    low: &[i32],
+    high: &[i32],
+    interior: &[i32],
+    s: &Stream,
+) -> Result<Array> {
+    let rank = a.ndim();
+    check::lengths(
+        &[
+            ("low", low.len()),
+            ("high", high.len()),
+            ("interior", interior.len()),
+        ],
+        rank,
+    )?;
+    if let Some(width) = interior.iter().find(|width| **width < 0) {
+        return Err(Error::invalid(format!(
+            "interior widths must not be negative, got {width}"
+        )));
+    }
+    if rank == 0 {
+        return mlx::share(a);
+    }
+    let axes: Vec<i32> = (0..rank as i32).collect();
+    if interior.iter().all(|width| *width == 0) {
+        return pad(a, value, &axes, low, high, PadMode::Constant, s);
+    }
+    let spread: Vec<i32> = a
+        .shape()
+        .iter()
+        .zip(interior)
+        .map(|(size, between)| (size + (size - 1) * between).max(0))
+        .collect();
+    let steps: Vec<i32> = interior.iter().map(|between| between + 1).collect();
+    let value = mlx::astype(value, mlx::dtype(a), s)?;
+    let canvas = mlx::full(&spread, &value, mlx::dtype(a), s)?;
+    let spread_out = if a.size() == 0 {
+        canvas
+    } else {
+        mlx::slice_update(&canvas, a, &vec![0; rank], &spread, &steps, s)?
+    };
+    pad(&spread_out, &value, &axes, low, high, PadMode::Constant, s)
+}
+
+/// A view with any strides, checked to stay inside the array's own elements.
+pub fn as_strided(
+    a: &Array,
+    shape: &[i32],
+    strides: &[i64],
+    offset: u64,
+    s: &Stream,
+) -> Result<Array> {
+    check::lengths(&[("strides", strides.len())], shape.len())?;
+    let (mut lowest, mut highest) = (offset as i128, offset as i128);
+    for (size, stride) in shape.iter().zip(strides) {
+        if *size < 0 {
+            return Err(Error::invalid(format!(
+                "shape {shape:?} has a negative size"
+            )));
+        }
+        let reach = i128::from((*size).max(1) - 1) * i128::from(*stride);
+        lowest += reach.min(0);
+        highest += reach.max(0);
+    }
+    let empty = shape.contains(&0);
+    if !empty && (lowest < 0 || highest >= a.size() as i128) {
+        return Err(Error::invalid(format!(
+            "shape {shape:?} with strides {strides:?} and offset {offset} reaches outside the {} elements",
+            a.size()
+        )));
+    }
+    if empty {
+        return mlx::zeros(shape, mlx::dtype(a), s);
+    }
+    // MLX strides over a vector's memory as if its elements lay next to each other.
+    let rows = mlx::contiguous(a, false, s)?;
+    // A copy: MLX's reductions on the CPU write outside their memory where a view's elements overlap.
+    let view = mlx::as_strided(&rows, shape, strides, offset as usize, s)?;
+    mlx::contiguous(&view, false, s)
+}
+
+/// The shape that two shapes broadcast to.
+pub fn broadcast_shape(a: &[i32], b: &[i32]) -> Option<Vec<i32>> {
+    let rank = a.len().max(b.len());
+    let size = |shape: &[i32], axis: usize| match (axis + shape.len()).checked_sub(rank) {
+        Some(own) => shape[own],
+        None => 1,
+    };
+    (0..rank)
+        .map(|axis| match (size(a, axis), size(b, axis)) {
+            (one, other) if one == other || other == 1 => Some(one),
+            (1, other) => Some(other),
+            _ => None,
+        })
+        .collect()
+}
+
+pub fn reshape(a: &Array, shape: &[i32], s: &Stream) -> Result<Array> {
+    check::reshape(a.shape(), shape)?;
+    mlx::reshape(a, shape, s)
+}
+
+pub fn unflatten(a: &Array, axis: i32, shape: &[i32], s: &Stream) -> Result<Array> {
+    let axis = check::axis(a, axis)?;
+    check::reshape(&a.shape()[axis..=axis], shape)?;
+    mlx::unflatten(a, axis as i32, shape, s)
+}
+
+pub fn roll(a: &Array, shift: &[i32], axes: &[i32], s: &Stream) -> Result<Array> {
+    check::length("shift", shift.len(), axes.len())?;
+    let axes = check::axes(a, axes)?;
+    if a.size() == 0 {
+        return mlx::share(a);
+    }
+    let shift: Vec<i32> = shift
+        .iter()
+        .zip(&axes)
+        .map(|(by, axis)| by % a.shape()[*axis as usize])
+        .collect();
+    mlx::roll(a, &shift, &axes, s)
+}
+
+pub fn diag(a: &Array, k: i32, s: &Stream) -> Result<Array> {
+    if a.ndim() == 1 {
+        let side = a.size() as u128 + u128::from(k.unsigned_abs());
+        mlx::check_bytes(side * side * mlx::dtype(a).size() as u128)?;
+        return mlx::diag(a, k, s);
+    }
+    diagonal(a, k, 0, 1, s)
+}
+
+/// The diagonal as the last axis; empty where the offset leads outside.
+pub fn diagonal(a: &Array, offset: i32, axis1: i32, axis2: i32, s: &Stream) -> Result<Array> {
+    let axes = check::axes(a, &[axis1, axis2])?;
+    let (rows, columns) = (a.shape()[axes[0] as usize], a.shape()[axes[1] as usize]);
+    if offset >= columns || offset <= -rows {
+        let mut shape: Vec<i32> = a.shape().to_vec();
+        shape.remove(axes[0].max(axes[1]) as usize);
+        shape.remove(axes[0].min(axes[1]) as usize);
+        shape.push(0);
+        return mlx::zeros(&shape, mlx::dtype(a), s);
+    }
+    mlx::diagonal(a, offset, axes[0], axes[1], s)
+}
+
+type Triangle = fn(&Array, i32, &Stream) -> Result<Array>;
+
+pub fn triangle(a: &Array, k: i32, keep: Triangle, s: &Stream) -> Result<Array> {
+    if a.ndim() < 2 {
+        return Err(Error::invalid(format!(
+            "takes matrices {{…, rows, columns}}, got shape {:?}",
+            a.shape()
+        )));
+    }
+    let (rows, columns) = (a.shape()[a.ndim() - 2], a.shape()[a.ndim() - 1]);
+    keep(a, k.clamp(-rows - 1, columns + 1), s)
+}

@@ -1,0 +1,177 @@
+//! Slices and their updates, at places that attributes or an array of starts name.
+//! Called by [`Op::apply`] for operations of [`Class::Slice`](super::Class::Slice).
+
+use super::creation::int;
+use super::{check, gpu, indexing, one, Inputs, Op, Outputs};
+use crate::device::Device;
+use crate::dtype::Dtype;
+use crate::error::{Error, Result};
+use crate::kernels;
+use crate::mlx::{self, Stream};
+use mlx_rs::Array;
+use smallvec::SmallVec;
+
+/// Builds an operation of the class.
+pub fn apply(op: &Op, inputs: &Inputs, device: Device, s: &Stream) -> Result<Outputs> {
+    match op {
+        Op::Slice {
+            start,
+            stop,
+            strides,
+        } => {
+            let [a] = inputs.exactly()?;
+            let (start, stop, strides) = check::slice(a, start, stop, strides)?;
+            let slice = mlx::slice(a, &start, &stop, &strides, s)?;
+            let turned = strides.iter().any(|stride| *stride < 0);
+            gpu::without_negative_strides(slice, turned, device, s).map(one)
+        }
+        Op::SliceUpdate {
+            start,
+            stop,
+            strides,
+        } => update(inputs, [start, stop, strides], s, mlx::slice_update),
+        Op::SliceUpdateAdd {
+            start,
+            stop,
+            strides,
+        } => update(inputs, [start, stop, strides], s, mlx::slice_update_add),
+        Op::SliceUpdateMax {
+            start,
+            stop,
+            strides,
+        } => update(inputs, [start, stop, strides], s, mlx::slice_update_max),
+        Op::SliceUpdateMin {
+            start,
+            stop,
+            strides,
+        } => update(inputs, [start, stop, strides], s, mlx::slice_update_min),
+        Op::SliceUpdateProd {
+            start,
+            stop,
+            strides,
+        } => update(inputs, [start, stop, strides], s, mlx::slice_update_prod),
+        Op::SliceDynamic { axes, sizes } => {
+            inputs.binary(s, |a, b, s| slice_dynamic(a, b, axes, sizes, device, s))
+        }
+        Op::SliceUpdateDynamic { axes } => inputs.ternary(s, |a, b, c, s| {
+            slice_update_dynamic(a, b, c, axes, device, s)
+        }),
+        _ => Err(super::no_case(op)),
+    }
+}
+
+fn update(
+    inputs: &Inputs,
+    [start, stop, strides]: [&[i32]; 3],
+    s: &Stream,
+    f: impl FnOnce(&Array, &Array, &[i32], &[i32], &[i32], &Stream) -> Result<Array>,
+) -> Result<Outputs> {
+    let [a, update] = inputs.exactly()?;
+    let (start, stop, strides) = check::slice(a, start, stop, strides)?;
+    f(a, update, &start, &stop, &strides, s).map(one)
+}
+
+/// Starts clamped into 0..=length - size, one an axis.
+fn check_starts(a: &Array, start: &Array, axes: &[i32], sizes: &[i32]) -> Result<Vec<i32>> {
+    indexing::check_index_type(start)?;
+    check::axes(a, axes)?;
+    if start.ndim() != 1 || start.size() != axes.len() {
+        return Err(Error::invalid(format!(
+            "start must have shape [{}], one integer an axis, got {:?}",
+            axes.len(),
+            start.shape()
+        )));
+    }
+    let mut limits = Vec::with_capacity(axes.len());
+    for (axis, size) in axes.iter().zip(sizes) {
+        let length = a.shape()[check::axis(a, *axis)?];
+        if *size < 0 || *size > length {
+            return Err(Error::invalid(format!(
+                "a slice of {size} does not fit axis {axis} of shape {:?}",
+                a.shape()
+            )));
+        }
+        limits.push(length - size);
+    }
+    Ok(limits)
+}
+
+fn clamp_starts(start: &Array, limits: &[i32], s: &Stream) -> Result<Array> {
+    let bytes: Vec<u8> = limits
+        .iter()
+        .flat_map(|limit| limit.to_ne_bytes())
+        .collect();
+    let rank = limits.len() as i32;
+    let limits = mlx::from_bytes(&bytes, &[rank], Dtype::S32)?;
+    let wide = indexing::signed_index(start, s)?;
+    let limits = mlx::astype(&limits, Dtype::S64, s)?;
+    let within = mlx::clip(&wide, Some(&int(0, Dtype::S64)?), Some(&limits), s)?;
+    mlx::astype(&within, Dtype::S32, s)
+}
+
+/// Where a slice begins, and along which axes, as the kernels for slices take it.
+fn places(
+    a: &Array,
+    start: &Array,
+    axes: &[i32],
+    s: &Stream,
+) -> Result<(Array, SmallVec<[u8; 8]>)> {
+    let start = match mlx::dtype(start) {
+        Dtype::S32 => mlx::share(start)?,
+        _ => indexing::signed_index(start, s)?,
+    };
+    let axes = axes.iter().map(|axis| Ok(check::axis(a, *axis)? as u8));
+    Ok((start, axes.collect::<Result<_>>()?))
+}
+
+pub fn slice_dynamic(
+    a: &Array,
+    start: &Array,
+    axes: &[i32],
+    sizes: &[i32],
+    device: Device,
+    s: &Stream,
+) -> Result<Array> {
+    check::lengths(&[("sizes", sizes.len())], axes.len())?;
+    let limits = check_starts(a, start, axes, sizes)?;
+    let mut whole = a.shape().to_vec();
+    for (axis, size) in axes.iter().zip(sizes) {
+        whole[check::axis(a, *axis)?] = *size;
+    }
+    if kernels::slices(device, mlx::dtype(a)) {
+        let (start, axes) = places(a, start, axes, s)?;
+        return kernels::slice(a, &start, axes, &whole, s);
+    }
+    let start = clamp_starts(start, &limits, s)?;
+    mlx::slice_dynamic(a, &start, axes, &whole, s)
+}
+
+pub fn slice_update_dynamic(
+    a: &Array,
+    update: &Array,
+    start: &Array,
+    axes: &[i32],
+    device: Device,
+    s: &Stream,
+) -> Result<Array> {
+    if update.ndim() != a.ndim() {
+        return Err(Error::invalid(format!(
+            "the update has shape {:?}, the array {:?}: ranks differ",
+            update.shape(),
+            a.shape()
+        )));
+    }
+    let sizes = axes
+        .iter()
+        .map(|axis| Ok(update.shape()[check::axis(a, *axis)?]))
+        .collect::<Result<Vec<i32>>>()?;
+    let limits = check_starts(a, start, axes, &sizes)?;
+    let update = mlx::astype(update, mlx::dtype(a), s)?;
+    let mut sizes = update.shape().iter().zip(a.shape());
+    if kernels::slices(device, mlx::dtype(a)) && sizes.all(|(own, whole)| own <= whole) {
+        let (start, axes) = places(a, start, axes, s)?;
+        return kernels::update(a, &update, &start, axes, s);
+    }
+    let start = clamp_starts(start, &limits, s)?;
+    mlx::slice_update_dynamic(a, &update, &start, axes, s)
+}

@@ -1,0 +1,86 @@
+//! Sorting, partitions, and searches in what is sorted.
+//! Called by [`Op::apply`] for operations of [`Class::Order`](super::Class::Order).
+
+use super::{cast, check, gpu, Inputs, Op, Outputs, Side};
+use crate::device::Device;
+use crate::dtype::Dtype;
+use crate::error::{Error, Result};
+use crate::mlx::{self, Stream};
+use mlx_rs::Array;
+
+/// Builds an operation of the class.
+pub fn apply(op: &Op, inputs: &Inputs, device: Device, s: &Stream) -> Result<Outputs> {
+    match op {
+        Op::Sort { axis } => inputs.along(*axis, |a, axis| {
+            cast::in_single(a, device, s, |a| gpu::sort(a, axis, device, s))
+        }),
+        Op::Argsort { axis } => inputs.unary(s, |a, s| argsort(a, *axis, device, s)),
+        Op::Partition { kth, axis } => inputs.unary(s, |a, s| {
+            partition(a, *kth, *axis, mlx::partition, device, s)
+        }),
+        Op::Argpartition { kth, axis } => inputs.unary(s, |a, s| {
+            partition(a, *kth, *axis, mlx::argpartition, device, s)
+        }),
+        Op::Topk { k, axis } => inputs.unary(s, |a, s| topk(a, *k, *axis, device, s)),
+        Op::Searchsorted { side } => inputs.binary(s, |a, b, s| searchsorted(a, b, *side, s)),
+        _ => Err(super::no_case(op)),
+    }
+}
+
+pub fn argsort(a: &Array, axis: i32, device: Device, s: &Stream) -> Result<Array> {
+    let axis = check::axis(a, axis)?;
+    if a.size() == 0 {
+        return mlx::zeros(a.shape(), Dtype::U32, s);
+    }
+    gpu::sorted(a, axis, device, s, |a, axis| mlx::argsort(a, axis, s))
+}
+
+type Partition = fn(&Array, i32, i32, &Stream) -> Result<Array>;
+
+pub fn partition(
+    a: &Array,
+    kth: i32,
+    axis: i32,
+    f: Partition,
+    device: Device,
+    s: &Stream,
+) -> Result<Array> {
+    let axis = check::filled_axis(a, axis)?;
+    let size = a.shape()[axis];
+    if kth < -size || kth >= size {
+        return Err(Error::invalid(format!(
+            "kth {kth} is out of range for axis {axis} of shape {:?}",
+            a.shape()
+        )));
+    }
+    let kth = kth.rem_euclid(size);
+    gpu::sorted(a, axis, device, s, |a, axis| f(a, kth, axis, s))
+}
+
+pub fn topk(a: &Array, k: i32, axis: i32, device: Device, s: &Stream) -> Result<Array> {
+    let axis = check::filled_axis(a, axis)?;
+    if k < 1 || k > a.shape()[axis] {
+        return Err(Error::invalid(format!(
+            "k must be within 1..{}, got {k}",
+            a.shape()[axis]
+        )));
+    }
+    gpu::sorted(a, axis, device, s, |a, axis| mlx::topk(a, k, axis, s))
+}
+
+pub fn searchsorted(sorted: &Array, values: &Array, side: Side, s: &Stream) -> Result<Array> {
+    if sorted.ndim() != 1 {
+        return Err(Error::invalid(format!(
+            "the sorted array must have one axis, got shape {:?}",
+            sorted.shape()
+        )));
+    }
+    if sorted.size() == 0 {
+        return mlx::zeros(values.shape(), Dtype::U32, s);
+    }
+    let side = match side {
+        Side::Left => "left",
+        Side::Right => "right",
+    };
+    mlx::searchsorted(sorted, values, side, s)
+}
