@@ -70,7 +70,8 @@ defmodule EMLX.NxDifferential do
       standard_deviation:
         {@real, &averaged/2, :summed, &Nx.standard_deviation(&1, axes: [&2]),
          fn x -> {:each, Ops.sqrt(variance(x))} end},
-      logsumexp: {@floats, &exponents/2, :summed, &Nx.logsumexp(&1, axes: [&2]), fn x -> {:each, logsumexp(x)} end},
+      logsumexp:
+        {@floats, fn _, _ -> {-5, 5} end, :summed, &Nx.logsumexp(&1, axes: [&2]), fn x -> {:each, logsumexp(x)} end},
       cumulative_sum:
         {@real, &summands/2, :running, &Nx.cumulative_sum(&1, axis: &2), fn x -> {:rows, running(x, :add)} end},
       cumulative_sum_from_behind:
@@ -102,11 +103,9 @@ defmodule EMLX.NxDifferential do
   defp few, do: fn _, _ -> {:few, 5} end
   defp ones, do: fn _, _ -> {0, 2} end
   defp factors, do: fn dtype, _ -> if(dtype in @floats, do: {:sparse, 0.9, 1.1}, else: {:sparse, -2, 3}) end
-  # Nx divides a sum, or takes its logarithm, that it keeps in the type of the tensor: in f16 no more than 65,504.
+  # The sum that Nx divides is of the tensor's type: in f16 no more than 65,504.
   defp averaged(:f16, n), do: {0, 2 * min(1, 30_000 / n)}
   defp averaged(_, _), do: {0, 2}
-  defp exponents(:f16, n) when n > 100_000, do: {-20, 20}
-  defp exponents(_, _), do: {-5, 5}
   defp summands(dtype, n), do: if(dtype in @floats, do: {0, 2 * min(1, 100 / n)}, else: {-100, 100})
 
   # ---- functions of Nx ----
@@ -161,7 +160,13 @@ defmodule EMLX.NxDifferential do
     Reductions.mean(Ops.square(Ops.subtract(x, R.column(Reductions.mean(x)))))
   end
 
-  defp logsumexp(x), do: Reductions.logsumexp(R.f64(x))
+  # The sum that Nx takes the logarithm of is of the tensor's type, too.
+  defp logsumexp(x) do
+    top = R.max(R.f64(x))
+    sum = R.sum(Ops.exp(Ops.subtract(R.f64(x), R.column(top))))
+    Ops.add(top, Ops.log(if(Array.dtype(x) == :f16, do: R.f64(Ops.astype(sum, :f16)), else: sum)))
+  end
+
   defp running(x, op), do: R.scan(R.split(x), &Ops.run(op, [&1, &2]))
 
   defp windows(x, op) do
