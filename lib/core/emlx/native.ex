@@ -55,6 +55,7 @@ defmodule EMLX.Native do
   def program_constants(_program), do: missing()
   def program_outputs(_program, _target), do: missing()
   def program_describe(_program, _target), do: missing()
+  def program_explain(_program, _device), do: missing()
   def program_save(_program, _path, _names, _target, _tag), do: missing()
   def program_load(_path, _target), do: missing()
   def program_run(_program, _inputs, _target, _tag), do: missing()

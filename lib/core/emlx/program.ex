@@ -77,7 +77,11 @@ defmodule EMLX.Program do
     * `:constants` - arrays that every run uses, numbered after the inputs. They are shared, not copied.
     * `:constant_names` - a name for each constant, for `save/3`
     * `:output_names` - a name for each output
-    * `:fuse` - whether stretches of operations are compiled by MLX, which makes one kernel of neighbouring elementwise operations
+    * `:device` - the device whose plan is made at once, `EMLX.default_device/0` by default. On another one it is made by the first
+      run there. `explain/2` shows it
+    * `:merge` - whether operations on at most 4 rows become fewer, larger ones, as the compiler `EMLX` has it. `nil`, the default,
+      is on the GPU
+    * `:fuse` - whether segments of operations are compiled by MLX, which makes one kernel of neighbouring elementwise operations
       (`false` by default). The first run for each set of shapes compiles, which on the CPU takes the C++ compiler g++ and a
       second or so for each new kernel; later ones, in other VMs, too, find it under the system's folder for temporary files.
       A kernel keeps the values between its operations in registers and may contract a product and a sum: results differ from
@@ -104,9 +108,10 @@ defmodule EMLX.Program do
   """
   @spec new(non_neg_integer | [input], [instruction], [value], keyword) :: t
   def new(inputs, instructions, outputs, opts \\ []) do
-    opts = Keyword.validate!(opts, constants: [], constant_names: nil, output_names: nil, fuse: false, run_ahead: nil)
+    defaults = [output_names: nil, fuse: false, merge: nil, run_ahead: nil, device: EMLX.default_device()]
+    opts = Keyword.validate!(opts, [constants: [], constant_names: nil] ++ defaults)
     constants = for constant <- opts[:constants], do: Array.ref!(constant, "program, a constant")
-    native_opts = %{output_names: opts[:output_names], fuse: opts[:fuse], run_ahead: opts[:run_ahead]}
+    native_opts = opts |> Keyword.take(Keyword.keys(defaults)) |> Map.new()
     program = from_ref(Native.call!(Native.program_new(inputs, constants, instructions, outputs, native_opts)))
     %{program | constant_names: opts[:constant_names]}
   end
@@ -171,6 +176,26 @@ defmodule EMLX.Program do
     Native.call!(Native.program_describe(ref, Queue.target(opts)))
   end
 
+  @doc ~S'''
+  How a program runs on a device, as text: its plan, and what each pass that made it took and left, with the reasons.
+
+  A plan is made once for each device. Its lines are the numbers of the program's instructions as `inspect/2` shows them, and what
+  runs them: MLX node by node, a chain (one kernel of EMLX's for several operations on elements), a segment compiled by MLX
+  (`fused`), or a segment launched as one CUDA graph (`captured`). A loop names the ways that are tried in their order.
+
+  Options: `:device`, `EMLX.default_device/0` by default. On a machine without a GPU, `device: :gpu` gives the plan for CUDA.
+
+      iex> instructions = [{:exp, [0], 1}, {{:sum, %{axes: [0], keepdims: false}}, [1], 1}]
+      iex> program = EMLX.Program.new([{"x", [2], :f32}], instructions, [2])
+      iex> EMLX.Program.explain(program, device: :cpu) |> String.split("\n") |> Enum.take(2)
+      ["plan for cpu", "  0–1: node by node: exp, sum"]
+  '''
+  @spec explain(t, keyword) :: String.t()
+  def explain(%__MODULE__{ref: ref}, opts \\ []) do
+    opts = Keyword.validate!(opts, device: EMLX.default_device())
+    Native.call!(Native.program_explain(ref, opts[:device]))
+  end
+
   # ---- files ----
 
   @doc """
@@ -184,7 +209,7 @@ defmodule EMLX.Program do
       those that `new/4` was given, else `"constant.0"` and so on
     * `:device`, `:queue` - where constants that are not yet computed are
 
-  What `new/4` was given is kept but for `:run_ahead`. Raises `EMLX.Error` for a program with calls, whose functions no file can hold; for one whose shapes do not fit together; and
+  What `new/4` was given is kept but for `:run_ahead` and `:device`. Raises `EMLX.Error` for a program with calls, whose functions no file can hold; for one whose shapes do not fit together; and
   of kind `:file` where the file cannot be written.
   """
   @spec save(t, Path.t(), keyword) :: :ok

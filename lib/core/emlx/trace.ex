@@ -25,13 +25,12 @@ defmodule EMLX.Trace do
 
   @doc """
   Traces `fun`, which is given placeholders for `templates` (a list of `{dims, dtype}`) and gives a list of arrays, and then any term
-  besides: `{arrays, term}`. Gives `{block, constants, calls, types, term}`:
+  besides: `{arrays, term}`. Gives `{block, constants, calls, term}`:
 
     * `block` - `%{params: [value], instructions: [{op, [value | nil], [value], label}], results: [value]}`; the operations `:if` and
       `:while` hold blocks in their attributes
     * `constants` - `%{value => array}`
     * `calls` - `%{id => fun}`, what was given to `call/3`; `{:check, fun}` of `check/2`
-    * `types` - `%{value => {shape, dtype}}`
   """
   def run(device, templates, debug \\ 0, fun) do
     if active?(), do: raise(ArgumentError, "the process is tracing a function already")
@@ -42,7 +41,6 @@ defmodule EMLX.Trace do
       unchecked?: false,
       next: 0,
       values: %{},
-      types: %{},
       constants: %{},
       calls: %{},
       instructions: [],
@@ -54,8 +52,8 @@ defmodule EMLX.Trace do
 
     try do
       {block, term} = block(templates, fun)
-      %{constants: constants, calls: calls, types: types} = Process.get(__MODULE__)
-      {block, constants, calls, types, term}
+      %{constants: constants, calls: calls} = Process.get(__MODULE__)
+      {block, constants, calls, term}
     after
       Process.delete(__MODULE__)
       if queue, do: Process.put(Queue, queue), else: Process.delete(Queue)
@@ -165,10 +163,9 @@ defmodule EMLX.Trace do
 
   defp placeholder({dims, dtype}), do: Native.call!(Native.placeholder(dims, dtype, state!("placeholder").device))
 
-  defp define(%Array{ref: ref} = array) do
-    %{next: value, values: values, types: types} = state = state!("define")
-    types = Map.put(types, value, {Array.shape(array), Array.dtype(array)})
-    Process.put(__MODULE__, %{state | next: value + 1, values: Map.put(values, ref, value), types: types})
+  defp define(%Array{ref: ref}) do
+    %{next: value, values: values} = state = state!("define")
+    Process.put(__MODULE__, %{state | next: value + 1, values: Map.put(values, ref, value)})
     value
   end
 

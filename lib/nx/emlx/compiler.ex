@@ -85,10 +85,10 @@ defmodule EMLX.Compiler do
       raise ArgumentError, ":fuse of compiler: EMLX is true or false, got: #{inspect(fuse)}"
     end
 
-    merge = Keyword.get(opts, :merge, Application.get_env(:emlx, :merge, device == :gpu))
+    merge = Keyword.get(opts, :merge, Application.get_env(:emlx, :merge))
 
-    if not is_boolean(merge) do
-      raise ArgumentError, ":merge of compiler: EMLX is true or false, got: #{inspect(merge)}"
+    if merge not in [nil, false, true] do
+      raise ArgumentError, ":merge of compiler: EMLX is true, false or nil, got: #{inspect(merge)}"
     end
 
     run_ahead = Keyword.get(opts, :run_ahead, Application.get_env(:emlx, :run_ahead))
@@ -189,7 +189,7 @@ defmodule EMLX.Compiler do
       inputs = for i <- used, do: input(Enum.at(templates, i), "arg#{i}")
 
       program =
-        Program.new(inputs, instructions, results, constants: constants, fuse: opts.fuse, run_ahead: opts.run_ahead)
+        Program.new(inputs, instructions, results, [constants: constants] ++ planning(opts))
 
       compiled = {:program, %{program: program, used: used, outputs: outputs, calls: calls}}
       {compiled, size(program), %{path: :program, reason: nil}}
@@ -212,7 +212,7 @@ defmodule EMLX.Compiler do
 
   # The parts of a program. `templates` are its parameters; `known` has arrays for some of them, by position.
   defp record(expr, templates, known, opts) do
-    {block, constants, calls, types, nil} =
+    {block, constants, calls, nil} =
       Defaults.with_device(opts.device, fn ->
         Trace.run(opts.device, Walk.templates(List.to_tuple(templates)), opts.debug, fn placeholders ->
           params =
@@ -223,7 +223,7 @@ defmodule EMLX.Compiler do
         end)
       end)
 
-    {used, constants, instructions, results} = Trace.Passes.run(block, constants, types, merge: opts.merge)
+    {used, constants, instructions, results} = Trace.Passes.run(block, constants)
     {used, constants, calls, instructions, results}
   end
 
@@ -278,14 +278,11 @@ defmodule EMLX.Compiler do
     output_names =
       for {name, _leaf} <- Path.names(outputs, ""), do: if(name == "", do: "output", else: name)
 
-    Program.new(inputs, instructions, results,
-      fuse: opts.fuse,
-      run_ahead: opts.run_ahead,
-      constants: constants,
-      constant_names: Path.unique(constant_names),
-      output_names: Path.unique(output_names)
-    )
+    names = [constant_names: Path.unique(constant_names), output_names: Path.unique(output_names)]
+    Program.new(inputs, instructions, results, [constants: constants] ++ names ++ planning(opts))
   end
+
+  defp planning(opts), do: opts |> Map.take([:device, :fuse, :merge, :run_ahead]) |> Map.to_list()
 
   defp argument_names(nil, args), do: for({_arg, i} <- Enum.with_index(args), do: "arg#{i}")
   defp argument_names(names, args) when length(names) == length(args), do: Enum.map(names, &to_string/1)

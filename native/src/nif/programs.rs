@@ -5,12 +5,13 @@ use super::atoms;
 use super::decode::{argument, decode_arrays, decode_program, decode_target, handles};
 use super::decode_program;
 use super::operations::{bring_all, is_behind};
+use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result, Signature};
 use crate::handle::array::ArrayTerm;
 use crate::program::run::Run;
 use crate::program::types::Types;
-use crate::program::{self, Inputs, Program};
+use crate::program::{self, Inputs, Options, Program};
 use crate::runtime::{guard, Done, Job, Reply, Running, Suspended};
 use rustler::{Encoder, Env, ResourceArc, Term};
 
@@ -27,7 +28,7 @@ fn program_new<'a>(
         let opts: ProgramOpts = argument(
             opts,
             4,
-            "%{output_names: nil | [name], fuse: boolean, run_ahead: nil | steps}",
+            "%{output_names: nil | [name], fuse: boolean, merge: nil | boolean, run_ahead: nil | steps, device: device}",
         )?;
         let inputs = decode_program::inputs(inputs)?;
         // Its own: they outlive their deallocation elsewhere, and the compile cache learns by the handles of whoever
@@ -37,8 +38,15 @@ fn program_new<'a>(
             .collect::<Result<Vec<_>>>()?;
         let count = inputs.len().saturating_add(constants.len());
         let body = decode_program::top(count, instructions, outputs)?;
-        Program::new(inputs, constants, body, opts.output_names, opts.fuse)
-            .map(|program| ResourceArc::new(program.running_ahead(opts.run_ahead)))
+        let options = Options {
+            fuse: opts.fuse,
+            merge: opts.merge,
+            run_ahead: opts.run_ahead,
+        };
+        let program = Program::new(inputs, constants, body, opts.output_names, options)?;
+        // Here, where it may take its time, rather than in the first run.
+        program.plan(opts.device)?;
+        Ok(ResourceArc::new(program))
     }))
 }
 
@@ -46,7 +54,9 @@ fn program_new<'a>(
 pub struct ProgramOpts {
     pub output_names: Option<Vec<String>>,
     pub fuse: bool,
+    pub merge: Option<bool>,
     pub run_ahead: Option<usize>,
+    pub device: Device,
 }
 
 /// What the Elixir side keeps of a program.
@@ -114,6 +124,16 @@ fn program_describe<'a>(program: Term<'a>, target: Term<'a>) -> Answer<String> {
     }))
 }
 
+/// How a program runs on a device, as text.
+#[rustler::nif(schedule = "DirtyCpu")]
+fn program_explain<'a>(program: Term<'a>, device: Term<'a>) -> Answer<String> {
+    Answer(guard("explain", || {
+        let program = decode_program(program)?;
+        let device = argument(device, 1, ":cpu or :gpu")?;
+        program::plan::explain::explain(&program, device)
+    }))
+}
+
 /// `{tag, {:ok, :ok} | {:error, map}}` follows. `names` are the constants'.
 #[rustler::nif]
 fn program_save<'a>(
@@ -146,7 +166,9 @@ fn program_load<'a>(path: Term<'a>, target: Term<'a>) -> Answer<ResourceArc<Prog
     Answer(guard("load", || {
         let path: String = argument(path, 0, "a path")?;
         let target = decode_target(target, 1, [])?;
-        program::file::load(&path, target.device, &target.stream).map(ResourceArc::new)
+        let program = program::file::load(&path, target.device, &target.stream)?;
+        program.plan(target.device)?;
+        Ok(ResourceArc::new(program))
     }))
 }
 

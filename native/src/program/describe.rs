@@ -59,11 +59,7 @@ impl Description<'_> {
         for (i, constant) in program.constants.iter().enumerate() {
             writeln!(self.text, "  %c{i} {}", shown(&constant.signature()))?;
         }
-        let fused = if program.fused.is_some() {
-            ", fused"
-        } else {
-            ""
-        };
+        let fused = if program.options.fuse { ", fused" } else { "" };
         writeln!(self.text, "instructions{fused}")?;
         self.block(&program.body, types, 1, true)?;
         writeln!(self.text, "outputs")?;

@@ -6,7 +6,7 @@
 //! follows from it, and what comes out is checked as a program made from terms is.
 
 use super::types::Types;
-use super::{Block, Input, Inputs, Instruction, Program, Step, MAX_DEPTH};
+use super::{Block, Input, Inputs, Instruction, Options, Program, Step, MAX_DEPTH};
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Reason, Result, Signature};
@@ -42,8 +42,11 @@ struct Body {
     /// The safetensors file beside this one, where a constant is in it.
     #[serde(skip_serializing_if = "Option::is_none")]
     tensors: Option<String>,
-    /// Whether stretches of operations are to be compiled.
+    /// Whether segments are to be compiled.
     fuse: bool,
+    /// Whether operations on few rows are to be merged; without it the device decides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    merge: Option<bool>,
     /// A block stands after those inside it; the last one is the program.
     blocks: Vec<BlockForm>,
 }
@@ -135,7 +138,7 @@ pub fn save(
             program.constants.len()
         )));
     }
-    super::check_names("constants", names)?;
+    super::program::check_names("constants", names)?;
     let outputs = Types::of_outputs(program, device, stream)?;
     let tensors_path = Path::new(path).with_extension("safetensors");
     let tensors_name = tensors_path
@@ -198,7 +201,8 @@ pub fn save(
             .collect(),
         constants,
         tensors: (!large.is_empty()).then(|| tensors_name.to_string()),
-        fuse: program.fused.is_some(),
+        fuse: program.options.fuse,
+        merge: program.options.merge,
         blocks,
     };
     let body = serde_json::to_vec(&body).map_err(|error| failed(path, error))?;
@@ -253,11 +257,7 @@ fn flatten(block: &Block, blocks: &mut Vec<BlockForm>) -> Result<usize> {
                     body: flatten(body, blocks)?,
                 });
             }
-            Step::Call { .. }
-            | Step::Fused(_)
-            | Step::Stretch(_)
-            | Step::Chain(_)
-            | Step::Chained => {
+            Step::Call { .. } => {
                 let message = format!("{} cannot be saved", instruction.step.name());
                 return Err(Error::invalid(message));
             }
@@ -388,7 +388,7 @@ fn assemble(path: &str, form: Body, device: Device, stream: &Stream) -> Result<P
     if output_names.is_none() && names.iter().any(Option::is_some) {
         return Err(Error::invalid("some outputs have names and some have none"));
     }
-    super::check_names(
+    super::program::check_names(
         "constants",
         form.constants.iter().map(|constant| &constant.name),
     )?;
@@ -412,7 +412,11 @@ fn assemble(path: &str, form: Body, device: Device, stream: &Stream) -> Result<P
         constants,
         body,
         output_names.filter(|names| !names.is_empty()),
-        form.fuse,
+        Options {
+            fuse: form.fuse,
+            merge: form.merge,
+            ..Options::default()
+        },
     )?;
     if let Some(types) = Types::of(&program, device, stream)? {
         for (i, (shape, dtype)) in types.outputs(&program.body).into_iter().enumerate() {

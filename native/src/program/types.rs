@@ -1,7 +1,8 @@
 //! Shapes and types of a program's values, found by building its operations lazily on placeholders: nothing is computed. For
 //! programs whose inputs have shapes; used to describe, save and check them.
 
-use super::{build, shown, Block, Inputs, Instruction, Program, Step};
+use super::build::{build, check_outputs};
+use super::{shown, Block, Inputs, Instruction, Program, Step};
 use crate::device::Device;
 use crate::error::{Error, Result, Signature};
 use crate::handle::array::check_size;
@@ -10,6 +11,7 @@ use mlx_rs::Array;
 use smallvec::SmallVec;
 
 /// The types of a block's values by number, and those of the blocks inside each instruction.
+#[derive(Debug, Default)]
 pub struct Types {
     pub values: Vec<Signature>,
     pub inside: Vec<Vec<Types>>,
@@ -48,20 +50,6 @@ impl Types {
             Some(types) => types.outputs(&program.body).into_iter().map(Some).collect(),
             None => vec![None; program.body.outputs.len()],
         })
-    }
-
-    /// The types of a block's values, given those of its inputs.
-    pub fn of_block(
-        block: &Block,
-        inputs: &[Signature],
-        device: Device,
-        stream: &Stream,
-    ) -> Result<Types> {
-        let values = inputs
-            .iter()
-            .map(|input| placeholder(input, stream).map(Some));
-        let values = Values(values.collect::<Result<_>>()?);
-        Walk { device, stream }.block(block, values)
     }
 
     pub fn outputs(&self, block: &Block) -> Vec<Signature> {
@@ -169,13 +157,10 @@ impl Walk<'_> {
         match &instruction.step {
             Step::Op(op) => {
                 let applied = build(op, &inputs, self.device, self.stream)?;
-                let outputs = instruction.check_outputs(applied.outputs)?;
+                let outputs = check_outputs(applied.outputs, instruction.outputs)?;
                 Ok((outputs.into_vec(), Vec::new()))
             }
             Step::Call { outputs, .. } => Ok((placeholders(outputs)?, Vec::new())),
-            Step::Fused(_) | Step::Stretch(_) | Step::Chain(_) | Step::Chained => {
-                Err(Error::invalid("is compiled, and has no types of its own"))
-            }
             Step::If { then, otherwise } => {
                 if let Some(Some(predicate)) = inputs.first() {
                     scalar("predicate", &signature(predicate))?;

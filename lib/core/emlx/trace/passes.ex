@@ -3,7 +3,7 @@ defmodule EMLX.Trace.Passes do
   # From what EMLX.Trace recorded to the instructions of an EMLX.Program: what is the same in every step leaves the loops, equal constants
   # and equal operations become one, what no result needs is left out, and values get a block's own numbers.
 
-  alias EMLX.Trace.{Block, Loops, Merge}
+  alias EMLX.Trace.{Block, Loops}
 
   # Constants of so many bytes are compared by their elements.
   @compared 4096
@@ -11,15 +11,11 @@ defmodule EMLX.Trace.Passes do
   @doc """
   The parts of a program, from a traced block and its constants: `{used params, constants, instructions, results}`. The
   first says which of the block's parameters are needed, by position; they are the first values, then the constants.
-
-  `types` are the shapes and types of the values. With `merge: true`, runs of operations on few rows become operations that the GPU
-  has a kernel for (`EMLX.Trace.Merge`).
   """
-  def run(block, constants, types, opts) do
+  def run(block, constants) do
     {constants, same} = unify(constants)
     block = block |> Loops.run() |> common(%{same: same, seen: %{}, reshaped: %{}})
     block = live(block, block.results)
-    block = if opts[:merge], do: block |> Merge.run(types) |> then(&live(&1, &1.results)), else: block
     free = free(block)
 
     used =
@@ -98,8 +94,8 @@ defmodule EMLX.Trace.Passes do
 
   # ---- what is needed ----
 
-  @doc "The block with the results `needed` and what they take."
-  def live(%{instructions: instructions} = block, needed) do
+  # The block with the results `needed` and what they take.
+  defp live(%{instructions: instructions} = block, needed) do
     {instructions, _} =
       instructions
       |> Enum.reverse()

@@ -3,14 +3,13 @@
 use super::frame::Frame;
 use super::values::{Slot, Values};
 use super::TURN;
-use crate::device::Device;
 use crate::error::{Error, Result, Signature};
 use crate::handle::array::Outcomes;
 use crate::mlx::{self};
-use crate::program::count::Counters;
+use crate::program::engine::{LoopPlan, RunningLoop};
 use crate::program::evaluator::{Asked, Evaluator};
-use crate::program::graph::Graph;
-use crate::program::{shown, Block, Step};
+use crate::program::plan::Code;
+use crate::program::shown;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -22,8 +21,9 @@ pub(super) const MAX_TOGETHER: usize = 512;
 
 /// A loop that is being run; the block above it on the stack is its condition or its body.
 pub(super) struct Loop {
-    pub(super) condition: Arc<Block>,
-    pub(super) body: Arc<Block>,
+    pub(super) condition: Arc<Code>,
+    pub(super) body: Arc<Code>,
+    pub(super) plan: Arc<LoopPlan>,
     pub(super) state: Values,
     pub(super) captured: Values,
     pub(super) signatures: Vec<Signature>,
@@ -34,9 +34,9 @@ pub(super) struct Loop {
     pub(super) until_ahead: Option<usize>,
     /// Where the number of steps is known.
     pub(super) counted: Option<Counted>,
-    /// On CUDA, where the step is launched as one.
-    pub(super) graph: Option<Box<Graph>>,
-    /// Whether it is known if there is such a graph.
+    /// Where an engine runs it.
+    pub(super) running: Option<Box<dyn RunningLoop>>,
+    /// Whether its engine, if there is one, has been asked.
     pub(super) is_tried: bool,
     /// Whether there is the step that the state comes from, which is not known yet, and the loop's result if there is not.
     pub(super) doubt: Option<(Asked, Values)>,
@@ -46,15 +46,6 @@ impl Loop {
     /// Whether the next step can be computed before it is known that there is one: it asks nobody, reads nothing and cannot fail late,
     /// and what it would be computed in vain from is small enough to be kept.
     pub(super) fn can_run_ahead(&self, outcomes: &Outcomes) -> bool {
-        let plain = |block: &Block| {
-            let mut steps = block.instructions.iter();
-            steps.all(|instruction| {
-                !matches!(
-                    instruction.step,
-                    Step::If { .. } | Step::While { .. } | Step::Call { .. }
-                )
-            })
-        };
         let kept = self.signatures.iter().zip(&self.needed);
         let bytes: usize = kept
             .filter(|(_, needed)| **needed)
@@ -62,20 +53,23 @@ impl Loop {
                 shape.iter().map(|n| *n as usize).product::<usize>() * dtype.size()
             })
             .sum();
-        outcomes.is_empty() && bytes <= MAX_KEPT && plain(&self.condition) && plain(&self.body)
+        self.plan.is_plain && outcomes.is_empty() && bytes <= MAX_KEPT
     }
 
-    /// Has CUDA repeat the step from here on, if it can. All that it takes has been submitted.
-    pub(super) fn try_graph(&mut self) -> Result<bool> {
-        let slots = self.state.0.iter().chain(&self.captured.0);
-        let inputs = slots.map(Slot::array).collect::<Result<Vec<_>>>()?;
-        let graph = Graph::of(&self.condition, &self.body, self.state.0.len(), &inputs)?;
-        drop(inputs);
-        let Some(graph) = graph else {
+    /// Hands the loop over to its engine, if that can take it. All that the loop takes has been submitted.
+    pub(super) fn try_engine(&mut self) -> Result<bool> {
+        let Some(engine) = &self.plan.engine else {
             return Ok(false);
         };
-        self.graph = Some(Box::new(graph));
-        // It has its own.
+        let slots = self.state.0.iter().chain(&self.captured.0);
+        let inputs = slots.map(Slot::array).collect::<Result<Vec<_>>>()?;
+        let running = engine.start(self.state.0.len(), &inputs)?;
+        drop(inputs);
+        if running.is_none() {
+            return Ok(false);
+        }
+        self.running = running;
+        // The engine has its own.
         self.state = Values::default();
         Ok(true)
     }
@@ -87,8 +81,8 @@ impl Loop {
         outcomes: &Outcomes,
     ) -> Result<Option<Counted>> {
         let state = self.state.0.len();
-        let counters = Counters::of(&self.condition, &self.body, state);
         // Late failures are known by waiting after every step.
+        let counters = self.plan.counters.as_ref();
         let Some(counters) = counters.filter(|_| outcomes.is_empty()) else {
             return Ok(None);
         };
@@ -98,7 +92,7 @@ impl Loop {
         let Some(given) = queue.whole_numbers(&arrays, outcomes)? else {
             return Ok(None);
         };
-        let steps = counters.steps(&self.condition, &self.body, &given);
+        let steps = counters.steps(&given);
         let number = counters.inputs.iter().copied().find(|input| *input < state);
         Ok(steps.zip(number).map(|(left, number)| Counted {
             left,
@@ -125,7 +119,7 @@ impl Loop {
         if let Some(before) = counted.submitted.replace(asked) {
             queue.answer(&before)?;
         }
-        let most = (MAX_TOGETHER / self.body.instructions.len().max(1)).max(1);
+        let most = (MAX_TOGETHER / self.body.nodes.len().max(1)).max(1);
         let time = counted.since.elapsed();
         if time < TURN / 8 {
             counted.together = (counted.together * 2).min(most);
@@ -147,19 +141,21 @@ impl Loop {
         Ok(Values(slots.collect::<Result<_>>()?))
     }
 
-    pub(super) fn condition(&mut self, device: Device) -> Result<Frame> {
+    pub(super) fn condition(&mut self) -> Result<Frame> {
         self.in_body = false;
         let mut inputs = self.state.share()?;
+        inputs.0.reserve(self.condition.values);
         inputs.0.append(&mut self.captured.share()?.0);
-        Ok(Frame::new(&self.condition, inputs, device))
+        Ok(Frame::new(&self.condition, inputs))
     }
 
     /// The state moves into the body, so that MLX may write over it.
-    pub(super) fn body(&mut self, device: Device) -> Result<Frame> {
+    pub(super) fn body(&mut self) -> Result<Frame> {
         self.in_body = true;
         let mut inputs = std::mem::take(&mut self.state);
+        inputs.0.reserve(self.body.values);
         inputs.0.append(&mut self.captured.share()?.0);
-        Ok(Frame::new(&self.body, inputs, device))
+        Ok(Frame::new(&self.body, inputs))
     }
 
     /// Takes over the body's outputs.

@@ -7,11 +7,12 @@ mod values;
 
 use crate::device::Device;
 use crate::error::{Error, Reason, Result, Signature};
-use crate::handle::array::{outcomes_of, refuse_deallocated, Handle, Outcome, Outcomes};
+use crate::handle::array::{outcomes_of, Handle, Outcome, Outcomes};
 use crate::mlx::Stream;
+use crate::program::engine::{LoopPlan, Progress};
 use crate::program::evaluator::Evaluator;
-use crate::program::graph::{self, Progress};
-use crate::program::{shown, Program, Step};
+use crate::program::plan::{Code, Node, Work};
+use crate::program::{shown, Program};
 
 use frame::Frame;
 use loops::Loop;
@@ -37,9 +38,10 @@ pub fn inline(
     stream: &Stream,
 ) -> Result<Vec<ResourceArc<Handle>>> {
     let given = inputs.iter().chain(&program.constants);
-    let mut values = Values(Vec::with_capacity(program.body.inputs + program.size));
+    let code = &program.plan(device)?.body;
+    let mut values = Values(Vec::with_capacity(code.values));
     values.0.extend(given.clone().cloned().map(Slot::Given));
-    let mut frame = Frame::new(program.code(device), values, device);
+    let mut frame = Frame::new(code, values);
     frame
         .build(device, stream)
         .map_err(|error| error.within(&frame.place()))?;
@@ -109,12 +111,12 @@ impl Run {
         }
         let given: Vec<_> = inputs.iter().chain(&program.constants).cloned().collect();
         let values = Values(given.iter().cloned().map(Slot::Given).collect());
-        let frame = Frame::new(program.code(device), values, device);
+        let frame = Frame::new(&program.plan(device)?.body, values);
         let mut run = Run {
             levels: vec![Level::Block(frame)],
             open: Vec::new(),
             outcomes,
-            run_ahead: program.run_ahead,
+            run_ahead: program.options.run_ahead,
         };
         run.settle_later(given);
         Ok(run)
@@ -161,8 +163,8 @@ impl Run {
             };
             frame.build(device, stream)?;
             queue.compute_crossed(std::mem::take(&mut frame.crossed))?;
-            let block = frame.block.clone();
-            let Some(instruction) = block.instructions.get(frame.pc) else {
+            let code = frame.code.clone();
+            let Some(node) = code.nodes.get(frame.pc) else {
                 let outputs = frame.outputs()?;
                 self.levels.pop();
                 match self.levels.last_mut() {
@@ -178,83 +180,26 @@ impl Run {
                 }
                 continue;
             };
-            let inputs = instruction.inputs.iter().flatten().copied();
-            match &instruction.step {
-                Step::Op(_) | Step::Chain(_) | Step::Chained | Step::Stretch(_) => {}
-                Step::Fused(fused) => {
-                    let arrays = inputs
-                        .map(|value| frame.values.slot(value)?.array())
-                        .collect::<Result<Vec<_>>>()?;
-                    let outputs = fused.build(&arrays, device, stream).map_err(|error| {
-                        let signatures = arrays.iter().copied().map(Some).collect::<Vec<_>>();
-                        error.with_inputs(frame::signatures(&signatures), Some(device))
-                    })?;
-                    drop(arrays);
-                    refuse_deallocated(frame.values.given())?;
-                    frame.deliver(Values(outputs.into_iter().map(Slot::Owned).collect()));
-                }
-                Step::If { then, otherwise } => {
+            let inputs = node.inputs.iter().flatten().copied();
+            match &node.work {
+                Work::Op(_) | Work::Segment(_) => {}
+                Work::If { then, otherwise } => {
                     let predicate = inputs.clone().next().unwrap_or_default();
                     let predicate = frame.values.slot(predicate)?.array()?;
                     let taken = match queue.test(predicate, &[], &self.outcomes)? {
                         true => then,
                         false => otherwise,
                     };
-                    let inputs = frame.values.take(inputs.skip(1), &instruction.spent)?;
-                    self.levels
-                        .push(Level::Block(Frame::new(taken, inputs, device)));
+                    let inputs = frame.values.take(inputs.skip(1), &node.spent)?;
+                    self.levels.push(Level::Block(Frame::new(taken, inputs)));
                 }
-                Step::While { condition, body } => {
-                    let count = instruction.outputs;
-                    let mut state = frame.values.take(inputs, &instruction.spent)?;
-                    let mut captured = Values(state.0.split_off(count));
-                    for slot in &mut captured.0 {
-                        // Every step takes another handle of it, which is cheaper of one that the VM counts.
-                        if let Slot::Owned(_) = slot {
-                            let owned = Values(vec![std::mem::replace(slot, Slot::Spent)]);
-                            let handle = handles(owned, device, stream, &Outcomes::new())?.pop();
-                            *slot = handle.map_or(Slot::Spent, Slot::Given);
-                        }
-                    }
-                    let signatures = state.0.iter().map(Slot::signature).collect::<Result<_>>()?;
-                    let first = frame.values.0.len() as u32;
-                    let needed = (first..first + count as u32)
-                        .map(|value| !instruction.spent.contains(&value))
-                        .collect();
-                    let mut repeated = Loop {
-                        condition: condition.clone(),
-                        body: body.clone(),
-                        state,
-                        captured,
-                        signatures,
-                        in_body: false,
-                        needed,
-                        until_ahead: None,
-                        counted: None,
-                        graph: None,
-                        is_tried: device == Device::Cpu || !graph::is_for(body),
-                        doubt: None,
-                    };
-                    if let Some(counted) = repeated.count(queue, &self.outcomes)? {
-                        if counted.left == 0 {
-                            frame.deliver(std::mem::take(&mut repeated.state));
-                            continue;
-                        }
-                        repeated.counted = Some(counted);
-                        let first = repeated.body(device)?;
-                        self.levels.push(Level::Loop(Box::new(repeated)));
-                        self.levels.push(Level::Block(first));
-                        continue;
-                    }
-                    if self.run_ahead.is_some() && repeated.can_run_ahead(&self.outcomes) {
-                        repeated.until_ahead = self.run_ahead;
-                    }
-                    let first = repeated.condition(device)?;
-                    self.levels.push(Level::Loop(Box::new(repeated)));
-                    self.levels.push(Level::Block(first));
-                }
-                Step::Call { id, .. } => {
-                    let values = frame.values.take(inputs, &instruction.spent)?;
+                Work::While {
+                    condition,
+                    body,
+                    plan,
+                } => self.begin(node, [condition, body], plan, queue)?,
+                Work::Call { id, .. } => {
+                    let values = frame.values.take(inputs, &node.spent)?;
                     let arrays = handles(values, device, stream, &Outcomes::new())?;
                     let refs: Vec<&Array> = arrays.iter().map(|array| array.array()).collect();
                     queue.compute(&refs, &self.outcomes)?;
@@ -262,6 +207,67 @@ impl Run {
                 }
             }
         }
+    }
+
+    /// Begins a loop at a node of the block on top of the stack.
+    fn begin(
+        &mut self,
+        node: &Node,
+        [condition, body]: [&Arc<Code>; 2],
+        plan: &Arc<LoopPlan>,
+        queue: &dyn Evaluator,
+    ) -> Result<()> {
+        let (device, stream) = (queue.device(), queue.stream());
+        let Some(Level::Block(frame)) = self.levels.last_mut() else {
+            return Err(Error::invalid("the run has no block"));
+        };
+        let inputs = node.inputs.iter().flatten().copied();
+        let mut state = frame.values.take(inputs, &node.spent)?;
+        let mut captured = Values(state.0.split_off(node.outputs.len()));
+        for slot in &mut captured.0 {
+            // Every step takes another handle of it, which is cheaper of one that the VM counts.
+            if let Slot::Owned(_) = slot {
+                let owned = Values(vec![std::mem::replace(slot, Slot::Spent)]);
+                let handle = handles(owned, device, stream, &Outcomes::new())?.pop();
+                *slot = handle.map_or(Slot::Spent, Slot::Given);
+            }
+        }
+        let signatures = state.0.iter().map(Slot::signature).collect::<Result<_>>()?;
+        let outputs = node.outputs.iter();
+        let mut repeated = Loop {
+            condition: condition.clone(),
+            body: body.clone(),
+            plan: plan.clone(),
+            state,
+            captured,
+            signatures,
+            in_body: false,
+            needed: outputs.map(|value| !node.spent.contains(value)).collect(),
+            until_ahead: None,
+            counted: None,
+            running: None,
+            is_tried: plan.engine.is_none(),
+            doubt: None,
+        };
+        let first = match repeated.count(queue, &self.outcomes)? {
+            Some(counted) if counted.left == 0 => {
+                frame.deliver(std::mem::take(&mut repeated.state));
+                return Ok(());
+            }
+            Some(counted) => {
+                repeated.counted = Some(counted);
+                repeated.body()?
+            }
+            None => {
+                if self.run_ahead.is_some() && repeated.can_run_ahead(&self.outcomes) {
+                    repeated.until_ahead = self.run_ahead;
+                }
+                repeated.condition()?
+            }
+        };
+        self.levels.push(Level::Loop(Box::new(repeated)));
+        self.levels.push(Level::Block(first));
+        Ok(())
     }
 
     /// The loop on top of the stack goes on with what its condition or its body gave.
@@ -277,7 +283,7 @@ impl Run {
         if repeated.in_body {
             repeated.step(outputs)?;
             let Some(counted) = &mut repeated.counted else {
-                let condition = repeated.condition(queue.device())?;
+                let condition = repeated.condition()?;
                 self.levels.push(Level::Block(condition));
                 return Ok(None);
             };
@@ -290,8 +296,8 @@ impl Run {
             repeated.submit(queue)?;
             return self.next_step(queue, began);
         }
-        // The condition and the whole state are computed together: the graph never grows over steps. What CUDA may have to read by
-        // itself is computed, too.
+        // The condition and the whole state are computed together: the graph never grows over steps. What an engine may
+        // have to read by itself is computed, too.
         let read = match repeated.is_tried {
             true => &[],
             false => &repeated.captured.0[..],
@@ -308,7 +314,7 @@ impl Run {
                 self.finish(state);
                 return Ok(None);
             }
-            return match self.outcomes.is_empty() && repeated.try_graph()? {
+            return match self.outcomes.is_empty() && repeated.try_engine()? {
                 true => self.replay(queue),
                 false => self.next_step(queue, began),
             };
@@ -341,7 +347,7 @@ impl Run {
         let Some(Level::Loop(repeated)) = self.levels.last_mut() else {
             return Err(Error::invalid("there is no loop"));
         };
-        let body = repeated.body(queue.device())?;
+        let body = repeated.body()?;
         self.levels.push(Level::Block(body));
         let pressure = queue.pressure();
         if pressure.abandoned {
@@ -354,17 +360,17 @@ impl Run {
         Ok(has_had_turn.then_some(Pause::Turn))
     }
 
-    /// The loop on top of the stack is repeated by CUDA until it ends, or until the thread is to be left.
+    /// The loop on top of the stack is run by its engine until it ends, or until the thread is to be left.
     fn replay(&mut self, queue: &dyn Evaluator) -> Result<Option<Pause>> {
         loop {
             let Some(Level::Loop(repeated)) = self.levels.last_mut() else {
                 return Err(Error::invalid("there is no loop"));
             };
-            let Some(graph) = &mut repeated.graph else {
-                return Err(Error::invalid("the loop has no step"));
+            let Some(running) = &mut repeated.running else {
+                return Err(Error::invalid("the loop has no engine"));
             };
-            if let Progress::Ended = graph.advance(TURN)? {
-                let state = graph.state(&repeated.needed)?.into_iter();
+            if let Progress::Ended = running.advance(TURN)? {
+                let state = running.state(&repeated.needed)?.into_iter();
                 let slots = state.map(|array| array.map_or(Slot::Spent, Slot::Owned));
                 let result = Values(slots.collect());
                 self.finish(result);
@@ -429,12 +435,12 @@ impl Run {
 
     /// What the caller is to answer with.
     fn expected(&self) -> Result<&[Signature]> {
-        let instruction = match self.levels.last() {
-            Some(Level::Block(frame)) => frame.instruction(),
+        let node = match self.levels.last() {
+            Some(Level::Block(frame)) => frame.node(),
             _ => None,
         };
-        match instruction.map(|instruction| &instruction.step) {
-            Some(Step::Call { outputs, .. }) => Ok(outputs),
+        match node.map(|node| &node.work) {
+            Some(Work::Call { outputs, .. }) => Ok(outputs),
             _ => Err(Error::invalid("the run has not asked anything")),
         }
     }

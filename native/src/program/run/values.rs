@@ -65,6 +65,15 @@ impl Values {
         self.0.get(value as usize).ok_or_else(absent)
     }
 
+    /// Puts values at their numbers.
+    pub(super) fn set(&mut self, numbers: &[u32], slots: impl Iterator<Item = Slot>) {
+        for (number, slot) in numbers.iter().zip(slots) {
+            if let Some(place) = self.0.get_mut(*number as usize) {
+                *place = slot;
+            }
+        }
+    }
+
     /// Gives values up. The caller's own come back.
     pub(super) fn spend(&mut self, values: &[u32]) -> SmallVec<[ResourceArc<Handle>; 4]> {
         let (mut owned, mut given) = (SmallVec::new(), SmallVec::new());

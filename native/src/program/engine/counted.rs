@@ -1,10 +1,11 @@
 //! How often a loop turns, found before it runs where its condition hangs on whole numbers alone that count by themselves: then no
-//! step waits for an answer. Called by [`super::run`].
+//! step waits for an answer.
 
-use super::{Block, Step};
 use crate::dtype::Dtype;
 use crate::op::{Number, Op};
+use crate::program::plan::Code;
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 /// Steps that are counted ahead, at most; a loop of more is asked after each.
 const MAX_STEPS: usize = 1 << 24;
@@ -44,29 +45,40 @@ impl Whole {
 }
 
 /// The part of a loop that counts.
-#[derive(Debug, PartialEq)]
+#[derive(Debug)]
 pub struct Counters {
     /// The numbers of the state and of the captured values that it hangs on, by their places among a block's inputs.
     pub inputs: Vec<usize>,
     /// Which of these are of the state, and the instructions for their next values.
     state: Vec<usize>,
-    condition: Vec<usize>,
-    body: Vec<usize>,
+    condition: Part,
+    body: Part,
+}
+
+/// The nodes of a block that count.
+#[derive(Debug)]
+struct Part {
+    code: Arc<Code>,
+    nodes: Vec<usize>,
 }
 
 impl Counters {
-    /// None where the condition hangs on more. `state` is how many of the blocks' inputs are the loop's state.
-    pub fn of(condition: &Block, body: &Block, state: usize) -> Option<Counters> {
+    /// The other side gives the operation that it cannot count with. `state` is how many of the blocks' inputs are the loop's state.
+    pub fn of(condition: &Arc<Code>, body: &Arc<Code>, state: usize) -> Result<Counters, String> {
         let (mut inputs, of_condition) = needs(condition, condition.outputs.first().copied())?;
         loop {
             let counters: Vec<usize> = inputs.iter().copied().filter(|i| *i < state).collect();
             let (more, of_body) = needs(body, counters.iter().map(|i| body.outputs[*i]))?;
             if more.is_subset(&inputs) {
-                return Some(Counters {
+                let part = |code: &Arc<Code>, nodes| Part {
+                    code: code.clone(),
+                    nodes,
+                };
+                return Ok(Counters {
                     inputs: inputs.into_iter().collect(),
                     state: counters,
-                    condition: of_condition,
-                    body: of_body,
+                    condition: part(condition, of_condition),
+                    body: part(body, of_body),
                 });
             }
             inputs.extend(more);
@@ -74,19 +86,20 @@ impl Counters {
     }
 
     /// The number of steps from these values of [`Counters::inputs`] on. None where it is not to be found this way.
-    pub fn steps(&self, condition: &Block, body: &Block, given: &[Whole]) -> Option<usize> {
+    pub fn steps(&self, given: &[Whole]) -> Option<usize> {
+        let (condition, body) = (&self.condition.code, &self.body.code);
         let mut inputs = vec![None; condition.inputs];
         for (input, value) in self.inputs.iter().zip(given) {
             inputs[*input] = Some(*value);
         }
-        let work = self.condition.len() + self.body.len();
+        let work = self.condition.nodes.len() + self.body.nodes.len();
         let most = MAX_STEPS.min(MAX_WORK / work.max(1));
         for steps in 0..most {
-            let values = run(condition, &self.condition, &inputs)?;
+            let values = self.condition.run(&inputs)?;
             if values[*condition.outputs.first()? as usize]?.value == 0 {
                 return Some(steps);
             }
-            let values = run(body, &self.body, &inputs)?;
+            let values = self.body.run(&inputs)?;
             for input in &self.state {
                 inputs[*input] = values[body.outputs[*input] as usize];
             }
@@ -95,37 +108,27 @@ impl Counters {
     }
 }
 
-/// The inputs and the instructions that values of a block hang on. None where another kind of instruction is among them.
+/// The inputs and the nodes that values of a block hang on. The other side gives a node of another kind that is among them.
 fn needs(
-    block: &Block,
+    code: &Code,
     values: impl IntoIterator<Item = u32>,
-) -> Option<(BTreeSet<usize>, Vec<usize>)> {
+) -> Result<(BTreeSet<usize>, Vec<usize>), String> {
     let mut needed: BTreeSet<usize> = values.into_iter().map(|value| value as usize).collect();
-    let mut instructions = Vec::new();
-    let mut first = block.known();
-    for (i, instruction) in block.instructions.iter().enumerate().rev() {
-        first -= instruction.outputs;
-        if !(first..first + instruction.outputs).any(|value| needed.contains(&value)) {
+    let mut nodes = Vec::new();
+    for (i, node) in code.nodes.iter().enumerate().rev() {
+        let mut outputs = node.outputs.iter();
+        if !outputs.any(|value| needed.contains(&(*value as usize))) {
             continue;
         }
-        match &instruction.step {
-            Step::Op(op) if is_known(op) && instruction.outputs == 1 => {}
-            _ => return None,
+        if !node.op().is_some_and(is_known) || node.outputs.len() != 1 {
+            return Err(node.name());
         }
-        needed.extend(
-            instruction
-                .inputs
-                .iter()
-                .flatten()
-                .map(|value| *value as usize),
-        );
-        instructions.push(i);
+        let inputs = node.inputs.iter().flatten();
+        needed.extend(inputs.map(|value| *value as usize));
+        nodes.push(i);
     }
-    instructions.reverse();
-    Some((
-        needed.range(..block.inputs).copied().collect(),
-        instructions,
-    ))
+    nodes.reverse();
+    Ok((needed.range(..code.inputs).copied().collect(), nodes))
 }
 
 /// What [`apply`] knows.
@@ -133,36 +136,18 @@ fn is_known(op: &Op) -> bool {
     op.traits().simple || matches!(op, Op::Constant { .. })
 }
 
-fn run(
-    block: &Block,
-    instructions: &[usize],
-    inputs: &[Option<Whole>],
-) -> Option<Vec<Option<Whole>>> {
-    let mut values = vec![None; block.known()];
-    values[..inputs.len()].copy_from_slice(inputs);
-    let (mut value, mut at) = (block.inputs, 0);
-    for i in instructions {
-        let skipped = block.instructions[at..*i].iter();
-        value += skipped
-            .map(|instruction| instruction.outputs)
-            .sum::<usize>();
-        let instruction = &block.instructions[*i];
-        let Step::Op(op) = &instruction.step else {
-            return None;
-        };
-        let mut operands = instruction
-            .inputs
-            .iter()
-            .map(|input| values[(*input)? as usize]);
-        values[value] = Some(apply(
-            op,
-            operands.next().flatten(),
-            operands.next().flatten(),
-        )?);
-        value += instruction.outputs;
-        at = i + 1;
+impl Part {
+    fn run(&self, inputs: &[Option<Whole>]) -> Option<Vec<Option<Whole>>> {
+        let mut values = vec![None; self.code.values];
+        values[..inputs.len()].copy_from_slice(inputs);
+        for i in &self.nodes {
+            let node = &self.code.nodes[*i];
+            let mut operands = node.inputs.iter().map(|input| values[(*input)? as usize]);
+            let (a, b) = (operands.next().flatten(), operands.next().flatten());
+            values[*node.outputs.first()? as usize] = Some(apply(node.op()?, a, b)?);
+        }
+        Some(values)
     }
-    Some(values)
 }
 
 /// An operation as MLX has it on whole numbers. None for what is not one.
@@ -202,14 +187,15 @@ fn apply(op: &Op, a: Option<Whole>, b: Option<Whole>) -> Option<Whole> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::program::Instruction;
+    use crate::program::{Block, Instruction, Step};
 
     fn op(op: Op, inputs: &[u32]) -> Instruction {
         Instruction::new(Step::Op(op), inputs.iter().copied().map(Some), 1, None)
     }
 
-    fn block(inputs: usize, instructions: Vec<Instruction>, outputs: &[u32]) -> Block {
-        Block::new(inputs, instructions, outputs.to_vec()).expect("well-formed")
+    fn code(inputs: usize, instructions: Vec<Instruction>, outputs: &[u32]) -> Arc<Code> {
+        let block = Block::new(inputs, instructions, outputs.to_vec());
+        Arc::new(Code::of(&block.expect("well-formed")))
     }
 
     fn whole(value: i64) -> Whole {
@@ -217,10 +203,10 @@ mod tests {
     }
 
     /// State: an array, and a counter that goes by the third input up to the fourth.
-    fn counting(condition: Vec<Instruction>) -> (Block, Block) {
+    fn counting(condition: Vec<Instruction>) -> (Arc<Code>, Arc<Code>) {
         let last = 3 + condition.len() as u32;
         let body = vec![op(Op::Cos, &[0]), op(Op::Add, &[1, 2])];
-        (block(4, condition, &[last]), block(4, body, &[4, 5]))
+        (code(4, condition, &[last]), code(4, body, &[4, 5]))
     }
 
     #[test]
@@ -229,7 +215,7 @@ mod tests {
         let (condition, body) = counting(vec![op(Op::Less, &[1, 3]), op(u8, &[4])]);
         let counters = Counters::of(&condition, &body, 2).expect("counts");
         assert_eq!(counters.inputs, [1, 2, 3]);
-        let steps = |given: [i64; 3]| counters.steps(&condition, &body, &given.map(whole));
+        let steps = |given: [i64; 3]| counters.steps(&given.map(whole));
         assert_eq!(steps([0, 1, 10]), Some(10));
         assert_eq!(steps([3, 4, 10]), Some(2));
         assert_eq!(steps([10, 1, 10]), Some(0));
@@ -246,9 +232,11 @@ mod tests {
     #[test]
     fn a_loop_that_looks_at_what_it_computes_is_not() {
         let (condition, body) = counting(vec![op(Op::Less, &[0, 3])]);
-        assert_eq!(Counters::of(&condition, &body, 2), None);
+        let error = Counters::of(&condition, &body, 2).expect_err("does not count");
+        assert_eq!(error, "cos");
         let (condition, body) = counting(vec![op(Op::Cos, &[1]), op(Op::Less, &[4, 3])]);
-        assert_eq!(Counters::of(&condition, &body, 2), None);
+        let error = Counters::of(&condition, &body, 2).expect_err("does not count");
+        assert_eq!(error, "cos");
     }
 
     #[test]
@@ -257,14 +245,14 @@ mod tests {
         let counters = Counters::of(&condition, &body, 2).expect("counts");
         let long = Whole::new(1, Dtype::S64).expect("whole");
         let given = [whole(0), long, whole(10)];
-        assert_eq!(counters.steps(&condition, &body, &given), None);
+        assert_eq!(counters.steps(&given), None);
         // To compare them is the same in every type.
         let given = [
             whole(0),
             whole(1),
             Whole::new(10, Dtype::U8).expect("whole"),
         ];
-        assert_eq!(counters.steps(&condition, &body, &given), Some(10));
+        assert_eq!(counters.steps(&given), Some(10));
     }
 
     #[test]

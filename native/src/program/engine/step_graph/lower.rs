@@ -1,12 +1,15 @@
-//! What a loop's step is as launches of kernels: the instructions of its two blocks, brought into an order in which operations on a few
-//! elements go together. It knows shapes, types and layouts, and no addresses. Called by `mod.rs`.
+//! What a loop's step is as launches of kernels: the operations of its two blocks, brought into an order in which operations on a few
+//! elements go together. It knows shapes, types and layouts, and no addresses.
 
 use super::text::{self, Elements};
 use crate::dtype::Dtype;
-use crate::mlx::Launch;
+use crate::error::Signature;
+use crate::mlx::{self, Launch};
 use crate::op::decode::{self, Call, Heads, Operand};
 use crate::op::{Op, Products};
-use crate::program::{Block, Instruction, Step};
+use crate::program::plan::{Code, Node};
+use crate::program::shown;
+use mlx_rs::Array;
 use smallvec::SmallVec;
 
 /// Elements up to which one block of threads does an operation on elements.
@@ -74,11 +77,31 @@ impl View {
     }
 }
 
-/// An input of the loop: its layout, if its elements lie in rows or not.
-pub struct Given {
+/// How an input of the loop lies.
+pub struct Layout {
     pub shape: Vec<i32>,
     pub strides: Vec<i64>,
     pub dtype: Dtype,
+}
+
+impl Layout {
+    /// Of an array that was submitted.
+    pub fn of(array: &Array) -> Layout {
+        Layout {
+            shape: array.shape().to_vec(),
+            // SAFETY: MLX lays arrays out as it submits them.
+            strides: unsafe { mlx::strides(array) },
+            dtype: mlx::dtype(array),
+        }
+    }
+
+    pub fn in_rows((shape, dtype): &Signature) -> Layout {
+        Layout {
+            shape: shape.clone(),
+            strides: rows(shape).into_vec(),
+            dtype: *dtype,
+        }
+    }
 }
 
 /// An argument of a kernel: an address.
@@ -99,7 +122,8 @@ pub struct Kernel {
     pub launch: (i32, i32),
 }
 
-pub struct Plan {
+/// All that a step launches.
+pub struct StepKernels {
     /// Bytes of the step's own memory.
     pub bytes: usize,
     /// Inputs of the loop that are copied into it before the first step, the state among them.
@@ -150,19 +174,17 @@ struct Lowering {
     go: usize,
 }
 
-impl Plan {
-    /// The step of a loop with a state of `state` values. `types` are those of the values of the condition and of the body. None
-    /// where an instruction has no kernel here, or where the step would not gain by it.
+impl StepKernels {
+    /// The step of a loop with a state of `state` values. `types` are those of the values of the condition and of the body. The other
+    /// side says which operation has no kernel here.
     pub fn of(
-        condition: &Block,
-        body: &Block,
+        condition: &Code,
+        body: &Code,
         state: usize,
-        given: &[Given],
-        types: [&[(Vec<i32>, Dtype)]; 2],
-    ) -> Option<Plan> {
-        if !is_for(body) {
-            return None;
-        }
+        inputs: &[Layout],
+        types: [&[Signature]; 2],
+    ) -> Result<StepKernels, String> {
+        check_gain(body)?;
         let mut lowering = Lowering {
             bytes: 0,
             levels: vec![Level::default()],
@@ -171,41 +193,35 @@ impl Plan {
         let go = lowering.room(&[2], Dtype::U32);
         lowering.go = go.offset;
         let mut copies = Vec::new();
-        let mut inputs = Vec::with_capacity(given.len());
-        for (i, array) in given.iter().enumerate() {
-            let own = View {
-                base: Base::Input(i),
-                offset: 0,
-                shape: array.shape.iter().copied().collect(),
-                strides: array.strides.iter().copied().collect(),
-                dtype: array.dtype,
-            };
-            if own.size() == 0 || matches!(own.dtype, Dtype::F64 | Dtype::C64) {
-                return None;
-            }
-            let view = match i < state || (own.is_in_rows() && own.bytes() <= MAX_COPIED) {
-                true => {
-                    let copy = lowering.room(&own.shape, own.dtype);
-                    copies.push((i, copy.clone()));
-                    copy
-                }
-                false => own,
-            };
-            inputs.push(Value {
+        let mut values = Vec::with_capacity(inputs.len());
+        for (i, layout) in inputs.iter().enumerate() {
+            let view = lowering.input(i, layout, i < state, &mut copies)?;
+            values.push(Value {
                 view,
                 level: 0,
                 is_heavy: false,
             });
         }
-        let goes_on = lowering.block(condition, inputs.clone(), types[0], state)?;
-        let goes_on = &goes_on[*condition.outputs.first()? as usize];
-        if goes_on.for_elements() != 0 || lowering.levels.len() != 1 {
-            return None;
-        }
-        lowering.levels[0].elements.go(&goes_on.view, go.offset)?;
-        let values = lowering.block(body, inputs.clone(), types[1], state)?;
-        lowering.commit(body, &inputs[..state], &values)?;
-        Some(lowering.plan(copies))
+        let within = |block: &'static str| move |reason| format!("{block}, {reason}");
+        let goes_on = lowering
+            .block(condition, &values, types[0], state)
+            .map_err(within("condition"))?;
+        let goes_on = condition
+            .outputs
+            .first()
+            .and_then(|value| goes_on[*value as usize].as_ref());
+        let is_known = match goes_on {
+            Some(goes_on) if goes_on.for_elements() == 0 && lowering.levels.len() == 1 => {
+                lowering.levels[0].elements.go(&goes_on.view, go.offset)
+            }
+            _ => None,
+        };
+        is_known.ok_or("the condition needs more than operations on a few elements")?;
+        let made = lowering
+            .block(body, &values, types[1], state)
+            .map_err(within("body"))?;
+        lowering.commit(body, &values[..state], &made)?;
+        Ok(lowering.kernels(copies))
     }
 }
 
@@ -229,52 +245,97 @@ impl Lowering {
         &mut self.levels[level]
     }
 
+    /// Where an input lies: the state and small arrays are copied into the step's own memory.
+    fn input(
+        &mut self,
+        i: usize,
+        layout: &Layout,
+        is_state: bool,
+        copies: &mut Vec<(usize, View)>,
+    ) -> Result<View, String> {
+        let own = View {
+            base: Base::Input(i),
+            offset: 0,
+            shape: layout.shape.iter().copied().collect(),
+            strides: layout.strides.iter().copied().collect(),
+            dtype: layout.dtype,
+        };
+        if own.size() == 0 || matches!(own.dtype, Dtype::F64 | Dtype::C64) {
+            return Err(format!(
+                "input {i} is {} of no elements, or f64 or c64",
+                own.dtype.name()
+            ));
+        }
+        let is_small = own.is_in_rows() && own.bytes() <= MAX_COPIED;
+        if !is_state && !is_small {
+            return Ok(own);
+        }
+        let copy = self.room(&own.shape, own.dtype);
+        copies.push((i, copy.clone()));
+        Ok(copy)
+    }
+
+    /// The values of a block, by number.
     fn block(
         &mut self,
-        block: &Block,
-        mut values: Vec<Value>,
-        types: &[(Vec<i32>, Dtype)],
+        code: &Code,
+        inputs: &[Value],
+        types: &[Signature],
         state: usize,
-    ) -> Option<Vec<Value>> {
-        for (at, instruction) in block.instructions.iter().enumerate() {
-            let Step::Op(op) = &instruction.step else {
-                return None;
+    ) -> Result<Vec<Option<Value>>, String> {
+        let mut values: Vec<Option<Value>> = inputs.iter().cloned().map(Some).collect();
+        values.resize_with(code.values, || None);
+        for (at, node) in code.nodes.iter().enumerate() {
+            let absent = || {
+                format!(
+                    "instruction {}: {} has no step kernel",
+                    node.at,
+                    node.name()
+                )
             };
-            let signatures = types.get(values.len()..values.len() + instruction.outputs)?;
-            let fits = |(shape, dtype): &(Vec<i32>, Dtype)| {
+            let op = node.op().ok_or_else(absent)?;
+            let outputs = node
+                .outputs
+                .iter()
+                .map(|value| types.get(*value as usize).cloned());
+            let outputs: Vec<Signature> = outputs.collect::<Option<_>>().ok_or_else(absent)?;
+            let fits = |(shape, dtype): &Signature| {
                 !shape.contains(&0) && !matches!(dtype, Dtype::F64 | Dtype::C64)
             };
-            if !signatures.iter().all(fits) {
-                return None;
+            if !outputs.iter().all(fits) {
+                return Err(absent() + " for f64, c64 and arrays without elements");
             }
-            let inputs: Option<SmallVec<[Option<&Value>; 6]>> = instruction
+            let inputs: Option<SmallVec<[Option<Value>; 6]>> = node
                 .inputs
                 .iter()
                 .map(|input| match input {
-                    Some(value) => values.get(*value as usize).map(Some),
+                    Some(value) => values.get(*value as usize)?.clone().map(Some),
                     None => Some(None),
                 })
                 .collect();
-            let inputs: SmallVec<[Option<Value>; 6]> =
-                inputs?.into_iter().map(Option::<&Value>::cloned).collect();
-            // A value of the state that only this instruction reads, and that is nothing else afterwards.
-            let own = instruction
+            // A value of the state that only this node reads, and that is nothing else afterwards.
+            let own = node
                 .inputs
                 .first()
                 .copied()
                 .flatten()
-                .filter(|value| (*value as usize) < state && is_only_use(block, at, *value));
-            values.extend(self.instruction(op, &inputs, own.is_some(), signatures)?);
+                .filter(|value| (*value as usize) < state && is_only_use(code, at, *value));
+            let made = inputs
+                .and_then(|inputs| self.operation(op, &inputs, own.is_some(), &outputs))
+                .ok_or_else(|| absent() + &shapes(node, types))?;
+            for (value, made) in node.outputs.iter().zip(made) {
+                values[*value as usize] = Some(made);
+            }
         }
-        Some(values)
+        Ok(values)
     }
 
-    fn instruction(
+    fn operation(
         &mut self,
         op: &Op,
         inputs: &[Option<Value>],
         is_own: bool,
-        types: &[(Vec<i32>, Dtype)],
+        types: &[Signature],
     ) -> Option<Vec<Value>> {
         let (shape, dtype) = types.first()?;
         if let Some(value) = view_of(op, inputs, shape) {
@@ -365,7 +426,7 @@ impl Lowering {
         }
     }
 
-    fn call(&mut self, call: Call<View>, level: usize, types: &[(Vec<i32>, Dtype)]) -> Vec<Value> {
+    fn call(&mut self, call: Call<View>, level: usize, types: &[Signature]) -> Vec<Value> {
         let outputs: SmallVec<[View; 3]> = types
             .iter()
             .map(|(shape, dtype)| self.room(shape, *dtype))
@@ -410,16 +471,25 @@ impl Lowering {
     }
 
     /// The state becomes what the body gave, if there is this step.
-    fn commit(&mut self, body: &Block, state: &[Value], values: &[Value]) -> Option<()> {
+    fn commit(
+        &mut self,
+        body: &Code,
+        state: &[Value],
+        values: &[Option<Value>],
+    ) -> Result<(), String> {
         let mut last = Elements::default();
         let mut moved = Vec::new();
-        for (own, output) in state.iter().zip(&body.outputs) {
-            let from = &values[*output as usize].view;
+        for (i, (own, output)) in state.iter().zip(&body.outputs).enumerate() {
+            let refused = || {
+                format!("value {i} of the state is copied in each step, and has too many elements")
+            };
+            let from = values[*output as usize].as_ref().ok_or_else(refused)?;
+            let from = &from.view;
             if *from == own.view {
                 continue;
             }
             if from.size() > MAX_ELEMENTS || from.shape != own.view.shape {
-                return None;
+                return Err(refused());
             }
             // What is to be read may be part of the state itself, which others are written to.
             let is_of_state = |view: &View| {
@@ -432,7 +502,8 @@ impl Lowering {
             let from = match is_of_state(from) {
                 true => {
                     let copy = self.room(&from.shape, from.dtype);
-                    last.add(&Op::Copy, std::slice::from_ref(from), &copy)?;
+                    last.add(&Op::Copy, std::slice::from_ref(from), &copy)
+                        .ok_or_else(refused)?;
                     copy
                 }
                 false => from.clone(),
@@ -441,14 +512,15 @@ impl Lowering {
         }
         last.when(self.go);
         for (from, to) in moved {
-            last.add(&Op::Copy, &[from], &to)?;
+            last.add(&Op::Copy, &[from], &to)
+                .ok_or("a value of the state is not copied")?;
         }
         let level = self.levels.len();
         self.level(level).elements = last;
-        Some(())
+        Ok(())
     }
 
-    fn plan(self, copies: Vec<(usize, View)>) -> Plan {
+    fn kernels(self, copies: Vec<(usize, View)>) -> StepKernels {
         let mut kernels = Vec::new();
         for level in self.levels {
             kernels.extend(level.elements.kernel());
@@ -462,7 +534,7 @@ impl Lowering {
                 });
             }
         }
-        Plan {
+        StepKernels {
             bytes: self.bytes,
             copies,
             kernels,
@@ -470,31 +542,40 @@ impl Lowering {
     }
 }
 
-/// See [`super::is_for`].
-pub fn is_for(body: &Block) -> bool {
-    let few_rows = |instruction: &Instruction| {
+/// Whether a step gains by this: the body has what a model computes for a token.
+pub fn check_gain(body: &Code) -> Result<(), String> {
+    let is_merged = |node: &Node| {
         matches!(
-            instruction.step,
-            Step::Op(
-                Op::Products { .. } | Op::QuantizedProducts { .. } | Op::CacheAttention { .. }
-            )
+            node.op(),
+            Some(Op::Products { .. } | Op::QuantizedProducts { .. } | Op::CacheAttention { .. })
         )
     };
-    body.instructions.iter().any(few_rows)
+    match body.nodes.iter().any(is_merged) {
+        true => Ok(()),
+        false => Err("its body has no merged operations".into()),
+    }
+}
+
+/// ` of f32[2][3], s32[2]`.
+fn shapes(node: &Node, types: &[Signature]) -> String {
+    let inputs = node.inputs.iter().flatten();
+    let known = inputs.filter_map(|value| types.get(*value as usize));
+    let known: Vec<String> = known.map(shown).collect();
+    format!(" for {}", known.join(", "))
 }
 
 fn is_number(dtype: Dtype) -> bool {
     matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::Bf16)
 }
 
-/// Whether nothing but one instruction takes a value.
-fn is_only_use(block: &Block, at: usize, value: u32) -> bool {
-    let uses = block.instructions.iter().enumerate().map(|(i, other)| {
+/// Whether nothing but one node takes a value.
+fn is_only_use(code: &Code, at: usize, value: u32) -> bool {
+    let uses = code.nodes.iter().enumerate().map(|(i, other)| {
         let count = other.inputs.iter().filter(|input| **input == Some(value));
         (i, count.count())
     });
     let mut others = uses.filter(|(_, count)| *count > 0);
-    others.next() == Some((at, 1)) && others.next().is_none() && !block.outputs.contains(&value)
+    others.next() == Some((at, 1)) && others.next().is_none() && !code.outputs.contains(&value)
 }
 
 /// What is no more than another look at a value's elements.

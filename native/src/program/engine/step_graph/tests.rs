@@ -1,11 +1,12 @@
 //! A saved model's loop, planned, and its kernels run on the CPU (test/cuda/emulate.hpp), against the loop run node by node.
 
-use super::plan::{Argument, Given, Plan};
-use super::plan_of;
+use super::kernels_of;
+use super::lower::{Argument, Layout, StepKernels};
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::mlx;
-use crate::program::{build, file, Block, Step};
+use crate::program::plan::{Code, Work};
+use crate::program::{build, file};
 use mlx_rs::Array;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -23,45 +24,24 @@ fn computed(arrays: &[Array]) {
     stream.synchronize().expect("is computed");
 }
 
-/// What a block gives.
-fn run(block: &Block, inputs: &[Array]) -> Vec<Array> {
-    let values = values(block, inputs, block.instructions.len());
-    let outputs = block.outputs.iter();
-    let outputs: Vec<Array> = outputs
-        .map(|value| mlx::share(&values[*value as usize]).expect("shares"))
-        .collect();
+/// What code gives.
+fn run(code: &Code, inputs: &[Array]) -> Vec<Array> {
+    let stream = Device::Cpu.stream().expect("a stream");
+    let (outputs, _) =
+        build::outputs(code, shared(inputs), Device::Cpu, stream, |_, _| {}).expect("builds");
     computed(&outputs);
     outputs
 }
 
-fn values(block: &Block, inputs: &[Array], count: usize) -> Vec<Array> {
-    let stream = Device::Cpu.stream().expect("a stream");
-    let mut values: Vec<Array> = inputs
-        .iter()
-        .map(|array| mlx::share(array).expect("shares"))
-        .collect();
-    for instruction in &block.instructions[..count] {
-        let Step::Op(op) = &instruction.step else {
-            panic!("another block");
-        };
-        let taken: Vec<Option<&Array>> = instruction
-            .inputs
-            .iter()
-            .map(|value| value.map(|value| &values[value as usize]))
-            .collect();
-        values.extend(
-            build(op, &taken, Device::Cpu, stream)
-                .expect("builds")
-                .outputs,
-        );
-    }
-    values
+fn shared(arrays: &[Array]) -> Vec<Array> {
+    let shared = arrays.iter().map(mlx::share);
+    shared.collect::<Result<_, _>>().expect("shares")
 }
 
 /// A loop of a program and what it begins with.
 struct Case {
-    condition: Arc<Block>,
-    body: Arc<Block>,
+    condition: Arc<Code>,
+    body: Arc<Code>,
     state: usize,
     inputs: Vec<Array>,
 }
@@ -69,33 +49,25 @@ struct Case {
 fn case(name: &str, inputs: &[Array]) -> Case {
     let path = root().join("test/programs").join(name);
     let (body, constants) = file::parts(path.to_str().expect("UTF-8")).expect("loads");
-    let given: Vec<Array> = inputs
-        .iter()
-        .chain(&constants)
-        .map(|array| mlx::share(array).expect("shares"))
-        .collect();
-    let is_loop = |step: &Step| matches!(step, Step::While { .. });
-    let instructions = &body.instructions;
-    let at = instructions
-        .iter()
-        .position(|instruction| is_loop(&instruction.step))
-        .expect("a loop");
-    let values = values(&body, &given, at);
-    let Step::While { condition, body } = &instructions[at].step else {
+    let given = shared(inputs).into_iter().chain(shared(&constants));
+    let mut code = Code::of(&body);
+    let is_loop = |work: &Work| matches!(work, Work::While { .. });
+    let at = code.nodes.iter().position(|node| is_loop(&node.work));
+    let node = code.nodes.remove(at.expect("a loop"));
+    let Work::While {
+        condition, body, ..
+    } = node.work
+    else {
         panic!("no loop");
     };
-    let inputs: Vec<Array> = instructions[at]
-        .inputs
-        .iter()
-        .flatten()
-        .map(|value| mlx::share(&values[*value as usize]).expect("shares"))
-        .collect();
-    computed(&inputs);
+    // What stands before the loop gives what it begins with.
+    code.nodes.truncate(node.at);
+    code.outputs = node.inputs.iter().copied().flatten().collect();
     Case {
-        condition: condition.clone(),
-        body: body.clone(),
-        state: instructions[at].outputs,
-        inputs,
+        condition,
+        body,
+        state: node.outputs.len(),
+        inputs: run(&code, &given.collect::<Vec<_>>()),
     }
 }
 
@@ -120,7 +92,7 @@ fn by_nodes(case: &Case) -> (Vec<Array>, usize) {
 }
 
 /// The kernels as one function of C++: a step.
-fn source(plan: &Plan) -> String {
+fn source(plan: &StepKernels) -> String {
     let mut text = String::from(
         "#include \"emulate.hpp\"\n#define __global__\n#define __launch_bounds__(n)\n",
     );
@@ -153,7 +125,7 @@ fn source(plan: &Plan) -> String {
 }
 
 /// The state after so many steps, as bytes, and what the host is told.
-fn emulated(plan: &Plan, case: &Case, steps: usize, name: &str) -> (Vec<Vec<u8>>, [u32; 2]) {
+fn emulated(plan: &StepKernels, case: &Case, steps: usize, name: &str) -> (Vec<Vec<u8>>, [u32; 2]) {
     let folder = std::env::temp_dir().join(format!("emlx-graph-{}-{name}", std::process::id()));
     std::fs::create_dir_all(&folder).expect("a folder");
     std::fs::write(folder.join("step.cpp"), source(plan)).expect("is written");
@@ -208,16 +180,6 @@ fn emulated(plan: &Plan, case: &Case, steps: usize, name: &str) -> (Vec<Vec<u8>>
     (state, told)
 }
 
-fn given(case: &Case) -> Vec<Given> {
-    let given = case.inputs.iter().map(|array| Given {
-        shape: array.shape().to_vec(),
-        // SAFETY: computed.
-        strides: unsafe { mlx::strides(array) },
-        dtype: mlx::dtype(array),
-    });
-    given.collect()
-}
-
 fn floats(bytes: &[u8]) -> Vec<f32> {
     let numbers = bytes.chunks_exact(4);
     numbers
@@ -241,9 +203,10 @@ fn is_as_node_by_node(name: &str) {
         mlx::from_bytes(&bytes, &[1, 7], Dtype::S32).expect("an array")
     };
     let case = case(name, &[numbers([1; 7]), numbers([5, 9, 33, 64, 2, 17, 90])]);
-    let plan = plan_of(&case.condition, &case.body, case.state, &given(&case))
+    let layouts: Vec<Layout> = case.inputs.iter().map(Layout::of).collect();
+    let plan = kernels_of(&case.condition, &case.body, case.state, &layouts)
         .expect("has types")
-        .expect("has a plan");
+        .expect("has kernels");
     let (want, steps) = by_nodes(&case);
     assert!(steps > 3, "{steps} steps");
     // Two more than there are change nothing.

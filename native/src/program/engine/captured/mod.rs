@@ -1,7 +1,6 @@
-//! Stretches of operations that CUDA launches as one graph. Launching a model's kernels one by one takes the host longer than the GPU
-//! takes to run them; a graph of them is launched at once. A stretch is run node by node until it is known which of its inputs stay
-//! the same arrays, as weights do; then it is captured by cpp/captured.cpp, with those read where they lie and the others copied for
-//! each run. Called by `run.rs`, for programs on a GPU of CUDA's.
+//! Segments that CUDA launches as one graph. Launching a model's kernels one by one takes the host longer than the GPU takes to run
+//! them; a graph of them is launched at once. A segment is run node by node until it is known which of its inputs stay the same arrays,
+//! as weights do; then it is captured by cpp/captured.cpp, with those read where they lie and the others copied for each run.
 
 #[cfg(not(emlx_kernels))]
 mod absent;
@@ -13,31 +12,30 @@ use absent as launcher;
 #[cfg(emlx_kernels)]
 use cuda as launcher;
 
-use super::fuse::{self, Stretches};
-use super::{nodes, Block, Instruction, Step};
+use super::{Given, Segment};
 use crate::device::Device;
 use crate::error::{Result, Signature};
 use crate::mlx::{self, Stream};
-use crate::op::Crossed;
+use crate::op::{Applied, Crossed};
+use crate::program::build;
+use crate::program::plan::Code;
 use launcher::{Captured, State};
 use mlx_rs::Array;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-/// Operations from which launching them together pays for copying inputs and outputs.
-const MIN_OPERATIONS: usize = 8;
 /// Runs in a row for which an input is the same array before it is taken to stay.
 const MIN_SAME: u32 = 2;
-/// Runs after which a stretch whose inputs never settle is left to run node by node.
+/// Runs after which a segment whose inputs never settle is left to run node by node.
 const MAX_WATCHED: u32 = 32;
-/// Bytes of a stretch's values up to which it is captured: they are held as long as the graph is, and none is written over. What takes
+/// Bytes of a segment's values up to which it is captured: they are held as long as the graph is, and none is written over. What takes
 /// more is not limited by launches.
 const MAX_BYTES: usize = 1 << 32;
 /// Bytes of inputs that are copied for each run.
 const MAX_COPIED: usize = 1 << 28;
-/// Streams and sets of shapes for which a stretch is captured.
+/// Streams and sets of shapes for which a segment is captured.
 const MAX_WAYS: usize = 8;
-/// How often inputs that were taken to stay may be others before the stretch is left alone.
+/// How often inputs that were taken to stay may be others before the segment is left alone.
 const MAX_CHANGES: u32 = 8;
 /// What all graphs hold is at most this part of the memory that MLX may use, and one of them half of it.
 const PART_OF_MEMORY: usize = 8;
@@ -53,49 +51,14 @@ pub fn is_on() -> bool {
     })
 }
 
-/// The block with its stretches of many operations as one instruction each; None where there are none. Blocks inside are as they are.
-pub fn stretched(block: &Block) -> Option<Arc<Block>> {
-    let is_whole = |instruction: &Instruction| {
-        matches!(
-            instruction.step,
-            Step::Op(_) | Step::If { .. } | Step::While { .. } | Step::Call { .. }
-        )
-    };
-    if !block.instructions.iter().all(is_whole) {
-        return None;
-    }
-    let stretched = fuse::with_stretches(
-        block,
-        &Stretches {
-            pays: &|stretch| operations(stretch) >= MIN_OPERATIONS,
-            is_part: &|instruction| match &instruction.step {
-                Step::Op(op) => !op.can_fail_late(),
-                _ => false,
-            },
-            step: &|block| Step::Stretch(Stretch::new(block)),
-            inside: &|block| Ok(block.clone()),
-        },
-    );
-    let has_one = |block: &Block| {
-        let mut steps = block.instructions.iter();
-        steps.any(|instruction| matches!(instruction.step, Step::Stretch(_)))
-    };
-    stretched.ok().filter(has_one).map(Arc::new)
-}
-
-fn operations(stretch: &[Instruction]) -> usize {
-    let has_kernel = |instruction: &&Instruction| matches!(&instruction.step, Step::Op(op) if op.traits().view.is_none());
-    stretch.iter().filter(has_kernel).count()
-}
-
-/// Operations between two instructions of another kind, and how they are run for each stream and set of shapes.
+/// Operations, and how they are run for each stream and set of shapes.
 #[derive(Debug)]
-pub struct Stretch {
-    pub block: Arc<Block>,
+pub struct Captures {
+    code: Arc<Code>,
     ways: Mutex<Vec<Way>>,
 }
 
-/// How a stretch is run for inputs of certain shapes and types on a stream.
+/// How a segment is run for inputs of certain shapes and types on a stream.
 #[derive(Debug)]
 struct Way {
     stream: Stream,
@@ -159,10 +122,10 @@ enum Next {
     Nodes(Vec<Array>),
 }
 
-static ALL: Mutex<Vec<Weak<Stretch>>> = Mutex::new(Vec::new());
+static ALL: Mutex<Vec<Weak<Captures>>> = Mutex::new(Vec::new());
 
-/// Those that are there. Nobody may have a stretch's lock and wait for the list's, and the other way round: the list's is left first.
-fn all() -> Vec<Arc<Stretch>> {
+/// Those that are there. Nobody may have a segment's lock and wait for the list's, and the other way round: the list's is left first.
+fn all() -> Vec<Arc<Captures>> {
     locked(&ALL).iter().filter_map(Weak::upgrade).collect()
 }
 
@@ -170,44 +133,16 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Stretch {
-    fn new(block: Block) -> Arc<Stretch> {
-        let stretch = Arc::new(Stretch {
-            block: Arc::new(block),
+impl Captures {
+    pub fn new(code: Code) -> Arc<Captures> {
+        let captures = Arc::new(Captures {
+            code: Arc::new(code),
             ways: Mutex::default(),
         });
         let mut all = locked(&ALL);
         all.retain(|other| other.strong_count() > 0);
-        all.push(Arc::downgrade(&stretch));
-        stretch
-    }
-
-    /// The nodes of the stretch's outputs. `numbers` are those of the handles that inputs come from.
-    pub fn build(
-        &self,
-        inputs: &[&Array],
-        numbers: &[Option<u64>],
-        device: Device,
-        stream: &Stream,
-    ) -> Result<(Vec<Array>, Crossed)> {
-        device.enter(stream)?;
-        if let Next::Nodes(outputs) = self.next(inputs, numbers, stream)? {
-            return Ok((outputs, Crossed::default()));
-        }
-        let shared = inputs.iter().copied().map(mlx::share);
-        let shared = shared.collect::<Result<Vec<_>>>()?;
-        let mut bytes = 0;
-        let (outputs, crossed) = nodes(&self.block, shared, device, stream, |op, made| {
-            if op.traits().view.is_none() {
-                bytes += made.iter().map(|array| array.nbytes()).sum::<usize>();
-            }
-        })?;
-        let is_for_cuda = crossed.is_empty()
-            && bytes <= MAX_BYTES.min(room() / 2)
-            && inputs.iter().all(|array| array.size() > 0)
-            && outputs.iter().all(|array| array.size() > 0);
-        self.learn(inputs, stream, &outputs, is_for_cuda);
-        Ok((outputs, crossed))
+        all.push(Arc::downgrade(&captures));
+        captures
     }
 
     fn next(&self, inputs: &[&Array], numbers: &[Option<u64>], stream: &Stream) -> Result<Next> {
@@ -259,7 +194,7 @@ impl Stretch {
             return Ok(Next::Build);
         };
         if let Form::Watched = way.form {
-            way.form = Form::Captured(launcher::capture(&self.block, stream, &way.history.fixed()));
+            way.form = Form::Captured(launcher::capture(&self.code, stream, &way.history.fixed()));
         }
         match &way.form {
             Form::Captured(captured) => captured.nodes(inputs, outputs, stream).map(Next::Nodes),
@@ -277,6 +212,67 @@ impl Stretch {
             way.form = Form::NodeByNode;
         }
         way.outputs = Some(outputs.iter().map(signature).collect());
+    }
+}
+
+impl Segment for Captures {
+    fn name(&self) -> &'static str {
+        "captured"
+    }
+
+    fn place(&self, _: usize) -> String {
+        String::new()
+    }
+
+    fn operations(&self) -> usize {
+        self.code.nodes.len()
+    }
+
+    fn build(&self, given: &Given, device: Device, stream: &Stream) -> Result<Applied> {
+        let numbers: Vec<Option<u64>> = (0..given.arrays.len()).map(given.number).collect();
+        let inputs = given.present();
+        device.enter(stream)?;
+        if let Next::Nodes(outputs) = self.next(&inputs, &numbers, stream)? {
+            return Ok(Applied {
+                outputs: outputs.into(),
+                crossed: Crossed::default(),
+            });
+        }
+        let shared = inputs.iter().copied().map(mlx::share);
+        let shared = shared.collect::<Result<Vec<_>>>()?;
+        let mut bytes = 0;
+        let (outputs, crossed) = build::outputs(&self.code, shared, device, stream, |op, made| {
+            if op.traits().view.is_none() {
+                bytes += made.iter().map(|array| array.nbytes()).sum::<usize>();
+            }
+        })?;
+        let is_for_cuda = crossed.is_empty()
+            && bytes <= MAX_BYTES.min(room() / 2)
+            && inputs.iter().all(|array| array.size() > 0)
+            && outputs.iter().all(|array| array.size() > 0);
+        self.learn(&inputs, stream, &outputs, is_for_cuda);
+        Ok(Applied {
+            outputs: outputs.into(),
+            crossed,
+        })
+    }
+
+    fn state(&self) -> Option<String> {
+        let ways = locked(&self.ways);
+        let count = |is: &dyn Fn(&Form) -> bool| ways.iter().filter(|way| is(&way.form)).count();
+        let states = [
+            (count(&|form| matches!(form, Form::Captured(_))), "captured"),
+            (count(&|form| matches!(form, Form::Watched)), "watched"),
+            (
+                count(&|form| matches!(form, Form::NodeByNode)),
+                "node by node",
+            ),
+        ];
+        let states = states.iter().filter(|(count, _)| *count > 0);
+        let texts: Vec<String> = states
+            .map(|(count, name)| format!("{count} {name}"))
+            .collect();
+        (!texts.is_empty()).then(|| texts.join(", "))
     }
 }
 
@@ -325,9 +321,9 @@ fn make_room() -> bool {
     let limit = room();
     let held = |is_over: &mut dyn FnMut(&Way) -> bool| {
         let mut total = 0;
-        for stretch in all() {
+        for segment in all() {
             // One that is in use is not idle.
-            let Ok(mut ways) = stretch.ways.try_lock() else {
+            let Ok(mut ways) = segment.ways.try_lock() else {
                 continue;
             };
             for way in ways.iter_mut() {
@@ -348,8 +344,8 @@ fn make_room() -> bool {
 /// How many graphs there are, and the bytes that they hold.
 pub fn graphs() -> (usize, usize) {
     let (mut count, mut bytes) = (0, 0);
-    for stretch in all() {
-        for way in locked(&stretch.ways).iter() {
+    for segment in all() {
+        for way in locked(&segment.ways).iter() {
             if let Form::Captured(captured) = &way.form {
                 let (state, held) = captured.state();
                 count += usize::from(state == State::Ready);
@@ -362,8 +358,8 @@ pub fn graphs() -> (usize, usize) {
 
 /// Gives up the graphs, and with them their memory. They are made again when they are needed.
 pub fn forget_all() {
-    for stretch in all() {
-        for way in locked(&stretch.ways).iter_mut() {
+    for segment in all() {
+        for way in locked(&segment.ways).iter_mut() {
             if let Form::Captured(_) = way.form {
                 way.form = Form::Watched;
             }
@@ -376,10 +372,7 @@ mod tests {
     use super::*;
     use crate::dtype::Dtype;
     use crate::op::Op;
-
-    fn op(op: Op, inputs: &[u32]) -> Instruction {
-        Instruction::new(Step::Op(op), inputs.iter().copied().map(Some), 1, None)
-    }
+    use crate::program::{Block, Instruction, Step};
 
     fn numbers(of: &[u64]) -> Vec<Option<u64>> {
         // 0 stands for what is computed anew.
@@ -404,68 +397,21 @@ mod tests {
         assert_eq!(history(&runs[..4]).fixed(), [true, true]);
     }
 
-    fn long(count: u32) -> Vec<Instruction> {
-        (0..count).map(|i| op(Op::Abs, &[i])).collect()
-    }
-
     #[test]
-    fn only_long_stretches_are_launched_together() {
-        let least = MIN_OPERATIONS as u32;
-        let block = |count| Block::new(1, long(count), vec![count]).expect("well-formed");
-        assert!(stretched(&block(least - 1)).is_none());
-        let together = stretched(&block(least)).expect("one stretch");
-        assert_eq!(together.instructions.len(), 1);
-        assert_eq!(together.outputs, [1]);
-        // Looks at the same elements take no launches.
-        let mut looks = long(least - 1);
-        looks.push(op(
-            Op::Flatten {
-                start_axis: 0,
-                end_axis: -1,
-            },
-            &[least - 1],
-        ));
-        let block = Block::new(1, looks, vec![least]).expect("well-formed");
-        assert!(stretched(&block).is_none());
-    }
-
-    #[test]
-    fn what_others_do_in_between_stays_by_itself() {
-        let least = MIN_OPERATIONS as u32;
-        let mut instructions = long(least);
-        let call = Step::Call {
-            id: 0,
-            outputs: vec![(vec![], Dtype::F32)],
-        };
-        instructions.push(Instruction::new(call, [Some(least)], 1, None));
-        instructions.push(op(Op::Add, &[least + 1, 2]));
-        let block = Block::new(1, instructions, vec![least + 2]).expect("well-formed");
-        let together = stretched(&block).expect("one stretch");
-        let steps: Vec<String> = together
-            .instructions
-            .iter()
-            .map(|i| i.step.name())
-            .collect();
-        assert_eq!(steps, ["captured", "call 0", "add"]);
-        // Value 2 comes out of the stretch, for the addition.
-        let Step::Stretch(stretch) = &together.instructions[0].step else {
-            panic!("no stretch")
-        };
-        assert_eq!(stretch.block.outputs, [2, least]);
-        assert_eq!(together.instructions[2].inputs[..], [Some(3), Some(1)]);
-    }
-
-    #[test]
-    fn a_stretch_is_first_run_node_by_node() {
+    fn a_segment_is_first_run_node_by_node() {
         mlx::init();
         let stream = Device::Cpu.stream().expect("the CPU is there");
-        let least = MIN_OPERATIONS as u32;
-        let block = Block::new(1, long(least), vec![least]).expect("well-formed");
-        let stretch = Stretch::new(block);
+        let instruction = |i| Instruction::new(Step::Op(Op::Abs), [Some(i)], 1, None);
+        let block = Block::new(1, vec![instruction(0), instruction(1)], vec![2]);
+        let segment = Captures::new(Code::of(&block.expect("well-formed")));
         let input = mlx::from_bytes(&(-2.5f32).to_le_bytes(), &[1], Dtype::F32).expect("made");
         for _ in 0..MIN_SAME {
-            let outputs = stretch.build(&[&input], &[Some(1)], Device::Cpu, stream);
-            let (outputs, _) = outputs.expect("built");
+            let given = Given {
+                arrays: &[Some(&input)],
+                number: &|_| Some(1),
+            };
+            let outputs = segment.build(&given, Device::Cpu, stream);
+            let outputs = outputs.expect("built").outputs;
             let refs: Vec<&Array> = outputs.iter().collect();
             mlx::async_eval(&refs, &mlx::graph_lock()).expect("submitted");
             mlx::wait(refs[0]).expect("computed");
@@ -473,7 +419,7 @@ mod tests {
             let bytes = unsafe { mlx::bytes(refs[0]) };
             assert_eq!(bytes, Some(&2.5f32.to_le_bytes()[..]));
         }
-        let ways = locked(&stretch.ways);
+        let ways = locked(&segment.ways);
         assert_eq!(ways.len(), 1);
         assert_eq!(ways[0].outputs, Some(vec![(vec![1], Dtype::F32)]));
         assert!(matches!(ways[0].form, Form::Watched));

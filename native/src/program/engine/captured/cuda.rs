@@ -1,12 +1,13 @@
-//! A stretch's graph by CUDA's driver, which is the one that libmlx has loaded.
+//! A segment's graph by CUDA's driver, which is the one that libmlx has loaded.
 
 use crate::device::Device;
 use crate::error::Result;
 pub use crate::mlx::captured::{Captured, State};
 use crate::mlx::captured::{Capturing, Copy};
 use crate::mlx::{self, Stream};
-use crate::program::graph::{failed, Gpu};
-use crate::program::{nodes_of_device, Block};
+use crate::program::build::outputs_of_device;
+use crate::program::engine::step_graph::{failed, Gpu};
+use crate::program::plan::Code;
 use cudarc::driver::{result as driver, sys};
 use mlx_rs::Array;
 use std::ffi::c_void;
@@ -29,16 +30,16 @@ pub fn is_there() -> bool {
         && mlx::cuda_driver().is_some_and(is_new)
 }
 
-pub fn capture(block: &Arc<Block>, stream: &Stream, fixed: &[bool]) -> Captured {
+pub fn capture(code: &Arc<Code>, stream: &Stream, fixed: &[bool]) -> Captured {
     let launcher = Launcher {
-        block: block.clone(),
+        code: code.clone(),
         stream: stream.clone(),
     };
     Captured::new(Box::new(launcher), fixed)
 }
 
 struct Launcher {
-    block: Arc<Block>,
+    code: Arc<Code>,
     stream: Stream,
 }
 
@@ -71,7 +72,7 @@ impl Capturing for Launcher {
     fn build(&self, inputs: &[Array]) -> Result<Vec<Array>> {
         let inputs = inputs.iter().map(mlx::share).collect::<Result<Vec<_>>>()?;
         Device::Gpu.enter(&self.stream)?;
-        nodes_of_device(&self.block, inputs, Device::Gpu, &self.stream)
+        outputs_of_device(&self.code, inputs, Device::Gpu, &self.stream)
     }
 
     unsafe fn instantiate(

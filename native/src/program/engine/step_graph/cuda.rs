@@ -1,12 +1,12 @@
 //! A step's kernels compiled, and their launches as one CUDA graph. The driver and the compiler are those that libmlx has loaded.
 
-use super::plan::{Argument, Given, Kernel, Plan};
-use super::{plan_of, text, Progress};
+use super::lower::{Argument, Kernel, StepKernels};
+use super::text;
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Reason, Result, Signature};
 use crate::mlx;
-use crate::program::Block;
+use crate::program::engine::{Progress, RunningLoop};
 use cudarc::driver::{result as driver, sys};
 use cudarc::nvrtc;
 use mlx_rs::Array;
@@ -262,6 +262,23 @@ impl Drop for Told {
     }
 }
 
+pub fn is_there() -> bool {
+    Device::Gpu.is_available() && mlx::cuda_driver().is_some()
+}
+
+/// The graph of a loop whose inputs, the first `state` of which are its state, have been submitted.
+pub fn start(
+    kernels: &StepKernels,
+    state: usize,
+    inputs: &[&Array],
+) -> Result<Option<Box<dyn RunningLoop>>> {
+    // The kernels round to bf16 by an instruction that older GPUs lack, and the memory is one array.
+    if !Gpu::get()?.has_bf16 || i32::try_from(kernels.bytes / WORD).is_err() {
+        return Ok(None);
+    }
+    Ok(Some(Box::new(Graph::new(kernels, state, inputs)?)))
+}
+
 /// A loop on its way. It is used by one thread at a time.
 pub struct Graph {
     stream: sys::CUstream,
@@ -278,34 +295,7 @@ pub struct Graph {
 unsafe impl Send for Graph {}
 
 impl Graph {
-    /// The graph of a loop whose inputs, the first `state` of which are its state, have been submitted. None where it is to be run node by
-    /// node.
-    pub fn of(
-        condition: &Block,
-        body: &Block,
-        state: usize,
-        inputs: &[&Array],
-    ) -> Result<Option<Graph>> {
-        // SAFETY: MLX lays arrays out as it submits them.
-        let given: Vec<Given> = inputs
-            .iter()
-            .map(|array| Given {
-                shape: array.shape().to_vec(),
-                strides: unsafe { mlx::strides(array) },
-                dtype: mlx::dtype(array),
-            })
-            .collect();
-        let Some(plan) = plan_of(condition, body, state, &given)? else {
-            return Ok(None);
-        };
-        // The kernels round to bf16 by an instruction that older GPUs lack, and the memory is one array.
-        if !Gpu::get()?.has_bf16 || i32::try_from(plan.bytes / WORD).is_err() {
-            return Ok(None);
-        }
-        Graph::new(&plan, state, inputs).map(Some)
-    }
-
-    fn new(plan: &Plan, state: usize, inputs: &[&Array]) -> Result<Graph> {
+    fn new(plan: &StepKernels, state: usize, inputs: &[&Array]) -> Result<Graph> {
         let gpu = Gpu::get()?;
         let functions = gpu.functions(&plan.kernels)?;
         // What is read may be under way on any stream of MLX's, which this one knows nothing of.
@@ -368,7 +358,7 @@ impl Graph {
     /// The launches of a step, one after the other.
     fn captured(
         &self,
-        plan: &Plan,
+        plan: &StepKernels,
         functions: &[Function],
         addresses: &[u64],
     ) -> Result<sys::CUgraphExec> {
@@ -418,31 +408,6 @@ impl Graph {
         }
     }
 
-    /// Launches steps until there is none any more, for some time at most.
-    pub fn advance(&mut self, time: Duration) -> Result<Progress> {
-        Gpu::get()?;
-        let began = Instant::now();
-        loop {
-            // Whether one is too many is told before it is said to have begun.
-            let begun = self.told.get(0);
-            if self.told.get(1) != 0 {
-                self.wait()?;
-                return Ok(Progress::Ended);
-            }
-            if began.elapsed() >= time {
-                return Ok(Progress::Going);
-            }
-            if self.launched.wrapping_sub(begun) < AHEAD {
-                // SAFETY: the graph is whole, and waited for before it is destroyed.
-                unsafe { driver::graph::launch(self.launches, self.stream) }
-                    .map_err(|error| failed("cuGraphLaunch", error))?;
-                self.launched = self.launched.wrapping_add(1);
-                continue;
-            }
-            self.until_another_begins(begun)?;
-        }
-    }
-
     /// Waits awake for a while, then asleep; a failed kernel never tells.
     fn until_another_begins(&self, begun: u32) -> Result<()> {
         let began = Instant::now();
@@ -480,9 +445,34 @@ impl Graph {
         unsafe { driver::stream::synchronize(self.stream) }
             .map_err(|error| failed("cuStreamSynchronize", error))
     }
+}
 
-    /// The state, where it is needed; of other values there is nothing.
-    pub fn state(&self, needed: &[bool]) -> Result<Vec<Option<Array>>> {
+impl RunningLoop for Graph {
+    fn advance(&mut self, time: Duration) -> Result<Progress> {
+        Gpu::get()?;
+        let began = Instant::now();
+        loop {
+            // Whether one is too many is told before it is said to have begun.
+            let begun = self.told.get(0);
+            if self.told.get(1) != 0 {
+                self.wait()?;
+                return Ok(Progress::Ended);
+            }
+            if began.elapsed() >= time {
+                return Ok(Progress::Going);
+            }
+            if self.launched.wrapping_sub(begun) < AHEAD {
+                // SAFETY: the graph is whole, and waited for before it is destroyed.
+                unsafe { driver::graph::launch(self.launches, self.stream) }
+                    .map_err(|error| failed("cuGraphLaunch", error))?;
+                self.launched = self.launched.wrapping_add(1);
+                continue;
+            }
+            self.until_another_begins(begun)?;
+        }
+    }
+
+    fn state(&self, needed: &[bool]) -> Result<Vec<Option<Array>>> {
         Gpu::get()?;
         let mut state = Vec::with_capacity(self.state.len());
         for ((offset, (shape, dtype)), is_needed) in self.state.iter().zip(needed) {

@@ -2,7 +2,7 @@
 
 use crate::error::{Result, Signature};
 use crate::mlx::Stream;
-use crate::program::Block;
+use crate::program::plan::Code;
 use mlx_rs::Array;
 use std::sync::Arc;
 
@@ -31,6 +31,6 @@ pub fn is_there() -> bool {
     false
 }
 
-pub fn capture(_: &Arc<Block>, _: &Stream, _: &[bool]) -> Captured {
+pub fn capture(_: &Arc<Code>, _: &Stream, _: &[bool]) -> Captured {
     Captured
 }

@@ -1,0 +1,125 @@
+//! Nodes of MLX's graph for operations, and for code that has operations alone.
+
+use super::ir::place;
+use super::plan::{Code, Node, Work};
+use super::run::frame::signatures;
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::handle::array::check_size;
+use crate::mlx::{self, Stream};
+use crate::op::{self, Applied, Crossed, Op, Outputs};
+use mlx_rs::Array;
+use smallvec::SmallVec;
+
+/// Applies one operation and checks what came out.
+pub fn build(
+    op: &Op,
+    inputs: &[Option<&Array>],
+    device: Device,
+    stream: &Stream,
+) -> Result<Applied> {
+    device.enter(stream)?;
+    let mut applied = op.apply(&op::Inputs(inputs), device, stream)?;
+    for output in &mut applied.outputs {
+        check_size(output)?;
+        // MLX's CUDA kernels end the process on many results without elements, and there is nothing to compute.
+        if output.size() == 0 {
+            *output = mlx::from_bytes(&[], output.shape(), mlx::dtype(output))?;
+        }
+    }
+    Ok(applied)
+}
+
+/// Takes what an operation gave if it is as many arrays as the program says.
+pub fn check_outputs(outputs: Outputs, expected: usize) -> Result<Outputs> {
+    if outputs.len() == expected {
+        return Ok(outputs);
+    }
+    Err(Error::invalid(format!(
+        "has {} outputs, the program says {expected}",
+        outputs.len()
+    )))
+}
+
+/// The values of code that has operations alone, by number, `inputs` being its first, and what crosses between devices; `seen` is
+/// told of each operation.
+pub fn values(
+    code: &Code,
+    inputs: Vec<Array>,
+    device: Device,
+    stream: &Stream,
+    mut seen: impl FnMut(&Op, &[Array]),
+) -> Result<(Vec<Option<Array>>, Crossed)> {
+    let mut values: Vec<Option<Array>> = inputs.into_iter().map(Some).collect();
+    values.resize_with(code.values, || None);
+    let mut crossed = Crossed::default();
+    for node in &code.nodes {
+        let outputs = node_of_operation(node, &values, device, stream, &mut crossed)?;
+        if let Work::Op(op) = &node.work {
+            seen(op, &outputs);
+        }
+        for (value, output) in node.outputs.iter().zip(outputs) {
+            values[*value as usize] = Some(output);
+        }
+    }
+    Ok((values, crossed))
+}
+
+fn node_of_operation(
+    node: &Node,
+    values: &[Option<Array>],
+    device: Device,
+    stream: &Stream,
+    crossed: &mut Crossed,
+) -> Result<Outputs> {
+    let inputs: SmallVec<[Option<&Array>; 6]> = node
+        .inputs
+        .iter()
+        .map(|value| value.and_then(|value| values.get(value as usize)?.as_ref()))
+        .collect();
+    let Work::Op(op) = &node.work else {
+        return Err(Error::invalid("a segment has operations alone"));
+    };
+    build(op, &inputs, device, stream)
+        .and_then(|applied| {
+            crossed.append(applied.crossed);
+            check_outputs(applied.outputs, node.outputs.len())
+        })
+        .map_err(|error| {
+            let error = error.with_inputs(signatures(&inputs), Some(device));
+            error.within(&place(node.at, op.name(), node.label.as_deref()))
+        })
+}
+
+/// The outputs of such code.
+pub fn outputs(
+    code: &Code,
+    inputs: Vec<Array>,
+    device: Device,
+    stream: &Stream,
+    seen: impl FnMut(&Op, &[Array]),
+) -> Result<(Vec<Array>, Crossed)> {
+    let (values, crossed) = values(code, inputs, device, stream, seen)?;
+    let outputs = code.outputs.iter().map(|value| {
+        let array = values[*value as usize].as_ref();
+        array.ok_or_else(|| Error::invalid(format!("there is no value {value}")))
+    });
+    let outputs = outputs.map(|array| mlx::share(array?));
+    Ok((outputs.collect::<Result<_>>()?, crossed))
+}
+
+/// [`outputs`] where all of them have to be the device's own.
+pub fn outputs_of_device(
+    code: &Code,
+    inputs: Vec<Array>,
+    device: Device,
+    stream: &Stream,
+) -> Result<Vec<Array>> {
+    let (outputs, crossed) = outputs(code, inputs, device, stream, |_, _| {})?;
+    match crossed.is_empty() {
+        true => Ok(outputs),
+        false => Err(Error::invalid(
+            "an operation is computed on the CPU, and cannot be compiled or captured with those of the GPU",
+        )),
+    }
+}

@@ -1,0 +1,83 @@
+//! Engines: how what a plan has brought together runs. A segment is a part of a program without branches, loops and calls; an engine
+//! for segments builds its nodes as one. An engine for loops runs all steps of a loop. Which engine takes what, the passes decide
+//! (`plan/`).
+
+pub mod captured;
+pub mod chain;
+pub mod compiled;
+pub mod counted;
+pub mod step_graph;
+
+use crate::device::Device;
+use crate::error::Result;
+use crate::mlx::Stream;
+use crate::op::Applied;
+use counted::Counters;
+use mlx_rs::Array;
+use std::fmt::Debug;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Operations that run as one.
+pub trait Segment: Debug + Send + Sync {
+    /// The engine, for errors and `EMLX.Program.explain/2`.
+    fn name(&self) -> &'static str;
+    /// Where it stands, for errors; empty where its errors say it.
+    fn place(&self, at: usize) -> String;
+    /// How many operations of the program it has.
+    fn operations(&self) -> usize;
+    /// The nodes of its outputs.
+    fn build(&self, inputs: &Given, device: Device, stream: &Stream) -> Result<Applied>;
+    /// How it runs by now, where it learns.
+    fn state(&self) -> Option<String> {
+        None
+    }
+}
+
+/// What a segment is given.
+pub struct Given<'a> {
+    pub arrays: &'a [Option<&'a Array>],
+    /// The number of the handle that an input comes from, by its place; None for what is computed anew.
+    pub number: &'a dyn Fn(usize) -> Option<u64>,
+}
+
+impl Given<'_> {
+    /// The arrays, of a segment that takes no nil.
+    pub fn present(&self) -> Vec<&Array> {
+        self.arrays.iter().copied().flatten().collect()
+    }
+}
+
+/// Runs whole loops.
+pub trait LoopEngine: Debug + Send + Sync {
+    fn name(&self) -> &'static str;
+    /// Takes a loop over. Its inputs, the first `state` of which are its state, have been submitted. None where the engine has nothing
+    /// for arrays that lie as these do.
+    fn start(&self, state: usize, inputs: &[&Array]) -> Result<Option<Box<dyn RunningLoop>>>;
+}
+
+/// A loop that an engine runs. It is used by one thread at a time.
+pub trait RunningLoop: Send {
+    /// Goes on until there is no further step, for some time at most.
+    fn advance(&mut self, time: Duration) -> Result<Progress>;
+    /// The state, where it is needed; of other values there is nothing.
+    fn state(&self, needed: &[bool]) -> Result<Vec<Option<Array>>>;
+}
+
+/// How far a loop has come.
+pub enum Progress {
+    /// There is no further step.
+    Ended,
+    /// The time is over.
+    Going,
+}
+
+/// How a loop is to run. The first that can takes it: steps that are counted before they run, the engine, and steps that are asked
+/// one by one, which may run ahead of the answer.
+#[derive(Debug, Default)]
+pub struct LoopPlan {
+    pub counters: Option<Counters>,
+    pub engine: Option<Arc<dyn LoopEngine>>,
+    /// Whether the condition and the body have operations alone.
+    pub is_plain: bool,
+}

@@ -1,0 +1,125 @@
+//! Segments of many operations are launched as one CUDA graph.
+
+use super::group::{grouped, Grouping};
+use super::{Code, Node, Pass, Scope, Target, Work};
+use crate::error::Result;
+use crate::program::engine::captured::Captures;
+
+/// Operations from which launching them together pays for copying inputs and outputs.
+const MIN_OPERATIONS: usize = 8;
+
+pub struct Capture;
+
+impl Pass for Capture {
+    fn name(&self) -> &'static str {
+        "capture"
+    }
+
+    fn is_off(&self, target: &Target) -> Option<&'static str> {
+        (!target.graphs).then_some("there is no CUDA here, or EMLX_CUDA_GRAPHS is 0")
+    }
+
+    fn needs_types(&self, _: &Target) -> bool {
+        false
+    }
+
+    fn run(&self, code: Code, scope: &Scope) -> Result<Code> {
+        let is_segment = |node: &Node| matches!(node.work, Work::Segment(_));
+        if code.nodes.iter().any(is_segment) {
+            scope.left(|| "another engine has segments here".into());
+            return Ok(code);
+        }
+        let how = Grouping {
+            is_part: &|node| node.op().is_some_and(|op| !op.can_fail_late()),
+            pays: &mut |run| {
+                let launches = run.iter().filter(|node| is_launched(node)).count();
+                let pays = launches >= MIN_OPERATIONS;
+                let (at, all) = (run[0].at, run.len());
+                match pays {
+                    true => scope.took(|| format!("{all} operations from instruction {at} on")),
+                    false => scope.left(|| {
+                        format!(
+                            "instruction {at}: {launches} launches are fewer than {MIN_OPERATIONS}"
+                        )
+                    }),
+                }
+                pays
+            },
+            segment: &|code| Captures::new(code),
+        };
+        for node in &code.nodes {
+            if node.op().is_some_and(|op| op.can_fail_late()) {
+                scope.left(|| format!("instruction {}: {} may fail late", node.at, node.name()));
+            }
+        }
+        Ok(grouped(code, how))
+    }
+}
+
+fn is_launched(node: &Node) -> bool {
+    node.op().is_some_and(|op| op.traits().view.is_none())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::Device;
+    use crate::dtype::Dtype;
+    use crate::op::Op;
+    use crate::program::types::Types;
+    use crate::program::{Block, Instruction, Step};
+
+    fn op(op: Op, inputs: &[u32]) -> Instruction {
+        Instruction::new(Step::Op(op), inputs.iter().copied().map(Some), 1, None)
+    }
+
+    fn long(count: u32) -> Vec<Instruction> {
+        (0..count).map(|i| op(Op::Abs, &[i])).collect()
+    }
+
+    fn captured(instructions: Vec<Instruction>, output: u32) -> Code {
+        let block = Block::new(1, instructions, vec![output]).expect("well-formed");
+        let (target, types) = (Target::of_test(Device::Gpu), Types::default());
+        let scope = Scope::of_test(&target, &types, "capture");
+        let mut code = Capture.run(Code::of(&block), &scope).expect("captured");
+        code.settle().expect("well-formed");
+        code
+    }
+
+    fn names(code: &Code) -> Vec<String> {
+        code.nodes.iter().map(Node::name).collect()
+    }
+
+    #[test]
+    fn only_long_segments_are_launched_together() {
+        let least = MIN_OPERATIONS as u32;
+        let few = captured(long(least - 1), least - 1);
+        assert_eq!(few.nodes.len(), MIN_OPERATIONS - 1);
+        assert_eq!(names(&captured(long(least), least)), ["captured"]);
+        // Looks at the same elements take no launches.
+        let mut looks = long(least - 1);
+        let flatten = Op::Flatten {
+            start_axis: 0,
+            end_axis: -1,
+        };
+        looks.push(op(flatten, &[least - 1]));
+        assert_eq!(captured(looks, least).nodes.len(), MIN_OPERATIONS);
+    }
+
+    #[test]
+    fn what_others_do_in_between_stays_by_itself() {
+        let least = MIN_OPERATIONS as u32;
+        let mut instructions = long(least);
+        let call = Step::Call {
+            id: 0,
+            outputs: vec![(vec![], Dtype::F32)],
+        };
+        instructions.push(Instruction::new(call, [Some(least)], 1, None));
+        instructions.push(op(Op::Add, &[least + 1, 2]));
+        let code = captured(instructions, least + 2);
+        assert_eq!(names(&code), ["captured", "call 0", "add"]);
+        // Value 2 comes out of the segment, for the addition.
+        assert_eq!(code.nodes[0].outputs[..], [2, least]);
+        assert_eq!(code.nodes[2].inputs[..], [Some(least + 1), Some(2)]);
+    }
+}

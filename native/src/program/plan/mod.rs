@@ -1,0 +1,210 @@
+//! Plans: what runs in place of a program on a device. A plan is made once by one ordered list of passes, [`PASSES`]; nothing decides
+//! elsewhere. Each pass says what it took and what it left, which `EMLX.Program.explain/2` shows.
+//!
+//! | pass | takes | where |
+//! |---|---|---|
+//! | [`merge`] | what a model computes for a few rows: products, heads, attention | the GPU, or where asked for |
+//! | [`loops`] | loops: counts their steps, finds an engine for them | everywhere |
+//! | [`chains`] | operations on elements, one after another | the CPU |
+//! | [`compile`] | segments, compiled by MLX | with `fuse: true` |
+//! | [`capture`] | segments, launched as one CUDA graph | CUDA |
+
+mod capture;
+mod chains;
+mod code;
+mod compile;
+pub mod explain;
+mod group;
+mod loops;
+mod merge;
+mod notes;
+
+pub use code::{Code, Node, Work};
+use notes::Notes;
+
+use super::engine::{captured, step_graph};
+use super::program::{Options, Program};
+use super::types::Types;
+use crate::device::Device;
+use crate::error::Result;
+use crate::kernels;
+use std::sync::Arc;
+
+#[cfg(test)]
+impl Target {
+    /// A device with all that there is for it.
+    pub fn of_test(device: Device) -> Target {
+        let is_gpu = device == Device::Gpu;
+        Target {
+            merge: is_gpu,
+            fuse: false,
+            run_ahead: None,
+            kernels: !is_gpu,
+            graphs: is_gpu,
+            step_graphs: is_gpu,
+        }
+    }
+}
+
+#[cfg(test)]
+impl<'a> Scope<'a> {
+    fn of_test(target: &'a Target, types: &'a Types, pass: &'static str) -> Scope<'a> {
+        Scope {
+            target,
+            types: Some(types),
+            pass,
+            place: String::new(),
+            notes: Box::leak(Box::new(Notes::off())),
+        }
+    }
+}
+
+/// The passes in their order. Each sees what those before it made.
+static PASSES: [&dyn Pass; 5] = [
+    &merge::Merge,
+    &loops::Loops,
+    &chains::Chains,
+    &compile::Compile,
+    &capture::Capture,
+];
+
+/// Rewrites code into code that does the same, faster.
+trait Pass: Sync {
+    fn name(&self) -> &'static str;
+    /// Why it does nothing on a target; None where it works.
+    fn is_off(&self, target: &Target) -> Option<&'static str>;
+    /// Whether it needs shapes and types.
+    fn needs_types(&self, target: &Target) -> bool;
+    /// One block's code; the blocks inside it are rewritten already.
+    fn run(&self, code: Code, scope: &Scope) -> Result<Code>;
+}
+
+/// What a plan is made for.
+#[derive(Clone, Debug)]
+pub struct Target {
+    pub merge: bool,
+    pub fuse: bool,
+    pub run_ahead: Option<usize>,
+    /// Whether there are kernels of our own for the CPU.
+    pub kernels: bool,
+    /// Whether segments can be captured as CUDA graphs.
+    pub graphs: bool,
+    /// Whether a loop's step can be one.
+    pub step_graphs: bool,
+}
+
+impl Target {
+    /// The machine's device, for a program with these options.
+    pub fn of(device: Device, options: &Options) -> Target {
+        let is_gpu = device == Device::Gpu;
+        Target {
+            merge: options.merge.unwrap_or(is_gpu),
+            fuse: options.fuse,
+            run_ahead: options.run_ahead,
+            kernels: !is_gpu && kernels::are_there(),
+            graphs: is_gpu && captured::is_on(),
+            step_graphs: is_gpu && step_graph::is_there(),
+        }
+    }
+}
+
+/// What runs in place of a program.
+#[derive(Debug)]
+pub struct Plan {
+    pub body: Arc<Code>,
+}
+
+impl Plan {
+    pub fn of(program: &Program, target: &Target) -> Result<Plan> {
+        Plan::noted(program, target, &Notes::off())
+    }
+
+    fn noted(program: &Program, target: &Target, notes: &Notes) -> Result<Plan> {
+        let is_typed = |pass: &&dyn Pass| pass.is_off(target).is_none() && pass.needs_types(target);
+        let types = match PASSES.iter().any(is_typed) {
+            true => program.types(),
+            false => None,
+        };
+        let mut body = Code::of(&program.body);
+        for pass in PASSES {
+            let scope = Scope {
+                target,
+                types: types.as_ref(),
+                pass: pass.name(),
+                place: String::new(),
+                notes,
+            };
+            body = match pass.is_off(target) {
+                Some(reason) => {
+                    scope.left(|| reason.into());
+                    body
+                }
+                None if pass.needs_types(target) && types.is_none() => {
+                    scope.left(|| {
+                        "shapes and types are not known: give the inputs as {name, shape, type}"
+                            .into()
+                    });
+                    body
+                }
+                None => applied(pass, body, &scope)?,
+            };
+        }
+        body.settle()?;
+        Ok(Plan {
+            body: Arc::new(body),
+        })
+    }
+}
+
+/// The code after a pass, the blocks inside first.
+fn applied(pass: &dyn Pass, mut code: Code, scope: &Scope) -> Result<Code> {
+    for node in &mut code.nodes {
+        let at = node.at;
+        let name = node.name();
+        let names = node.work.block_names();
+        for (i, inside) in node.work.blocks_mut().into_iter().enumerate() {
+            let own = Arc::unwrap_or_clone(std::mem::take(inside));
+            let scope = scope.inside(at, &name, names[i], i);
+            *inside = Arc::new(applied(pass, own, &scope)?);
+        }
+    }
+    pass.run(code, scope)
+}
+
+/// Where a pass works, and for what.
+struct Scope<'a> {
+    target: &'a Target,
+    /// Of the block's values, by number.
+    types: Option<&'a Types>,
+    pass: &'static str,
+    /// `instruction 3, while, body`; empty at the top.
+    place: String,
+    notes: &'a Notes,
+}
+
+impl<'a> Scope<'a> {
+    fn inside(&self, at: usize, name: &str, block: &str, i: usize) -> Scope<'a> {
+        let own = match self.notes.is_on() {
+            true => format!("instruction {at}, {name}, {block}"),
+            false => String::new(),
+        };
+        Scope {
+            types: self.types.and_then(|types| types.inside.get(at)?.get(i)),
+            place: match self.place.is_empty() {
+                true => own,
+                false => format!("{}, {own}", self.place),
+            },
+            ..*self
+        }
+    }
+
+    /// Notes what the pass took.
+    fn took(&self, text: impl FnOnce() -> String) {
+        self.notes.add(self.pass, &self.place, true, text);
+    }
+
+    /// Notes what the pass left, and why.
+    fn left(&self, text: impl FnOnce() -> String) {
+        self.notes.add(self.pass, &self.place, false, text);
+    }
+}
