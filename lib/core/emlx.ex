@@ -113,6 +113,21 @@ defmodule EMLX do
     @spec compile_to_program(fun, [Nx.Container.t()], keyword) :: EMLX.Program.t()
     defdelegate compile_to_program(fun, args, opts \\ []), to: EMLX.Compiler, as: :to_program
 
+    @doc ~S"""
+    Explains how a function of Nx runs: the plan of the program that it compiles to, as `EMLX.Program.explain/2` shows it.
+
+    `args` and `opts` are those of `compile_to_program/3`. Nothing is computed. Functions with hooks or runtime calls cannot be
+    explained, and raise as `compile_to_program/3` does.
+
+        iex> text = EMLX.explain(fn x -> Nx.multiply(Nx.tanh(x), x) end, [Nx.template({16, 16}, :f32)], device: :cpu)
+        iex> text |> String.split("\n") |> hd()
+        "plan for cpu"
+    """
+    @spec explain(fun, [Nx.Container.t()], keyword) :: String.t()
+    def explain(fun, args, opts \\ []) do
+      fun |> compile_to_program(args, opts) |> EMLX.Program.explain(Keyword.take(opts, [:device]))
+    end
+
     @doc """
     Returns the number of compiled functions that are kept, and the bytes of the constants that only they keep.
 

@@ -22,8 +22,8 @@ defmodule EMLX.GeneratePrograms do
     llama_with_cache: {:llama, :step},
     gemma3_with_cache: {:gemma3, :step},
     llama_generation: {:llama, :generate},
-    # With merged operations, and heads that CUDA's kernels take.
-    qwen3_merged_generation: {:qwen3, :generate_merged},
+    # With one row, and heads that CUDA's kernels take.
+    qwen3_generation: {:qwen3, :generate_row},
     # The same with matrices of 4 bits.
     qwen3_quantized_generation: {:qwen3, :generate_quantized},
     t5: {:t5, :predict},
@@ -59,8 +59,7 @@ defmodule EMLX.GeneratePrograms do
 
     rewritten = function(what, EMLXBumblebee.rewrite(model), spec, options)
     templates = Nx.to_template(inputs)
-    merge = what in [:generate_merged, :generate_quantized]
-    program = EMLX.compile_to_program(rewritten, [state, templates], names: ["", ""], device: :cpu, merge: merge)
+    program = EMLX.compile_to_program(rewritten, [state, templates], names: ["", ""], device: :cpu)
     path = Path.join(@folder, name)
     Program.save(program, path <> ".emlx")
 
@@ -104,20 +103,20 @@ defmodule EMLX.GeneratePrograms do
     {Map.put(inputs, "seed", Nx.tensor([1, 2])), [max_new_tokens: 5]}
   end
 
-  defp inputs(what, _spec, inputs) when what in [:generate_merged, :generate_quantized] do
+  defp inputs(what, _spec, inputs) when what in [:generate_row, :generate_quantized] do
     # One row without padding.
     ids = Nx.slice_along_axis(inputs["input_ids"], 0, 1)
     mask = Nx.broadcast(Nx.tensor(1, type: Nx.type(inputs["attention_mask"])), ids)
     {%{"input_ids" => ids, "attention_mask" => mask, "seed" => Nx.tensor([1])}, [max_new_tokens: 8]}
   end
 
-  defp changed(:generate_merged, spec) do
+  defp changed(:generate_row, spec) do
     sizes = [vocab_size: 96, hidden_size: 32, intermediate_size: 48, num_key_value_heads: 2, attention_head_size: 64]
     Bumblebee.configure(spec, [num_attention_heads: 4] ++ sizes)
   end
 
   defp changed(:generate_quantized, spec) do
-    spec = changed(:generate_merged, spec)
+    spec = changed(:generate_row, spec)
     Bumblebee.configure(spec, hidden_size: 64, intermediate_size: 128)
   end
 
@@ -130,7 +129,7 @@ defmodule EMLX.GeneratePrograms do
 
   defp packed(_what, model, state), do: {model, state}
 
-  defp function(what, model, spec, options) when what in [:generate_merged, :generate_quantized],
+  defp function(what, model, spec, options) when what in [:generate_row, :generate_quantized],
     do: function(:generate, model, spec, options)
 
   defp function(:generate, model, spec, options) do

@@ -98,3 +98,73 @@ fn engine(
     });
     StepGraph::of(condition, body, node.outputs.len(), types).map(|engine| Arc::new(engine) as _)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::Device;
+    use crate::op::Op;
+    use crate::program::plan::Notes;
+    use crate::program::{Block, Instruction, Step};
+
+    /// What the pass makes of a loop over one value and a last one that it reads, and what it says.
+    fn planned(device: Device, condition: Op, body: Op) -> (LoopPlan, Vec<String>) {
+        let block = |op, inputs: &[u32]| {
+            let inputs = inputs.iter().copied().map(Some);
+            let block = Block::new(
+                2,
+                vec![Instruction::new(Step::Op(op), inputs, 1, None)],
+                vec![2],
+            );
+            Arc::new(block.expect("well-formed"))
+        };
+        let step = Step::While {
+            condition: block(condition, &[0, 1]),
+            body: block(body, &[0, 0]),
+        };
+        let inputs = [Some(0), Some(1)];
+        let block = Block::new(2, vec![Instruction::new(step, inputs, 1, None)], vec![2]);
+        let (target, notes) = (Target::of_test(device), Notes::on());
+        let scope = Scope {
+            target: &target,
+            types: None,
+            pass: "loops",
+            place: String::new(),
+            notes: &notes,
+        };
+        let mut code = Loops
+            .run(Code::of(&block.expect("well-formed")), &scope)
+            .expect("planned");
+        let Work::While { plan, .. } = code.nodes.remove(0).work else {
+            panic!("no loop")
+        };
+        let texts = notes.into_vec().into_iter().map(|note| note.text);
+        (Arc::into_inner(plan).expect("its own"), texts.collect())
+    }
+
+    #[test]
+    fn loops_are_counted_where_whole_numbers_say_how_often_they_turn() {
+        let (plan, notes) = planned(Device::Cpu, Op::Less, Op::Add);
+        assert!(plan.counters.is_some() && plan.is_plain);
+        assert!(notes[0].contains("its steps are counted"), "{notes:?}");
+        let (plan, notes) = planned(Device::Cpu, Op::Arctan2, Op::Add);
+        assert!(plan.counters.is_none());
+        assert!(notes[0].contains("hangs on arctan2"), "{notes:?}");
+    }
+
+    #[test]
+    fn a_loop_without_an_engine_has_a_reason() {
+        let (plan, notes) = planned(Device::Cpu, Op::Less, Op::Add);
+        assert!(plan.engine.is_none());
+        assert!(
+            notes[1].contains("runs on the host: engines for whole loops are CUDA's"),
+            "{notes:?}"
+        );
+        let (plan, notes) = planned(Device::Gpu, Op::Less, Op::Add);
+        assert!(plan.engine.is_none());
+        assert!(
+            notes[1].contains("its body has no merged operations"),
+            "{notes:?}"
+        );
+    }
+}

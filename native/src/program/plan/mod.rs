@@ -30,6 +30,23 @@ use crate::error::Result;
 use crate::kernels;
 use std::sync::Arc;
 
+/// Code without blocks inside, with operations on few rows merged.
+#[cfg(test)]
+pub fn merged(code: &Code, types: Vec<crate::error::Signature>) -> Code {
+    let inside = code.nodes.iter().map(|_| Vec::new()).collect();
+    let (target, types) = (
+        Target::of_test(Device::Gpu),
+        Types {
+            values: types,
+            inside,
+        },
+    );
+    let scope = Scope::of_test(&target, &types, "merge");
+    let mut code = merge::Merge.run(code.clone(), &scope).expect("merged");
+    code.settle().expect("well-formed");
+    code
+}
+
 #[cfg(test)]
 impl Target {
     /// A device with all that there is for it.

@@ -7,6 +7,8 @@ mod attention;
 mod facts;
 mod heads;
 mod products;
+#[cfg(test)]
+mod tests;
 
 use super::{Code, Node, Pass, Scope, Target};
 use crate::error::{Result, Signature};
