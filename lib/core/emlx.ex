@@ -51,8 +51,8 @@ defmodule EMLX do
     * `:merge` - whether operations on at most 4 rows, as a model has for each token that it generates, become fewer, larger ones:
       products of one input with the norm before and the gate or the sum after them, the norm and rotation of heads, attention on
       a cache. On CUDA each is one kernel, and a loop of such steps is launched as one graph, over and over; elsewhere they are the
-      operations that they stand for, with the same results. Default `true` on the GPU, `false` on the CPU; `config :emlx, merge: true`
-      sets it
+      operations that they stand for, with the same results. Default `nil`, which is `true` on the GPU and `false` on the CPU;
+      `config :emlx, merge: true` sets it
     * `:run_ahead` - the steps after which a loop submits its next step before it is known whether there is one, as `EMLX.Program.new/4`
       has it. Default `nil`, never; `config :emlx, run_ahead: 8` sets it
     * `:on_unsupported` - what to do with a function that cannot be traced, for example since an implementation of a block

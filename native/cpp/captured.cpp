@@ -1,4 +1,4 @@
-// Operations that MLX launches one by one, as one graph of CUDA's that is launched at once: what src/program/captured decides on. MLX
+// Operations that MLX launches one by one, as one graph of CUDA's that is launched at once: what src/program/engine/captured decides on. MLX
 // brings the kernels of its nodes into CUDA graphs as it is, and makes them anew for each evaluation. Here the nodes are evaluated
 // once, on inputs that stay where they are, and the graph that MLX has made of them is kept, with all the memory that its kernels
 // use. From then on a run copies its inputs to where the graph reads them, launches it, and copies its outputs into arrays of their
@@ -111,7 +111,7 @@ enum State { NEW = 0, READY = 1, REFUSED = 2 };
 // Times that inputs thought to stay may turn out to have moved.
 constexpr int MOST_CAPTURES = 4;
 
-// A captured stretch for one stream. It is used under the graph's lock, but for `state` and `bytes`.
+// A captured segment for one stream. It is used under the graph's lock, but for `state` and `bytes`.
 struct Captured {
   Captured(const emlx_capturing& capturing, std::vector<bool> fixed) : rust(capturing), is_fixed(std::move(fixed)) {}
   Captured(const Captured&) = delete;
@@ -465,7 +465,7 @@ class Replay : public core::Primitive {
 
 } // namespace
 
-// A stretch to be captured, which owns `capturing` from here on; `fixed` says of each input whether it is read where it lies.
+// A segment to be captured, which owns `capturing` from here on; `fixed` says of each input whether it is read where it lies.
 extern "C" void* emlx_captured_new(emlx_capturing capturing, const bool* fixed, size_t count) {
   return new std::shared_ptr<Captured>(std::make_shared<Captured>(capturing, std::vector<bool>(fixed, fixed + count)));
 }

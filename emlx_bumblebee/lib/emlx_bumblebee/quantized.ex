@@ -184,7 +184,7 @@ defmodule EMLXBumblebee.Quantized do
       end
     end
 
-    # x as rows, as Nx.dot/4 has it: programs for a few rows merge such products (EMLX.Trace.Merge).
+    # x as rows, as Nx.dot/4 has it: plans for a few rows merge such products.
     defp computed(EMLXBumblebee.Quantized.Product, [x, words, scales, biases], shape, opts) do
       columns = x |> Array.shape() |> Tuple.to_list() |> List.last()
       product = x |> Ops.reshape([-1, columns]) |> Kernels.quantized_matmul(words, scales, biases, opts)

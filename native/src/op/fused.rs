@@ -1,6 +1,6 @@
 //! What would be several operations, as one kernel. Norms, softmax, rotation and attention have files of their own.
 //! Here are also those that stand for several operations, as a model has them for each token that it generates.
-//! EMLX.Trace.Merge makes them where a program is traced for the GPU; where there is no kernel for them they are the
+//! The pass `merge` (program/plan/merge) makes them; where there is no kernel for them they are the
 //! operations that they stand for. Called by [`Op::apply`] for operations of [`Class::Fused`](super::Class::Fused).
 
 use super::decode::{self, Heads, Operand};

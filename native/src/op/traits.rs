@@ -66,7 +66,7 @@ pub struct Traits {
     /// Changes shape or type and nothing else, so that it is the identity where both stay.
     pub converts: bool,
     /// Arithmetic, comparisons and logic on elements, and casts: what a program's own interpreters know
-    /// (program/count.rs, program/graph/text.rs).
+    /// (program/engine/counted.rs, program/engine/step_graph/text.rs).
     pub simple: bool,
     /// MLX has it for the CPU only.
     pub cpu_only: bool,

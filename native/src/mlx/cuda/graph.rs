@@ -137,7 +137,7 @@ unsafe extern "C" fn build(
             .collect::<Result<Vec<_>>>()?;
         let made = payload(own).build(&inputs)?;
         if made.len() != output_count {
-            return Err(Error::invalid("the stretch has another number of outputs"));
+            return Err(Error::invalid("the segment has another number of outputs"));
         }
         for (i, array) in made.into_iter().enumerate() {
             let array = std::mem::ManuallyDrop::new(array);

@@ -12,7 +12,7 @@ use mlx_rs::Array;
 use smallvec::{smallvec, SmallVec};
 use std::ffi::CStr;
 
-/// What a kernel is given: an array, or what stands for one in a loop's step (program/graph).
+/// What a kernel is given: an array, or what stands for one in a loop's step (program/engine/step_graph).
 pub trait Operand: Clone {
     fn shape(&self) -> &[i32];
     fn dtype(&self) -> Dtype;
