@@ -61,9 +61,8 @@ defmodule EMLXAxon.Composed do
 
   defp attend(block, q, k, v, rest) do
     {offset, rest} = if block.offset?, do: List.pop_at(rest, 0), else: {0, rest}
-    [q, k, v] = Enum.map([q, k, v], &Nx.transpose(&1, axes: [0, 2, 1, 3]))
-    mask = mask(block, offset, List.first(rest), elem(q.shape, 2), elem(k.shape, 2))
-    q |> EMLX.Fast.scaled_dot_product_attention(k, v, mask, scale: block.scale) |> Nx.transpose(axes: [0, 2, 1, 3])
+    mask = mask(block, offset, List.first(rest), elem(q.shape, 1), elem(k.shape, 1))
+    EMLX.Fast.scaled_dot_product_attention(q, k, v, mask, scale: block.scale, layout: :bshd)
   end
 
   defp mask(%{causal: false, window: nil}, _offset, mask, _queries, _keys), do: mask

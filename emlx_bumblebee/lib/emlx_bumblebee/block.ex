@@ -43,12 +43,12 @@ if EMLXBumblebee.Upstream.known?(Bumblebee.Block.SDPA) do
       {mask, mask_type} = mask(block, tensors, queries, keys, where)
       type = common([output, query, key, value | List.wrap(tensors[:sinks])], mask_type)
       cast = &if Backend.dtype(&1.type) == type, do: Backend.to_array(&1), else: Ops.astype(Backend.to_array(&1), type)
-      heads = &Ops.transpose(&1, [0, 2, 1, 3])
-      [q, k, v] = Enum.map([query, key, value], &heads.(cast.(&1)))
+      [q, k, v] = Enum.map([query, key, value], cast)
 
       mask = if mask_type in [nil, :bool, type], do: mask, else: Ops.astype(mask, type)
-      opts = [scale: scale(block.scale, size, query.type), sinks: tensors[:sinks] && cast.(tensors.sinks)]
-      array = q |> Kernels.scaled_dot_product_attention(k, v, mask, opts) |> heads.()
+      sinks = tensors[:sinks] && cast.(tensors.sinks)
+      opts = [scale: scale(block.scale, size, query.type), sinks: sinks, layout: :bshd]
+      array = Kernels.scaled_dot_product_attention(q, k, v, mask, opts)
       if type == Backend.dtype(output.type), do: Backend.tensor(array, output), else: Backend.to_nx(array, output)
     end
 

@@ -68,7 +68,8 @@ defmodule EMLX.Kernels do
   no key to sees all of them equally.
 
   Options: `:scale` (default 1 / sqrt(size)); `:sinks`, nil or `{heads}`, a score a head that takes part in the softmax
-  but has no value ([Xiao et al., 2023](https://arxiv.org/abs/2309.17453)).
+  but has no value ([Xiao et al., 2023](https://arxiv.org/abs/2309.17453)); `:layout`, `:bhsd` (default) or `:bshd`. With
+  `:bshd` `q`, `k`, `v` and the result are `{batch, length, heads, size}`, without a copy.
   [Vaswani et al., 2017](https://arxiv.org/abs/1706.03762).
   """
   @spec scaled_dot_product_attention(
@@ -79,7 +80,7 @@ defmodule EMLX.Kernels do
           keyword
         ) :: Array.t()
   def scaled_dot_product_attention(q, k, v, mask, opts \\ []) do
-    {where, opts} = split(opts, scale: nil, sinks: nil)
+    {where, opts} = split(opts, scale: nil, sinks: nil, layout: :bhsd)
 
     scale =
       if opts[:scale],
@@ -93,7 +94,7 @@ defmodule EMLX.Kernels do
         mask -> {:array, mask}
       end
 
-    attributes = %{scale: scale, mask: mode}
+    attributes = %{scale: scale, mask: mode, layout: opts[:layout]}
     Ops.run({:scaled_dot_product_attention, attributes}, [q, k, v, mask, opts[:sinks]], where)
   end
 

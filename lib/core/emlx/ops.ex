@@ -23,7 +23,7 @@ defmodule EMLX.Ops do
 
   @doc """
   Runs an operation given as the native code takes it: its name, or `{name, attributes}`. Every function of this module and
-  of `EMLX.Kernels` ends here. Absent arrays are `nil`. Gives one array, or a list for operations with several results.
+  of `EMLX.Kernels` ends here. Absent arrays are `nil`, and attributes that may be `nil` may be left out. Gives one array, or a list for operations with several results.
 
   Options: `:device` or `:queue`, where to run; by default the process's queue (`EMLX.Queue.with/2`), or the device that the
   arrays are on.

@@ -322,6 +322,8 @@ defmodule EMLX.Fast do
     * `:scale` - default 1 / sqrt(size)
     * `:sinks` - nil, or `{heads}`: a score for each head that takes part in the softmax but has no value
       ([Xiao et al., 2023](https://arxiv.org/abs/2309.17453))
+    * `:layout` - `:bhsd` (default), or `:bshd`: `q`, `k`, `v` and the result are `{batch, length, heads, size}`. Nothing is
+      copied, and plans for a few rows merge attention of this layout
 
   Gives `{batch, heads, queries, value_size}` in the type of `q`. Raises `ArgumentError` when shapes do not fit.
   [Vaswani et al., 2017](https://arxiv.org/abs/1706.03762), grouped heads
@@ -393,23 +395,25 @@ defmodule EMLX.Fast do
   end
 
   defp attention(q, k, v, mask, opts) do
-    opts = Keyword.validate!(opts, scale: nil, sinks: nil)
+    opts = Keyword.validate!(opts, scale: nil, sinks: nil, layout: :bhsd)
+    block = %ScaledDotProductAttention{layout: layout!(opts[:layout])}
 
     [q, k, v] =
       for {name, t} <- [{"q", q}, {"k", k}, {"v", v}], do: heads!(Arguments.float!(t, name, attention()), name)
 
-    heads_fit!(q.shape, k.shape, v.shape)
-    {batch, heads, queries, size} = q.shape
-    keys = elem(k.shape, 2)
-    value_size = elem(v.shape, 3)
+    [q_shape, k_shape, v_shape] = for t <- [q, k, v], do: ScaledDotProductAttention.swap(block, t.shape)
+    heads_fit!(q_shape, k_shape, v_shape)
+    {batch, heads, queries, size} = q_shape
+    keys = elem(k_shape, 2)
+    value_size = elem(v_shape, 3)
 
     scale =
       if opts[:scale], do: Arguments.number!(opts[:scale], :scale, attention()), else: 1 / :math.sqrt(max(size, 1))
 
     {mode, mask} = mask!(mask, {batch, heads, queries, keys})
     sinks = sinks!(opts[:sinks], heads)
-    block = %ScaledDotProductAttention{scale: scale, mask: mode, sinks?: sinks != nil}
-    output = %{q | shape: {batch, heads, queries, value_size}}
+    block = %{block | scale: scale, mask: mode, sinks?: sinks != nil}
+    output = %{q | shape: ScaledDotProductAttention.swap(block, {batch, heads, queries, value_size})}
     rest = Enum.reject([mask, sinks], &is_nil/1)
 
     composed =
@@ -472,16 +476,20 @@ defmodule EMLX.Fast do
       end
 
     args = Enum.map([q, k, v], rows) ++ Enum.reject([mask, sinks], &is_nil/1)
-    {_, heads, queries, value_size} = output.shape
-    template = Nx.template({vectors * batch, heads, queries, value_size}, output.type)
+    template = output.shape |> put_elem(0, vectors * batch) |> Nx.template(output.type)
 
     block
     |> Arguments.block(args, template, composed)
-    |> Nx.reshape(List.to_tuple(Keyword.values(q.vectorized_axes) ++ [batch, heads, queries, value_size]))
+    |> Nx.reshape(List.to_tuple(Keyword.values(q.vectorized_axes) ++ Tuple.to_list(output.shape)))
     |> Nx.vectorize(q.vectorized_axes)
   end
 
   defp attention, do: "scaled_dot_product_attention"
+
+  defp layout!(layout) when layout in [:bhsd, :bshd], do: layout
+
+  defp layout!(layout),
+    do: raise(ArgumentError, "#{attention()}: :layout is :bhsd or :bshd, got: #{inspect(layout)}")
 
   defp heads!(%{shape: {_, _, _, _}} = tensor, _name), do: tensor
 

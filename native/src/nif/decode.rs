@@ -6,7 +6,7 @@ use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Reason, Result};
 use crate::handle::array::Handle;
-use crate::op::Op;
+use crate::op::{self, Op};
 use crate::program::Program;
 use crate::runtime::{Queue, Shared};
 use rustler::sys::ErlNifTerm;
@@ -185,7 +185,13 @@ pub fn decode_any_op(term: Term) -> Result<Op> {
     if !is_proper(term) {
         return Err(Error::invalid(format!("improper list in {}", shown(term))));
     }
-    term.decode::<Op>().map_err(|error| match error {
+    let decoded = term
+        .decode::<Op>()
+        .or_else(|error| match with_absent(term) {
+            Some(whole) => whole.decode::<Op>(),
+            None => Err(error),
+        });
+    decoded.map_err(|error| match error {
         // An attribute is missing or of the wrong type; the derive says which.
         rustler::Error::RaiseTerm(reason) => {
             let env = term.get_env();
@@ -194,6 +200,26 @@ pub fn decode_any_op(term: Term) -> Result<Op> {
         }
         _ => Reason::UnknownOp(shown(term)).into(),
     })
+}
+
+/// The operation with nil for each optional attribute that was left out; None where none was.
+fn with_absent(term: Term) -> Option<Term> {
+    let env = term.get_env();
+    let elements = rustler::types::tuple::get_tuple(term).ok()?;
+    let [name, attributes] = elements[..] else {
+        return None;
+    };
+    let optional = op::attributes::optional(&name.atom_to_string().ok()?)?;
+    let mut whole = attributes;
+    let mut is_whole = true;
+    for attribute in optional {
+        let key = rustler::types::Atom::from_str(env, attribute).ok()?;
+        if whole.map_get(key).is_err() {
+            whole = whole.map_put(key, rustler::types::atom::nil()).ok()?;
+            is_whole = false;
+        }
+    }
+    (!is_whole).then(|| rustler::types::tuple::make_tuple(env, &[name, whole]))
 }
 
 /// What is wrong with an operation's attributes, from the derive's words, which have the attribute's name in quotes.

@@ -8,6 +8,19 @@ use crate::kernels;
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
 
+/// What attention gives of q, k and v {batch, length, heads, size}, laid out so, too. Nothing is moved: the kernels read and write
+/// any strides.
+pub fn by_length(
+    qkv: [&Array; 3],
+    attend: impl Fn(&Array, &Array, &Array) -> Result<Array>,
+    s: &Stream,
+) -> Result<Array> {
+    check::heads(qkv, "batch, length, heads, size")?;
+    let swapped = |x: &Array| mlx::transpose(x, &[0, 2, 1, 3], s);
+    let [q, k, v] = qkv;
+    swapped(&attend(&swapped(q)?, &swapped(k)?, &swapped(v)?)?)
+}
+
 #[allow(clippy::too_many_arguments)]
 pub fn attention(
     q: &Array,

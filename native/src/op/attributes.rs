@@ -7,6 +7,8 @@ use serde::de::value::{Error, StrDeserializer};
 use serde::de::{DeserializeSeed, EnumAccess, IntoDeserializer, MapAccess, SeqAccess};
 use serde::de::{Deserializer, Error as _, VariantAccess, Visitor};
 use serde::Deserialize;
+use std::collections::HashMap;
+use std::sync::OnceLock;
 use strum::VariantNames;
 
 /// What an attribute can be.
@@ -50,6 +52,21 @@ pub fn entries() -> Result<Vec<Entry>, Error> {
             })
         })
         .collect()
+}
+
+/// The names of an operation's attributes that may be nil.
+pub fn optional(operation: &str) -> Option<&'static [&'static str]> {
+    static ALL: OnceLock<HashMap<&'static str, Vec<&'static str>>> = OnceLock::new();
+    let all = ALL.get_or_init(|| {
+        let of = |(name, entry): (&&'static str, Entry)| {
+            let attributes = entry.attributes.into_iter();
+            let optional = attributes.filter(|(_, kind)| matches!(kind, Kind::Optional(_)));
+            (*name, optional.map(|(name, _)| name).collect())
+        };
+        let entries = entries().unwrap_or_default();
+        Op::VARIANTS.iter().zip(entries).map(of).collect()
+    });
+    all.get(operation).map(Vec::as_slice)
 }
 
 /// What Elixir is told of an operation.

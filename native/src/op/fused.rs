@@ -5,7 +5,8 @@
 
 use super::decode::{self, Heads, Operand};
 use super::{
-    attention, check, norm, one, rope, softmax, Crossed, Inputs, MaskMode, Op, Outputs, QuantMode,
+    attention, check, norm, one, rope, softmax, AttentionLayout, Crossed, Inputs, MaskMode, Op,
+    Outputs, QuantMode,
 };
 use crate::device::Device;
 use crate::dtype::Dtype;
@@ -70,9 +71,19 @@ pub fn apply(
             let (arrays, [mask]) = inputs.with_optional()?;
             cache_attention(arrays, mask, *scale, shape, device, s, crossed).map(one)
         }
-        Op::ScaledDotProductAttention { scale, mask: mode } => {
+        Op::ScaledDotProductAttention {
+            scale,
+            mask: mode,
+            layout,
+        } => {
             let ([q, k, v], [mask, sinks]) = inputs.with_optional()?;
-            attention::attention(q, k, v, mask, sinks, *scale, *mode, device, s).map(one)
+            let attend = |q: &Array, k: &Array, v: &Array| {
+                attention::attention(q, k, v, mask, sinks, *scale, *mode, device, s)
+            };
+            match layout {
+                Some(AttentionLayout::Bshd) => attention::by_length([q, k, v], attend, s).map(one),
+                Some(AttentionLayout::Bhsd) | None => attend(q, k, v).map(one),
+            }
         }
         Op::CrossEntropy => inputs.binary(s, |a, b, s| softmax::cross_entropy(a, b, device, s)),
         _ => Err(super::no_case(op)),
@@ -450,16 +461,15 @@ pub fn cache_attention(
             return Ok(out);
         }
     }
-    let by_head = |array: &Array| mlx::transpose(array, &[0, 2, 1, 3], s);
-    let (q, k, v) = (by_head(q)?, by_head(k)?, by_head(v)?);
     let op = Op::ScaledDotProductAttention {
         scale,
         mask: match mask {
             Some(_) => MaskMode::Array,
             None => MaskMode::None,
         },
+        layout: Some(AttentionLayout::Bshd),
     };
-    let inputs = [Some(&q), Some(&k), Some(&v), mask, None];
+    let inputs = [Some(q), Some(k), Some(v), mask, None];
     let outputs = op.apply_within(&Inputs(&inputs), device, s, crossed)?;
-    mlx::reshape(&by_head(&outputs[0])?, shape, s)
+    mlx::reshape(&outputs[0], shape, s)
 }

@@ -51,7 +51,7 @@ use mlx_rs::Array;
 use smallvec::{smallvec, SmallVec};
 pub use table::Op;
 pub use traits::{Class, OfElements, View};
-pub use values::{MaskMode, NonFinite, Number, PadMode, QuantMode, Side, Which};
+pub use values::{AttentionLayout, MaskMode, NonFinite, Number, PadMode, QuantMode, Side, Which};
 pub use window::Reduction;
 
 /// What an operation gives: nearly always one array, which then needs no allocation.

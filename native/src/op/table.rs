@@ -1,6 +1,6 @@
 //! The one table of operations. [`Op`] is decoded from the Elixir term and from a file's JSON by derive.
 
-use super::{MaskMode, Number, PadMode, QuantMode, Reduction, Side, Which};
+use super::{AttentionLayout, MaskMode, Number, PadMode, QuantMode, Reduction, Side, Which};
 use crate::dtype::Dtype;
 use crate::mlx::FftNorm;
 use rustler::NifTaggedEnum;
@@ -340,8 +340,8 @@ pub enum Op {
     LayerNorm { eps: f64 },
     /// Inputs: x, offset (scalar or one a batch row), freqs or nil (then `base` is given).
     Rope { dims: i32, traditional: bool, base: Option<f32>, scale: f32 },
-    /// Inputs: q, k, v, mask or nil, sinks or nil.
-    ScaledDotProductAttention { scale: f32, mask: MaskMode },
+    /// Inputs: q, k, v, mask or nil, sinks or nil. q, k, v and the output lie as the layout says; nil is `bhsd`.
+    ScaledDotProductAttention { scale: f32, mask: MaskMode, layout: Option<AttentionLayout> },
     /// Products of one x. Inputs: x {…, k}, the weight of an RMS norm of x or nil, what is added to the only product
     /// {…, n} or nil, then matrices {k, n}. Outputs {rows, n}: one for each matrix; where `gated`, silu of the first
     /// product times the second. A `shape` is that of the only output.

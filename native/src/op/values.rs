@@ -33,6 +33,15 @@ pub enum MaskMode {
 
 #[derive(Clone, Copy, Debug, PartialEq, NifUnitEnum, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+pub enum AttentionLayout {
+    /// {batch, heads, length, size}
+    Bhsd,
+    /// {batch, length, heads, size}
+    Bshd,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, NifUnitEnum, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum PadMode {
     Constant,
     Edge,

@@ -21,6 +21,14 @@ defmodule EMLX.ErrorTest do
     assert failure(fn -> Ops.run({:no_such_op, %{}}, [a]) end).kind == :unknown_op
     assert failure(fn -> Ops.run("add", [a, a]) end).kind == :unknown_op
     assert failure(fn -> Ops.run({:sum, %{axes: [0]}}, [a]) end).reason =~ "the attribute keepdims is missing"
+    # One that may be nil may be left out.
+    x = EMLX.Ops.ones({1, 1, 1, 4}, :f32)
+    attention = &Ops.run({:scaled_dot_product_attention, &1}, [x, x, x, nil, nil])
+    assert Array.to_list(attention.(%{scale: 1.0, mask: :none})) == [[[[1.0, 1.0, 1.0, 1.0]]]]
+    assert failure(fn -> attention.(%{mask: :none}) end).reason =~ "the attribute scale is missing"
+
+    assert failure(fn -> attention.(%{scale: 1.0, mask: :none, layout: :bsd}) end).reason =~
+             "the attribute layout cannot be bsd"
 
     assert failure(fn -> Ops.run({:sum, %{axes: :all, keepdims: false}}, [a]) end).reason =~
              "the attribute axes cannot be all"

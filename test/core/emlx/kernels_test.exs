@@ -226,8 +226,13 @@ defmodule EMLX.KernelsTest do
             mask_array = mask(mask, queries, keys, dtype)
             label = "heads 8/#{kv_heads} lengths #{queries}/#{keys} mask #{mask} sinks #{sinks != nil}"
             given = if mask in [:none, :causal], do: %{none: nil, causal: :causal}[mask], else: mask_array
-            have = Golden.scaled_dot_product_attention(q, k, v, given, sinks: sinks)
-            near(label, have, attention(wide(q), wide(k), wide(v), mask_array, wide(sinks), dtype))
+            want = attention(wide(q), wide(k), wide(v), mask_array, wide(sinks), dtype)
+            near(label, Golden.scaled_dot_product_attention(q, k, v, given, sinks: sinks), want)
+            # The same with heads behind the length.
+            swap = &Ops.transpose(&1, [0, 2, 1, 3])
+            [q, k, v] = Enum.map([q, k, v], swap)
+            have = Golden.scaled_dot_product_attention(q, k, v, given, sinks: sinks, layout: :bshd)
+            near(label <> " bshd", swap.(have), want)
           end
 
         results |> errors() |> report()

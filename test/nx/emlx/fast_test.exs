@@ -427,6 +427,32 @@ defmodule EMLX.FastTest do
       assert Enum.uniq(take_blocks()) == [{Fast.ScaledDotProductAttention, :fused, nil}]
     end
 
+    test "scaled_dot_product_attention takes heads behind the length" do
+      swap = &Nx.transpose(&1, axes: [0, 2, 1, 3])
+      mask = Nx.greater(Nx.iota({3, 5}), 2)
+      fast = &Fast.scaled_dot_product_attention(&1, &2, &3, mask, layout: :bshd, scale: 0.3)
+      plain = &Fast.scaled_dot_product_attention(swap.(&1), swap.(&2), swap.(&3), mask, scale: 0.3)
+
+      for type <- @types do
+        args = type |> qkv(value: 6) |> Enum.map(swap)
+        assert Nx.shape(apply(fast, args)) == {2, 3, 4, 6}
+        near_formula(fast, &swap.(plain.(&1, &2, &3)), args)
+      end
+
+      qkv = for tensor <- qkv({:f, 32}, value: 6), do: Nx.stack(List.duplicate(swap.(tensor), 2))
+      same_vectorized(fast, qkv, [true, true, true])
+      [q, k, v] = qkv({:f, 32})
+
+      assert_raise ArgumentError, ~r/:layout is :bhsd or :bshd, got: :bsd/, fn ->
+        Fast.scaled_dot_product_attention(q, k, v, nil, layout: :bsd)
+      end
+
+      # Shapes are those of the layout.
+      assert_raise ArgumentError, ~r/3 is not a multiple of 5/, fn ->
+        Fast.scaled_dot_product_attention(q, k, v, nil, layout: :bshd)
+      end
+    end
+
     test "scaled_dot_product_attention takes boolean masks of any shape that broadcasts, and of any integer type" do
       for type <- @types, shape <- [{5}, {3, 5}, {4, 1, 5}, {2, 1, 3, 5}, {2, 4, 3, 5}, {1, 1, 1, 5}] do
         # Each query sees its first key at least.

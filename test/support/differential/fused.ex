@@ -115,15 +115,23 @@ defmodule EMLX.Differential.Fused do
       )
 
     mode = Enum.random([:none, :causal, :array])
-    q = Draw.input(draw, {-2, 2}, [batch, heads, queries, size])
-    [k, v] = for _ <- 1..2, do: Draw.other(draw, [batch, kv_heads, keys, size], {-2, 2})
+    layout = Enum.random([nil, :bhsd, :bshd])
+
+    laid_out = fn count, length ->
+      if layout == :bshd, do: [batch, length, count, size], else: [batch, count, length, size]
+    end
+
+    q = Draw.input(draw, {-2, 2}, laid_out.(heads, queries))
+    [k, v] = for _ <- 1..2, do: Draw.other(draw, laid_out.(kv_heads, keys), {-2, 2})
     mask = mask(mode, draw, [Enum.random([1, batch]), Enum.random([1, heads]), Enum.random([1, queries]), keys])
     sinks = if Draw.coin(), do: Draw.other(draw, [heads], {-1, 1})
     scale = 1 / :math.sqrt(size)
-    op = {:scaled_dot_product_attention, %{scale: scale, mask: mode}}
+    op = {:scaled_dot_product_attention, %{scale: scale, mask: mode, layout: layout}}
+    swapped = &if(layout == :bshd, do: R.permute(&1, [0, 2, 1, 3]), else: &1)
 
     Case.values(op, [q, k, v, mask, sinks], :fused, fn [q, k, v, mask, sinks] ->
-      attention(q, k, v, seen(mode, mask, queries, keys), sinks, scale)
+      [q, k, v] = Enum.map([q, k, v], swapped)
+      swapped.(attention(q, k, v, seen(mode, mask, queries, keys), sinks, scale))
     end)
   end
 

@@ -1,18 +1,19 @@
 defmodule EMLX.Fast.ScaledDotProductAttention do
   @moduledoc """
   The block of `EMLX.Fast.scaled_dot_product_attention/5`. Arguments: q `{batch, heads, queries, size}`, k
-  `{batch, kv_heads, keys, size}`, v `{batch, kv_heads, keys, value_size}`; then the mask if `:mask` is `:boolean` or
+  `{batch, kv_heads, keys, size}`, v `{batch, kv_heads, keys, value_size}`, or with `layout: :bshd` heads behind the length; then the mask if `:mask` is `:boolean` or
   `:additive`; then sinks `{heads}` if `:sinks?`.
   """
 
   alias EMLX.Fast.Arguments
 
-  defstruct [:scale, mask: nil, sinks?: false]
+  defstruct [:scale, mask: nil, sinks?: false, layout: :bhsd]
 
   @type t :: %__MODULE__{
           scale: float,
           mask: nil | :causal | :boolean | :additive,
-          sinks?: boolean
+          sinks?: boolean,
+          layout: :bhsd | :bshd
         }
 
   @doc false
@@ -30,6 +31,16 @@ defmodule EMLX.Fast.ScaledDotProductAttention do
   def composed(block, q, k, v, first, second), do: attend(block, q, k, v, arguments(block, [first, second]))
 
   @doc false
+  # The shape with heads before the length, or the other way round.
+  def swap(%{layout: :bhsd}, shape), do: shape
+  def swap(%{layout: :bshd}, {batch, length, heads, size}), do: {batch, heads, length, size}
+
+  @doc false
+  def attend(%{layout: :bshd} = block, q, k, v, rest) do
+    [q, k, v] = Enum.map([q, k, v], &Nx.transpose(&1, axes: [0, 2, 1, 3]))
+    %{block | layout: :bhsd} |> attend(q, k, v, rest) |> Nx.transpose(axes: [0, 2, 1, 3])
+  end
+
   def attend(block, q, k, v, {mask, sinks}) do
     type = if Enum.any?([q, k, v], &(&1.type == {:f, 64})), do: {:f, 64}, else: {:f, 32}
     {batch, heads, queries, size} = q.shape
@@ -112,7 +123,7 @@ defimpl EMLX.Block, for: EMLX.Fast.ScaledDotProductAttention do
             mode -> mode
           end
 
-        opts = [scale: block.scale, sinks: sinks && array(sinks, type)]
+        opts = [scale: block.scale, sinks: sinks && array(sinks, type), layout: block.layout]
         array = Kernels.scaled_dot_product_attention(q, k, v, mask, opts)
         if type == Backend.dtype(output.type), do: Backend.tensor(array, output), else: Backend.to_nx(array, output)
     end

@@ -3,7 +3,7 @@
 use super::*;
 use crate::device::Device;
 use crate::dtype::Dtype;
-use crate::op::{MaskMode, QuantMode};
+use crate::op::{AttentionLayout, MaskMode, QuantMode};
 use crate::program::plan::{Notes, Target};
 use crate::program::types::Types;
 use crate::program::{Block, Input, Inputs, Instruction, Options, Program, Step};
@@ -93,12 +93,6 @@ fn norm() -> Op {
 fn reshape(shape: &[i32]) -> Op {
     Op::Reshape {
         shape: shape.to_vec(),
-    }
-}
-
-fn by_head() -> Op {
-    Op::Transpose {
-        axes: vec![0, 2, 1, 3],
     }
 }
 
@@ -267,15 +261,12 @@ fn attention(queries: i32, mask: Option<Dtype>) -> Vec<String> {
         });
         w.known += 1;
     }
-    let arrays = [0, 1, 2].map(|value| w.op(by_head(), &[value]));
     let op = Op::ScaledDotProductAttention {
         scale: 0.25,
         mask: mask.map_or(MaskMode::None, |_| MaskMode::Array),
+        layout: Some(AttentionLayout::Bshd),
     };
-    let mut inputs: Vec<Option<u32>> = arrays.into_iter().map(Some).collect();
-    inputs.extend([mask.map(|_| 3), None]);
-    let output = w.optional(op, &inputs);
-    let output = w.op(by_head(), &[output]);
+    let output = w.optional(op, &[Some(0), Some(1), Some(2), mask.map(|_| 3), None]);
     let output = w.op(reshape(&[2, queries, 64]), &[output]);
     w.names(&[output])
 }
