@@ -2,61 +2,110 @@
 //! them mean. Called by [`Op::apply`] for operations of [`Class::Binary`](super::Class::Binary).
 
 use super::creation::{float, int};
-use super::{cast, double, one, Inputs, OfElements, Op, Outputs};
+use super::{cast, double, one, Inputs, Outputs};
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::kernels;
+use crate::kernels::{self, Pair};
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
 use smallvec::smallvec;
 
+part_of_op! {
+    /// A function of pairs of elements of two arrays.
+    Binary, binary, binary_operations:
+    Add,
+    Subtract,
+    Multiply,
+    Divide,
+    FloorDivide,
+    Quotient,
+    Remainder,
+    Fmod,
+    Power,
+    Maximum,
+    Minimum,
+    Arctan2,
+    Logaddexp,
+    Equal,
+    NotEqual,
+    Less,
+    LessEqual,
+    Greater,
+    GreaterEqual,
+    LogicalAnd,
+    LogicalOr,
+    LogicalXor,
+    BitwiseAnd,
+    BitwiseOr,
+    BitwiseXor,
+    LeftShift,
+    RightShift,
+    Divmod,
+    Isclose { rtol: f64, atol: f64, equal_nan: bool },
+}
+
+impl Binary {
+    /// The kernel of ours that computes it on the CPU.
+    pub const fn kernel(self) -> Option<Pair> {
+        Some(match self {
+            Binary::Add => Pair::Add,
+            Binary::Subtract => Pair::Subtract,
+            Binary::Multiply => Pair::Multiply,
+            Binary::Divide => Pair::Divide,
+            Binary::Maximum => Pair::Maximum,
+            Binary::Minimum => Pair::Minimum,
+            Binary::Power => Pair::Power,
+            _ => return None,
+        })
+    }
+}
+
 /// Builds an operation of the class.
-pub fn apply(op: &Op, inputs: &Inputs, device: Device, s: &Stream) -> Result<Outputs> {
-    if let Some(OfElements::Binary(pair)) = op.of_elements() {
+pub fn apply(op: Binary, inputs: &Inputs, device: Device, s: &Stream) -> Result<Outputs> {
+    if let Some(pair) = op.kernel() {
         let [a, b] = inputs.exactly()?;
         if let Some(output) = kernels::binary(pair, a, b, device, s)? {
             return Ok(one(output));
         }
     }
     match op {
-        Op::Add => inputs.binary(s, mlx::add),
-        Op::Subtract => inputs.binary(s, mlx::subtract),
-        Op::Multiply => inputs.binary(s, mlx::multiply),
-        Op::Divide => inputs.binary(s, mlx::divide),
-        Op::FloorDivide => inputs.binary(s, floor_divide),
-        Op::Quotient => inputs.binary(s, quotient),
-        Op::Remainder => inputs.binary(s, remainder),
-        Op::Fmod => inputs.binary(s, fmod),
-        Op::Power => inputs.binary(s, mlx::power),
-        Op::Maximum => inputs.binary(s, mlx::maximum),
-        Op::Minimum => inputs.binary(s, mlx::minimum),
-        Op::Arctan2 => inputs.binary(s, mlx::arctan2),
-        Op::Logaddexp => inputs.binary(s, double::logaddexp),
-        Op::Equal => inputs.binary(s, mlx::equal),
-        Op::NotEqual => inputs.binary(s, mlx::not_equal),
-        Op::Less => inputs.binary(s, mlx::less),
-        Op::LessEqual => inputs.binary(s, mlx::less_equal),
-        Op::Greater => inputs.binary(s, mlx::greater),
-        Op::GreaterEqual => inputs.binary(s, mlx::greater_equal),
-        Op::LogicalAnd => inputs.binary(s, logical_and),
-        Op::LogicalOr => inputs.binary(s, logical_or),
-        Op::LogicalXor => inputs.binary(s, logical_xor),
-        Op::BitwiseAnd => inputs.binary(s, mlx::bitwise_and),
-        Op::BitwiseOr => inputs.binary(s, mlx::bitwise_or),
-        Op::BitwiseXor => inputs.binary(s, bitwise_xor),
-        Op::LeftShift => inputs.binary(s, left_shift),
-        Op::RightShift => inputs.binary(s, right_shift),
-        Op::Divmod => {
+        Binary::Add => inputs.binary(s, mlx::add),
+        Binary::Subtract => inputs.binary(s, mlx::subtract),
+        Binary::Multiply => inputs.binary(s, mlx::multiply),
+        Binary::Divide => inputs.binary(s, mlx::divide),
+        Binary::FloorDivide => inputs.binary(s, floor_divide),
+        Binary::Quotient => inputs.binary(s, quotient),
+        Binary::Remainder => inputs.binary(s, remainder),
+        Binary::Fmod => inputs.binary(s, fmod),
+        Binary::Power => inputs.binary(s, mlx::power),
+        Binary::Maximum => inputs.binary(s, mlx::maximum),
+        Binary::Minimum => inputs.binary(s, mlx::minimum),
+        Binary::Arctan2 => inputs.binary(s, mlx::arctan2),
+        Binary::Logaddexp => inputs.binary(s, double::logaddexp),
+        Binary::Equal => inputs.binary(s, mlx::equal),
+        Binary::NotEqual => inputs.binary(s, mlx::not_equal),
+        Binary::Less => inputs.binary(s, mlx::less),
+        Binary::LessEqual => inputs.binary(s, mlx::less_equal),
+        Binary::Greater => inputs.binary(s, mlx::greater),
+        Binary::GreaterEqual => inputs.binary(s, mlx::greater_equal),
+        Binary::LogicalAnd => inputs.binary(s, logical_and),
+        Binary::LogicalOr => inputs.binary(s, logical_or),
+        Binary::LogicalXor => inputs.binary(s, logical_xor),
+        Binary::BitwiseAnd => inputs.binary(s, mlx::bitwise_and),
+        Binary::BitwiseOr => inputs.binary(s, mlx::bitwise_or),
+        Binary::BitwiseXor => inputs.binary(s, bitwise_xor),
+        Binary::LeftShift => inputs.binary(s, left_shift),
+        Binary::RightShift => inputs.binary(s, right_shift),
+        Binary::Divmod => {
             let [a, b] = inputs.exactly()?;
             Ok(smallvec![floor_divide(a, b, s)?, remainder(a, b, s)?,])
         }
-        Op::Isclose {
+        Binary::Isclose {
             rtol,
             atol,
             equal_nan,
-        } => inputs.binary(s, |a, b, s| mlx::isclose(a, b, *rtol, *atol, *equal_nan, s)),
-        _ => Err(super::no_case(op)),
+        } => inputs.binary(s, |a, b, s| mlx::isclose(a, b, rtol, atol, equal_nan, s)),
     }
 }
 

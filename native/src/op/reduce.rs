@@ -12,14 +12,93 @@ use crate::mlx::{self, Stream};
 use mlx_rs::Array;
 use smallvec::SmallVec;
 
+/// What several elements become one by.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Reducing {
+    Sum,
+    Prod,
+    Max,
+    Min,
+    All,
+    Any,
+    Mean,
+    Median,
+    Var { ddof: i32 },
+    Std { ddof: i32 },
+    Logsumexp,
+}
+
+/// A reduction over axes, or over all of them.
+pub struct Over<'a> {
+    reducing: Reducing,
+    axes: &'a Option<Vec<i32>>,
+    keepdims: bool,
+}
+
+impl Op {
+    pub const fn reducing(&self) -> Option<Over<'_>> {
+        let (reducing, axes, keepdims) = match self {
+            Op::Sum { axes, keepdims } => (Reducing::Sum, axes, keepdims),
+            Op::Prod { axes, keepdims } => (Reducing::Prod, axes, keepdims),
+            Op::Max { axes, keepdims } => (Reducing::Max, axes, keepdims),
+            Op::Min { axes, keepdims } => (Reducing::Min, axes, keepdims),
+            Op::All { axes, keepdims } => (Reducing::All, axes, keepdims),
+            Op::Any { axes, keepdims } => (Reducing::Any, axes, keepdims),
+            Op::Mean { axes, keepdims } => (Reducing::Mean, axes, keepdims),
+            Op::Median { axes, keepdims } => (Reducing::Median, axes, keepdims),
+            Op::Var {
+                axes,
+                keepdims,
+                ddof,
+            } => (Reducing::Var { ddof: *ddof }, axes, keepdims),
+            Op::Std {
+                axes,
+                keepdims,
+                ddof,
+            } => (Reducing::Std { ddof: *ddof }, axes, keepdims),
+            Op::Logsumexp { axes, keepdims } => (Reducing::Logsumexp, axes, keepdims),
+            _ => return None,
+        };
+        let keepdims = *keepdims;
+        Some(Over {
+            reducing,
+            axes,
+            keepdims,
+        })
+    }
+}
+
+impl Over<'_> {
+    fn apply(&self, inputs: &Inputs, device: Device, s: &Stream) -> Result<Outputs> {
+        let keepdims = self.keepdims;
+        inputs.over(self.axes, |a, axes| {
+            // A reduction of ours, with its value over no elements.
+            let fold = |of_none, reduction| {
+                let reduce = |a: &Array| reduce(reduction, a, axes, keepdims, device, s);
+                total(a, axes, keepdims, of_none, s, reduce)
+            };
+            match self.reducing {
+                Reducing::Sum => fold(0.0, Reduction::Sum),
+                Reducing::Prod => fold(1.0, Reduction::Product),
+                Reducing::Mean => fold(f64::NAN, Reduction::Mean),
+                Reducing::Var { ddof } => fold(f64::NAN, Reduction::Variance { ddof }),
+                Reducing::Std { ddof } => fold(f64::NAN, Reduction::Deviation { ddof }),
+                Reducing::Max => mlx::max(a, axes, keepdims, s),
+                Reducing::Min => mlx::min(a, axes, keepdims, s),
+                Reducing::All => total(a, axes, keepdims, 1.0, s, |a| all(a, axes, keepdims, s)),
+                Reducing::Any => total(a, axes, keepdims, 0.0, s, |a| any(a, axes, keepdims, s)),
+                Reducing::Median => gpu::median(a, axes, keepdims, device, s),
+                Reducing::Logsumexp => logsumexp(a, axes, keepdims, device, s),
+            }
+        })
+    }
+}
+
 /// Builds an operation of the class.
 pub fn apply(op: &Op, inputs: &Inputs, device: Device, s: &Stream) -> Result<Outputs> {
-    let fold = |of_none, reduction, axes: &Option<Vec<i32>>, keepdims| {
-        inputs.over(axes, |a, axes| {
-            let reduce = |a: &Array| reduce(reduction, a, axes, keepdims, device, s);
-            total(a, axes, keepdims, of_none, s, reduce)
-        })
-    };
+    if let Some(over) = op.reducing() {
+        return over.apply(inputs, device, s);
+    }
     match op {
         Op::Allclose {
             rtol,
@@ -30,43 +109,6 @@ pub fn apply(op: &Op, inputs: &Inputs, device: Device, s: &Stream) -> Result<Out
         }),
         Op::ArrayEqual { equal_nan } => {
             inputs.binary(s, |a, b, s| mlx::array_equal(a, b, *equal_nan, s))
-        }
-        Op::Sum { axes, keepdims } => fold(0.0, Reduction::Sum, axes, *keepdims),
-        Op::Prod { axes, keepdims } => fold(1.0, Reduction::Product, axes, *keepdims),
-        Op::Max { axes, keepdims } => inputs.over(axes, |a, axes| mlx::max(a, axes, *keepdims, s)),
-        Op::Min { axes, keepdims } => inputs.over(axes, |a, axes| mlx::min(a, axes, *keepdims, s)),
-        Op::All { axes, keepdims } => inputs.over(axes, |a, axes| {
-            total(a, axes, *keepdims, 1.0, s, |a| all(a, axes, *keepdims, s))
-        }),
-        Op::Any { axes, keepdims } => inputs.over(axes, |a, axes| {
-            total(a, axes, *keepdims, 0.0, s, |a| any(a, axes, *keepdims, s))
-        }),
-        Op::Mean { axes, keepdims } => fold(f64::NAN, Reduction::Mean, axes, *keepdims),
-        Op::Median { axes, keepdims } => {
-            inputs.over(axes, |a, axes| gpu::median(a, axes, *keepdims, device, s))
-        }
-        Op::Var {
-            axes,
-            keepdims,
-            ddof,
-        } => fold(
-            f64::NAN,
-            Reduction::Variance { ddof: *ddof },
-            axes,
-            *keepdims,
-        ),
-        Op::Std {
-            axes,
-            keepdims,
-            ddof,
-        } => fold(
-            f64::NAN,
-            Reduction::Deviation { ddof: *ddof },
-            axes,
-            *keepdims,
-        ),
-        Op::Logsumexp { axes, keepdims } => {
-            inputs.over(axes, |a, axes| logsumexp(a, axes, *keepdims, device, s))
         }
         Op::Argmax {
             axis,

@@ -1,8 +1,9 @@
 //! Facts about operations, each stated once: [`Op::traits`]. The interpreters of programs, the GPU's paths and, through
 //! `EMLX.OpTable`, Elixir read them here. A new operation does not compile before it has its row.
 
+use super::binary::binary_operations;
+use super::unary::unary_operations;
 use super::Op;
-use crate::kernels::{Function, Pair};
 use rustler::NifUnitEnum;
 
 /// What an operation does. [`Op::apply`] goes by it to the file that builds the operation.
@@ -151,33 +152,25 @@ impl Traits {
     }
 }
 
-/// A function of every element by itself.
-pub enum OfElements {
-    Unary(Function),
-    Binary(Pair),
-}
-
 impl Op {
     // A row for what several operations have in common, which rustfmt would spread over lines.
     #[rustfmt::skip]
     #[inline]
     pub const fn traits(&self) -> Traits {
         match self {
-            Op::Abs | Op::Negative | Op::Sign | Op::Ceil | Op::Floor | Op::Trunc | Op::Round { .. } | Op::Exp
-            | Op::Expm1 | Op::Log | Op::Log1p | Op::Log2 | Op::Log10 | Op::Sin | Op::Cos | Op::Tan | Op::Arcsin
-            | Op::Arccos | Op::Arctan | Op::Sinh | Op::Cosh | Op::Tanh | Op::Arcsinh | Op::Arccosh | Op::Arctanh
-            | Op::Erf | Op::Erfc | Op::Erfinv | Op::Sqrt | Op::Rsqrt | Op::Cbrt | Op::Square | Op::Reciprocal
-            | Op::Sigmoid | Op::Degrees | Op::Radians | Op::BitwiseInvert | Op::PopulationCount
-            | Op::CountLeadingZeros | Op::Isnan | Op::Isinf | Op::Isposinf | Op::Isneginf | Op::Isfinite | Op::Real
-            | Op::Imag | Op::Conjugate | Op::Copy | Op::NanToNum { .. } => Traits::new(Class::Unary, 1),
-            Op::LogicalNot => Traits::new(Class::Unary, 1).simple(),
-            Op::Add | Op::Subtract | Op::Multiply | Op::Maximum | Op::Minimum | Op::Equal | Op::NotEqual | Op::Less
-            | Op::LessEqual | Op::Greater | Op::GreaterEqual | Op::LogicalAnd | Op::LogicalOr
-            => Traits::new(Class::Binary, 2).simple(),
-            Op::Divide | Op::FloorDivide | Op::Quotient | Op::Remainder | Op::Fmod | Op::Power | Op::Arctan2
-            | Op::Logaddexp | Op::LogicalXor | Op::BitwiseAnd | Op::BitwiseOr | Op::BitwiseXor | Op::LeftShift
-            | Op::RightShift | Op::Isclose { .. } => Traits::new(Class::Binary, 2),
-            Op::Divmod => Traits::new(Class::Binary, 2).outputs(2),
+            unary_operations!() => Traits {
+                simple: matches!(self, Op::LogicalNot),
+                ..Traits::new(Class::Unary, 1)
+            },
+            binary_operations!() => Traits {
+                outputs: Some(if matches!(self, Op::Divmod) { 2 } else { 1 }),
+                simple: matches!(
+                    self,
+                    Op::Add | Op::Subtract | Op::Multiply | Op::Maximum | Op::Minimum | Op::Equal | Op::NotEqual
+                    | Op::Less | Op::LessEqual | Op::Greater | Op::GreaterEqual | Op::LogicalAnd | Op::LogicalOr
+                ),
+                ..Traits::new(Class::Binary, 2)
+            },
             Op::Where => Traits::new(Class::Select, 3),
             Op::Clip => Traits::new(Class::Select, 1).optional(2),
             Op::Astype { .. } => Traits::new(Class::Cast, 1).converts().simple(),
@@ -258,30 +251,6 @@ impl Op {
             Op::Qqmm { .. } => Traits::new(Class::Quantized, 2).optional(3).row_major_on_gpu(),
             Op::GatherQmm { .. } => Traits::new(Class::Quantized, 3).optional(3).row_major_on_gpu(),
         }
-    }
-
-    /// What it is of every element by itself, where the CPU has a kernel of ours for that.
-    pub fn of_elements(&self) -> Option<OfElements> {
-        use OfElements::{Binary, Unary};
-        Some(match self {
-            Op::Exp => Unary(Function::Exp),
-            Op::Sigmoid => Unary(Function::Sigmoid),
-            Op::Tanh => Unary(Function::Tanh),
-            Op::Erf => Unary(Function::Erf),
-            Op::Sqrt => Unary(Function::Sqrt),
-            Op::Rsqrt => Unary(Function::Rsqrt),
-            Op::Negative => Unary(Function::Negative),
-            Op::Abs => Unary(Function::Abs),
-            Op::Square => Unary(Function::Square),
-            Op::Add => Binary(Pair::Add),
-            Op::Subtract => Binary(Pair::Subtract),
-            Op::Multiply => Binary(Pair::Multiply),
-            Op::Divide => Binary(Pair::Divide),
-            Op::Maximum => Binary(Pair::Maximum),
-            Op::Minimum => Binary(Pair::Minimum),
-            Op::Power => Binary(Pair::Power),
-            _ => return None,
-        })
     }
 
     /// The Elixir name.

@@ -2,78 +2,150 @@
 //! Called by [`Op::apply`] for operations of [`Class::Unary`](super::Class::Unary).
 
 use super::creation::{float, int};
-use super::{cast, double, gpu, one, Inputs, OfElements, Op, Outputs};
+use super::{cast, double, gpu, one, Inputs, Outputs};
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::kernels;
+use crate::kernels::{self, Function};
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
 
+part_of_op! {
+    /// A function of each element of one array.
+    Unary, unary, unary_operations:
+    Abs,
+    Negative,
+    Sign,
+    Ceil,
+    Floor,
+    Trunc,
+    Round { decimals: i32 },
+    Exp,
+    Expm1,
+    Log,
+    Log1p,
+    Log2,
+    Log10,
+    Sin,
+    Cos,
+    Tan,
+    Arcsin,
+    Arccos,
+    Arctan,
+    Sinh,
+    Cosh,
+    Tanh,
+    Arcsinh,
+    Arccosh,
+    Arctanh,
+    Erf,
+    Erfc,
+    Erfinv,
+    Sqrt,
+    Rsqrt,
+    Cbrt,
+    Square,
+    Reciprocal,
+    Sigmoid,
+    Degrees,
+    Radians,
+    LogicalNot,
+    BitwiseInvert,
+    PopulationCount,
+    CountLeadingZeros,
+    Isnan,
+    Isinf,
+    Isposinf,
+    Isneginf,
+    Isfinite,
+    Real,
+    Imag,
+    Conjugate,
+    Copy,
+    NanToNum { nan: f32, posinf: Option<f32>, neginf: Option<f32> },
+}
+
+impl Unary {
+    /// The kernel of ours that computes it on the CPU.
+    pub const fn kernel(self) -> Option<Function> {
+        Some(match self {
+            Unary::Exp => Function::Exp,
+            Unary::Sigmoid => Function::Sigmoid,
+            Unary::Tanh => Function::Tanh,
+            Unary::Erf => Function::Erf,
+            Unary::Sqrt => Function::Sqrt,
+            Unary::Rsqrt => Function::Rsqrt,
+            Unary::Negative => Function::Negative,
+            Unary::Abs => Function::Abs,
+            Unary::Square => Function::Square,
+            _ => return None,
+        })
+    }
+}
+
 /// Builds an operation of the class.
-pub fn apply(op: &Op, inputs: &Inputs, device: Device, s: &Stream) -> Result<Outputs> {
-    if let Some(OfElements::Unary(function)) = op.of_elements() {
+pub fn apply(op: Unary, inputs: &Inputs, device: Device, s: &Stream) -> Result<Outputs> {
+    if let Some(function) = op.kernel() {
         let [a] = inputs.exactly()?;
         if let Some(output) = kernels::unary(function, a, device, s)? {
             return Ok(one(output));
         }
     }
     match op {
-        Op::Abs => inputs.unary(s, mlx::abs),
-        Op::Negative => inputs.unary(s, |a, s| gpu::negative(a, device, s)),
-        Op::Sign => inputs.unary(s, mlx::sign),
-        Op::Ceil => inputs.unary(s, mlx::ceil),
-        Op::Floor => inputs.unary(s, mlx::floor),
-        Op::Trunc => inputs.unary(s, mlx::trunc),
-        Op::Round { decimals } => inputs.unary(s, |a, s| double::round(a, *decimals, s)),
-        Op::Exp => inputs.unary(s, |a, s| double::either(a, double::exp, mlx::exp, s)),
-        Op::Expm1 => inputs.unary(s, expm1),
-        Op::Log => inputs.unary(s, mlx::log),
-        Op::Log1p => inputs.unary(s, mlx::log1p),
-        Op::Log2 => inputs.unary(s, mlx::log2),
-        Op::Log10 => inputs.unary(s, mlx::log10),
-        Op::Sin => inputs.unary(s, |a, s| double::either(a, double::sin, mlx::sin, s)),
-        Op::Cos => inputs.unary(s, |a, s| double::either(a, double::cos, mlx::cos, s)),
-        Op::Tan => inputs.unary(s, mlx::tan),
-        Op::Arcsin => inputs.unary(s, mlx::arcsin),
-        Op::Arccos => inputs.unary(s, mlx::arccos),
-        Op::Arctan => inputs.unary(s, mlx::arctan),
-        Op::Sinh => inputs.unary(s, mlx::sinh),
-        Op::Cosh => inputs.unary(s, mlx::cosh),
-        Op::Tanh => inputs.unary(s, mlx::tanh),
-        Op::Arcsinh => inputs.unary(s, mlx::arcsinh),
-        Op::Arccosh => inputs.unary(s, mlx::arccosh),
-        Op::Arctanh => inputs.unary(s, mlx::arctanh),
-        Op::Erf => inputs.unary(s, |a, s| double::either(a, double::erf, mlx::erf, s)),
-        Op::Erfc => inputs.unary(s, |a, s| double::either(a, double::erfc, erfc, s)),
-        Op::Erfinv => inputs.unary(s, |a, s| double::either(a, double::erfinv, mlx::erfinv, s)),
-        Op::Sqrt => inputs.unary(s, mlx::sqrt),
-        Op::Rsqrt => inputs.unary(s, mlx::rsqrt),
-        Op::Cbrt => inputs.unary(s, cbrt),
-        Op::Square => inputs.unary(s, mlx::square),
-        Op::Reciprocal => inputs.unary(s, mlx::reciprocal),
-        Op::Sigmoid => inputs.unary(s, |a, s| double::either(a, double::sigmoid, sigmoid, s)),
-        Op::Degrees => inputs.unary(s, mlx::degrees),
-        Op::Radians => inputs.unary(s, mlx::radians),
-        Op::LogicalNot => inputs.unary(s, logical_not),
-        Op::BitwiseInvert => inputs.unary(s, mlx::bitwise_invert),
-        Op::PopulationCount => inputs.unary(s, population_count),
-        Op::CountLeadingZeros => inputs.unary(s, count_leading_zeros),
-        Op::Isnan => inputs.unary(s, mlx::isnan),
-        Op::Isinf => inputs.unary(s, mlx::isinf),
-        Op::Isposinf => inputs.unary(s, mlx::isposinf),
-        Op::Isneginf => inputs.unary(s, mlx::isneginf),
-        Op::Isfinite => inputs.unary(s, mlx::isfinite),
-        Op::Real => inputs.unary(s, mlx::real),
-        Op::Imag => inputs.unary(s, mlx::imag),
-        Op::Conjugate => inputs.unary(s, mlx::conjugate),
-        Op::Copy => inputs.unary(s, mlx::copy),
-        Op::NanToNum {
+        Unary::Abs => inputs.unary(s, mlx::abs),
+        Unary::Negative => inputs.unary(s, |a, s| gpu::negative(a, device, s)),
+        Unary::Sign => inputs.unary(s, mlx::sign),
+        Unary::Ceil => inputs.unary(s, mlx::ceil),
+        Unary::Floor => inputs.unary(s, mlx::floor),
+        Unary::Trunc => inputs.unary(s, mlx::trunc),
+        Unary::Round { decimals } => inputs.unary(s, |a, s| double::round(a, decimals, s)),
+        Unary::Exp => inputs.unary(s, |a, s| double::either(a, double::exp, mlx::exp, s)),
+        Unary::Expm1 => inputs.unary(s, expm1),
+        Unary::Log => inputs.unary(s, mlx::log),
+        Unary::Log1p => inputs.unary(s, mlx::log1p),
+        Unary::Log2 => inputs.unary(s, mlx::log2),
+        Unary::Log10 => inputs.unary(s, mlx::log10),
+        Unary::Sin => inputs.unary(s, |a, s| double::either(a, double::sin, mlx::sin, s)),
+        Unary::Cos => inputs.unary(s, |a, s| double::either(a, double::cos, mlx::cos, s)),
+        Unary::Tan => inputs.unary(s, mlx::tan),
+        Unary::Arcsin => inputs.unary(s, mlx::arcsin),
+        Unary::Arccos => inputs.unary(s, mlx::arccos),
+        Unary::Arctan => inputs.unary(s, mlx::arctan),
+        Unary::Sinh => inputs.unary(s, mlx::sinh),
+        Unary::Cosh => inputs.unary(s, mlx::cosh),
+        Unary::Tanh => inputs.unary(s, mlx::tanh),
+        Unary::Arcsinh => inputs.unary(s, mlx::arcsinh),
+        Unary::Arccosh => inputs.unary(s, mlx::arccosh),
+        Unary::Arctanh => inputs.unary(s, mlx::arctanh),
+        Unary::Erf => inputs.unary(s, |a, s| double::either(a, double::erf, mlx::erf, s)),
+        Unary::Erfc => inputs.unary(s, |a, s| double::either(a, double::erfc, erfc, s)),
+        Unary::Erfinv => inputs.unary(s, |a, s| double::either(a, double::erfinv, mlx::erfinv, s)),
+        Unary::Sqrt => inputs.unary(s, mlx::sqrt),
+        Unary::Rsqrt => inputs.unary(s, mlx::rsqrt),
+        Unary::Cbrt => inputs.unary(s, cbrt),
+        Unary::Square => inputs.unary(s, mlx::square),
+        Unary::Reciprocal => inputs.unary(s, mlx::reciprocal),
+        Unary::Sigmoid => inputs.unary(s, |a, s| double::either(a, double::sigmoid, sigmoid, s)),
+        Unary::Degrees => inputs.unary(s, mlx::degrees),
+        Unary::Radians => inputs.unary(s, mlx::radians),
+        Unary::LogicalNot => inputs.unary(s, logical_not),
+        Unary::BitwiseInvert => inputs.unary(s, mlx::bitwise_invert),
+        Unary::PopulationCount => inputs.unary(s, population_count),
+        Unary::CountLeadingZeros => inputs.unary(s, count_leading_zeros),
+        Unary::Isnan => inputs.unary(s, mlx::isnan),
+        Unary::Isinf => inputs.unary(s, mlx::isinf),
+        Unary::Isposinf => inputs.unary(s, mlx::isposinf),
+        Unary::Isneginf => inputs.unary(s, mlx::isneginf),
+        Unary::Isfinite => inputs.unary(s, mlx::isfinite),
+        Unary::Real => inputs.unary(s, mlx::real),
+        Unary::Imag => inputs.unary(s, mlx::imag),
+        Unary::Conjugate => inputs.unary(s, mlx::conjugate),
+        Unary::Copy => inputs.unary(s, mlx::copy),
+        Unary::NanToNum {
             nan,
             posinf,
             neginf,
-        } => inputs.unary(s, |a, s| mlx::nan_to_num(a, *nan, *posinf, *neginf, s)),
-        _ => Err(super::no_case(op)),
+        } => inputs.unary(s, |a, s| mlx::nan_to_num(a, nan, posinf, neginf, s)),
     }
 }
 

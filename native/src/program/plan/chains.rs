@@ -3,8 +3,7 @@
 
 use super::{Code, Node, Pass, Scope, Target, Work};
 use crate::error::{Result, Signature};
-use crate::kernels::{self, Link, Links, Operand, MAX_LINKS};
-use crate::op::OfElements;
+use crate::kernels::{self, Function, Link, Links, Operand, Pair, MAX_LINKS};
 use crate::program::engine::chain::Chain;
 use crate::program::types::Types;
 use smallvec::SmallVec;
@@ -106,8 +105,19 @@ fn ends(code: &Code, types: &Types) -> Vec<usize> {
     ends
 }
 
+/// What a kernel of ours computes of every element by itself.
+enum OfElements {
+    Unary(Function),
+    Binary(Pair),
+}
+
 fn of_elements(node: &Node) -> Option<OfElements> {
-    node.op()?.of_elements()
+    let op = node.op()?;
+    match (op.unary(), op.binary()) {
+        (Some(op), _) => op.kernel().map(OfElements::Unary),
+        (_, Some(op)) => op.kernel().map(OfElements::Binary),
+        _ => None,
+    }
 }
 
 /// Whether a kernel of ours computes the node, from numbers of the result's type and single whole numbers.
