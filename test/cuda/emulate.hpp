@@ -69,8 +69,69 @@ inline float __fdividef(float a, float b) {
 
 namespace emulate {
 
+// Where a thread was left. C's own contexts call the kernel of the system each time, which takes most of a test's time.
+#if defined(__x86_64__)
+extern "C" void emulate_change(void** from, void* to);
+// Keeps the registers that a function has to keep, and goes on where `to` was left.
+asm(R"(
+  .pushsection .text
+  .weak emulate_change
+  .hidden emulate_change
+  .type emulate_change, @function
+emulate_change:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+  .size emulate_change, . - emulate_change
+  .popsection
+)");
+
+struct Context {
+  void* stack = nullptr;
+  void begin(std::vector<char>& memory, void (*run)()) {
+    const uintptr_t end = reinterpret_cast<uintptr_t>(memory.data() + memory.size()) & ~uintptr_t(15);
+    // Six registers, where to go, and where that returns to: it never does.
+    void** top = reinterpret_cast<void**>(end) - 8;
+    std::fill(top, top + 8, nullptr);
+    top[6] = reinterpret_cast<void*>(run);
+    stack = top;
+  }
+};
+
+inline void change(Context& from, Context& to) {
+  emulate_change(&from.stack, to.stack);
+}
+#else
+struct Context {
+  ucontext_t own;
+  void begin(std::vector<char>& memory, void (*run)()) {
+    getcontext(&own);
+    own.uc_stack.ss_sp = memory.data();
+    own.uc_stack.ss_size = memory.size();
+    own.uc_link = nullptr;
+    makecontext(&own, run, 0);
+  }
+};
+
+inline void change(Context& from, Context& to) {
+  swapcontext(&from.own, &to.own);
+}
+#endif
+
 struct Fiber {
-  ucontext_t context;
+  Context context;
   std::vector<char> stack = std::vector<char>(128 * 1024);
   bool done = false;
 };
@@ -82,7 +143,7 @@ struct Barrier {
 };
 
 inline std::vector<Fiber> fibers;
-inline ucontext_t scheduler;
+inline Context scheduler;
 inline Barrier block;
 inline std::vector<Barrier> warps;
 inline std::vector<float> lanes;
@@ -97,7 +158,7 @@ inline void wait(Barrier& barrier) {
   }
   while (barrier.round == round) {
     const int own = threadIdx.x;
-    swapcontext(&fibers[own].context, &scheduler);
+    change(fibers[own].context, scheduler);
     threadIdx.x = own;
   }
 }
@@ -105,7 +166,7 @@ inline void wait(Barrier& barrier) {
 inline void run_fiber() {
   kernel();
   fibers[threadIdx.x].done = true;
-  swapcontext(&fibers[threadIdx.x].context, &scheduler);
+  change(fibers[threadIdx.x].context, scheduler);
 }
 
 // Runs a kernel in blocks of threads, one block after the other.
@@ -119,11 +180,7 @@ inline void launch(int blocks, int threads, std::function<void()> body) {
     warps.assign(threads / 32, Barrier{32});
     for (auto& fiber : fibers) {
       fiber.done = false;
-      getcontext(&fiber.context);
-      fiber.context.uc_stack.ss_sp = fiber.stack.data();
-      fiber.context.uc_stack.ss_size = fiber.stack.size();
-      fiber.context.uc_link = &scheduler;
-      makecontext(&fiber.context, run_fiber, 0);
+      fiber.context.begin(fiber.stack, run_fiber);
     }
     int left = threads;
     for (long turns = 0; left > 0; ++turns) {
@@ -135,7 +192,7 @@ inline void launch(int blocks, int threads, std::function<void()> body) {
       for (threadIdx.x = 0; threadIdx.x < threads; ++threadIdx.x) {
         const int own = threadIdx.x;
         if (!fibers[own].done) {
-          swapcontext(&scheduler, &fibers[own].context);
+          change(scheduler, fibers[own].context);
           threadIdx.x = own;
           left += !fibers[own].done;
         }
