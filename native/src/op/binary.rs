@@ -3,10 +3,10 @@
 
 use super::creation::{float, int};
 use super::{cast, double, one, Inputs, OfElements, Op, Outputs};
+use crate::cpu;
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::kernels;
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
 use smallvec::smallvec;
@@ -15,7 +15,7 @@ use smallvec::smallvec;
 pub fn apply(op: &Op, inputs: &Inputs, device: Device, s: &Stream) -> Result<Outputs> {
     if let Some(OfElements::Binary(pair)) = op.of_elements() {
         let [a, b] = inputs.exactly()?;
-        if let Some(output) = kernels::binary(pair, a, b, device, s)? {
+        if let Some(output) = cpu::binary(pair, a, b, device, s)? {
             return Ok(one(output));
         }
     }

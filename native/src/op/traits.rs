@@ -2,7 +2,7 @@
 //! `EMLX.OpTable`, Elixir read them here. A new operation does not compile before it has its row.
 
 use super::Op;
-use crate::kernels::{Function, Pair};
+use crate::cpu::{Function, Pair};
 use rustler::NifUnitEnum;
 
 /// What an operation does. [`Op::apply`] goes by it to the file that builds the operation.

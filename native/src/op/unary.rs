@@ -3,10 +3,10 @@
 
 use super::creation::{float, int};
 use super::{cast, double, gpu, one, Inputs, OfElements, Op, Outputs};
+use crate::cpu;
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::kernels;
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
 
@@ -14,7 +14,7 @@ use mlx_rs::Array;
 pub fn apply(op: &Op, inputs: &Inputs, device: Device, s: &Stream) -> Result<Outputs> {
     if let Some(OfElements::Unary(function)) = op.of_elements() {
         let [a] = inputs.exactly()?;
-        if let Some(output) = kernels::unary(function, a, device, s)? {
+        if let Some(output) = cpu::unary(function, a, device, s)? {
             return Ok(one(output));
         }
     }

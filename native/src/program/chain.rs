@@ -1,10 +1,10 @@
-//! Operations on elements, one after another, brought into one node for the CPU (kernels/chain.rs). Called where a program is made,
+//! Operations on elements, one after another, brought into one node for the CPU (cpu/chain.rs). Called where a program is made,
 //! with the types of its values.
 
 use super::types::Types;
 use super::{Block, Instruction, Step};
+use crate::cpu::{self, Link, Links, Operand, MAX_LINKS};
 use crate::error::{Result, Signature};
-use crate::kernels::{self, Link, Links, Operand, MAX_LINKS};
 use crate::mlx::Stream;
 use crate::op::OfElements;
 use mlx_rs::Array;
@@ -22,7 +22,7 @@ impl Chain {
     pub fn build(&self, inputs: &[Option<&Array>], stream: &Stream) -> Result<Array> {
         let inputs: SmallVec<[&Array; 6]> = inputs.iter().flatten().copied().collect();
         let (shape, dtype) = &self.signature;
-        kernels::chain(self.links.clone(), &inputs, shape, *dtype, stream)
+        cpu::chain(self.links.clone(), &inputs, shape, *dtype, stream)
     }
 }
 
@@ -139,9 +139,9 @@ fn is_link(instruction: &Instruction, types: &Types, first: usize) -> bool {
         .flatten()
         .map(|value| &types.values[*value as usize])
         .collect();
-    let fits = |operand: &&Signature| kernels::goes_into(&operand.0, operand.1, shape, *dtype);
+    let fits = |operand: &&Signature| cpu::goes_into(&operand.0, operand.1, shape, *dtype);
     op.of_elements().is_some()
-        && kernels::has_type(*dtype)
+        && cpu::has_type(*dtype)
         && operands.iter().all(fits)
         && match op.of_elements() {
             Some(OfElements::Unary(_)) => operands[0].1 == *dtype,
@@ -274,9 +274,9 @@ mod tests {
             panic!("no chain")
         };
         let links = [
-            Link::Unary(crate::kernels::Function::Exp, Operand::Input(0)),
+            Link::Unary(crate::cpu::Function::Exp, Operand::Input(0)),
             Link::Binary(
-                crate::kernels::Pair::Multiply,
+                crate::cpu::Pair::Multiply,
                 Operand::Link(0),
                 Operand::Input(1),
             ),

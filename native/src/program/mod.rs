@@ -15,10 +15,10 @@ mod graph;
 pub mod run;
 pub mod types;
 
+use crate::cpu;
 use crate::device::Device;
 use crate::error::{Error, Result, Signature};
 use crate::handle::array::{check_size, Handle};
-use crate::kernels;
 use crate::mlx::{self, Stream};
 use crate::op::{self, Applied, Crossed, Op};
 use captured::Stretch;
@@ -436,7 +436,7 @@ impl Program {
             calls,
             size,
         };
-        if kernels::are_there() && !fuse {
+        if cpu::are_there() && !fuse {
             // What does not fit is run as it is, and fails where it does not.
             if let Ok(Some(types)) = Types::of(&program, Device::Cpu, Device::Cpu.stream()?) {
                 program.chained = Some(Arc::new(chain::chain(&program.body, &types)?));

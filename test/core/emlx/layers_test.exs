@@ -9,7 +9,7 @@ defmodule EMLX.LayersTest do
     base: ~w(base),
     mlx: ~w(mlx),
     handle: ~w(handle),
-    cpu: ~w(kernels),
+    cpu: ~w(cpu),
     op: ~w(op),
     program: ~w(program),
     runtime: ~w(runtime),

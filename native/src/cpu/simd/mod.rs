@@ -162,26 +162,26 @@ macro_rules! dispatch {
     ($(#[$doc:meta])* $vis:vis fn $name:ident $(<$($T:ident: $bound:path),+>)? ($($arg:ident: $type:ty),* $(,)?) = $body:ident) => {
         $(#[$doc])*
         #[allow(clippy::too_many_arguments)]
-        $vis unsafe fn $name $(<$($T: $bound),+>)? (level: $crate::kernels::simd::Level, $($arg: $type),*) {
+        $vis unsafe fn $name $(<$($T: $bound),+>)? (level: $crate::cpu::simd::Level, $($arg: $type),*) {
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
             #[allow(clippy::too_many_arguments)]
             unsafe fn avx512 $(<$($T: $bound),+>)? ($($arg: $type),*) {
-                $body::<$crate::kernels::simd::Avx512 $($(, $T)+)?>($($arg),*)
+                $body::<$crate::cpu::simd::Avx512 $($(, $T)+)?>($($arg),*)
             }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma,f16c")]
             #[allow(clippy::too_many_arguments)]
             unsafe fn avx2 $(<$($T: $bound),+>)? ($($arg: $type),*) {
-                $body::<$crate::kernels::simd::Avx2 $($(, $T)+)?>($($arg),*)
+                $body::<$crate::cpu::simd::Avx2 $($(, $T)+)?>($($arg),*)
             }
             match level {
                 #[cfg(target_arch = "x86_64")]
-                $crate::kernels::simd::Level::Avx512 => avx512 $(::<$($T),+>)? ($($arg),*),
+                $crate::cpu::simd::Level::Avx512 => avx512 $(::<$($T),+>)? ($($arg),*),
                 #[cfg(target_arch = "x86_64")]
-                $crate::kernels::simd::Level::Avx2 => avx2 $(::<$($T),+>)? ($($arg),*),
-                $crate::kernels::simd::Level::Portable => {
-                    $body::<$crate::kernels::simd::Portable $($(, $T)+)?>($($arg),*)
+                $crate::cpu::simd::Level::Avx2 => avx2 $(::<$($T),+>)? ($($arg),*),
+                $crate::cpu::simd::Level::Portable => {
+                    $body::<$crate::cpu::simd::Portable $($(, $T)+)?>($($arg),*)
                 }
             }
         }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::kernels::tests::{in_rows, Dice, Scattered};
+use crate::cpu::tests::{in_rows, Dice, Scattered};
 use half::{bf16, f16};
 
 /// What the numbers of a result come to in f64, and how far off their sum may be.
