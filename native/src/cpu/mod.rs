@@ -7,100 +7,50 @@
 
 mod attention;
 mod binary;
+mod by_rows;
 mod chain;
-pub mod element;
+mod element;
 mod few;
 mod fold;
 mod gemm;
+mod kernel;
 mod math;
 mod node;
-pub mod pool;
+mod pool;
+mod product;
 mod quantized;
 mod reduce;
 mod rope;
 mod rows;
 mod scan;
 mod scatter;
-pub mod simd;
+mod simd;
 mod slices;
 #[cfg(test)]
 mod tests;
 mod unary;
+mod view;
 
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::mlx::View;
 use crate::mlx::{self, Stream};
 pub use attention::Mask;
 pub use binary::Pair;
 pub use chain::{Link, Links, Operand, MAX_LINKS};
-use element::Element;
-use half::{bf16, f16};
+pub use element::ElementType;
+pub use kernel::Kernel;
 use mlx_rs::Array;
 use node::Layout;
+use pool::WORTH_SHARING;
 pub use reduce::Reduction;
 pub use rope::Rope;
 pub use scan::Scan;
 use simd::Level;
 use smallvec::{smallvec, SmallVec};
-use std::cell::RefCell;
-use std::ffi::CStr;
 pub use unary::Function;
+pub use view::View;
 
-/// What a node computes, with all that tells it from another. Each names its inputs.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Kernel {
-    /// Arrays that broadcast to the result's shape.
-    Chain(Links),
-    /// x; over the last axis.
-    Softmax,
-    /// x, and weight where there is one; over the last axis.
-    RmsNorm { eps: f32 },
-    /// x, then weight and bias where they are; over the last axis.
-    LayerNorm { eps: f32, weight: bool, bias: bool },
-    /// x, offset, and frequencies where they are given.
-    Rope(Rope),
-    /// q, k, v, and a mask where it is one of numbers or booleans.
-    Attention { scale: f32, mask: Mask },
-    /// a {…, n, k} and b {…, k, m}, broadcast over the axes before these.
-    Product,
-    /// x {n, k}, weights {m, k · bits / 32}, scales and biases {m, k / group}.
-    QuantizedProduct { group: usize, bits: usize },
-    /// a, what is written over a slice of it, and where the slice begins: a whole number for each of these axes, of 64 bits or 32.
-    Update {
-        axes: SmallVec<[u8; 8]>,
-        is_wide: bool,
-    },
-    /// a, and where a slice of it begins, likewise.
-    Slice {
-        axes: SmallVec<[u8; 8]>,
-        is_wide: bool,
-    },
-    /// a, updates, and a whole number of 64 bits for each update and each of these axes.
-    ScatterAdd { axes: SmallVec<[u8; 8]> },
-    /// a, updates, and a whole number of 64 bits for each of these, which says where it goes along the axis.
-    ScatterAddAlong { axis: u8 },
-    /// x; over these axes. Of complex numbers as pairs.
-    Reduce {
-        reduction: Reduction,
-        axes: SmallVec<[u8; 8]>,
-        is_pair: bool,
-    },
-    /// x; along an axis. Of complex numbers as pairs.
-    Scan {
-        scan: Scan,
-        axis: u8,
-        is_reverse: bool,
-        is_inclusive: bool,
-        is_pair: bool,
-    },
-}
-
-/// Elements from which a second thread pays: below, waking it takes longer than the work.
-const WORTH_SHARING: usize = 32_768;
-/// Elements in a part of shared work.
-const PART: usize = 8_192;
 /// Elements of a row from which operands that are repeated along rows are worth a kernel here.
 const SHORTEST_ROW: i32 = 16;
 
@@ -438,230 +388,4 @@ pub fn scan(
         is_pair: mlx::dtype(x) == Dtype::C64,
     };
     node::new(kernel, Layout::Rows, &[x], x.shape(), x, s)
-}
-
-impl Kernel {
-    fn name(&self) -> &'static CStr {
-        match self {
-            Kernel::Chain(links) => match links[..] {
-                [Link::Unary(function, _)] => function.name(),
-                [Link::Binary(pair, ..)] => pair.name(),
-                _ => c"chain",
-            },
-            Kernel::Softmax => c"softmax",
-            Kernel::RmsNorm { .. } => c"rms_norm",
-            Kernel::LayerNorm { .. } => c"layer_norm",
-            Kernel::Rope(_) => c"rope",
-            Kernel::Attention { .. } => c"scaled_dot_product_attention",
-            Kernel::Product => c"matmul",
-            Kernel::QuantizedProduct { .. } => c"quantized_matmul",
-            Kernel::Update { .. } => c"slice_update_dynamic",
-            Kernel::Slice { .. } => c"slice_dynamic",
-            Kernel::ScatterAdd { .. } => c"scatter_add",
-            Kernel::ScatterAddAlong { .. } => c"scatter_add_axis",
-            Kernel::Reduce { reduction, .. } => reduction.name(),
-            Kernel::Scan { scan, .. } => scan.name(),
-        }
-    }
-
-    /// Computes, on MLX's thread of the stream.
-    ///
-    /// # Safety
-    /// The views are those of live arrays as the functions above have given them to [`node::new`].
-    unsafe fn run(&self, inputs: &[View], out: &View, dtype: Dtype) {
-        if out.size() == 0 {
-            return;
-        }
-        match dtype {
-            Dtype::Bf16 => self.run_as::<bf16>(inputs, out),
-            Dtype::F16 => self.run_as::<f16>(inputs, out),
-            // Or pairs of f32, or, where numbers are only moved, any type as large.
-            _ => self.run_as::<f32>(inputs, out),
-        }
-    }
-
-    unsafe fn run_as<T: Element>(&self, inputs: &[View], out: &View) {
-        let level = Level::best();
-        match *self {
-            Kernel::Rope(ref rope) => rope::run::<T>(level, rope, inputs, out),
-            Kernel::Attention { scale, mask } => {
-                attention::run::<T>(level, inputs, mask, scale, out)
-            }
-            Kernel::Product => run_product::<T>(level, &inputs[0], &inputs[1], out),
-            Kernel::QuantizedProduct { group, bits } => {
-                quantized::run::<T>(level, inputs, group, bits, out)
-            }
-            Kernel::Update { ref axes, is_wide } => slices::update::<T>(axes, is_wide, inputs, out),
-            Kernel::Slice { ref axes, is_wide } => slices::slice::<T>(axes, is_wide, inputs, out),
-            Kernel::ScatterAdd { ref axes } => scatter::add_slices::<T>(axes, inputs, out),
-            Kernel::ScatterAddAlong { axis } => scatter::add_along::<T>(axis.into(), inputs, out),
-            Kernel::Reduce {
-                reduction,
-                ref axes,
-                is_pair,
-            } => reduce::run::<T>(level, reduction, axes, is_pair, &inputs[0], out),
-            Kernel::Scan {
-                scan,
-                axis,
-                is_reverse,
-                is_inclusive,
-                is_pair,
-            } => {
-                let how = scan::How {
-                    scan,
-                    axis: axis.into(),
-                    is_reverse,
-                    is_inclusive,
-                    is_pair,
-                };
-                scan::run::<T>(level, &how, &inputs[0], out)
-            }
-            Kernel::Chain(ref links) => chain::run::<T>(level, links, inputs, out),
-            Kernel::Softmax => by_rows::<T>(&inputs[0], &[], out, &|x, _, to, count, scratch| {
-                rows::softmax::<T>(level, x, to, count, scratch)
-            }),
-            Kernel::RmsNorm { eps } => by_rows::<T>(
-                &inputs[0],
-                &inputs[1..],
-                out,
-                &|x, rest, to, count, scratch| {
-                    let weight = rest.first().copied().unwrap_or(std::ptr::null());
-                    rows::rms_norm::<T>(level, x, weight, to, count, eps, scratch)
-                },
-            ),
-            Kernel::LayerNorm { eps, weight, bias } => by_rows::<T>(
-                &inputs[0],
-                &inputs[1..],
-                out,
-                &|x, rest, to, count, scratch| {
-                    let null = std::ptr::null();
-                    let of_weight = if weight { rest[0] } else { null };
-                    let of_bias = if bias { rest[weight as usize] } else { null };
-                    rows::layer_norm::<T>(level, x, of_weight, of_bias, to, count, eps, scratch)
-                },
-            ),
-        }
-    }
-}
-
-/// A pointer that threads may share, each for elements of its own.
-struct Shared<T>(*mut T);
-
-// SAFETY: the parts that threads write do not overlap.
-unsafe impl<T> Sync for Shared<T> {}
-
-impl<T> Shared<T> {
-    unsafe fn at(&self, i: usize) -> *mut T {
-        self.0.add(i)
-    }
-
-    unsafe fn offset(&self, i: isize) -> *mut T {
-        self.0.offset(i)
-    }
-}
-
-/// A row, the vectors beside it, the row of the result, their length, and room for a row of f32.
-type RowWork<'a, T> = dyn Fn(*const T, &[*const T], *mut T, usize, *mut f32) + Sync + 'a;
-
-/// Calls `work` for each row of the first input with the vectors `rest`, the row of `out`, and room for a row of f32.
-unsafe fn by_rows<T: Element>(x: &View, rest: &[View], out: &View, work: &RowWork<T>) {
-    thread_local! {
-        static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
-    }
-    let (rows, count) = x.rows();
-    let step = x.step();
-    // Vectors of one axis, made contiguous where they are not.
-    let copies: Vec<Option<Vec<T>>> = rest
-        .iter()
-        .map(|vector| match vector.strides().last() {
-            Some(1) | None => None,
-            Some(step) => Some(gather::<T>(vector.data.cast(), *step as isize, count)),
-        })
-        .collect();
-    let vectors: Vec<Shared<T>> = rest
-        .iter()
-        .zip(&copies)
-        .map(|(vector, copy)| match copy {
-            Some(copy) => Shared(copy.as_ptr().cast_mut()),
-            None => Shared(vector.data.cast::<T>()),
-        })
-        .collect();
-    let (from, to) = (Shared(x.data.cast::<T>()), Shared(out.data.cast::<T>()));
-    let parts = (rows * count).div_ceil(PART).min(rows);
-    pool::parallel(parts, rows * count >= WORTH_SHARING, &|part| {
-        SCRATCH.with_borrow_mut(|scratch| {
-            if scratch.len() < count {
-                scratch.resize(count, 0.0);
-            }
-            let vectors: Vec<*const T> = vectors
-                .iter()
-                .map(|vector| vector.at(0).cast_const())
-                .collect();
-            for row in rows * part / parts..rows * (part + 1) / parts {
-                // SAFETY: the view's own shape and strides, and a row that is this part's alone.
-                unsafe {
-                    let to = to.offset(out.row(row));
-                    let mut x = from.offset(x.row(row)).cast_const();
-                    if step != 1 {
-                        // The row of the result serves as the place to copy to: each kernel reads a row before it writes it.
-                        for i in 0..count {
-                            to.add(i).write(x.offset(i as isize * step).read());
-                        }
-                        x = to;
-                    }
-                    work(x, &vectors, to, count, scratch.as_mut_ptr());
-                }
-            }
-        })
-    });
-}
-
-unsafe fn gather<T: Element>(from: *const T, step: isize, count: usize) -> Vec<T> {
-    (0..count as isize)
-        .map(|i| from.offset(i * step).read())
-        .collect()
-}
-
-unsafe fn run_product<T: Element>(level: Level, a: &View, b: &View, out: &View) {
-    let matrix = |view: &View, number: usize| {
-        let (shape, strides) = (view.shape(), view.strides());
-        let rank = shape.len();
-        // The axes before the last two, of which those of size 1 are repeated.
-        let mut offset = 0;
-        let mut number = number;
-        for axis in (0..out.shape().len() - 2).rev() {
-            let size = out.shape()[axis] as usize;
-            let own = (axis + rank).checked_sub(out.shape().len());
-            if let Some(own) = own.filter(|own| shape[*own] != 1) {
-                offset += (number % size) as isize * strides[own] as isize;
-            }
-            number /= size;
-        }
-        gemm::Matrix {
-            data: view.data.cast::<T>().cast_const().offset(offset),
-            row: strides[rank - 2] as isize,
-            column: strides[rank - 1] as isize,
-        }
-    };
-    let sizes = |view: &View, back: usize| view.shape()[view.shape().len() - back] as usize;
-    let (rows, terms, columns) = (sizes(a, 2), sizes(a, 1), sizes(b, 1));
-    let to = Shared(out.data.cast::<T>());
-    let count = out.size() / (rows * columns);
-    let one = |number: usize| {
-        // SAFETY: within the views, and a matrix of the result that is this one's alone.
-        unsafe {
-            let to = to.at(number * rows * columns);
-            let (a, b) = (matrix(a, number), matrix(b, number));
-            gemm::product::<T>(level, a, b, to, (rows, terms, columns));
-        }
-    };
-    // Many products go one to a thread, few of them are each shared out.
-    if count >= 2 * pool::threads() {
-        let work = count * rows * terms * columns;
-        pool::parallel(count, work >= gemm::WORTH_SHARING, &one);
-    } else {
-        for number in 0..count {
-            one(number);
-        }
-    }
 }

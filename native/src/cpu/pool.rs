@@ -11,7 +11,28 @@ use std::time::{Duration, Instant};
 /// another closer than that.
 const SPIN: Duration = Duration::from_micros(50);
 
+/// Elements from which a second thread pays: below, waking it takes longer than the work.
+pub const WORTH_SHARING: usize = 32_768;
+/// Elements in a part of shared work.
+pub const PART: usize = 8_192;
+
 type Work = dyn Fn(usize) + Sync;
+
+/// A pointer that threads may share, each for elements of its own.
+pub struct Shared<T>(pub *mut T);
+
+// SAFETY: the parts that threads write do not overlap.
+unsafe impl<T> Sync for Shared<T> {}
+
+impl<T> Shared<T> {
+    pub unsafe fn at(&self, i: usize) -> *mut T {
+        self.0.add(i)
+    }
+
+    pub unsafe fn offset(&self, i: isize) -> *mut T {
+        self.0.offset(i)
+    }
+}
 
 /// One call of [`parallel`]: parts are taken by number until none is left.
 #[derive(Clone, Copy)]

@@ -2,10 +2,11 @@
 
 use super::element::Element;
 use super::fold::{Fold, Product, Sum};
+use super::pool::{self, Shared};
+use super::rows;
+use super::simd::dispatch;
 use super::simd::{load_part, store_part, Level, Simd};
-use super::{pool, rows, Shared};
-use crate::dispatch;
-use crate::mlx::View;
+use super::View;
 use smallvec::SmallVec;
 use std::ffi::CStr;
 

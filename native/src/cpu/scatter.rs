@@ -2,8 +2,9 @@
 //! there are.
 
 use super::element::Element;
-use super::{pool, slices, Shared, WORTH_SHARING};
-use crate::mlx::View;
+use super::pool::{self, Shared, WORTH_SHARING};
+use super::slices;
+use super::View;
 use smallvec::SmallVec;
 
 /// Numbers of an update beside each other from which threads share it.

@@ -5,8 +5,8 @@ use super::binary::{self, Pair};
 use super::gemm::{self, Matrix};
 use super::simd::Level;
 use super::unary::{self, Function};
+use super::View;
 use super::{element::Element, rows};
-use crate::mlx::View;
 use half::{bf16, f16};
 
 /// Whole numbers from a seed.

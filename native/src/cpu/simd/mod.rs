@@ -157,7 +157,7 @@ impl Level {
 
 /// Defines `$name`, which runs `$body::<S, …>` in the form that `level` says: the generic function is compiled anew, with all that
 /// it inlines, for each.
-#[macro_export]
+
 macro_rules! dispatch {
     ($(#[$doc:meta])* $vis:vis fn $name:ident $(<$($T:ident: $bound:path),+>)? ($($arg:ident: $type:ty),* $(,)?) = $body:ident) => {
         $(#[$doc])*
@@ -187,3 +187,5 @@ macro_rules! dispatch {
         }
     };
 }
+
+pub(crate) use dispatch;
