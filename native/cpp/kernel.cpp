@@ -1,6 +1,6 @@
-// Operations of MLX's graph whose kernel is this crate's: a function in Rust (src/cpu/) on the CPU, a text in CUDA's C++ (src/op/cuda/)
-// on the GPU. Built by build.rs where there is no Accelerate; called through src/mlx alone. MLX has no C interface for operations
-// of one's own, hence C++.
+// Operations of MLX's graph whose kernel is our own: a function in Rust (native/cpu) on the CPU, a text in CUDA's C++
+// (src/op/cuda/) on the GPU. Built by build.rs where there is no Accelerate; called through src/mlx alone. MLX has no C
+// interface for operations of one's own, hence C++.
 
 #include <cstdint>
 #include <exception>
@@ -25,7 +25,7 @@ namespace core = mlx::core;
 
 extern "C" {
 
-// What a kernel sees of an array while it runs; the same in src/mlx/custom_op.rs.
+// What a kernel sees of an array while it runs; the same in native/cpu/src/view.rs.
 struct emlx_view {
   void* data;
   const int32_t* shape;

@@ -1,55 +1,20 @@
-//! Kernels of our own for the CPU, where MLX's are slow: vectorised, on all cores, 16-bit floats in f32. Called by the table of
-//! operations (op/), which asks [`takes`] first; on the GPU, on macOS (Accelerate) and for other types MLX's own run.
-//!
-//! Beside mlx.rs this is where `unsafe` is: raw pointers come from MLX, and vector instructions are unsafe where a machine may lack them.
+//! The CPU's kernels of our own (the crate `emlx_cpu`, native/cpu) as operations on MLX's arrays. Called by the table
+//! of operations (op/), which asks [`takes`] first; on the GPU, on macOS (Accelerate) and for other types MLX's own
+//! run.
 
-#![allow(clippy::missing_safety_doc)]
-
-mod attention;
-mod binary;
-mod by_rows;
-mod chain;
-mod element;
-mod few;
-mod fold;
-mod gemm;
-mod kernel;
-mod math;
 mod node;
-mod pool;
-mod product;
-mod quantized;
-mod reduce;
-mod rope;
-mod rows;
-mod scan;
-mod scatter;
-mod simd;
-mod slices;
-#[cfg(test)]
-mod tests;
-mod unary;
-mod view;
 
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::mlx::{self, Stream};
-pub use attention::Mask;
-pub use binary::Pair;
-pub use chain::{Link, Links, Operand, MAX_LINKS};
-pub use element::ElementType;
-pub use kernel::Kernel;
+pub use emlx_cpu::{
+    has_vectors, Function, Link, Links, Mask, Operand, Pair, Reduction, Rope, Scan, MAX_LINKS,
+};
+use emlx_cpu::{Kernel, WORTH_SHARING};
 use mlx_rs::Array;
 use node::Layout;
-use pool::WORTH_SHARING;
-pub use reduce::Reduction;
-pub use rope::Rope;
-pub use scan::Scan;
-use simd::Level;
 use smallvec::{smallvec, SmallVec};
-pub use unary::Function;
-pub use view::View;
 
 /// Elements of a row from which operands that are repeated along rows are worth a kernel here.
 const SHORTEST_ROW: i32 = 16;
@@ -72,11 +37,6 @@ pub fn are_there() -> bool {
 /// Whether they are built here: not on macOS.
 pub fn are_built() -> bool {
     cfg!(emlx_kernels)
-}
-
-/// Whether the machine has the vector instructions that products here are written for; without them BLAS is quicker.
-pub fn has_vectors() -> bool {
-    Level::best() != Level::Portable
 }
 
 /// For benchmarks that compare with MLX's own kernels (`bench/cpu_kernels.exs`).

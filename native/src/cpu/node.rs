@@ -1,8 +1,8 @@
 //! Nodes of MLX's graph that run a [`Kernel`]: the Rust side of cpp/kernel.cpp.
 
-use super::{ElementType, Kernel, View};
 use crate::base::{Dtype, Error, Result};
 use crate::mlx::{self, Functions, Stream};
+use emlx_cpu::{ElementType, Kernel, View};
 use mlx_rs::Array;
 use std::ffi::{c_char, c_void};
 

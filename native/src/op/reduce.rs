@@ -1,4 +1,4 @@
-//! Reductions. Those that add up are kernels of ours on the CPU (cpu/reduce.rs), or are composed of MLX's in
+//! Reductions. Those that add up are kernels of ours on the CPU (native/cpu), or are composed of MLX's in
 //! blocks (blocks.rs), since MLX's CPU kernels keep one running total. 16-bit floats are added up in f32 at least, on
 //! every device. Called by [`Op::apply`] for operations of [`Class::Reduction`](super::Class::Reduction).
 

@@ -1,4 +1,4 @@
-//! Running reductions along an axis. Those that add up are kernels of ours on the CPU (cpu/scan.rs), or are
+//! Running reductions along an axis. Those that add up are kernels of ours on the CPU (native/cpu), or are
 //! composed of MLX's in blocks (blocks.rs), as for reductions (reduce.rs). Called by [`Op::apply`] for operations of
 //! [`Class::Scan`](super::Class::Scan).
 

@@ -1,5 +1,5 @@
-//! Operations on elements, one after another, brought into one node for the CPU (cpu/chain.rs). Called where a program is made,
-//! with the types of its values.
+//! Operations on elements, one after another, brought into one node for the CPU (native/cpu). Called where a program is
+//! made, with the types of its values.
 
 use super::types::Types;
 use super::{Block, Instruction, Step};

@@ -28,7 +28,8 @@ pub enum Kernel {
     Product,
     /// x {n, k}, weights {m, k · bits / 32}, scales and biases {m, k / group}.
     QuantizedProduct { group: usize, bits: usize },
-    /// a, what is written over a slice of it, and where the slice begins: a whole number for each of these axes, of 64 bits or 32.
+    /// a, what is written over a slice of it, and where the slice begins: a whole number for each of these axes, of 64
+    /// bits or 32.
     Update {
         axes: SmallVec<[u8; 8]>,
         is_wide: bool,
@@ -83,13 +84,13 @@ impl Kernel {
         }
     }
 
-    /// Computes `out` from `inputs`, whose numbers are of type `element`, on the calling thread and on the pool's. Panics
-    /// where a part of the work does.
+    /// Computes `out` from `inputs`, whose numbers are of type `element`, on the calling thread and on the pool's.
+    /// Panics where a part of the work does.
     ///
     /// # Safety
-    /// The views are of live arrays, as many and of the shapes and types that the kernel names. Those of `inputs` do not
-    /// change meanwhile, and nobody else reads or writes the elements of `out`, which is no view of anything else but, for
-    /// kernels of elements or rows, of an input with the same strides.
+    /// The views are of live arrays, as many and of the shapes and types that the kernel names. Those of `inputs` do
+    /// not change meanwhile, and nobody else reads or writes the elements of `out`, which is no view of anything else
+    /// but, for kernels of elements or rows, of an input with the same strides.
     pub unsafe fn run(&self, element: ElementType, inputs: &[View], out: &View) {
         if out.size() == 0 {
             return;

@@ -1,7 +1,7 @@
 //! Threads that share a kernel's work: as many as there are cores, the calling one among them. One kernel has them at a time;
 //! another that comes meanwhile, from another stream, works alone. A thread that has done its part waits a moment before it sleeps.
 
-use crate::base::cpu_core;
+use super::cpu_core;
 use std::panic::{catch_unwind, resume_unwind, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};

@@ -1,12 +1,31 @@
 //! What a kernel sees of an array.
 
 use super::gemm::Matrix;
-pub use crate::mlx::View;
+use std::ffi::c_void;
+use std::mem::{offset_of, size_of};
+
+/// An array's numbers, and how they lie. Laid out as `emlx_view` in native/cpp/kernel.cpp, which makes them of MLX's
+/// arrays. Borrows nothing: whoever runs a kernel keeps alive what the pointers go to.
+#[repr(C)]
+pub struct View {
+    pub(crate) data: *mut c_void,
+    shape: *const i32,
+    /// In elements.
+    strides: *const i64,
+    rank: usize,
+}
+
+const _: () = assert!(size_of::<View>() == 4 * size_of::<usize>());
+const _: () = assert!(offset_of!(View, shape) == size_of::<usize>());
+const _: () = assert!(offset_of!(View, strides) == 2 * size_of::<usize>());
+const _: () = assert!(offset_of!(View, rank) == 3 * size_of::<usize>());
 
 impl View {
-    /// Of an array of the test's own, which has to outlive it.
-    #[cfg(test)]
-    pub fn of<T>(data: *const T, shape: &[i32], strides: &[i64]) -> View {
+    /// Of the array that begins at `data`; `strides` are in elements, one for each axis.
+    ///
+    /// # Safety
+    /// Data, shape and strides outlive the view, and there are as many strides as axes.
+    pub unsafe fn of<T>(data: *const T, shape: &[i32], strides: &[i64]) -> View {
         View {
             data: data.cast_mut().cast(),
             shape: shape.as_ptr(),
@@ -19,12 +38,12 @@ impl View {
         if self.rank == 0 {
             return &[];
         }
-        // SAFETY: MLX's own, alive while the kernel runs.
+        // SAFETY: of the array, which outlives the view.
         unsafe { std::slice::from_raw_parts(self.shape, self.rank) }
     }
 
     /// An array of two axes.
-    pub fn matrix<T>(&self) -> Matrix<T> {
+    pub(crate) fn matrix<T>(&self) -> Matrix<T> {
         Matrix {
             data: self.data.cast(),
             row: self.strides()[0] as isize,
@@ -37,7 +56,7 @@ impl View {
         if self.rank == 0 {
             return &[];
         }
-        // SAFETY: MLX's own, alive while the kernel runs.
+        // SAFETY: of the array, which outlives the view.
         unsafe { std::slice::from_raw_parts(self.strides, self.rank) }
     }
 
@@ -74,5 +93,5 @@ impl View {
     }
 }
 
-// SAFETY: a kernel's threads read what MLX keeps alive, and write parts that do not overlap.
+// SAFETY: a kernel's threads read what its caller keeps alive, and write parts that do not overlap.
 unsafe impl Sync for View {}
