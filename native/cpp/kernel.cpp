@@ -1,6 +1,6 @@
-// Operations of MLX's graph whose kernel is this crate's: a function in Rust (src/kernels/) on the CPU, a text in CUDA's C++ (src/op/cuda/)
-// on the GPU. Built by build.rs where there is no Accelerate; called through src/mlx alone. MLX has no C interface for operations
-// of one's own, hence C++.
+// Operations of MLX's graph whose kernel is our own: a function in Rust (native/cpu) on the CPU, a text in CUDA's C++
+// (src/op/cuda/) on the GPU. Built by build.rs where there is no Accelerate; called through src/mlx alone. MLX has no C
+// interface for operations of one's own, hence C++.
 
 #include <cstdint>
 #include <exception>
@@ -25,7 +25,7 @@ namespace core = mlx::core;
 
 extern "C" {
 
-// What a kernel sees of an array while it runs; the same in src/mlx/custom_op.rs.
+// What a kernel sees of an array while it runs; the same in native/cpu/src/view.rs.
 struct emlx_view {
   void* data;
   const int32_t* shape;
@@ -45,7 +45,7 @@ struct emlx_kernel {
 
 namespace {
 
-// As in src/kernels/node.rs.
+// As in src/cpu/node.rs.
 enum Layout { ROWS = 0, TOGETHER = 1, LIKE_FIRST = 2, HEADS_INSIDE = 3 };
 
 class Kernel : public core::UnaryPrimitive {
@@ -107,7 +107,7 @@ class Kernel : public core::UnaryPrimitive {
     return {a.size() == 0 ? nullptr : a.data<void>(), a.shape().data(), a.strides().data(), a.ndim()};
   }
 
-  // Gives `out` its memory, as src/kernels/node.rs says of each layout.
+  // Gives `out` its memory, as src/cpu/node.rs says of each layout.
   void allocate(const std::vector<core::array>& inputs, core::array& out) const {
     const auto& first = inputs[0];
     if (layout_ == TOGETHER && take_together(inputs, out)) {

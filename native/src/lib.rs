@@ -6,15 +6,15 @@
 //! | base | `base` | errors, types, devices |
 //! | mlx | `mlx` | MLX's C interface, safely |
 //! | handle | `handle` | arrays as the BEAM holds them |
-//! | cpu | `kernels` | kernels of our own for the CPU |
+//! | cpu | `cpu` | kernels of our own for the CPU |
 //! | op | `op` | the table of operations, and what each does |
 //! | program | `program` | recorded operations, and how they run |
 //! | runtime | `runtime` | threads that compute |
 //! | nif | `nif` | the functions of `EMLX.Native` |
 
 mod base;
+mod cpu;
 mod handle;
-mod kernels;
 mod mlx;
 mod nif;
 #[cfg(test)]

@@ -1,6 +1,5 @@
 //! What every other layer stands on: element types, devices and errors.
 
-pub mod cpu_core;
 pub mod device;
 pub mod dtype;
 pub mod error;

@@ -3,20 +3,11 @@
 use super::error::one;
 use super::Stream;
 use crate::base::Result;
+use emlx_cpu::View;
 use mlx_rs::Array;
 use mlx_sys as sys;
 use smallvec::SmallVec;
 use std::ffi::{c_char, c_int, c_void};
-
-/// What a function of ours sees of an array; laid out as `emlx_view`.
-#[repr(C)]
-pub struct View {
-    pub data: *mut c_void,
-    pub shape: *const i32,
-    /// In elements.
-    pub strides: *const i64,
-    pub rank: usize,
-}
 
 pub type Run = unsafe extern "C" fn(
     *const c_void,

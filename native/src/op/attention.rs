@@ -1,10 +1,10 @@
 //! Scaled dot-product attention. Called by fused.rs.
 
 use super::{check, matmul, MaskMode};
+use crate::cpu;
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::kernels;
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
 
@@ -80,7 +80,7 @@ pub fn attention(
         return masked_attention(q, k, v, seen, sinks, scale, s);
     }
     if let Some((kind, mask)) = own_mask(q, k, v, mask, sinks, mode, device, s)? {
-        return kernels::attention(q, k, v, mask.as_ref(), kind, scale, s);
+        return cpu::attention(q, k, v, mask.as_ref(), kind, scale, s);
     }
     // MLX has no fused form on the CPU; what it composes there multiplies 16-bit matrices without BLAS.
     let work = (q.size() as u64).saturating_mul(key[2] as u64);
@@ -106,22 +106,22 @@ fn own_mask(
     mode: &str,
     device: Device,
     s: &Stream,
-) -> Result<Option<(kernels::Mask, Option<Array>)>> {
+) -> Result<Option<(cpu::Mask, Option<Array>)>> {
     let dtype = mlx::dtype(q);
     let same = mlx::dtype(k) == dtype && mlx::dtype(v) == dtype;
     let filled = q.size() > 0 && v.size() > 0;
-    if !kernels::takes(device, q) || !same || !filled || sinks.is_some() {
+    if !cpu::takes(device, q) || !same || !filled || sinks.is_some() {
         return Ok(None);
     }
     let (queries, keys) = (q.shape()[2], k.shape()[2]);
     Ok(match mask {
         // MLX has it that queries before the first key see all.
-        None if mode == "causal" => (queries <= keys).then_some((kernels::Mask::Causal, None)),
-        None => Some((kernels::Mask::None, None)),
+        None if mode == "causal" => (queries <= keys).then_some((cpu::Mask::Causal, None)),
+        None => Some((cpu::Mask::None, None)),
         Some(mask) => {
             let kind = match mlx::dtype(mask) {
-                Dtype::Bool => kernels::Mask::Seen,
-                other if other == dtype => kernels::Mask::Added,
+                Dtype::Bool => cpu::Mask::Seen,
+                other if other == dtype => cpu::Mask::Added,
                 _ => return Ok(None),
             };
             let scores = [q.shape()[0], q.shape()[1], queries, keys];

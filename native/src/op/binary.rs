@@ -3,10 +3,10 @@
 
 use super::creation::{float, int};
 use super::{cast, double, one, Inputs, Outputs};
+use crate::cpu::{self, Pair};
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::kernels::{self, Pair};
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
 use smallvec::smallvec;
@@ -65,7 +65,7 @@ impl Binary {
 pub fn apply(op: Binary, inputs: &Inputs, device: Device, s: &Stream) -> Result<Outputs> {
     if let Some(pair) = op.kernel() {
         let [a, b] = inputs.exactly()?;
-        if let Some(output) = kernels::binary(pair, a, b, device, s)? {
+        if let Some(output) = cpu::binary(pair, a, b, device, s)? {
             return Ok(one(output));
         }
     }

@@ -2,10 +2,10 @@
 //! not a matrix product one number after the other.
 
 use super::{cast, check, matmul, reduce};
+use crate::cpu;
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::kernels;
 use crate::mlx::{self, Stream, Vector};
 use mlx_rs::Array;
 
@@ -25,7 +25,7 @@ pub fn einsum(subscripts: &str, operands: &[&Array], device: Device, s: &Stream)
             "an ellipsis is not supported for integers; name every axis",
         ));
     }
-    let is_off = kernels::are_built() && !kernels::are_there();
+    let is_off = cpu::are_built() && !cpu::are_there();
     if is_whole || device == Device::Cpu && !has_ellipsis && !is_off {
         return in_pairs(&clean, operands, device, s);
     }

@@ -4,10 +4,10 @@
 
 use super::creation::int;
 use super::{check, one, shape, Inputs, Op, Outputs};
+use crate::cpu;
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::kernels;
 use crate::mlx::{self, Stream, Vector};
 use mlx_rs::Array;
 
@@ -189,8 +189,8 @@ fn own_scatter_add(
 ) -> Result<Option<Array>> {
     let dtype = mlx::dtype(a);
     let is_pair = dtype == Dtype::C64;
-    let takes = device == Device::Cpu && kernels::are_there();
-    if !takes || !(kernels::has_type(dtype) || is_pair) || a.size() == 0 {
+    let takes = device == Device::Cpu && cpu::are_there();
+    if !takes || !(cpu::has_type(dtype) || is_pair) || a.size() == 0 {
         return Ok(None);
     }
     check::lengths(&[("axes", axes.len())], indices.len())?;
@@ -220,10 +220,10 @@ fn own_scatter_add(
     let updates = mlx::astype(updates, dtype, s)?;
     let axes = axes.iter().map(|axis| *axis as u8).collect();
     if !is_pair {
-        return kernels::scatter_add(a, &updates, &indices, axes, s).map(Some);
+        return cpu::scatter_add(a, &updates, &indices, axes, s).map(Some);
     }
     let (pairs, updates) = (as_pairs(a, s)?, as_pairs(&updates, s)?);
-    let added = kernels::scatter_add(&pairs, &updates, &indices, axes, s)?;
+    let added = cpu::scatter_add(&pairs, &updates, &indices, axes, s)?;
     let added = mlx::view(&added, Dtype::C64, s)?;
     mlx::squeeze(&added, &[a.ndim() as i32], s).map(Some)
 }
@@ -357,14 +357,14 @@ pub fn scatter_add_axis(
         let same = |(i, (own, size)): (usize, (&i32, &i32))| i == axis || *own == 1 || own == size;
         shape.len() == a.ndim() && indices.ndim() == a.ndim() && sizes.into_iter().all(same)
     });
-    if let (true, Some(mut shape)) = (kernels::takes(device, a) && a.size() > 0, shape) {
+    if let (true, Some(mut shape)) = (cpu::takes(device, a) && a.size() > 0, shape) {
         for (i, size) in a.shape().iter().enumerate().filter(|(i, _)| *i != axis) {
             shape[i] = *size;
         }
         let index = mlx::broadcast_to(&mlx::astype(&indices, Dtype::S64, s)?, &shape, s)?;
         let values = mlx::astype(values, mlx::dtype(a), s)?;
         let values = mlx::broadcast_to(&values, &shape, s)?;
-        return kernels::scatter_add_along(a, &values, &index, axis as u8, s);
+        return cpu::scatter_add_along(a, &values, &index, axis as u8, s);
     }
     scatter_in_wide(a, values, s, |a, values| {
         mlx::scatter_add_axis(a, &indices, values, axis as i32, s)

@@ -7,10 +7,10 @@ use super::{
     blocks, cast, check, einsum, indexing, integer_matmul, one, reduce, shape, Inputs, Number, Op,
     Outputs,
 };
+use crate::cpu;
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::kernels;
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
 
@@ -101,13 +101,13 @@ fn short_matmul(a: &Array, b: &Array, device: Device, s: &Stream) -> Result<Arra
 
 fn own_product(a: &Array, b: &Array, shape: &[i32], s: &Stream) -> Result<Array> {
     if b.ndim() > 2 || a.ndim() == 2 {
-        return kernels::product(a, b, shape, s);
+        return cpu::product(a, b, shape, s);
     }
     // One matrix for all rows: as one product.
     let (terms, columns) = (b.shape()[0], b.shape()[1]);
     let rows = mlx::reshape(a, &[-1, terms], s)?;
     let flat = [rows.shape()[0], columns];
-    mlx::reshape(&kernels::product(&rows, b, &flat, s)?, shape, s)
+    mlx::reshape(&cpu::product(&rows, b, &flat, s)?, shape, s)
 }
 
 /// Terms of a product from which BLAS, which may add them up in a row, is not asked for all of them at once.
@@ -119,7 +119,7 @@ fn is_long(a: &Array, b: &Array, device: Device) -> bool {
         let dtype = mlx::dtype(array);
         dtype.is_half() || blocks::takes(dtype)
     };
-    let is_off = kernels::are_built() && !kernels::are_there();
+    let is_off = cpu::are_built() && !cpu::are_there();
     let terms = a.shape().last().copied().unwrap_or(0);
     // The terms of a vector, or of a matrix's columns.
     let below = b.shape().iter().nth_back(1).or(b.shape().last());
@@ -160,7 +160,7 @@ fn of_matrices(
 /// A product whose terms are added up in blocks, by the kernel here or composed.
 fn long_matmul(a: &Array, b: &Array, device: Device, s: &Stream) -> Result<Array> {
     let (a, b) = cast::promoted(a, b, s)?;
-    if kernels::takes(device, &a) {
+    if cpu::takes(device, &a) {
         if let Some(shape) = product_shape(&a, &b) {
             return own_product(&a, &b, &shape, s);
         }
@@ -181,8 +181,8 @@ const OWN_PRODUCT_BREAK_EVEN: u64 = 64 * 64 * 64;
 
 /// The shape of a product that the kernel here takes.
 fn own_product_shape(a: &Array, b: &Array, device: Device) -> Option<Vec<i32>> {
-    let fits = kernels::takes(device, a)
-        && kernels::has_vectors()
+    let fits = cpu::takes(device, a)
+        && cpu::has_vectors()
         && mlx::dtype(a) == mlx::dtype(b)
         && work(a, b) >= OWN_PRODUCT_BREAK_EVEN;
     fits.then(|| product_shape(a, b)).flatten()

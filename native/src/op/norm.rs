@@ -1,10 +1,10 @@
 //! RMS and layer norms. Called by fused.rs.
 
 use super::{cuda, reduce};
+use crate::cpu;
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::kernels;
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
 
@@ -52,8 +52,8 @@ pub fn rms_norm(
 ) -> Result<Array> {
     check_fused_type(x)?;
     check_last_axis(x, "weight", weight)?;
-    if kernels::takes(device, x) && x.ndim() > 0 && same_type(x, &[weight]) {
-        return kernels::rms_norm(x, weight, eps as f32, s);
+    if cpu::takes(device, x) && x.ndim() > 0 && same_type(x, &[weight]) {
+        return cpu::rms_norm(x, weight, eps as f32, s);
     }
     if device == Device::Gpu || x.size() == 0 || x.ndim() == 0 {
         return mlx::rms_norm(x, weight, eps as f32, s);
@@ -67,7 +67,7 @@ pub fn rms_norm(
 /// Along the last axis, which is kept.
 fn mean_of_rows(x: &Array, device: Device, s: &Stream) -> Result<Array> {
     let last = [x.ndim() as i32 - 1];
-    reduce::reduce(kernels::Reduction::Mean, x, &last, true, device, s)
+    reduce::reduce(cpu::Reduction::Mean, x, &last, true, device, s)
 }
 
 fn inverse_root(square: &Array, eps: f64, s: &Stream) -> Result<Array> {
@@ -112,8 +112,8 @@ pub fn layer_norm(
         }
         return mlx::layer_norm(x, weight, bias, eps as f32, s);
     }
-    if kernels::takes(device, x) && x.ndim() > 0 && same_type(x, &[weight, bias]) {
-        return kernels::layer_norm(x, weight, bias, eps as f32, s);
+    if cpu::takes(device, x) && x.ndim() > 0 && same_type(x, &[weight, bias]) {
+        return cpu::layer_norm(x, weight, bias, eps as f32, s);
     }
     // What MLX composes on the CPU leaves one of its nodes on the calling thread's own stream, which no other thread
     // may evaluate.

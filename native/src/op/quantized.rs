@@ -2,10 +2,10 @@
 //! Called by [`Op::apply`] for operations of [`Class::Quantized`](super::Class::Quantized).
 
 use super::{cast, check, fused, gpu, matmul, one, Crossed, Inputs, Op, Outputs};
+use crate::cpu;
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::kernels;
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
 
@@ -154,8 +154,8 @@ pub fn quantized_product(
     let biases = biases?;
     let (group, bits) = (group.unwrap_or(64), bits.unwrap_or(4));
     let terms = *x.shape().last()?;
-    let fits = kernels::takes(device, x)
-        && kernels::has_vectors()
+    let fits = cpu::takes(device, x)
+        && cpu::has_vectors()
         && matches!(bits, 4 | 8)
         && matches!(group, 32 | 64 | 128)
         && x.size() > 0
@@ -174,7 +174,7 @@ pub fn quantized_product(
     let build = || {
         let rows = mlx::reshape(x, &[-1, terms], s)?;
         let inputs = [&rows, w, scales, biases];
-        let product = kernels::quantized_product(&inputs, group as usize, bits as usize, s)?;
+        let product = cpu::quantized_product(&inputs, group as usize, bits as usize, s)?;
         let mut shape = x.shape().to_vec();
         if let Some(last) = shape.last_mut() {
             *last = w.shape()[0];

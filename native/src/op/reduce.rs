@@ -1,13 +1,13 @@
-//! Reductions. Those that add up are kernels of ours on the CPU (kernels/reduce.rs), or are composed of MLX's in
+//! Reductions. Those that add up are kernels of ours on the CPU (native/cpu), or are composed of MLX's in
 //! blocks (blocks.rs), since MLX's CPU kernels keep one running total. 16-bit floats are added up in f32 at least, on
 //! every device. Called by [`Op::apply`] for operations of [`Class::Reduction`](super::Class::Reduction).
 
 use super::creation::{constant, float};
 use super::{arg_reduce, blocks, cast, double, gpu, one, shape, Inputs, Number, Op, Outputs};
+use crate::cpu::{self, Reduction};
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::Result;
-use crate::kernels::{self, Reduction};
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
 use smallvec::SmallVec;
@@ -197,9 +197,9 @@ pub enum Way {
 
 pub fn way(dtype: Dtype, is_taken: bool, device: Device) -> Way {
     let adds_up = dtype.is_half() || blocks::takes(dtype);
-    let is_off = kernels::are_built() && !kernels::are_there();
+    let is_off = cpu::are_built() && !cpu::are_there();
     match device {
-        Device::Cpu if adds_up && !is_off => match is_taken && kernels::are_there() {
+        Device::Cpu if adds_up && !is_off => match is_taken && cpu::are_there() {
             true => Way::Own,
             false => Way::Blocks,
         },
@@ -239,7 +239,7 @@ pub fn reduce(
             return spread_of_complex(reduction, ddof, a, axes, keepdims, device, s);
         }
     }
-    match way(dtype, kernels::reduces(reduction, dtype), device) {
+    match way(dtype, cpu::reduces(reduction, dtype), device) {
         Way::Own => {
             let sizes = a.shape().iter().enumerate();
             let shape: SmallVec<[i32; 8]> = sizes
@@ -249,7 +249,7 @@ pub fn reduce(
                 })
                 .collect();
             let axes = axes.iter().map(|axis| *axis as u8).collect();
-            kernels::reduce(reduction, a, axes, &shape, s)
+            cpu::reduce(reduction, a, axes, &shape, s)
         }
         Way::Blocks => in_single(a, s, |a| in_blocks(reduction, a, axes, keepdims, s)),
         Way::Mlx => in_single(a, s, |a| match device {

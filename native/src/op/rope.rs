@@ -1,9 +1,9 @@
 //! Rotary position embedding. Called by fused.rs.
 
 use super::{cuda, gpu, norm};
+use crate::cpu;
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::kernels;
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
 
@@ -55,14 +55,14 @@ pub fn rope(
         Some(freqs) => base.is_none() && halves(freqs),
         None => base.is_some(),
     };
-    if kernels::takes(device, x) && fits && known && mlx::dtype(offset).is_integer() {
-        let rope = kernels::Rope {
+    if cpu::takes(device, x) && fits && known && mlx::dtype(offset).is_integer() {
+        let rope = cpu::Rope {
             dims: dims as usize,
             traditional,
             base: base.unwrap_or(1.0),
             scale,
         };
-        return kernels::rope(x, rope, offset, freqs, s);
+        return cpu::rope(x, rope, offset, freqs, s);
     }
     mlx::rope(x, dims, traditional, base, scale, offset, freqs, s)
 }

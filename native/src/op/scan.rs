@@ -1,11 +1,11 @@
-//! Running reductions along an axis. Those that add up are kernels of ours on the CPU (kernels/scan.rs), or are
+//! Running reductions along an axis. Those that add up are kernels of ours on the CPU (native/cpu), or are
 //! composed of MLX's in blocks (blocks.rs), as for reductions (reduce.rs). Called by [`Op::apply`] for operations of
 //! [`Class::Scan`](super::Class::Scan).
 
 use super::{blocks, cast, double, gpu, reduce, window, Inputs, Op, Outputs};
+use crate::cpu::{self, Scan};
 use crate::device::Device;
 use crate::error::Result;
-use crate::kernels::{self, Scan};
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
 
@@ -81,8 +81,8 @@ pub fn scan(
     s: &Stream,
 ) -> Result<Array> {
     let dtype = mlx::dtype(a);
-    match reduce::way(dtype, kernels::scans(scan, dtype), device) {
-        reduce::Way::Own => kernels::scan(scan, a, axis as u8, reverse, inclusive, s),
+    match reduce::way(dtype, cpu::scans(scan, dtype), device) {
+        reduce::Way::Own => cpu::scan(scan, a, axis as u8, reverse, inclusive, s),
         reduce::Way::Blocks => reduce::in_single(a, s, |a| {
             scan_in_blocks(scan, a, axis, reverse, inclusive, s)
         }),

@@ -3,10 +3,10 @@
 
 use super::creation::int;
 use super::{check, gpu, indexing, one, Inputs, Op, Outputs};
+use crate::cpu;
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::kernels;
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
 use smallvec::SmallVec;
@@ -138,9 +138,9 @@ pub fn slice_dynamic(
     for (axis, size) in axes.iter().zip(sizes) {
         whole[check::axis(a, *axis)?] = *size;
     }
-    if kernels::slices(device, mlx::dtype(a)) {
+    if cpu::slices(device, mlx::dtype(a)) {
         let (start, axes) = places(a, start, axes, s)?;
-        return kernels::slice(a, &start, axes, &whole, s);
+        return cpu::slice(a, &start, axes, &whole, s);
     }
     let start = clamp_starts(start, &limits, s)?;
     mlx::slice_dynamic(a, &start, axes, &whole, s)
@@ -168,9 +168,9 @@ pub fn slice_update_dynamic(
     let limits = check_starts(a, start, axes, &sizes)?;
     let update = mlx::astype(update, mlx::dtype(a), s)?;
     let mut sizes = update.shape().iter().zip(a.shape());
-    if kernels::slices(device, mlx::dtype(a)) && sizes.all(|(own, whole)| own <= whole) {
+    if cpu::slices(device, mlx::dtype(a)) && sizes.all(|(own, whole)| own <= whole) {
         let (start, axes) = places(a, start, axes, s)?;
-        return kernels::update(a, &update, &start, axes, s);
+        return cpu::update(a, &update, &start, axes, s);
     }
     let start = clamp_starts(start, &limits, s)?;
     mlx::slice_update_dynamic(a, &update, &start, axes, s)

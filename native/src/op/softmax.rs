@@ -1,10 +1,10 @@
 //! Softmax, and the cross entropy of logits. Called by fused.rs.
 
 use super::{blocks, check, double, indexing, reduce};
+use crate::cpu;
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::Result;
-use crate::kernels;
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
 
@@ -20,7 +20,7 @@ pub fn softmax(
         return softmax(&mlx::astype(a, Dtype::F32, s)?, axes, precise, device, s);
     }
     let adds_up = mlx::dtype(a).is_half() || blocks::takes(mlx::dtype(a));
-    let is_off = device == Device::Cpu && kernels::are_built() && !kernels::are_there();
+    let is_off = device == Device::Cpu && cpu::are_built() && !cpu::are_there();
     if !adds_up || is_off || a.size() == 0 || axes.is_empty() {
         return double::softmax(a, axes, precise, s);
     }
@@ -29,11 +29,11 @@ pub fn softmax(
     if device == Device::Gpu && is_last {
         return mlx::softmax(a, &axes, precise, s);
     }
-    if !kernels::takes(device, a) {
+    if !cpu::takes(device, a) {
         return softmax_of_sums(a, &axes, device, s);
     }
     if is_last {
-        return kernels::softmax(a, s);
+        return cpu::softmax(a, s);
     }
     // The axes moved to the end, as one, and back.
     let kept: Vec<i32> = (0..rank).filter(|axis| !axes.contains(axis)).collect();
@@ -41,7 +41,7 @@ pub fn softmax(
     let front = mlx::transpose(a, &order, s)?;
     let lead = &front.shape()[..kept.len()];
     let rows = mlx::reshape(&front, &[lead, &[-1]].concat(), s)?;
-    let softmax = mlx::reshape(&kernels::softmax(&rows, s)?, front.shape(), s)?;
+    let softmax = mlx::reshape(&cpu::softmax(&rows, s)?, front.shape(), s)?;
     let back: Vec<i32> = (0..rank)
         .filter_map(|axis| order.iter().position(|from| *from == axis))
         .map(|place| place as i32)

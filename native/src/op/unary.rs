@@ -3,10 +3,10 @@
 
 use super::creation::{float, int};
 use super::{cast, double, gpu, one, Inputs, Outputs};
+use crate::cpu::{self, Function};
 use crate::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::kernels::{self, Function};
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
 
@@ -87,7 +87,7 @@ impl Unary {
 pub fn apply(op: Unary, inputs: &Inputs, device: Device, s: &Stream) -> Result<Outputs> {
     if let Some(function) = op.kernel() {
         let [a] = inputs.exactly()?;
-        if let Some(output) = kernels::unary(function, a, device, s)? {
+        if let Some(output) = cpu::unary(function, a, device, s)? {
             return Ok(one(output));
         }
     }

@@ -1,8 +1,8 @@
 //! Keeps a CPU stream's thread awake for a moment after it has computed something: who reads a value often wants the next one, and
 //! waking a thread takes 20 to 50 µs on a virtual machine, as long as a small graph takes altogether. Used by queues.
 
-use crate::base::cpu_core;
 use crate::mlx::{self, GraphLock};
+use emlx_cpu::cpu_core;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};

@@ -1,23 +1,25 @@
-# The layers of native/src: a file imports only from its own layer and from those below.
+# The layers of native/src: a file imports only from its own layer and from those below. The crate of the CPU kernels,
+# native/cpu, is below all of them.
 defmodule EMLX.LayersTest do
   use ExUnit.Case, async: true
 
   @root Path.expand("../../../native/src", __DIR__)
+  @cpu Path.expand("../../../native/cpu", __DIR__)
 
   # From the bottom to the top, each with the folders and files that belong to it.
   @layers [
     base: ~w(base),
     mlx: ~w(mlx),
     handle: ~w(handle),
-    cpu: ~w(kernels),
+    cpu: ~w(cpu),
     op: ~w(op),
     program: ~w(program),
     runtime: ~w(runtime),
     nif: ~w(nif lib)
   ]
 
-  # Names of base's modules that the crate's root has too, and macros, which Rust keeps at the root.
-  @everywhere ~w(device dtype error dispatch)
+  # Names of base's modules that the crate's root has too.
+  @everywhere ~w(device dtype error)
 
   @order @layers |> Keyword.keys() |> Enum.with_index() |> Map.new()
   @of for {layer, parts} <- @layers, part <- parts, into: %{}, do: {part, layer}
@@ -68,6 +70,65 @@ defmodule EMLX.LayersTest do
       end
 
     assert seen == []
+  end
+
+  # The crates that a Cargo.toml depends on, for whatever purpose and under whatever name.
+  defp dependencies(toml) do
+    {names, _} =
+      for line <- String.split(toml, "\n"), reduce: {[], nil} do
+        {names, section} ->
+          cond do
+            match = Regex.run(~r/^\s*\[(?:.*\.)?(?:dev-|build-)?dependencies(?:\.([\w-]+))?\]/, line) ->
+              {names ++ Enum.drop(match, 1), :dependencies}
+
+            line =~ ~r/^\s*\[/ ->
+              {names, nil}
+
+            section == :dependencies ->
+              renamed = Regex.run(~r/\bpackage\s*=\s*"([^"]+)"/, line) || []
+              named = Regex.run(~r/^\s*"?([\w-]+)"?\s*[.=]/, line) || []
+              {names ++ Enum.drop(named, 1) ++ Enum.drop(renamed, 1), section}
+
+            true ->
+              {names, section}
+          end
+      end
+
+    Enum.map(names, &String.replace(&1, "-", "_"))
+  end
+
+  @above ~w(emlx_native mlx_rs mlx_sys rustler)
+
+  test "the CPU kernels' crate depends on neither MLX nor the BEAM nor the NIF" do
+    dependencies = @cpu |> Path.join("Cargo.toml") |> File.read!() |> dependencies()
+    assert "half" in dependencies
+    assert Enum.filter(dependencies, &(&1 in @above)) == []
+  end
+
+  test "a dependency is found in every form that Cargo takes" do
+    toml = """
+    [package]
+    name = "none"
+
+    [dependencies]
+    half = "2"
+    mlx-rs = { version = "1" }
+    other = { package = "rustler", version = "1" }
+    dotted.workspace = true
+
+    [profile.release]
+    lto = "thin"
+
+    [target.'cfg(target_os = "linux")'.dev-dependencies]
+    libc = "0.2"
+
+    [build-dependencies.mlx-sys]
+    version = "1"
+    """
+
+    found = dependencies(toml)
+    for name <- ~w(half mlx_rs rustler dotted libc mlx_sys), do: assert(name in found)
+    for name <- ~w(name none lto), do: refute(name in found)
   end
 
   test "an import that points up is found" do

@@ -1,9 +1,9 @@
 //! Segments of operations on elements, one after another, as one kernel of our own for the CPU.
 
 use super::{Given, Segment};
+use crate::cpu::{self, Links};
 use crate::device::Device;
 use crate::error::{Result, Signature};
-use crate::kernels::{self, Links};
 use crate::mlx::Stream;
 use crate::op::{Applied, Crossed};
 use crate::program::ir::place;
@@ -31,7 +31,7 @@ impl Segment for Chain {
 
     fn build(&self, inputs: &Given, _: Device, stream: &Stream) -> Result<Applied> {
         let (shape, dtype) = &self.signature;
-        let array = kernels::chain(self.links.clone(), &inputs.present(), shape, *dtype, stream)?;
+        let array = cpu::chain(self.links.clone(), &inputs.present(), shape, *dtype, stream)?;
         Ok(Applied {
             outputs: smallvec![array],
             crossed: Crossed::default(),

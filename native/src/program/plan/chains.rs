@@ -2,8 +2,8 @@
 //! what it gives.
 
 use super::{Code, Node, Pass, Scope, Target, Work};
+use crate::cpu::{self, Function, Link, Links, Operand, Pair, MAX_LINKS};
 use crate::error::{Result, Signature};
-use crate::kernels::{self, Function, Link, Links, Operand, Pair, MAX_LINKS};
 use crate::program::engine::chain::Chain;
 use crate::program::types::Types;
 use smallvec::SmallVec;
@@ -132,8 +132,8 @@ fn is_link(node: &Node, types: &Types) -> bool {
         .flatten()
         .map(|value| &types.values[*value as usize])
         .collect();
-    let fits = |operand: &&Signature| kernels::goes_into(&operand.0, operand.1, shape, *dtype);
-    kernels::has_type(*dtype)
+    let fits = |operand: &&Signature| cpu::goes_into(&operand.0, operand.1, shape, *dtype);
+    cpu::has_type(*dtype)
         && operands.iter().all(fits)
         && match of_elements {
             OfElements::Unary(_) => operands.first().is_some_and(|x| x.1 == *dtype),
@@ -277,9 +277,9 @@ mod tests {
             panic!("no chain")
         };
         let links = [
-            Link::Unary(crate::kernels::Function::Exp, Operand::Input(0)),
+            Link::Unary(crate::cpu::Function::Exp, Operand::Input(0)),
             Link::Binary(
-                crate::kernels::Pair::Multiply,
+                crate::cpu::Pair::Multiply,
                 Operand::Link(0),
                 Operand::Input(1),
             ),

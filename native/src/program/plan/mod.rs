@@ -25,9 +25,9 @@ use notes::Notes;
 use super::engine::{captured, step_graph};
 use super::program::{Options, Program};
 use super::types::Types;
+use crate::cpu;
 use crate::device::Device;
 use crate::error::Result;
-use crate::kernels;
 use std::sync::Arc;
 
 /// Code without blocks inside, with operations on few rows merged.
@@ -118,7 +118,7 @@ impl Target {
             merge: options.merge.unwrap_or(is_gpu),
             fuse: options.fuse,
             run_ahead: options.run_ahead,
-            kernels: !is_gpu && kernels::are_there(),
+            kernels: !is_gpu && cpu::are_there(),
             graphs: is_gpu && captured::is_on(),
             step_graphs: is_gpu && step_graph::is_there(),
         }

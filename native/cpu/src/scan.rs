@@ -2,10 +2,11 @@
 
 use super::element::Element;
 use super::fold::{Fold, Product, Sum};
+use super::pool::{self, Shared};
+use super::rows;
+use super::simd::dispatch;
 use super::simd::{load_part, store_part, Level, Simd};
-use super::{pool, rows, Shared};
-use crate::dispatch;
-use crate::mlx::View;
+use super::View;
 use smallvec::SmallVec;
 use std::ffi::CStr;
 
@@ -400,7 +401,8 @@ mod tests {
         let size: i32 = x.shape.iter().product();
         let out = vec![T::narrow(f32::NAN); size as usize];
         let strides = in_rows(&x.shape);
-        let to = View::of(out.as_ptr(), &x.shape, &strides);
+        // SAFETY: of arrays of the test's own, which outlive it.
+        let to = unsafe { View::of(out.as_ptr(), &x.shape, &strides) };
         // SAFETY: the views of arrays that live, both of one shape.
         unsafe { run::<T>(level, how, &x.view(), &to) };
         out

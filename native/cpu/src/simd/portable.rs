@@ -1,7 +1,7 @@
 //! The form of [`Simd`] that any machine has.
 
 use super::Simd;
-use crate::kernels::element::Element;
+use crate::element::Element;
 use half::{bf16, f16};
 
 /// The form that any machine has; the compiler makes of it what the target allows.

@@ -1,6 +1,10 @@
 //! Vectors of f32 for the kernels, and of f64 for their sums: one trait, and AVX-512, AVX2 and portable forms of it. A
 //! kernel is written once over [`Simd`]; [`dispatch!`] compiles it for each form and calls the best that the machine
 //! has.
+//!
+//! The crate pulp (0.22) has such a trait and picks the form as well. Its trait cannot be extended outside of it, and has
+//! no conversion between f32 and bf16, f16, f64 or integers of 8 bits, which nearly every kernel here begins or ends
+//! with.
 
 mod portable;
 #[cfg(target_arch = "x86_64")]
@@ -157,33 +161,34 @@ impl Level {
 
 /// Defines `$name`, which runs `$body::<S, …>` in the form that `level` says: the generic function is compiled anew, with all that
 /// it inlines, for each.
-#[macro_export]
 macro_rules! dispatch {
     ($(#[$doc:meta])* $vis:vis fn $name:ident $(<$($T:ident: $bound:path),+>)? ($($arg:ident: $type:ty),* $(,)?) = $body:ident) => {
         $(#[$doc])*
         #[allow(clippy::too_many_arguments)]
-        $vis unsafe fn $name $(<$($T: $bound),+>)? (level: $crate::kernels::simd::Level, $($arg: $type),*) {
+        $vis unsafe fn $name $(<$($T: $bound),+>)? (level: $crate::simd::Level, $($arg: $type),*) {
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
             #[allow(clippy::too_many_arguments)]
             unsafe fn avx512 $(<$($T: $bound),+>)? ($($arg: $type),*) {
-                $body::<$crate::kernels::simd::Avx512 $($(, $T)+)?>($($arg),*)
+                $body::<$crate::simd::Avx512 $($(, $T)+)?>($($arg),*)
             }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma,f16c")]
             #[allow(clippy::too_many_arguments)]
             unsafe fn avx2 $(<$($T: $bound),+>)? ($($arg: $type),*) {
-                $body::<$crate::kernels::simd::Avx2 $($(, $T)+)?>($($arg),*)
+                $body::<$crate::simd::Avx2 $($(, $T)+)?>($($arg),*)
             }
             match level {
                 #[cfg(target_arch = "x86_64")]
-                $crate::kernels::simd::Level::Avx512 => avx512 $(::<$($T),+>)? ($($arg),*),
+                $crate::simd::Level::Avx512 => avx512 $(::<$($T),+>)? ($($arg),*),
                 #[cfg(target_arch = "x86_64")]
-                $crate::kernels::simd::Level::Avx2 => avx2 $(::<$($T),+>)? ($($arg),*),
-                $crate::kernels::simd::Level::Portable => {
-                    $body::<$crate::kernels::simd::Portable $($(, $T)+)?>($($arg),*)
+                $crate::simd::Level::Avx2 => avx2 $(::<$($T),+>)? ($($arg),*),
+                $crate::simd::Level::Portable => {
+                    $body::<$crate::simd::Portable $($(, $T)+)?>($($arg),*)
                 }
             }
         }
     };
 }
+
+pub(crate) use dispatch;

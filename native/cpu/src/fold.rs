@@ -92,7 +92,7 @@ macro_rules! sums {
         let mut i = 0;
         while i + 8 * $S::LANES <= count {
             $({
-                let sum = $crate::kernels::fold::pairs!($S, |j| {
+                let sum = $crate::fold::pairs!($S, |j| {
                     let $v = <$T>::load::<$S>(x.add(i + j * $S::LANES));
                     $value
                 });

@@ -2,11 +2,10 @@
 //! type, and multiplied by a kernel that keeps a tile of the result in registers (Goto and van de Geijn, 2008).
 
 use super::element::Element;
-use super::pool;
+use super::pool::{self, Shared};
+use super::simd::dispatch;
 use super::simd::{store_part, Level, Simd};
-use super::Shared;
 use super::{few, rows};
-use crate::dispatch;
 use std::cell::RefCell;
 
 /// Rows of a tile, at most; with AVX-512 12 × 32 numbers fill 24 of the 32 registers.

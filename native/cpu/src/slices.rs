@@ -2,8 +2,8 @@
 //! a cache is as much memory as attention reads, so threads share it.
 
 use super::element::Element;
-use super::{pool, Shared, PART, WORTH_SHARING};
-use crate::mlx::View;
+use super::pool::{self, Shared, PART, WORTH_SHARING};
+use super::View;
 
 /// Where the slice begins in `whole`, in elements: within it along every axis, whatever `start` says.
 unsafe fn offset(start: &View, axes: &[u8], is_wide: bool, slice: &View, whole: &View) -> isize {

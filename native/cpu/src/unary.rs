@@ -2,8 +2,8 @@
 
 use super::element::Element;
 use super::math;
+use super::simd::dispatch;
 use super::simd::{load_part, store_part, Level, Simd};
-use crate::dispatch;
 use std::ffi::CStr;
 
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -2,8 +2,9 @@
 //! there are.
 
 use super::element::Element;
-use super::{pool, slices, Shared, WORTH_SHARING};
-use crate::mlx::View;
+use super::pool::{self, Shared, WORTH_SHARING};
+use super::slices;
+use super::View;
 use smallvec::SmallVec;
 
 /// Numbers of an update beside each other from which threads share it.
@@ -208,7 +209,8 @@ mod tests {
         let inputs = [
             a.view(),
             updates.view(),
-            View::of(index.as_ptr(), &index_shape, &one),
+            // SAFETY: of arrays of the test's own, which outlive it.
+            unsafe { View::of(index.as_ptr(), &index_shape, &one) },
         ];
         // SAFETY: arrays that live, of the shapes that are asked for.
         unsafe { add_slices::<T>(&[0], &inputs, &View::of(out.as_mut_ptr(), &shape, &one)) };
@@ -289,7 +291,8 @@ mod tests {
             });
             let out = vec![f32::NAN; size as usize];
             let mut inputs = vec![a.view(), updates.view()];
-            let index = |index: &Vec<i64>| View::of(index.as_ptr(), &lead, &steps);
+            // SAFETY: of arrays of the test's own, which outlive it.
+            let index = |index: &Vec<i64>| unsafe { View::of(index.as_ptr(), &lead, &steps) };
             inputs.extend(indices.iter().map(index));
             // SAFETY: arrays that live, of the shapes that are asked for.
             unsafe { add_slices::<f32>(&axes, &inputs, &View::of(out.as_ptr(), &shape, &strides)) };
@@ -306,7 +309,8 @@ mod tests {
         let index: Vec<i64> = (0..300).map(|i| i % 3).collect();
         let (index_shape, index_strides) = ([300], [1]);
         let out = vec![f32::NAN; 4000];
-        let index = View::of(index.as_ptr(), &index_shape, &index_strides);
+        // SAFETY: of arrays of the test's own, which outlive it.
+        let index = unsafe { View::of(index.as_ptr(), &index_shape, &index_strides) };
         let inputs = [a.view(), updates.view(), index];
         // SAFETY: arrays that live, of the shapes that are asked for.
         unsafe { add_slices::<f32>(&[0], &inputs, &View::of(out.as_ptr(), &shape, &strides)) };

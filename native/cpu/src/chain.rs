@@ -1,9 +1,10 @@
 //! Functions of elements, one after another, in one pass: what one gives the next is a block that stays in a core's own cache.
 
 use super::element::Element;
+use super::pool::{self, Shared, PART, WORTH_SHARING};
 use super::simd::Level;
-use super::{binary, pool, unary, Function, Pair, Shared, PART, WORTH_SHARING};
-use crate::mlx::View;
+use super::View;
+use super::{binary, unary, Function, Pair};
 use smallvec::SmallVec;
 use std::cell::RefCell;
 

@@ -1,7 +1,7 @@
 //! Threads that share a kernel's work: as many as there are cores, the calling one among them. One kernel has them at a time;
 //! another that comes meanwhile, from another stream, works alone. A thread that has done its part waits a moment before it sleeps.
 
-use crate::base::cpu_core;
+use super::cpu_core;
 use std::panic::{catch_unwind, resume_unwind, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
@@ -11,7 +11,28 @@ use std::time::{Duration, Instant};
 /// another closer than that.
 const SPIN: Duration = Duration::from_micros(50);
 
+/// Elements from which a second thread pays: below, waking it takes longer than the work.
+pub const WORTH_SHARING: usize = 32_768;
+/// Elements in a part of shared work.
+pub const PART: usize = 8_192;
+
 type Work = dyn Fn(usize) + Sync;
+
+/// A pointer that threads may share, each for elements of its own.
+pub struct Shared<T>(pub *mut T);
+
+// SAFETY: the parts that threads write do not overlap.
+unsafe impl<T> Sync for Shared<T> {}
+
+impl<T> Shared<T> {
+    pub unsafe fn at(&self, i: usize) -> *mut T {
+        self.0.add(i)
+    }
+
+    pub unsafe fn offset(&self, i: isize) -> *mut T {
+        self.0.offset(i)
+    }
+}
 
 /// One call of [`parallel`]: parts are taken by number until none is left.
 #[derive(Clone, Copy)]

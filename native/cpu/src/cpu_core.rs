@@ -1,6 +1,7 @@
 //! Which of the processor's cores a thread runs on.
 
 /// The core that the calling thread is on; 0 where the system does not tell.
+#[inline]
 pub fn current() -> usize {
     #[cfg(target_os = "linux")]
     // SAFETY: no preconditions.

@@ -3,11 +3,11 @@
 
 use super::element::Element;
 use super::fold::{Fold, LogSum, Product, Spread, Sum, Tile, BLOCK, GROUP};
+use super::pool::{self, Shared};
 use super::rows::{narrow as narrow_row, widen as widen_row};
+use super::simd::dispatch;
 use super::simd::{load_part, Level, Simd};
-use super::{pool, Shared};
-use crate::dispatch;
-use crate::mlx::View;
+use super::View;
 use smallvec::SmallVec;
 use std::cmp::Reverse;
 use std::ffi::CStr;

@@ -4,8 +4,8 @@
 use super::element::Element;
 use super::fold::{sums, Moments};
 use super::math;
+use super::simd::dispatch;
 use super::simd::{load_part, store_part, Simd};
-use crate::dispatch;
 
 /// Every element of a row of `T`, or of two rows, to a row of `U`.
 macro_rules! map {

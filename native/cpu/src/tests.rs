@@ -5,8 +5,8 @@ use super::binary::{self, Pair};
 use super::gemm::{self, Matrix};
 use super::simd::Level;
 use super::unary::{self, Function};
+use super::View;
 use super::{element::Element, rows};
-use crate::mlx::View;
 use half::{bf16, f16};
 
 /// Whole numbers from a seed.
@@ -79,7 +79,8 @@ impl<T: Element> Scattered<T> {
     }
 
     pub fn view(&self) -> View {
-        View::of(&self.data[self.first], &self.shape, &self.strides)
+        // SAFETY: of arrays of the test's own, which outlive it.
+        unsafe { View::of(&self.data[self.first], &self.shape, &self.strides) }
     }
 
     /// Every element with its place, in row-major order.

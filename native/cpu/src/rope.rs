@@ -1,12 +1,11 @@
 //! Rotary position embedding: pairs of a row's elements turned by position · frequency.
 
 use super::element::Element;
-use super::pool;
+use super::pool::{self, Shared, WORTH_SHARING};
 use super::rows::at;
+use super::simd::dispatch;
 use super::simd::{store_part, Level, Simd};
-use super::{Shared, WORTH_SHARING};
-use crate::dispatch;
-use crate::mlx::View;
+use super::View;
 use std::sync::{Arc, Mutex, PoisonError};
 
 #[derive(Clone, Copy, Debug, PartialEq)]

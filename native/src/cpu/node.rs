@@ -1,91 +1,32 @@
 //! Nodes of MLX's graph that run a [`Kernel`]: the Rust side of cpp/kernel.cpp.
 
-use super::gemm::Matrix;
-use super::Kernel;
-use crate::dtype::Dtype;
-use crate::error::Result;
-use crate::mlx::{self, Functions, Stream, View};
+use crate::base::{Dtype, Error, Result};
+use crate::mlx::{self, Functions, Stream};
+use emlx_cpu::{ElementType, Kernel, View};
 use mlx_rs::Array;
 use std::ffi::{c_char, c_void};
 
-impl View {
-    /// Of an array of the test's own, which has to outlive it.
-    #[cfg(test)]
-    pub fn of<T>(data: *const T, shape: &[i32], strides: &[i64]) -> View {
-        View {
-            data: data.cast_mut().cast(),
-            shape: shape.as_ptr(),
-            strides: strides.as_ptr(),
-            rank: shape.len(),
+impl TryFrom<Dtype> for ElementType {
+    type Error = Error;
+
+    /// What kernels take an array's numbers for: a complex one is a pair of f32.
+    fn try_from(dtype: Dtype) -> Result<ElementType> {
+        match dtype {
+            Dtype::F16 => Ok(ElementType::F16),
+            Dtype::Bf16 => Ok(ElementType::Bf16),
+            Dtype::F32 | Dtype::C64 | Dtype::S32 | Dtype::U32 => Ok(ElementType::F32),
+            _ => Err(Error::invalid(format!(
+                "the CPU has no kernels of our own for {}",
+                dtype.name()
+            ))),
         }
-    }
-
-    pub fn shape(&self) -> &[i32] {
-        if self.rank == 0 {
-            return &[];
-        }
-        // SAFETY: MLX's own, alive while the kernel runs.
-        unsafe { std::slice::from_raw_parts(self.shape, self.rank) }
-    }
-
-    /// An array of two axes.
-    pub fn matrix<T>(&self) -> Matrix<T> {
-        Matrix {
-            data: self.data.cast(),
-            row: self.strides()[0] as isize,
-            column: self.strides()[1] as isize,
-        }
-    }
-
-    /// In elements.
-    pub fn strides(&self) -> &[i64] {
-        if self.rank == 0 {
-            return &[];
-        }
-        // SAFETY: MLX's own, alive while the kernel runs.
-        unsafe { std::slice::from_raw_parts(self.strides, self.rank) }
-    }
-
-    pub fn size(&self) -> usize {
-        self.shape().iter().map(|n| *n as usize).product()
-    }
-
-    /// From one element of a row to the next.
-    pub fn step(&self) -> isize {
-        self.strides().last().copied().unwrap_or(1) as isize
-    }
-
-    /// Rows along the last axis, and how long they are; a scalar is one row of one.
-    pub fn rows(&self) -> (usize, usize) {
-        let count = self.shape().last().copied().unwrap_or(1) as usize;
-        (self.size() / count.max(1), count)
-    }
-
-    /// Where row number `row` begins, in elements.
-    pub fn row(&self, row: usize) -> isize {
-        self.row_in(row, self)
-    }
-
-    /// Where it begins in another array, of which this one's shape is the first part.
-    pub fn row_in(&self, mut row: usize, other: &View) -> isize {
-        let (shape, strides) = (self.shape(), other.strides());
-        let mut offset = 0;
-        for axis in (0..self.rank.saturating_sub(1)).rev() {
-            let size = shape[axis] as usize;
-            offset += (row % size) as isize * strides[axis] as isize;
-            row /= size;
-        }
-        offset
     }
 }
-
-// SAFETY: a kernel's threads read what MLX keeps alive, and write parts that do not overlap.
-unsafe impl Sync for View {}
 
 /// A kernel with the type it was asked for.
 struct Owned {
     kernel: Kernel,
-    dtype: Dtype,
+    element: ElementType,
 }
 
 unsafe extern "C" fn run(
@@ -104,7 +45,7 @@ unsafe extern "C" fn run(
             &*out,
         )
     };
-    let call = || unsafe { owned.kernel.run(inputs, out, owned.dtype) };
+    let call = || unsafe { owned.kernel.run(owned.element, inputs, out) };
     let Err(panic) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(call)) else {
         return true;
     };
@@ -125,7 +66,7 @@ unsafe extern "C" fn run(
 unsafe extern "C" fn equal(a: *const c_void, b: *const c_void) -> bool {
     // SAFETY: both are boxes of ours.
     let (a, b) = unsafe { (&*a.cast::<Owned>(), &*b.cast::<Owned>()) };
-    a.kernel == b.kernel && a.dtype == b.dtype
+    a.kernel == b.kernel && a.element == b.element
 }
 
 unsafe extern "C" fn drop_kernel(kernel: *const c_void) {
@@ -156,8 +97,8 @@ pub fn new(
     s: &Stream,
 ) -> Result<Array> {
     let name = kernel.name().as_ptr();
-    let dtype = mlx::dtype(like);
-    let kernel: *const Owned = Box::into_raw(Box::new(Owned { kernel, dtype }));
+    let element = mlx::dtype(like).try_into()?;
+    let kernel: *const Owned = Box::into_raw(Box::new(Owned { kernel, element }));
     let functions = Functions {
         kernel: kernel.cast(),
         name,

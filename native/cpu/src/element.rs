@@ -3,6 +3,15 @@
 use super::simd::Simd;
 use half::{bf16, f16};
 
+/// Of which type a kernel's numbers are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ElementType {
+    /// Or pairs of f32, or, where numbers are only moved, any type as large.
+    F32,
+    F16,
+    Bf16,
+}
+
 pub trait Element: Copy + Send + Sync + 'static {
     fn widen(self) -> f32;
     fn narrow(x: f32) -> Self;

@@ -3,9 +3,9 @@
 
 use super::element::Element;
 use super::gemm::{self, Matrix, Right};
+use super::simd::dispatch;
 use super::simd::{Level, Simd};
-use crate::dispatch;
-use crate::mlx::View;
+use super::View;
 
 /// A matrix whose rows are a product's columns.
 struct Weights<T> {

@@ -1,5 +1,5 @@
 use super::*;
-use crate::kernels::tests::{in_rows, Dice, Scattered};
+use crate::tests::{in_rows, Dice, Scattered};
 use half::{bf16, f16};
 
 /// What the numbers of a result come to in f64, and how far off their sum may be.
@@ -56,7 +56,8 @@ fn reduced<T: Element>(
     let size: i32 = shape.iter().product();
     let out = vec![T::narrow(f32::NAN); size as usize];
     let strides = in_rows(&shape);
-    let to = View::of(out.as_ptr(), &shape, &strides);
+    // SAFETY: of arrays of the test's own, which outlive it.
+    let to = unsafe { View::of(out.as_ptr(), &shape, &strides) };
     // SAFETY: the views of arrays that live, of which `out` is as large as the result.
     unsafe { run::<T>(level, reduction, axes, false, &x.view(), &to) };
     out
@@ -233,7 +234,8 @@ fn what_is_not_finite_stays_so() {
 fn complex_numbers_are_summed_by_their_parts() {
     let numbers: Vec<f32> = (0..2 * 5 * 1001).map(|i| i as f32 / 8.0).collect();
     let (shape, strides) = ([5, 1001], in_rows(&[5, 1001]));
-    let x = View::of(numbers.as_ptr(), &shape, &strides);
+    // SAFETY: of arrays of the test's own, which outlive it.
+    let x = unsafe { View::of(numbers.as_ptr(), &shape, &strides) };
     for level in Level::all() {
         for axis in [0, 1] {
             let kept = shape[1 - axis] as usize;
@@ -241,7 +243,8 @@ fn complex_numbers_are_summed_by_their_parts() {
             shape[axis] = 1;
             let out = vec![0f32; 2 * kept];
             let strides = in_rows(&shape);
-            let to = View::of(out.as_ptr(), &shape, &strides);
+            // SAFETY: of arrays of the test's own, which outlive it.
+            let to = unsafe { View::of(out.as_ptr(), &shape, &strides) };
             // SAFETY: views of arrays that live, of which `out` is as large as the result.
             unsafe { run::<f32>(level, Reduction::Sum, &[axis as u8], true, &x, &to) };
             for (i, got) in out.iter().enumerate() {

@@ -4,12 +4,11 @@
 use super::element::Element;
 use super::few;
 use super::gemm::{self, Matrix, Packed};
-use super::pool;
+use super::pool::{self, Shared};
 use super::rows;
+use super::simd::dispatch;
 use super::simd::{Level, Simd};
-use super::Shared;
-use crate::dispatch;
-use crate::mlx::View;
+use super::View;
 use std::cell::RefCell;
 
 /// Queries of a block: a multiple of every tile's height.

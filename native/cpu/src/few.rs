@@ -4,8 +4,8 @@
 
 use super::element::Element;
 use super::gemm::{self, Matrix};
+use super::simd::dispatch;
 use super::simd::{load_part, store_part, Simd};
-use crate::dispatch;
 
 /// Rows of `a` that are multiplied with one reading of a vector of `b`.
 const ROWS: usize = 4;

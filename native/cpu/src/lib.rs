@@ -1,0 +1,63 @@
+//! EMLX's kernels for the CPU: vectorised, on all cores, 16-bit floats in f32. The crate knows neither MLX nor the
+//! BEAM. The NIF runs them as nodes of MLX's graph (`native/src/cpu`).
+//!
+//! A [`Kernel`] says what is computed and names its inputs. [`Kernel::run`] computes it on [`View`]s: pointers with a
+//! shape and strides, of numbers of one [`ElementType`]. The result's view has its memory already. Inputs may be
+//! strided in any way; which shapes fit is the caller's to check.
+//!
+//! | modules | what they have |
+//! |---|---|
+//! | `kernel`, `view`, `element` | the kernels, and what they run on |
+//! | `chain`, `unary`, `binary` | elementwise functions, one after another |
+//! | `by_rows`, `rows`, `rope` | softmax, norms and rotary embeddings, by rows |
+//! | `product`, `gemm`, `few`, `quantized`, `attention` | matrix products, skinny ones, those of quantized weights, attention |
+//! | `reduce`, `scan`, `fold` | reductions and running reductions, and what both keep of numbers |
+//! | `slices`, `scatter` | slices at positions that are data, sums into an array |
+//! | `simd`, `math` | vectors, and functions of them |
+//! | `pool`, `cpu_core` | the threads that share a kernel's work |
+//!
+//! `unsafe` is everywhere here: pointers come from the caller, and vector instructions are unsafe where a machine may
+//! lack them.
+
+mod attention;
+mod binary;
+mod by_rows;
+mod chain;
+pub mod cpu_core;
+mod element;
+mod few;
+mod fold;
+mod gemm;
+mod kernel;
+mod math;
+mod pool;
+mod product;
+mod quantized;
+mod reduce;
+mod rope;
+mod rows;
+mod scan;
+mod scatter;
+mod simd;
+mod slices;
+#[cfg(test)]
+mod tests;
+mod unary;
+mod view;
+
+pub use attention::Mask;
+pub use binary::Pair;
+pub use chain::{Link, Links, Operand, MAX_LINKS};
+pub use element::ElementType;
+pub use kernel::Kernel;
+pub use pool::WORTH_SHARING;
+pub use reduce::Reduction;
+pub use rope::Rope;
+pub use scan::Scan;
+pub use unary::Function;
+pub use view::View;
+
+/// Whether the machine has the vector instructions that products here are written for; without them BLAS is quicker.
+pub fn has_vectors() -> bool {
+    simd::Level::best() != simd::Level::Portable
+}

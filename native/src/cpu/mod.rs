@@ -1,0 +1,351 @@
+//! The CPU's kernels of our own (the crate `emlx_cpu`, native/cpu) as operations on MLX's arrays. Called by the table
+//! of operations (op/), which asks [`takes`] first; on the GPU, on macOS (Accelerate) and for other types MLX's own
+//! run.
+
+mod node;
+
+use crate::device::Device;
+use crate::dtype::Dtype;
+use crate::error::{Error, Result};
+use crate::mlx::{self, Stream};
+pub use emlx_cpu::{
+    has_vectors, Function, Link, Links, Mask, Operand, Pair, Reduction, Rope, Scan, MAX_LINKS,
+};
+use emlx_cpu::{Kernel, WORTH_SHARING};
+use mlx_rs::Array;
+use node::Layout;
+use smallvec::{smallvec, SmallVec};
+
+/// Elements of a row from which operands that are repeated along rows are worth a kernel here.
+const SHORTEST_ROW: i32 = 16;
+
+/// Whether operations on this device, of this type, have kernels here.
+pub fn takes(device: Device, x: &Array) -> bool {
+    device == Device::Cpu && has_type(mlx::dtype(x)) && are_there()
+}
+
+/// Whether kernels here compute with numbers of this type.
+pub fn has_type(dtype: Dtype) -> bool {
+    dtype == Dtype::F32 || dtype.is_half()
+}
+
+/// Whether they are built here, and not switched off.
+pub fn are_there() -> bool {
+    are_built() && !is_switched_off()
+}
+
+/// Whether they are built here: not on macOS.
+pub fn are_built() -> bool {
+    cfg!(emlx_kernels)
+}
+
+/// For benchmarks that compare with MLX's own kernels (`bench/cpu_kernels.exs`).
+fn is_switched_off() -> bool {
+    static OFF: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    *OFF.get_or_init(|| std::env::var_os("EMLX_KERNELS").is_some_and(|value| value == "mlx"))
+}
+
+/// Of every element of x, where it is of a type that kernels here take; what MLX does as well, only where threads pay. Else None.
+pub fn unary(function: Function, x: &Array, device: Device, s: &Stream) -> Result<Option<Array>> {
+    let is_simple = matches!(
+        function,
+        Function::Negative | Function::Abs | Function::Square
+    );
+    if !takes(device, x) || is_simple && x.size() < WORTH_SHARING {
+        return Ok(None);
+    }
+    let link = Link::Unary(function, Operand::Input(0));
+    chain(smallvec![link], &[x], x.shape(), mlx::dtype(x), s).map(Some)
+}
+
+/// a and b broadcast to one shape, where they are floats of one type or one of them is a whole number; what MLX does as well, only where
+/// threads pay. Else None.
+pub fn binary(
+    pair: Pair,
+    a: &Array,
+    b: &Array,
+    device: Device,
+    s: &Stream,
+) -> Result<Option<Array>> {
+    let (larger, other) = if a.size() >= b.size() { (a, b) } else { (b, a) };
+    let (shape, dtype) = (larger.shape(), mlx::dtype(larger));
+    let is_worth = pair == Pair::Power || larger.size() >= WORTH_SHARING;
+    if !is_worth
+        || !takes(device, larger)
+        || !goes_into(other.shape(), mlx::dtype(other), shape, dtype)
+    {
+        return Ok(None);
+    }
+    let link = Link::Binary(pair, Operand::Input(0), Operand::Input(1));
+    chain(smallvec![link], &[a, b], shape, dtype, s).map(Some)
+}
+
+/// Whether a kernel of elements takes such an operand beside a result of `shape` and `dtype`: of that type, or a single whole number,
+/// which takes on the type of the floats that it meets; repeated along rows only where these are worth it.
+pub fn goes_into(own: &[i32], own_dtype: Dtype, shape: &[i32], dtype: Dtype) -> bool {
+    let is_single = own.iter().all(|size| *size == 1);
+    let is_long = shape.last().is_some_and(|n| *n >= SHORTEST_ROW);
+    (own_dtype == dtype || is_single && is_whole(own_dtype))
+        && (own == shape || is_repeated_to(own, shape) && (is_single || is_long))
+}
+
+/// Whether an array of `from`'s shape broadcasts to `shape`.
+fn is_repeated_to(from: &[i32], shape: &[i32]) -> bool {
+    let mut sizes = from.iter().rev().zip(shape.iter().rev());
+    from.len() <= shape.len() && sizes.all(|(own, size)| own == size || *own == 1)
+}
+
+fn is_whole(dtype: Dtype) -> bool {
+    dtype.is_integer() || dtype == Dtype::Bool
+}
+
+/// Links over arrays that broadcast to `shape`, of type `dtype` or single whole numbers.
+pub fn chain(
+    links: Links,
+    inputs: &[&Array],
+    shape: &[i32],
+    dtype: Dtype,
+    s: &Stream,
+) -> Result<Array> {
+    let mut like = None;
+    let mut numbers: SmallVec<[Option<Array>; 4]> = SmallVec::new();
+    for input in inputs {
+        let own = mlx::dtype(input);
+        if !is_repeated_to(input.shape(), shape) || own != dtype && !is_whole(own) {
+            return Err(Error::invalid(format!(
+                "a chain to {} of shape {shape:?} is given {} of shape {:?}",
+                dtype.name(),
+                own.name(),
+                input.shape()
+            )));
+        }
+        let is_same = own == dtype;
+        like = like.or(is_same.then_some(*input));
+        numbers.push(match is_same {
+            true => None,
+            false => Some(mlx::astype(input, dtype, s)?),
+        });
+    }
+    let like = like.ok_or_else(|| Error::invalid("a chain is given no numbers of its type"))?;
+    let inputs: SmallVec<[&Array; 4]> = inputs
+        .iter()
+        .zip(&numbers)
+        .map(|(input, number)| number.as_ref().unwrap_or(input))
+        .collect();
+    node::new(
+        Kernel::Chain(links),
+        Layout::Together,
+        &inputs,
+        shape,
+        like,
+        s,
+    )
+}
+
+/// Over the last axis, which is not empty.
+pub fn softmax(x: &Array, s: &Stream) -> Result<Array> {
+    node::new(Kernel::Softmax, Layout::LikeFirst, &[x], x.shape(), x, s)
+}
+
+pub fn rms_norm(x: &Array, weight: Option<&Array>, eps: f32, s: &Stream) -> Result<Array> {
+    let inputs: Vec<&Array> = [Some(x), weight].into_iter().flatten().collect();
+    node::new(
+        Kernel::RmsNorm { eps },
+        Layout::LikeFirst,
+        &inputs,
+        x.shape(),
+        x,
+        s,
+    )
+}
+
+pub fn layer_norm(
+    x: &Array,
+    weight: Option<&Array>,
+    bias: Option<&Array>,
+    eps: f32,
+    s: &Stream,
+) -> Result<Array> {
+    let inputs: Vec<&Array> = [Some(x), weight, bias].into_iter().flatten().collect();
+    let kernel = Kernel::LayerNorm {
+        eps,
+        weight: weight.is_some(),
+        bias: bias.is_some(),
+    };
+    node::new(kernel, Layout::LikeFirst, &inputs, x.shape(), x, s)
+}
+
+/// x is {batch, …, length, size}, offset an integer for all or for each batch row, frequencies {dims / 2}.
+pub fn rope(
+    x: &Array,
+    rope: Rope,
+    offset: &Array,
+    frequencies: Option<&Array>,
+    s: &Stream,
+) -> Result<Array> {
+    let offset = mlx::astype(offset, Dtype::S32, s)?;
+    let frequencies = frequencies
+        .map(|array| mlx::astype(array, Dtype::F32, s))
+        .transpose()?;
+    let inputs: Vec<&Array> = [Some(x), Some(&offset), frequencies.as_ref()]
+        .into_iter()
+        .flatten()
+        .collect();
+    node::new(
+        Kernel::Rope(rope),
+        Layout::LikeFirst,
+        &inputs,
+        x.shape(),
+        x,
+        s,
+    )
+}
+
+/// All operands of one type; a mask of numbers too, and any mask of the scores' shape.
+pub fn attention(
+    q: &Array,
+    k: &Array,
+    v: &Array,
+    mask: Option<&Array>,
+    kind: Mask,
+    scale: f32,
+    s: &Stream,
+) -> Result<Array> {
+    let inputs: Vec<&Array> = [Some(q), Some(k), Some(v), mask]
+        .into_iter()
+        .flatten()
+        .collect();
+    let shape = [q.shape()[0], q.shape()[1], q.shape()[2], v.shape()[3]];
+    let kernel = Kernel::Attention { scale, mask: kind };
+    node::new(kernel, Layout::HeadsInside, &inputs, &shape, q, s)
+}
+
+/// a·b of at least two axes each and of one type, whose sizes have been checked.
+pub fn product(a: &Array, b: &Array, shape: &[i32], s: &Stream) -> Result<Array> {
+    node::new(Kernel::Product, Layout::Rows, &[a, b], shape, a, s)
+}
+
+/// x {n, k} times the rows of quantized weights, whose types and shapes have been checked.
+pub fn quantized_product(
+    inputs: &[&Array; 4],
+    group: usize,
+    bits: usize,
+    s: &Stream,
+) -> Result<Array> {
+    let shape = [inputs[0].shape()[0], inputs[1].shape()[0]];
+    let kernel = Kernel::QuantizedProduct { group, bits };
+    node::new(kernel, Layout::Rows, inputs, &shape, inputs[0], s)
+}
+
+/// Whether [`slice`] and [`update`] take arrays of this type on this device.
+pub fn slices(device: Device, dtype: Dtype) -> bool {
+    device == Device::Cpu && are_there() && (dtype.is_half() || dtype.size() == 4)
+}
+
+/// `a` with `update` in place of a slice, as far inside as it fits. Both are of one type, and `start` is of 32 or 64 bits with signs.
+pub fn update(
+    a: &Array,
+    update: &Array,
+    start: &Array,
+    axes: SmallVec<[u8; 8]>,
+    s: &Stream,
+) -> Result<Array> {
+    let is_wide = mlx::dtype(start) == Dtype::S64;
+    let kernel = Kernel::Update { axes, is_wide };
+    node::new(
+        kernel,
+        Layout::LikeFirst,
+        &[a, update, start],
+        a.shape(),
+        a,
+        s,
+    )
+}
+
+/// The slice of `shape` that begins at `start`, as far inside as it fits.
+pub fn slice(
+    a: &Array,
+    start: &Array,
+    axes: SmallVec<[u8; 8]>,
+    shape: &[i32],
+    s: &Stream,
+) -> Result<Array> {
+    let is_wide = mlx::dtype(start) == Dtype::S64;
+    let kernel = Kernel::Slice { axes, is_wide };
+    node::new(kernel, Layout::Rows, &[a, start], shape, a, s)
+}
+
+/// `a` with slices of `updates` {of the index arrays' shape, then of an axis for each of a's} added where s64
+/// `indices` of one shape say, one for each of `axes`. A negative index counts from the end, and what does not fit is
+/// left out.
+pub fn scatter_add(
+    a: &Array,
+    updates: &Array,
+    indices: &[Array],
+    axes: SmallVec<[u8; 8]>,
+    s: &Stream,
+) -> Result<Array> {
+    let inputs: SmallVec<[&Array; 6]> = [a, updates].into_iter().chain(indices).collect();
+    let kernel = Kernel::ScatterAdd { axes };
+    node::new(kernel, Layout::LikeFirst, &inputs, a.shape(), a, s)
+}
+
+/// `a` with each of `updates`, of a's shape but for `axis`, added where it lies itself but for `axis`, along which its
+/// s64 index says where.
+pub fn scatter_add_along(
+    a: &Array,
+    updates: &Array,
+    index: &Array,
+    axis: u8,
+    s: &Stream,
+) -> Result<Array> {
+    let kernel = Kernel::ScatterAddAlong { axis };
+    let inputs = [a, updates, index];
+    node::new(kernel, Layout::LikeFirst, &inputs, a.shape(), a, s)
+}
+
+/// Whether [`reduce`] takes numbers of a type: complex ones where their parts are each reduced by themselves.
+pub fn reduces(reduction: Reduction, dtype: Dtype) -> bool {
+    let is_apart = matches!(reduction, Reduction::Sum | Reduction::Mean);
+    has_type(dtype) || dtype == Dtype::C64 && is_apart
+}
+
+/// `x`, which has elements and a type that [`reduces`], over `axes`, to `shape`.
+pub fn reduce(
+    reduction: Reduction,
+    x: &Array,
+    axes: SmallVec<[u8; 8]>,
+    shape: &[i32],
+    s: &Stream,
+) -> Result<Array> {
+    let kernel = Kernel::Reduce {
+        reduction,
+        axes,
+        is_pair: mlx::dtype(x) == Dtype::C64,
+    };
+    node::new(kernel, Layout::Rows, &[x], shape, x, s)
+}
+
+/// Whether [`scan`] takes numbers of a type.
+pub fn scans(scan: Scan, dtype: Dtype) -> bool {
+    has_type(dtype) || dtype == Dtype::C64 && scan == Scan::Sum
+}
+
+/// `x`, which has elements and a type that [`scans`], along `axis`.
+pub fn scan(
+    scan: Scan,
+    x: &Array,
+    axis: u8,
+    is_reverse: bool,
+    is_inclusive: bool,
+    s: &Stream,
+) -> Result<Array> {
+    let kernel = Kernel::Scan {
+        scan,
+        axis,
+        is_reverse,
+        is_inclusive,
+        is_pair: mlx::dtype(x) == Dtype::C64,
+    };
+    node::new(kernel, Layout::Rows, &[x], x.shape(), x, s)
+}
