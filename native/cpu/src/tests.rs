@@ -472,12 +472,19 @@ fn products_of<T: Element>(exact: fn(f32) -> f32, allowed: f64) {
                 unsafe {
                     gemm::product(level, left, right, out.as_mut_ptr(), (rows, terms, columns))
                 };
+                let wide = |x: *const T| unsafe { exact((*x).widen()) as f64 };
+                let pairs = |n, m| (0..n).flat_map(move |i| (0..m).map(move |k| (i, k)));
+                // SAFETY: within both.
+                let rows_of_left: Vec<f64> = pairs(rows, terms)
+                    .map(|(i, k)| wide(unsafe { left.at(i, k) }))
+                    .collect();
+                let columns_of_right: Vec<f64> = pairs(columns, terms)
+                    .map(|(j, k)| wide(unsafe { right.at(k, j) }))
+                    .collect();
                 for (n, got) in out.iter().enumerate() {
                     let (i, j) = (n / columns, n % columns);
-                    let wide = |x: *const T| unsafe { exact((*x).widen()) as f64 };
-                    // SAFETY: within both.
-                    let term = |k| unsafe { wide(left.at(i, k)) * wide(right.at(k, j)) };
-                    let want: f64 = (0..terms).map(term).sum();
+                    let (a, b) = (&rows_of_left[i * terms..], &columns_of_right[j * terms..]);
+                    let want: f64 = a[..terms].iter().zip(b).map(|(a, b)| a * b).sum();
                     let off = (got.widen() as f64 - want).abs();
                     assert!(
                         off <= allowed * (terms as f64).max(want.abs()),

@@ -126,13 +126,13 @@ fn reductions_are_right_whatever_the_axes_and_the_layout() {
 #[test]
 fn long_reductions_are_right_in_rows_and_in_columns() {
     for (seed, shape) in [
-        [1, 200_003],
-        [200_003, 1],
-        [3, 70_001],
-        [70_001, 3],
-        [40_000, 17],
-        [17, 40_000],
-        [600, 600],
+        [1, 70_003],
+        [70_003, 1],
+        [3, 30_001],
+        [30_001, 3],
+        [9_000, 17],
+        [17, 9_000],
+        [300, 300],
     ]
     .iter()
     .enumerate()
