@@ -23,7 +23,6 @@ mod op;
 mod program;
 mod runtime;
 
-use base::{device, dtype, error};
 use rustler::{Env, Term};
 
 rustler::init!("Elixir.EMLX.Native", load = load);

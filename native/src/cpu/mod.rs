@@ -4,9 +4,7 @@
 
 mod node;
 
-use crate::device::Device;
-use crate::dtype::Dtype;
-use crate::error::{Error, Result};
+use crate::base::{Device, Dtype, Error, Result};
 use crate::mlx::{self, Stream};
 pub use emlx_cpu::{
     has_vectors, Function, Link, Links, Mask, Operand, Pair, Reduction, Rope, Scan, MAX_LINKS,

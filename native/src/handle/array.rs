@@ -1,8 +1,6 @@
 //! Arrays as resources of the BEAM: MLX's handle, what the scheduler needs to know of it, and how it is made and read.
 
-use crate::device::Device;
-use crate::dtype::Dtype;
-use crate::error::{Error, Reason, Result, Signature};
+use crate::base::{Device, Dtype, Error, Reason, Result, Signature};
 use crate::handle::weight;
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;

@@ -1,8 +1,7 @@
 //! safetensors files, read and written through the format's own crate. MLX reads lazily, and gives whatever its buffer held
 //! where the file has become shorter meanwhile; here every array is read when it is asked for, one after another.
 
-use crate::dtype::Dtype;
-use crate::error::{Error, Reason, Result};
+use crate::base::{Dtype, Error, Reason, Result};
 use crate::mlx;
 use mlx_rs::Array;
 use safetensors::tensor::{Metadata, TensorView};

@@ -1,8 +1,7 @@
 //! What the functions of `EMLX.Native` give back.
 
 use super::atoms;
-use crate::device::Device;
-use crate::error::Result;
+use crate::base::{Device, Result};
 use crate::handle::array::Handle;
 use crate::runtime::Shared;
 use rustler::{Encoder, Env, Term};

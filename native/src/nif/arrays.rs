@@ -5,9 +5,7 @@ use super::decode::{
     argument, decode_array, decode_layout, decode_made, decode_target, decode_valued,
     decode_valued_or_deallocated,
 };
-use crate::device::Device;
-use crate::dtype::Dtype;
-use crate::error::Result;
+use crate::base::{Device, Dtype, Result};
 use crate::handle::array::{self, ArrayTerm, BinaryTerm, Handle};
 use crate::handle::deallocate;
 use crate::mlx;

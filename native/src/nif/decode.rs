@@ -2,9 +2,7 @@
 //! what was expected instead of a bare ArgumentError.
 
 use super::atoms;
-use crate::device::Device;
-use crate::dtype::Dtype;
-use crate::error::{Error, Reason, Result};
+use crate::base::{Device, Dtype, Error, Reason, Result};
 use crate::handle::array::Handle;
 use crate::op::{self, Op};
 use crate::program::Program;

@@ -2,8 +2,7 @@
 //! counts are checked by [`Block::new`], the depth here.
 
 use super::decode::{argument, decode_op, shown};
-use crate::dtype::Dtype;
-use crate::error::{Error, Result, Signature};
+use crate::base::{Dtype, Error, Result, Signature};
 use crate::handle::array::shape_of;
 use crate::program::{Block, Input, Inputs, Instruction, Step, MAX_DEPTH};
 use rustler::{ListIterator, Term, TermType};

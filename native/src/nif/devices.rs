@@ -2,7 +2,7 @@
 
 use super::answer::Answer;
 use super::decode::argument;
-use crate::device::Device;
+use crate::base::Device;
 use crate::mlx;
 use crate::runtime::guard;
 use rustler::{Encoder, Env, Term};

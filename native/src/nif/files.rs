@@ -2,7 +2,7 @@
 
 use super::answer::{Answer, Queued};
 use super::decode::{argument, decode_target, decode_valued};
-use crate::error::Result;
+use crate::base::Result;
 use crate::handle::array::{ArrayTerm, Handle};
 use crate::handle::safetensors as file;
 use crate::runtime::{guard, Job, Reply};

@@ -11,7 +11,7 @@
 
 use super::answer::Answer;
 use super::decode::{argument, decode_handles, decode_program, handles, WordHasher};
-use crate::error::Result;
+use crate::base::Result;
 use crate::handle::array::Handle;
 use crate::handle::weight;
 use crate::runtime::{guard, Done};

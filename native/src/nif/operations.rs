@@ -3,8 +3,7 @@
 use super::answer::Answer;
 use super::atoms;
 use super::decode::{argument, decode_inputs, decode_op, decode_target, op_name, Target};
-use crate::device::Device;
-use crate::error::{Error, Result};
+use crate::base::{Device, Error, Result};
 use crate::handle::array::{self, outcomes_of, ArrayTerm, Handle, Outcome};
 use crate::handle::deallocate;
 use crate::mlx;

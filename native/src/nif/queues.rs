@@ -2,7 +2,7 @@
 
 use super::answer::{Answer, Awaited, Queued};
 use super::decode::{argument, decode_arrays, decode_target, handles};
-use crate::device::Device;
+use crate::base::Device;
 use crate::handle::array::{self};
 use crate::runtime::{guard, Done, Job, Queue, Reply, Shared};
 use rustler::{Env, ResourceArc, Term};

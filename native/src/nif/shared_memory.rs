@@ -3,8 +3,7 @@
 
 use super::answer::Answer;
 use super::decode::{argument, decode_made};
-use crate::dtype::Dtype;
-use crate::error::{Error, Reason, Result};
+use crate::base::{Dtype, Error, Reason, Result};
 use crate::handle::array::{self, ArrayTerm};
 use crate::runtime::{guard, Done};
 use rustler::{Binary, ResourceArc, Term};

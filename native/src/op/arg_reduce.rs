@@ -2,8 +2,7 @@
 
 use super::creation::int;
 use super::{check, creation, Which};
-use crate::dtype::Dtype;
-use crate::error::{Error, Result};
+use crate::base::{Dtype, Error, Result};
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
 

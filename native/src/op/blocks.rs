@@ -5,9 +5,7 @@
 use super::creation::constant;
 use super::gpu;
 use super::Number;
-use crate::device::Device;
-use crate::dtype::Dtype;
-use crate::error::Result;
+use crate::base::{Device, Dtype, Result};
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
 

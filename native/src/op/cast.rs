@@ -3,9 +3,7 @@
 
 use super::creation::{constant, int};
 use super::{Inputs, Number, Op, Outputs};
-use crate::device::Device;
-use crate::dtype::Dtype;
-use crate::error::Result;
+use crate::base::{Device, Dtype, Result};
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
 

@@ -1,8 +1,7 @@
 //! What MLX takes for granted: an axis, a size or a stride outside what an array has can end the process there. These
 //! checks come before MLX is called, and their errors say what was given.
 
-use crate::dtype::Dtype;
-use crate::error::{Error, Result};
+use crate::base::{Dtype, Error, Result};
 use crate::mlx;
 use mlx_rs::Array;
 

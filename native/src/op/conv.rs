@@ -1,9 +1,7 @@
 //! Convolutions, where MLX lacks a type, a padding or a dilation. Called by window.rs.
 
 use super::{gpu, shape, window};
-use crate::device::Device;
-use crate::dtype::Dtype;
-use crate::error::{Error, Result};
+use crate::base::{Device, Dtype, Error, Result};
 use crate::mlx::{self, Stream, Vector};
 use mlx_rs::Array;
 

@@ -2,9 +2,7 @@
 //! Called by [`Op::apply`] for operations of [`Class::Creation`](super::Class::Creation).
 
 use super::{binary, cast, check, gpu, one, Inputs, NonFinite, Number, Op, Outputs};
-use crate::device::Device;
-use crate::dtype::Dtype;
-use crate::error::{Error, Result};
+use crate::base::{Device, Dtype, Error, Result};
 use crate::mlx::{self, Stream};
 use half::{bf16, f16};
 use mlx_rs::Array;

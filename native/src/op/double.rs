@@ -3,8 +3,7 @@
 
 use super::creation::constant;
 use super::Number;
-use crate::dtype::Dtype;
-use crate::error::Result;
+use crate::base::{Dtype, Result};
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
 

@@ -2,10 +2,8 @@
 //! not a matrix product one number after the other.
 
 use super::{cast, check, matmul, reduce};
+use crate::base::{Device, Dtype, Error, Result};
 use crate::cpu;
-use crate::device::Device;
-use crate::dtype::Dtype;
-use crate::error::{Error, Result};
 use crate::mlx::{self, Stream, Vector};
 use mlx_rs::Array;
 

@@ -8,9 +8,7 @@ use super::{
     attention, check, norm, one, rope, softmax, AttentionLayout, Crossed, Inputs, MaskMode, Op,
     Outputs, QuantMode,
 };
-use crate::device::Device;
-use crate::dtype::Dtype;
-use crate::error::{Error, Result};
+use crate::base::{Device, Dtype, Error, Result};
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
 use smallvec::SmallVec;

@@ -2,9 +2,7 @@
 //! and by the operations themselves. Found by running the golden tests on an H200 with MLX 0.32.2.
 
 use super::{cast, check, shape, window, Inputs, Op, PadMode, Reduction};
-use crate::device::Device;
-use crate::dtype::Dtype;
-use crate::error::{Error, Result};
+use crate::base::{Device, Dtype, Error, Result};
 use crate::mlx::{self, Stream, Vector};
 use mlx_rs::Array;
 use smallvec::SmallVec;

@@ -4,10 +4,8 @@
 
 use super::creation::int;
 use super::{check, one, shape, Inputs, Op, Outputs};
+use crate::base::{Device, Dtype, Error, Result};
 use crate::cpu;
-use crate::device::Device;
-use crate::dtype::Dtype;
-use crate::error::{Error, Result};
 use crate::mlx::{self, Stream, Vector};
 use mlx_rs::Array;
 

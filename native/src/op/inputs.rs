@@ -1,7 +1,7 @@
 //! The arrays of one call, as [`Op::apply`](super::Op::apply) hands them to each operation.
 
 use super::{check, one, Outputs};
-use crate::error::{Reason, Result};
+use crate::base::{Reason, Result};
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
 

@@ -1,9 +1,7 @@
 //! Exact matrix products of integers, which MLX does not have. Called by matmul.rs.
 
 use super::{matmul, shape};
-use crate::device::Device;
-use crate::dtype::Dtype;
-use crate::error::{Error, Result};
+use crate::base::{Device, Dtype, Error, Result};
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
 

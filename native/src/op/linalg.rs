@@ -3,8 +3,7 @@
 
 use super::creation::constant;
 use super::{check, double, one, shape, Inputs, Number, Op, Outputs};
-use crate::dtype::Dtype;
-use crate::error::{Error, Result};
+use crate::base::{Dtype, Error, Result};
 use crate::mlx::{self, Stream, Vector};
 use mlx_rs::Array;
 

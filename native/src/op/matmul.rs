@@ -7,10 +7,8 @@ use super::{
     blocks, cast, check, einsum, indexing, integer_matmul, one, reduce, shape, Inputs, Number, Op,
     Outputs,
 };
+use crate::base::{Device, Dtype, Error, Result};
 use crate::cpu;
-use crate::device::Device;
-use crate::dtype::Dtype;
-use crate::error::{Error, Result};
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
 

@@ -72,8 +72,7 @@ mod unary;
 mod values;
 mod window;
 
-use crate::device::Device;
-use crate::error::{Error, Result};
+use crate::base::{Device, Error, Result};
 use crate::mlx::Stream;
 pub use cuda::decode;
 pub use fused::Products;

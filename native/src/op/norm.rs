@@ -1,10 +1,8 @@
 //! RMS and layer norms. Called by fused.rs.
 
 use super::{cuda, reduce};
+use crate::base::{Device, Dtype, Error, Result};
 use crate::cpu;
-use crate::device::Device;
-use crate::dtype::Dtype;
-use crate::error::{Error, Result};
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
 

@@ -2,10 +2,8 @@
 //! Called by [`Op::apply`] for operations of [`Class::Quantized`](super::Class::Quantized).
 
 use super::{cast, check, fused, gpu, matmul, one, Crossed, Inputs, Op, Outputs};
+use crate::base::{Device, Dtype, Error, Result};
 use crate::cpu;
-use crate::device::Device;
-use crate::dtype::Dtype;
-use crate::error::{Error, Result};
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
 

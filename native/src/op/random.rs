@@ -2,7 +2,7 @@
 //! Called by [`Op::apply`] for operations of [`Class::Random`](super::Class::Random).
 
 use super::{check, one, Inputs, Op, Outputs};
-use crate::error::{Error, Result};
+use crate::base::{Error, Result};
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
 

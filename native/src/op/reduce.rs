@@ -4,10 +4,8 @@
 
 use super::creation::{constant, float};
 use super::{arg_reduce, blocks, cast, double, gpu, one, shape, Inputs, Number, Op, Outputs};
+use crate::base::{Device, Dtype, Result};
 use crate::cpu::{self, Reduction};
-use crate::device::Device;
-use crate::dtype::Dtype;
-use crate::error::Result;
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
 use smallvec::SmallVec;

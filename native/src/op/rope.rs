@@ -1,9 +1,8 @@
 //! Rotary position embedding. Called by fused.rs.
 
 use super::{cuda, gpu, norm};
+use crate::base::{Device, Error, Result};
 use crate::cpu;
-use crate::device::Device;
-use crate::error::{Error, Result};
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
 

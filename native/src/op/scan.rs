@@ -3,9 +3,8 @@
 //! [`Class::Scan`](super::Class::Scan).
 
 use super::{blocks, cast, double, gpu, reduce, window, Inputs, Op, Outputs};
+use crate::base::{Device, Result};
 use crate::cpu::{self, Scan};
-use crate::device::Device;
-use crate::error::Result;
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
 

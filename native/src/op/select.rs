@@ -2,7 +2,7 @@
 //! Called by [`Op::apply`] for operations of [`Class::Select`](super::Class::Select).
 
 use super::{one, Inputs, Op, Outputs};
-use crate::error::Result;
+use crate::base::Result;
 use crate::mlx::{self, Stream};
 
 /// Builds an operation of the class.

@@ -2,8 +2,7 @@
 //! Called by [`Op::apply`] for operations of [`Class::Shape`](super::Class::Shape).
 
 use super::{check, gpu, one, Inputs, Op, Outputs, PadMode};
-use crate::device::Device;
-use crate::error::{Error, Result};
+use crate::base::{Device, Error, Result};
 use crate::mlx::{self, Stream, Vector};
 use mlx_rs::Array;
 

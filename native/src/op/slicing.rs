@@ -3,10 +3,8 @@
 
 use super::creation::int;
 use super::{check, gpu, indexing, one, Inputs, Op, Outputs};
+use crate::base::{Device, Dtype, Error, Result};
 use crate::cpu;
-use crate::device::Device;
-use crate::dtype::Dtype;
-use crate::error::{Error, Result};
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
 use smallvec::SmallVec;

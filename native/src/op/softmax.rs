@@ -1,10 +1,8 @@
 //! Softmax, and the cross entropy of logits. Called by fused.rs.
 
 use super::{blocks, check, double, indexing, reduce};
+use crate::base::{Device, Dtype, Result};
 use crate::cpu;
-use crate::device::Device;
-use crate::dtype::Dtype;
-use crate::error::Result;
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
 

@@ -2,9 +2,7 @@
 //! Called by [`Op::apply`] for operations of [`Class::Order`](super::Class::Order).
 
 use super::{cast, check, gpu, Inputs, Op, Outputs, Side};
-use crate::device::Device;
-use crate::dtype::Dtype;
-use crate::error::{Error, Result};
+use crate::base::{Device, Dtype, Error, Result};
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
 

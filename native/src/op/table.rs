@@ -1,7 +1,7 @@
 //! The one table of operations. [`Op`] is decoded from the Elixir term and from a file's JSON by derive.
 
 use super::{AttentionLayout, MaskMode, Number, PadMode, QuantMode, Reduction, Side, Which};
-use crate::dtype::Dtype;
+use crate::base::Dtype;
 use crate::mlx::FftNorm;
 use rustler::NifTaggedEnum;
 use serde::{Deserialize, Serialize};

@@ -1,9 +1,7 @@
 //! What can be tested without the BEAM: the table's names, the checks, and a few operations end to end.
 
 use super::*;
-use crate::device::Device;
-use crate::dtype::Dtype;
-use crate::error::Reason;
+use crate::base::{Device, Dtype, Reason};
 use crate::mlx;
 use strum::VariantNames;
 

@@ -3,10 +3,8 @@
 
 use super::creation::{float, int};
 use super::{cast, double, gpu, one, Inputs, Outputs};
+use crate::base::{Device, Dtype, Error, Result};
 use crate::cpu::{self, Function};
-use crate::device::Device;
-use crate::dtype::Dtype;
-use crate::error::{Error, Result};
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
 

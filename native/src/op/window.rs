@@ -3,9 +3,7 @@
 
 use super::creation::{self, constant};
 use super::{check, conv, indexing, shape, Inputs, Number, Op, Outputs, PadMode};
-use crate::device::Device;
-use crate::dtype::Dtype;
-use crate::error::{Error, Result};
+use crate::base::{Device, Dtype, Error, Result};
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
 use rustler::NifUnitEnum;

@@ -3,8 +3,7 @@
 use super::ir::place;
 use super::plan::{Code, Node, Work};
 use super::run::frame::signatures;
-use crate::device::Device;
-use crate::error::{Error, Result};
+use crate::base::{Device, Error, Result};
 use crate::handle::array::check_size;
 use crate::mlx::{self, Stream};
 use crate::op::{self, Applied, Crossed, Op, Outputs};

@@ -2,8 +2,7 @@
 
 use super::types::Types;
 use super::{shown, Block, Inputs, Instruction, Program, Step};
-use crate::device::Device;
-use crate::error::{Result, Signature};
+use crate::base::{Device, Result, Signature};
 use crate::mlx::Stream;
 use crate::op::Op;
 use serde_json::Value;

@@ -1,8 +1,7 @@
 //! What a run needs of whoever evaluates its graphs. A queue implements it; so a run can be tested without one.
 
 use super::Whole;
-use crate::device::Device;
-use crate::error::Result;
+use crate::base::{Device, Result};
 use crate::handle::array::{Handle, Outcomes};
 use crate::mlx::{self, Stream};
 use crate::op::Crossed;

@@ -7,9 +7,7 @@
 
 use super::types::Types;
 use super::{Block, Input, Inputs, Instruction, Options, Program, Step, MAX_DEPTH};
-use crate::device::Device;
-use crate::dtype::Dtype;
-use crate::error::{Error, Reason, Result, Signature};
+use crate::base::{Device, Dtype, Error, Reason, Result, Signature};
 use crate::handle::array::{byte_size, Handle};
 use crate::handle::safetensors::{self as file, failed};
 use crate::mlx::{self, Stream};

@@ -1,6 +1,6 @@
 //! What a program is made of, as it is written and saved: operations, branches, loops and calls over numbered values.
 
-use crate::error::{Error, Result, Signature};
+use crate::base::{Error, Result, Signature};
 use crate::op::Op;
 use smallvec::SmallVec;
 use std::sync::Arc;

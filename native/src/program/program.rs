@@ -3,8 +3,7 @@
 use super::ir::{check_count, Block, Step};
 use super::plan::{Plan, Target};
 use super::types::Types;
-use crate::device::Device;
-use crate::error::{Error, Result, Signature};
+use crate::base::{Device, Error, Result, Signature};
 use crate::handle::array::Handle;
 use crate::mlx;
 use rustler::{Resource, ResourceArc};
@@ -15,7 +14,7 @@ use std::sync::{Arc, OnceLock};
 pub struct Input {
     pub name: String,
     pub shape: Vec<i32>,
-    pub dtype: crate::dtype::Dtype,
+    pub dtype: crate::base::Dtype,
 }
 
 /// What a program takes.
@@ -219,7 +218,7 @@ mod tests {
         let input = |name: &str| Input {
             name: name.into(),
             shape: vec![],
-            dtype: crate::dtype::Dtype::F32,
+            dtype: crate::base::Dtype::F32,
         };
         let body = || Block::new(2, vec![], vec![0, 1]).expect("well-formed");
         let inputs = Inputs::Named(vec![input("x"), input("x")]);

@@ -3,8 +3,7 @@
 
 use super::build::{build, check_outputs};
 use super::{shown, Block, Inputs, Instruction, Program, Step};
-use crate::device::Device;
-use crate::error::{Error, Result, Signature};
+use crate::base::{Device, Error, Result, Signature};
 use crate::handle::array::check_size;
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;

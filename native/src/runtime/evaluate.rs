@@ -3,9 +3,7 @@
 use super::exit::IS_EXITING;
 use super::queue::Shared;
 use super::reply::Reply;
-use crate::device::Device;
-use crate::dtype::Dtype;
-use crate::error::{Error, Reason, Result};
+use crate::base::{Device, Dtype, Error, Reason, Result};
 use crate::handle::array::{check_outcomes, outcomes_of, Handle, Outcomes};
 use crate::mlx::{self, Stream};
 use crate::op::Crossed;
@@ -234,7 +232,7 @@ impl Shared {
 
     /// Waits on the GPU by way of a node that nobody else has a handle of, since waiting changes the node.
     pub(super) fn wait_for(&self, arrays: &[&Array]) -> Result<()> {
-        let marker = mlx::zeros(&[], crate::dtype::Dtype::Bool, &self.stream)?;
+        let marker = mlx::zeros(&[], crate::base::Dtype::Bool, &self.stream)?;
         let mut after = mlx::depends(&[&marker], arrays)?;
         let marker = after
             .pop()

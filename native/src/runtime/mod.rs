@@ -13,7 +13,7 @@ pub use queue::{Job, Pushed, Queue, Shared};
 pub use reply::{Done, Reply};
 pub use suspended::{Running, Suspended};
 
-use crate::error::{Reason, Result};
+use crate::base::{Reason, Result};
 use std::panic::{catch_unwind, AssertUnwindSafe};
 
 /// Turns a panic into an error, so that a queue outlives its jobs, and names the call.

@@ -1,7 +1,7 @@
 //! Whom a queue answers, by message.
 
 use super::suspended::Suspended;
-use crate::error::Result;
+use crate::base::Result;
 use crate::handle::array::{ArrayTerm, Handle};
 use rustler::{Encoder, Env, LocalPid, OwnedEnv, ResourceArc, Term};
 

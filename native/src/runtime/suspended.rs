@@ -4,7 +4,7 @@ use super::evaluate::OfRun;
 use super::guard;
 use super::queue::{Job, Queue, Shared};
 use super::reply::Reply;
-use crate::error::{Error, Result};
+use crate::base::{Error, Result};
 use crate::handle::array::{ArrayTerm, Handle};
 use crate::mlx::{self, GraphLock};
 use crate::program::run::{Pause, Run};

@@ -3,8 +3,7 @@
 //! lie. Called by `fused.rs`; None stands for cases that are left to MLX. bench/RESULTS.md has the figures.
 
 use super::first;
-use crate::dtype::Dtype;
-use crate::error::Result;
+use crate::base::{Dtype, Result};
 use crate::mlx::{self, CudaKernel, Launch, Stream};
 use crate::op::fused::Products;
 use crate::op::Op;

@@ -5,8 +5,7 @@
 #[macro_use]
 pub mod decode;
 
-use crate::dtype::Dtype;
-use crate::error::Result;
+use crate::base::{Dtype, Result};
 use crate::mlx::{self, CudaKernel, Launch, Stream};
 use mlx_rs::Array;
 use smallvec::SmallVec;

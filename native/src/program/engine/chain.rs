@@ -1,9 +1,8 @@
 //! Segments of operations on elements, one after another, as one kernel of our own for the CPU.
 
 use super::{Given, Segment};
+use crate::base::{Device, Result, Signature};
 use crate::cpu::{self, Links};
-use crate::device::Device;
-use crate::error::{Result, Signature};
 use crate::mlx::Stream;
 use crate::op::{Applied, Crossed};
 use crate::program::ir::place;

@@ -1,8 +1,7 @@
 //! Segments that MLX compiles into fewer kernels (`mx.compile`).
 
 use super::{Given, Segment};
-use crate::device::Device;
-use crate::error::{Error, Result};
+use crate::base::{Device, Error, Result};
 use crate::mlx::{self, Compiled, Stream};
 use crate::op::{Applied, Crossed};
 use crate::program::build::outputs_of_device;
@@ -114,7 +113,7 @@ mod tests {
         let segment = Fused::new(Code::of(&block.expect("well-formed")));
         let inner = segment.code.clone();
         let stream = Device::Cpu.stream().expect("the CPU is there");
-        let input = mlx::zeros(&[2], crate::dtype::Dtype::F32, stream).expect("zeros");
+        let input = mlx::zeros(&[2], crate::base::Dtype::F32, stream).expect("zeros");
         let given = Given {
             arrays: &[Some(&input)],
             number: &|_| None,

@@ -1,7 +1,7 @@
 //! How often a loop turns, found before it runs where its condition hangs on whole numbers alone that count by themselves: then no
 //! step waits for an answer.
 
-use crate::dtype::Dtype;
+use crate::base::Dtype;
 use crate::op::{Number, Op};
 use crate::program::plan::Code;
 use std::collections::BTreeSet;

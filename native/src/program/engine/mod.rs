@@ -8,8 +8,7 @@ pub mod compiled;
 pub mod counted;
 pub mod step_graph;
 
-use crate::device::Device;
-use crate::error::Result;
+use crate::base::{Device, Result};
 use crate::mlx::Stream;
 use crate::op::Applied;
 use counted::Counters;

@@ -2,7 +2,7 @@
 
 use super::group::{grouped, Grouping};
 use super::{Code, Node, Pass, Scope, Target, Work};
-use crate::error::Result;
+use crate::base::Result;
 use crate::program::engine::captured::Captures;
 
 /// Operations from which launching them together pays for copying inputs and outputs.
@@ -63,8 +63,7 @@ fn is_launched(node: &Node) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::Device;
-    use crate::dtype::Dtype;
+    use crate::base::{Device, Dtype};
     use crate::op::Op;
     use crate::program::types::Types;
     use crate::program::{Block, Instruction, Step};

@@ -2,8 +2,8 @@
 //! what it gives.
 
 use super::{Code, Node, Pass, Scope, Target, Work};
+use crate::base::{Result, Signature};
 use crate::cpu::{self, Function, Link, Links, Operand, Pair, MAX_LINKS};
-use crate::error::{Result, Signature};
 use crate::program::engine::chain::Chain;
 use crate::program::types::Types;
 use smallvec::SmallVec;
@@ -185,7 +185,7 @@ fn linked(code: &Code, numbers: &[usize], types: &Types) -> Node {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dtype::Dtype;
+    use crate::base::Dtype;
     use crate::op::Op;
     use crate::program::{Block, Instruction, Step};
 
@@ -261,7 +261,7 @@ mod tests {
         let block = Block::new(1, instructions, vec![4, 1]).expect("well-formed");
         let whole: (&[i32], Dtype) = (&[], Dtype::F32);
         let types = types(&[whole; 5]);
-        let target = Target::of_test(crate::device::Device::Cpu);
+        let target = Target::of_test(crate::base::Device::Cpu);
         let scope = Scope::of_test(&target, &types, "chains");
         let chained = Chains.run(Code::of(&block), &scope).expect("chained");
         assert_eq!(chained.outputs, [4, 1]);

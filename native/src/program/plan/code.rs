@@ -2,7 +2,7 @@
 //! values, such as their types, is known of the code's too. Not every number has a value: an operation that is merged with others
 //! leaves none.
 
-use crate::error::{Error, Result, Signature};
+use crate::base::{Error, Result, Signature};
 use crate::op::Op;
 use crate::program::engine::{LoopPlan, Segment};
 use crate::program::ir::{place, Block, Instruction, Step};
@@ -287,7 +287,7 @@ mod tests {
     fn what_no_output_needs_is_left_out() {
         let call = Step::Call {
             id: 0,
-            outputs: vec![(vec![], crate::dtype::Dtype::F32)],
+            outputs: vec![(vec![], crate::base::Dtype::F32)],
         };
         let instructions = vec![
             op(Op::Abs, &[0]),

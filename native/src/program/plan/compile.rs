@@ -2,7 +2,7 @@
 
 use super::group::{grouped, Grouping};
 use super::{Code, Pass, Scope, Target};
-use crate::error::Result;
+use crate::base::Result;
 use crate::program::engine::compiled::Fused;
 use std::sync::Arc;
 
@@ -45,7 +45,7 @@ impl Pass for Compile {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::Device;
+    use crate::base::Device;
     use crate::op::Op;
     use crate::program::plan::Work;
     use crate::program::types::Types;
@@ -60,7 +60,7 @@ mod tests {
         // 0, 1 | 2 = 0+1, 3 = 2*2, 4 = -1 | 5 = call(3) | 6 = 5+4 (alone) | outputs 6, 3
         let call = Step::Call {
             id: 0,
-            outputs: vec![(vec![], crate::dtype::Dtype::F32)],
+            outputs: vec![(vec![], crate::base::Dtype::F32)],
         };
         let instructions = vec![
             op(Op::Add, &[0, 1]),

@@ -2,8 +2,7 @@
 
 use super::notes::{Note, Notes};
 use super::{Code, Node, Plan, Target, Work, PASSES};
-use crate::device::Device;
-use crate::error::Result;
+use crate::base::{Device, Result};
 use crate::program::Program;
 use std::fmt::Write;
 

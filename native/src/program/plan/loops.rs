@@ -1,7 +1,7 @@
 //! Finds how each loop runs: its steps counted before they run, all steps by an engine, or asked for one by one.
 
 use super::{Code, Node, Pass, Scope, Target, Work};
-use crate::error::Result;
+use crate::base::Result;
 use crate::program::engine::counted::Counters;
 use crate::program::engine::step_graph::StepGraph;
 use crate::program::engine::{LoopEngine, LoopPlan};
@@ -102,7 +102,7 @@ fn engine(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::Device;
+    use crate::base::Device;
     use crate::op::Op;
     use crate::program::plan::Notes;
     use crate::program::{Block, Instruction, Step};

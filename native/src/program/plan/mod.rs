@@ -25,14 +25,13 @@ use notes::Notes;
 use super::engine::{captured, step_graph};
 use super::program::{Options, Program};
 use super::types::Types;
+use crate::base::{Device, Result};
 use crate::cpu;
-use crate::device::Device;
-use crate::error::Result;
 use std::sync::Arc;
 
 /// Code without blocks inside, with operations on few rows merged.
 #[cfg(test)]
-pub fn merged(code: &Code, types: Vec<crate::error::Signature>) -> Code {
+pub fn merged(code: &Code, types: Vec<crate::base::Signature>) -> Code {
     let inside = code.nodes.iter().map(|_| Vec::new()).collect();
     let (target, types) = (
         Target::of_test(Device::Gpu),

@@ -1,8 +1,7 @@
 //! A block that is being replayed.
 
 use super::values::{Slot, Values};
-use crate::device::Device;
-use crate::error::{Result, Signature};
+use crate::base::{Device, Result, Signature};
 use crate::handle::array::{refuse_deallocated, Handle};
 use crate::handle::deallocate::{marked, was_marked_since};
 use crate::mlx::{self, Stream};

@@ -3,7 +3,7 @@
 use super::frame::Frame;
 use super::values::{Slot, Values};
 use super::TURN;
-use crate::error::{Error, Result, Signature};
+use crate::base::{Error, Result, Signature};
 use crate::handle::array::Outcomes;
 use crate::mlx::{self};
 use crate::program::engine::{LoopPlan, RunningLoop};

@@ -5,8 +5,7 @@ pub mod frame;
 mod loops;
 mod values;
 
-use crate::device::Device;
-use crate::error::{Error, Reason, Result, Signature};
+use crate::base::{Device, Error, Reason, Result, Signature};
 use crate::handle::array::{outcomes_of, Handle, Outcome, Outcomes};
 use crate::mlx::Stream;
 use crate::program::engine::{LoopPlan, Progress};

@@ -1,6 +1,6 @@
 //! The values of a block that is being replayed.
 
-use crate::error::{Error, Result, Signature};
+use crate::base::{Error, Result, Signature};
 use crate::handle::array::Handle;
 use crate::mlx::{self};
 use mlx_rs::Array;

@@ -1,6 +1,6 @@
 //! Where there is no CUDA, nothing is captured.
 
-use crate::error::{Result, Signature};
+use crate::base::{Result, Signature};
 use crate::mlx::Stream;
 use crate::program::plan::Code;
 use mlx_rs::Array;

@@ -1,7 +1,6 @@
 //! A segment's graph by CUDA's driver, which is the one that libmlx has loaded.
 
-use crate::device::Device;
-use crate::error::Result;
+use crate::base::{Device, Result};
 pub use crate::mlx::captured::{Captured, State};
 use crate::mlx::captured::{Capturing, Copy};
 use crate::mlx::{self, Stream};

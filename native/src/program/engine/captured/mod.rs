@@ -13,8 +13,7 @@ use absent as launcher;
 use cuda as launcher;
 
 use super::{Given, Segment};
-use crate::device::Device;
-use crate::error::{Result, Signature};
+use crate::base::{Device, Result, Signature};
 use crate::mlx::{self, Stream};
 use crate::op::{Applied, Crossed};
 use crate::program::build;
@@ -370,7 +369,7 @@ pub fn forget_all() {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dtype::Dtype;
+    use crate::base::Dtype;
     use crate::op::Op;
     use crate::program::{Block, Instruction, Step};
 

@@ -1,7 +1,7 @@
 //! Where there is no CUDA, no step is one of its graphs.
 
 use super::lower::StepKernels;
-use crate::error::Result;
+use crate::base::Result;
 use crate::program::engine::RunningLoop;
 use mlx_rs::Array;
 

@@ -2,9 +2,7 @@
 
 use super::lower::{Argument, Kernel, StepKernels};
 use super::text;
-use crate::device::Device;
-use crate::dtype::Dtype;
-use crate::error::{Error, Reason, Result, Signature};
+use crate::base::{Device, Dtype, Error, Reason, Result, Signature};
 use crate::mlx;
 use crate::program::engine::{Progress, RunningLoop};
 use cudarc::driver::{result as driver, sys};

@@ -2,8 +2,7 @@
 //! elements go together. It knows shapes, types and layouts, and no addresses.
 
 use super::text::{self, Elements};
-use crate::dtype::Dtype;
-use crate::error::Signature;
+use crate::base::{Dtype, Signature};
 use crate::mlx::{self, Launch};
 use crate::op::decode::{self, Call, Heads, Operand};
 use crate::op::{Op, Products};

@@ -22,8 +22,7 @@ use cuda as runner;
 pub(super) use cuda::{failed, Gpu};
 
 use super::{LoopEngine, RunningLoop};
-use crate::device::Device;
-use crate::error::{Result, Signature};
+use crate::base::{Device, Result, Signature};
 use crate::mlx;
 use crate::program::build;
 use crate::program::plan::Code;
@@ -106,7 +105,7 @@ fn types_of(code: &Code, inputs: &[Layout]) -> Result<Vec<Signature>> {
     let (values, _) = build::values(code, placeholders, Device::Cpu, stream, |_, _| {})?;
     let types = values.iter().map(|value| match value {
         Some(array) => (array.shape().to_vec(), mlx::dtype(array)),
-        None => (Vec::new(), crate::dtype::Dtype::Bool),
+        None => (Vec::new(), crate::base::Dtype::Bool),
     });
     let types = types.collect();
     mlx::release_all(values.into_iter().flatten().collect());

@@ -2,8 +2,7 @@
 
 use super::lower::{Argument, Layout, StepKernels};
 use super::{kernels_of, types_of};
-use crate::device::Device;
-use crate::dtype::Dtype;
+use crate::base::{Device, Dtype};
 use crate::mlx;
 use crate::program::plan::{self, Code, Work};
 use crate::program::{build, file};

@@ -3,7 +3,7 @@
 //! addresses, so that equal steps have equal kernels.
 
 use super::lower::{rows, Argument, Base, Kernel, View};
-use crate::dtype::Dtype;
+use crate::base::Dtype;
 use crate::op::decode::Call;
 use crate::op::{Number, Op, QuantMode};
 use std::fmt::Write;

@@ -2,7 +2,7 @@
 
 use super::facts::{is_float, output, Facts};
 use super::Change;
-use crate::dtype::Dtype;
+use crate::base::Dtype;
 use crate::op::{AttentionLayout, MaskMode, Op};
 use crate::program::plan::{Node, Work};
 use smallvec::{smallvec, SmallVec};

@@ -1,7 +1,6 @@
 //! What the rules of merging know of code: types, what defines a value, and what uses it.
 
-use crate::dtype::Dtype;
-use crate::error::Signature;
+use crate::base::{Dtype, Signature};
 use crate::op::Op;
 use crate::program::plan::{Code, Node, Work};
 use smallvec::SmallVec;

@@ -11,7 +11,7 @@ mod products;
 mod tests;
 
 use super::{Code, Node, Pass, Scope, Target};
-use crate::error::{Result, Signature};
+use crate::base::{Result, Signature};
 use crate::op::Op;
 use facts::Facts;
 

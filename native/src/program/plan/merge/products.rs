@@ -245,7 +245,7 @@ fn packing(facts: &Facts, op: &Op, node: &Node, k: i32, x: u32) -> Option<Option
                 return None;
             };
             let fits = k % group_size == 0
-                && facts.is(words, &[n, k * bits / 32], crate::dtype::Dtype::U32)
+                && facts.is(words, &[n, k * bits / 32], crate::base::Dtype::U32)
                 && [scales, biases]
                     .iter()
                     .all(|value| facts.is(*value, &[n, k / group_size], dtype));

@@ -1,8 +1,7 @@
 //! Which operations are merged, and which stay, on programs of a model's layer.
 
 use super::*;
-use crate::device::Device;
-use crate::dtype::Dtype;
+use crate::base::{Device, Dtype};
 use crate::op::{AttentionLayout, MaskMode, QuantMode};
 use crate::program::plan::{Notes, Target};
 use crate::program::types::Types;
