@@ -2,9 +2,10 @@
 //! another that comes meanwhile, from another stream, works alone. A thread that has done its part waits a moment before it sleeps.
 
 use super::cpu_core;
+use once_cell::sync::OnceCell;
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::panic::{catch_unwind, resume_unwind, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 /// How long a thread turns round before it sleeps. Waking one takes 20 to 50 µs on a virtual machine, and the kernels of a model follow one
@@ -71,11 +72,11 @@ struct Pool {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    mutex.lock()
 }
 
 fn pool() -> &'static Pool {
-    static POOL: OnceLock<&'static Pool> = OnceLock::new();
+    static POOL: OnceCell<&'static Pool> = OnceCell::new();
     POOL.get_or_init(|| {
         let wanted = std::thread::available_parallelism().map_or(1, usize::from) - 1;
         let pool: &'static mut Pool = Box::leak(Box::new(Pool {
@@ -155,12 +156,7 @@ impl Pool {
                     state = lock(&self.state);
                     state.awake -= 1;
                 }
-                None => {
-                    state = self
-                        .wake
-                        .wait(state)
-                        .unwrap_or_else(PoisonError::into_inner)
-                }
+                None => self.wake.wait(&mut state),
             }
         }
     }
@@ -183,11 +179,7 @@ fn spin(other: &AtomicUsize, is_over: impl Fn() -> bool) {
 pub fn parallel(count: usize, worth_it: bool, work: &(dyn Fn(usize) + Sync)) {
     if count > 1 && worth_it {
         let pool = pool();
-        let turn = match pool.one_at_a_time.try_lock() {
-            Ok(turn) => Some(turn),
-            Err(TryLockError::Poisoned(turn)) => Some(turn.into_inner()),
-            Err(TryLockError::WouldBlock) => None,
-        };
+        let turn = pool.one_at_a_time.try_lock();
         if let Some(_turn) = turn.filter(|_| pool.workers > 0) {
             return share(pool, count, work);
         }
@@ -216,8 +208,12 @@ fn share(pool: &Pool, count: usize, work: &(dyn Fn(usize) + Sync)) {
     };
     match (count - 1).min(pool.workers).saturating_sub(awake) {
         0 => {}
-        1 => pool.wake.notify_one(),
-        _ => pool.wake.notify_all(),
+        1 => {
+            pool.wake.notify_one();
+        }
+        _ => {
+            pool.wake.notify_all();
+        }
     }
     job.run();
     let mut state = lock(&pool.state);
@@ -228,10 +224,7 @@ fn share(pool: &Pool, count: usize, work: &(dyn Fn(usize) + Sync)) {
         state = lock(&pool.state);
     }
     while state.working > 0 {
-        state = pool
-            .done
-            .wait(state)
-            .unwrap_or_else(PoisonError::into_inner);
+        pool.done.wait(&mut state);
     }
     drop(state);
     if panicked.load(Ordering::Relaxed) {

@@ -6,7 +6,8 @@ use super::rows::at;
 use super::simd::dispatch;
 use super::simd::{store_part, Level, Simd};
 use super::View;
-use std::sync::{Arc, Mutex, PoisonError};
+use parking_lot::Mutex;
+use std::sync::Arc;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rope {
@@ -36,7 +37,7 @@ const MAX_KEPT: usize = 1 << 22;
 /// A model turns queries and keys of every layer by the same angles, so the last tables are kept.
 fn table(key: Key) -> Table {
     static KEPT: Mutex<Vec<(Key, Table)>> = Mutex::new(Vec::new());
-    let lock = || KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+    let lock = || KEPT.lock();
     if let Some((_, table)) = lock().iter().find(|(other, _)| *other == key) {
         return table.clone();
     }

@@ -39,7 +39,7 @@ pub fn are_built() -> bool {
 
 /// For benchmarks that compare with MLX's own kernels (`bench/cpu_kernels.exs`).
 fn is_switched_off() -> bool {
-    static OFF: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    static OFF: once_cell::sync::OnceCell<bool> = once_cell::sync::OnceCell::new();
     *OFF.get_or_init(|| std::env::var_os("EMLX_KERNELS").is_some_and(|value| value == "mlx"))
 }
 

@@ -4,10 +4,12 @@ use crate::base::{Device, Dtype, Error, Reason, Result, Signature};
 use crate::handle::weight;
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
+use once_cell::sync::OnceCell;
+use parking_lot::{Mutex, MutexGuard};
 use rustler::{Encoder, Env, LocalPid, NewBinary, Resource, ResourceArc, Term};
 use std::mem::ManuallyDrop;
 use std::sync::atomic::{fence, AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::Arc;
 
 /// Longest chain of nodes that is left unsubmitted: it bounds the memory of a program that never reads. A GPU should be given
 /// work early. On the CPU, submitting takes the cores that build the next nodes, and 32,768 nodes take about 20 MiB.
@@ -23,7 +25,7 @@ const MAX_HELD: u64 = 256 << 20;
 /// Whether a computation that can fail late (linear algebra, reading a file) did. Shared by everything computed from it, so
 /// that no result of a failed computation is ever read as if it were one.
 pub struct Outcome {
-    failure: OnceLock<Error>,
+    failure: OnceCell<Error>,
     succeeded: AtomicBool,
     /// The CPU stream that the computation runs on, and that keeps its failure until it is asked.
     pub stream: Stream,
@@ -34,7 +36,7 @@ pub struct Outcome {
 impl Outcome {
     pub fn new(stream: Stream) -> Outcome {
         Outcome {
-            failure: OnceLock::new(),
+            failure: OnceCell::new(),
             succeeded: AtomicBool::new(false),
             stream,
             crossed: Mutex::default(),
@@ -51,7 +53,7 @@ impl Outcome {
     }
 
     fn crossed(&self) -> MutexGuard<'_, Vec<ResourceArc<Handle>>> {
-        self.crossed.lock().unwrap_or_else(PoisonError::into_inner)
+        self.crossed.lock()
     }
 
     /// What the CPU still has to compute.
@@ -126,7 +128,7 @@ pub struct Handle {
     held: AtomicU64,
     pub outcomes: Outcomes,
     /// The elements in rows, once their address has been given away.
-    pinned: OnceLock<Buffer>,
+    pinned: OnceCell<Buffer>,
     /// Stands for a value of a function that is being traced: it has a shape and a type, and never elements.
     traced: bool,
     /// Its elements were given up by the caller's word ([`crate::handle::deallocate`]).
@@ -147,8 +149,7 @@ impl Resource for Handle {
 
     /// Nothing refers to the handle any more.
     fn destructor(mut self, env: Env) {
-        let watcher = self.watcher.get_mut();
-        if let Some(process) = *watcher.unwrap_or_else(PoisonError::into_inner) {
+        if let Some(process) = *self.watcher.get_mut() {
             // A process that has ended needs no message.
             let _ = env.send(&process, (atoms::emlx_array_gone(), self.number));
         }
@@ -181,7 +182,7 @@ impl Handle {
             depth: AtomicU32::new(0),
             held: AtomicU64::new(0),
             outcomes,
-            pinned: OnceLock::new(),
+            pinned: OnceCell::new(),
             traced: false,
             deallocated: AtomicBool::new(false),
             watcher: Mutex::default(),
@@ -221,7 +222,7 @@ impl Handle {
             depth: AtomicU32::new(depth + 1),
             held: AtomicU64::new(held),
             outcomes,
-            pinned: OnceLock::new(),
+            pinned: OnceCell::new(),
             traced: inputs.iter().flatten().any(|input| input.traced),
             deallocated: AtomicBool::new(false),
             watcher: Mutex::default(),
@@ -240,7 +241,7 @@ impl Handle {
             depth: AtomicU32::new(self.depth.load(Ordering::Relaxed)),
             held: AtomicU64::new(self.held.load(Ordering::Relaxed)),
             outcomes: self.outcomes.clone(),
-            pinned: OnceLock::new(),
+            pinned: OnceCell::new(),
             traced: self.traced,
             deallocated: AtomicBool::new(false),
             watcher: Mutex::default(),
@@ -254,7 +255,7 @@ impl Handle {
     /// Has a process told when the handle goes: `{:emlx_array_gone, number}`. There is one such process; the last one
     /// counts.
     pub fn watch(&self, process: LocalPid) {
-        *self.watcher.lock().unwrap_or_else(PoisonError::into_inner) = Some(process);
+        *self.watcher.lock() = Some(process);
     }
 
     /// Has the traced function contain the operation that made this array, although its inputs are known.

@@ -4,9 +4,9 @@
 
 use crate::handle::array::Handle;
 use crate::mlx::{self, GraphLock, Identity};
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::HashSet;
 use std::sync::atomic::{fence, AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Arrays of marked handles whose buffers others still need. A handle takes its array out before it goes.
 static WAITING: Mutex<Option<HashSet<Identity>>> = Mutex::new(None);
@@ -16,7 +16,7 @@ static IS_ANY: AtomicBool = AtomicBool::new(false);
 static MARKED: AtomicUsize = AtomicUsize::new(0);
 
 fn waiting() -> MutexGuard<'static, Option<HashSet<Identity>>> {
-    WAITING.lock().unwrap_or_else(PoisonError::into_inner)
+    WAITING.lock()
 }
 
 /// How many handles have been marked so far.

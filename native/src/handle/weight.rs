@@ -5,8 +5,8 @@
 //! counted, and collected, as any binary is.
 
 use crate::handle::array::{self, Handle};
+use once_cell::sync::OnceCell;
 use rustler::{Encoder, Env, ResourceArc, Term};
-use std::sync::OnceLock;
 
 /// Arrays smaller than this weigh what their term weighs.
 const MIN_BYTES: usize = 1 << 12;
@@ -14,7 +14,7 @@ const MIN_BYTES: usize = 1 << 12;
 const REGIONS: [usize; 3] = [1 << 40, 1 << 36, 1 << 32];
 
 fn zeros() -> &'static [u8] {
-    static REGION: OnceLock<&'static [u8]> = OnceLock::new();
+    static REGION: OnceCell<&'static [u8]> = OnceCell::new();
     REGION.get_or_init(|| REGIONS.iter().find_map(|size| map(*size)).unwrap_or(&[]))
 }
 

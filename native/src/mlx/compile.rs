@@ -5,8 +5,9 @@ use super::vector::{many, Vector};
 use crate::base::{Error, Reason, Result};
 use mlx_rs::Array;
 use mlx_sys as sys;
+use parking_lot::Mutex;
 use std::ffi::{c_int, c_void};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 type Build = dyn Fn(&[Array]) -> Result<Vec<Array>> + Send + Sync;
 
@@ -51,10 +52,7 @@ unsafe extern "C" fn call_payload(
         Ok(Err(error)) => error,
         Err(_) => Reason::Panic("while a function was traced".into()).into(),
     };
-    *payload
-        .failure
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner) = Some(failure);
+    *payload.failure.lock() = Some(failure);
     1
 }
 
@@ -88,7 +86,7 @@ impl Compiled {
         let inputs = Vector::new(inputs.iter().copied());
         // SAFETY: both are live for the call.
         let outputs = many(|res| unsafe { sys::mlx_closure_apply(res, self.closure, inputs.0) });
-        let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut failure = self.failure.lock();
         match failure.take() {
             Some(error) => Err(error),
             None => outputs,

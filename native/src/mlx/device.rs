@@ -4,8 +4,8 @@ use super::error::check;
 use super::{process, Stream};
 use crate::base::{Device, Reason, Result};
 use mlx_sys as sys;
+use once_cell::sync::OnceCell;
 use std::ffi::{c_char, c_int, c_void, CStr};
-use std::sync::OnceLock;
 
 pub(super) fn device_handle(device: Device) -> sys::mlx_device {
     let kind = match device {
@@ -152,8 +152,8 @@ pub enum InfoValue {
 impl Device {
     /// MLX for CUDA takes all memory from CUDA, so without a GPU its CPU device is of no use either.
     pub fn is_available(self) -> bool {
-        static CPU: OnceLock<bool> = OnceLock::new();
-        static GPU: OnceLock<bool> = OnceLock::new();
+        static CPU: OnceCell<bool> = OnceCell::new();
+        static GPU: OnceCell<bool> = OnceCell::new();
         match self {
             Device::Cpu => *CPU.get_or_init(|| {
                 Device::Gpu.is_available() || cfg!(target_os = "macos") || cuda_driver().is_none()
@@ -206,8 +206,8 @@ impl Device {
 
     /// The device's default stream, made on first use and kept for the life of the VM.
     pub fn stream(self) -> Result<&'static Stream> {
-        static CPU: OnceLock<Result<Stream>> = OnceLock::new();
-        static GPU: OnceLock<Result<Stream>> = OnceLock::new();
+        static CPU: OnceCell<Result<Stream>> = OnceCell::new();
+        static GPU: OnceCell<Result<Stream>> = OnceCell::new();
         let cell = match self {
             Device::Cpu => &CPU,
             Device::Gpu => &GPU,

@@ -1,9 +1,9 @@
 //! The lock under which MLX's graphs are walked, and how arrays are given up without waiting for it.
 
 use mlx_rs::Array;
+use parking_lot::{Mutex, MutexGuard};
 use smallvec::SmallVec;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
 static GRAPH: Mutex<()> = Mutex::new(());
 static DROPPED: Mutex<Vec<Dropped>> = Mutex::new(Vec::new());
@@ -17,7 +17,7 @@ struct Dropped(#[allow(dead_code)] Array);
 pub struct GraphLock(#[allow(dead_code)] MutexGuard<'static, ()>);
 
 pub fn graph_lock() -> GraphLock {
-    GraphLock(GRAPH.lock().unwrap_or_else(PoisonError::into_inner))
+    GraphLock(GRAPH.lock())
 }
 
 impl Drop for GraphLock {
@@ -28,7 +28,7 @@ impl Drop for GraphLock {
 }
 
 fn dropped() -> MutexGuard<'static, Vec<Dropped>> {
-    DROPPED.lock().unwrap_or_else(PoisonError::into_inner)
+    DROPPED.lock()
 }
 
 fn release_dropped() {
@@ -40,11 +40,7 @@ fn release_dropped() {
 
 /// The lock if nobody holds it: schedulers must not wait for one another.
 pub fn try_graph_lock() -> Option<GraphLock> {
-    match GRAPH.try_lock() {
-        Ok(guard) => Some(GraphLock(guard)),
-        Err(TryLockError::Poisoned(poisoned)) => Some(GraphLock(poisoned.into_inner())),
-        Err(TryLockError::WouldBlock) => None,
-    }
+    GRAPH.try_lock().map(GraphLock)
 }
 
 /// Frees what was given up while a graph was walked, unless one is being walked now.

@@ -2,11 +2,11 @@
 
 use super::error::string_of;
 use mlx_sys as sys;
-use std::sync::OnceLock;
+use once_cell::sync::OnceCell;
 
 /// The versions of MLX that its private parts are known of, and that is loaded, where the two differ. Then nothing is captured.
 pub fn unknown_version() -> Option<&'static (String, String)> {
-    static UNKNOWN: OnceLock<Option<(String, String)>> = OnceLock::new();
+    static UNKNOWN: OnceCell<Option<(String, String)>> = OnceCell::new();
     let compare = || {
         let (known, loaded) = (written_for(), loaded());
         (known != loaded).then_some((known, loaded))

@@ -3,8 +3,9 @@
 use super::{async_eval, error, graph_lock, zeros, Stream};
 use crate::base::{Device, Dtype, Error, Result};
 use mlx_sys as sys;
+use once_cell::sync::OnceCell;
 use std::ffi::{c_int, c_void};
-use std::sync::{Once, OnceLock};
+use std::sync::Once;
 
 /// Installs the error handler (mlx-c's own ends the process) and lets MLX set itself up on a thread that does nothing else,
 /// since MLX treats the first thread it sees as special.
@@ -69,7 +70,7 @@ pub fn leave_at_exit(stop: extern "C" fn()) {
 }
 
 /// What [`leave_at_exit`] was given.
-static STOP: OnceLock<extern "C" fn()> = OnceLock::new();
+static STOP: OnceCell<extern "C" fn()> = OnceCell::new();
 
 /// Does as [`leave_at_exit`] did before. Called once CUDA is there, whose handlers would be called first otherwise.
 pub(super) fn renew_exit_handler() {

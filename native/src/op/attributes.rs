@@ -2,13 +2,13 @@
 //! `Deserialize` of [`Op`]. So the list cannot differ from the enum.
 
 use super::{Class, Op, View};
+use once_cell::sync::OnceCell;
 use rustler::{Atom, Encoder, Env, NifMap, NifResult, Term};
 use serde::de::value::{Error, StrDeserializer};
 use serde::de::{DeserializeSeed, EnumAccess, IntoDeserializer, MapAccess, SeqAccess};
 use serde::de::{Deserializer, Error as _, VariantAccess, Visitor};
 use serde::Deserialize;
 use std::collections::HashMap;
-use std::sync::OnceLock;
 use strum::VariantNames;
 
 /// What an attribute can be.
@@ -56,7 +56,7 @@ pub fn entries() -> Result<Vec<Entry>, Error> {
 
 /// The names of an operation's attributes that may be nil.
 pub fn optional(operation: &str) -> Option<&'static [&'static str]> {
-    static ALL: OnceLock<HashMap<&'static str, Vec<&'static str>>> = OnceLock::new();
+    static ALL: OnceCell<HashMap<&'static str, Vec<&'static str>>> = OnceCell::new();
     let all = ALL.get_or_init(|| {
         let of = |(name, entry): (&&'static str, Entry)| {
             let attributes = entry.attributes.into_iter();

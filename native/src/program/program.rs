@@ -6,8 +6,9 @@ use super::types::Types;
 use crate::base::{Device, Error, Result, Signature};
 use crate::handle::array::Handle;
 use crate::mlx;
+use once_cell::sync::OnceCell;
 use rustler::{Resource, ResourceArc};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 /// An input of a program, as every run checks it.
 #[derive(Clone, Debug, PartialEq)]
@@ -65,7 +66,7 @@ pub struct Program {
     /// Instructions, those of blocks inside included.
     pub size: usize,
     /// What runs on each device, once it was asked for.
-    plans: [OnceLock<Result<Arc<Plan>>>; 2],
+    plans: [OnceCell<Result<Arc<Plan>>>; 2],
 }
 
 #[rustler::resource_impl]

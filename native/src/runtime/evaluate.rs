@@ -10,9 +10,10 @@ use crate::op::Crossed;
 use crate::program::evaluator::{Asked, Evaluator, Pressure};
 use crate::program::Whole;
 use mlx_rs::Array;
+use parking_lot::{Condvar, Mutex, RwLock, RwLockWriteGuard};
 use rustler::ResourceArc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock, RwLockWriteGuard};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 impl Shared {
@@ -260,7 +261,7 @@ struct Told {
 
 impl Told {
     pub(super) fn tell(&self, result: Result<()>) {
-        *self.result.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
+        *self.result.lock() = Some(result);
         self.is_there.store(true, Ordering::Release);
         self.wake.notify_one();
     }
@@ -270,15 +271,12 @@ impl Told {
         while awake && !self.is_there.load(Ordering::Acquire) && start.elapsed() < AWAKE {
             std::hint::spin_loop();
         }
-        let mut result = self.result.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut result = self.result.lock();
         loop {
             if let Some(result) = result.take() {
                 return result;
             }
-            result = self
-                .wake
-                .wait(result)
-                .unwrap_or_else(PoisonError::into_inner);
+            self.wake.wait(&mut result);
         }
     }
 }
@@ -342,7 +340,7 @@ pub(super) struct Submitted(#[allow(dead_code)] Option<RwLockWriteGuard<'static,
 
 impl Submitted {
     pub(super) fn of(outcomes: &Outcomes) -> Submitted {
-        let lock = || LATE.write().unwrap_or_else(PoisonError::into_inner);
+        let lock = || LATE.write();
         Submitted((!outcomes.is_empty()).then(lock))
     }
 }

@@ -3,8 +3,8 @@
 
 use crate::mlx::{self, GraphLock};
 use emlx_cpu::cpu_core;
+use once_cell::sync::OnceCell;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 /// How long the thread waits for the next graph to come.
@@ -84,7 +84,7 @@ impl Pace {
 }
 
 fn cores() -> usize {
-    static CORES: OnceLock<usize> = OnceLock::new();
+    static CORES: OnceCell<usize> = OnceCell::new();
     *CORES.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from))
 }
 

@@ -11,11 +11,13 @@ use crate::handle::deallocate::free_waiting;
 use crate::handle::safetensors as file;
 use crate::mlx::{self, Stream};
 use crate::program::{self, Program};
+use once_cell::sync::OnceCell;
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use rustler::{Resource, ResourceArc};
 use std::collections::VecDeque;
 use std::slice;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::Arc;
 
 /// Jobs that nobody waits for which a queue accepts before it makes their callers wait.
 pub(super) const MAX_BACKLOG: usize = 16;
@@ -155,8 +157,8 @@ impl Shared {
 
     /// The device's own queue, which never closes.
     pub fn default(device: Device) -> Result<&'static Arc<Shared>> {
-        static CPU: OnceLock<Result<Arc<Shared>>> = OnceLock::new();
-        static GPU: OnceLock<Result<Arc<Shared>>> = OnceLock::new();
+        static CPU: OnceCell<Result<Arc<Shared>>> = OnceCell::new();
+        static GPU: OnceCell<Result<Arc<Shared>>> = OnceCell::new();
         let cell = match device {
             Device::Cpu => &CPU,
             Device::Gpu => &GPU,
@@ -168,7 +170,7 @@ impl Shared {
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Adds a job, or does it at once. A closed queue refuses; then no message follows.
@@ -231,10 +233,7 @@ impl Shared {
                         state.is_working = true;
                         break job;
                     }
-                    state = self
-                        .wake
-                        .wait(state)
-                        .unwrap_or_else(PoisonError::into_inner);
+                    self.wake.wait(&mut state);
                 }
             };
             let busy = Busy::begin();
@@ -299,5 +298,4 @@ pub(super) fn free_streams(device: Device) -> MutexGuard<'static, Vec<Stream>> {
         Device::Gpu => &GPU,
     }
     .lock()
-    .unwrap_or_else(PoisonError::into_inner)
 }

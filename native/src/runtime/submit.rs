@@ -9,11 +9,12 @@ use crate::base::{Device, Error, Result};
 use crate::handle::array::{outcomes_of, refuse_deallocated, BinaryTerm, Buffer, Handle};
 use crate::mlx::{self, GraphLock};
 use mlx_rs::Array;
+use parking_lot::RwLockReadGuard;
 use rustler::ResourceArc;
 use smallvec::SmallVec;
 use std::slice;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, RwLockReadGuard, TryLockError};
+use std::sync::Arc;
 
 /// Nodes that a caller submits itself, a scheduler of the VM's: at 2 to 4 µs each, and so few that MLX does not have it wait.
 const MAX_AT_ONCE: usize = 32;
@@ -78,11 +79,9 @@ impl Shared {
             && mlx::has_tasks()
             && arrays.iter().all(is_own)
             && outcomes_of(arrays.iter().map(|array| &**array)).is_empty();
-        match LATE.try_read() {
-            _ if !can_tell => None,
-            Ok(guard) => Some(guard),
-            Err(TryLockError::Poisoned(guard)) => Some(guard.into_inner()),
-            Err(TryLockError::WouldBlock) => None,
+        match can_tell {
+            true => LATE.try_read(),
+            false => None,
         }
     }
 

@@ -9,8 +9,9 @@ use crate::handle::array::{ArrayTerm, Handle};
 use crate::mlx::{self, GraphLock};
 use crate::program::run::{Pause, Run};
 use mlx_rs::Array;
+use parking_lot::Mutex;
 use rustler::{Resource, ResourceArc};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 /// A run with whom it answers.
 pub struct Running {
@@ -56,7 +57,7 @@ impl Suspended {
 
     /// The run, once.
     pub fn take(&self) -> Result<Box<Running>> {
-        let mut run = self.run.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut run = self.run.lock();
         run.take()
             .ok_or_else(|| Error::invalid("the run was already answered"))
     }

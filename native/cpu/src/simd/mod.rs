@@ -154,7 +154,7 @@ impl Level {
     }
 
     pub fn best() -> Level {
-        static BEST: std::sync::OnceLock<Level> = std::sync::OnceLock::new();
+        static BEST: once_cell::sync::OnceCell<Level> = once_cell::sync::OnceCell::new();
         *BEST.get_or_init(|| Level::all().pop().unwrap_or(Level::Portable))
     }
 }

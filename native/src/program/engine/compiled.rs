@@ -7,8 +7,10 @@ use crate::op::{Applied, Crossed};
 use crate::program::build::outputs_of_device;
 use crate::program::plan::Code;
 use mlx_rs::Array;
+use once_cell::sync::OnceCell;
+use parking_lot::Mutex;
 use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::Arc;
 use std::thread::ThreadId;
 
 /// Queues whose compiled form is kept; MLX keeps one for each thread.
@@ -37,7 +39,7 @@ impl Fused {
 
     fn compiled(&self, device: Device, stream: &Stream) -> Result<Arc<Compiled>> {
         let thread = std::thread::current().id();
-        let mut all = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.compiled.lock();
         if let Some((_, compiled)) = all.iter().find(|(owner, _)| *owner == thread) {
             return Ok(compiled.clone());
         }
@@ -87,7 +89,7 @@ impl Segment for Fused {
 
 /// Whether the command that MLX compiles with runs. MLX asks the same once, and does without fusion where it does not.
 fn has_compiler() -> bool {
-    static HAS: OnceLock<bool> = OnceLock::new();
+    static HAS: OnceCell<bool> = OnceCell::new();
     *HAS.get_or_init(|| {
         let mut command = Command::new("g++");
         command.arg("--version");

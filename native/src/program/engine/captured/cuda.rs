@@ -9,8 +9,9 @@ use crate::program::engine::step_graph::{failed, Gpu};
 use crate::program::plan::Code;
 use cudarc::driver::{result as driver, sys};
 use mlx_rs::Array;
+use once_cell::sync::OnceCell;
 use std::ffi::c_void;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 /// Copies of one launch. Their addresses are the kernel's argument, which may have 4 KiB.
 const MAX_COPIES: usize = 128;
@@ -48,7 +49,7 @@ fn copier() -> Result<sys::CUfunction> {
     unsafe impl Send for Known {}
     // SAFETY: as above.
     unsafe impl Sync for Known {}
-    static KNOWN: OnceLock<Known> = OnceLock::new();
+    static KNOWN: OnceCell<Known> = OnceCell::new();
     let gpu = Gpu::get()?;
     if let Some(known) = KNOWN.get() {
         return Ok(known.0);

@@ -20,7 +20,9 @@ use crate::program::build;
 use crate::program::plan::Code;
 use launcher::{Captured, State};
 use mlx_rs::Array;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use once_cell::sync::OnceCell;
+use parking_lot::{Mutex, MutexGuard};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 /// Runs in a row for which an input is the same array before it is taken to stay.
@@ -43,7 +45,7 @@ const IDLE: Duration = Duration::from_secs(10);
 
 /// Whether programs are captured at all: on CUDA, unless EMLX_CUDA_GRAPHS is 0.
 pub fn is_on() -> bool {
-    static IS_ON: OnceLock<bool> = OnceLock::new();
+    static IS_ON: OnceCell<bool> = OnceCell::new();
     *IS_ON.get_or_init(|| {
         let is_off = std::env::var("EMLX_CUDA_GRAPHS").is_ok_and(|value| value == "0");
         !is_off && launcher::is_there()
@@ -129,7 +131,7 @@ fn all() -> Vec<Arc<Captures>> {
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    mutex.lock()
 }
 
 impl Captures {
@@ -322,7 +324,7 @@ fn make_room() -> bool {
         let mut total = 0;
         for segment in all() {
             // One that is in use is not idle.
-            let Ok(mut ways) = segment.ways.try_lock() else {
+            let Some(mut ways) = segment.ways.try_lock() else {
                 continue;
             };
             for way in ways.iter_mut() {

@@ -8,10 +8,11 @@ use crate::program::engine::{Progress, RunningLoop};
 use cudarc::driver::{result as driver, sys};
 use cudarc::nvrtc;
 use mlx_rs::Array;
+use once_cell::sync::OnceCell;
+use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::ffi::{c_void, CString};
 use std::path::PathBuf;
-use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Steps that are launched before the first of them has begun.
@@ -52,7 +53,7 @@ unsafe impl Sync for Gpu {}
 impl Gpu {
     /// MLX's device, with its context made this thread's.
     pub fn get() -> Result<&'static Gpu> {
-        static GPU: OnceLock<std::result::Result<Gpu, Error>> = OnceLock::new();
+        static GPU: OnceCell<std::result::Result<Gpu, Error>> = OnceCell::new();
         let gpu = GPU.get_or_init(Gpu::new).as_ref().map_err(Clone::clone)?;
         // SAFETY: the primary context is never released.
         unsafe { driver::ctx::set_current(gpu.context) }
@@ -86,11 +87,7 @@ impl Gpu {
     /// Compiled kernels, each once in a process, and once for all where there is a folder for them.
     fn functions(&'static self, kernels: &[Kernel]) -> Result<Vec<Function>> {
         let digests: Vec<[u8; 32]> = kernels.iter().map(|kernel| self.digest(kernel)).collect();
-        let known = || {
-            self.functions
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-        };
+        let known = || self.functions.lock();
         let mut missing: Vec<([u8; 32], &Kernel)> = Vec::new();
         {
             let known = known();

@@ -7,10 +7,11 @@ use crate::mlx;
 use crate::program::plan::{self, Code, Work};
 use crate::program::{build, file};
 use mlx_rs::Array;
+use parking_lot::Mutex;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
