@@ -23,12 +23,19 @@ mod op;
 mod program;
 mod runtime;
 
+use base::Settings;
 use rustler::{Env, Term};
 
 rustler::init!("Elixir.EMLX.Native", load = load);
 
-fn load(_env: Env, _info: Term) -> bool {
+fn load(_env: Env, info: Term) -> bool {
+    // What is of a wrong type is told of when the application starts.
+    info.decode::<Settings>().unwrap_or_default().set();
+    let settings = Settings::get();
+    emlx_cpu::configure(settings.threads, settings.spin);
     mlx::init();
-    mlx::leave_at_exit(runtime::stop_all);
+    if settings.exit_handler {
+        mlx::leave_at_exit(runtime::stop_all);
+    }
     true
 }

@@ -12,11 +12,22 @@ defmodule EMLX.Native do
   def load do
     path = :filename.join(:code.priv_dir(:emlx), ~c"native/emlx_native")
 
-    case :erlang.load_nif(path, 0) do
+    # Before the application starts, which refuses what is of a wrong type.
+    settings = %{
+      malloc: setting(:malloc, true),
+      exit_handler: setting(:exit_handler, true),
+      address_space: setting(:address_space, true),
+      spin: setting(:spin, true),
+      threads: setting(:threads, nil)
+    }
+
+    case :erlang.load_nif(path, settings) do
       {:error, {:load_failed, text}} -> :persistent_term.put({__MODULE__, :failure}, List.to_string(text))
       other -> other
     end
   end
+
+  defp setting(name, default), do: :application.get_env(:emlx, name, default)
 
   @doc false
   # Why the library could not be loaded, in the loader's words; nil where it was.
@@ -28,6 +39,7 @@ defmodule EMLX.Native do
   def info(_array), do: missing()
   def op_table(), do: missing()
   def unknown_mlx(), do: missing()
+  def settings(), do: missing()
   def strides(_array), do: missing()
   def deallocate(_array), do: missing()
   def placeholder(_shape, _dtype, _device), do: missing()

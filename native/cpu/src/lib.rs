@@ -50,7 +50,7 @@ pub use binary::Pair;
 pub use chain::{Link, Links, Operand, MAX_LINKS};
 pub use element::ElementType;
 pub use kernel::Kernel;
-pub use pool::WORTH_SHARING;
+pub use pool::{configure, WORTH_SHARING};
 pub use reduce::Reduction;
 pub use rope::Rope;
 pub use scan::Scan;

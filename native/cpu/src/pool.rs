@@ -19,6 +19,27 @@ pub const PART: usize = 8_192;
 
 type Work = dyn Fn(usize) + Sync;
 
+struct Config {
+    threads: Option<usize>,
+    spin: bool,
+}
+
+static CONFIG: OnceCell<Config> = OnceCell::new();
+
+/// How many threads share a kernel's work, the calling one among them (None is one for each core), and whether they turn round for
+/// a moment before they sleep. To be called before the first kernel runs; later it has no effect.
+pub fn configure(threads: Option<usize>, spin: bool) {
+    let _ = CONFIG.set(Config { threads, spin });
+}
+
+fn config() -> &'static Config {
+    let default = Config {
+        threads: None,
+        spin: true,
+    };
+    CONFIG.get_or_init(|| default)
+}
+
 /// A pointer that threads may share, each for elements of its own.
 pub struct Shared<T>(pub *mut T);
 
@@ -78,7 +99,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 fn pool() -> &'static Pool {
     static POOL: OnceCell<&'static Pool> = OnceCell::new();
     POOL.get_or_init(|| {
-        let wanted = std::thread::available_parallelism().map_or(1, usize::from) - 1;
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        let wanted = config().threads.unwrap_or_else(cores).saturating_sub(1);
         let pool: &'static mut Pool = Box::leak(Box::new(Pool {
             workers: 0,
             one_at_a_time: Mutex::default(),
@@ -147,7 +169,7 @@ impl Pool {
                         self.done.notify_one();
                     }
                 }
-                None if !has_spun => {
+                None if !has_spun && config().spin => {
                     let seen = self.posted.load(Ordering::Relaxed);
                     state.awake += 1;
                     drop(state);

@@ -4,6 +4,7 @@
 //! array's term carries a binary of the array's size, whose bytes are untouched zero pages: address space, not memory. It is
 //! counted, and collected, as any binary is.
 
+use crate::base::Settings;
 use crate::handle::array::{self, Handle};
 use once_cell::sync::OnceCell;
 use rustler::{Encoder, Env, ResourceArc, Term};
@@ -15,7 +16,10 @@ const REGIONS: [usize; 3] = [1 << 40, 1 << 36, 1 << 32];
 
 fn zeros() -> &'static [u8] {
     static REGION: OnceCell<&'static [u8]> = OnceCell::new();
-    REGION.get_or_init(|| REGIONS.iter().find_map(|size| map(*size)).unwrap_or(&[]))
+    REGION.get_or_init(|| match Settings::get().address_space {
+        true => REGIONS.iter().find_map(|size| map(*size)).unwrap_or(&[]),
+        false => &[],
+    })
 }
 
 fn map(size: usize) -> Option<&'static [u8]> {

@@ -1,7 +1,7 @@
 //! What MLX and EMLX change in the process: how MLX is set up, how the C library allocates, and how the process ends.
 
 use super::{async_eval, error, graph_lock, zeros, Stream};
-use crate::base::{Device, Dtype, Error, Result};
+use crate::base::{Device, Dtype, Error, Result, Settings};
 use mlx_sys as sys;
 use once_cell::sync::OnceCell;
 use std::ffi::{c_int, c_void};
@@ -14,7 +14,9 @@ pub fn init() {
     INIT.call_once(|| {
         // MLX raises an error where more than twice as many different graphs were launched on CUDA as it keeps (400 by default).
         let _ = set_default_variable("MLX_ENABLE_CACHE_THRASHING_CHECK", "0");
-        settle_malloc();
+        if Settings::get().malloc {
+            settle_malloc();
+        }
         let setup = || {
             // SAFETY: the handler is a plain function that stays for the life of the process.
             unsafe {

@@ -2,7 +2,7 @@
 
 use super::answer::Answer;
 use super::decode::argument;
-use crate::base::Device;
+use crate::base::{Device, Settings};
 use crate::mlx;
 use crate::runtime::guard;
 use rustler::{Encoder, Env, Term};
@@ -11,6 +11,12 @@ use rustler::{Encoder, Env, Term};
 #[rustler::nif]
 fn unknown_mlx() -> Answer<Option<(String, String)>> {
     Answer(guard("unknown_mlx", || Ok(mlx::unknown_version().cloned())))
+}
+
+/// What of `config :emlx` the library was loaded with.
+#[rustler::nif]
+fn settings() -> Answer<Settings> {
+    Answer(guard("settings", || Ok(Settings::get().clone())))
 }
 
 #[rustler::nif]

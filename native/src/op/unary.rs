@@ -5,7 +5,7 @@ use super::creation::{float, int};
 use super::{cast, double, gpu, one, Inputs, Outputs};
 use crate::base::{Device, Dtype, Error, Result};
 use crate::cpu::{self, Function};
-use crate::mlx::{self, Stream};
+use crate::mlx::{self, Stream, Vector};
 use mlx_rs::Array;
 
 part_of_op! {
@@ -175,10 +175,7 @@ pub fn sigmoid(a: &Array, s: &Stream) -> Result<Array> {
 pub fn cbrt(a: &Array, s: &Stream) -> Result<Array> {
     let dtype = mlx::dtype(a);
     if dtype == Dtype::C64 {
-        let third = mlx::divide(&mlx::log(a, s)?, &int(3, Dtype::C64)?, s)?;
-        let root = mlx::exp(&third, s)?;
-        let zero = mlx::equal(a, &int(0, Dtype::C64)?, s)?;
-        return mlx::where_(&zero, a, &root, s);
+        return cbrt_of_complex(a, s);
     }
     let a = if dtype.is_float() {
         mlx::copy(a, s)?
@@ -204,6 +201,20 @@ pub fn cbrt(a: &Array, s: &Stream) -> Result<Array> {
     )?;
     let root = mlx::where_(&usable, &finer, &root, s)?;
     mlx::multiply(&mlx::sign(&a, s)?, &root, s)
+}
+
+/// The principal root, of which the parts are computed apart: of an infinite number one part may be 0, and a product of complex
+/// numbers would make it NaN.
+fn cbrt_of_complex(a: &Array, s: &Stream) -> Result<Array> {
+    let radius = cbrt(&mlx::abs(a, s)?, s)?;
+    let phase = mlx::arctan2(&mlx::imag(a, s)?, &mlx::real(a, s)?, s)?;
+    let angle = mlx::divide(&phase, &float(3.0, Dtype::F32)?, s)?;
+    let real = mlx::multiply(&radius, &mlx::cos(&angle, s)?, s)?;
+    let imaginary = mlx::multiply(&radius, &mlx::sin(&angle, s)?, s)?;
+    let is_real = mlx::equal(&angle, &float(0.0, Dtype::F32)?, s)?;
+    let imaginary = mlx::where_(&is_real, &angle, &imaginary, s)?;
+    let parts = mlx::stack(&Vector::new([&real, &imaginary]), a.ndim() as i32, s)?;
+    mlx::squeeze(&mlx::view(&parts, Dtype::C64, s)?, &[a.ndim() as i32], s)
 }
 
 /// 1 - erf(x) without the cancellation for large x: the rational Chebyshev form of Numerical Recipes in C

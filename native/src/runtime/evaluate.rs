@@ -3,7 +3,7 @@
 use super::exit::IS_EXITING;
 use super::queue::Shared;
 use super::reply::Reply;
-use crate::base::{Device, Dtype, Error, Reason, Result};
+use crate::base::{Device, Dtype, Error, Reason, Result, Settings};
 use crate::handle::array::{check_outcomes, outcomes_of, Handle, Outcomes};
 use crate::mlx::{self, Stream};
 use crate::op::Crossed;
@@ -268,6 +268,7 @@ impl Told {
 
     pub(super) fn wait(&self, awake: bool) -> Result<()> {
         let start = Instant::now();
+        let awake = awake && Settings::get().spin;
         while awake && !self.is_there.load(Ordering::Acquire) && start.elapsed() < AWAKE {
             std::hint::spin_loop();
         }

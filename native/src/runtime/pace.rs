@@ -1,6 +1,7 @@
 //! Keeps a CPU stream's thread awake for a moment after it has computed something: who reads a value often wants the next one, and
 //! waking a thread takes 20 to 50 µs on a virtual machine, as long as a small graph takes altogether. Used by queues.
 
+use crate::base::Settings;
 use crate::mlx::{self, GraphLock};
 use emlx_cpu::cpu_core;
 use once_cell::sync::OnceCell;
@@ -53,7 +54,7 @@ impl Pace {
     pub fn linger(&self, turn: u32) {
         static LINGERING: AtomicUsize = AtomicUsize::new(0);
         // One core is left to others.
-        if LINGERING.fetch_add(1, Ordering::Relaxed) + 1 < cores() {
+        if LINGERING.fetch_add(1, Ordering::Relaxed) + 1 < cores() && Settings::get().spin {
             self.spin(turn);
         }
         LINGERING.fetch_sub(1, Ordering::Relaxed);

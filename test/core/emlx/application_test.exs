@@ -20,6 +20,41 @@ defmodule EMLX.ApplicationTest do
     assert {"out\n", 3} = System.cmd("sh", ["-c", "echo out; exit 3"])
   end
 
+  # The answer of a function in a VM of its own, whose application starts with this config.
+  defp in_another_vm(config, module, function, arguments) do
+    paths = Enum.flat_map(:code.get_path(), &[~c"-pa", &1])
+    quiet = [~c"-logger", ~c"level", ~c"none"]
+    {:ok, peer, _node} = :peer.start_link(%{connection: :standard_io, args: quiet ++ paths})
+
+    for {name, value} <- config,
+        do: :ok = :peer.call(peer, :application, :set_env, [:emlx, name, value, [persistent: true]])
+
+    started = :peer.call(peer, :application, :ensure_all_started, [:emlx], 30_000)
+    answer = if match?({:ok, _}, started), do: :peer.call(peer, module, function, arguments, 30_000), else: started
+    :peer.stop(peer)
+    answer
+  end
+
+  if File.exists?(@status) do
+    test "config :emlx switches off what EMLX changes in the VM" do
+      settings = [malloc: false, exit_handler: false, address_space: false, spin: false, threads: 3]
+      assert in_another_vm(settings, Native, :settings, []) == {:ok, Map.new(settings)}
+      cores = System.schedulers_online()
+      assert {^cores, true, false} = put_elem(in_another_vm([], EMLX.VMState, :state, []), 0, cores)
+      off = in_another_vm([sigchld: false, address_space: false, threads: 3, spin: false], EMLX.VMState, :state, [])
+      assert {threads, false, true} = off
+      # One of the three is the calling thread.
+      assert threads == 2
+    end
+  end
+
+  test "a switch that is neither true nor false keeps the application from starting" do
+    assert {:error, {:emlx, error}} = in_another_vm([spin: 1], Native, :settings, [])
+    assert inspect(error) =~ "config :emlx, spin: is true or false, got: 1"
+    assert {:error, {:emlx, error}} = in_another_vm([threads: 0], Native, :settings, [])
+    assert inspect(error) =~ "config :emlx, threads: is a number of threads from 1, got: 0"
+  end
+
   test "loading the native library's module again, as IEx's recompile does, changes nothing" do
     a = Ops.ones({100, 100}, :f32)
 

@@ -15,6 +15,23 @@ defmodule EMLX.ValuesTest do
     assert back(Ops.maximum(left, left)) == [[6], [4], [2]]
   end
 
+  test "the cube root of an infinite complex number has no part that is NaN" do
+    infinite = [{:infinity, 1.0}, {:infinity, -1.0}, {:neg_infinity, 3.0}, {1.0, :infinity}, {1.0, :neg_infinity}]
+
+    assert back(Ops.cbrt(array(infinite, :c64))) == [
+             {:infinity, 0.0},
+             {:infinity, -0.0},
+             {:infinity, :infinity},
+             {:infinity, :infinity},
+             {:infinity, :neg_infinity}
+           ]
+
+    assert back(Ops.cbrt(array([{0.0, 0.0}, {8.0, 0.0}], :c64))) == [{0.0, 0.0}, {2.0, 0.0}]
+    assert [{re, im}] = back(Ops.cbrt(array([{0.0, 27.0}], :c64)))
+    assert_in_delta re, 3 * :math.cos(:math.pi() / 6), 1.0e-5
+    assert_in_delta im, 1.5, 1.0e-5
+  end
+
   test "a cross product takes reversed arrays" do
     a = Ops.flip(array([[3], [2], [1]], :s32), [0])
     b = Ops.flip(array([[6], [5], [4]], :s32), [0])
