@@ -23,7 +23,7 @@ defmodule EMLX.ApplicationTest do
   # The answer of a function in a VM of its own, whose application starts with this config.
   defp in_another_vm(config, module, function, arguments) do
     paths = Enum.flat_map(:code.get_path(), &[~c"-pa", &1])
-    quiet = [~c"-logger", ~c"level", ~c"none"]
+    quiet = [~c"-logger", ~c"level", ~c"none", ~c"-kernel", ~c"logger_level", ~c"emergency"]
     {:ok, peer, _node} = :peer.start_link(%{connection: :standard_io, args: quiet ++ paths})
 
     for {name, value} <- config,
