@@ -1,8 +1,8 @@
 defmodule EMLX.Options do
   @moduledoc false
-  # Checks the keyword options of public functions that are not called for each operation: by NimbleOptions where that is present
-  # when EMLX is compiled, otherwise names, defaults and required options only. A module keeps its schemas in attributes, so that
-  # they are compiled once.
+  # Checks the keyword options of public functions that are not called for each operation: by NimbleOptions where that
+  # is present when EMLX is compiled, otherwise names, defaults and required options only. A module keeps its schemas in
+  # attributes, so that they are compiled once.
 
   @enforce_keys [:options, :compiled]
   defstruct [:options, :compiled]
@@ -12,9 +12,8 @@ defmodule EMLX.Options do
   @nimble Code.ensure_loaded?(NimbleOptions)
 
   @doc """
-  Returns a schema for `validate!/3`. `options` has `:type`, `:default` and `:required` of each option, as `NimbleOptions` has them.
-
-  Types are data: a schema is the value of a module attribute.
+  Returns a schema for `validate!/3`. `options` has `:type`, `:default` and `:required` of each option, as
+  `NimbleOptions` has them. They hold no functions, since a schema is the value of a module attribute.
   """
   @spec schema(keyword(keyword)) :: t
   def schema(options), do: %__MODULE__{options: options, compiled: compile(options)}
@@ -29,10 +28,10 @@ defmodule EMLX.Options do
   def types?, do: @nimble
 
   @doc """
-  Returns `opts` with the defaults of `schema`. `function` is what errors call the function, such as `"EMLX.Queue.start"`.
+  Returns `opts` with the defaults of `schema`. `function` is the function's name in errors, as `"EMLX.Queue.start"`.
 
-  Raises `ArgumentError` for an unknown option, an option given twice, a required one that is missing, and, with NimbleOptions, for
-  a value of another type.
+  Raises `ArgumentError` for an unknown option, an option given twice, a required one that is missing, and, with
+  NimbleOptions, for a value of another type.
   """
   @spec validate!(keyword, t, String.t()) :: keyword
   def validate!(opts, %__MODULE__{} = schema, function) do
@@ -47,7 +46,8 @@ defmodule EMLX.Options do
 
     if not Keyword.keyword?(opts) do
       raise ArgumentError,
-            "#{function}: options are a keyword list, here of #{Enum.map_join(names, ", ", &inspect/1)}, got: #{inspect(opts)}"
+            "#{function}: options are a keyword list, here of #{Enum.map_join(names, ", ", &inspect/1)}, " <>
+              "got: #{inspect(opts)}"
     end
 
     case Keyword.validate(opts, Enum.map(options, &default/1)) do
@@ -60,7 +60,8 @@ defmodule EMLX.Options do
 
       {:error, unknown} ->
         raise ArgumentError,
-              "#{function}: unknown keys #{inspect(unknown)} in #{inspect(opts)}, the allowed keys are: #{inspect(names)}"
+              "#{function}: unknown keys #{inspect(unknown)} in #{inspect(opts)}, " <>
+                "the allowed keys are: #{inspect(names)}"
     end
   end
 
