@@ -42,18 +42,20 @@ defmodule EMLX.MixProject do
     [
       {:nx, "~> 0.12.0 or ~> 0.13.0"},
       {:telemetry, "~> 1.0"},
+      {:nimble_options, "~> 1.1", optional: true},
       {:ex_doc, "~> 0.34", only: :dev, runtime: false}
     ]
   end
 
   defp deps(false), do: []
 
-  # With Hex the dependencies are applications of their own accord. The core tier tells telemetry of its work where that is there.
+  # With Hex the dependencies are applications of their own accord. Where telemetry is absent the core tier
+  # emits no events; where NimbleOptions is absent the types of options are not checked.
   defp applications do
     cond do
       hex?() -> []
-      nx?() -> [:nx, :telemetry]
-      true -> [telemetry: :optional]
+      nx?() -> [:nx, :telemetry, nimble_options: :optional]
+      true -> [telemetry: :optional, nimble_options: :optional]
     end
   end
 

@@ -26,6 +26,7 @@ defmodule EMLXAxon do
   `EMLXAxon.Layers` has further layers for models of one's own.
   """
 
+  alias EMLX.Options
   alias EMLXAxon.Layers
 
   # The layers of Axon that can be rewritten: what they run instead, and the block that this makes.
@@ -35,6 +36,10 @@ defmodule EMLXAxon do
   }
 
   @names @layers |> Map.keys() |> Enum.sort()
+
+  # Which values there are is checked where the options are used, with the names of this model or package.
+  @rewrite Options.schema(only: [type: {:list, :atom}, default: @names])
+  @explain Options.schema(describe: [type: {:fun, 1}])
 
   @doc """
   Makes the layers of a model that have a kernel blocks, also inside of `Axon.block/2`.
@@ -70,7 +75,7 @@ defmodule EMLXAxon do
   @doc false
   # The same for models whose other layers the caller sees to.
   def rewrite_axon(model, opts) do
-    only = opts |> Keyword.validate!(only: @names) |> Keyword.fetch!(:only)
+    only = opts |> Options.validate!(@rewrite, "EMLXAxon.rewrite") |> Keyword.fetch!(:only)
 
     unless is_list(only) and only -- @names == [] do
       raise ArgumentError, ":only must be a list of some of #{inspect(@names)}, got: #{inspect(only)}"
@@ -154,7 +159,7 @@ defmodule EMLXAxon do
   def explain(model, opts \\ [])
 
   def explain(%Axon{} = model, opts) do
-    describe = opts |> Keyword.validate!(describe: &describe/1) |> Keyword.fetch!(:describe)
+    describe = opts |> Options.validate!(@explain, "EMLXAxon.explain") |> Keyword.get(:describe, &describe/1)
     EMLXAxon.Explain.table(model, describe)
   end
 

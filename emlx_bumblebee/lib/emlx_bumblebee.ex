@@ -30,10 +30,19 @@ defmodule EMLXBumblebee do
   """
 
   alias EMLX.Fast.Arguments
+  alias EMLX.Options
   alias EMLXBumblebee.{Attention, Captures, Explain, Graph, Quantized}
 
   @axon [:layer_norm, :rms_norm]
   @layers Enum.sort([:attention, :rotary_embedding | @axon])
+
+  # Which values there are is checked where the options are used, with the names of this model or package.
+  @rewrite Options.schema(only: [type: {:list, :atom}, default: @layers])
+  @quantize Options.schema(
+              bits: [type: :integer, default: 4],
+              group_size: [type: :integer, default: 64],
+              except: [type: {:list, :string}, default: []]
+            )
 
   @doc """
   Makes the layers of a model that have a kernel blocks.
@@ -66,7 +75,7 @@ defmodule EMLXBumblebee do
   def rewrite(model_or_info, opts \\ [])
 
   def rewrite(%Axon{} = model, opts) do
-    only = opts |> Keyword.validate!(only: @layers) |> Keyword.fetch!(:only)
+    only = opts |> Options.validate!(@rewrite, "EMLXBumblebee.rewrite") |> Keyword.fetch!(:only)
 
     unless is_list(only) and only -- @layers == [] do
       raise ArgumentError, ":only must be a list of some of #{inspect(@layers)}, got: #{inspect(only)}"
@@ -119,7 +128,7 @@ defmodule EMLXBumblebee do
   def quantize(info, opts \\ [])
 
   def quantize(%{model: %Axon{} = model, params: %Axon.ModelState{} = params} = info, opts) do
-    opts = Keyword.validate!(opts, bits: 4, group_size: 64, except: [])
+    opts = Options.validate!(opts, @quantize, "EMLXBumblebee.quantize")
 
     unless opts[:bits] in [2, 4, 8],
       do: raise(ArgumentError, "quantize: :bits must be 2, 4 or 8, got: #{inspect(opts[:bits])}")

@@ -122,6 +122,8 @@ defmodule EMLXBumblebee.QuantizeTest do
     refused.(~r/:except must be a list of names.*"nothing".*output_norm/s, info, except: ["nothing"])
     refused.(~r/there is no dense layer/, info, group_size: 128)
     refused.(~r/a map with an Axon model/, info.model, [])
-    refused.(~r/unknown keys/, info, colour: 1)
+    refused.(~r/EMLXBumblebee.quantize: unknown keys/, info, colour: 1)
+    refused.(~r/quantize: .*:bits .*got: "4"/, info, bits: "4")
+    refused.(~r/quantize: .*:except .*got: "decoder"/s, info, except: "decoder")
   end
 end

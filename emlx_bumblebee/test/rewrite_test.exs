@@ -240,7 +240,8 @@ defmodule EMLXBumblebee.RewriteTest do
       EMLXBumblebee.rewrite(info, only: [:dense])
     end
 
-    assert_raise ArgumentError, ~r/unknown keys/, fn -> EMLXBumblebee.rewrite(info, other: 1) end
+    assert_raise ArgumentError, ~r/EMLXBumblebee.rewrite: unknown keys/, fn -> EMLXBumblebee.rewrite(info, other: 1) end
+    assert_raise ArgumentError, ~r/:only .*got: 1/s, fn -> EMLXBumblebee.rewrite(info, only: 1) end
   end
 
   test "explain says how each layer is computed, before and after rewriting" do

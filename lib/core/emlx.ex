@@ -125,7 +125,7 @@ defmodule EMLX do
     """
     @spec explain(fun, [Nx.Container.t()], keyword) :: String.t()
     def explain(fun, args, opts \\ []) do
-      fun |> compile_to_program(args, opts) |> EMLX.Program.explain(Keyword.take(opts, [:device]))
+      fun |> EMLX.Compiler.to_program(args, opts, "EMLX.explain") |> EMLX.Program.explain(Keyword.take(opts, [:device]))
     end
 
     @doc """

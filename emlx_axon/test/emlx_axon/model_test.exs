@@ -128,6 +128,14 @@ defmodule EMLXAxon.ModelTest do
     end
 
     assert_raise ArgumentError, ~r/unknown keys \[:except\]/, fn -> EMLXAxon.rewrite(model(), except: []) end
+    assert_raise ArgumentError, ~r/EMLXAxon.explain: unknown keys/, fn -> EMLXAxon.explain(model(), only: []) end
+  end
+
+  if EMLX.Options.types?() do
+    test "options of another type are refused with the function's name" do
+      assert_raise ArgumentError, ~r/^EMLXAxon.rewrite: .*:only .*got: 1/s, fn -> EMLXAxon.rewrite(model(), only: 1) end
+      assert_raise ArgumentError, ~r/^EMLXAxon.explain: .*:describe/, fn -> EMLXAxon.explain(model(), describe: 1) end
+    end
   end
 
   test "a rewritten layer raises Axon's own errors" do

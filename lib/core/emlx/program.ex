@@ -36,7 +36,7 @@ defmodule EMLX.Program do
 
   import Kernel, except: [inspect: 1, inspect: 2]
 
-  alias EMLX.{Array, Native, Queue}
+  alias EMLX.{Array, Native, Options, Queue}
 
   @enforce_keys [:ref, :inputs, :output_names, :constants, :calls, :size, :straight?]
   defstruct [:ref, :inputs, :output_names, :constants, :calls, :size, :straight?, :constant_names]
@@ -65,6 +65,22 @@ defmodule EMLX.Program do
 
   # Programs of more instructions than this take longer to build than a scheduler should be held (about 1 µs each).
   @large_program 256
+
+  @device [device: [type: {:in, [:cpu, :gpu]}]]
+  @new Options.schema(
+         [
+           constants: [type: {:list, :any}, default: []],
+           constant_names: [type: {:or, [{:list, :string}, {:map, :integer, :string}, nil]}, default: nil],
+           output_names: [type: {:or, [{:list, :string}, nil]}, default: nil],
+           fuse: [type: :boolean, default: false],
+           merge: [type: {:or, [:boolean, nil]}, default: nil],
+           run_ahead: [type: {:or, [:non_neg_integer, nil]}, default: nil]
+         ] ++ @device
+       )
+  @explain Options.schema(@device)
+  # What is checked of :names has a text of its own.
+  @save Options.schema([names: [type: :any]] ++ Options.place())
+  @place Options.schema(Options.place())
 
   @doc """
   A program of `instructions` that gives the values numbered `outputs`.
@@ -108,10 +124,9 @@ defmodule EMLX.Program do
   """
   @spec new(non_neg_integer | [input], [instruction], [value], keyword) :: t
   def new(inputs, instructions, outputs, opts \\ []) do
-    defaults = [output_names: nil, fuse: false, merge: nil, run_ahead: nil, device: EMLX.default_device()]
-    opts = Keyword.validate!(opts, [constants: [], constant_names: nil] ++ defaults)
+    opts = opts |> Options.validate!(@new, "EMLX.Program.new") |> Keyword.put_new_lazy(:device, &EMLX.default_device/0)
     constants = for constant <- opts[:constants], do: Array.ref!(constant, "program, a constant")
-    native_opts = opts |> Keyword.take(Keyword.keys(defaults)) |> Map.new()
+    native_opts = opts |> Keyword.drop([:constants, :constant_names]) |> Map.new()
     program = from_ref(Native.call!(Native.program_new(inputs, constants, instructions, outputs, native_opts)))
     %{program | constant_names: opts[:constant_names]}
   end
@@ -142,6 +157,7 @@ defmodule EMLX.Program do
   """
   @spec outputs(t, keyword) :: [{String.t() | nil, [non_neg_integer] | nil, Array.dtype() | nil}]
   def outputs(%__MODULE__{} = program, opts \\ []) do
+    opts = Options.validate!(opts, @place, "EMLX.Program.outputs")
     types = Native.call!(Native.program_outputs(program.ref, Queue.target(opts)))
 
     for {type, name} <- Enum.zip(types, program.output_names || Enum.map(types, fn _ -> nil end)) do
@@ -173,6 +189,7 @@ defmodule EMLX.Program do
   '''
   @spec inspect(t, keyword) :: String.t()
   def inspect(%__MODULE__{ref: ref}, opts \\ []) do
+    opts = Options.validate!(opts, @place, "EMLX.Program.inspect")
     Native.call!(Native.program_describe(ref, Queue.target(opts)))
   end
 
@@ -192,8 +209,8 @@ defmodule EMLX.Program do
   '''
   @spec explain(t, keyword) :: String.t()
   def explain(%__MODULE__{ref: ref}, opts \\ []) do
-    opts = Keyword.validate!(opts, device: EMLX.default_device())
-    Native.call!(Native.program_explain(ref, opts[:device]))
+    opts = Options.validate!(opts, @explain, "EMLX.Program.explain")
+    Native.call!(Native.program_explain(ref, Keyword.get_lazy(opts, :device, &EMLX.default_device/0)))
   end
 
   # ---- files ----
@@ -214,6 +231,7 @@ defmodule EMLX.Program do
   """
   @spec save(t, Path.t(), keyword) :: :ok
   def save(%__MODULE__{} = program, path, opts \\ []) do
+    opts = Options.validate!(opts, @save, "EMLX.Program.save")
     {names, opts} = Keyword.pop(opts, :names, program.constant_names || %{})
     names = constant_names(names, program.constants)
     target = Queue.target(opts)
@@ -243,6 +261,7 @@ defmodule EMLX.Program do
   """
   @spec load(Path.t(), keyword) :: t
   def load(path, opts \\ []) do
+    opts = Options.validate!(opts, @place, "EMLX.Program.load")
     from_ref(Native.call!(Native.program_load(to_string(path), Queue.target(opts))))
   end
 

@@ -13,7 +13,9 @@ defmodule EMLX.Queue do
   queue of the same device can evaluate them.
   """
 
-  alias EMLX.Native
+  alias EMLX.{Native, Options}
+
+  @start Options.schema(device: [type: {:in, [:cpu, :gpu]}, default: :cpu])
 
   @enforce_keys [:ref, :device]
   defstruct [:ref, :device]
@@ -23,7 +25,7 @@ defmodule EMLX.Queue do
   @doc "Starts a queue. Options: `:device`, `:cpu` (the default) or `:gpu`."
   @spec start(keyword) :: t
   def start(opts \\ []) do
-    device = opts |> Keyword.validate!(device: :cpu) |> Keyword.fetch!(:device)
+    device = opts |> Options.validate!(@start, "EMLX.Queue.start") |> Keyword.fetch!(:device)
     %__MODULE__{ref: Native.call!(Native.queue_start(device)), device: device}
   end
 

@@ -3,7 +3,10 @@ defmodule EMLX.Safetensors do
   Arrays in [safetensors](https://huggingface.co/docs/safetensors) files.
   """
 
-  alias EMLX.{Array, Native, Queue}
+  alias EMLX.{Array, Native, Options, Queue}
+
+  @load Options.schema([only: [type: {:or, [{:list, :string}, nil]}]] ++ Options.place())
+  @save Options.schema(Options.place())
 
   @doc """
   The arrays of a file, by name. Arrays are read one after another, so that no more memory is needed than the arrays take and
@@ -15,7 +18,7 @@ defmodule EMLX.Safetensors do
   """
   @spec load(Path.t(), keyword) :: %{String.t() => Array.t()}
   def load(path, opts \\ []) do
-    {only, opts} = Keyword.pop(opts, :only)
+    {only, opts} = opts |> Options.validate!(@load, "EMLX.Safetensors.load") |> Keyword.pop(:only)
     Map.new(Native.call!(Native.load_safetensors(to_string(path), only, Queue.target(opts))))
   end
 
@@ -35,6 +38,7 @@ defmodule EMLX.Safetensors do
   """
   @spec save(Path.t(), %{String.t() => Array.t()} | [{String.t(), Array.t()}], keyword) :: :ok
   def save(path, arrays, opts \\ []) do
+    opts = Options.validate!(opts, @save, "EMLX.Safetensors.save")
     entries = for entry <- arrays, do: entry(entry)
     target = Queue.target(opts)
     Native.await!(:save, [], opts, &Native.save_safetensors(to_string(path), Enum.sort(entries), target, &1))

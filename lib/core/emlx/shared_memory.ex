@@ -9,7 +9,10 @@ defmodule EMLX.SharedMemory do
   With Nx, `Nx.to_pointer/2` and `Nx.from_pointer/5` with `mode: :ipc` are these functions.
   """
 
-  alias EMLX.{Array, Native, Ops, Queue}
+  alias EMLX.{Array, Native, Options, Ops, Queue}
+
+  @create Options.schema([permissions: [type: :any, default: 0o400]] ++ Options.place())
+  @take Options.schema(Options.place())
 
   @doc """
   Creates a segment with the elements of an array, row by row, in native byte order: `{name, bytes}`.
@@ -29,7 +32,7 @@ defmodule EMLX.SharedMemory do
   """
   @spec create(Array.t(), keyword) :: {String.t(), non_neg_integer}
   def create(array, opts \\ []) do
-    {permissions, opts} = Keyword.pop(opts, :permissions, 0o400)
+    {permissions, opts} = opts |> Options.validate!(@create, "EMLX.SharedMemory.create") |> Keyword.pop!(:permissions)
 
     if permissions not in 0..0o777 do
       raise ArgumentError, ":permissions is an integer from 0 to 0o777, such as 0o600, got: #{inspect(permissions)}"
@@ -53,6 +56,7 @@ defmodule EMLX.SharedMemory do
   """
   @spec take(String.t(), Array.shape(), Array.dtype(), keyword) :: Array.t()
   def take(name, shape, dtype, opts \\ []) do
+    opts = Options.validate!(opts, @take, "EMLX.SharedMemory.take")
     shape = Ops.shape_to_list(shape)
     Native.call!(Native.shm_take(name, shape, dtype, Queue.target(opts)))
   end

@@ -3,7 +3,7 @@ defmodule EMLX.Compiler do
   # What `EMLX` does as an Nx.Defn.Compiler: traces a function once into an EMLX.Program, keeps it, and runs it with one native
   # call. See EMLX for the options.
 
-  alias EMLX.{Backend, CommandQueue, Debug, Native, Program, Queue, Trace}
+  alias EMLX.{Backend, CommandQueue, Debug, Native, Options, Program, Queue, Trace}
   alias EMLX.Compiler.{Cache, Capture, Defaults, Identity, Path, Walk}
   alias Nx.Defn.{Composite, Expr}
   alias Nx.Tensor, as: T
@@ -65,6 +65,7 @@ defmodule EMLX.Compiler do
   @passed [:batch_keys, :compiler, :on_conflict] ++
             [:debug, :global_layer_options, :mode, :print_values, :raise_on_none, :seed]
 
+  # Not by EMLX.Options: every call of a jitted function comes through here.
   defp options(opts) do
     for {name, _value} <- opts, name not in @known and name not in @passed do
       known = Enum.map_join(@known, ", ", &inspect/1)
@@ -97,6 +98,12 @@ defmodule EMLX.Compiler do
       raise ArgumentError, ":run_ahead of compiler: EMLX is nil or a number of steps, got: #{inspect(run_ahead)}"
     end
 
+    cache = Keyword.get(opts, :cache, true)
+
+    if not is_boolean(cache) do
+      raise ArgumentError, ":cache of compiler: EMLX is true or false, got: #{inspect(cache)}"
+    end
+
     %{
       queue: queue,
       device: device,
@@ -105,7 +112,7 @@ defmodule EMLX.Compiler do
       run_ahead: run_ahead,
       on_unsupported: on_unsupported,
       hooks: opts[:hooks] || %{},
-      cache: Keyword.get(opts, :cache, true),
+      cache: cache,
       debug: 0
     }
   end
@@ -232,9 +239,17 @@ defmodule EMLX.Compiler do
     {name, dims, dtype}
   end
 
+  @to_program Options.schema(
+                names: [type: {:or, [{:list, :any}, nil]}],
+                device: [type: {:in, [:cpu, :gpu, nil]}],
+                fuse: [type: :boolean],
+                merge: [type: {:or, [:boolean, nil]}],
+                run_ahead: [type: {:or, [:non_neg_integer, nil]}]
+              )
+
   @doc "See `EMLX.compile_to_program/3`."
-  def to_program(fun, args, opts) do
-    {names, opts} = opts |> Keyword.validate!([:names, :device, :fuse, :merge, :run_ahead]) |> Keyword.pop(:names)
+  def to_program(fun, args, opts, function \\ "EMLX.compile_to_program") do
+    {names, opts} = opts |> Options.validate!(@to_program, function) |> Keyword.pop(:names)
     names = argument_names(names, args)
     opts = options(opts)
 

@@ -547,6 +547,7 @@ defmodule EMLX.CompilerTest do
       assert_raise ArgumentError, ~r/:on_unsupported/, fn -> jit_apply(& &1, [1], [on_unsupported: :x] ++ opts) end
       assert_raise ArgumentError, ~r/:fuse/, fn -> jit_apply(& &1, [1], [fuse: 1] ++ opts) end
       assert_raise ArgumentError, ~r/:queue/, fn -> jit_apply(& &1, [1], [queue: 1] ++ opts) end
+      assert_raise ArgumentError, ~r/:cache of .* got: 1/, fn -> jit_apply(& &1, [1], [cache: 1] ++ opts) end
       assert_raise ArgumentError, ~r/:cpu or :gpu/, fn -> jit_apply(& &1, [1], compiler: EMLX, device: :tpu) end
     end
 
@@ -589,6 +590,22 @@ defmodule EMLX.CompilerTest do
     test "refuses options that it would pass over" do
       assert_raise ArgumentError, ~r/unknown keys \[:nmes\]/, fn ->
         EMLX.compile_to_program(&Nx.exp/1, [Nx.template({2}, :f32)], nmes: ["x"])
+      end
+
+      assert_raise ArgumentError, ~r/EMLX.explain: unknown keys \[:nmes\].*:names/, fn ->
+        EMLX.explain(&Nx.exp/1, [Nx.template({2}, :f32)], nmes: ["x"])
+      end
+    end
+
+    if EMLX.Options.types?() do
+      test "and explain refuse values of another type by their own names" do
+        args = [&Nx.exp/1, [Nx.template({2}, :f32)], [merge: 1]]
+
+        assert_raise ArgumentError, ~r/^EMLX.compile_to_program: .*:merge/, fn ->
+          apply(EMLX, :compile_to_program, args)
+        end
+
+        assert_raise ArgumentError, ~r/^EMLX.explain: .*:merge/, fn -> apply(EMLX, :explain, args) end
       end
     end
   end
