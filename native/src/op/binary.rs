@@ -2,46 +2,12 @@
 //! them mean. Called by [`Op::apply`] for operations of [`Class::Binary`](super::Class::Binary).
 
 use super::creation::{float, int};
-use super::{cast, double, one, Inputs, Outputs};
+use super::{cast, double, one, Binary, Inputs, Outputs};
 use crate::base::{Device, Dtype, Error, Result};
 use crate::cpu::{self, Pair};
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
 use smallvec::smallvec;
-
-part_of_op! {
-    /// A function of pairs of elements of two arrays.
-    Binary, binary, binary_operations:
-    Add,
-    Subtract,
-    Multiply,
-    Divide,
-    FloorDivide,
-    Quotient,
-    Remainder,
-    Fmod,
-    Power,
-    Maximum,
-    Minimum,
-    Arctan2,
-    Logaddexp,
-    Equal,
-    NotEqual,
-    Less,
-    LessEqual,
-    Greater,
-    GreaterEqual,
-    LogicalAnd,
-    LogicalOr,
-    LogicalXor,
-    BitwiseAnd,
-    BitwiseOr,
-    BitwiseXor,
-    LeftShift,
-    RightShift,
-    Divmod,
-    Isclose { rtol: f64, atol: f64, equal_nan: bool },
-}
 
 impl Binary {
     /// The kernel of ours that computes it on the CPU.

@@ -1,38 +1,6 @@
 //! Operations: the table (table.rs), facts about them (traits.rs), and [`Op::apply`], which builds their nodes. An
 //! eager call applies one; a program applies many. Nothing else in the crate knows what an operation does.
 
-/// A part of [`Op`] as an enum of its own, whose operations a file builds without another case: the enum, the method of [`Op`] that
-/// gives it, and a pattern of all its operations.
-macro_rules! part_of_op {
-    (
-        $(#[$doc:meta])*
-        $name:ident, $method:ident, $pattern:ident:
-        $($variant:ident $({ $($field:ident: $kind:ty),* })?,)*
-    ) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq)]
-        pub enum $name {
-            $($variant $({ $($field: $kind),* })?,)*
-        }
-
-        impl $crate::op::Op {
-            pub const fn $method(&self) -> Option<$name> {
-                match self {
-                    $($crate::op::Op::$variant $({ $($field),* })? => {
-                        Some($name::$variant $({ $($field: *$field),* })?)
-                    })*
-                    _ => None,
-                }
-            }
-        }
-
-        macro_rules! $pattern {
-            () => { $($crate::op::Op::$variant { .. })|* };
-        }
-        pub(super) use $pattern;
-    };
-}
-
 mod arg_reduce;
 mod attention;
 pub mod attributes;
@@ -80,7 +48,7 @@ pub use gpu::Crossed;
 pub use inputs::Inputs;
 use mlx_rs::Array;
 use smallvec::{smallvec, SmallVec};
-pub use table::Op;
+pub use table::{Binary, Op, Unary};
 pub use traits::{Class, View};
 pub use values::{AttentionLayout, MaskMode, NonFinite, Number, PadMode, QuantMode, Side, Which};
 pub use window::Reduction;

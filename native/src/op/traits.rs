@@ -1,8 +1,7 @@
 //! Facts about operations, each stated once: [`Op::traits`]. The interpreters of programs, the GPU's paths and, through
 //! `EMLX.OpTable`, Elixir read them here. A new operation does not compile before it has its row.
 
-use super::binary::binary_operations;
-use super::unary::unary_operations;
+use super::table::{binary_operations, unary_operations};
 use super::Op;
 use rustler::NifUnitEnum;
 

@@ -2,66 +2,11 @@
 //! Called by [`Op::apply`] for operations of [`Class::Unary`](super::Class::Unary).
 
 use super::creation::{float, int};
-use super::{cast, double, gpu, one, Inputs, Outputs};
+use super::{cast, double, gpu, one, Inputs, Outputs, Unary};
 use crate::base::{Device, Dtype, Error, Result};
 use crate::cpu::{self, Function};
 use crate::mlx::{self, Stream, Vector};
 use mlx_rs::Array;
-
-part_of_op! {
-    /// A function of each element of one array.
-    Unary, unary, unary_operations:
-    Abs,
-    Negative,
-    Sign,
-    Ceil,
-    Floor,
-    Trunc,
-    Round { decimals: i32 },
-    Exp,
-    Expm1,
-    Log,
-    Log1p,
-    Log2,
-    Log10,
-    Sin,
-    Cos,
-    Tan,
-    Arcsin,
-    Arccos,
-    Arctan,
-    Sinh,
-    Cosh,
-    Tanh,
-    Arcsinh,
-    Arccosh,
-    Arctanh,
-    Erf,
-    Erfc,
-    Erfinv,
-    Sqrt,
-    Rsqrt,
-    Cbrt,
-    Square,
-    Reciprocal,
-    Sigmoid,
-    Degrees,
-    Radians,
-    LogicalNot,
-    BitwiseInvert,
-    PopulationCount,
-    CountLeadingZeros,
-    Isnan,
-    Isinf,
-    Isposinf,
-    Isneginf,
-    Isfinite,
-    Real,
-    Imag,
-    Conjugate,
-    Copy,
-    NanToNum { nan: f32, posinf: Option<f32>, neginf: Option<f32> },
-}
 
 impl Unary {
     /// The kernel of ours that computes it on the CPU.
