@@ -26,7 +26,7 @@ defmodule EMLXAxon.MixProject do
     ]
   end
 
-  # With Hex the dependencies are applications of their own accord.
+  # With Hex, Mix adds the dependencies to the applications.
   def application, do: [extra_applications: if(hex?(), do: [:logger], else: [:logger, :axon])]
 
   defp deps(true) do
@@ -41,7 +41,7 @@ defmodule EMLXAxon.MixProject do
   defp compilers(true), do: Mix.compilers()
   defp compilers(false), do: [:emlx_libraries | Mix.compilers()]
 
-  # The case template of EMLX's own tests serves here too.
+  # The tests share the case template of EMLX's own tests.
   defp elixirc_paths(:test) do
     shared =
       for file <- ~w(nx/nx_case nx/no_compiler golden telemetry_recorder tolerance),

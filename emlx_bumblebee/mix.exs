@@ -29,7 +29,7 @@ defmodule EMLXBumblebee.MixProject do
     ]
   end
 
-  # With Hex the dependencies are applications of their own accord.
+  # With Hex, Mix adds the dependencies to the applications.
   def application, do: [extra_applications: if(hex?(), do: [:logger], else: [:logger, :bumblebee])]
 
   defp deps(true) do
@@ -44,7 +44,7 @@ defmodule EMLXBumblebee.MixProject do
   defp compilers(true), do: Mix.compilers()
   defp compilers(false), do: [:emlx_libraries | Mix.compilers()]
 
-  # Some of EMLX's own tests' support serves here too.
+  # The tests share support modules of EMLX's own tests.
   defp elixirc_paths(:test) do
     shared =
       for file <- ~w(nx/no_compiler telemetry_recorder),

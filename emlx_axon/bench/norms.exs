@@ -1,6 +1,6 @@
-# What rewriting Axon's norms gains: `mix run bench/norms.exs` in emlx_axon, here through the evaluator. For each layer, type and
-# axis the time of the layer itself and of the rewritten one on {8, 512, 1024} numbers, the median of 9 runs, and the ratio.
-# EMLX_BENCH_DEVICE=gpu measures there.
+# Compares Axon's norms with the rewritten ones in the evaluator: `mix run bench/norms.exs` in emlx_axon. For each layer,
+# type and axis it prints both times for a {8, 512, 1024} tensor, the median of 9 runs, and the ratio.
+# EMLX_BENCH_DEVICE=gpu runs on the GPU.
 Nx.default_backend({EMLX.Backend, device: String.to_existing_atom(System.get_env("EMLX_BENCH_DEVICE", "cpu"))})
 
 median = fn fun ->

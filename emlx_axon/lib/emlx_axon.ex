@@ -2,34 +2,37 @@ defmodule EMLXAxon do
   @moduledoc """
   Runs layers of Axon models with MLX's fused kernels.
 
-  `rewrite/2` makes Axon's normalisation layers blocks (`Nx.block/4`), which `EMLX.Backend` and functions compiled with `EMLX`
-  run as one kernel each:
+  `rewrite/2` replaces Axon's normalisation layers by blocks (`Nx.block/4`). `EMLX.Backend` and functions compiled with
+  `EMLX` run each block as one kernel:
 
       model = Axon.input("x") |> Axon.dense(64) |> Axon.layer_norm() |> EMLXAxon.rewrite()
 
-  The composed function of a block is the layer's original one. So the rewritten model means the same on every backend and
-  compiler, is trained as before, and where a kernel could not give the same answer it is not used. Names, parameters and
-  initial values stay as they were: an `Axon.ModelState` of the one model serves the other.
+  The composed function of a block is the original layer. The rewritten model computes the same on every backend and
+  compiler, and is trained as before. A kernel that cannot return the layer's result is not used. Names, parameters and
+  initial values do not change: an `Axon.ModelState` of one model works with the other.
 
-  `explain/2` tells which layers became blocks. Whether a block ran as a kernel depends on types and shapes too, and is told by
-  telemetry when it runs (see `EMLX.Block`).
+  `explain/2` lists the layers that became blocks. Whether a block runs as a kernel also depends on types and shapes;
+  telemetry reports it at run time (see `EMLX.Block`).
 
-  | layer | block | composed where |
+  | layer | block | composed if |
   |---|---|---|
-  | `Axon.layer_norm/2` | `Axon.Block.LayerNorm` | x is neither f32 nor bf16; x is bf16 and a parameter is not; a parameter is f64 or integer |
+  | `Axon.layer_norm/2` | `Axon.Block.LayerNorm` | x is neither f32 nor bf16, or a parameter has another type (below) |
   | `Axon.rms_norm/2` | `Axon.Block.RMSNorm` | with `upcast: :normalization`, x is not f32, f16 or bf16 |
 
-  In bf16, `Axon.layer_norm/2` rounds after each step and the kernel once, which is all that they may differ in. In f16 its steps
-  can overflow besides, and it is composed. Complex, empty and vectorized tensors are composed always. Any axis can be normalised
-  over; one that is not the last costs two transpositions.
+  With an f32 x, the parameters of `Axon.layer_norm/2` may be f32, f16 or bf16; with a bf16 x, they must be bf16. In
+  bf16 the layer rounds after each step and the kernel once, which is the only difference between them. In f16 the
+  layer's steps can overflow where the kernel does not, so the block is composed.
 
-  `EMLXAxon.Layers` has further layers for models of one's own.
+  Complex, empty and vectorized tensors are always composed. Any axis can be normalised over; an axis other than the
+  last costs two transposes.
+
+  `EMLXAxon.Layers` has further layers for your own models.
   """
 
   alias EMLX.Options
   alias EMLXAxon.Layers
 
-  # The layers of Axon that can be rewritten: what they run instead, and the block that this makes.
+  # The layers of Axon that can be rewritten: the function that replaces each, and its block.
   @layers %{
     layer_norm: {&Layers.layer_norm/4, Axon.Block.LayerNorm},
     rms_norm: {&Layers.rms_norm/3, Axon.Block.RMSNorm}
@@ -37,23 +40,25 @@ defmodule EMLXAxon do
 
   @names @layers |> Map.keys() |> Enum.sort()
 
-  # Which values there are is checked where the options are used, with the names of this model or package.
+  # The schema has the types. The code that uses an option checks its value, with the names of this model or package.
   @rewrite Options.schema(only: [type: {:list, :atom}, default: @names])
   @explain Options.schema(describe: [type: {:fun, 1}])
 
   @doc """
-  Makes the layers of a model that have a kernel blocks, also inside of `Axon.block/2`.
+  Replaces the layers of a model that have a kernel by blocks, also inside `Axon.block/2`. Returns the model.
 
   Options:
 
-    * `:only` - which layers, default `#{inspect(@names)}`, all there are
+    * `:only` - a list of the layers to rewrite, default `#{inspect(@names)}`, which is all of them
 
-  Everything else about a node stays: its name, parameters, options, policy, hooks and mode. To rewrite a model twice changes
-  nothing. What looks for layers by their op, such as `Axon.MixedPrecision.apply_policy/3` with `except: [:layer_norm]`, goes
-  before it: the op of a rewritten layer is a function. Raises `ArgumentError` for anything but a model.
+  The name, parameters, options, policy, hooks and mode of a node do not change. Rewriting a model twice changes
+  nothing.
 
-  Warns about a model with layers of Bumblebee, which stay as they are. `EMLXBumblebee.rewrite/2` of the package
-  `emlx_bumblebee` rewrites those.
+  The op of a rewritten layer is a function. Code that selects layers by their op, such as
+  `Axon.MixedPrecision.apply_policy/3` with `except: [:layer_norm]`, must run before `rewrite/2`.
+
+  Raises `ArgumentError` if the first argument is not a model or an option is invalid. Warns about layers of Bumblebee,
+  which do not change; `EMLXBumblebee.rewrite/2` of the package `emlx_bumblebee` rewrites those.
 
       iex> model = Axon.input("x") |> Axon.rms_norm(name: "norm") |> EMLXAxon.rewrite()
       iex> {init, predict} = Axon.build(model)
@@ -73,7 +78,7 @@ defmodule EMLXAxon do
   def rewrite(other, _opts), do: raise(ArgumentError, "rewrite: an Axon model is needed, got: #{inspect(other)}")
 
   @doc false
-  # The same for models whose other layers the caller sees to.
+  # As rewrite/2, without the warning: EMLXBumblebee rewrites the other layers itself.
   def rewrite_axon(model, opts) do
     only = opts |> Options.validate!(@rewrite, "EMLXAxon.rewrite") |> Keyword.fetch!(:only)
 
@@ -84,7 +89,7 @@ defmodule EMLXAxon do
     Axon.map_nodes(model, &rewrite_node(&1, only))
   end
 
-  # A model that EMLXBumblebee has rewritten has layers of both.
+  # A model that EMLXBumblebee has rewritten contains layers of both packages.
   defp warn_of_bumblebee(%Axon{nodes: nodes}) do
     modules = for {_id, %Axon.Node{op: op}} <- nodes, is_function(op), do: op |> Function.info(:module) |> elem(1)
     count = Enum.count(modules, &within?(&1, "Bumblebee"))
@@ -100,7 +105,7 @@ defmodule EMLXAxon do
   defp within?(module, name), do: String.starts_with?(Atom.to_string(module), ["Elixir.#{name}."])
 
   defp rewrite_node(%Axon.Node{op: :block, opts: opts} = node, only) do
-    # Axon.block/2 makes its layers when the model is built.
+    # Axon.block/2 creates its layers only when the model is built.
     %{node | opts: Keyword.update!(opts, :block_fun, &rewritten(&1, only))}
   end
 
@@ -112,8 +117,8 @@ defmodule EMLXAxon do
     end
   end
 
-  # Initial values are drawn by the name that a layer has under its op, for which layers of one op are counted. The new op goes
-  # by the name and the count of the old one.
+  # A layer's name seeds its initial values and contains a count of the layers with the same op. The new op uses the
+  # name and the count of the old one, so that the values do not change.
   defp named(%Axon.Node{name: name} = node, op) do
     {fun, _block} = @layers[op]
 
@@ -126,7 +131,7 @@ defmodule EMLXAxon do
     %{node | name: name}
   end
 
-  # As many inputs as Axon.block/2 can have.
+  # Axon.block/2 has at most 128 inputs.
   for inputs <- 0..128 do
     arguments = Macro.generate_arguments(inputs, __MODULE__)
 
@@ -136,15 +141,17 @@ defmodule EMLXAxon do
   end
 
   @doc """
-  Tells which layers of a model are blocks, as a table for people.
+  Returns a table, as a string, of the layers of a model and their blocks.
 
-  There is a row for each layer, in the order in which they are computed: its name, what it is, the block that it became, or why
-  it became none. The layers inside of an `Axon.block/2` follow it, indented. The last line counts.
+  Each layer has a row, in the order of computation: its name, its op, and its block or the reason why it has none. The
+  layers of an `Axon.block/2` follow it, indented. The last line has the number of blocks.
 
   Options:
 
-    * `:describe` - a function that is given an `Axon.Node` and tells what it is, for layers that other packages rewrite; default
-      `describe/1`
+    * `:describe` - a function of an `Axon.Node` with the result of `describe/1`, for layers that other packages
+      rewrite; default `describe/1`
+
+  Raises `ArgumentError` if the first argument is not a model.
 
       Axon.input("x") |> Axon.dense(2) |> Axon.layer_norm(name: "norm") |> EMLXAxon.rewrite() |> EMLXAxon.explain() |> IO.puts()
 
@@ -166,7 +173,7 @@ defmodule EMLXAxon do
   def explain(other, _opts), do: raise(ArgumentError, "explain: an Axon model is needed, got: #{inspect(other)}")
 
   @doc """
-  Tells what a node is: `{:block, module}` where it became a block, `{:could, module}` where `rewrite/2` would make it one,
+  Returns `{:block, module}` if a node is a block, `{:could, module}` if `rewrite/2` would replace it by one, and
   `{:left, reason}` otherwise.
   """
   @spec describe(Axon.Node.t()) :: {:block, module} | {:could, module} | {:left, reason :: String.t()}

@@ -1,4 +1,4 @@
 # Axon's loops log the options that they pass on.
 Logger.configure(level: :info)
-# A busy machine is no failure: the limit is for what hangs.
+# The limit is for tests that hang; a busy machine must not reach it.
 ExUnit.start(timeout: 300_000)

@@ -1,7 +1,7 @@
 defmodule EMLXAxon.Composed do
   @moduledoc false
-  # The composed functions of the blocks that EMLXAxon.Layers makes: Axon's own functions where it has one, those of EMLX.Fast
-  # where it has not. A block is a struct of Axon.Block, or a map with its fields.
+  # The composed functions of the blocks of EMLXAxon.Layers: Axon's own function if it has one, that of EMLX.Fast
+  # otherwise. A block is a struct of Axon.Block, or a map with its fields.
 
   # ---- norms: Axon's own ----
 
@@ -13,8 +13,8 @@ defmodule EMLXAxon.Composed do
     original(&Axon.Layers.rms_norm/3, [x, gamma], opts)
   end
 
-  # Outside of defn Nx would run Axon's function with the default compiler. Where a block is composed while a function is being
-  # compiled, that one must not start on the arrays that stand for values to come; the evaluator hands them to their backend.
+  # Outside defn, Nx runs Axon's function with the default compiler. While a program is being compiled, tensors are
+  # placeholders, which the default compiler must not evaluate. The evaluator passes them to their backend.
   defp original(fun, tensors, opts) do
     if Enum.any?(tensors, &match?(%Nx.Tensor{data: %Nx.Defn.Expr{}}, &1)) do
       apply(fun, tensors ++ [opts])
@@ -34,7 +34,8 @@ defmodule EMLXAxon.Composed do
   def rope(block, x, positions), do: rotate(block, x, positions, nil)
   def rope(block, x, positions, freqs), do: rotate(block, x, positions, freqs)
 
-  # Each position a row of its own; rows that follow each other need but the first one's.
+  # EMLX.Fast.rope/4 takes one position for each row of a batch. Arbitrary positions become rows of length 1;
+  # consecutive ones only need the first.
   defp rotate(block, %{shape: {batch, length, heads, size}} = x, %{shape: {_, length}} = positions, freqs) do
     positions = positions |> Nx.broadcast({batch, length}) |> Nx.reshape({batch * length})
 
@@ -67,7 +68,7 @@ defmodule EMLXAxon.Composed do
 
   defp mask(%{causal: false, window: nil}, _offset, mask, _queries, _keys), do: mask
 
-  # The kernel's own causal mask, which has the last query see all keys.
+  # The kernel's causal mask aligns the last query with the last key. It applies only to as many queries as keys.
   defp mask(%{causal: true, window: nil, offset?: false, mask: nil}, _offset, nil, queries, queries), do: :causal
 
   defp mask(block, offset, mask, queries, keys) do
@@ -88,7 +89,7 @@ defmodule EMLXAxon.Composed do
         Nx.logical_and(mask, seen)
 
       :additive ->
-        # The lowest f16 is not low enough for scores in f32.
+        # Scores are f32, and the lowest finite f16 does not exclude a key among them.
         mask = if mask.type == {:f, 16}, do: Nx.as_type(mask, {:f, 32}), else: mask
         Nx.select(Nx.broadcast(seen, wide(mask.shape, seen.shape)), mask, Nx.Constants.min_finite(mask.type))
     end
@@ -97,7 +98,7 @@ defmodule EMLXAxon.Composed do
   defp between(ahead, left, right),
     do: Nx.logical_and(Nx.greater_equal(ahead, -left), Nx.less_equal(ahead, right))
 
-  # The shape that both broadcast to, lined up at the last axis.
+  # The shape that both broadcast to.
   defp wide(left, right) do
     [left, right] = Enum.map([left, right], &Enum.reverse(Tuple.to_list(&1)))
     rank = max(length(left), length(right))

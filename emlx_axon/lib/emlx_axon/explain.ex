@@ -1,6 +1,6 @@
 defmodule EMLXAxon.Explain do
   @moduledoc false
-  # The table of EMLXAxon.explain/2.
+  # Builds the table of EMLXAxon.explain/2.
 
   @header ["layer", "op", "block", "why not"]
 
@@ -10,7 +10,7 @@ defmodule EMLXAxon.Explain do
     "#{EMLX.Table.text([@header | rows])}\n\nblocks: #{blocks} of #{length(rows)} layers"
   end
 
-  # Layers are named and counted in the order in which Axon builds them, inputs first.
+  # Axon names and counts layers in the order in which it builds them, inputs first.
   defp rows(model, describe, indent) do
     {rows, _counts, _blocks} =
       model
@@ -25,7 +25,7 @@ defmodule EMLXAxon.Explain do
     Enum.reverse(rows)
   end
 
-  # All uses of an Axon.block/2 have one name, and parameters of that name.
+  # All uses of one Axon.block/2 share a name and the parameters under it.
   defp name(%{op: :block, opts: opts} = node, counts, blocks) do
     case blocks do
       %{^opts => name} ->

@@ -1,15 +1,16 @@
 defmodule EMLXAxon.Layers do
   @moduledoc """
-  What the layers of a rewritten model run. Each function is an `Nx.block/4` on a struct of `Axon.Block`.
+  Layer functions as blocks: each function is an `Nx.block/4` on a struct of `Axon.Block`.
 
-  `layer_norm/4` and `rms_norm/3` have the arguments, options and results of `Axon.Layers.layer_norm/4` and
-  `Axon.Layers.rms_norm/3`, which are the blocks' composed functions. `rope/4` and `scaled_dot_product_attention/6` are layers
-  that Axon has not, for models of one's own:
+  The layers of a rewritten model (`EMLXAxon.rewrite/2`) call `layer_norm/4` and `rms_norm/3`. Arguments, options and
+  results are those of `Axon.Layers.layer_norm/4` and `Axon.Layers.rms_norm/3`, the blocks' composed functions.
+
+  `rope/4` and `scaled_dot_product_attention/6` are layers that Axon does not have, for your own models:
 
       Axon.layer(&EMLXAxon.Layers.rope/3, [query, positions], base: 500_000)
 
-  All can be called in `defn` and on tensors. On other backends and compilers than those of EMLX, and in gradients, the composed
-  function is computed; so are vectorized tensors.
+  All functions can be called in `defn` and on tensors. Other backends and compilers than those of EMLX, gradients and
+  vectorized tensors use the composed function.
   """
 
   import Nx.Defn, only: [deftransform: 2]
@@ -20,7 +21,14 @@ defmodule EMLXAxon.Layers do
   # ---- Axon's own layers ----
 
   @doc """
-  Layer normalisation, `Axon.Layers.layer_norm/4` as the block `Axon.Block.LayerNorm`.
+  Layer normalisation: `Axon.Layers.layer_norm/4` as the block `Axon.Block.LayerNorm`.
+
+    * `x` - the input, of any shape
+    * `gamma`, `beta` - weight and bias, vectors of the axis's length
+
+  Options: `:epsilon`, default 1.0e-5, and `:channel_index`, the axis to normalise over, default -1.
+
+  Returns the shape of `x`, in the merged type of the arguments. Raises what Axon's layer raises.
 
       iex> x = Nx.tensor([[1.0, 3.0]])
       iex> EMLXAxon.Layers.layer_norm(x, Nx.tensor([1.0, 1.0]), Nx.tensor([10.0, 10.0])) |> Nx.round() |> Nx.to_list()
@@ -38,7 +46,20 @@ defmodule EMLXAxon.Layers do
   end
 
   @doc """
-  Root mean square normalisation, `Axon.Layers.rms_norm/3` as the block `Axon.Block.RMSNorm`.
+  Root mean square normalisation: `Axon.Layers.rms_norm/3` as the block `Axon.Block.RMSNorm`.
+
+    * `x` - the input, of any shape
+    * `gamma` - the weight, a vector of the axis's length
+
+  Options:
+
+    * `:epsilon` - default 1.0e-6
+    * `:channel_index` - the axis to normalise over, default -1
+    * `:shift` - a number added to the weight, default 0.0
+    * `:upcast` - `:normalization` (default) or `:all`, see `Axon.Block.RMSNorm`
+
+  Returns the shape of `x`; in f32 with `upcast: :all`, otherwise in the merged type of the arguments. Raises what
+  Axon's layer raises.
 
       iex> x = Nx.tensor([[3.0, 4.0]])
       iex> EMLXAxon.Layers.rms_norm(x, Nx.tensor([0.0, 1.0]), shift: 1) |> Nx.multiply(100) |> Nx.round() |> Nx.to_list()
@@ -60,12 +81,12 @@ defmodule EMLXAxon.Layers do
     end
   end
 
-  # What a block is not for, such as Axon.None or a scalar, is left to Axon, which refuses it.
+  # Axon's function raises for arguments that no block accepts, such as Axon.None or a scalar.
   defp plain?([x | _] = tensors),
     do: Enum.all?(tensors, &match?(%Nx.Tensor{vectorized_axes: []}, &1)) and x.shape != {}
 
   @doc false
-  # The block of a layer of Axon's with these options: {:ok, struct}, or {:error, reason} where it stays Axon's own.
+  # Returns {:ok, block} for a layer of Axon with these options, or {:error, reason} if the layer is not rewritten.
   def block(:layer_norm, opts) do
     opts = Keyword.merge([epsilon: 1.0e-5, channel_index: -1, mode: :inference], opts)
 
@@ -100,25 +121,30 @@ defmodule EMLXAxon.Layers do
     end)
   end
 
-  # What a static option has to be, where it isn't.
+  # Returns the expected value of a static option if it has another one, or nil.
   defp wanted(name, value) when name in [:epsilon, :shift] and not is_number(value), do: "a number"
   defp wanted(:channel_index, value) when not is_integer(value) and not is_atom(value), do: "a number or a name"
   defp wanted(:upcast, value) when value not in [:normalization, :all], do: ":normalization or :all"
   defp wanted(_name, _value), do: nil
 
-  # ---- layers that Axon has not ----
+  # ---- layers that Axon does not have ----
 
   @doc """
-  Rotary position embedding, the block `Axon.Block.RoPE`.
+  Rotary position embedding: the block `Axon.Block.RoPE`.
 
     * `x` - `{batch, length, heads, size}`
-    * `positions` - integers `{batch, length}` or `{1, length}`; or the position of the first of consecutive rows, `{}` or
-      `{batch}`
-    * `freqs` - nil, or `{dims / 2}`, what positions are divided by to give angles, the reciprocals of the frequencies
+    * `positions` - integers `{batch, length}` or `{1, length}`; or the position of the first of consecutive rows, `{}`
+      or `{batch}`
+    * `freqs` - nil, or `{dims / 2}`, the reciprocals of the frequencies: an angle is a position divided by one
 
-  Options: `:dims`, `:traditional`, `:base`, `:scale`, as for `EMLX.Fast.rope/4`.
+  Options, as for `EMLX.Fast.rope/4`:
 
-  Gives the shape and type of `x`. Raises `ArgumentError` when shapes or options do not fit.
+    * `:dims` - how many elements of the last axis are rotated, default all
+    * `:traditional` - whether adjacent elements form a pair, default `false`
+    * `:base` - default 10,000.0
+    * `:scale` - positions are multiplied by it, default 1.0
+
+  Returns the shape and type of `x`. Raises `ArgumentError` if shapes do not match or an option is invalid.
 
       iex> x = Nx.tensor([[[[1.0, 0.0]], [[1.0, 0.0]]]])
       iex> freqs = Nx.tensor([2 / :math.pi()])
@@ -150,23 +176,24 @@ defmodule EMLXAxon.Layers do
   end
 
   @doc """
-  Scaled dot product attention, the block `Axon.Block.SDPA`.
+  Scaled dot product attention: the block `Axon.Block.SDPA`.
 
     * `q` - `{batch, queries, heads, size}`
-    * `k` - `{batch, keys, kv_heads, size}`, heads being a multiple of kv_heads
+    * `k` - `{batch, keys, kv_heads, size}`, where heads is a multiple of kv_heads
     * `v` - `{batch, keys, kv_heads, value_size}`
-    * `mask` - nil; integers, a key is seen where it is not 0; or floats, which are added. Lined up with
-      `{batch, heads, queries, keys}` at the last axis
+    * `mask` - nil; integers, nonzero where a query attends to a key; or floats, which are added to the scores. It
+      broadcasts to `{batch, heads, queries, keys}`
     * `offset` - nil, or an integer `{}`: the index of the first query among the keys; nil is 0
 
   Options:
 
     * `:scale` - default 1 / sqrt(size)
-    * `:causal` - whether a query sees only the keys up to its own index, default `false`
-    * `:window` - `{left, right}`: a query sees only the keys from its index - left to its index + right. With `:causal`, right
-      is not used
+    * `:causal` - whether a query attends only to the keys up to its own index, default `false`
+    * `:window` - `{left, right}`: a query attends only to the keys from its index - left to its index + right; default
+      nil. With `:causal`, right is not used
 
-  Gives `{batch, queries, heads, value_size}` in the type of `q`. Raises `ArgumentError` when shapes or options do not fit.
+  Returns `{batch, queries, heads, value_size}` in the type of `q`. Raises `ArgumentError` if shapes do not match or an
+  option is invalid.
 
       iex> q = Nx.tensor([[[[0.0]], [[0.0]]]])
       iex> kv = Nx.tensor([[[[1.0]], [[3.0]]]])
@@ -213,20 +240,20 @@ defmodule EMLXAxon.Layers do
     run(block, args, output, Enum.at([&Composed.sdpa/4, &Composed.sdpa/5, &Composed.sdpa/6], length(args) - 3))
   end
 
-  # Without a struct of its own a layer is what the block would compose.
+  # Without a usable struct, the layer calls the composed function with a map of the fields.
   defp made(module, fields), do: if(Upstream.known?(module), do: struct!(module, fields), else: Map.new(fields))
 
-  # Vectorized tensors are EMLX.Fast's to spread.
+  # The composed function passes vectorized tensors to EMLX.Fast, which broadcasts them.
   defp run(block, args, output, composed) do
     if is_struct(block) and not Arguments.vectorized?(args),
       do: Arguments.block(block, args, output, composed),
       else: apply(composed, [block | args])
   end
 
-  # A layer has Axon's :mode among its options.
+  # Axon adds :mode to the options of a layer.
   defp options!(opts, known), do: opts |> Keyword.delete(:mode) |> Keyword.validate!(known)
 
-  # What an optional input may be, and a tensor.
+  # An optional input is nil or Axon.None.
   defp tensor(nil), do: nil
   defp tensor(%Axon.None{}), do: nil
   defp tensor(value), do: Nx.to_tensor(value)

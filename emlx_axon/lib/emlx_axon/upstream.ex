@@ -1,8 +1,8 @@
 defmodule EMLXAxon.Upstream do
   @moduledoc false
-  # Whether the structs of lib/axon/block.ex, or those that Axon has come to define under the same names, have the fields that
-  # the code here reads. Found when this package is compiled: of a struct that has not, no blocks are made and there is no
-  # implementation, and layers stay Axon's own.
+  # Checks the fields of the structs of Axon.Block, which lib/axon/block.ex or a newer Axon defines. The check runs when
+  # this package is compiled. For a struct without the fields that the code here reads, the package has no block and no
+  # implementation, and does not rewrite Axon's layers.
 
   @fields %{
     Axon.Block.RMSNorm => [:axis, :eps, :shift, :upcast, :weight?],
@@ -17,6 +17,6 @@ defmodule EMLXAxon.Upstream do
              fields -- Map.keys(module.__struct__()) == [],
              do: module
 
-  @doc "Whether a struct of Axon.Block has the fields that the code here reads."
+  @doc "Returns whether a struct of Axon.Block has the fields that the code here reads."
   def known?(module), do: module in @known
 end

@@ -1,6 +1,6 @@
 defmodule EMLXAxon.CompilerTest do
-  # Every layer of Axon under `compiler: EMLX`: what it predicts and the gradients of what it has learned, against the
-  # evaluator on EMLX.Backend and on the binary backend; and a training loop.
+  # Every layer of Axon under `compiler: EMLX`: predictions and gradients of the parameters, compared with the evaluator
+  # on EMLX.Backend and on the binary backend; and a training loop.
   use EMLXAxon.Case, async: true
 
   import Axon, only: [input: 2]
@@ -101,7 +101,7 @@ defmodule EMLXAxon.CompilerTest do
         {name, {shapes, build}} -> {name, shapes, build}
       end
 
-    test "the layer #{name} predicts and learns as in the evaluator when it is compiled" do
+    test "the layer #{name} has the evaluator's predictions and gradients when it is compiled" do
       shapes = unquote(Macro.escape(shapes))
       inputs = for {shape, i} <- Enum.with_index(shapes), do: input("x#{i}", dims(shape))
       model = apply(unquote(build), inputs)
@@ -166,7 +166,7 @@ defmodule EMLXAxon.CompilerTest do
   defp plain(%{prediction: prediction}), do: prediction
   defp plain(prediction), do: prediction
 
-  test "a compiled model learns in a loop as it does in the evaluator" do
+  test "a training loop of a compiled model has the evaluator's result" do
     model = input("x", shape: {nil, 4}) |> Axon.dense(8, activation: :tanh) |> Axon.layer_norm() |> Axon.dense(1)
 
     data =

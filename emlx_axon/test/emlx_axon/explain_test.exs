@@ -14,7 +14,7 @@ defmodule EMLXAxon.ExplainTest do
     |> block.()
   end
 
-  test "explain says of every layer what it became, or why it stayed" do
+  test "explain has the block of every layer, or the reason why it has none" do
     assert model() |> EMLXAxon.rewrite() |> EMLXAxon.explain() == """
            layer         op          block                 why not
            tokens        input                             no kernel
@@ -41,7 +41,7 @@ defmodule EMLXAxon.ExplainTest do
     assert Map.keys(Axon.properties(model())) -- names == ["block_1"]
   end
 
-  test "explain says what rewriting would make of a layer" do
+  test "explain names the block that would replace a layer" do
     model = Axon.input("x") |> Axon.layer_norm() |> Axon.rms_norm() |> EMLXAxon.rewrite(only: [:rms_norm])
 
     assert EMLXAxon.explain(model) == """
@@ -54,7 +54,7 @@ defmodule EMLXAxon.ExplainTest do
            """
   end
 
-  test "explain of a model without norms says that there is no kernel" do
+  test "explain reports that a model without norms has no kernel" do
     assert EMLXAxon.explain(Axon.input("x")) == """
            layer  op     block  why not
            x      input         no kernel
@@ -63,7 +63,7 @@ defmodule EMLXAxon.ExplainTest do
            """
   end
 
-  test "explain asks another package about that package's layers" do
+  test "explain describes another package's layers with the :describe option" do
     describe = fn
       %Axon.Node{op_name: :softmax} -> {:block, Mine.Softmax}
       node -> EMLXAxon.describe(node)

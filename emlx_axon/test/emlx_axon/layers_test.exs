@@ -1,5 +1,6 @@
 defmodule EMLXAxon.LayersTest do
-  # Rotary position embedding and attention, for which Axon has no layers: against the formulas, number by number.
+  # Rotary position embedding and attention, for which Axon has no layers, compared with their formulas element by
+  # element.
   use EMLXAxon.Case
 
   alias Axon.Block.{RoPE, SDPA}
@@ -8,7 +9,7 @@ defmodule EMLXAxon.LayersTest do
   doctest EMLXAxon.Layers
 
   # Runs a function of tensors eagerly and in each compiler on the backend under test, and composed on the binary
-  # backend; all have to give what is expected. The blocks of Axon take the path `path`.
+  # backend; all must return the expected values. The blocks of Axon take the path `path`.
   defp same(fun, tensors, expected, block, path \\ :fused, opts \\ []) do
     opts = if opts == [] and expected.type == {:f, 32}, do: [rtol: 1.0e-4, atol: 1.0e-5], else: opts
     assert_same(apply(fun, tensors), expected, opts)
@@ -69,7 +70,7 @@ defmodule EMLXAxon.LayersTest do
       end
     end
 
-    test "rope rotates at positions that all rows of the batch share, and at consecutive ones" do
+    test "rope rotates at consecutive positions, and at positions shared by all rows of the batch" do
       x = random({2, 3, 2, 4})
       frequency = &:math.pow(10_000, -2 * &1 / 4)
 
@@ -146,7 +147,7 @@ defmodule EMLXAxon.LayersTest do
           for {row, h} <- Enum.with_index(heads) do
             {keys, values} = {Enum.at(ks, b), Enum.at(vs, b)}
             seen = for j <- 0..(length(keys) - 1), seen?.(i, j), do: j
-            # No key at all counts as all of them, equally.
+            # A query without any key attends to all keys equally.
             {seen, equal} = if seen == [], do: {Enum.to_list(0..(length(keys) - 1)), 0}, else: {seen, 1}
 
             powers =
@@ -171,7 +172,7 @@ defmodule EMLXAxon.LayersTest do
     defp none(_b, _h, _i, _j), do: 0
     defp all(_i, _j), do: true
 
-    test "attention takes grouped heads, values of another size than keys, and a scale" do
+    test "attention takes grouped heads, values of another size than the keys', and a scale" do
       {q, k, v} = {random({2, 3, 4, 6}), random({2, 5, 2, 6}), random({2, 5, 2, 3})}
 
       for {opts, scale} <- [{[], 1 / :math.sqrt(6)}, {[scale: 0.3], 0.3}] do
@@ -227,7 +228,7 @@ defmodule EMLXAxon.LayersTest do
       same(attend.(window: {0, 0}, causal: true), [q, k, v, half], attended(q, k, v, 0.5, &(&1 == &2), add), SDPA)
     end
 
-    test "attention of a query that sees no key is the mean of the values" do
+    test "a query without any key returns the mean of the values" do
       {q, k, v} = {random({1, 2, 1, 4}), random({1, 3, 1, 4}), random({1, 3, 1, 4})}
       offset = Nx.tensor(5, backend: Nx.BinaryBackend)
       expected = attended(q, k, v, 0.5, fn _, _ -> false end, &none/4)
@@ -256,7 +257,7 @@ defmodule EMLXAxon.LayersTest do
       input = %{"q" => random({2, 3, 2, 4}), "kv" => random({2, 3, 2, 4})}
       assert_rewritten(model, Axon.ModelState.empty(), input, [{SDPA, :fused}], rtol: 1.0e-4, atol: 1.0e-4)
 
-      # The weights add up to 1: what is added to all values is added to the result.
+      # The weights add up to 1, so adding a constant to all values adds it to the result.
       gradient =
         Nx.Defn.grad(input["kv"], fn v -> Nx.sum(Layers.scaled_dot_product_attention(input["q"], input["kv"], v)) end)
 

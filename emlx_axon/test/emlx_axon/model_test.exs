@@ -1,5 +1,5 @@
 defmodule EMLXAxon.ModelTest do
-  # What rewriting leaves as it was: state, initial values, names, structure, hooks, policies, training.
+  # Rewriting does not change state, initial values, names, structure, hooks, policies or training.
   use EMLXAxon.Case
 
   alias Axon.Block.{LayerNorm, RMSNorm}
@@ -81,7 +81,7 @@ defmodule EMLXAxon.ModelTest do
     end
   end
 
-  test "rewriting a model twice is rewriting it once" do
+  test "rewriting a model a second time changes nothing" do
     once = EMLXAxon.rewrite(model())
     twice = EMLXAxon.rewrite(once)
 
@@ -287,7 +287,7 @@ defmodule EMLXAxon.ModelTest do
     end
 
     test "training a rewritten model leaves frozen parameters alone and moves the others" do
-      # Axon.freeze/2 is deprecated; what it is to give way to is not kept by loops yet.
+      # Axon.freeze/2 is deprecated, but Axon's loops do not keep its replacement yet.
       model = apply(Axon, :freeze, [model(), &(&1.name == "gamma")])
       state = init(model, template())
       same_state(init(EMLXAxon.rewrite(model), template()), state)

@@ -1,5 +1,5 @@
 defmodule EMLXAxon.RewriteTest do
-  # What a rewritten model computes: axes, options, types, the path that blocks take and why.
+  # The results of rewritten models: axes, options, types, the path of their blocks and its reason.
   use EMLXAxon.Case
 
   alias Axon.Block.{LayerNorm, RMSNorm}
@@ -27,8 +27,7 @@ defmodule EMLXAxon.RewriteTest do
     end
   end
 
-  # Rows of several numbers: where a row's numbers are all but equal, the norm magnifies what rounding the mean has
-  # left.
+  # Rows have several elements: in a row of nearly equal elements the norm magnifies the rounding error of the mean.
   test "a rewritten layer_norm computes the same over every axis" do
     for axis <- [-1, -2, 0, 1, 2] do
       x = random({6, 7, 8})
@@ -51,7 +50,7 @@ defmodule EMLXAxon.RewriteTest do
     assert_rewritten(rms_norm(channel_index: :channels), state(7), x, [{RMSNorm, :fused}])
   end
 
-  test "a rewritten norm takes tensors of one axis, one row and one number" do
+  test "a rewritten norm takes tensors of one axis, one row and one element" do
     for shape <- [{7}, {1, 7}, {7, 1}, {1, 1, 1}, {2, 1, 3, 2, 7}] do
       x = random(shape)
       size = Nx.axis_size(x, -1)
@@ -60,7 +59,7 @@ defmodule EMLXAxon.RewriteTest do
     end
   end
 
-  test "a rewritten norm takes any epsilon, also one that outweighs the numbers" do
+  test "a rewritten norm takes any epsilon, even one that dominates the denominator" do
     for epsilon <- [1.0e-12, 1.0e-5, 1.0e-3, 0.5, 1], factor <- [1, 1.0e-3] do
       x = Nx.multiply(random({4, 16}), factor)
 
@@ -81,7 +80,7 @@ defmodule EMLXAxon.RewriteTest do
   test "a rewritten rms_norm rounds the quotient to the input's type, as Axon does" do
     for x <- [{:f, 32}, {:f, 16}, {:bf, 16}], gamma <- [{:f, 32}, {:f, 16}, {:bf, 16}, {:f, 64}, {:s, 32}] do
       for shift <- [0.0, 1.0] do
-        # A rounding to 16 bits shows in whatever type comes after it.
+        # Rounding to 16 bits is visible in every later type.
         opts = if Enum.any?([x, gamma], &match?({_, 16}, &1)), do: [rtol: 2.0e-2, atol: 1.0e-3], else: [rtol: 1.0e-5]
         assert_rewritten(rms_norm(shift: shift), state(16, gamma), random({3, 16}, x), [{RMSNorm, :fused}], opts)
       end
@@ -184,7 +183,7 @@ defmodule EMLXAxon.RewriteTest do
     end
   end
 
-  test "a block that is composed does not start the default compiler, which may be at work" do
+  test "a composed block does not run the default compiler, which may be compiling already" do
     {x, gamma, beta} = {random({2, 5}, {:f, 16}), random({5}, {:f, 16}), random({5}, {:f, 16})}
     expected = Axon.Layers.layer_norm(x, gamma, beta)
     [x, gamma, beta] = Enum.map([x, gamma, beta], &copy(&1, backend()))
@@ -210,12 +209,12 @@ defmodule EMLXAxon.RewriteTest do
       rms = opts ++ [shift: Enum.random([0.0, 1.0]), upcast: Enum.random([:normalization, :all])]
       path = if type == {:f, 16}, do: :composed, else: :fused
 
-      # In 16 bits a row of few numbers may be all rounding.
+      # In 16 bits the result for a short row may consist of rounding errors only.
       x = random(shape, type)
       norm = layer_norm(Keyword.put(opts, :epsilon, if(type == {:f, 32}, do: opts[:epsilon], else: 0.1)))
       tolerance = if type == {:f, 32}, do: [rtol: 1.0e-4, atol: 1.0e-4], else: [rtol: 6.0e-2, atol: 6.0e-2]
       assert_rewritten(norm, state(size, type, type), x, [{LayerNorm, path}], tolerance)
-      # The quotient and the product are each rounded, and each may be rounded the other way.
+      # The quotient and the product are both rounded, each possibly in the other direction.
       rounded = %{{:f, 32} => 1.0e-5, {:bf, 16} => 3.2e-2, {:f, 16} => 4.0e-3}
       rounded = if rms[:upcast] == :all, do: [], else: [rtol: rounded[type]]
       assert_rewritten(rms_norm(rms), state(size, type), x, [{RMSNorm, :fused}], rounded)

@@ -1,10 +1,10 @@
 defmodule EMLXAxon.UpstreamTest do
-  # An Axon that defines blocks of its own, in a VM of its own: this package is compiled anew beside them.
+  # An Axon that defines these blocks itself: a separate VM compiles this package beside them.
   use ExUnit.Case, async: true
 
   @sources Path.wildcard(Path.expand("../../lib/**/*.ex", __DIR__))
 
-  # What a script prints after `blocks` were defined and this package was compiled.
+  # Returns the output of a script after defining `blocks` and compiling this package.
   defp run(blocks, script) do
     paths =
       for path <- :code.get_path(),
@@ -68,7 +68,7 @@ defmodule EMLXAxon.UpstreamTest do
     assert output =~ ~r/\n1\n$/
   end
 
-  test "blocks of a newer Axon with other fields are left to Axon" do
+  test "blocks of a newer Axon with other fields are not used" do
     output =
       run(
         """
@@ -82,7 +82,7 @@ defmodule EMLXAxon.UpstreamTest do
     assert output =~ "blocks: 0 of 3 layers"
     refute output =~ "Axon.Block.LayerNorm fused"
     assert output =~ "[-1.0, 1.0]\n"
-    # The layers that Axon has not are computed without blocks of their own.
+    # Layers that Axon does not have are computed without their block.
     assert output =~ "EMLX.Fast.RoPE fused\n[1.0, 1.0]\n"
     assert output =~ "EMLX.Fast.ScaledDotProductAttention fused\n[1.0, 1.0]\n"
   end

@@ -1,7 +1,7 @@
 defmodule EMLXAxon.Case do
   @moduledoc """
-  Tests of rewritten models: an unrewritten model on Nx.BinaryBackend, evaluated, is what all others have to agree with. They
-  count what telemetry tells, and so do not run side by side.
+  The case template for tests of rewritten models. The reference is the original model in the evaluator on
+  Nx.BinaryBackend. The tests count telemetry events, and therefore do not run concurrently.
   """
 
   use ExUnit.CaseTemplate
@@ -18,13 +18,13 @@ defmodule EMLXAxon.Case do
     :ok
   end
 
-  @doc "The compilers that a model is built with: the evaluator, and EMLX where it is one."
+  @doc "Returns the compilers under test: the evaluator, and EMLX if it is a compiler."
   def compilers do
     emlx = if Code.ensure_loaded?(EMLX) and function_exported?(EMLX, :__jit__, 5), do: [EMLX], else: []
     [Nx.Defn.Evaluator | emlx]
   end
 
-  @doc "What a model predicts on a backend, in a compiler."
+  @doc "Returns the prediction of a model on a backend with a compiler."
   def predict(model, state, input, backend, compiler \\ Nx.Defn.Evaluator, opts \\ []) do
     on(backend, fn ->
       {_init, predict} = Axon.build(model, [compiler: compiler, cache: false] ++ opts)
@@ -33,8 +33,8 @@ defmodule EMLXAxon.Case do
   end
 
   @doc """
-  Asserts that the rewritten model predicts on the backend under test, in every compiler, what the model itself predicts on the
-  binary backend, and that blocks took the paths named in `paths`, such as `[{Axon.Block.RMSNorm, :fused}]`.
+  Asserts that the rewritten model predicts on the backend under test, in every compiler, what the model itself predicts
+  on the binary backend, and that blocks took the paths named in `paths`, such as `[{Axon.Block.RMSNorm, :fused}]`.
   """
   def assert_rewritten(model, state, input, paths, opts \\ []) do
     expected = predict(model, state, input, Nx.BinaryBackend)
@@ -56,7 +56,7 @@ defmodule EMLXAxon.Case do
     {result, Enum.filter(dispatched, &(hd(Module.split(&1.block)) in ["Axon", "Bumblebee"]))}
   end
 
-  @doc "Runs `fun` with a default backend."
+  @doc "Runs `fun` with `backend` as the default backend."
   def on(backend, fun) do
     before = Nx.default_backend(backend)
 
@@ -67,10 +67,10 @@ defmodule EMLXAxon.Case do
     end
   end
 
-  @doc "A tensor, or a container of some, on a backend."
+  @doc "Copies a tensor or container to a backend."
   def copy(container, backend), do: Nx.backend_copy(container, backend)
 
-  @doc "Random numbers around a mean of 0.3, in a type."
+  @doc "Returns a tensor of normally distributed random values with a mean of 0.3."
   def random(shape, type \\ {:f, 32}) do
     values = for _ <- 1..Tuple.product(shape)//1, do: :rand.normal(0.3, 1.5)
     Nx.tensor(values, type: {:f, 64}, backend: Nx.BinaryBackend) |> Nx.reshape(shape) |> Nx.as_type(type)

@@ -1,5 +1,5 @@
-# The implementations of EMLX.Block for rotary position embedding and attention. EMLX.Fast has other shapes and takes a position
-# for each row of a batch, so that its blocks lie within these; see EMLXAxon.Composed.
+# The implementations of EMLX.Block for rotary position embedding and attention. EMLX.Fast has other shapes and takes
+# one position for each row of a batch, so its blocks are nested in these; see EMLXAxon.Composed.
 
 if EMLXAxon.Upstream.known?(Axon.Block.RoPE) do
   defimpl EMLX.Block, for: Axon.Block.RoPE do

@@ -1,5 +1,5 @@
-# The implementations of EMLX.Block for Axon's norms. They may be reached from other packages than this one, with composed
-# functions of their own, so what is relied on is what the structs say.
+# The implementations of EMLX.Block for Axon's norms. Other packages may call these blocks with other composed
+# functions, so the code relies on the documentation of the structs only.
 
 if EMLXAxon.Upstream.known?(Axon.Block.RMSNorm) do
   defimpl EMLX.Block, for: Axon.Block.RMSNorm do
@@ -33,13 +33,13 @@ if EMLXAxon.Upstream.known?(Axon.Block.RMSNorm) do
     defp normalize(block, x, weight) do
       weight = shifted(block, weight)
 
-      # With a weight of another type MLX does not round the quotient to the type of x, as the layer does.
+      # With a weight of another type, MLX does not round the quotient to the type of x. The layer does.
       if weight.type == x.type,
         do: EMLX.Fast.rms_norm(x, weight, eps: block.eps),
         else: Nx.multiply(EMLX.Fast.rms_norm(x, nil, eps: block.eps), weight)
     end
 
-    # Integers become floats by a shift of 0.0 too.
+    # The layer adds the shift even if it is 0.0, which converts integers to floats.
     defp shifted(%{shift: shift}, weight) do
       if shift == 0 and Nx.Type.float?(weight.type),
         do: LastAxis.vector(weight),
@@ -65,14 +65,14 @@ if EMLXAxon.Upstream.known?(Axon.Block.LayerNorm) do
       end
     end
 
-    # The layer is computed in the types of its arguments, the kernel in f32.
+    # The layer computes in the types of its arguments, the kernel in f32.
     defp refusal(%{type: {:f, 32}}, rest) do
       if wide = Enum.find(rest, &(&1.type not in [{:f, 32}, {:f, 16}, {:bf, 16}])),
         do: "x is f32, weight or bias is #{Nx.Type.to_string(wide.type)}; the kernel computes in f32"
     end
 
-    # bf16 has the range of f32, so that steps in f32 give the same but for rounding, in which the kernel is the nearer one. But
-    # with a wider weight the result is wider too, and rounding of x would show in it.
+    # bf16 has the range of f32, so the kernel differs from the layer in rounding only, and is the more accurate one.
+    # With a wider weight the result is wider, too, and the layer's rounding to bf16 would be visible in it.
     defp refusal(%{type: {:bf, 16}}, rest) do
       if other = Enum.find(rest, &(&1.type != {:bf, 16})),
         do: "x is bf16, weight or bias is #{Nx.Type.to_string(other.type)}; the layer rounds to bf16 in between"
@@ -87,9 +87,9 @@ end
 
 defmodule EMLXAxon.Block.LastAxis do
   @moduledoc false
-  # What both norms share: MLX's kernels normalise over the last axis and take vectors.
+  # Helpers of both norms: MLX's kernels normalise over the last axis and take vectors.
 
-  @doc "Why neither kernel can take x and the vectors, or nil."
+  @doc "Returns the reason why neither kernel accepts x and the vectors, or nil."
   def refusal(x, vectors) do
     cond do
       Enum.any?([x | vectors], &match?({:c, _}, &1.type)) -> "an argument is complex"
@@ -98,7 +98,7 @@ defmodule EMLXAxon.Block.LastAxis do
     end
   end
 
-  @doc "Applies `fun` to x with an axis moved to the end, and moves it back in the result."
+  @doc "Moves an axis of x to the end, applies `fun`, and moves the axis of the result back."
   def apply(x, axis, fun) do
     rank = tuple_size(x.shape)
 
@@ -114,6 +114,6 @@ defmodule EMLXAxon.Block.LastAxis do
     end
   end
 
-  @doc "A parameter as a vector. Axon reshapes it too."
+  @doc "Reshapes a parameter to a vector, as Axon does."
   def vector(tensor), do: Nx.reshape(tensor, {Nx.size(tensor)})
 end
