@@ -1,7 +1,7 @@
-# What rewriting Bumblebee's models gains: `mix run bench/models.exs` in emlx_bumblebee. For each model the time of a forward pass,
-# or of a step of generation with a cache, as it is and rewritten, the median of 5 runs, and the ratio. Parameters are random.
-# EMLX_BENCH_DEVICE=gpu measures there, EMLX_BENCH_TYPE=bf16 in bf16. EMLX_BENCH_COMPILER=emlx compiles with EMLX, the
-# evaluator is the default.
+# Compares Bumblebee's models with the rewritten ones: `mix run bench/models.exs` in emlx_bumblebee. For each model it
+# prints both times of a forward pass, or of a generation step with a cache, the median of 5 runs, and the ratio.
+# Parameters are random. EMLX_BENCH_DEVICE=gpu runs on the GPU, EMLX_BENCH_TYPE=bf16 in bf16.
+# EMLX_BENCH_COMPILER=emlx compiles with EMLX; the default is the evaluator.
 device = String.to_existing_atom(System.get_env("EMLX_BENCH_DEVICE", "cpu"))
 Nx.default_backend({EMLX.Backend, device: device})
 type = Nx.Type.normalize!(String.to_existing_atom(System.get_env("EMLX_BENCH_TYPE", "f32")))
@@ -24,7 +24,7 @@ median = fn fun ->
   times |> Enum.sort() |> Enum.at(2) |> Kernel./(1000)
 end
 
-# The sum is read, so that all is computed.
+# Reading the sum forces the computation.
 forward = fn model, state, inputs ->
   {_init, predict} = Axon.build(model, compiler: compiler)
 

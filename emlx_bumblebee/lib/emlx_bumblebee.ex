@@ -5,28 +5,34 @@ defmodule EMLXBumblebee do
       {:ok, model_info} = Bumblebee.load_model({:hf, "Qwen/Qwen3-0.6B"})
       model_info = EMLXBumblebee.rewrite(model_info)
 
-  `rewrite/2` makes the layers that have a kernel blocks (`Nx.block/4`): all that `EMLXAxon.rewrite/2` does, and Bumblebee's own
-  layers. `EMLX.Backend` and functions compiled with `EMLX` run a block as one kernel. The composed function of a block is the
-  original layer, so the rewritten model means the same on every backend and compiler, is trained as before, and where a kernel
-  could not give the same answer it is not used. Names, parameters and initial values stay as they were.
+  `rewrite/2` replaces layers by blocks (`Nx.block/4`): those that `EMLXAxon.rewrite/2` replaces, and Bumblebee's own
+  layers. `EMLX.Backend` and functions compiled with `EMLX` run a block as one kernel.
 
-  | layer | block | composed where |
+  The composed function of a block is the original layer. The rewritten model computes the same on every backend and
+  compiler, and is trained as before. A kernel that cannot return the layer's result is not used. Names, parameters and
+  initial values do not change.
+
+  | layer | block | composed if |
   |---|---|---|
-  | attention | `Bumblebee.Block.SDPA` | the weights are asked for (`output_attentions: true`), some are dropped while training, there is a head mask, or a type is not f32, f16 or bf16 |
+  | attention | `Bumblebee.Block.SDPA` | weights are an output, dropout, a head mask, or an unsupported type |
   | rotary embedding | `Bumblebee.Block.RotaryEmbedding` | a type is not f32, f16 or bf16 |
   | `rms_norm` | `Axon.Block.RMSNorm` | as in `EMLXAxon` |
   | `Axon.layer_norm/2` | `Axon.Block.LayerNorm` | as in `EMLXAxon` |
 
-  Attention is causal or not, with masks of keys of rank 2 or 4, relative bias, windows, any scale, a cache and its offset, and
-  with keys from another sequence. Heads that several query heads share go to the kernel without being repeated, where there
-  is no cache; Bumblebee's cache holds repeated ones. What keys a query sees is computed once for all layers that agree in it.
-  Rotary embedding takes positions in any order, all scaling strategies, and part of a head.
+  Attention supports causal and other masks, key masks of rank 2 or 4, relative bias, windows, any scale, a cache with
+  its offset, and cross-attention. It is composed with `output_attentions: true`, with dropout while training, with a
+  head mask, and if a type is not f32, f16 or bf16.
 
-  `explain/1` tells which layers became blocks. Whether a block ran as a kernel depends on types and inputs too, and is told by
-  telemetry when it runs (see `EMLX.Block`).
+  Without a cache, grouped heads of keys and values are passed to the kernel without repeating them; Bumblebee's cache
+  contains repeated heads. Layers with the same masks share one mask tensor.
 
-  Models with a decoder and an encoder have attention weights among their outputs whatever the options. Where such a model's
-  output is used whole, they are computed besides the kernel; in generation they are not used, and not computed.
+  Rotary embedding supports positions in any order, all scaling strategies, and rotating part of a head.
+
+  `explain/1` lists the layers that became blocks. Whether a block runs as a kernel also depends on types and inputs;
+  telemetry reports it at run time (see `EMLX.Block`).
+
+  Encoder-decoder models always have attention weights among their outputs. If such a model's whole output is used, the
+  weights are computed in addition to the kernel. Generation does not use them, so they are not computed.
   """
 
   alias EMLX.Fast.Arguments
@@ -36,7 +42,7 @@ defmodule EMLXBumblebee do
   @axon [:layer_norm, :rms_norm]
   @layers Enum.sort([:attention, :rotary_embedding | @axon])
 
-  # Which values there are is checked where the options are used, with the names of this model or package.
+  # The schema has the types. The code that uses an option checks its value, with the names of this model or package.
   @rewrite Options.schema(only: [type: {:list, :atom}, default: @layers])
   @quantize Options.schema(
               bits: [type: :integer, default: 4],
@@ -45,15 +51,16 @@ defmodule EMLXBumblebee do
             )
 
   @doc """
-  Makes the layers of a model that have a kernel blocks.
+  Replaces the layers of a model that have a kernel by blocks.
 
-  Takes an Axon model, or the map with `:model` that `Bumblebee.load_model/2` gives, and gives the same.
+  Takes an Axon model, or the map with `:model` that `Bumblebee.load_model/2` returns, and returns the same.
 
   Options:
 
-    * `:only` - which layers, default `#{inspect(@layers)}`, all there are
+    * `:only` - a list of the layers to rewrite, default `#{inspect(@layers)}`, which is all of them
 
-  To rewrite a model twice changes nothing. Raises `ArgumentError` for anything but a model.
+  Rewriting a model twice changes nothing. Raises `ArgumentError` if the first argument is not a model or an option is
+  invalid.
 
       iex> spec =
       ...>   Bumblebee.configure(Bumblebee.Text.Bert,
@@ -92,25 +99,27 @@ defmodule EMLXBumblebee do
   end
 
   @doc """
-  Keeps the matrices of a model in a few bits: 4-bit weights take about a quarter of the memory of 16-bit ones, and generating a
-  token reads that much less.
+  Quantizes the matrices of a model: 4-bit weights take about a quarter of the memory of 16-bit ones, and generating a
+  token reads correspondingly less.
 
       model_info = model_info |> EMLXBumblebee.rewrite() |> EMLXBumblebee.quantize(bits: 4)
 
-  Takes the map with `:model` and `:params` that `Bumblebee.load_model/2` gives, and gives the same. Dense layers and embeddings with
-  floating-point matrices are quantized, as MLX's affine format has it: in each group of a row's numbers one is scale · code + bias.
-  Such a layer's `"kernel"` becomes words of 32 bits, with `"scales"` and `"biases"` in the type of the model beside it. On `EMLX.Backend`
-  and in functions compiled with `EMLX` a product is MLX's kernel for such matrices, elsewhere it is composed. Quantized layers are
-  not trained.
+  Takes the map with `:model` and `:params` that `Bumblebee.load_model/2` returns, and returns the same. The dense
+  layers and embeddings with floating-point matrices are quantized in MLX's affine format: within a group of a row, an
+  element is scale · code + bias. The `"kernel"` of such a layer becomes 32-bit words. The layer also has `"scales"` and
+  `"biases"` in the type of the model.
+
+  `EMLX.Backend` and functions compiled with `EMLX` run MLX's kernel for the product with a quantized matrix; other
+  backends compose it. Quantized layers cannot be trained.
 
   Options:
 
     * `:bits` - 2, 4 (default) or 8
-    * `:group_size` - 32, 64 (default) or 128. A matrix whose rows are no multiple of it stays as it is
-    * `:except` - names of layers that stay as they are, `[]` by default
+    * `:group_size` - 32, 64 (default) or 128. A matrix whose row length is not a multiple of it is not quantized
+    * `:except` - names of layers that are not quantized, default `[]`
 
-  To quantize twice changes nothing. Raises `ArgumentError` for options that are not these, where there is nothing to quantize, and
-  for names that no quantized layer would have.
+  Quantizing a model twice changes nothing. Raises `ArgumentError` if an option is invalid, if `:except` has a name
+  without parameters, or if the model has no matrix to quantize.
 
       iex> model = Axon.input("x") |> Axon.dense(8, name: "layer")
       iex> {init, _predict} = Axon.build(model)
@@ -162,10 +171,11 @@ defmodule EMLXBumblebee do
   end
 
   @doc """
-  Tells which layers of a model are blocks, as a table for people.
+  Returns a table, as a string, of the layers of a model that are blocks or could be.
 
-  There is a row for each layer that is a block or might have been: the layer with the parameters it belongs to, its block, and
-  how that computes it, or why there is none. Takes what `rewrite/2` takes, before or after.
+  Each row has the name of the layer, or of the layer whose parameters it uses; its block; and how the block computes
+  it, or the reason why it has none. The argument is what `rewrite/2` takes, rewritten or not. Raises `ArgumentError` if
+  it is not a model.
 
       iex> query = Axon.input("query")
       iex> {query, _key} =
@@ -189,28 +199,29 @@ defmodule EMLXBumblebee do
   end
 
   @doc """
-  Scaled dot product attention with the arguments and the meaning of Bumblebee's layer, as the block `Bumblebee.Block.SDPA`; for
-  models of one's own, in `Axon.layer/3`, in `defn` or on tensors.
+  Scaled dot product attention with the arguments and the result of Bumblebee's layer, as the block
+  `Bumblebee.Block.SDPA`. Call it from your own models: in `Axon.layer/3`, in `defn` or on tensors.
 
     * `query` - `{batch, queries, heads, size}`
-    * `key` - `{batch, keys, kv_heads, size}`, heads being a multiple of kv_heads
+    * `key` - `{batch, keys, kv_heads, size}`, where heads is a multiple of kv_heads
     * `value` - `{batch, keys, kv_heads, value_size}`
 
-  Options:
+  Options, tensors that default to nil first:
 
-    * `:key_mask` - `{batch, keys}` or `{batch | 1, heads | 1, queries | 1, keys}`, 0 where a key is not seen
-    * `:head_mask` - `{heads}`, what the weights of each head are multiplied with. With it, the block is composed
+    * `:key_mask` - `{batch, keys}` or `{batch | 1, heads | 1, queries | 1, keys}`, 0 for a masked key
+    * `:head_mask` - `{heads}`, a factor for the weights of each head. With it, the block is composed
     * `:bias` - `{batch | 1, heads | 1, queries, keys}`, added to the scores
     * `:offset` - an integer `{}`, the index of the first query among the keys
-    * `:sinks` - `{heads}`, a score for each head that takes part in the softmax but has no value. Bumblebee's layer has none
-      ([Xiao et al., 2023](https://arxiv.org/abs/2309.17453))
-    * `:causal` - whether a query sees only the keys up to its own index, default `false`
-    * `:window_size` - `{left, right}`: a query sees only the keys from its index - left to its index + right. With `:causal`,
-      right is taken for 0
+    * `:sinks` - `{heads}`, a score for each head that takes part in the softmax but has no value
+      ([Xiao et al., 2023](https://arxiv.org/abs/2309.17453)). Bumblebee's layer has no sinks
+    * `:causal` - whether a query attends only to the keys up to its own index, default `false`
+    * `:window_size` - `{left, right}`: a query attends only to the keys from its index - left to its index + right;
+      default nil. With `:causal`, right is 0
     * `:scale` - default 1 / sqrt(size)
 
-  Gives `{batch, queries, heads, value_size}`. A query that is left no key sees all of them equally. Raises `ArgumentError` when
-  shapes or options do not fit.
+  Returns `{batch, queries, heads, value_size}`, in the merged type of query, key, value and bias. A query without any
+  key attends to all keys equally. Raises `ArgumentError` if shapes do not match, an option is invalid, or a tensor is
+  complex or vectorized.
 
       iex> query = Nx.tensor([[[[0.0]], [[0.0]]]])
       iex> value = Nx.tensor([[[[1.0]], [[3.0]]]])
@@ -261,9 +272,9 @@ defmodule EMLXBumblebee do
     else
       _ ->
         raise ArgumentError,
-              "attention: query is #{inspect(query.shape)}, key is #{inspect(key.shape)}, value is #{inspect(value.shape)}: " <>
-                "they must be {batch, queries, heads, size}, {batch, keys, kv_heads, size} and " <>
-                "{batch, keys, kv_heads, value_size}, heads being a multiple of kv_heads"
+              "attention: query is #{inspect(query.shape)}, key is #{inspect(key.shape)}, value is " <>
+                "#{inspect(value.shape)}: they must be {batch, queries, heads, size}, {batch, keys, kv_heads, size} " <>
+                "and {batch, keys, kv_heads, value_size}, where heads is a multiple of kv_heads"
     end
   end
 

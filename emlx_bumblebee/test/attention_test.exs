@@ -1,5 +1,5 @@
 defmodule EMLXBumblebee.AttentionTest do
-  # Attention against Bumblebee's layer on Nx.BinaryBackend.
+  # Attention, compared with Bumblebee's layer on Nx.BinaryBackend.
   use ExUnit.Case, async: true
 
   import EMLXBumblebee.Compare
@@ -14,7 +14,7 @@ defmodule EMLXBumblebee.AttentionTest do
     tensor |> Nx.backend_copy(Nx.BinaryBackend) |> Nx.as_type(type)
   end
 
-  # Bumblebee's layer as a model. An input that is absent is Axon.None.
+  # Bumblebee's layer as a model. An absent input is Axon.None.
   defp layer(opts) do
     [query, key, value] = for name <- ~w(query key value), do: Axon.input(name)
     optional = for name <- ~w(key_mask head_mask bias offset), do: Axon.input(name, optional: true)
@@ -23,7 +23,7 @@ defmodule EMLXBumblebee.AttentionTest do
     {output, Layers.output(%{output: output, attentions: weights})}
   end
 
-  # What the rewritten layer gives on EMLX, for every compiler, is what the layer gives on Nx.BinaryBackend.
+  # Asserts that the rewritten layer on EMLX, with every compiler, returns the result of the layer on Nx.BinaryBackend.
   defp assert_same(inputs, opts, expected_path, build \\ [], tolerance \\ nil) do
     {model, whole} = layer(opts)
     model = if build == [], do: model, else: whole
@@ -44,7 +44,7 @@ defmodule EMLXBumblebee.AttentionTest do
     end
   end
 
-  # Left padding leaves the first queries of a causal row no key at all.
+  # With left padding, the first queries of a causal row have no key at all.
   @key_mask Nx.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 0, 0]])
 
   defp inputs(type, queries \\ 5) do
@@ -87,7 +87,7 @@ defmodule EMLXBumblebee.AttentionTest do
     for scale <- [nil, 1, 0.3], type <- [:f32, :bf16], do: assert_same(inputs(type), [scale: scale], @fused)
   end
 
-  test "attention takes values of another size than keys, and masks and biases that broadcast" do
+  test "attention takes values of another size than the keys', and broadcasts masks and biases" do
     inputs = %{inputs(:f32) | "value" => random({2, 5, 4, 3}, 6)}
     assert_same(inputs, [], @fused)
     assert_same(Map.put(inputs, "key_mask", random({2, 1, 1, 5}, 7) |> Nx.greater(0)), [causal: true], @fused)
@@ -95,8 +95,8 @@ defmodule EMLXBumblebee.AttentionTest do
     assert_same(Map.put(inputs, "bias", random({2, 1, 5, 5}, 7)), [causal: true], @fused)
   end
 
-  test "a bias that is wider than the query widens the result" do
-    # The scores before the bias are of 16 bits all the same.
+  test "a bias of a wider type than the query's widens the result" do
+    # The scores before the bias still have 16 bits.
     assert_same(
       Map.put(inputs(:bf16), "bias", random({1, 4, 5, 5}, 5, :f32)),
       [causal: true],
@@ -120,12 +120,12 @@ defmodule EMLXBumblebee.AttentionTest do
     defp declined(reason), do: %{block: SDPA, path: :composed, reason: reason}
 
     test "attention with a head mask is composed" do
-      reason = "there is a head mask, and the kernel takes none"
+      reason = "the kernel does not support a head mask"
       assert_same(Map.put(inputs(:f32), "head_mask", Nx.tensor([1.0, 0.0, 0.5, 1.0])), [causal: true], declined(reason))
     end
 
-    test "attention whose weights are asked for is composed" do
-      reason = "the attention weights are asked for, and the kernel does not give them"
+    test "attention is composed if its weights are an output" do
+      reason = "the attention weights are an output, which the kernel does not return"
       inputs = Map.put(inputs(:f32), "key_mask", @key_mask)
       assert_same(inputs, [causal: true], declined(reason), global_layer_options: [output_attentions: true])
       assert_same(inputs, [causal: true], @fused, global_layer_options: [output_attentions: false])
@@ -139,7 +139,7 @@ defmodule EMLXBumblebee.AttentionTest do
       inputs = on(inputs(:f32), EMLX.Backend)
 
       for {rate, path} <- [
-            {0.5, declined("attention weights are dropped, and the kernel drops none")},
+            {0.5, declined("the kernel does not support dropout of attention weights")},
             {0.0, @fused}
           ] do
         {model, _} = layer(dropout_rate: rate)
@@ -150,7 +150,7 @@ defmodule EMLXBumblebee.AttentionTest do
         assert {%{prediction: prediction, state: state}, [^path]} =
                  record_blocks([SDPA], fn -> predict.(state, inputs) end)
 
-        # The dropout's own state is kept in either way.
+        # The state of the dropout is the same in both cases.
         assert %{"dropout_0" => %{"key" => _}} = state
         assert Nx.shape(prediction) == {2, 5, 4, 8}
       end
@@ -161,7 +161,7 @@ defmodule EMLXBumblebee.AttentionTest do
     defp attend(tensors, opts),
       do: EMLXBumblebee.attention(tensors["query"], tensors["key"], tensors["value"], opts)
 
-    # The same on Nx.BinaryBackend and on EMLX.
+    # Asserts equal results on Nx.BinaryBackend and on EMLX.
     defp assert_attention(inputs, opts) do
       expected = attend(inputs, opts)
 
@@ -173,7 +173,7 @@ defmodule EMLXBumblebee.AttentionTest do
       expected
     end
 
-    test "attention/4 takes heads that several query heads share" do
+    test "attention/4 takes grouped heads" do
       whole = inputs(:f32)
       inputs = %{whole | "key" => whole["key"][[.., .., 0..1]], "value" => whole["value"][[.., .., 0..1]]}
       grouped = assert_attention(inputs, causal: true, key_mask: @key_mask)
@@ -183,7 +183,7 @@ defmodule EMLXBumblebee.AttentionTest do
       assert_alike(assert_attention(repeated, causal: true, key_mask: @key_mask), grouped)
     end
 
-    test "attention/4 takes causality, windows and offsets without a mask of keys" do
+    test "attention/4 takes causal masking, windows and offsets without a key mask" do
       for causal <- [false, true],
           window <- [nil, {0, 1}, {2, 0}],
           offset <- [nil, Nx.tensor(1)],
@@ -202,14 +202,14 @@ defmodule EMLXBumblebee.AttentionTest do
         assert_attention(inputs(type), sinks: Nx.as_type(sinks, type), key_mask: mask, causal: causal, bias: bias)
       end
 
-      # A sink of minus infinity takes no part, one far above the scores takes all.
+      # A sink of minus infinity has no weight; one far above the scores has all of it.
       inputs = inputs(:f32)
       none = attend(inputs, sinks: Nx.broadcast(Nx.Constants.neg_infinity(), {4}))
       assert_alike(none, attend(inputs, []))
       assert_alike(attend(inputs, sinks: Nx.broadcast(1.0e4, {4})), Nx.multiply(none, 0))
     end
 
-    test "attention/4 works in defn, and has a gradient" do
+    test "attention/4 can be called in defn, and has a gradient" do
       inputs = inputs(:f32)
 
       for {backend, compiler} <- [{Nx.BinaryBackend, Nx.Defn.Evaluator} | Enum.map(compilers(), &{EMLX.Backend, &1})] do

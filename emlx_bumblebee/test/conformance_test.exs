@@ -1,12 +1,12 @@
 defmodule EMLXBumblebee.ConformanceTest do
-  # Every kind of model in Bumblebee, rewritten and on EMLX, against the model as it is on Nx.BinaryBackend.
+  # Every kind of model in Bumblebee, rewritten and on EMLX, compared with the original model on Nx.BinaryBackend.
   #
-  # What each test finds is a row of CONFORMANCE.md, and has to be the one that stands there. To write the file anew:
+  # Each test asserts its row of CONFORMANCE.md. To regenerate the file:
   #
   #   EMLX_CONFORMANCE=write mix test test/conformance_test.exs
   #
-  # Bumblebee's own tests have reference values of another framework, for weights that have to be downloaded. What
-  # stands for them is references_test.exs, with values of PyTorch for checkpoints that are here.
+  # Bumblebee's own tests have reference values of another framework, for weights that have to be downloaded.
+  # references_test.exs replaces them by values of PyTorch for checkpoints in this repository.
   use ExUnit.Case, async: true
 
   import EMLXBumblebee.Compare
@@ -14,7 +14,7 @@ defmodule EMLXBumblebee.ConformanceTest do
   alias EMLXBumblebee.{Conformance, Models, Table}
 
   for name <- Models.names() do
-    test "the rewritten model #{name} computes what the model does on Nx.BinaryBackend, in f32 and bf16" do
+    test "the rewritten model #{name} has the original's outputs on Nx.BinaryBackend, in f32 and bf16" do
       {spec, kind, counts} = Models.fetch!(unquote(name))
       inputs = Models.inputs(kind, spec)
       model = Bumblebee.build_model(spec)
@@ -25,8 +25,8 @@ defmodule EMLXBumblebee.ConformanceTest do
       expected = predict(model, state, inputs)
       f32 = assert_rewritten(model, state, inputs, counts, &assert_alike(&1, expected, &2))
 
-      # In bf16, models are compared with the same parameters in f32 too: the rewritten one may not lie further from
-      # that than the model does as it is.
+      # In bf16, both models are also compared with the same parameters in f32: the rewritten model must be about as
+      # accurate as the original.
       exact = fn -> model |> predict(Models.as_type(Models.as_type(state, {:bf, 16}), {:f, 32}), inputs) end
       type = {:bf, 16}
       model = Bumblebee.build_model(spec, type: type)
@@ -43,10 +43,10 @@ defmodule EMLXBumblebee.ConformanceTest do
     Table.check(Conformance.table())
   end
 
-  # The same names, shapes and initial numbers.
+  # Asserts equal names, shapes and initial values.
   defp assert_same_state(state, expected) do
     assert {state.parameters, state.state} == {expected.parameters, expected.state}
-    # Drop path seeds its generator with the time.
+    # Drop path seeds its generator with the current time.
     drop = fn data -> data |> Enum.reject(fn {_, layer} -> Map.keys(layer) == ["key"] end) |> Map.new() end
     assert drop.(state.data) == drop.(expected.data)
   end

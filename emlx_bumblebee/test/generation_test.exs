@@ -1,6 +1,6 @@
 defmodule EMLXBumblebee.GenerationTest do
-  # Generated tokens of rewritten models on EMLX, against those of the model as it is on Nx.BinaryBackend, token for
-  # token.
+  # Generated tokens of rewritten models on EMLX, compared token for token with those of the original model on
+  # Nx.BinaryBackend.
   use ExUnit.Case, async: true
 
   import EMLXBumblebee.Compare
@@ -27,12 +27,13 @@ defmodule EMLXBumblebee.GenerationTest do
     fun = Generation.build_generate(info.model, info.spec, config)
     params = %{info.params | data: on(info.params.data, backend)}
     run = fn -> Nx.Defn.jit_apply(fun, [params, on(inputs, backend)], options(compiler)) end
-    # The cache is made on the default backend.
+    # Bumblebee allocates the cache on the default backend.
     result = Nx.with_default_backend(backend, run)
     {Nx.to_list(result.token_ids), Nx.to_list(result.length)}
   end
 
-  # Merged operations are composed on the CPU, and mean the same; a step that was one too many is dropped.
+  # On the CPU, merged operations are composed, with the same results. run_ahead: 0 runs speculative iterations from the
+  # start; the last one is discarded.
   defp ways, do: compilers() ++ if(EMLX in compilers(), do: [{EMLX, merge: true, run_ahead: 0}], else: [])
 
   # A batch of two, the shorter one padded on the left, as Bumblebee's serving does.
@@ -60,11 +61,11 @@ defmodule EMLXBumblebee.GenerationTest do
   end
 
   for name <- @decoders ++ @encoder_decoders do
-    test "#{name} generates the same tokens rewritten, greedily and sampled" do
+    test "the rewritten model #{name} generates the same tokens, greedily and sampled" do
       name = unquote(name)
       greedy = assert_same(name, Models.generation(%{type: :greedy_search}))
       sampled = assert_same(name, Models.generation(%{type: :multinomial_sampling, top_p: 0.9}, temperature: 2.0))
-      # Else nothing was sampled, or hardly anything told tokens apart.
+      # Otherwise nothing was sampled, or the logits hardly distinguish tokens.
       assert greedy != sampled
       assert [greedy, sampled] |> List.flatten() |> Enum.uniq() |> length() > 4
     end
@@ -91,11 +92,11 @@ defmodule EMLXBumblebee.GenerationTest do
     assert for(block <- blocks, do: Enum.count(dispatched, &(&1.block == block))) == Enum.map(explained, &(2 * &1))
   end
 
-  test "contrastive search, which repeats the cache for each candidate, generates the same tokens rewritten" do
+  test "a rewritten model generates the same tokens with contrastive search, which repeats the cache" do
     assert_same(:gpt2, Models.generation(%{type: :contrastive_search, top_k: 3, alpha: 0.6}))
   end
 
-  test "a prompt of one token, which goes straight into the loop, generates the same tokens rewritten" do
+  test "a rewritten model generates the same tokens for a prompt of one token, which only runs the loop" do
     info = Models.info(:llama)
     inputs = %{"input_ids" => Nx.tensor([[7]]), "seed" => Nx.tensor([1], type: :s64)}
     config = Models.generation(%{type: :greedy_search})

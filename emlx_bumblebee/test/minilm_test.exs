@@ -1,8 +1,8 @@
 Code.require_file("../../examples/minilm/program.ex", __DIR__)
 
 defmodule EMLXBumblebee.MiniLMTest do
-  # The saved programs of examples/minilm, which script/demo runs where Bumblebee is not, against Bumblebee's model with
-  # the same checkpoint, loaded by Bumblebee.
+  # The saved programs of examples/minilm, which script/demo runs without Bumblebee, compared with Bumblebee's model of
+  # the same checkpoint.
   use ExUnit.Case, async: false
 
   import EMLXBumblebee.Compare
@@ -25,7 +25,7 @@ defmodule EMLXBumblebee.MiniLMTest do
     vocab_size: 30_522
   }
 
-  test "MiniLM's saved programs are those that compile.exs writes" do
+  test "MiniLM's saved programs are equal to the output of compile.exs" do
     model = Bumblebee.build_model(MiniLM.Program.spec())
 
     for {name, model} <- [minilm: EMLXBumblebee.rewrite(model), minilm_composed: model] do
@@ -35,8 +35,8 @@ defmodule EMLXBumblebee.MiniLMTest do
     end
   end
 
-  test "MiniLM's saved programs compute what the model does that Bumblebee loads" do
-    # 90 MB, which may not stay.
+  test "MiniLM's saved programs have the outputs of Bumblebee's model" do
+    # The checkpoint has 90 MB, so it is removed after the test.
     folder = Path.join(System.tmp_dir!(), "emlx_minilm_#{System.pid()}")
     File.mkdir_p!(folder)
     on_exit(fn -> File.rm_rf!(folder) end)
@@ -52,7 +52,7 @@ defmodule EMLXBumblebee.MiniLMTest do
     File.write!(Path.join(folder, "config.json"), Jason.encode!(@config))
     EMLX.Safetensors.save(Path.join(folder, "model.safetensors"), weights)
 
-    # The checkpoint has no pooler, which embeddings do not need.
+    # The checkpoint has no pooler, and embeddings do not use one.
     load = fn ->
       Bumblebee.load_model({:local, folder},
         architecture: :base,

@@ -1,6 +1,6 @@
 defmodule EMLXBumblebee.QuantizeTest do
-  # Quantized models on EMLX, against themselves on Nx.BinaryBackend, where products are composed, and against the model
-  # whose matrices are the numbers that the few bits hold.
+  # Quantized models on EMLX, compared with themselves on Nx.BinaryBackend, where products are composed, and with the
+  # model whose matrices are the dequantized ones.
   use ExUnit.Case, async: true
 
   import EMLXBumblebee.Compare
@@ -20,7 +20,7 @@ defmodule EMLXBumblebee.QuantizeTest do
   defp model(name, opts \\ []), do: Models.info(name, @sizes ++ opts)
 
   for {name, bits} <- [llama_grouped_causal: 2, llama_grouped_causal: 4, llama_grouped_causal: 8, qwen3: 4, gpt2: 4] do
-    test "#{name} quantized to #{bits} bits computes what its dequantized weights do" do
+    test "#{name} quantized to #{bits} bits has the outputs of its dequantized weights" do
       bits = unquote(bits)
       info = model(unquote(name))
       opts = [bits: bits, group_size: 32]
@@ -41,7 +41,7 @@ defmodule EMLXBumblebee.QuantizeTest do
     end
   end
 
-  # The model as it was, with what the bits hold.
+  # The original model with the dequantized matrices.
   defp held(info, quantized, opts) do
     data =
       Map.new(info.params.data, fn {name, own} ->
@@ -54,7 +54,7 @@ defmodule EMLXBumblebee.QuantizeTest do
             {rows, columns} = EMLX.Array.shape(array)
             matrix = array |> Backend.to_nx(Nx.template({rows, columns}, :f32)) |> Nx.backend_copy(Nx.BinaryBackend)
 
-            # Of embeddings and of the head the rows are those of the matrix.
+            # The matrices of embeddings and of the head are not transposed.
             rows? = name =~ "embedding" or name =~ "language_modeling_head"
             {name, %{own | "kernel" => if(rows?, do: matrix, else: Nx.transpose(matrix))}}
 
@@ -82,7 +82,7 @@ defmodule EMLXBumblebee.QuantizeTest do
     for options <- [[], [merge: true, run_ahead: 0]], do: assert(run.(Backend, options(EMLX) ++ options) == expected)
   end
 
-  test "a quantized model's parameters are words, scales and biases, on the model's backend, in less memory" do
+  test "a quantized model's parameters are words, scales and biases on the model's backend, and take less memory" do
     info = model(:llama_grouped_causal)
     quantized = EMLXBumblebee.quantize(info, group_size: 32)
 
@@ -92,25 +92,25 @@ defmodule EMLXBumblebee.QuantizeTest do
     assert {words.type, words.shape} == {{:u, 32}, {96, 8}}
     for t <- [scales, biases], do: assert({t.type, t.shape} == {{:f, 32}, {96, 2}})
     for t <- [words, scales, biases], do: assert(%Nx.BinaryBackend{} = t.data)
-    # Norms stay.
+    # Norms are not quantized.
     assert quantized.params.data["output_norm"] == info.params.data["output_norm"]
     size = fn info -> Nx.Defn.Composite.reduce(info.params.data, 0, &(Nx.byte_size(&1) + &2)) end
     assert size.(quantized) < 0.25 * size.(info)
   end
 
-  test "quantize leaves out excepted layers and matrices that do not fit, and changes nothing the second time" do
+  test "quantize skips excepted layers and matrices that do not fit, and changes nothing the second time" do
     info = model(:llama_grouped_causal)
     quantized = EMLXBumblebee.quantize(info, group_size: 32, except: ["language_modeling_head.output"])
     assert quantized.params.data["language_modeling_head.output"] == info.params.data["language_modeling_head.output"]
     assert EMLXBumblebee.quantize(quantized, group_size: 32, except: ["language_modeling_head.output"]) == quantized
 
-    # 96 numbers a row are no multiple of 64.
+    # A row of 96 elements is not a multiple of 64.
     quantized = EMLXBumblebee.quantize(info, group_size: 64)
     assert quantized.params.data["decoder.blocks.0.ffn.output"] == info.params.data["decoder.blocks.0.ffn.output"]
     assert %{"scales" => _} = quantized.params.data["decoder.blocks.0.ffn.gate"]
   end
 
-  test "quantize refuses options and models that it cannot take" do
+  test "quantize raises for invalid options and models" do
     info = model(:llama_grouped_causal)
 
     refused = fn reason, info, opts ->

@@ -1,8 +1,8 @@
 defmodule EMLXBumblebee.ReferencesTest do
-  # Checkpoints loaded by Bumblebee, rewritten and on EMLX, against what PyTorch and transformers computed with them;
-  # see test/references/generate.py.
+  # Checkpoints loaded by Bumblebee, rewritten and on EMLX, compared with the outputs of PyTorch and transformers; see
+  # test/references/generate.py.
   #
-  # What each test finds is a row of REFERENCES.md, and has to be the one that stands there. To write the file anew:
+  # Each test asserts its row of REFERENCES.md. To regenerate the file:
   #
   #   EMLX_CONFORMANCE=write mix test test/references_test.exs
   use ExUnit.Case, async: true
@@ -12,11 +12,11 @@ defmodule EMLXBumblebee.ReferencesTest do
   alias Bumblebee.{Diffusion, Text, Vision}
   alias EMLXBumblebee.{References, Table}
 
-  # Relative to the largest number of an output. Rounding makes outputs lie about a tenth of this apart.
+  # Relative to the largest element of an output. Rounding errors are about a tenth of this.
   @tolerance 1.0e-5
 
   for name <- References.names() do
-    test "the reference checkpoint #{name} computes transformers' outputs, rewritten and as it is" do
+    test "the reference checkpoint #{name} has transformers' outputs, rewritten and not" do
       {counts, opts} = References.fetch!(unquote(name))
       reference = References.read(unquote(name))
 
@@ -102,7 +102,7 @@ defmodule EMLXBumblebee.ReferencesTest do
 
   defp spec?(module), do: Bumblebee.ModelSpec in for({:behaviour, [one]} <- module.module_info(:attributes), do: one)
 
-  # REFERENCES.md tells of these too.
+  # REFERENCES.md lists these, too.
   describe "Bumblebee does not" do
     @describetag :tmp_dir
 
@@ -161,13 +161,13 @@ defmodule EMLXBumblebee.ReferencesTest do
     end
   end
 
-  # The positions that transformers gives RoBERTa and MPNet: behind the id of padding, which has its own.
+  # The positions of RoBERTa and MPNet in transformers: padding has position 1, and tokens start after it.
   defp position_ids(%{"input_ids" => ids}) do
     mask = Nx.not_equal(ids, 1)
     mask |> Nx.cumulative_sum(axis: 1) |> Nx.multiply(mask) |> Nx.add(1)
   end
 
-  # A function of the parameters.
+  # Returns a function of the parameters.
   defp predict(info, inputs, backend, compiler) do
     {_init, predict} = Axon.build(info.model, compiler: Nx.Defn.Evaluator)
     inputs = on(inputs, backend)
@@ -192,8 +192,8 @@ defmodule EMLXBumblebee.ReferencesTest do
     end
   end
 
-  # The model as Bumblebee loads it differs from transformers', lest anyone be told of a difference that is no longer
-  # there; and the rewritten one gives what it does.
+  # Asserts that the model as Bumblebee loads it differs from transformers', so that REFERENCES.md is up to date, and
+  # that the rewritten model has its outputs.
   defp assert_differs(name, reference) do
     info = References.load(name)
     inputs = References.inputs(reference.inputs, info.spec)
@@ -206,7 +206,7 @@ defmodule EMLXBumblebee.ReferencesTest do
     end
   end
 
-  # The comparison sees a change of any parameter, by about a tenth.
+  # Asserts that the comparison detects a change of about a tenth in any parameter.
   defp assert_seen(predict, params, reference, inputs, spec) do
     for {layer, parameters} <- params.data, {parameter, value} <- parameters, not unseen?(layer, parameter, spec) do
       factors = value.shape |> Nx.iota(type: :f32) |> Nx.sin() |> Nx.multiply(0.1) |> Nx.add(1.1)
@@ -216,16 +216,16 @@ defmodule EMLXBumblebee.ReferencesTest do
     end
   end
 
-  # No checkpoint has these.
+  # No checkpoint has these parameters.
   defp unseen?("pooler.output", _parameter, %Text.Distilbert{}), do: true
   defp unseen?("sequence_classification_head.output", "bias", %Text.GptNeoX{}), do: true
-  # A bias of keys adds the same to each score of a query, unless keys are rotated.
+  # The bias of the keys adds the same number to all scores of a query, unless keys are rotated.
   defp unseen?(_layer, _parameter, %module{}) when module in [Text.GptNeoX, Text.Phi], do: false
 
   defp unseen?(layer, parameter, spec),
     do: (String.ends_with?(layer, ".key") and parameter == "bias") or across?(layer, spec)
 
-  # A decoder alone has no encoder to attend to.
+  # A decoder alone has no encoder for cross-attention.
   defp across?(layer, %{architecture: :for_causal_language_modeling}), do: layer =~ "cross_attention"
   defp across?(_layer, _spec), do: false
 
@@ -261,7 +261,7 @@ defmodule EMLXBumblebee.ReferencesTest do
     fun = Text.Generation.build_generate(info.model, info.spec, config)
     params = %{info.params | data: on(info.params.data, backend)}
     run = fn -> Nx.Defn.jit_apply(fun, [params, on(inputs, backend)], options(compiler)) end
-    # The cache is made on the default backend.
+    # Bumblebee allocates the cache on the default backend.
     Nx.to_list(Nx.with_default_backend(backend, run).token_ids)
   end
 end

@@ -1,5 +1,5 @@
 defmodule EMLXBumblebee.RewriteTest do
-  # What the rewrite finds, what it leaves, and what it must not change.
+  # Which layers the rewrite replaces, which it does not, and what it must not change.
   use ExUnit.Case, async: true
 
   import EMLXBumblebee.Compare
@@ -34,14 +34,14 @@ defmodule EMLXBumblebee.RewriteTest do
   describe "on another backend" do
     for name <-
           ~w(bert gpt2_with_cross_attention gpt_neo_x llama_grouped gemma3 phi3_longrope t5 swin mpnet modernbert)a do
-      test "the rewritten model #{name} computes the very same numbers on Nx.BinaryBackend" do
+      test "the rewritten model #{name} has exactly the same outputs on Nx.BinaryBackend" do
         info = Models.info(unquote(name))
         inputs = inputs(unquote(name))
         assert predict(EMLXBumblebee.rewrite(info), inputs) == predict(info, inputs)
       end
     end
 
-    test "rewritten models compute the very same numbers on Nx.BinaryBackend in bf16" do
+    test "rewritten models have exactly the same outputs on Nx.BinaryBackend in bf16" do
       for name <- [:llama, :modernbert, :gemma] do
         {spec, _kind, _counts} = Models.fetch!(name)
         info = Models.info(name)
@@ -110,7 +110,7 @@ defmodule EMLXBumblebee.RewriteTest do
           do: assert_alike(predict(on_emlx(info), on(inputs, EMLX.Backend), options(compiler)), expected)
     end
 
-    test "a rewritten model with a mask of heads composes its attention" do
+    test "a rewritten model with a head mask composes its attention" do
       info = Models.info(:bert)
       heads = Nx.tensor([[1.0, 0.0, 1.0, 1.0], [0.0, 1.0, 0.5, 1.0]])
       inputs = Map.put(inputs(:bert), "attention_head_mask", heads)
@@ -119,7 +119,7 @@ defmodule EMLXBumblebee.RewriteTest do
       for compiler <- compilers() do
         run = fn -> predict(on_emlx(info), on(inputs, EMLX.Backend), options(compiler)) end
         assert {result, [dispatched, dispatched]} = record_blocks([SDPA], run)
-        assert dispatched == %{block: SDPA, path: :composed, reason: "there is a head mask, and the kernel takes none"}
+        assert dispatched == %{block: SDPA, path: :composed, reason: "the kernel does not support a head mask"}
         assert_alike(result, expected)
       end
     end
@@ -139,12 +139,12 @@ defmodule EMLXBumblebee.RewriteTest do
 
           {result, dispatched} = record_blocks([SDPA], run)
           assert_alike(result, expected)
-          assert dispatched != [] and Enum.all?(dispatched, &(&1.reason =~ "the attention weights are asked for"))
+          assert dispatched != [] and Enum.all?(dispatched, &(&1.reason =~ "the attention weights are an output"))
         end
       end
     end
 
-    test "a rewritten model without any mask computes with causality alone" do
+    test "a rewritten model without any mask uses causal masking alone" do
       info = Models.info(:gpt2)
       inputs = Map.take(inputs(:gpt2), ["input_ids"])
       expected = predict(info, inputs)
@@ -178,7 +178,7 @@ defmodule EMLXBumblebee.RewriteTest do
                rows(EMLXBumblebee.rewrite(model))
     end
 
-    test "rewrite leaves layers that :only does not name" do
+    test "rewrite does not replace layers that :only does not name" do
       model = Models.info(:llama).model
 
       kinds = fn only ->
@@ -193,7 +193,7 @@ defmodule EMLXBumblebee.RewriteTest do
     end
   end
 
-  test "a block that is composed does not start the default compiler, which may be at work" do
+  test "a composed block does not run the default compiler, which may be compiling already" do
     query = Nx.iota({1, 3, 2, 4}, type: :f64)
     expected = EMLXBumblebee.attention(query, query, query, causal: true)
     before = Nx.Defn.default_options(compiler: EMLX.NoCompiler)
@@ -212,13 +212,13 @@ defmodule EMLXBumblebee.RewriteTest do
     warning = ExUnit.CaptureIO.capture_io(:stderr, fn -> EMLXAxon.rewrite(info.model) end)
     assert warning =~ ~r/EMLXAxon.rewrite\/2 leaves \d+ layers of Bumblebee as they are. EMLXBumblebee.rewrite\/2/
 
-    # Not of what this package has rewritten, nor while it does.
+    # There is no warning for a model that this package has rewritten, nor while it rewrites one.
     once = EMLXBumblebee.rewrite(info.model)
     assert ExUnit.CaptureIO.capture_io(:stderr, fn -> EMLXBumblebee.rewrite(info.model) end) == ""
     assert ExUnit.CaptureIO.capture_io(:stderr, fn -> EMLXAxon.rewrite(once) end) == ""
   end
 
-  test "rewriting a model twice is rewriting it once" do
+  test "rewriting a model a second time changes nothing" do
     for name <- [:llama_grouped, :bert, :modernbert] do
       info = Models.info(name)
       once = EMLXBumblebee.rewrite(info.model)
@@ -244,7 +244,7 @@ defmodule EMLXBumblebee.RewriteTest do
     assert_raise ArgumentError, ~r/:only .*got: 1/s, fn -> EMLXBumblebee.rewrite(info, only: 1) end
   end
 
-  test "explain says how each layer is computed, before and after rewriting" do
+  test "explain describes each layer before and after rewriting" do
     info = Models.info(:mistral)
     before = EMLXBumblebee.explain(info)
     assert before =~ "decoder.blocks.0.self_attention "
@@ -265,7 +265,7 @@ defmodule EMLXBumblebee.RewriteTest do
     refute EMLXBumblebee.explain(EMLXBumblebee.rewrite(Models.info(:bert))) =~ "the weights are computed besides"
   end
 
-  # A release of Bumblebee whose layers are built in another way must not go unnoticed.
+  # A release of Bumblebee that builds its layers differently must be noticed.
   describe "does not compile where Bumblebee" do
     @source File.read!("lib/emlx_bumblebee/captures.ex")
 
@@ -275,7 +275,7 @@ defmodule EMLXBumblebee.RewriteTest do
       assert_raise CompileError, fn -> Code.compile_string(source) end
     end
 
-    test "emlx_bumblebee does not compile where Bumblebee builds a layer differently" do
+    test "emlx_bumblebee does not compile if Bumblebee builds a layer differently" do
       assert compile("Bumblebee.Layers.rms_norm(x, upcast: upcast, shift: 1.0)", "Axon.layer_norm(x)").description =~
                "builds rms_norm in another way than emlx_bumblebee knows"
 

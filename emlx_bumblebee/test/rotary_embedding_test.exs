@@ -1,5 +1,5 @@
 defmodule EMLXBumblebee.RotaryEmbeddingTest do
-  # Rotary embedding and rms_norm against Bumblebee's layers on Nx.BinaryBackend.
+  # Rotary embedding and rms_norm, compared with Bumblebee's layers on Nx.BinaryBackend.
   use ExUnit.Case, async: true
 
   import EMLXBumblebee.Compare
@@ -64,11 +64,10 @@ defmodule EMLXBumblebee.RotaryEmbeddingTest do
   ]
 
   for strategy <- @strategies, type <- [{:f, 32}, {:bf, 16}, {:f, 16}] do
-    test "rotary embedding with the scaling strategy #{inspect(strategy[:type])} is fused in #{Nx.Type.to_string(type)}" do
+    test "rotary embedding with scaling #{inspect(strategy[:type])} is fused in #{Nx.Type.to_string(type)}" do
       {strategy, type} = unquote(Macro.escape({strategy, type}))
 
-      # A mask that is longer than the positions, as with a cache, makes the sequence longer than the model was trained
-      # for.
+      # As with a cache, the mask is longer than the positions, and makes the sequence longer than in training.
       for base <- [10_000, 500_000.0], mask <- [nil, Nx.broadcast(1, {2, 40})], positions <- [4, 4096] do
         model = layer(8, scaling_strategy: strategy, base: base, max_positions: positions)
         inputs = inputs(type)
@@ -90,7 +89,7 @@ defmodule EMLXBumblebee.RotaryEmbeddingTest do
     end
   end
 
-  test "rotary embedding takes positions far out" do
+  test "rotary embedding takes large positions" do
     mask = Nx.broadcast(1, {2, 5000})
     positions = Nx.tensor([[4999, 4998, 17, 2500, 4095], [0, 1, 1000, 3000, 4999]])
     model = layer(8, max_positions: 8192)
@@ -101,11 +100,11 @@ defmodule EMLXBumblebee.RotaryEmbeddingTest do
     result =
       model |> EMLXBumblebee.rewrite() |> Axon.predict(Axon.ModelState.empty(), moved, compiler: Nx.Defn.Evaluator)
 
-    # An angle of 5000 in f32 is known to 2.4e-4.
+    # An angle of 5000 in f32 has an error of up to 2.4e-4.
     assert_alike(result, expected, "output", 5.0e-4)
   end
 
-  test "rotary embedding takes sizes that are no power of two" do
+  test "rotary embedding takes sizes that are not powers of two" do
     for size <- [2, 6, 20, 96], do: assert_same(layer(size, []), inputs(:f32, size), [RotaryEmbedding], @fused)
   end
 
@@ -114,7 +113,7 @@ defmodule EMLXBumblebee.RotaryEmbeddingTest do
     assert_same(layer(8, []), inputs(:f64), [RotaryEmbedding], [{:composed, reason}])
   end
 
-  test "rotary embedding with an unknown scaling strategy stays Bumblebee's layer" do
+  test "rotary embedding with an unknown scaling strategy is not rewritten" do
     model = layer(8, scaling_strategy: %{type: :yarn, factor: 2.0})
 
     assert EMLXBumblebee.explain(EMLXBumblebee.rewrite(model)) =~
@@ -124,13 +123,13 @@ defmodule EMLXBumblebee.RotaryEmbeddingTest do
   end
 
   test "rotary embedding of more positions than a kernel takes is composed" do
-    # Shapes are enough to see it.
+    # The decision only depends on shapes.
     query = Nx.template({512, 1024, 32, 128}, :f32)
     block = %RotaryEmbedding{size: 128, length: 1024}
     arguments = [query, query, Nx.template({512, 1024}, :s32)]
     run = fn -> EMLX.Block.dispatch(block, {query, query}, arguments, fn ^block, _, _, _ -> {query, query} end) end
 
-    assert {{^query, ^query}, [%{reason: "512 x 1024 positions are more rows than the kernel can be given"}]} =
+    assert {{^query, ^query}, [%{reason: "512 x 1024 positions are more rows than the kernel supports"}]} =
              record_blocks([RotaryEmbedding], run)
   end
 

@@ -1,5 +1,6 @@
 defmodule EMLXBumblebee.ServingTest do
-  # Generation through Nx.Serving. It sets the default backend of all processes, so no other test may run at that time.
+  # Generation through Nx.Serving. The tests set the default backend of all processes, so no other test may run
+  # concurrently.
   use ExUnit.Case, async: false
 
   import EMLXBumblebee.Compare
@@ -28,7 +29,7 @@ defmodule EMLXBumblebee.ServingTest do
   defp on_emlx(info),
     do: %{EMLXBumblebee.rewrite(info) | params: %{info.params | data: on(info.params.data, EMLX.Backend)}}
 
-  # The cache is made on the default backend, which for a stream is that of a process of Nx.Serving's.
+  # Bumblebee allocates the cache on the default backend. For a stream, that is the default of a process of Nx.Serving.
   defp run_on_emlx(serving, prompts) do
     Nx.global_default_backend(EMLX.Backend)
     serving |> Nx.Serving.run(prompts) |> collected()
@@ -41,7 +42,7 @@ defmodule EMLXBumblebee.ServingTest do
 
   @prompts [%{text: "w5 w9 w12", seed: 1}, %{text: "w30 w4 w4 w7 w21", seed: 2}]
 
-  test "a serving of a rewritten model answers a batch that it is compiled for with the same text" do
+  test "a serving of a rewritten model returns the same text for a batch of its compiled shape" do
     info = Models.info(:mistral)
     opts = [compile: [batch_size: 3, sequence_length: 6]]
     expected = Nx.Serving.run(serving(info, Nx.Defn.Evaluator, opts), @prompts)

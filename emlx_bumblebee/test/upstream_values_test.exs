@@ -1,7 +1,7 @@
 defmodule EMLXBumblebee.UpstreamValuesTest do
-  # The values that Bumblebee 0.7.0 tests itself against and that need no checkpoint: schedulers of noise and Whisper's
-  # features, as diffusers and transformers compute them, processors of logits, and files that PyTorch wrote. Here
-  # EMLX.Backend has to give them, eagerly and compiled. Models have references_test.exs.
+  # The reference values of Bumblebee 0.7.0's tests that need no checkpoint, computed on EMLX.Backend, eagerly and
+  # compiled: noise schedulers and Whisper's features, as in diffusers and transformers, logits processors, and PyTorch
+  # files. references_test.exs tests models.
   use ExUnit.Case, async: true
 
   import EMLXBumblebee.Compare
@@ -18,10 +18,10 @@ defmodule EMLXBumblebee.UpstreamValuesTest do
     :ok
   end
 
-  # The values have four digits behind the point. Bumblebee allows twice as much.
+  # The values have four decimal places. Bumblebee's own tests allow twice this difference.
   @tolerance 5.0e-5
 
-  # How far the furthest number lies; up to 1 is near.
+  # Returns the largest difference in units of the tolerance.
   defp furthest(actual, expected) do
     assert {actual.shape, actual.type} == {expected.shape, {:f, 32}}
 
@@ -33,12 +33,12 @@ defmodule EMLXBumblebee.UpstreamValuesTest do
   describe "schedulers" do
     defmodule Denoising do
       @moduledoc false
-      # From a sample that is to be taken for noise, with a formula in the model's place.
+      # Runs a scheduler from a fixed sample, with a formula in place of the model.
       import Nx.Defn
 
       def sample, do: {8, 8, 4} |> Nx.iota(type: :f32) |> Nx.divide(256)
 
-      @doc "A call for each step."
+      @doc "Calls the scheduler once for each step."
       def stepwise(scheduler, steps) do
         {state, timesteps} = init(scheduler, steps).(Nx.to_template(sample()), Nx.Random.key(0))
 
@@ -50,7 +50,7 @@ defmodule EMLXBumblebee.UpstreamValuesTest do
         {sample, timesteps}
       end
 
-      @doc "A batch, in a loop of defn, as Bumblebee's pipelines have it."
+      @doc "Runs a batch in a loop of defn, as Bumblebee's pipelines do."
       defn batched(samples, seeds, init, step) do
         samples = Nx.vectorize(samples, :batch)
         keys = seeds |> Nx.vectorize(:batch) |> Nx.Random.key()
@@ -72,8 +72,8 @@ defmodule EMLXBumblebee.UpstreamValuesTest do
       defn(predict(sample, timestep), do: sample * timestep / (timestep + 1))
     end
 
-    # A scheduler with options, the sum of what it gives and the numbers at [1..3, 1..3, 1..2]. LCM adds noise after
-    # each step but the last, and another framework's noise is other, so it takes but one.
+    # A scheduler, its options, the sum of its output, and the elements at [1..3, 1..3, 1..2]. LCM adds noise after each
+    # step but the last. Random numbers differ between frameworks, so LCM runs one step only.
     @steps %{DdimScheduler => 10, PndmScheduler => 10, LcmScheduler => 1}
     @denoised [
       {DdimScheduler, [], 57.1861, ~w(0.0648 0.0666 0.0718 0.0736 0.0788 0.0806 0.1209 0.1226 0.1279
@@ -130,7 +130,7 @@ defmodule EMLXBumblebee.UpstreamValuesTest do
         assert {"stepwise", furthest_of(sample, sum, numbers)} <= {"stepwise", 1.0}
 
         for compiler <- compilers() do
-          # A sample of zeros stays one.
+          # A sample of zeros does not change.
           samples = Nx.stack([Nx.multiply(Denoising.sample(), 0), Denoising.sample()])
           init = Denoising.init(scheduler, steps)
           step = Denoising.step(scheduler)
@@ -140,7 +140,7 @@ defmodule EMLXBumblebee.UpstreamValuesTest do
           assert Nx.to_number(Nx.reduce_max(Nx.abs(samples[0]))) == 0.0
         end
 
-        # With other options there are other values.
+        # Other options must change the values.
         for {^module, other, sum, numbers} <- @denoised,
             other != opts,
             do: assert(furthest_of(sample, sum, numbers) > 1.0)
@@ -165,7 +165,7 @@ defmodule EMLXBumblebee.UpstreamValuesTest do
       {PndmScheduler, [reduce_warmup: true], 10, [900, 800] ++ Enum.to_list(800..0//-100)}
     ]
 
-    test "the schedulers take the reference timesteps" do
+    test "the schedulers have the reference timesteps" do
       for {module, opts, steps, expected} <- @timesteps do
         init = module |> Bumblebee.configure(opts) |> Denoising.init(steps)
         sample = Denoising.sample()
@@ -203,7 +203,7 @@ defmodule EMLXBumblebee.UpstreamValuesTest do
     test "Whisper's featurizer computes the reference features", %{tmp_dir: folder} do
       File.write!(Path.join(folder, "preprocessor_config.json"), Jason.encode!(@whisper))
       {:ok, %WhisperFeaturizer{} = featurizer} = Bumblebee.load_featurizer({:local, folder})
-      # Of two, lest it be seen only if it is alone.
+      # The reference is the second of two, so that the test covers batches.
       audio = [Nx.iota({50}, type: :f32), Nx.sin(Nx.iota({100}, type: :f32))]
       features = Nx.tensor(@features)
 
@@ -219,7 +219,7 @@ defmodule EMLXBumblebee.UpstreamValuesTest do
         assert extracted.shape == {2, 3000, 80}
         assert {compiler, furthest(extracted[[1, 0..3, 0..3]], features)} <= {compiler, 1.0}
 
-        # Silence after it changes nothing, so a second is enough to see that each option matters.
+        # Trailing silence changes nothing, so one second is enough to detect that each option matters.
         for {opts, near?} <- [
               {[], true},
               {[hop_length: 80], false},
@@ -234,7 +234,7 @@ defmodule EMLXBumblebee.UpstreamValuesTest do
     end
 
     test "Whisper's featurizer computes transformers' features for a whole second" do
-      # test/references/generate.py made it.
+      # test/references/generate.py generates the file.
       tensors = Path.expand("whisper_features.safetensors", __DIR__) |> Safetensors.read!() |> on(EMLX.Backend)
       featurizer = Bumblebee.configure(WhisperFeaturizer, num_seconds: 1)
       expected = Nx.stack([tensors["features.0"], tensors["features.1"]])
@@ -250,7 +250,7 @@ defmodule EMLXBumblebee.UpstreamValuesTest do
       assert furthest(Nx.reverse(expected, axes: [0]), expected) > 1.0e3
     end
 
-    # The size of what comes out by default, and options for something smaller.
+    # A featurizer, its default output size, and options for a smaller output.
     cropped = [size: %{shortest_edge: 12}, crop_size: %{height: 8, width: 10}]
 
     @images [
@@ -263,9 +263,9 @@ defmodule EMLXBumblebee.UpstreamValuesTest do
     ]
 
     for {module, size, smaller} <- @images do
-      # Bumblebee tests the shape; what is in it is compared with Nx.BinaryBackend, for a smaller one since that is
-      # slow.
-      test "#{inspect(module)} computes the pixels that it does on Nx.BinaryBackend" do
+      # Bumblebee tests the default shape. The values are compared with Nx.BinaryBackend, which is slow, at a smaller
+      # size.
+      test "#{inspect(module)} has the same output as on Nx.BinaryBackend" do
         smaller = unquote(Macro.escape(smaller))
 
         pixels = fn backend, opts, channels, compiler ->
@@ -296,7 +296,7 @@ defmodule EMLXBumblebee.UpstreamValuesTest do
     whisper = [eos_token_id: 4, forced_token_ids: [{1, 3}], no_timestamps_token_id: 5, timestamp_begin_id: 6]
     forced = [forced_token_ids: [{1, 2}, {2, 1}]]
 
-    # By processor its options, the logits, the tokens so far, where 0 is none yet, and the logits that are to come.
+    # For each processor: options, logits, tokens so far, padded with 0, and the expected logits.
     @processed [
       suppressed_tokens_processor: {[suppressed_token_ids: [1, 3]], four, [1, 0, 0, 0], [1.0, no, 3.0, no]},
       bos_token_processor: {[bos_token_id: 1], four, [1, 0, 0, 0], [no, 0.0, no, no]},
@@ -306,7 +306,7 @@ defmodule EMLXBumblebee.UpstreamValuesTest do
       forced_tokens_processor: {forced, four, [1, 0, 0, 0], [no, no, 0.0, no]},
       forced_tokens_processor: {forced, four, [1, 1, 0, 0], [no, 0.0, no, no]},
       forced_tokens_processor: {forced, four, [1, 1, 1, 0], four},
-      # With a min_length_fun besides, which gives 3.
+      # The test adds a min_length_fun that returns 3.
       min_length_processor: {[eos_token_ids: [2]], four, [1, 1, 0, 0], [1.0, 2.0, no, 4.0]},
       min_length_processor: {[eos_token_ids: [2]], four, [1, 1, 1, 0], four},
       min_length_processor: {[eos_token_ids: [2, 1]], four, [1, 1, 0, 0], [1.0, no, no, 4.0]},
@@ -344,7 +344,7 @@ defmodule EMLXBumblebee.UpstreamValuesTest do
             for compiler <- compilers() do
               run = &Nx.Defn.jit_apply(process, &1, options(compiler))
               assert_same(run.([logits, tokens, length]), expected, {opts, tokens, compiler})
-              # As generation has them.
+              # Generation passes vectorized tensors.
               [logits, tokens, twice] =
                 for one <- [logits, tokens, expected], do: Nx.vectorize(Nx.stack([one, one]), :batch)
 
@@ -355,7 +355,7 @@ defmodule EMLXBumblebee.UpstreamValuesTest do
       end
     end
 
-    # To the last bit: what is kept is kept as it is.
+    # The comparison is exact: processors must not change the logits that they keep.
     defp assert_same(actual, expected, path) do
       for part <- [&Nx.type/1, & &1.vectorized_axes, &Nx.to_list(Nx.devectorize(&1))],
           do: assert({path, part.(actual)} == {path, part.(expected)})
@@ -363,7 +363,7 @@ defmodule EMLXBumblebee.UpstreamValuesTest do
 
     defmodule Counting do
       @moduledoc false
-      # Forces the token that its state tells, and the next one after it.
+      # Forces the token in its state, and then the one after it.
       @behaviour Bumblebee.Configurable
       @behaviour Bumblebee.LogitsProcessor
 
@@ -401,7 +401,7 @@ defmodule EMLXBumblebee.UpstreamValuesTest do
   end
 
   describe "a file that PyTorch wrote" do
-    # test/references/generate.py made them.
+    # test/references/generate.py generates the files.
     @tensors %{
       "float64" => {:f64, [-1.5, 2.25]},
       "float32" => {:f32, [-1.5, 2.25]},
@@ -421,7 +421,7 @@ defmodule EMLXBumblebee.UpstreamValuesTest do
 
     for format <- ~w(zip legacy) do
       test "the tensors of a PyTorch file in the format #{format} load on EMLX.Backend" do
-        # There is no f64 on a GPU.
+        # MLX has no f64 on a GPU.
         Nx.default_backend({EMLX.Backend, device: :cpu})
         tensors = PyTorchLoader.load!(Path.expand("pytorch/#{unquote(format)}.pt", __DIR__))
         assert Enum.sort(Map.keys(tensors)) == Enum.sort(Map.keys(@tensors))

@@ -270,6 +270,7 @@ defmodule EMLXAxon.Layers do
 
   defp window!(other) do
     raise ArgumentError,
-          "scaled_dot_product_attention: :window must be nil or {left, right}, two numbers from 0, got: #{inspect(other)}"
+          "scaled_dot_product_attention: :window must be nil or {left, right}, two non-negative integers, got: " <>
+            inspect(other)
   end
 end

@@ -1,16 +1,17 @@
 defmodule EMLXBumblebee.Attention do
   @moduledoc false
-  # Attention as one block, Bumblebee.Block.SDPA: what the layer of a rewritten model calls, and what EMLXBumblebee.attention/4
-  # is. The composed function is Bumblebee's own, so that a model means the same on every backend.
+  # Attention as one block, Bumblebee.Block.SDPA. The attention layers of rewritten models and EMLXBumblebee.attention/4
+  # call it. The composed function is Bumblebee's own, so that a model computes the same on every backend.
 
   alias Bumblebee.Block.SDPA
   alias EMLXBumblebee.Call
 
-  @doc "The arguments of a block that may be absent, by their names, in order."
+  @doc "Returns the names of the block's optional arguments, in order."
   def optional, do: [:key_mask, :head_mask, :bias, :offset, :sinks]
 
   @doc """
-  Runs the block. `tensors` is a map of those in `optional/0` that are there; `functions` are Bumblebee's `{weights, output}`.
+  Runs the block. `tensors` is a map of the given arguments of `optional/0`; `functions` are Bumblebee's
+  `{weights, output}`.
   """
   def run(query, key, value, tensors, opts, functions) do
     tensors = Map.reject(tensors, fn {_, tensor} -> absent?(tensor) end)
@@ -32,10 +33,10 @@ defmodule EMLXBumblebee.Attention do
     Call.block(block, [query, key, value | rest], output, &composed(&1, &2, functions))
   end
 
-  # The type of the scores, and so of the weights and the output, which a wider bias widens.
+  # The type of the scores, the weights and the output. A wider bias widens it.
   defp type(tensors), do: tensors |> Enum.reject(&is_nil/1) |> Enum.map(&Nx.type/1) |> Enum.reduce(&Nx.Type.merge/2)
 
-  @doc "Runs the block on weights that are computed anyway, for `reason`, which is `:output` or `:dropout`."
+  @doc "Runs the block on weights that exist as a tensor for `reason`, `:output` or `:dropout`."
   def run_weights(weights, value, reason, {_, output}) do
     {batch, heads, queries, _} = Nx.shape(weights)
     template = Nx.template({batch, queries, heads, Nx.axis_size(value, 3)}, type([weights, value]))
@@ -48,7 +49,7 @@ defmodule EMLXBumblebee.Attention do
   def absent?(%Axon.None{}), do: true
   def absent?(tensor), do: is_nil(tensor)
 
-  @doc "The tensors behind query, key and value, by their names."
+  @doc "Returns the optional arguments of a block, a list of tensors, as a map by name."
   def arguments(block, tensors) do
     {named, []} =
       Enum.reduce(optional(), {%{}, tensors}, fn name, {named, tensors} ->
@@ -85,7 +86,7 @@ defmodule EMLXBumblebee.Attention do
     end
   end
 
-  # The heads of keys and values, each as often as there are query heads to it.
+  # Repeats each head of keys and values for its query heads.
   defp repeated(tensors, heads) do
     for tensor <- tensors do
       case div(heads, Nx.axis_size(tensor, 2)) do
@@ -95,8 +96,8 @@ defmodule EMLXBumblebee.Attention do
     end
   end
 
-  # A sink is a key more, whose score is the same for all queries and whose value is nothing: Bumblebee's function gets a key of
-  # zeros that all queries see, with the sink as its bias.
+  # A sink behaves like an extra key with a fixed score and a zero value. Bumblebee's function takes it as an unmasked
+  # key of zeros, with the sink as its bias.
   defp with_sinks(query, key, value, tensors, opts, {weights, output}) do
     {batch, queries, heads, size} = Nx.shape(query)
     keys = Nx.axis_size(key, 1)
@@ -127,8 +128,8 @@ defmodule EMLXBumblebee.Attention do
   end
 
   @doc """
-  The mask of the keys that are seen, `{batch | 1, heads | 1, queries | 1, keys}` of u8, from key mask, offset, `:causal` and
-  `:window_size`; nil where all are.
+  Returns the mask that combines key mask, offset, `:causal` and `:window_size`: u8,
+  `{batch | 1, heads | 1, queries | 1, keys}`, 0 for a masked key. Returns nil if no key is masked.
   """
   def seen(tensors, opts, queries, keys) do
     key_mask =

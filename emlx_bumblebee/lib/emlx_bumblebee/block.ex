@@ -1,4 +1,4 @@
-# The kernels of Bumblebee's blocks.
+# The implementations of EMLX.Block for Bumblebee's blocks.
 
 if EMLXBumblebee.Upstream.known?(Bumblebee.Block.SDPA) do
   defimpl EMLX.Block, for: Bumblebee.Block.SDPA do
@@ -6,18 +6,18 @@ if EMLXBumblebee.Upstream.known?(Bumblebee.Block.SDPA) do
     alias EMLX.Fast.Arguments
     alias EMLXBumblebee.Attention
 
-    # What the kernel gets where a bias is masked: so low that a score added to it makes no difference, as with the lowest number
-    # that Bumblebee takes, and far enough from that for nothing to overflow in a kernel that multiplies it.
+    # The bias of a masked key. It is low enough to absorb any score, as Bumblebee's lowest finite number is, and high
+    # enough not to overflow in a kernel that multiplies it.
     @lowest -1.0e30
 
     def call(%{weights: :output} = block, _output, args, fun),
-      do: EMLX.Block.decline(block, args, fun, "the attention weights are asked for, and the kernel does not give them")
+      do: EMLX.Block.decline(block, args, fun, "the attention weights are an output, which the kernel does not return")
 
     def call(%{weights: :dropout} = block, _output, args, fun),
-      do: EMLX.Block.decline(block, args, fun, "attention weights are dropped, and the kernel drops none")
+      do: EMLX.Block.decline(block, args, fun, "the kernel does not support dropout of attention weights")
 
     def call(%{head_mask?: true} = block, _output, args, fun),
-      do: EMLX.Block.decline(block, args, fun, "there is a head mask, and the kernel takes none")
+      do: EMLX.Block.decline(block, args, fun, "the kernel does not support a head mask")
 
     def call(block, output, [query, key, value | rest] = args, fun) do
       tensors = Attention.arguments(block, rest)
@@ -52,7 +52,8 @@ if EMLXBumblebee.Upstream.known?(Bumblebee.Block.SDPA) do
       if type == Backend.dtype(output.type), do: Backend.tensor(array, output), else: Backend.to_nx(array, output)
     end
 
-    # The type that holds all; what is wider than the query widens the scores for Bumblebee's function too.
+    # The common type of all arguments. In Bumblebee's function, too, an argument wider than the query widens the
+    # scores.
     defp common(tensors, mask_type) do
       types = Enum.map(tensors, &Backend.dtype(&1.type)) ++ if(mask_type in [nil, :bool], do: [], else: [mask_type])
 
@@ -62,7 +63,8 @@ if EMLXBumblebee.Upstream.known?(Bumblebee.Block.SDPA) do
       end
     end
 
-    # {nil | :causal | array, its type}. The kernel's :causal lines up the last query with the last key, Bumblebee's the first ones.
+    # Returns {nil | :causal | array, its type}. The kernel's :causal aligns the last query with the last key,
+    # Bumblebee's the first ones, so it applies only to as many queries as keys.
     defp mask(%{causal: true, window: nil, offset?: false}, tensors, same, same, _where)
          when not is_map_key(tensors, :key_mask) and not is_map_key(tensors, :bias),
          do: {:causal, nil}
@@ -82,7 +84,7 @@ if EMLXBumblebee.Upstream.known?(Bumblebee.Block.SDPA) do
           {seen, seen && :bool}
 
         bias ->
-          # f16 does not reach down to where scores no longer matter.
+          # f16 cannot represent a bias low enough to absorb any score.
           type = if bias.type == {:f, 16} and seen != nil, do: :f32, else: Backend.dtype(bias.type)
           bias = Ops.astype(Backend.to_array(bias), type)
           {if(seen, do: Ops.where(seen, bias, Array.scalar(@lowest, type)), else: bias), type}
@@ -114,7 +116,7 @@ if EMLXBumblebee.Upstream.known?(Bumblebee.Block.SDPA) do
       Ops.logical_and(Ops.less_equal(distance, left), Ops.greater_equal(distance, -right))
     end
 
-    # Bumblebee rounds the root of the size to the type of the query.
+    # Bumblebee rounds the square root of the size to the type of the query.
     defp scale(nil, size, type) do
       [root, one] = for number <- [:math.sqrt(size), 1.0], do: Nx.tensor(number, type: type, backend: Nx.BinaryBackend)
       one |> Nx.divide(root) |> Nx.to_number()
@@ -130,7 +132,8 @@ if EMLXBumblebee.Upstream.known?(Bumblebee.Block.RotaryEmbedding) do
     alias EMLX.Fast.Arguments
     alias EMLXBumblebee.RotaryEmbedding
 
-    # CUDA's kernel has a block of 1024 threads for 8192 numbers, and positions along an axis of the grid of at most 65535 blocks.
+    # The CUDA kernel uses one block of 1024 threads for 8192 elements, with positions along a grid axis of at most
+    # 65,535 blocks.
     @most 65_535 * 4096
 
     def call(block, output, [query, key, positions] = args, fun) do
@@ -155,24 +158,24 @@ if EMLXBumblebee.Upstream.known?(Bumblebee.Block.RotaryEmbedding) do
     defp refusal(block, %{shape: {batch, length, heads, size}}) do
       cond do
         rem(size, 2) != 0 or size != block.size ->
-          "#{block.size} of #{size} numbers are rotated"
+          "only #{block.size} of #{size} elements are rotated"
 
         batch * length == 0 ->
           "query is empty"
 
         batch * length * heads * size > @most ->
-          "#{batch} x #{length} positions are more rows than the kernel can be given"
+          "#{batch} x #{length} positions are more rows than the kernel supports"
 
         true ->
           RotaryEmbedding.refusal(block)
       end
     end
 
-    # The kernel counts positions up along an axis. Here each is a batch row of its own, one long, whatever the order: that is a
-    # reshape of {batch, length, heads, size}, and nothing is moved.
+    # The kernel numbers positions consecutively along an axis. Each position becomes a batch row of length 1, in any
+    # order, by a reshape of {batch, length, heads, size} that does not copy.
     defp rotate(%{shape: {batch, length, heads, size}} = x, output, positions, freqs, factor) do
       array = Backend.to_array(x)
-      # Bumblebee multiplies the cosines and sines with the factor, in f32.
+      # Bumblebee multiplies the cosines and sines by the factor, in f32.
       array = if factor == 1.0, do: array, else: Ops.astype(array, :f32)
 
       rotated =

@@ -1,21 +1,21 @@
 defmodule EMLXBumblebee.Call do
   @moduledoc false
-  # Functions of any number of arguments: Nx.block/4 and Axon's layers want one argument a tensor, and the layers here take
-  # those that a model has.
+  # Functions of any number of arguments. Nx.block/4 and Axon's layers pass each tensor as an argument, and the number
+  # of tensors depends on the model.
 
   alias EMLX.Fast.Arguments
 
   @most 16
 
-  @doc "A function of `arity` arguments that calls `fun` with the list of them."
+  @doc "Returns a function of `arity` arguments that calls `fun` with the list of them."
   for arity <- 1..@most do
     arguments = Macro.generate_arguments(arity, __MODULE__)
     def variadic(unquote(arity), fun), do: fn unquote_splicing(arguments) -> fun.(unquote(arguments)) end
   end
 
   @doc """
-  `Nx.block/4` with a composed function of the block and the list of tensors. Vectorized ones, which kernels do not take, are
-  left to that function.
+  Calls `Nx.block/4` with a composed function of the block and the list of tensors. Calls the composed function directly
+  if a tensor is vectorized, which kernels do not support.
   """
   def block(block, tensors, output, composed) do
     if Arguments.vectorized?(tensors) do
@@ -26,8 +26,8 @@ defmodule EMLXBumblebee.Call do
     end
   end
 
-  # Outside of defn Nx would run Bumblebee's functions with the default compiler. Where a block is composed while a function is
-  # being compiled, that one must not start on the arrays that stand for values to come; the evaluator hands them to their backend.
+  # Outside defn, Nx runs Bumblebee's functions with the default compiler. While a program is being compiled, tensors
+  # are placeholders, which the default compiler must not evaluate. The evaluator passes them to their backend.
   defp composed(composed, block, tensors) do
     if Enum.any?(tensors, &match?(%Nx.Tensor{data: %Nx.Defn.Expr{}}, &1)) do
       composed.(block, tensors)

@@ -1,9 +1,9 @@
 defmodule EMLXBumblebee.Captures do
   @moduledoc false
-  # Which functions the layers of Bumblebee's models are; EMLXBumblebee.Graph asks. An Axon node of Bumblebee's holds a capture
-  # of a private function, which has a module, a name and an arity but no other sign. They are read here, when this is compiled,
-  # off graphs that Bumblebee's own builders make. Where a release of Bumblebee builds those graphs in another way, this does
-  # not compile: a rewrite that finds nothing would go unnoticed.
+  # Identifies the layers of Bumblebee's models by their functions, for EMLXBumblebee.Graph. Bumblebee's Axon nodes hold
+  # captures of private functions, which have only a module, a name and an arity. This module reads them at compile time
+  # from graphs that Bumblebee's builders return. If a release of Bumblebee builds those graphs differently, compilation
+  # fails: otherwise the rewrite would silently find no layer.
 
   refuse = fn what ->
     raise CompileError,
@@ -41,7 +41,7 @@ defmodule EMLXBumblebee.Captures do
 
   {rotary, _} = Bumblebee.Layers.rotary_embedding(x, y, z, none, 4, scaling_strategy: nil)
 
-  # Tuples are taken apart by a function that holds the index.
+  # An element of a tuple is a node whose function holds the index.
   taken = rotary.nodes[rotary.output]
 
   rotary_embedding =
@@ -90,7 +90,7 @@ defmodule EMLXBumblebee.Captures do
       _ -> refuse.("repeat_interleave")
     end
 
-  # ---- what a key or value with a cache is: the updated cache if there is one, else the new key or value ----
+  # ---- a key or value with a cache: the updated cache if the model has one, else the new key or value ----
 
   {cached, _, _} = Bumblebee.Layers.Decoder.cached_attention_key_values(x, y, z, none)
 
@@ -133,7 +133,7 @@ defmodule EMLXBumblebee.Captures do
              {if_present, :if_present}
            ] ++ Enum.map(rms_norms, fn {identity, upcast} -> {identity, {:rms_norm, upcast}} end)
 
-  # Otherwise one would pass for another.
+  # Two layers with the same function would be confused.
   unless length(Enum.uniq_by(@known, &elem(&1, 0))) == length(@known), do: refuse.("its layers")
 
   @known Map.new(@known)
@@ -147,7 +147,7 @@ defmodule EMLXBumblebee.Captures do
           | {:rms_norm, :normalization | :all}
           | :layer_norm
 
-  @doc "Which layer of Bumblebee's a node is, or nil."
+  @doc "Returns the Bumblebee layer of a node, or nil."
   @spec layer(Axon.Node.t() | map) :: layer | nil
   def layer(%{op: op}) when is_function(op) do
     info = Function.info(op)
@@ -156,7 +156,7 @@ defmodule EMLXBumblebee.Captures do
 
   def layer(_node), do: nil
 
-  @doc "Bumblebee's functions for attention: `{weights, output}`."
+  @doc "Returns Bumblebee's functions for attention, `{weights, output}`."
   @spec attention() :: {fun, fun}
   def attention do
     [q, k, v] = for name <- ~w(q k v), do: Axon.input(name)

@@ -1,6 +1,6 @@
 defmodule EMLXBumblebee.Explain do
   @moduledoc false
-  # The table of EMLXBumblebee.explain/1.
+  # Builds the table of EMLXBumblebee.explain/1.
 
   alias EMLXBumblebee.Graph
 
@@ -19,7 +19,7 @@ defmodule EMLXBumblebee.Explain do
   end
 
   @doc """
-  `{name, what, how}` for each layer that is a block or might be one, in the order in which they are computed. What is
+  Returns `{name, what, how}` for each layer that is a block or could be one, in the order of computation. `what` is
   `{:block, module}`, `{:could, module}` before the rewrite, or `{:left, module}`.
   """
   def rows(model) do

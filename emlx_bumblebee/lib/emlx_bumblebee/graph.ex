@@ -1,14 +1,14 @@
 defmodule EMLXBumblebee.Graph do
   @moduledoc false
-  # Finds Bumblebee's own layers in an Axon graph and puts blocks in their place; EMLXBumblebee.rewrite/2 and explain/2 call it.
-  # A node keeps its id, its name and its parameters, and all others stay, so that names and shapes of parameters do not change.
-  # The nodes of the attention weights stay too: what asks for them gets them, and otherwise they are never computed.
+  # Replaces Bumblebee's layers in an Axon graph by blocks, for EMLXBumblebee.rewrite/2 and explain/1. A node keeps its
+  # id, name and parameters, and the other nodes do not change, so that the names and shapes of parameters stay the
+  # same. The nodes of the attention weights remain for models that output them; otherwise they are never computed.
 
   alias EMLXBumblebee.{Attention, Call, Captures, RotaryEmbedding, Upstream}
 
   @doc """
-  What becomes of each layer that is Bumblebee's own: `{id, {:fuse, block, note, details}}` or `{id, {:leave, block, reason}}`,
-  in the order of the graph.
+  Returns `{id, {:fuse, block, note, details}}` or `{id, {:leave, block, reason}}` for each of Bumblebee's layers, in
+  the order of the graph.
   """
   def plan(%Axon{nodes: nodes} = model) do
     asked = outputs(model)
@@ -18,7 +18,7 @@ defmodule EMLXBumblebee.Graph do
     end
   end
 
-  @doc "The graph with blocks in place of the layers that `only` names."
+  @doc "Replaces the layers that `only` names by blocks. Returns the model."
   def rewrite(%Axon{} = model, only) do
     {model, _masks} =
       Enum.reduce(plan(model), {model, %{}}, fn
@@ -38,11 +38,11 @@ defmodule EMLXBumblebee.Graph do
   defp marked(model, id, block, note),
     do: update_in(model.nodes[id], &%{&1 | meta: Map.put(&1.meta, __MODULE__, {block, note})})
 
-  @doc "`{block, note}` of a node that was rewritten, or nil."
+  @doc "Returns `{block, note}` for a rewritten node, or nil."
   def mark(%{meta: %{__MODULE__ => mark}}), do: mark
   def mark(_node), do: nil
 
-  @doc "A name for a layer: its own, or that of the layer with parameters that its first input comes from."
+  @doc "Returns the name of a layer, or of the layer with parameters from which its first input comes."
   def name(%Axon{nodes: nodes}, id), do: nodes |> owner(nodes[id]) |> String.replace(~r/\.(query|key|value)$/, "")
 
   defp owner(nodes, node) do
@@ -57,12 +57,12 @@ defmodule EMLXBumblebee.Graph do
     end
   end
 
-  # Up the first inputs to a layer with parameters.
+  # Follows the first inputs to a layer with parameters.
   defp projection(_nodes, %{op_name: :dense} = node, _default), do: node.name.(:dense, %{})
   defp projection(nodes, %{parent: [parent | _]}, default), do: projection(nodes, nodes[parent], default)
   defp projection(_nodes, _node, default), do: default
 
-  # ---- what becomes of a layer ----
+  # ---- the plan for a layer ----
 
   defp step({:rms_norm, upcast}, node, _nodes, _asked) do
     cond do
@@ -73,7 +73,7 @@ defmodule EMLXBumblebee.Graph do
   end
 
   defp step(:layer_norm, %{op: op}, _nodes, _asked) do
-    # That of ModernBERT, which has no bias.
+    # ModernBERT's layer norm has no bias.
     if Upstream.known?(Axon.Block.LayerNorm) do
       {:env, [epsilon]} = Function.info(op, :env)
       {:fuse, Axon.Block.LayerNorm, "without a bias", {:layer_norm, epsilon}}
@@ -117,7 +117,7 @@ defmodule EMLXBumblebee.Graph do
   defp foreign(block), do: {:leave, block, "the library's own #{inspect(block)} has other fields"}
   defp unread(block, node), do: {:leave, block, "its options are #{inspect(node.opts)}"}
 
-  # Attention is three nodes: weights, dropout, output. The block takes the place of the last.
+  # Attention has three nodes: weights, dropout, output. The block replaces the last.
   defp attention(%{parent: [dropped, value]} = output, nodes) do
     with %{op: :dropout, parent: [weights], opts: opts} = dropout <- nodes[dropped],
          :attention_weights <- Captures.layer(nodes[weights]),
@@ -143,7 +143,7 @@ defmodule EMLXBumblebee.Graph do
 
   defp attention(_node, _nodes), do: "its weights do not come from Bumblebee's function"
 
-  # Behind Axon.optional/1.
+  # The node inside Axon.optional/1.
   defp inner(id, nodes) do
     case nodes[id] do
       %{op: :optional, parent: [parent]} -> parent
@@ -151,7 +151,8 @@ defmodule EMLXBumblebee.Graph do
     end
   end
 
-  # {key, value, cache or nil} before their heads are repeated, which they are where there is no cache; nil if they are not.
+  # Returns {key, value, cache or nil} before their heads are repeated, or nil if they are not repeated. Only without a
+  # cache can the block use them.
   defp grouped(key, value, policy, nodes) do
     with {key, cache} <- unrepeated(key, policy, nodes),
          {value, ^cache} <- unrepeated(value, policy, nodes) do
@@ -178,7 +179,7 @@ defmodule EMLXBumblebee.Graph do
     end
   end
 
-  # What the block does, and when it will be composed.
+  # Describes what the block computes, and in which cases it is composed.
   defp note(details, nodes, asked) do
     does = [
       if(details.opts[:causal], do: "causal"),
@@ -210,7 +211,7 @@ defmodule EMLXBumblebee.Graph do
     end
   end
 
-  # Whether nodes come from an input of the model.
+  # Returns whether the nodes depend on an input of the model.
   defp given?(ids, nodes, seen \\ MapSet.new())
   defp given?([], _nodes, _seen), do: false
 
@@ -224,7 +225,8 @@ defmodule EMLXBumblebee.Graph do
     end
   end
 
-  # The nodes that the output needs whatever global options a model is built with, not counting weights for their own output.
+  # The nodes on which the output depends with any global options. Attention weights only count if something other than
+  # their own attention output uses them.
   defp outputs(%Axon{output: output, nodes: nodes}), do: outputs([output], nodes, MapSet.new())
 
   defp outputs([], _nodes, seen), do: seen
@@ -240,7 +242,7 @@ defmodule EMLXBumblebee.Graph do
     end
   end
 
-  # ---- blocks in their places ----
+  # ---- replacing layers by blocks ----
 
   defp fuse({:rms_norm, upcast}, id, {model, masks}) do
     node = model.nodes[id]
@@ -258,7 +260,7 @@ defmodule EMLXBumblebee.Graph do
     function = model.nodes[id].op
     block = struct!(Axon.Block.LayerNorm, eps: epsilon, bias?: false)
 
-    # Bumblebee adds a bias of f32 zeros, which widens the result but changes no number. The block has no bias.
+    # Bumblebee adds a bias of f32 zeros, which widens the result but changes no value. The block has no bias.
     op = fn x, weight, opts ->
       type = Nx.Type.merge(Nx.type(x), Nx.type(weight))
 
@@ -282,8 +284,8 @@ defmodule EMLXBumblebee.Graph do
     {mask, {model, masks}} = mask(details, state)
     {grouped, model} = grouped_inputs(details.grouped, model)
 
-    # Weights come first, so that Axon counts layers without a name in the same order as before. Weights and value come last,
-    # since the state that Axon keeps of dropout is that of the last inputs.
+    # The weights come first, so that Axon counts unnamed layers in the same order as before. Weights and value also
+    # come last, because Axon keeps the dropout state of the last inputs.
     inputs = [details.weights | details.inputs] ++ List.wrap(mask) ++ grouped ++ [details.weights, details.value]
 
     %{functions: functions, rate: rate, opts: own} = details
@@ -325,7 +327,7 @@ defmodule EMLXBumblebee.Graph do
 
     tensors = %{key_mask: key_mask, head_mask: head_mask, bias: bias, offset: offset}
 
-    # The mask that layers share stands for key mask, causality, window and offset.
+    # The shared mask replaces key mask, causality, window and offset.
     if fits?(mask, Nx.axis_size(query, 1), Nx.axis_size(key, 1), opts) do
       tensors = Map.delete(%{tensors | key_mask: mask}, :offset)
       Attention.run(query, key, value, tensors, [scale: opts[:scale]], functions)
@@ -340,7 +342,7 @@ defmodule EMLXBumblebee.Graph do
 
   defp by_index?(opts), do: opts[:causal] == true or opts[:window_size] != nil
 
-  # The layers of a model mostly mask in the same way, which is computed once for them all.
+  # Most layers of a model have the same mask, so they share one node that computes it.
   defp mask(%{mask: shared} = details, {model, masks}) do
     case masks do
       %{^shared => id} ->
@@ -356,7 +358,7 @@ defmodule EMLXBumblebee.Graph do
           tensors =
             for {name, %Nx.Tensor{} = tensor} <- [key_mask: key_mask, offset: offset], into: %{}, do: {name, tensor}
 
-          # Causality alone needs no mask.
+          # Causal masking alone needs no mask tensor.
           if tensors == %{} and opts[:window_size] == nil and queries == keys do
             %Axon.None{}
           else

@@ -1,25 +1,26 @@
 defmodule EMLXBumblebee.Quantized do
   @moduledoc false
-  # Models whose matrices are kept in a few bits, for EMLXBumblebee.quantize/2. A matrix {rows, columns} is packed along its columns as MLX's
-  # affine format has it: in each group of columns a number is scale * code + bias, and codes stand in words of 32 bits, the first one
-  # lowest. A layer gets the parameters "kernel" (words), "scales" and "biases" in place of "kernel".
+  # Models with quantized matrices, for EMLXBumblebee.quantize/2. A matrix {rows, columns} is packed along its columns
+  # in MLX's affine format: in each group of columns an element is scale * code + bias. Codes are packed into 32-bit
+  # words, the first in the lowest bits. The parameters "kernel" (words), "scales" and "biases" replace a layer's
+  # "kernel".
 
   alias EMLX.{Backend, Kernels}
   alias EMLXBumblebee.Call
 
   defmodule Product do
     @moduledoc false
-    # x · wᵀ of a quantized matrix. Arguments: x {…, columns}, words, scales, biases.
+    # The product x · wᵀ with a quantized matrix. Arguments: x {…, columns}, words, scales, biases.
     defstruct [:bits, :group_size]
   end
 
   defmodule Rows do
     @moduledoc false
-    # Rows of a quantized matrix as numbers. Arguments: words, scales, biases.
+    # Dequantizes rows of a quantized matrix. Arguments: words, scales, biases.
     defstruct [:bits, :group_size]
   end
 
-  @doc "The model and its parameters with quantized layers, and the names of those."
+  @doc "Returns the model and its parameters with quantized layers, and the names of those layers."
   def run(%Axon{} = model, %Axon.ModelState{} = state, opts) do
     model.nodes
     |> Enum.sort_by(&elem(&1, 0))
@@ -35,7 +36,7 @@ defmodule EMLXBumblebee.Quantized do
     end)
   end
 
-  @doc "Whether a model has quantized layers."
+  @doc "Returns whether a model has quantized layers."
   def any?(%Axon{nodes: nodes}), do: Enum.any?(nodes, fn {_, node} -> is_map_key(node.meta || %{}, __MODULE__) end)
 
   defp kind(%{op: :dense}), do: {:ok, :dense}
@@ -46,7 +47,7 @@ defmodule EMLXBumblebee.Quantized do
 
   defp kind(_node), do: :none
 
-  # A name that is counted up says nothing here.
+  # A generated name depends on a counter, so it does not identify the layer's parameters here.
   defp name(%{name: name, op_name: op}) do
     case {name.(op, %{}), name.(op, %{op => 1})} do
       {name, name} -> {:ok, name}
@@ -75,7 +76,7 @@ defmodule EMLXBumblebee.Quantized do
 
   defp with_names(parameters, _name), do: parameters
 
-  # MLX packs, wherever the tensor is; what comes of it is there, too.
+  # MLX packs tensors of any backend; the result is copied to the tensor's backend.
   defp pack(%Nx.Tensor{data: %backend{}} = matrix, opts) do
     on_emlx = if backend == Backend, do: matrix, else: Nx.backend_copy(matrix, {Backend, device: :cpu})
     [words, scales, biases] = Kernels.quantize(Backend.to_array(on_emlx), opts |> Keyword.take([:bits, :group_size]))
@@ -125,14 +126,14 @@ defmodule EMLXBumblebee.Quantized do
   defp op(_kind, [_bias], opts),
     do: fn x, words, scales, biases, bias, _opts -> Nx.add(product(x, words, scales, biases, opts), bias) end
 
-  @doc "x · wᵀ, `{…, rows}` of x `{…, columns}`."
+  @doc "Returns the product x · wᵀ, `{…, rows}`, for x `{…, columns}`."
   def product(x, words, scales, biases, opts) do
     shape = put_elem(x.shape, tuple_size(x.shape) - 1, Nx.axis_size(words, 0))
     output = Nx.template(shape, Nx.Type.merge(x.type, scales.type))
     Call.block(struct!(Product, opts), [x, words, scales, biases], output, &composed/2)
   end
 
-  @doc "The rows of a quantized matrix at `ids`."
+  @doc "Returns the dequantized rows of a matrix at `ids`."
   def embedding(ids, words, scales, biases, opts) do
     [words, scales, biases] = for t <- [words, scales, biases], do: Nx.take(t, Nx.as_type(ids, :s64), axis: 0)
     size = Nx.axis_size(scales, -1) * opts[:group_size]
@@ -140,7 +141,7 @@ defmodule EMLXBumblebee.Quantized do
     Call.block(struct!(Rows, opts), [words, scales, biases], output, &composed/2)
   end
 
-  # ---- what the blocks mean ----
+  # ---- the composed functions ----
 
   defp composed(%Product{} = block, [x | packed]), do: Nx.dot(x, [-1], numbers(block, packed), [1])
   defp composed(%Rows{} = block, packed), do: numbers(block, packed)
@@ -184,7 +185,7 @@ defmodule EMLXBumblebee.Quantized do
       end
     end
 
-    # x as rows, as Nx.dot/4 has it: plans for a few rows merge such products.
+    # x is reshaped to rows as in Nx.dot/4, because plans for few rows merge such products.
     defp computed(EMLXBumblebee.Quantized.Product, [x, words, scales, biases], shape, opts) do
       columns = x |> Array.shape() |> Tuple.to_list() |> List.last()
       product = x |> Ops.reshape([-1, columns]) |> Kernels.quantized_matmul(words, scales, biases, opts)

@@ -1,11 +1,11 @@
 defmodule EMLXBumblebee.RotaryEmbedding do
   @moduledoc false
-  # Rotary position embedding as one block for query and key, Bumblebee.Block.RotaryEmbedding: what the layer of a rewritten model
-  # calls, and the frequencies that its kernel gets.
+  # Rotary position embedding as one block for query and key, Bumblebee.Block.RotaryEmbedding. The layers of rewritten
+  # models call it, and the block's implementation takes the kernel's frequencies from here.
 
   alias EMLXBumblebee.Call
 
-  @doc "Runs the block as Bumblebee's function of a layer would run. The attention mask counts by its length only."
+  @doc "Runs the block with the arguments of Bumblebee's layer function. Of the attention mask only the length is used."
   def run(query, key, position_ids, attention_mask, opts, function) do
     masked? = not match?(%Axon.None{}, attention_mask)
 
@@ -24,7 +24,7 @@ defmodule EMLXBumblebee.RotaryEmbedding do
     end)
   end
 
-  @doc "Why the frequencies of a block are not known, or nil."
+  @doc "Returns the reason why the frequencies of a block are unknown, or nil."
   def refusal(%{scaling_strategy: strategy}) do
     case strategy do
       nil -> nil
@@ -34,8 +34,8 @@ defmodule EMLXBumblebee.RotaryEmbedding do
   end
 
   @doc """
-  `{frequencies, factor}`: what positions are divided by to give angles, and what cosines and sines are multiplied with. As
-  Bumblebee computes them, rounded to f32 where it does.
+  Returns `{frequencies, factor}`, computed and rounded to f32 as in Bumblebee. An angle is a position divided by a
+  frequency; cosines and sines are multiplied by the factor.
   """
   def frequencies(%{size: size, base: base, scaling_strategy: strategy, length: length, max_positions: trained} = block) do
     case strategy do
@@ -89,7 +89,7 @@ defmodule EMLXBumblebee.RotaryEmbedding do
     f32(1.0 / scaled)
   end
 
-  # A number rounded to f32.
+  # Rounds a number to f32.
   defp f32(number) do
     <<rounded::float-32>> = <<number::float-32>>
     rounded

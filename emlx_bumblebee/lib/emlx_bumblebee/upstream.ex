@@ -1,8 +1,8 @@
 defmodule EMLXBumblebee.Upstream do
   @moduledoc false
-  # Whether the structs of lib/bumblebee/block.ex, or those that Bumblebee has come to define under the same names, have the
-  # fields that the code here reads. Found when this package is compiled: of a struct that has not, no blocks are made and there
-  # is no implementation, and layers stay Bumblebee's own.
+  # Checks the fields of the structs of Bumblebee.Block, which lib/bumblebee/block.ex or a newer Bumblebee defines. The
+  # check runs when this package is compiled. For a struct without the fields that the code here reads, the package has
+  # no block and no implementation, and does not rewrite Bumblebee's layers.
 
   @fields %{
     Bumblebee.Block.SDPA => ~w(causal window scale key_mask? head_mask? bias? offset? sinks? weights)a,
@@ -15,6 +15,6 @@ defmodule EMLXBumblebee.Upstream do
              fields -- Map.keys(module.__struct__()) == [],
              do: module
 
-  @doc "Whether a struct of Bumblebee.Block has the fields that the code here reads; of Axon.Block EMLXAxon knows."
+  @doc "Returns whether a struct of Bumblebee.Block or Axon.Block has the fields that the code here reads."
   def known?(module), do: module in @known or EMLXAxon.Upstream.known?(module)
 end

@@ -1,33 +1,33 @@
 defmodule EMLXBumblebee.Compare do
   @moduledoc false
-  # What the tests share: the ways to run a function on EMLX, and the comparison with what Nx.BinaryBackend gives.
+  # Helpers of the tests: the ways to run a function on EMLX, and comparisons with the results of Nx.BinaryBackend.
 
   import ExUnit.Assertions
 
-  @doc "The compilers that run on EMLX.Backend: the evaluator, which is eager, and EMLX's own where it is built."
+  @doc "Returns the compilers that run on EMLX.Backend: the evaluator, which is eager, and EMLX if it is a compiler."
   def compilers do
     compiled? = Code.ensure_loaded?(EMLX) and function_exported?(EMLX, :__jit__, 5)
     [Nx.Defn.Evaluator] ++ if(compiled?, do: [EMLX], else: [])
   end
 
-  @doc "The options that run a function with a compiler. EMLX compiles anew, since what it has compiled dispatches no blocks."
+  @doc "Returns the options of a compiler. EMLX's cache is off: a cached program dispatches no blocks."
   def options(EMLX), do: [compiler: EMLX, cache: false]
-  # As functions are compiled for the GPU, with operations merged.
+  # The options for the GPU, which merge operations.
   def options({EMLX, opts}), do: options(EMLX) ++ opts
   def options(compiler), do: [compiler: compiler]
 
-  @doc "How far numbers of a type may lie apart, for results whose largest is about 1."
+  @doc "Returns the tolerance of a type, for results whose largest element is about 1."
   def tolerance({:f, 64}), do: 1.0e-6
   def tolerance({:f, 32}), do: 2.0e-5
   def tolerance({:f, 16}), do: 1.0e-2
-  # Eight bits.
+  # bf16 has eight significant bits.
   def tolerance({:bf, 16}), do: 6.0e-2
   def tolerance(_integer), do: 0
 
-  @doc "A container of tensors on another backend."
+  @doc "Copies a container of tensors to a backend."
   def on(container, backend), do: Nx.backend_copy(container, backend)
 
-  @doc "Asserts that two containers of tensors have the same structure, types, shapes and, up to the type's tolerance, numbers."
+  @doc "Asserts equal structures, types and shapes of two containers, and equal elements up to the type's tolerance."
   def assert_alike(actual, expected, path \\ "output", tolerance \\ nil)
 
   def assert_alike(%Nx.Tensor{} = actual, %Nx.Tensor{} = expected, path, tolerance) do
@@ -62,8 +62,8 @@ defmodule EMLXBumblebee.Compare do
   end
 
   @doc """
-  Asserts what `assert_alike/4` does, but where numbers lie apart the result only may not lie further from that of `exact`, a
-  function, than `expected` does.
+  Asserts what `assert_alike/4` does. If the difference exceeds the tolerance, asserts that `actual` is at most twice as
+  far from the result of the function `exact` as `expected` is.
   """
   def assert_as_near(actual, expected, exact, path) do
     assert_alike(actual, expected, path)
@@ -96,19 +96,19 @@ defmodule EMLXBumblebee.Compare do
     for {key, other} <- expected, do: as_near(actual[key], other, exact[key], "#{path}.#{key}")
   end
 
-  @doc "The largest difference between numbers of two tensors."
+  @doc "Returns the largest absolute difference between the elements of two tensors."
   def distance(one, other) do
     [one, other] = Enum.map([one, other], &Nx.as_type(&1, :f64))
     one |> Nx.subtract(other) |> Nx.abs() |> Nx.reduce_max() |> Nx.to_number()
   end
 
-  @doc "The largest number of a tensor, without its sign."
+  @doc "Returns the largest absolute value of a tensor."
   def largest(tensor), do: tensor |> Nx.as_type(:f64) |> Nx.abs() |> Nx.reduce_max() |> Nx.to_number()
 
-  @doc "The blocks that models have."
+  @doc "Returns the blocks of models."
   def blocks, do: [Bumblebee.Block.SDPA, Bumblebee.Block.RotaryEmbedding, Axon.Block.RMSNorm, Axon.Block.LayerNorm]
 
-  @doc "How many blocks of each kind were dispatched, in the order of `blocks/0`."
+  @doc "Returns the number of dispatched blocks of each kind, in the order of `blocks/0`."
   def counts(dispatched) do
     frequencies = Enum.frequencies_by(dispatched, & &1.block)
     blocks() |> Enum.map(&Map.get(frequencies, &1, 0)) |> List.to_tuple()

@@ -1,6 +1,6 @@
 defmodule EMLXBumblebee.Models do
   @moduledoc false
-  # Tiny models of every kind that Bumblebee has, with random parameters, for the tests.
+  # Tiny models of every kind in Bumblebee, with random parameters, for the tests.
 
   alias Bumblebee.{Audio, Diffusion, Multimodal, Text, Vision}
 
@@ -38,7 +38,7 @@ defmodule EMLXBumblebee.Models do
     original_max_positions: 64
   }
 
-  # What inputs a model takes, the specification, and how many layers become which blocks:
+  # For each model: the kind of its inputs, its specification, and the numbers of its blocks:
   # {attention, rotary embedding, rms_norm, layer_norm}.
   @models [
     bert: {:text, Text.Bert, @text, {2, 0, 0, 5}},
@@ -162,7 +162,7 @@ defmodule EMLXBumblebee.Models do
 
   def names, do: Keyword.keys(@models)
 
-  @doc "`{spec, kind, counts}` of a model."
+  @doc "Returns `{spec, kind, counts}` of a model."
   def fetch!(name) do
     {kind, module, opts, counts} = Keyword.fetch!(@models, name)
     {module |> Bumblebee.configure(opts(name, module, opts)), kind, counts}
@@ -187,7 +187,7 @@ defmodule EMLXBumblebee.Models do
 
   defp opts(_name, _module, opts), do: opts
 
-  @doc "The model and its parameters, as Bumblebee.load_model/2 gives them."
+  @doc "Returns the model and its parameters in the form of Bumblebee.load_model/2."
   def info(name, opts \\ []) do
     {spec, kind, _counts} = fetch!(name)
     spec = Bumblebee.configure(spec, opts)
@@ -195,7 +195,7 @@ defmodule EMLXBumblebee.Models do
     %{model: model, spec: spec, params: model |> initial(inputs(kind, spec)) |> disturbed()}
   end
 
-  @doc "The parameters that Axon initialises, drawn on EMLX.Backend, which is the faster one, and given on Nx.BinaryBackend."
+  @doc "Returns Axon's initial parameters on Nx.BinaryBackend, computed on EMLX.Backend because that is faster."
   def initial(model, inputs) do
     {init, _predict} = Axon.build(model, seed: 3, compiler: Nx.Defn.Evaluator)
     templates = Map.new(inputs, fn {name, tensor} -> {name, Nx.to_template(tensor)} end)
@@ -203,34 +203,34 @@ defmodule EMLXBumblebee.Models do
     %{state | data: Nx.backend_copy(state.data, Nx.BinaryBackend)}
   end
 
-  @doc "How to generate a few tokens."
+  @doc "Returns a configuration that generates a few tokens."
   def generation(strategy, opts \\ []) do
     own = [strategy: strategy, max_new_tokens: 8, pad_token_id: 0, eos_token_id: 1, decoder_start_token_id: 2]
     struct!(Bumblebee.Text.GenerationConfig, own ++ opts)
   end
 
-  @doc "A model's parameters as Axon initialises them, with a small number added to each, lest zeros and ones hide a difference."
+  @doc "Adds a small number to each initial parameter, because zeros and ones could hide a difference."
   def disturbed(%Axon.ModelState{} = state), do: %{state | data: disturb(state.data)}
 
   defp disturb(%Nx.Tensor{type: {:f, 32}} = tensor) do
-    # Half-way between two numbers, so that none is a number of fewer bits.
+    # The offsets are halves, so that no parameter is exactly representable in a narrower type.
     noise =
       Nx.iota({Nx.size(tensor)}) |> Nx.multiply(7919) |> Nx.remainder(401) |> Nx.subtract(200.5) |> Nx.divide(1500)
 
-    # Not too large: T5 does not scale its scores, and in bf16 nothing is left of differences between large ones.
+    # The parameters stay small: T5 does not scale its scores, and bf16 cannot represent differences of large ones.
     tensor |> Nx.add(Nx.reshape(noise, tensor.shape)) |> Nx.multiply(0.6)
   end
 
   defp disturb(%Nx.Tensor{} = tensor), do: tensor
   defp disturb(map), do: Map.new(map, fn {name, value} -> {name, disturb(value)} end)
 
-  @doc "The floats of parameters or inputs in another type."
+  @doc "Converts the floats of parameters or inputs to another type."
   def as_type(%Axon.ModelState{} = state, type), do: %{state | data: as_type(state.data, type)}
   def as_type(%Nx.Tensor{type: {kind, _}} = tensor, type) when kind in [:f, :bf], do: Nx.as_type(tensor, type)
   def as_type(%Nx.Tensor{} = tensor, _type), do: tensor
   def as_type(map, type), do: Map.new(map, fn {name, value} -> {name, as_type(value, type)} end)
 
-  @doc "Inputs for a kind of model. Of two rows of text one is padded on the right and one on the left."
+  @doc "Returns inputs for a kind of model. Of two rows of text, one is padded on the right and one on the left."
   def inputs(:text, _spec), do: %{"input_ids" => ids(1), "attention_mask" => mask()}
 
   def inputs(:cross, spec) do

@@ -1,35 +1,35 @@
 defmodule EMLXBumblebee.References do
   @moduledoc false
-  # The checkpoints in test/references' archives: how Bumblebee loads them, what transformers' names are in Bumblebee,
-  # and REFERENCES.md, the table of what test/references_test.exs finds.
+  # The checkpoints in the archives of test/references: how Bumblebee loads them, how transformers' names map to
+  # Bumblebee's, and REFERENCES.md, the table of the results of test/references_test.exs.
 
   alias Bumblebee.{Multimodal, Text, Vision}
   alias EMLXBumblebee.{Compare, Table}
 
   @archives Path.expand("../references/*.tar", __DIR__)
 
-  @roberta "Position ids count tokens of padding on the left; transformers' do not, where none are given. Given " <>
-             "transformers' position ids, it agrees."
-  @window "A causal window of `n` has the query's own key and `n` before it; transformers' has `n - 1` before it. With a " <>
-            "window smaller by one, it agrees."
-  @dynamic "Dynamic scaling raises base times ratio to size / (size - 2), transformers raises only the ratio. With a base " <>
-             "that makes up for it, it agrees."
-  @convnext "The last norm does not have the epsilon of the configuration, but 1.0e-5. Only the pooled state differs."
-  @epsilon "The epsilon of its norms is not read from the configuration. With that epsilon, it agrees."
-  @swin "All norms have the epsilon of the configuration; in transformers the one after the patches and those where patches are " <>
-          "merged have 1.0e-5."
-  @local "No layer has a window, whatever its type. With layers that have none, which is another checkpoint, it agrees."
+  @roberta "Position ids count padding tokens on the left. Those that transformers computes do not; given them, " <>
+             "the outputs agree."
+  @window "A causal window of `n` has `n` keys before the query's own, in transformers `n - 1`. With a window of " <>
+            "`n - 1`, it agrees."
+  @dynamic "Dynamic scaling raises base times ratio to size / (size - 2), transformers only the ratio. With an " <>
+             "adapted base, it agrees."
+  @convnext "The last norm has an epsilon of 1.0e-5 instead of the configuration's. Only the pooled state differs."
+  @epsilon "The epsilon of the norms is not read from the configuration. With that epsilon, it agrees."
+  @swin "All norms have the configuration's epsilon. In transformers the norms after the patches and of patch " <>
+          "merging have 1.0e-5."
+  @local "No layer has a window, whatever its type. A checkpoint whose layers have no window agrees."
 
-  @bias "The language modelling head's output has no bias. With a bias of zeros, which is another checkpoint, it agrees."
-  @pooling "A text's class is always that of the mean of its tokens. With a checkpoint that has it so, it agrees."
-  @last "A text's class is that of the token whose index is the number of tokens less one, which is the last one only where padding " <>
-          "is on the right. There, which is another checkpoint, it agrees."
+  @bias "The output of the language modelling head has no bias. A checkpoint whose bias is zeros agrees."
+  @pooling "A text is always classified by the mean of its tokens. A checkpoint that is configured so agrees."
+  @last "A text is classified by the token at index `tokens - 1`, the last one only with padding on the right. A " <>
+          "checkpoint of such texts agrees."
 
-  # How many layers become which blocks, {attention, rotary embedding, rms_norm, layer_norm}, and:
+  # For each checkpoint, the numbers of blocks, {attention, rotary embedding, rms_norm, layer_norm}, and:
   #
-  #   load     options with which the checkpoint is loaded at all
-  #   differs  {why, what}: Bumblebee's model, as it loads it, differs from transformers', and would not with the options `what`
-  #            of its specification, or given its input `what`; or the outputs `what` differ in any case
+  #   load     options that loading the checkpoint requires
+  #   differs  {why, what}: Bumblebee's model differs from transformers'. It agrees with the options `what` of its
+  #            specification, or with the input `what`; or the outputs `what` differ in any case
   @references [
     bert: {{2, 0, 0, 5}, []},
     bert_masked_lm: {{2, 0, 0, 6}, []},
@@ -49,7 +49,7 @@ defmodule EMLXBumblebee.References do
     llama_grouped: {{2, 2, 5, 0}, []},
     llama_with_large_heads: {{2, 2, 5, 0}, []},
     llama_linear: {{2, 2, 5, 0}, []},
-    # Heads of size 4, so the base, 1000, is squared.
+    # With heads of size 4, Bumblebee squares the base, which is 1000.
     llama_dynamic: {{2, 2, 5, 0}, differs: {@dynamic, rotary_embedding_base: :math.sqrt(1000)}},
     llama_llama3: {{2, 2, 5, 0}, []},
     mistral: {{2, 2, 5, 0}, differs: {@window, attention_window_size: 2}},
@@ -81,7 +81,7 @@ defmodule EMLXBumblebee.References do
     blip: {{3, 0, 0, 8}, []},
     # Bumblebee does not read max_2d_position_embeddings.
     layout_lm: {{2, 0, 0, 5}, load: [spec_overrides: [max_spatial_positions: 16]]},
-    # The kinds of model that are not above, with one layer.
+    # The remaining kinds of model, with one layer.
     bert_sequences: {{1, 0, 0, 3}, []},
     bert_tokens: {{1, 0, 0, 3}, []},
     bert_answers: {{1, 0, 0, 3}, []},
@@ -184,21 +184,23 @@ defmodule EMLXBumblebee.References do
   @head """
   # References
 
-  The checkpoints in `test/references`, in one archive for each family of models, are tiny and have random parameters.
-  Here they are loaded with `Bumblebee.load_model({:local, folder})`, rewritten by `EMLXBumblebee.rewrite/2` and run on
-  `EMLX.Backend`, eagerly and compiled with `compiler: EMLX`, against the outputs that PyTorch and Hugging Face's
-  transformers 4.57 computed with them (5.23 for NomicBERT). `test/references/generate.py` made both. This table is
-  written by `test/references_test.exs`, which fails where it finds anything else than what stands here; it also fails
-  if it would not see one of the parameters change.
+  The checkpoints in `test/references`, one archive for each family of models, are tiny and have random parameters. The
+  tests load them with `Bumblebee.load_model({:local, folder})`, rewrite them with `EMLXBumblebee.rewrite/2`, and run
+  them on `EMLX.Backend`, eagerly and compiled with `compiler: EMLX`. The expected outputs are those of PyTorch and
+  Hugging Face's transformers 4.57 (5.23 for NomicBERT). `test/references/generate.py` generates checkpoints and
+  outputs.
 
-  The outputs have transformers' names. Texts are padded, on the right or on the left; what is compared is where there is no padding.
-  The blocks are those that telemetry told of as run by a kernel; none was composed. *As it is* is the model that is not rewritten,
-  on `Nx.BinaryBackend`. The numbers are how far, relative to the largest number of an output (at least 1), outputs were allowed to
-  lie apart from transformers', and did not. *Generated* tokens, by greedy search, are the same ones.
+  `test/references_test.exs` writes this table, and fails if its results differ from it. It also fails if a change of a
+  parameter does not change the outputs.
 
-  Where Bumblebee's model is another one than transformers', a number in brackets tells why, below. The rewritten model gives what
-  Bumblebee's does, and with the change that is told there, transformers' outputs. Behind an output the number means that no change
-  helps; the other outputs are compared.
+  The outputs have transformers' names. Texts are padded, on the right or on the left; padding is not compared. The
+  blocks are those that telemetry reported as fused; none was composed. *As it is* is the original model on
+  `Nx.BinaryBackend`. The numbers are the largest allowed difference from transformers' outputs, relative to the largest
+  element of an output (at least 1). *Generated* is the number of tokens of a greedy search, the same as transformers'.
+
+  A number in brackets refers to a note, below, on a difference between Bumblebee's model and transformers'. The
+  rewritten model returns what Bumblebee's does, and with the change in the note, transformers' outputs. If the number
+  follows an output, no change makes that output agree; the other outputs are compared.
 
   | checkpoint | class of transformers | outputs | attention | rotary embedding | rms_norm | layer_norm | as it is | eager | compiled | generated |
   |---|---|---|---|---|---|---|---|---|---|---|
@@ -206,35 +208,38 @@ defmodule EMLXBumblebee.References do
 
   @besides """
 
-  Found besides, in Bumblebee 0.7.0:
+  Further differences, in Bumblebee 0.7.0:
 
-  - Of parameters that several layers share, it reads some names only, which a `pytorch_model.bin` has, and the safetensors that
-    transformers 4.57 saves have not: the embeddings of BART, mBART, M2M100 and Blenderbot, and the output layer of BERT's and BLIP's
-    language models. The checkpoints here have them under each name.
+  - It reads parameters that several layers share under some of their names only. A `pytorch_model.bin` has these names,
+    but the safetensors that transformers 4.57 saves do not. This applies to the embeddings of BART, mBART, M2M100 and
+    Blenderbot, and to the output layer of BERT's and BLIP's language models. The checkpoints here have all names.
   - Gemma with the activation `gelu_pytorch_tanh`, transformers' default, cannot be loaded.
-  - LayoutLM's `max_2d_position_embeddings` is not read; it is given here.
-  - Parameters that only an optional input needs are not loaded: the token that stands for masked patches of ViT and DeiT, and the
+  - LayoutLM's `max_2d_position_embeddings` is not read; the tests pass it.
+  - Parameters that only an optional input uses are not loaded: the token for masked patches of ViT and DeiT, and the
     cross-attention of BART's and mBART's causal language models.
-  - The output layers of Phi's and Phi-3's token classification are read under the name that they had in older versions of
-    transformers, not as 4.57 saves them. The checkpoints here have them under each name.
-  - Norms of groups of channels have 32 groups, whatever the configuration says, in the autoencoder, in the middle of the UNet and
-    before its attention. In the middle their epsilon is 1.0e-6.
-  - CLIP's embeddings of texts and images are not normalized, transformers' are; they are compared as normalized ones.
-  - DistilBERT has a pooler, which its checkpoints do not have, with random parameters; GPT-NeoX's sequence classification a bias, of
-    zeros.
+  - The output layers of Phi's and Phi-3's token classification are read under the names of older versions of
+    transformers, not under those that 4.57 saves. The checkpoints here have both names.
+  - Group norms in the autoencoder, in the middle of the UNet and before its attention have 32 groups, whatever the
+    configuration says. In the middle of the UNet their epsilon is 1.0e-6.
+  - CLIP's embeddings of texts and images are not normalized, transformers' are. The tests normalize them.
+  - DistilBERT has a pooler with random parameters, which its checkpoints do not have. GPT-NeoX's sequence
+    classification has a bias of zeros.
 
-  Every kind of model in Bumblebee 0.7.0 is among the checkpoints, but for these:
+  The checkpoints contain every kind of model in Bumblebee 0.7.0 except these:
 
-  - ControlNet, UNet, autoencoder and safety checker of Stable Diffusion. With 32 groups of channels, checkpoints that tell something are
-    large. [CONFORMANCE.md](CONFORMANCE.md) has the UNet and the autoencoder, against themselves on `Nx.BinaryBackend`.
-  - BLIP's model of text and its model of images on their own, which are the two parts of `blip`.
-  - BERT and ALBERT with both heads at once that they are trained with.
+  - ControlNet, UNet, autoencoder and safety checker of Stable Diffusion. With 32 groups of channels, a checkpoint with
+    significant outputs is large. [CONFORMANCE.md](CONFORMANCE.md) has the UNet and the autoencoder, compared with
+    themselves on `Nx.BinaryBackend`.
+  - BLIP's text model and image model on their own, which are the two parts of `blip`.
+  - BERT and ALBERT with both pretraining heads at once.
 
-  Bumblebee's own tests compare models with transformers' outputs for checkpoints of the Hugging Face hub. These tests take nothing
-  from the hub, so those values are not checked; the checkpoints above are in their place. The values that need no checkpoint are
-  checked on `EMLX.Backend`, eagerly and compiled, in `test/upstream_values_test.exs`: what the schedulers DDIM, PNDM and LCM give,
-  Whisper's features, the sizes of what featurizers of images give, all processors of logits, files that PyTorch wrote, in both of
-  its formats, and the doctests of `Bumblebee.Utils.Nx`. There a second of audio has all of its features compared besides.
+  Bumblebee's own tests compare models with transformers' outputs for checkpoints of the Hugging Face hub. These tests
+  download nothing, and use the checkpoints above instead.
+
+  `test/upstream_values_test.exs` checks the values that need no checkpoint on `EMLX.Backend`, eagerly and compiled.
+  They are the samples of the schedulers DDIM, PNDM and LCM, Whisper's features, the output sizes of image featurizers,
+  all logits processors, PyTorch files in both formats, and the doctests of `Bumblebee.Utils.Nx`. For one second of
+  audio it also compares all features.
   """
 
   def names, do: Keyword.keys(@references)
@@ -259,16 +264,19 @@ defmodule EMLXBumblebee.References do
     :ok
   end
 
-  @doc "The folder that `extract/0` fills."
+  @doc "Returns the folder that `extract/0` fills."
   def root, do: Path.join(System.tmp_dir!(), "emlx_references_#{System.pid()}")
 
-  @doc "The folder of a checkpoint."
+  @doc "Returns the folder of a checkpoint."
   def folder(name), do: Path.join(root(), to_string(name))
 
-  @doc "`{counts, options}` of a checkpoint."
+  @doc "Returns `{counts, options}` of a checkpoint."
   def fetch!(name), do: Keyword.fetch!(@references, name)
 
-  @doc "What Bumblebee loads, with more options of the specification. Missing parameters would be random ones, and be seen."
+  @doc """
+  Loads a checkpoint with further options of the specification. Bumblebee would initialise missing parameters randomly,
+  which the tests would detect.
+  """
   def load(name, overrides \\ []) do
     {_counts, opts} = fetch!(name)
     load = Keyword.update(opts[:load] || [], :spec_overrides, overrides, &(&1 ++ overrides))
@@ -276,7 +284,7 @@ defmodule EMLXBumblebee.References do
     info
   end
 
-  @doc "The tensors of reference.safetensors, by kind: inputs, outputs, and where text was generated prompt and generated."
+  @doc "Returns the tensors of reference.safetensors by kind: inputs, outputs, prompt and generated."
   def read(name) do
     tensors = folder(name) |> Path.join("reference.safetensors") |> Safetensors.read!()
     {generated, tensors} = Map.pop(tensors, "generated")
@@ -290,7 +298,7 @@ defmodule EMLXBumblebee.References do
     %{inputs: kinds["inputs"], outputs: kinds["outputs"], prompt: kinds["prompt"], generated: generated}
   end
 
-  @doc "Inputs of transformers as Bumblebee has them."
+  @doc "Converts inputs of transformers to Bumblebee's."
   def inputs(inputs, spec), do: Map.new(inputs, fn {name, tensor} -> input(name, tensor, spec) end)
 
   defp input("pixel_values", tensor, _spec), do: {"pixel_values", Nx.transpose(tensor, axes: [0, 2, 3, 1])}
@@ -301,15 +309,15 @@ defmodule EMLXBumblebee.References do
   defp input(name, tensor, _spec), do: {name, tensor}
 
   @doc """
-  Bumblebee's output that is transformers' output of a name, and where it is not padding: `{actual, mask}`, with the mask nil for
-  outputs that have no tokens.
+  Returns `{actual, mask}`: Bumblebee's output for the name of an output of transformers, and the mask that is 0 for
+  padding, nil for outputs without tokens.
   """
   def output(name, outputs, inputs, spec) do
     {key, mask} = output_and_mask(name, spec)
     {outputs |> Map.fetch!(key) |> translate(name, spec), mask && inputs[mask]}
   end
 
-  # What tells of each token. Other logits tell of a whole text or image.
+  # The architectures with logits for each token. Other logits are for a whole text or image.
   @of_tokens [
     :for_masked_language_modeling,
     :for_causal_language_modeling,
@@ -318,14 +326,14 @@ defmodule EMLXBumblebee.References do
   ]
 
   defp output_and_mask("encoder_last_hidden_state", _spec), do: {:encoder_hidden_state, "attention_mask"}
-  # What BLIP's language model attends to.
+  # BLIP's language model attends to these.
   defp output_and_mask(name, %Multimodal.Blip{}) when name in ["last_hidden_state", "image_embeds"],
     do: {:encoder_hidden_state, nil}
 
   defp output_and_mask("logits", %{architecture: :for_conditional_generation}), do: {:logits, "decoder_attention_mask"}
   defp output_and_mask("logits", %{architecture: kind}) when kind in @of_tokens, do: {:logits, "attention_mask"}
   defp output_and_mask("logits", _spec), do: {:logits, nil}
-  # Those of a decoder tell of its tokens, of which none is padding.
+  # The logits of a decoder are for its tokens, none of which is padding.
   defp output_and_mask("start_logits", %{decoder_num_blocks: _}), do: {:start_logits, nil}
   defp output_and_mask("end_logits", %{decoder_num_blocks: _}), do: {:end_logits, nil}
   defp output_and_mask("start_logits", _spec), do: {:start_logits, "attention_mask"}
@@ -351,7 +359,7 @@ defmodule EMLXBumblebee.References do
   defp translate(tensor, "reconstruction", _spec), do: channels_first(tensor)
   defp translate(tensor, "last_hidden_state", %Vision.ConvNext{}), do: channels_first(tensor)
   defp translate(tensor, "last_hidden_state", %Vision.ResNet{}), do: channels_first(tensor)
-  # An image of one pixel.
+  # transformers' output is an image of one pixel.
   defp translate(tensor, "pooler_output", %Vision.ResNet{}), do: tensor |> Nx.new_axis(-1) |> Nx.new_axis(-1)
 
   defp translate(tensor, name, %Multimodal.Clip{}) when name in ["text_embeds", "image_embeds"],
@@ -372,7 +380,7 @@ defmodule EMLXBumblebee.References do
 
   defp notes, do: for({why, number} <- Enum.with_index(reasons(), 1), do: "\n#{number}. #{why}") ++ ["\n"]
 
-  @doc "The row of a checkpoint that was run with some compilers; the outputs `differing` were not compared."
+  @doc "Returns the row of a checkpoint that ran with `compilers`; the outputs `differing` were not compared."
   def row(name, reference, compilers, differing, tolerance) do
     {counts, opts} = fetch!(name)
     [class] = folder(name) |> Path.join("config.json") |> File.read!() |> Jason.decode!() |> Map.fetch!("architectures")
@@ -394,16 +402,19 @@ defmodule EMLXBumblebee.References do
     Table.row(["#{name}", class, Enum.join(outputs, ", ")] ++ Tuple.to_list(counts) ++ cells)
   end
 
-  @doc "How far `actual` lies from `expected` where `mask` is not zero, relative to the largest number of `expected`, at least 1."
+  @doc """
+  Returns the largest difference of `actual` and `expected` where `mask` is not zero, relative to the largest element of
+  `expected`, at least 1.
+  """
   def apart(actual, expected, mask) do
     [actual, expected] = for tensor <- [actual, expected], do: tensor |> Compare.on(Nx.BinaryBackend) |> masked(mask)
     far = Compare.distance(actual, expected)
-    # :nan and :infinity are atoms.
+    # Nx returns :nan and :infinity as atoms.
     if is_number(far), do: far / max(Compare.largest(expected), 1.0), else: far
   end
 
   defp masked(tensor, nil), do: tensor
-  # An output of one number a token has the mask's shape, others an axis more.
+  # An output of one element per token has the mask's shape; others have one more axis.
   defp masked(%{shape: shape} = tensor, %{shape: shape} = mask), do: Nx.select(mask, tensor, 0.0)
   defp masked(tensor, mask), do: mask |> Nx.new_axis(-1) |> Nx.broadcast(tensor) |> Nx.select(tensor, 0.0)
 end

@@ -1,25 +1,24 @@
 defmodule EMLXBumblebee.Table do
   @moduledoc false
-  # The tables in CONFORMANCE.md and REFERENCES.md, of which tests assert row by row that they say what is so. A table
-  # is a map `%{path: file, head: what stands above the rows, names: those of all rows, in order, foot: what stands
-  # below them}`.
+  # The tables in CONFORMANCE.md and REFERENCES.md, which tests assert row by row. A table is a map
+  # `%{path: file, head: text above the rows, names: names of all rows, in order, foot: text below the rows}`.
 
   import ExUnit.Assertions
 
-  @doc "A row of cells."
+  @doc "Returns a row of cells."
   def row(cells), do: "| " <> Enum.join(cells, " | ") <> " |"
 
-  @doc "Asserts that a row stands in the file; with EMLX_CONFORMANCE=write, sees to it."
+  @doc "Asserts that the file contains a row. With EMLX_CONFORMANCE=write, writes the row instead."
   def check(table, name, row) do
     if writing?(), do: write(table, Map.put(rows(table), name, row))
 
     assert rows(table)[name] == row,
-           "#{Path.basename(table.path)} is out of date for #{name}; EMLX_CONFORMANCE=write has it written anew"
+           "#{Path.basename(table.path)} is out of date for #{name}; EMLX_CONFORMANCE=write regenerates it"
   end
 
-  @doc "Asserts that the file has a row for each name and no other, and what is above and below them."
+  @doc "Asserts that the file has a row for each name and no other, between the head and the foot."
   def check(table) do
-    # While it is written, rows are still to come.
+    # While the file is being written, it is incomplete.
     unless writing?() do
       assert for({name, _} <- lines(table), do: name) == table.names
       assert File.read!(table.path) == text(table, rows(table))
