@@ -7,7 +7,7 @@ defmodule EMLX.MixProject do
 
   @version "0.1.0"
 
-  # The tiers of code: core needs nothing but the BEAM, nx needs Nx. EMLX_TIER=core leaves Nx out although it is there.
+  # The tiers of code: core depends on nothing but the BEAM, nx on Nx. EMLX_TIER=core excludes an installed Nx, too.
   @tiers (case System.get_env("EMLX_TIER", "") do
             "" -> [:core, :nx]
             "nx" -> [:core, :nx]
@@ -49,8 +49,8 @@ defmodule EMLX.MixProject do
 
   defp deps(false), do: []
 
-  # With Hex the dependencies are applications of their own accord. Where telemetry is absent the core tier
-  # emits no events; where NimbleOptions is absent the types of options are not checked.
+  # With Hex, Mix adds the dependencies to the applications. Without telemetry, the core tier emits no events; without
+  # NimbleOptions, the types of options are not checked.
   defp applications do
     cond do
       hex?() -> []
@@ -62,10 +62,10 @@ defmodule EMLX.MixProject do
   defp elixirc_paths(:test), do: elixirc_paths(:dev) ++ support()
   defp elixirc_paths(_), do: ["lib/core"] ++ if(nx?(), do: ["lib/nx"], else: []) ++ bench()
 
-  # `mix emlx.bench`, which the repository has and the package (see `package/0`) doesn't.
+  # `mix emlx.bench`, which is part of the repository but not of the package (see `package/0`).
   defp bench, do: Enum.filter(["bench/tasks"], &File.dir?(Path.join(__DIR__, &1)))
 
-  # What stands in test/support itself serves all tiers.
+  # The files directly in test/support are for all tiers.
   defp support do
     Path.wildcard("test/support/*.ex") ++ ["test/support/differential"] ++ if(nx?(), do: ["test/support/nx"], else: [])
   end
@@ -81,7 +81,7 @@ defmodule EMLX.MixProject do
 
   defp hex?, do: Code.ensure_loaded?(Hex)
 
-  # Links between pages are relative, as on GitHub; ExDoc finds a page by its file's name. So no two pages have one name.
+  # Links between pages are relative, as on GitHub. ExDoc finds a page by its file name, so file names are unique.
   defp docs do
     [
       main: "readme",
@@ -92,9 +92,9 @@ defmodule EMLX.MixProject do
           Path.wildcard("docs/adr/0*.md") ++
           ["docs/mlx-quirks.md", "bench/RESULTS.md", "CONTRIBUTING.md", "CHANGELOG.md"],
       assets: %{"bench/results" => "results"},
-      # They name functions of the C++ EMLX.
+      # These guides name functions of the C++ EMLX.
       skip_undefined_reference_warnings_on: ["guides/migration.md", "guides/compatibility.md"],
-      # Modules that internal pages name and that have no page of their own.
+      # Internal pages name these modules, which have no page.
       skip_code_autolink_to: &String.match?(&1, ~r/^EMLX\.(Application|Compiler|Native|Trace)\b/),
       groups_for_extras: [
         Guides: ~r"^guides/",

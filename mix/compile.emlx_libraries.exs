@@ -1,6 +1,6 @@
-# A Mix compiler for machines without Hex, where libraries stand in Erlang's own folder; mix.exs loads it. When Mix consolidates
-# protocols it takes all of that folder for Erlang's and passes over it: Nx's tensors could not be inspected, for one. So
-# the Elixir libraries there are linked into the build folder, and those links are put into the code path too.
+# A Mix compiler for machines without Hex, where libraries are installed in Erlang's own folder; mix.exs loads it. Mix
+# consolidates no protocols of that folder, so that, for example, Nx's tensors could not be inspected. The compiler
+# therefore links the Elixir libraries into the build folder, and adds the links to the code path.
 defmodule Mix.Tasks.Compile.EmlxLibraries do
   @moduledoc false
   use Mix.Task.Compiler
@@ -31,7 +31,7 @@ defmodule Mix.Tasks.Compile.EmlxLibraries do
   defp add(folder) do
     link = Path.join([Mix.Project.build_path(), "libraries", Path.basename(folder)])
     File.mkdir_p!(Path.dirname(link))
-    # It may be there already, from this run or an earlier one.
+    # The link may exist already, from this run or an earlier one.
     _ = File.ln_s(folder, link)
     Code.append_path(Path.join(link, "ebin"))
   end

@@ -1,15 +1,15 @@
-# The Mix compiler that builds the NIF; mix.exs loads it. It makes MLX ready (tools/prepare, on Linux), runs Cargo, and puts
-# the library where `EMLX.Native` loads it from, `priv/native/emlx_native`. Where no source changed it runs nothing at all, unless it is
-# told to (--force).
+# The Mix compiler that builds the NIF; mix.exs loads it. It installs MLX (tools/prepare, on Linux), runs Cargo, and
+# copies the library to `priv/native/emlx_native`, from where `EMLX.Native` loads it. If no source changed, it does
+# nothing, unless called with --force.
 defmodule Mix.Tasks.Compile.EmlxNative do
   @moduledoc false
   use Mix.Task.Compiler
 
-  # The package's own folder: as a dependency it is not the project's.
+  # The package's own folder, which is not the project's if EMLX is a dependency.
   @root Path.expand("..", __DIR__)
   @library Path.join(@root, "priv/native/emlx_native.so")
   @metallib Path.join(@root, "priv/native/mlx.metallib")
-  # Beside Cargo's own output, since all of Mix's build folders share the one library.
+  # The stamp is in Cargo's output folder, because all of Mix's build folders share one library.
   @stamp Path.join(@root, "target/emlx_native.stamp")
   @sources ["Cargo.{toml,lock}", "native/**/*", "tools/prepare/**/*"]
 
@@ -25,7 +25,7 @@ defmodule Mix.Tasks.Compile.EmlxNative do
       build(cargo)
       install()
       File.write!(@stamp, state)
-      # priv is new on the first build, and Mix links it before the compilers run.
+      # Mix links priv before the compilers run, and the first build creates it.
       Mix.Project.build_structure()
       {:ok, []}
     end
@@ -36,7 +36,7 @@ defmodule Mix.Tasks.Compile.EmlxNative do
     Enum.each([@library, @metallib, @stamp], &File.rm/1)
   end
 
-  # Everything that the library and the MLX beside it depend on.
+  # A digest of everything on which the library and its MLX depend.
   defp state do
     files =
       for pattern <- @sources, path <- Path.wildcard(Path.join(@root, pattern)), File.regular?(path) do
@@ -88,12 +88,12 @@ defmodule Mix.Tasks.Compile.EmlxNative do
     suffix = if linux?(), do: "so", else: "dylib"
     copy(Path.join(@root, "target/release/libemlx_native.#{suffix}"), @library)
 
-    # MLX looks for its Metal kernels beside the library that it is in.
+    # MLX loads its Metal kernels from the folder of the library that contains it.
     metallib = Path.join(metal_folder(), "mlx.metallib")
     if File.regular?(metallib), do: copy(metallib, @metallib)
   end
 
-  # Exchanges the file rather than writes into it: another VM may have the old one loaded.
+  # Replaces the file instead of overwriting it, because another VM may have loaded the old one.
   defp copy(from, to) do
     temporary = "#{to}.#{System.pid()}.part"
     File.mkdir_p!(Path.dirname(to))
