@@ -1,5 +1,5 @@
-# The part of script/demo that runs MiniLM where Bumblebee is: its model, tokenizer and serving, rewritten by EMLXBumblebee and
-# compiled with EMLX.
+# The part of script/demo that runs MiniLM with Bumblebee: its model, tokenizer and serving, rewritten by EMLXBumblebee
+# and compiled with EMLX.
 #
 #   cd emlx_bumblebee && mix run ../examples/minilm/bumblebee.exs DEVICE MODEL_FOLDER TOKENS
 #
@@ -27,7 +27,7 @@ defmodule MiniLM.Bumblebee do
     {fused, told} = told(fn -> embed(rewritten, tokenizer, texts, device) end)
     {composed, []} = told(fn -> embed(info, tokenizer, texts, device) end)
 
-    IO.puts("Kernels used, told by telemetry when the model was compiled")
+    IO.puts("Kernels used, as reported by telemetry when the model was compiled")
 
     for {{block, path}, count} <- Enum.frequencies_by(told, &{&1.block, &1.path}) do
       Report.line("#{inspect(block)}, #{path}", "#{count}")
@@ -54,7 +54,7 @@ defmodule MiniLM.Bumblebee do
         output_pool: :mean_pooling,
         embedding_processor: :l2_norm,
         compile: [batch_size: batch, sequence_length: length],
-        # A function that is compiled already dispatches no blocks.
+        # A function in the compile cache dispatches no blocks.
         defn_options: [compiler: EMLX, device: device, cache: false]
       )
 
@@ -64,16 +64,17 @@ defmodule MiniLM.Bumblebee do
     rows |> Nx.stack() |> Nx.backend_transfer({EMLX.Backend, device: device})
   end
 
-  # The model alone: what a serving adds is the same for both.
+  # The model alone, because a serving adds the same time to both.
   defp batch(info, inputs, device) do
     {_init, predict} = Axon.build(info.model, compiler: EMLX, device: device)
     fn -> predict.(info.params, inputs).hidden_state |> EMLX.Backend.to_array() |> EMLX.eval() end
   end
 
-  # As many texts as a batch has, from the first on, and from the first again.
+  # Returns `count` texts, repeating the list if necessary.
   defp first(texts, count), do: texts |> Stream.cycle() |> Enum.take(count)
 
-  # What telemetry tells of the models' blocks. Those of Nx are the composed model's too, and those of EMLX.Fast are inside others.
+  # Returns the models' blocks that telemetry reports. Blocks of Nx also belong to the composed model, and those of
+  # EMLX.Fast are nested in others, so both are omitted.
   defp told(fun) do
     {:ok, heard} = Agent.start_link(fn -> [] end)
     id = make_ref()

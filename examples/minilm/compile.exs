@@ -1,5 +1,5 @@
-# Makes minilm.emlx, MiniLM as Bumblebee has it and EMLXBumblebee rewrites it, and minilm_composed.emlx, the same model as it is:
-# the programs that script/demo runs where Bumblebee is not. They hold no weights.
+# Compiles the programs that script/demo runs without Bumblebee: minilm.emlx, Bumblebee's MiniLM rewritten by
+# EMLXBumblebee, and minilm_composed.emlx, the original model. They contain no weights.
 #
 #   cd emlx_bumblebee && MIX_ENV=test mix run ../examples/minilm/compile.exs
 Code.require_file("program.ex", __DIR__)

@@ -1,5 +1,5 @@
-# The part of script/demo that runs MiniLM where Bumblebee is not: the saved program of Bumblebee's model, rewritten to blocks,
-# with the checkpoint's weights.
+# The part of script/demo that runs MiniLM without Bumblebee: the saved program of Bumblebee's model, rewritten to
+# blocks, with the checkpoint's weights.
 #
 #   mix run examples/minilm/demo.exs DEVICE MODEL_FOLDER TOKENS
 #
@@ -59,7 +59,7 @@ defmodule MiniLM.Demo do
     embeddings
   end
 
-  # Lists of token ids as a batch, with zeros after them and, where there are too few, sentences of padding.
+  # Returns lists of token ids as a batch, padded with zeros and, if there are too few, with empty sentences.
   defp pad(ids, {batch, length}, device) do
     filled = ids ++ List.duplicate([0], batch - length(ids))
     ids = for row <- filled, do: row ++ List.duplicate(0, length - length(row))
@@ -71,7 +71,7 @@ defmodule MiniLM.Demo do
     end
   end
 
-  # The fused kernels among the program's instructions.
+  # Returns the fused kernels among the program's instructions.
   defp kernels(program, device) do
     text = Program.inspect(program, device: device)
 

@@ -1,19 +1,19 @@
 defmodule MiniLM.Program do
   @moduledoc """
-  Makes the program that script/demo runs where Bumblebee is not: Bumblebee's BERT with MiniLM's sizes, from token ids to
+  Compiles the program that script/demo runs without Bumblebee: Bumblebee's BERT with MiniLM's sizes, from token ids to
   embeddings. compile.exs saves it, and a test of emlx_bumblebee compares it with the model.
 
-  Its inputs are the checkpoint's tensors by their own names, so that no weights stand in the file, then `input_ids` and
-  `attention_mask`, `{batch, length}`. Its output are the embeddings, `{batch, 384}`.
+  The inputs are the checkpoint's tensors under their own names, so that the file contains no weights, then `input_ids`
+  and `attention_mask`, `{batch, length}`. The output is the embeddings, `{batch, 384}`.
   """
 
   @batch 16
   @length 64
 
-  @doc "How many sentences the program takes, and of how many tokens: `{batch, length}`."
+  @doc "Returns the number of sentences of the program, and the number of their tokens: `{batch, length}`."
   def size, do: {@batch, @length}
 
-  @doc "The specification of all-MiniLM-L6-v2, as Bumblebee reads it off the checkpoint's config.json."
+  @doc "Returns the specification of all-MiniLM-L6-v2, as Bumblebee reads it from the checkpoint's config.json."
   def spec do
     Bumblebee.configure(Bumblebee.Text.Bert,
       vocab_size: 30_522,
@@ -28,7 +28,7 @@ defmodule MiniLM.Program do
     )
   end
 
-  @doc "The program of a model of `spec/0`, rewritten or not."
+  @doc "Returns the program of a model of `spec/0`, rewritten or not."
   def compile(model) do
     inputs = for name <- ["input_ids", "attention_mask"], into: %{}, do: {name, Nx.template({@batch, @length}, :s32)}
     parameters = parameters(model, inputs)
@@ -47,14 +47,14 @@ defmodule MiniLM.Program do
     EMLX.compile_to_program(embed, [checkpoint, inputs], names: ["", ""], device: :cpu)
   end
 
-  # The mean over the tokens without the padding, scaled to length 1.
+  # The mean over the tokens without padding, scaled to length 1.
   defp pool(hidden, mask) do
     mask = Nx.new_axis(mask, -1)
     mean = hidden |> Nx.multiply(mask) |> Nx.sum(axes: [1]) |> Nx.divide(Nx.sum(mask, axes: [1]))
     Nx.divide(mean, mean |> Nx.multiply(mean) |> Nx.sum(axes: [-1], keep_axes: true) |> Nx.sqrt())
   end
 
-  # Layer => parameter => {the checkpoint's name, shape, whether the checkpoint has it transposed}.
+  # Layer => parameter => {name in the checkpoint, shape, whether the checkpoint's tensor is transposed}.
   defp parameters(model, inputs) do
     mapping = Bumblebee.HuggingFace.Transformers.Model.params_mapping(spec())
 
@@ -69,7 +69,7 @@ defmodule MiniLM.Program do
     end
   end
 
-  # PyTorch's dense layers have {outputs, inputs}, Axon's {inputs, outputs}; tables of embeddings are alike.
+  # PyTorch's dense layers have the shape {outputs, inputs}, Axon's {inputs, outputs}; embedding tables do not differ.
   defp checkpoint("kernel", layer, target, shape),
     do: {target <> ".weight", shape, not String.ends_with?(layer, "_embedding")}
 

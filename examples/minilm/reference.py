@@ -1,7 +1,8 @@
-"""Makes reference.safetensors: the embeddings of sentences.txt by PyTorch and Hugging Face's transformers, in float64, one
-sentence at a time, so with neither padding nor a mask. script/demo compares with them.
+"""Writes reference.safetensors: the embeddings of sentences.txt by PyTorch and Hugging Face's transformers, in float64.
+Each sentence is computed alone, without padding and mask. script/demo compares its embeddings with them.
 
-Needs torch and transformers (made with torch 2 and transformers 4.57); MODEL_FOLDER is the checkpoint that script/demo fetches.
+Requires torch and transformers (the file is from torch 2 and transformers 4.57). MODEL_FOLDER is the checkpoint that
+script/demo fetches.
 
 python3 reference.py MODEL_FOLDER
 """
@@ -30,7 +31,7 @@ def main(checkpoint):
             mean = model(torch.tensor([row])).last_hidden_state[0].mean(dim=0)
             embeddings.append(mean / mean.norm())
 
-    # The token ids tell to which sentences the embeddings belong.
+    # The token ids identify the sentences of the embeddings.
     length = max(map(len, ids))
     padded = torch.tensor([row + [0] * (length - len(row)) for row in ids], dtype=torch.int32)
     tensors = {"input_ids": padded, "embeddings": torch.stack(embeddings).float()}

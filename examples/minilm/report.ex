@@ -1,18 +1,18 @@
 defmodule MiniLM.Report do
-  @moduledoc "What script/demo reads and prints, with Bumblebee (bumblebee.exs) and without (demo.exs)."
+  @moduledoc "The input and output of script/demo, with Bumblebee (bumblebee.exs) and without (demo.exs)."
 
   alias EMLX.{Array, Ops}
 
   @pairs 8
-  # As many as fit into so many milliseconds, of each.
+  # The number of runs of each side, as many as fit into @patience milliseconds.
   @runs 3..15
   @patience 10_000
-  # Of the embeddings from the reference's, whose entries are about 0.05.
+  # The largest allowed difference from the reference, whose elements are about 0.05.
   @limit 1.0e-5
 
   @doc """
-  Calls `run` with what script/demo gives as arguments: the device, the model's folder and token_ids.py's output. Ends the VM with an
-  error where the device is absent.
+  Calls `run` with script/demo's arguments: the device, the model's folder and token_ids.py's output. Stops the VM with
+  an error if the device does not exist.
   """
   def main(run) do
     [device, folder, tokens] = System.argv()
@@ -26,13 +26,13 @@ defmodule MiniLM.Report do
     end
   end
 
-  @doc "What is run, where and how."
+  @doc "Prints the model, the device and how the model is run."
   def title(device, rows, {batch, length}, how) do
     where = device |> to_string() |> String.upcase()
     IO.puts("\nMiniLM on the #{where}: #{length(rows)} sentences, in batches of #{batch} x #{length} tokens\n#{how}\n")
   end
 
-  @doc "The rows of token_ids.py's output: `{ids, sentence}` each."
+  @doc "Returns the rows of token_ids.py's output, `{ids, sentence}` each."
   def sentences(path) do
     for line <- File.stream!(path) do
       [ids, sentence] = line |> String.trim_trailing("\n") |> String.split("\t", parts: 2)
@@ -41,11 +41,11 @@ defmodule MiniLM.Report do
   end
 
   @doc """
-  Prints the nearest pairs, how far the embeddings are from PyTorch's and the composed ones, and the times. Ends the VM with an
-  error where they are too far.
+  Prints the nearest pairs, the differences of the embeddings from PyTorch's and from the composed ones, and the times.
+  Stops the VM with an error if a difference is too large.
 
-  `fused` and `composed` are embeddings, `{sentences, 384}`; `run` gives two functions that embed one batch each, fused and
-  composed.
+  `fused` and `composed` are embeddings, `{sentences, 384}`; `run` gives two functions that embed one batch each, fused
+  and composed.
   """
   def print(rows, fused, composed, run, batch) do
     {ids, sentences} = Enum.unzip(rows)
@@ -76,7 +76,7 @@ defmodule MiniLM.Report do
   end
 
   defp nearest_pairs(embeddings, sentences) do
-    # Of vectors of length 1, the product is the cosine.
+    # The product of vectors of length 1 is their cosine.
     similarities = embeddings |> Ops.matmul(Ops.transpose(embeddings, [1, 0])) |> Array.to_list()
 
     pairs =
@@ -91,7 +91,7 @@ defmodule MiniLM.Report do
     end
   end
 
-  # How many sentences have stored embeddings, and the largest difference of these. Sentences are told by their token ids.
+  # Returns the number of sentences with stored embeddings, and their largest difference. Token ids identify a sentence.
   defp from_reference(embeddings, ids) do
     stored = EMLX.Safetensors.load(Path.join(__DIR__, "reference.safetensors"), device: :cpu)
     known = Enum.zip(Array.to_list(stored["input_ids"]), Array.to_list(stored["embeddings"]))
@@ -101,7 +101,7 @@ defmodule MiniLM.Report do
     {length(rows), difference(List.flatten(ours), List.flatten(theirs))}
   end
 
-  # 0 is the padding's id.
+  # 0 is the id of padding.
   defp unpadded(ids), do: Enum.take_while(ids, &(&1 != 0))
 
   defp list(embeddings), do: embeddings |> Array.to_list() |> List.flatten()
@@ -109,11 +109,11 @@ defmodule MiniLM.Report do
   defp difference(ours, theirs) when length(ours) == length(theirs),
     do: Enum.zip_reduce(ours, theirs, 0.0, fn a, b, largest -> max(distance(a, b), largest) end)
 
-  # :nan and :infinity, being atoms, sort after every number, so they count as the largest.
+  # The atoms :nan and :infinity sort after every number, so they count as the largest.
   defp distance(a, b) when is_number(a) and is_number(b), do: abs(a - b)
   defp distance(_, _), do: :nan
 
-  # Run in turn, so that whatever else the machine does slows both alike.
+  # The sides alternate, so that other load on the machine slows both equally.
   defp median_ms({fused, composed}) do
     time = fn run -> elem(:timer.tc(run), 0) / 1000 end
     both = fn -> {time.(fused), time.(composed)} end
@@ -125,7 +125,7 @@ defmodule MiniLM.Report do
 
   defp median(times), do: times |> Enum.sort() |> Enum.at(div(length(times), 2))
 
-  @doc "A line of a table."
+  @doc "Prints a line of a table."
   def line(label, value), do: IO.puts("  " <> String.pad_trailing(label, 48) <> String.pad_leading(value, 9))
 
   defp decimal(number, decimals), do: format(number, decimals: decimals)

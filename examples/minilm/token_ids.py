@@ -1,5 +1,5 @@
-"""The token ids of a text file's sentences, by MiniLM's own tokenizer. Writes a line a sentence: the ids, separated by
-spaces, without padding; a tab; the sentence.
+"""Writes the token ids of a text file's sentences, from MiniLM's own tokenizer. The output has one line per sentence:
+the ids, separated by spaces, without padding; a tab; the sentence.
 
 python3 token_ids.py MODEL_FOLDER SENTENCES OUTPUT
 """
@@ -8,7 +8,7 @@ import sys
 
 from tokenizers import Tokenizer
 
-MAX_TOKENS = 64  # the length that the demo's programs are compiled for
+MAX_TOKENS = 64  # the length of the demo's programs
 
 
 def main(model, sentences_path, output):

@@ -1,4 +1,4 @@
-"""The archives that hold the checkpoints of ../references_test.exs: one for each family of models.
+"""The archives of the checkpoints of ../references_test.exs: one for each family of models.
 
 A plain tar file whose members are NAME/FILE, sorted, without times and owners, so that the same files are the same
 bytes. generate.py writes them; they change only where a checkpoint does.
@@ -10,7 +10,7 @@ import tarfile
 
 FOLDER = pathlib.Path(__file__).parent
 
-# By archive: what the names of its checkpoints begin with. The longest beginning decides.
+# For each archive: the prefixes of its checkpoints' names. The longest prefix applies.
 FAMILIES = {
     "albert": ["albert"],
     "bart": ["bart", "mbart", "m2m100", "blenderbot"],
@@ -36,7 +36,7 @@ FAMILIES = {
 
 
 def archive(name):
-    """The path of the archive that holds a checkpoint."""
+    """Returns the path of a checkpoint's archive."""
     begins = [
         (len(beginning), family)
         for family, beginnings in FAMILIES.items()
@@ -49,7 +49,7 @@ def archive(name):
 
 
 def read(path):
-    """The members of an archive, bytes by name."""
+    """Returns the members of an archive, bytes by name."""
     if not path.exists():
         return {}
     with tarfile.open(path, "r:") as tar:

@@ -1,16 +1,18 @@
-"""Makes the checkpoints of ../references_test.exs, with what PyTorch and Hugging Face's transformers compute with them.
+"""Generates the checkpoints of ../references_test.exs, and the outputs of PyTorch and Hugging Face's transformers.
 
-Each model is tiny. All of its parameters are random, also those that transformers initialises with zeros and ones, and
-options that hardly matter by default, as an epsilon, have another value, so that none goes unseen. The archive of a
-family of models (see archives.py) holds, under NAME/, what `Bumblebee.load_model({:local, folder})` loads, and
-reference.safetensors: the inputs, the outputs, and for some models the tokens generated greedily. They have
-transformers' names: "inputs.input_ids", "outputs.logits", "prompt.input_ids", "generated".
+Each model is tiny. All parameters are random, including those that transformers initialises with zeros and ones.
+Options with little effect by default, such as an epsilon, have another value, so that the tests detect each of them.
+
+The archive of a family of models (see archives.py) contains, under NAME/, the files that
+`Bumblebee.load_model({:local, folder})` loads, and reference.safetensors: the inputs, the outputs, and for some models
+the tokens of a greedy search. They have transformers' names: "inputs.input_ids", "outputs.logits", "prompt.input_ids",
+"generated".
 
 python3 -m venv VENV && VENV/bin/pip install -r requirements.txt && VENV/bin/python generate.py [NAME ...]
 
-nomic_bert is made only if asked for, with requirements_nomic_bert.txt in an environment of its own: it needs a newer transformers.
-So are pytorch, tensors of every type in ../pytorch, in both formats that PyTorch has for files, and features, which Whisper's
-featurizer is to give, both for ../upstream_values_test.exs.
+Three names must be given explicitly. nomic_bert requires a newer transformers, so it runs in its own environment with
+requirements_nomic_bert.txt. The other two are for ../upstream_values_test.exs: pytorch writes tensors of every type to
+../pytorch, in both of PyTorch's file formats, and features writes the expected features of Whisper's featurizer.
 """
 
 import json
@@ -27,10 +29,10 @@ TESTS = pathlib.Path(__file__).parent.parent
 
 # ---- inputs ----
 
-# Of two rows of text one is padded on the right and one on the left.
+# Of two rows of text, one is padded on the right and one on the left.
 LENGTH = 9
 MASK = torch.tensor([[1] * 7 + [0] * 2, [0] * 3 + [1] * 6])
-# The prompts of generated text: all rows end in a token.
+# The prompts for generated text: all rows end in a token.
 PROMPT_MASK = torch.tensor([[1] * 9, [0] * 3 + [1] * 6])
 DECODER_MASK = torch.tensor([[1] * 6, [1] * 4 + [0] * 2])
 
@@ -134,14 +136,14 @@ def phi3(**more):
 
 
 def clip_ids():
-    # The token at which text ends is the one of the largest id, and where its state is pooled.
+    # The end token has the largest id. The state is pooled at its position.
     tokens = ids(MASK, 1, pad=0, end=49)
     tokens[0, 6] = tokens[1, 8] = 49
     return {"input_ids": tokens, "attention_mask": MASK}
 
 
 def references():
-    """By name: the class, its configuration, the inputs, and whether to generate."""
+    """Yields name, class, configuration, inputs, and whether to generate."""
     yield "albert", hf.AlbertModel, hf.AlbertConfig(**ENCODER, embedding_size=8), text()
     yield "bert", hf.BertModel, hf.BertConfig(**ENCODER), text()
     yield "bert_masked_lm", hf.BertForMaskedLM, hf.BertConfig(**ENCODER), text()
@@ -151,7 +153,7 @@ def references():
     roberta = dict(**ENCODER, bos_token_id=0, pad_token_id=1, eos_token_id=2)
     yield "roberta", hf.RobertaModel, hf.RobertaConfig(**roberta), text(1)
     yield "mpnet", hf.MPNetModel, hf.MPNetConfig(**roberta), text(1)
-    # Every second layer is global, and the others see two tokens on either side.
+    # Every second layer is global. In the others a token attends to two tokens on either side.
     modern = dict(global_attn_every_n_layers=2, local_attention=4, global_rope_theta=1000.0, local_rope_theta=100.0)
     modern = dict(**TEXT, **modern, norm_eps=1e-3, reference_compile=False, pad_token_id=0)
     yield "modernbert", hf.ModernBertForMaskedLM, hf.ModernBertConfig(**modern), text()
@@ -170,7 +172,7 @@ def references():
     yield "llama_grouped", *llama(num_key_value_heads=2, rope_theta=500.0), text(), True
     yield "llama_with_large_heads", *llama(num_key_value_heads=1, head_dim=6, tie_word_embeddings=True), text()
     yield "llama_linear", *llama(rope_scaling=dict(rope_type="linear", factor=3.0)), text()
-    # Longer than the model's positions, so that it matters.
+    # The text is longer than the model's positions, so that the scaling applies.
     dynamic = dict(rope_type="dynamic", factor=2.0)
     yield "llama_dynamic", *llama(rope_scaling=dynamic, max_position_embeddings=4), text()
     yield "llama_llama3", *llama(rope_scaling=LLAMA3), text(), True
@@ -226,7 +228,7 @@ def references():
     yield from heads()
 
 
-# Smaller, and with the padding where all of transformers' and Bumblebee's heads expect it.
+# Smaller models, padded on the right, as all heads of transformers and Bumblebee expect.
 SMALL = dict(vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=12)
 RIGHT = torch.tensor([[1] * LENGTH, [1] * 6 + [0] * 3])
 SMALL_TEXT = dict(**SMALL, max_position_embeddings=24)
@@ -271,7 +273,7 @@ ENCODER_HEADS = ["masked_lm", "sequences", "tokens", "answers", "choices"]
 TOKEN_HEADS = ["sequences", "tokens"]
 SEQ2SEQ_HEADS = ["base", "sequences", "answers", "causal_lm"]
 
-# By family: what its classes begin with, its configuration and its heads.
+# For each family: the prefix of its classes, its configuration and its heads.
 FAMILIES = {
     "bert": ("Bert", SMALL_ENCODER, [*ENCODER_HEADS[1:], "next_sentence", "causal_lm"]),
     "roberta": ("Roberta", SMALL_ROBERTA, [*ENCODER_HEADS, "causal_lm"]),
@@ -328,7 +330,7 @@ FAMILIES = {
 
 
 def heads():
-    """Other heads than those above, with one layer, and what is the same class under another name."""
+    """Yields the remaining heads, with one layer, and classes that are equal under another name."""
     for family, (prefix, options, names) in FAMILIES.items():
         for head in names:
             more = {"num_labels": 2 if head == "answers" else 3}
@@ -372,7 +374,7 @@ def head_inputs(head, config):
         return seq2seq(pad)
     tokens, mask = ids(RIGHT, 1, pad), RIGHT
     if config.model_type in ["bart", "mbart"]:
-        # The token at which a text ends is where its state is taken.
+        # The state is taken at the end token.
         tokens[0, 8] = tokens[1, 5] = config.eos_token_id
     if head == "choices":
         tokens = torch.stack([tokens, ids(RIGHT, 2, pad)], dim=1)
@@ -387,7 +389,7 @@ def head_inputs(head, config):
 
 
 def disturb(model):
-    """Adds noise to every parameter; also to those that transformers keeps as buffers and saves."""
+    """Adds noise to every parameter, including those that transformers saves as buffers."""
     generator = torch.Generator().manual_seed(7)
     saved = set(model.state_dict())
     tensors = [*model.named_parameters(), *((name, buffer) for name, buffer in model.named_buffers() if name in saved)]
@@ -398,7 +400,7 @@ def disturb(model):
 
 
 def generate(model):
-    """Eight tokens at most, for the first prompt with which rounding could not choose others, and not always the same one."""
+    """Generates up to eight tokens, for the first prompt whose tokens vary and do not depend on rounding."""
     for seed in range(3, 100):
         if model.config.is_encoder_decoder:
             pad = model.config.pad_token_id
@@ -410,7 +412,7 @@ def generate(model):
         )
         tokens = result.sequences[:, -len(result.logits) :]
         first, second = torch.stack(result.logits).topk(2, dim=-1).values.unbind(-1)
-        # Also after a row has ended, where it does not matter.
+        # The condition also covers tokens after a row's end, where it is not needed.
         if (first - second).min() > 1e-2 and len(tokens.unique()) >= 4:
             return {f"prompt.{name}": value for name, value in prompt.items()} | {"generated": tokens}
     sys.exit("there is no such prompt")
@@ -442,10 +444,10 @@ def make(name, model_class, config, inputs, generated=False):
     if name == "albert_masked_lm_without_bias":
         model.predictions.bias.data.zero_()
     config.architectures = [model_class.__name__]
-    # Tied parameters under each of their names, as in a pytorch_model.bin; save_pretrained would leave out all but one.
+    # Tied parameters are saved under each of their names, as in a pytorch_model.bin. save_pretrained only saves one.
     tensors = {key: value.clone() for key, value in model.state_dict().items()}
     if name in ["phi_tokens", "phi3_tokens"]:
-        # Also under the names that older versions of transformers gave these.
+        # Older versions of transformers used other names, which are saved, too.
         tensors |= {key.replace("score", "classifier"): value.clone() for key, value in tensors.items() if "score" in key}
 
     with tempfile.TemporaryDirectory() as folder:
@@ -458,11 +460,11 @@ def make(name, model_class, config, inputs, generated=False):
 
 
 def store(name, folder, model, inputs, generated=False):
-    """Adds reference.safetensors, what the model computes of the inputs, to a checkpoint's folder, and archives that."""
+    """Adds reference.safetensors, inputs and outputs, to a checkpoint's folder, and archives the folder."""
     with torch.no_grad():
         outputs = {key: value for key, value in model(**inputs).items() if key in RESULTS}
         if name.endswith("_embedding"):
-            # Bumblebee's model gives the embedding alone.
+            # Bumblebee's model only returns the embedding.
             del outputs["last_hidden_state"]
         for index, value in enumerate(outputs.pop("feature_maps", [])):
             outputs[f"feature_maps.{index}"] = value
@@ -479,7 +481,7 @@ def store(name, folder, model, inputs, generated=False):
 
 
 def make_nomic_bert():
-    """NomicBERT, with the names of parameters and options in published checkpoints, which transformers reads and does not write."""
+    """NomicBERT with the names of published checkpoints, which transformers reads but does not write."""
     torch.manual_seed(0)
     # Bumblebee's sizes are multiples of 256.
     config = hf.NomicBertConfig(**{**TEXT, "intermediate_size": 256, "hidden_size": 8, "num_attention_heads": 2, **EPSILON})
@@ -537,7 +539,7 @@ NOMIC_BERT = {
 
 
 def make_pytorch():
-    """Tensors of every type, one whose axes are in another order in memory, and one that is a part of another."""
+    """Writes tensors of every type, one with permuted axes in memory, and one that is a slice of another."""
     floats, integers, complexes = [-1.5, 2.25], [-3, 2], [1.5 - 1j, -2 + 0.5j]
     tensors = {
         **{name: torch.tensor(floats, dtype=getattr(torch, name)) for name in ["float64", "float32", "float16", "bfloat16"]},
@@ -555,7 +557,7 @@ def make_pytorch():
 
 
 def make_features():
-    """What transformers' feature extractor of Whisper gives for two pieces of audio in a second: chords with noise, which fade."""
+    """Writes the features of transformers' Whisper extractor for two pieces of audio: fading chords with noise."""
     extractor = hf.WhisperFeatureExtractor(chunk_length=1)
     stored = {}
     for index, length in enumerate([4000, 2500]):

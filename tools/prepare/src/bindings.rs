@@ -1,4 +1,4 @@
-//! mlx-c's Rust bindings, made as mlx-sys's own build script makes them.
+//! Generates mlx-c's Rust bindings as mlx-sys's own build script does.
 
 use std::fs;
 use std::panic;
@@ -6,8 +6,9 @@ use std::path::Path;
 
 use anyhow::{anyhow, Context, Result};
 
-/// The half types and their accessors, which mlx-rs uses. mlx-c's headers have them on some processors only, so they are left
-/// out there (see below) and are the same on all. An accessor only reads the array's bytes: the one for 16-bit integers serves.
+/// The half types and their accessors, which mlx-rs uses. mlx-c's headers declare them on some processors only, so they
+/// are excluded there (see below) and declared here. An accessor only reads the array's bytes, so the one for 16-bit
+/// integers is linked.
 const HALF_TYPES: &str = r#"
 #[repr(C)]
 #[derive(Debug, Default, Clone, Copy, PartialEq)]
@@ -41,12 +42,12 @@ pub fn write(mlxc: &Path, path: &Path) -> Result<()> {
                 .map_err(|_| anyhow!("bindgen knows no Rust 1.73"))?,
         )
         .clang_arg(format!("-I{}", mlxc.display()))
-        // The guard of mlx/c/half.h.
+        // Defining the include guard of mlx/c/half.h excludes the header.
         .clang_arg("-DMLX_HALF_H")
         .blocklist_function("malloc")
         .blocklist_function("realloc")
         .headers(headers);
-    // bindgen panics where there is no libclang.
+    // bindgen panics without libclang.
     let bindings = panic::catch_unwind(panic::AssertUnwindSafe(|| builder.generate()))
         .map_err(|_| {
             anyhow!("libclang does not load (see above): install it (Debian: libclang-dev)")

@@ -1,5 +1,5 @@
-//! OpenBLAS in the place of the reference BLAS and LAPACK that MLX's wheels bundle, under their own file names: libmlx
-//! then loads it as it is.
+//! Replaces the reference BLAS and LAPACK that MLX's wheels bundle by OpenBLAS, under the same file names, so that an
+//! unchanged libmlx loads it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use std::time::UNIX_EPOCH;
 
 use anyhow::{bail, Context, Result};
 
-/// Libraries that every machine with a compiler's runtime has, and that must not be loaded twice.
+/// Libraries that every machine with a compiler's runtime has. They must not be loaded twice, so they are not copied.
 const SYSTEM: &[&str] = &[
     "linux-vdso",
     "ld-linux",
@@ -21,7 +21,7 @@ const SYSTEM: &[&str] = &[
     "libstdc++.",
 ];
 
-/// Puts OpenBLAS in, or warns that it is not there. `wheel` is a folder of [`crate::wheel::ready`].
+/// Installs OpenBLAS, or warns that it is missing. `wheel` is a folder of [`crate::wheel::ready`].
 pub fn exchange(wheel: &Path) -> Result<()> {
     let Some((libraries, bundled)) = bundled(wheel)? else {
         return Ok(());
@@ -53,7 +53,7 @@ pub fn exchange(wheel: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The folder of bundled libraries, and BLAS's and LAPACK's files in it.
+/// Returns the folder of bundled libraries, and the files of BLAS and LAPACK in it.
 fn bundled(wheel: &Path) -> Result<Option<(PathBuf, Vec<PathBuf>)>> {
     for entry in fs::read_dir(wheel)? {
         let folder = entry?.path();
@@ -79,9 +79,9 @@ fn bundled(wheel: &Path) -> Result<Option<(PathBuf, Vec<PathBuf>)>> {
     Ok(None)
 }
 
-/// The system's OpenBLAS, as the loader finds it.
+/// Returns the system's OpenBLAS, as found by the loader.
 fn installed() -> Option<PathBuf> {
-    // A user's PATH has no sbin on Debian.
+    // On Debian a user's PATH does not contain sbin.
     let output = ["/sbin/ldconfig", "/usr/sbin/ldconfig", "ldconfig"]
         .iter()
         .find_map(|program| Command::new(program).arg("-p").output().ok())?;
@@ -98,7 +98,7 @@ fn installed() -> Option<PathBuf> {
         })
 }
 
-/// Changes when the system's OpenBLAS does, so that an upgrade reaches the copy.
+/// Returns an identifier of the system's OpenBLAS, which changes with an upgrade, so that the copy is updated.
 fn identity(openblas: &Path) -> Result<String> {
     let metadata = fs::metadata(openblas)?;
     let changed = metadata.modified()?.duration_since(UNIX_EPOCH)?.as_secs();
@@ -106,7 +106,7 @@ fn identity(openblas: &Path) -> Result<String> {
     Ok(format!("{} {} {changed}\n", path.display(), metadata.len()))
 }
 
-/// OpenBLAS and what it needs beside the system's own libraries: soname and file.
+/// Returns soname and file of OpenBLAS and of its dependencies other than the system's own libraries.
 fn needed(openblas: &Path) -> Result<Vec<(String, PathBuf)>> {
     let output = Command::new("ldd")
         .arg(openblas)
@@ -139,8 +139,8 @@ fn needed(openblas: &Path) -> Result<Vec<(String, PathBuf)>> {
     Ok(needed)
 }
 
-/// Makes `file` a library that holds nothing and needs `openblas`, which is BLAS and LAPACK in one. (A link would do here, but
-/// `mix release` copies what a link points to: OpenBLAS would be in a release three times.)
+/// Creates `file` as an empty library that depends on `openblas`, which contains BLAS and LAPACK. `mix release` copies
+/// the targets of links, so with links a release would contain OpenBLAS three times.
 fn stand_in(openblas: &Path, file: &Path) -> Result<()> {
     let temporary = temporary(file);
     let output = Command::new("cc")
@@ -163,7 +163,7 @@ fn stand_in(openblas: &Path, file: &Path) -> Result<()> {
     fs::rename(&temporary, file).with_context(|| format!("cannot write {}", file.display()))
 }
 
-/// Exchanges the file rather than writes into it: a VM may have the old one mapped.
+/// Replaces the file instead of overwriting it, because a VM may have mapped the old one.
 fn copy(from: &Path, to: &Path) -> Result<()> {
     let temporary = temporary(to);
     fs::copy(from, &temporary)

@@ -1,5 +1,5 @@
-//! The folder that holds what `prepare` made, shared by all checkouts of a user. An entry is made in a temporary folder and
-//! renamed when it is whole: what is there is finished, and an interrupted run leaves nothing that looks so.
+//! The cache folder of `prepare`, shared by all checkouts of a user. An entry is created in a temporary folder and
+//! renamed when it is complete, so that an interrupted run leaves no incomplete entry.
 
 use std::fs::{self, File};
 use std::io::ErrorKind;
@@ -21,13 +21,13 @@ impl Cache {
         Ok(Self { folder })
     }
 
-    /// The entry `name`, made by `make` in the folder that it is given if it is not there yet.
+    /// Returns the entry `name`. If it does not exist, calls `make` to create its contents in the given folder.
     pub fn entry(&self, name: &str, make: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
         let entry = self.folder.join(name);
         if entry.is_dir() {
             return Ok(entry);
         }
-        // Two runs side by side would do the work twice, and each gigabyte with it.
+        // Without the lock, concurrent runs would download the same gigabytes twice.
         let lock_path = self.folder.join(".lock");
         let lock = File::create(&lock_path)
             .with_context(|| format!("cannot write {}", lock_path.display()))?;
@@ -39,7 +39,7 @@ impl Cache {
             return Ok(entry);
         }
         self.remove_parts()?;
-        // A killed run's children may write on for a while: each run has a folder of its own.
+        // The children of a killed run may still be writing, so each run has its own folder.
         let temporary = self.folder.join(format!(".{name}.{}.part", process::id()));
         fs::create_dir_all(&temporary)?;
         make(&temporary)?;
@@ -48,7 +48,7 @@ impl Cache {
         Ok(entry)
     }
 
-    /// Removes what interrupted runs left. The lock is held, so nobody works on it.
+    /// Removes the folders of interrupted runs. The caller holds the lock, so no other run uses them.
     fn remove_parts(&self) -> Result<()> {
         for entry in fs::read_dir(&self.folder)? {
             let path = entry?.path();
@@ -76,7 +76,7 @@ fn folder() -> Result<PathBuf> {
     Ok(Path::new(&home).join(".cache/emlx"))
 }
 
-/// Makes `link` point to `target`, whatever it was before, with no moment in which it is absent.
+/// Makes `link` point to `target`, whatever it was before. An existing link is replaced atomically.
 pub fn link(target: &Path, link: &Path) -> Result<()> {
     if fs::read_link(link).is_ok_and(|current| current == target) {
         return Ok(());
@@ -84,7 +84,7 @@ pub fn link(target: &Path, link: &Path) -> Result<()> {
     let parent = link.parent().unwrap_or(Path::new("/"));
     fs::create_dir_all(parent)?;
     if link.is_dir() && !link.is_symlink() {
-        // A copy stands there, from a release or a container image.
+        // `link` is a copied folder, from a release or a container image.
         remove_folder(link)?;
     }
     let temporary = parent.join(format!(".mlx.{}", process::id()));
@@ -94,7 +94,7 @@ pub fn link(target: &Path, link: &Path) -> Result<()> {
         .with_context(|| format!("cannot link {} to {}", link.display(), target.display()))
 }
 
-/// Writes `text` to `path` in one step, and only where it differs, so that Cargo sees no change where there is none.
+/// Writes `text` to `path` atomically, and only if it differs, so that Cargo does not rebuild without a change.
 pub fn write_if_changed(path: &Path, text: &str) -> Result<()> {
     if fs::read_to_string(path).is_ok_and(|current| current == text) {
         return Ok(());

@@ -1,5 +1,5 @@
-//! `.cargo/config.toml` of the workspace: takes the place of mlx-sys's build script, which knows macOS only, by Cargo's own
-//! means for a crate with `links`.
+//! Writes the workspace's `.cargo/config.toml`. It overrides mlx-sys's build script, which only supports macOS, by
+//! Cargo's configuration for a crate with `links`.
 
 use std::env;
 use std::fs;

@@ -1,9 +1,9 @@
-//! Makes MLX ready on Linux, so that plain `cargo build`, `cargo test` and `mix compile` work: script/bootstrap and the
-//! Mix compiler run it. A run that finds everything in place only looks at a few files.
+//! Installs MLX on Linux, so that plain `cargo build`, `cargo test` and `mix compile` work. script/bootstrap and the
+//! Mix compiler run it. If everything is installed, a run only checks a few files.
 //!
-//! `EMLX_MLX` (`cpu`, `cuda12` or `cuda13`) picks the MLX that is loaded; `EMLX_CACHE` moves the cache. Everything is
-//! linked against the CPU's MLX, whose headers and soname are those of the CUDA ones: so one NIF serves all three, and a
-//! change of `EMLX_MLX` exchanges only the link `priv/native/mlx`.
+//! `EMLX_MLX` (`cpu`, `cuda12` or `cuda13`) selects the MLX that is loaded; `EMLX_CACHE` is the cache folder.
+//! Everything is linked against the CPU's MLX, which has the headers and the soname of MLX for CUDA. One NIF therefore
+//! works with all three, and a change of `EMLX_MLX` only replaces the link `priv/native/mlx`.
 
 mod bindings;
 mod blas;
@@ -51,7 +51,8 @@ fn run() -> Result<()> {
     cache::link(&loaded, &root.join("priv/native/mlx"))
 }
 
-/// The workspace's folder: the working directory or one above it. (Where the tool was built says nothing: a checkout moves.)
+/// Returns the workspace's folder: the working directory or one above it. The path at build time would be wrong after a
+/// checkout has moved.
 fn root() -> Result<PathBuf> {
     let here = std::env::current_dir()?;
     here.ancestors()

@@ -1,4 +1,4 @@
-//! mlx-c, MLX's C interface, built from the sources in the mlx-sys crate against MLX's wheel, and its Rust bindings.
+//! Builds mlx-c, MLX's C interface, from the sources in the mlx-sys crate against MLX's wheel, and its Rust bindings.
 
 use std::env;
 use std::fs::{self, File};
@@ -11,10 +11,10 @@ use crate::bindings;
 use crate::cache::{self, Cache};
 use crate::wheel::Variant;
 
-/// mlx-c uses std::format, which GCC has since 13.
+/// mlx-c uses std::format, which GCC supports from version 13.
 const OLDEST_GCC: u32 = 13;
 
-/// The folder with `lib/libmlxc.a`, `include/` and `bindings.rs`; makes it if it is not there yet.
+/// Returns the folder with `lib/libmlxc.a`, `include/` and `bindings.rs`. Creates it if it does not exist.
 pub fn ready(cache: &Cache, root: &Path, wheel: &Path) -> Result<PathBuf> {
     let name = format!(
         "mlxc-{}-mlx-{}-{}",
@@ -35,7 +35,7 @@ pub fn ready(cache: &Cache, root: &Path, wheel: &Path) -> Result<PathBuf> {
     })
 }
 
-/// The version of mlx-sys, read from the lock file because asking Cargo takes a while.
+/// Returns the version of mlx-sys, read from the lock file because running Cargo is slow.
 fn locked_version(root: &Path) -> Result<String> {
     let path = root.join("Cargo.lock");
     let lock =
@@ -46,7 +46,7 @@ fn locked_version(root: &Path) -> Result<String> {
         .with_context(|| format!("{} names no mlx-sys", path.display()))
 }
 
-/// mlx-c's folder in the mlx-sys crate; Cargo downloads the crate if need be.
+/// Returns mlx-c's folder in the mlx-sys crate. Cargo downloads the crate if necessary.
 fn source(root: &Path) -> Result<PathBuf> {
     let output = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
         .args(["metadata", "--format-version=1"])
@@ -72,7 +72,7 @@ fn source(root: &Path) -> Result<PathBuf> {
     Ok(source)
 }
 
-/// `CXX`, or the first g++ that is new enough.
+/// Returns `CXX`, or the first g++ that is new enough.
 fn compiler() -> Result<String> {
     if let Some(compiler) = env::var("CXX").ok().filter(|value| !value.is_empty()) {
         return Ok(compiler);
@@ -100,7 +100,7 @@ fn build(source: &Path, wheel: &Path, compiler: &str, folder: &Path) -> Result<(
         "-DCMAKE_BUILD_TYPE=Release",
         "-DCMAKE_POSITION_INDEPENDENT_CODE=ON",
         "-DBUILD_SHARED_LIBS=OFF",
-        // Nearly all of the time goes to MLX's headers: two units instead of 27 take a quarter of it.
+        // Compiling MLX's headers takes nearly all of the time: two units instead of 27 take a quarter of it.
         "-DCMAKE_UNITY_BUILD=ON",
         "-DCMAKE_UNITY_BUILD_BATCH_SIZE=14",
         "-DMLX_C_USE_SYSTEM_MLX=ON",
@@ -122,22 +122,22 @@ fn build(source: &Path, wheel: &Path, compiler: &str, folder: &Path) -> Result<(
     Ok(())
 }
 
-/// Puts the compiler's C++ library beside the archive: the linker that Rust calls, plain `cc`, may be of another GCC, and then
-/// looks for it elsewhere.
+/// Links the compiler's C++ library into the archive's folder. Rust's linker, plain `cc`, may belong to another GCC,
+/// and would then search elsewhere.
 fn link_runtime(compiler: &str, lib: &Path) -> Result<()> {
     let output = Command::new(compiler)
         .arg("-print-file-name=libstdc++.so.6")
         .output()
         .with_context(|| format!("{compiler} does not run"))?;
     let path = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
-    // A compiler that knows no such file answers with the bare name.
+    // A compiler without this file prints the bare name.
     if path.is_absolute() {
         cache::link(&path, &lib.join("libstdc++.so"))?;
     }
     Ok(())
 }
 
-/// Runs a step quietly; a step that fails shows what it printed.
+/// Runs a step quietly. Prints the step's output if it fails.
 fn run(mut command: Command, log: &Path) -> Result<()> {
     let output = File::create(log)?;
     let status = command
@@ -152,7 +152,7 @@ fn run(mut command: Command, log: &Path) -> Result<()> {
     Ok(())
 }
 
-/// All of mlx-c's headers, also the private ones, which C++ of our own needs to reach MLX's arrays.
+/// Copies all of mlx-c's headers, including the private ones, with which EMLX's C++ code accesses MLX's arrays.
 fn copy_headers(from: &Path, to: &Path) -> Result<()> {
     fs::create_dir_all(to)?;
     for entry in fs::read_dir(from)? {

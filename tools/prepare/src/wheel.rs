@@ -1,4 +1,4 @@
-//! MLX itself, from its wheels: libmlx, its headers, and the libraries that it loads, laid out as its RPATH expects them.
+//! Installs MLX from its wheels: libmlx, its headers, and the libraries that it loads, in the layout of its RPATH.
 
 use std::env;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -34,7 +34,7 @@ impl Variant {
         }
     }
 
-    /// The pinned wheels: pip's requirements file, the one place for versions and hashes.
+    /// Returns the pinned wheels: pip's requirements file, the only place for versions and hashes.
     fn requirements(self) -> &'static str {
         match self {
             Self::Cpu => include_str!("../mlx/cpu.txt"),
@@ -43,7 +43,7 @@ impl Variant {
         }
     }
 
-    /// MLX's version: that of the first wheel.
+    /// Returns MLX's version, which is that of the first wheel.
     pub fn version(self) -> Result<&'static str> {
         self.requirements()
             .lines()
@@ -63,7 +63,7 @@ impl Variant {
     }
 }
 
-/// The folder that the wheels of `variant` are in; installs them if they are not there yet.
+/// Returns the folder of the wheels of `variant`. Installs them if necessary.
 pub fn ready(cache: &Cache, variant: Variant) -> Result<PathBuf> {
     let requirements = variant.requirements();
     let mut hasher = DefaultHasher::new();
