@@ -55,8 +55,8 @@ defmodule Mix.Tasks.Compile.EmlxNative do
 
   defp prepare(cargo) do
     run(cargo, ~w(run --release --quiet --package prepare --target-dir target), """
-    EMLX could not make MLX ready; what is missing stands above. On Debian, #{Path.join(@root, "script/bootstrap")} \
-    installs it.\
+    EMLX could not install MLX; see the error above. On Debian, #{Path.join(@root, "script/bootstrap")} \
+    installs the missing packages.\
     """)
   end
 
@@ -66,7 +66,7 @@ defmodule Mix.Tasks.Compile.EmlxNative do
     run(
       cargo,
       ~w(build --release --package emlx_native --target-dir target),
-      "EMLX's native library did not compile; Cargo's message stands above."
+      "EMLX's native library did not compile; see Cargo's message above."
     )
   end
 

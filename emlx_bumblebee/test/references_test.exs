@@ -188,7 +188,7 @@ defmodule EMLXBumblebee.ReferencesTest do
       {actual, mask} = References.output(name, outputs, inputs, spec)
       assert {path, name, actual.shape} == {path, name, expected.shape}
       apart = References.apart(actual, expected, mask)
-      assert is_float(apart) and apart <= @tolerance, "#{path}: #{name} lies #{inspect(apart)} from transformers'"
+      assert is_float(apart) and apart <= @tolerance, "#{path}: #{name} differs by #{inspect(apart)} from transformers'"
     end
   end
 

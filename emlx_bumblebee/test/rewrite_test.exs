@@ -261,8 +261,8 @@ defmodule EMLXBumblebee.RewriteTest do
     assert Models.info(:bert) |> EMLXBumblebee.rewrite() |> EMLXBumblebee.explain() =~
              "  composed only with output_attentions: true, a mask of heads or dropout while training"
 
-    assert EMLXBumblebee.explain(EMLXBumblebee.rewrite(Models.info(:bart))) =~ "the weights are computed besides"
-    refute EMLXBumblebee.explain(EMLXBumblebee.rewrite(Models.info(:bert))) =~ "the weights are computed besides"
+    assert EMLXBumblebee.explain(EMLXBumblebee.rewrite(Models.info(:bart))) =~ "the weights are computed, too"
+    refute EMLXBumblebee.explain(EMLXBumblebee.rewrite(Models.info(:bert))) =~ "the weights are computed, too"
   end
 
   # A release of Bumblebee that builds its layers differently must be noticed.
@@ -277,13 +277,13 @@ defmodule EMLXBumblebee.RewriteTest do
 
     test "emlx_bumblebee does not compile if Bumblebee builds a layer differently" do
       assert compile("Bumblebee.Layers.rms_norm(x, upcast: upcast, shift: 1.0)", "Axon.layer_norm(x)").description =~
-               "builds rms_norm in another way than emlx_bumblebee knows"
+               "builds rms_norm differently than emlx_bumblebee expects"
 
       assert compile("Bumblebee.Layers.attention(x, y, z,", "Bumblebee.Layers.attention(x, z, y,").description =~
-               "builds attention in another way"
+               "builds attention differently than emlx_bumblebee expects"
 
       assert compile("Bumblebee.Layers.Decoder.cached_attention_key_values(x, y, z, none)", "{x, y, z}").description =~
-               "builds cached_attention_key_values in another way"
+               "builds cached_attention_key_values differently than emlx_bumblebee expects"
     end
   end
 end

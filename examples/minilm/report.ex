@@ -44,8 +44,8 @@ defmodule MiniLM.Report do
   Prints the nearest pairs, the differences of the embeddings from PyTorch's and from the composed ones, and the times.
   Stops the VM with an error if a difference is too large.
 
-  `fused` and `composed` are embeddings, `{sentences, 384}`; `run` gives two functions that embed one batch each, fused
-  and composed.
+  `fused` and `composed` are embeddings, `{sentences, 384}`; `run` is a tuple of two functions that embed one batch
+  each, fused and composed.
   """
   def print(rows, fused, composed, run, batch) do
     {ids, sentences} = Enum.unzip(rows)

@@ -8,7 +8,7 @@ defmodule EMLXBumblebee.Captures do
   refuse = fn what ->
     raise CompileError,
       description:
-        "Bumblebee #{Application.spec(:bumblebee, :vsn)} builds #{what} in another way than emlx_bumblebee knows. " <>
+        "Bumblebee #{Application.spec(:bumblebee, :vsn)} builds #{what} differently than emlx_bumblebee expects. " <>
           "Use the version of Bumblebee that mix.exs asks for, or a newer emlx_bumblebee"
   end
 

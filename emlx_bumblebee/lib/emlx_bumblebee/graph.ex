@@ -186,7 +186,7 @@ defmodule EMLXBumblebee.Graph do
       with({left, right} <- details.opts[:window_size], do: "a window of #{left} and #{right}"),
       details.grouped && "heads that are not repeated",
       if(MapSet.member?(asked, details.weights),
-        do: "the weights are computed besides, where the model's output is used whole"
+        do: "the weights are computed, too, if the model's whole output is used"
       )
     ]
 
