@@ -8,6 +8,10 @@ defmodule EMLXAxon.LayersTest do
 
   doctest EMLXAxon.Layers
 
+  # A GPU has no f64.
+  @paths [{{:bf, 16}, :fused}, {{:f, 16}, :fused}] ++
+           if(System.get_env("EMLX_TEST_DEVICE") == "gpu", do: [], else: [{{:f, 64}, :composed}])
+
   # Runs a function of tensors eagerly and in each compiler on the backend under test, and composed on the binary
   # backend; all must return the expected values. The blocks of Axon take the path `path`.
   defp same(fun, tensors, expected, block, path \\ :fused, opts \\ []) do
@@ -97,7 +101,7 @@ defmodule EMLXAxon.LayersTest do
       positions = Nx.tensor([[1, 2, 3]], backend: Nx.BinaryBackend)
       frequency = &:math.pow(10_000, -2 * &1 / 4)
 
-      for {type, path} <- [{{:bf, 16}, :fused}, {{:f, 16}, :fused}, {{:f, 64}, :composed}] do
+      for {type, path} <- @paths do
         x = random({1, 3, 2, 4}, type)
         expected = rotated(x, fn _b, t -> t + 1 end, frequency, 4, false)
         opts = if type == {:f, 64}, do: [], else: [rtol: 2.0e-2, atol: 1.0e-2]
@@ -243,7 +247,7 @@ defmodule EMLXAxon.LayersTest do
     end
 
     test "attention is fused in 16 bits, and composed in f64" do
-      for {type, path} <- [{{:bf, 16}, :fused}, {{:f, 16}, :fused}, {{:f, 64}, :composed}] do
+      for {type, path} <- @paths do
         {q, k, v} = {random({1, 3, 2, 4}, type), random({1, 3, 2, 4}, type), random({1, 3, 2, 4}, type)}
         expected = attended(q, k, v, 0.5, &(&2 <= &1), &none/4)
         opts = if type == {:f, 64}, do: [], else: [rtol: 3.0e-2, atol: 3.0e-2]

@@ -273,12 +273,13 @@ fn of_integers(
     device: Device,
     s: &Stream,
 ) -> Result<Array> {
-    let wide = match device {
-        Device::Cpu => Dtype::F64,
-        Device::Gpu => Dtype::F32,
-    };
-    let reduced = by_mlx(reduction, &mlx::astype(a, wide, s)?, axes, keepdims, s)?;
-    mlx::astype(&reduced, Dtype::F32, s)
+    match device {
+        Device::Cpu => {
+            let wide = mlx::astype(a, Dtype::F64, s)?;
+            mlx::astype(&by_mlx(reduction, &wide, axes, keepdims, s)?, Dtype::F32, s)
+        }
+        Device::Gpu => on_gpu(reduction, &mlx::astype(a, Dtype::F32, s)?, axes, keepdims, s),
+    }
 }
 
 /// The mean squared distance from the mean, which is the sum of the parts' variances.

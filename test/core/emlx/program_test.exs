@@ -235,7 +235,8 @@ defmodule EMLX.ProgramTest do
       {:ok, seen} = Agent.start_link(fn -> [] end)
 
       next = fn [i] ->
-        Agent.update(seen, &[Array.to_list(i) | &1])
+        value = Array.to_list(i)
+        Agent.update(seen, &[value | &1])
         [Ops.add(i, 3)]
       end
 

@@ -16,7 +16,7 @@ defmodule EMLX.WatchTest do
     {:ok, :ok} = Native.watch([array.ref])
     copy = Task.async(fn -> receive do: (array -> Array.to_list(array)) end)
     send(copy.pid, array)
-    assert Task.await(copy) == 2
+    assert Task.await(copy, 60_000) == 2
     :erlang.garbage_collect()
     refute_received {:emlx_array_gone, ^number}
     assert Array.to_list(array) == 2

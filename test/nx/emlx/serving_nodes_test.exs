@@ -91,7 +91,7 @@ defmodule EMLX.ServingNodesTest do
       })
 
     on_exit(fn -> if Process.alive?(peer), do: :peer.stop(peer) end)
-    {:ok, _} = :peer.call(peer, :application, :ensure_all_started, [:nx])
+    {:ok, _} = :peer.call(peer, :application, :ensure_all_started, [:nx], 90_000)
     {helper, code} = @helper
     {:module, ^helper} = :peer.call(peer, :code, :load_binary, [helper, ~c"serving_nodes", code])
     {peer, node}
