@@ -97,7 +97,8 @@ defmodule EMLX.Queue do
 
       {queue, device} ->
         raise ArgumentError,
-              ":queue is an EMLX.Queue, on the device that is given if one is, got: #{inspect(queue)} and #{inspect(device)}"
+              ":queue must be an EMLX.Queue, on the same device as :device if both are given, " <>
+                "got: #{inspect(queue)} and #{inspect(device)}"
     end
   end
 

@@ -42,8 +42,8 @@ defmodule EMLX.QueueTest do
           {fn -> EMLX.eval(a, qeue: 1) end, ~r/unknown keys \[:qeue\]/},
           {fn -> EMLX.device_info(devise: :gpu) end, ~r/unknown keys \[:devise\]/},
           {fn -> Ops.run(:abs, [a], devise: :cpu) end, ~r/unknown keys \[:devise\]/},
-          {fn -> Ops.run(:abs, [a], queue: :cpu) end, ~r/:queue is an EMLX.Queue/},
-          {fn -> Ops.run(:abs, [a], queue: Queue.start(), device: :gpu) end, ~r/on the device that is given/},
+          {fn -> Ops.run(:abs, [a], queue: :cpu) end, ~r/:queue must be an EMLX.Queue/},
+          {fn -> Ops.run(:abs, [a], queue: Queue.start(), device: :gpu) end, ~r/on the same device as :device/},
           {fn -> Ops.run(:abs, [a], %{device: :cpu}) end, ~r/options are a keyword list/}
         ] do
       assert_raise ArgumentError, words, call
