@@ -301,7 +301,7 @@ defmodule EMLX.Backend.Complex128 do
     tensor |> windows(one, window, opts) |> folded(Tuple.product(window), out_shape) |> Backend.tensor(out)
   end
 
-  @doc "Returns all windows of a tensor padded with `value`: the axes of the window first, the parts of the numbers last."
+  @doc "Returns all windows of a tensor padded with `value`: the axes of the window first, the numbers' parts last."
   def windows(%T{shape: shape} = tensor, value, window, opts) do
     padding = opts[:padding]
     dims = Enum.zip_with(Tuple.to_list(shape), padding, fn dim, {low, high} -> dim + low + high end)
