@@ -7,6 +7,8 @@ defmodule EMLX.Backend.Fold do
   # have the remaining axes. Element-wise operations compute all elements of the slices at once. An operation that
   # depends on axes would treat the slice as the element. Its callback throws during such a call, and the function is
   # then called element by element.
+  #
+  # An array of c128 has one more axis for the parts of its numbers (EMLX.Backend.Pair), which stays the last.
 
   alias EMLX.Backend
   alias EMLX.Backend.{Type, Window}
