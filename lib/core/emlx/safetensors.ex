@@ -23,11 +23,12 @@ defmodule EMLX.Safetensors do
   end
 
   @doc """
-  Writes arrays to a file, by name. The file appears under its name only once it is whole. `arrays` is a map, or a list
-  of `{name, array}`. Options: `:device`, `:queue`, where arrays that are not yet computed are.
+  Writes arrays to a file, by name. Returns `:ok`. The write is atomic: the file appears under its name only when it is
+  complete. `arrays` is a map, or a list of `{name, array}`. Options: `:device`, `:queue`, where arrays that are not
+  computed yet are evaluated.
 
-  Raises `EMLX.Error` of kind `:file` where the file cannot be written, two arrays have one name, or one is named
-  `"__metadata__"`, which the format has another use for; `ArgumentError` for what is no `EMLX.Array`.
+  Raises `EMLX.Error` of kind `:file` if the file cannot be written, if two arrays have the same name, or if a name is
+  `"__metadata__"`, which the format reserves. Raises `ArgumentError` for a value that is no `EMLX.Array`.
 
       iex> path = Path.join(System.tmp_dir!(), "weights.safetensors")
       iex> EMLX.Safetensors.save(path, %{"w" => EMLX.Array.from_list([1, 2], :u8)})
