@@ -4,15 +4,23 @@ defmodule EMLX.Telemetry do
   handlers to them to measure evaluations, runs, traces and transfers. The guide [Find a slow spot](performance.html)
   uses the profile.
 
-  EMLX emits five spans. Each one ends with `:stop` or `:exception`:
+  EMLX emits five spans. Each one ends with `:stop` or `:exception`. `:start` and `:stop` have the measurements of the
+  list:
 
-  | span | work | measurements of `:start` and `:stop` | metadata |
-  |---|---|---|---|
-  | `[:emlx, :eval, …]` | a process waits for a queue to evaluate, read or save arrays | `:bytes` of the arrays | `:op`, one of `:eval`, `:to_binary`, `:to_pointer`, `:save`; `:shape`, `:dtype`; `:device`, `:queue` |
-  | `[:emlx, :to_binary, …]` | a tensor is read, or an array by `EMLX.to_blob/1` | | `:shape`, `:dtype`; on `:stop` `:byte_size` |
-  | `[:emlx, :run, …]` | a program runs: `EMLX.Program.run/3`, each call of a compiled function | `:instructions` of the program | `:program`; `:function` that it was compiled from, else `nil`; `:device`, `:queue` |
-  | `[:emlx, :trace, …]` | `Nx.Defn` compiles a function | on `:stop` `:instructions` and `:constants` of the program | `:function`, `:device`; on `:stop` `:path` and `:reason` |
-  | `[:emlx, :transfer, …]` | an array is created from bytes of Elixir or another library, or copied to another device | `:bytes` | `:from`, which is `:host` or a device, `:to`, `:queue` |
+  * `[:emlx, :eval, …]` - a process waits for a queue to evaluate, read or save arrays. Measurement: `:bytes` of the
+    arrays. Metadata: `:op`, one of `:eval`, `:to_binary`, `:to_pointer`, `:save`; `:shape`, `:dtype`; `:device`,
+    `:queue`
+  * `[:emlx, :to_binary, …]` - a tensor is read, or an array by `EMLX.to_blob/1`. Metadata: `:shape`, `:dtype`; on
+    `:stop` also `:byte_size`
+  * `[:emlx, :run, …]` - a program runs: `EMLX.Program.run/3`, each call of a compiled function. Measurement:
+    `:instructions` of the program. Metadata: `:program`; `:function` that it was compiled from, else `nil`; `:device`,
+    `:queue`
+  * `[:emlx, :trace, …]` - `Nx.Defn` compiles a function. Measurements, on `:stop` only: `:instructions` and
+    `:constants` of the program. Metadata: `:function`, `:device`; on `:stop` also `:path` and `:reason`
+  * `[:emlx, :transfer, …]` - an array is created from bytes of Elixir or another library, or copied to another device.
+    Measurement: `:bytes`. Metadata: `:from`, which is `:host` or a device, `:to`, `:queue`
+
+  More about measurements and metadata:
 
   * `:start` measures `:monotonic_time` and `:system_time`, `:stop` and `:exception` measure `:duration` and
     `:monotonic_time`, in native units (`System.convert_time_unit/3`). The metadata of `:exception` has `:kind`,
