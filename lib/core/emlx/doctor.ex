@@ -56,7 +56,8 @@ defmodule EMLX.Doctor do
     machine = :erlang.system_info(:system_architecture)
 
     text =
-      "#{os}, #{machine}, Elixir #{System.version()} on OTP #{System.otp_release()}, #{System.schedulers_online()} schedulers"
+      "#{os}, #{machine}, Elixir #{System.version()} on OTP #{System.otp_release()}, " <>
+        "#{System.schedulers_online()} schedulers"
 
     {"platform", :ok, text, nil}
   end
@@ -88,11 +89,12 @@ defmodule EMLX.Doctor do
     cond do
       # Only MLX for CUDA links to libcuda.
       text =~ "libcuda.so" ->
-        "MLX for CUDA needs NVIDIA's driver, and #{driver()}; on a machine without an NVIDIA GPU compile with EMLX_MLX=cpu"
+        "MLX for CUDA needs NVIDIA's driver, and #{driver()}; on a machine without an NVIDIA GPU compile with " <>
+          "EMLX_MLX=cpu"
 
       text =~ ~r/lib(cu|nv|nccl)/ ->
-        "a library that MLX's wheel for CUDA brings is missing or does not fit: remove #{resolved(native("mlx"))}, then " <>
-          "EMLX_MLX=#{variable()} mix compile --force installs it again; #{driver_needed()}"
+        "a library that MLX's wheel for CUDA brings is missing or does not fit: remove #{resolved(native("mlx"))}, " <>
+          "then EMLX_MLX=#{variable()} mix compile --force installs it again; #{driver_needed()}"
 
       true ->
         "mix compile --force builds it and finds MLX again; the cache folder (EMLX_CACHE) has to stay where it was"

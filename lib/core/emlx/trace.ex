@@ -198,7 +198,7 @@ defmodule EMLX.Trace do
       kind: :traced,
       op: op,
       reason:
-        "an array stands for a value of a function that is being compiled, or was; it can be used inside of that function only, " <>
-          "in the process that compiles it"
+        "an array stands for a value of a function that is being compiled, or was; it can be used inside of that " <>
+          "function only, in the process that compiles it"
   end
 end

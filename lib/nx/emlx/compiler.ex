@@ -305,7 +305,8 @@ defmodule EMLX.Compiler do
 
   defp argument_names(names, args) do
     raise ArgumentError,
-          ":names of EMLX.compile_to_program/3 is a list with a name for each of the #{length(args)} arguments, got: #{inspect(names)}"
+          ":names of EMLX.compile_to_program/3 is a list with a name for each of the #{length(args)} arguments, " <>
+            "got: #{inspect(names)}"
   end
 
   defp template?(%T{data: %Nx.TemplateBackend{}}), do: true

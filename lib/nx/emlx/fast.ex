@@ -387,7 +387,8 @@ defmodule EMLX.Fast do
 
     if key_mask.shape not in [{batch, keys}, {1, keys}] do
       raise ArgumentError,
-            "#{attention()}: the key mask is #{inspect(key_mask.shape)}, it must be {batch, keys}, here {#{batch}, #{keys}}"
+            "#{attention()}: the key mask is #{inspect(key_mask.shape)}, it must be {batch, keys}, " <>
+              "here {#{batch}, #{keys}}"
     end
 
     key_mask = key_mask |> Nx.not_equal(0) |> Nx.new_axis(1) |> Nx.new_axis(1)

@@ -78,7 +78,8 @@ defmodule EMLX.Compiler.Cache do
     :ets.lookup(table, key)
   rescue
     ArgumentError ->
-      raise "the application :emlx is not started, which compiler: EMLX needs; Application.ensure_all_started(:emlx) starts it"
+      raise "the application :emlx is not started, which compiler: EMLX needs; " <>
+              "Application.ensure_all_started(:emlx) starts it"
   end
 
   defp small?(term, captured) do

@@ -5,7 +5,7 @@ defmodule EMLX.Compiler.Capture do
 
   @behaviour Nx.Defn.Compiler
 
-  @doc "Returns the variables of a function for arguments like `args`, and the function that builds an expression of them."
+  @doc "Returns the variables of a function for arguments like `args`, and the function that builds its expression."
   def expression(fun, args) do
     Nx.Defn.compile(fun, args, compiler: __MODULE__)
   catch
