@@ -60,7 +60,7 @@ defmodule EMLX.CapturedTest do
   end
 
   for file <- Path.wildcard(Path.join(@folder, "*.emlx")), name = Path.basename(file, ".emlx") do
-    test "the saved model #{name} computes the same in each of many runs" do
+    test "the saved model #{name} computes the same in every run" do
       path = Path.join(@folder, unquote(name))
       program = Program.load(path <> ".emlx", device: Golden.device())
       golden = Safetensors.load(path <> ".golden.safetensors", device: Golden.device())
@@ -97,7 +97,7 @@ defmodule EMLX.CapturedTest do
     program
   end
 
-  test "a program that runs with new inputs and the same weights computes of the new inputs" do
+  test "a program that runs with new inputs and the same weights uses the new inputs" do
     run_rows(4, List.duplicate(5, @runs))
   end
 
@@ -109,7 +109,7 @@ defmodule EMLX.CapturedTest do
     assert %Program{} = program
   end
 
-  test "weights that are exchanged after they were taken to stay are used from the next run on" do
+  test "replaced weights are used from the next run on, although they were assumed constant" do
     program = layers(3)
     x = random(3, {4, 16})
 
@@ -123,7 +123,7 @@ defmodule EMLX.CapturedTest do
     end
   end
 
-  test "later runs of a program do not write over the results of earlier ones" do
+  test "later runs of a program do not overwrite the results of earlier ones" do
     program = layers(3)
     {w, b} = {random(1, {16, 16}), random(2, {16})}
     xs = for seed <- 1..8, do: random(50 + seed, {4, 16})
@@ -185,7 +185,7 @@ defmodule EMLX.CapturedTest do
     assert %Program{} = program
   end
 
-  test "a program whose inputs change their shape from run to run computes of each shape" do
+  test "a program whose inputs change their shape between runs computes each shape correctly" do
     run_rows(3, for(run <- 1..24, do: 1 + rem(run, 3)))
   end
 
@@ -196,7 +196,7 @@ defmodule EMLX.CapturedTest do
     assert %Program{} = program
   end
 
-  test "clear_cache/0 gives up all graphs, and the program runs on" do
+  test "clear_cache/0 frees all graphs, and the program keeps running" do
     {w, b, x} = {random(1, {16, 16}), random(2, {16}), random(3, {4, 16})}
     program = layers(3)
     for _ <- 1..@runs, do: run(program, [x, w, b]) |> hd() |> flat()
@@ -221,7 +221,7 @@ defmodule EMLX.CapturedTest do
   end
 
   @tag :timing
-  test "200 runs leave no memory behind" do
+  test "200 runs leak no memory" do
     program = layers(4)
     {w, b} = {random(1, {16, 16}), random(2, {16})}
     run = fn seed -> run(program, [random(seed, {64, 16}), w, b]) |> hd() |> flat() end

@@ -198,7 +198,7 @@ defmodule EMLX.CompatibilityTest do
            [:fast_sdpa, :fast_sdpa_masked, :fast_sdpa_causal, :fast_sdpa_causal_key_masked] ++
            [:kv_cache_attention, :kv_cache_attention_masked, :kv_cache_sdpa_update, :causal_kv_attention]
 
-  test "every name gives what it gives in the C++ EMLX" do
+  test "every function returns the C++ EMLX's result" do
     for {name, arguments, expected} <- calls() do
       actual = plain(apply(EMLX, name, arguments))
       assert near?(actual, expected), "#{name}: #{inspect(actual)} for #{inspect(expected)}"
@@ -210,7 +210,7 @@ defmodule EMLX.CompatibilityTest do
     assert Enum.uniq(for {name, _, _, _} <- Compatibility.table(), name not in tested, do: name) == []
   end
 
-  test "every function that the table names is there" do
+  test "every function of the table exists" do
     for {_, _, where, _} <- Compatibility.table(), [module, name, arity] <- references(where) do
       module = Module.concat([module])
       Code.ensure_loaded!(module)
@@ -220,7 +220,7 @@ defmodule EMLX.CompatibilityTest do
 
   defp references(text), do: Regex.scan(~r/([A-Z][\w.]*)\.([a-z_]\w*)\/(\d+)/, text, capture: :all_but_first)
 
-  test "factors multiply to their matrix" do
+  test "the factors of a decomposition multiply to their matrix" do
     a = f32([[1.0, 2.0], [3.0, 4.0]])
     {q, r} = EMLX.linalg_qr(a)
     assert near?(plain(Ops.matmul(q, r)), plain(a))
@@ -238,7 +238,7 @@ defmodule EMLX.CompatibilityTest do
     assert near?(plain(Ops.matmul(Ops.multiply(u, s), vt)), plain(a))
   end
 
-  test "quantized matrices multiply as the matrices that they are near to" do
+  test "products with quantized matrices are close to those with the original matrices" do
     w = Ops.random_key(1) |> Ops.random_normal({8, 64})
     x = Ops.random_key(2) |> Ops.random_normal({2, 64})
 
@@ -264,7 +264,7 @@ defmodule EMLX.CompatibilityTest do
     assert_raise ArgumentError, ~r/a mode of quantization is/, fn -> EMLX.quantize(w, 64, 4, "gguf") end
   end
 
-  test "an address leads to the elements, and shared memory has them" do
+  test "pointers and shared memory lead to the elements" do
     a = s32([1, 2, 3])
     assert {address, 12} = EMLX.tensor_data_ptr(a)
     assert plain(Array.from_pointer(address, {3}, :s32)) == [1, 2, 3]
@@ -294,7 +294,7 @@ defmodule EMLX.CompatibilityTest do
     end
   end
 
-  test "positions go along the length, whichever axis has the heads" do
+  test "positions follow the length, whatever the order of the axes" do
     x = Ops.random_key(3) |> Ops.random_normal({2, 3, 2, 4})
     frequencies = [1.0, 0.01]
     ids = [[5, 6, 7], [0, 1, 2]]
@@ -349,7 +349,7 @@ defmodule EMLX.CompatibilityTest do
         do: Ops.random_key(seed) |> Ops.random_normal({2, heads, length, 4})
   end
 
-  test "attention is softmax(scale q k)·v over the keys that a query sees, and 0 where it sees none" do
+  test "attention is softmax(scale q k)·v over a query's keys, and 0 without keys" do
     [q, k, v] = arrays = qkv(3, 5)
     lists = Enum.map(arrays, &plain/1)
     sinks = f32([0.1, 0.2, 0.3, 0.4])
@@ -382,7 +382,7 @@ defmodule EMLX.CompatibilityTest do
     end
   end
 
-  test "new keys and values are written into the caches, and attended to with those before" do
+  test "new keys and values are written into the caches and attended to with the previous ones" do
     caches = for seed <- [4, 5], do: Ops.random_key(seed) |> Ops.random_normal({2, 2, 6, 4})
     [k_cache, v_cache] = caches
     lists = Enum.map(caches, &plain/1)
@@ -453,7 +453,7 @@ defmodule EMLX.CompatibilityTest do
     assert_raise EMLX.NIFError, "words", fn -> raise EMLX.NIFError, "words" end
   end
 
-  test "types and devices that are none are refused by name" do
+  test "unknown types and devices are refused by name" do
     assert_raise ArgumentError, ~r/a type is one of :bool, :uint8.*got: :int128/, fn ->
       EMLX.ones({1}, :int128, :cpu)
     end
@@ -467,7 +467,7 @@ defmodule EMLX.CompatibilityTest do
     assert_raise ArgumentError, ~r/got: "cpu"/, fn -> EMLX.to_device(s32([1]), "cpu") end
   end
 
-  test "an item is one real number, and a limit a number of elements" do
+  test "item/1 takes one real number, and to_blob/2 takes a number of elements as limit" do
     assert_raise ArgumentError, ~r/shape \{2\}, it must have one element/, fn -> EMLX.item(s32([1, 2])) end
     assert_raise ArgumentError, ~r/a complex number is none/, fn -> EMLX.item(Array.scalar({1.0, 2.0}, :c64)) end
     assert EMLX.item(f32([:infinity])) == :infinity

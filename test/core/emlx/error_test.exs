@@ -148,7 +148,7 @@ defmodule EMLX.ErrorTest do
     assert Array.to_list(Ops.add(a, 1.0)) == 2.0
   end
 
-  test "a late failure reaches the readers of what depends on it, and nobody else" do
+  test "a late failure reaches the readers of dependent arrays only" do
     singular = Ops.zeros({3, 3}, :f32)
     x = Ops.inv(singular)
     doubled = Ops.add(x, x)
@@ -173,7 +173,7 @@ defmodule EMLX.ErrorTest do
     assert failure(fn -> Array.to_binary(inverse) end).reason =~ "Inverse"
   end
 
-  test "eigenvalues of a matrix that is not finite are NaN, its neighbours' are not" do
+  test "eigenvalues of a non-finite matrix are NaN, those of its batch's other matrices are not" do
     a = Array.from_list([[[:nan, 0.0], [0.0, 1.0]], [[2.0, 0.0], [0.0, 3.0]]], :f32)
     [values, vectors] = Ops.eig(a)
     assert [[{:nan, _}, {:nan, _}], [{2.0, +0.0}, {3.0, +0.0}]] = Array.to_list(values)
@@ -181,7 +181,7 @@ defmodule EMLX.ErrorTest do
     assert [[{:nan, _}, _], [{2.0, +0.0}, _]] = Array.to_list(Ops.eigvals(a))
   end
 
-  describe "fused kernels say in the maths' terms what does not fit:" do
+  describe "errors of fused kernels name the argument that does not fit:" do
     defp ones(shape), do: Ops.ones(shape, :f32)
 
     test "rms_norm and layer_norm say which argument does not fit" do

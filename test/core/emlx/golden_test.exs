@@ -49,15 +49,15 @@ defmodule EMLX.GoldenTest do
     describe "#{operation} (#{count} cases)" do
       if (reason = @on_gpu[operation]) && Golden.device() == :gpu, do: @describetag(skip: reason)
 
-      test "gives the reference's shapes, types and values" do
+      test "an operation returns the reference's shapes, types and values" do
         check_all(@operation, &Golden.run/2)
       end
 
-      test "gives them too as a program whose values can be written over" do
+      test "a program whose values can be overwritten returns the reference's values" do
         check_all(@operation, &run_as_program/2)
       end
 
-      test "gives them too when its inputs are views with strides" do
+      test "an operation on strided views returns the reference's values" do
         check_all(@operation, fn op, inputs -> Golden.run(op, Enum.map(inputs, &Golden.scattered/1)) end)
       end
     end

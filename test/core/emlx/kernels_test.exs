@@ -53,7 +53,7 @@ defmodule EMLX.KernelsTest do
     @describetag :slow
 
     for dtype <- @types do
-      test "norms of large arrays are their formulas, also where rows are not aligned, in #{dtype}" do
+      test "norms of large arrays match their formulas, also for unaligned rows, in #{dtype}" do
         results =
           for {rows, size} <- [{257, 4096}, {1100, 1000}, {180, 6001}, {80, 16_384}, {64, 20_000}],
               weighted <- [false, true],
@@ -74,7 +74,7 @@ defmodule EMLX.KernelsTest do
         results |> errors() |> report()
       end
 
-      test "rope of large arrays is its formula, whatever their strides, in #{dtype}" do
+      test "rope of large arrays matches its formula, whatever their strides, in #{dtype}" do
         opts = [dims: 128, traditional: false, base: 10_000.0, scale: 1.0]
         freqs = Array.from_list(for(i <- 1..64, do: 1.0 + i * i), :f32)
         plain = numbers([20, 9, 60, 128], unquote(dtype), 1)
@@ -100,7 +100,7 @@ defmodule EMLX.KernelsTest do
 
   describe "rms_norm and layer_norm over a grid of shapes" do
     for dtype <- @types do
-      test "rms_norm and layer_norm of every shape are their formulas in #{dtype}" do
+      test "rms_norm and layer_norm of every shape match their formulas in #{dtype}" do
         results =
           for shape <- [[1], [7], [1, 1], [3, 5], [2, 64], [2, 3, 96], [5, 1, 130], [1, 2, 3, 33], [2, 2000]],
               weighted <- [false, true],

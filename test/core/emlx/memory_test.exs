@@ -41,7 +41,7 @@ defmodule EMLX.MemoryTest do
     assert Memory.cached() == 0
   end
 
-  test "the default device is the configured one, or else a GPU where there is one" do
+  test "the default device is the configured one, else a GPU if one is available" do
     expected = if EMLX.device_available?(:gpu), do: :gpu, else: :cpu
     assert EMLX.default_device() == expected
     on_exit(fn -> Application.delete_env(:emlx, :default_device) end)
@@ -78,7 +78,7 @@ defmodule EMLX.MemoryTest do
   for {arrays, slow?} <- [{200, false}, {if(System.get_env("EMLX_LONG"), do: 100_000, else: 2_000), true}] do
     if slow?, do: @tag(:slow)
     @tag timeout: :infinity
-    test "the garbage collector knows the size of arrays: #{arrays} of 8 MiB in turn take no more than 512 MiB" do
+    test "the garbage collector sees the size of arrays: #{arrays} of 8 MiB in turn take at most 512 MiB" do
       task =
         Task.async(fn ->
           Memory.reset_peak()
@@ -91,7 +91,7 @@ defmodule EMLX.MemoryTest do
     end
   end
 
-  test "the garbage collector knows the size of arrays from binaries: 500 of 8 MiB take no more than 512 MiB" do
+  test "the garbage collector sees the size of arrays from binaries: 500 of 8 MiB take at most 512 MiB" do
     binary = :binary.copy(<<0>>, 8 * @mib)
 
     task =
@@ -134,7 +134,7 @@ defmodule EMLX.MemoryTest do
   end
 
   @tag timeout: 300_000
-  test "10,000 cycles of create, compute and read leave nothing behind" do
+  test "10,000 cycles of create, compute and read leak no memory" do
     cycles = fn count ->
       Task.await(
         Task.async(fn ->

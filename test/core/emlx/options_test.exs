@@ -96,7 +96,7 @@ defmodule EMLX.OptionsTest do
     end
   end
 
-  test "public functions name themselves and their options where one is unknown" do
+  test "the error for an unknown option names the public function and its options" do
     array = Array.scalar(1.0, :f32)
     program = program()
 

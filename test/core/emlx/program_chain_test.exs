@@ -61,7 +61,7 @@ defmodule EMLX.ProgramChainTest do
   defp sizes(array), do: array |> Array.shape() |> Tuple.to_list()
   defp shown(arrays), do: for(array <- arrays, do: {Array.shape(array), Array.dtype(array), Array.to_list(array)})
 
-  test "random programs with chains compute the same bits as operation by operation" do
+  test "random programs with chains compute the same bits as single operations" do
     for seed <- seeds() do
       :rand.seed(:exsss, {seed, 1, 2})
       dtype = pick([:f32, :bf16, :f16])
@@ -79,7 +79,7 @@ defmodule EMLX.ProgramChainTest do
     end
   end
 
-  test "chains in loops and branches compute the same bits as operation by operation" do
+  test "chains in loops and branches compute the same bits as single operations" do
     # x ← tanh(x · y + 1), then its square or its cube, n times.
     one = {{:constant, %{value: 1, dtype: :f32}}, [], 1}
     steps = [one, {:subtract, [0, 3], 1}, {:multiply, [1, 2], 1}, {:add, [5, 3], 1}, {:tanh, [6], 1}]
@@ -115,7 +115,7 @@ defmodule EMLX.ProgramChainTest do
     assert_in_delta plain, 2 * bytes, div(bytes, 10)
   end
 
-  test "a chain writes over a value that nobody needs any more, and over no other" do
+  test "a chain overwrites a value that is not used any more, and no other" do
     x = numbers([64, 1024], :f32, 1)
     kept = Array.to_list(x)
     instructions = [{:cos, [0], 1}, {:exp, [1], 1}, {:add, [2, 1], 1}, {:add, [3, 0], 1}]

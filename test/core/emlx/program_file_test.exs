@@ -169,7 +169,7 @@ defmodule EMLX.ProgramFileTest do
       %{path: path, refused: refused, text: File.read!(path)}
     end
 
-    test "load/2 refuses what is absent, empty, a folder or no program", %{
+    test "load/2 refuses a path that is absent, empty, a folder or no program", %{
       path: path,
       refused: refused,
       tmp_dir: dir

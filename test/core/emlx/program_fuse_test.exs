@@ -104,7 +104,7 @@ defmodule EMLX.ProgramFuseTest do
 
   @tag :slow
   @tag :device_under_test
-  test "whole models, fused, compute what they compute unfused", %{} do
+  test "fused models compute the same as unfused ones", %{} do
     for name <- [:attention, :loop] do
       {program, inputs} = Programs.all()[name]
       {fused, ^inputs} = {Programs.fused(program), inputs}
@@ -118,7 +118,7 @@ defmodule EMLX.ProgramFuseTest do
 
   @tag :slow
   @tag :timing
-  test "100 runs of fused programs, each on a queue of its own, leave no memory behind" do
+  test "100 runs of fused programs, each on its own queue, leak no memory" do
     run = fn ->
       program = Program.new(3, instructions(), [8], fuse: true)
       queue = Queue.start()

@@ -7,7 +7,7 @@ defmodule EMLX.SharedMemoryTest do
 
   defp failure(fun), do: assert_raise(Error, fun)
 
-  test "a segment has the elements of arrays of any layout, row by row, and is gone once it was taken" do
+  test "a segment has an array's elements in row-major order, and take/4 unlinks it" do
     array = Ops.iota({3, 4}, dtype: :s32)
 
     for {layout, expected} <- [
@@ -42,7 +42,7 @@ defmodule EMLX.SharedMemoryTest do
     assert %{kind: :bad_argument} = failure(fn -> SharedMemory.unlink(:name) end)
   end
 
-  test "permissions are exactly those that are asked for, whatever the umask" do
+  test "permissions are exactly the given ones, whatever the umask" do
     for permissions <- [0o400, 0o640, 0o666] do
       {name, _} = SharedMemory.create(Array.scalar(1, :u8), permissions: permissions)
 
@@ -57,7 +57,7 @@ defmodule EMLX.SharedMemoryTest do
     end
   end
 
-  test "the native functions refuse what is no binary, no number and no boolean" do
+  test "the native functions refuse terms of wrong types" do
     assert {:error, %{kind: :bad_argument}} = EMLX.Native.shm_create(:data, 0o600)
     assert {:error, %{kind: :bad_argument}} = EMLX.Native.shm_create(<<1>>, -1)
     assert {:error, %{kind: :bad_argument}} = EMLX.Native.check_results(1)

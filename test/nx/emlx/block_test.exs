@@ -42,12 +42,12 @@ defmodule EMLX.BlockTest do
       assert take_blocks() == [{Odd, :composed, "not today"}]
     end
 
-    test "a block whose implementation runs the composed function itself is an event of a composed block" do
+    test "a block whose implementation runs the composed function emits the event of a composed block" do
       assert Nx.to_flat_list(TestBlock.double(%Odd{does: :compose}, tensor())) == doubled()
       assert take_blocks() == [{Odd, :composed, nil}]
     end
 
-    test "a block may run blocks, and each is an event" do
+    test "a block may run blocks, and each emits an event" do
       assert Nx.to_flat_list(TestBlock.double(%Odd{does: :nested}, tensor())) == doubled()
       assert take_blocks() == [{Odd, :fused, nil}, {Odd, :fused, nil}]
 
@@ -87,7 +87,7 @@ defmodule EMLX.BlockTest do
       assert Nx.to_flat_list(gradient) == [2.0, 2.0, 2.0]
     end
 
-    test "a block on another backend is composed, and is no event" do
+    test "a block on another backend is composed and emits no event" do
       tensor = Nx.backend_copy(tensor(), Nx.BinaryBackend)
       assert Nx.to_flat_list(TestBlock.double(%Odd{does: :raise}, tensor)) == doubled()
       assert take_blocks() == []
@@ -133,7 +133,7 @@ defmodule EMLX.BlockTest do
       assert take_blocks() == [{Odd, :fused, nil}]
     end
 
-    test "an implementation whose result does not fit is named with what is wrong" do
+    test "an implementation whose result does not fit is named with the difference" do
       for {does, given} <- [shape: "f32[1][1][3]", type: "s64[1][3]", term: ":ok"] do
         error = assert_raise EMLX.Block.Error, fn -> TestBlock.double(%Odd{does: does}, tensor()) end
         assert Exception.message(error) =~ "gave #{given}, not f32[1][3]"
@@ -193,7 +193,7 @@ defmodule EMLX.BlockTest do
       end
     end
 
-    test "phase of complex numbers has a kernel, that of real ones is composed" do
+    test "phase has a kernel for complex numbers and is composed for real ones" do
       for_all(10, "phase", fn ->
         tensor = EMLX.Random.tensor(EMLX.Random.shape(), {:c, 64})
         same_block(Nx.Block.Phase, :fused, &Nx.phase/1, [tensor])

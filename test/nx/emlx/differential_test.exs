@@ -12,7 +12,7 @@ defmodule EMLX.NxDifferentialTest do
   for name <- Map.keys(NxDifferential.functions()) do
     @name name
 
-    test "#{name} gives the reference's values, whole, by element, by row and compiled" do
+    test "#{name} returns the reference's values, whole, by element, by row and compiled" do
       case NxDifferential.run(@name, @seed) do
         [] -> :ok
         texts -> flunk("EMLX_SEED=#{@seed}\n" <> Enum.join(Enum.take(texts, 8), "\n"))

@@ -176,7 +176,7 @@ defmodule EMLX.FastTest do
   end
 
   describe "rms_norm" do
-    test "rms_norm is the formula, in every type" do
+    test "rms_norm matches its formula in every type" do
       for type <- @types, shape <- [{5}, {2, 7}, {2, 3, 8}] do
         x = normal(shape, type)
         weight = normal({elem(shape, tuple_size(shape) - 1)}, type)
@@ -240,7 +240,7 @@ defmodule EMLX.FastTest do
   end
 
   describe "layer_norm" do
-    test "layer_norm is the formula, in every type, with and without weight and bias" do
+    test "layer_norm matches its formula in every type, with and without weight and bias" do
       for type <- @types, shape <- [{5}, {2, 7}, {2, 3, 8}] do
         size = elem(shape, tuple_size(shape) - 1)
         {x, weight, bias} = {normal(shape, type), normal({size}, type), normal({size}, type)}
@@ -294,7 +294,7 @@ defmodule EMLX.FastTest do
       Nx.tensor(positions, type: :f64, backend: Nx.BinaryBackend)
     end
 
-    test "rope is the formula, in every type" do
+    test "rope matches its formula in every type" do
       for type <- @types, traditional <- [false, true], dims <- [8, 4] do
         x = normal({2, 3, 5, 8}, type)
         opts = [dims: dims, traditional: traditional, base: 500, scale: 0.5]
@@ -407,7 +407,7 @@ defmodule EMLX.FastTest do
       ]
     end
 
-    test "scaled_dot_product_attention is the formula, in every type, for grouped heads" do
+    test "scaled_dot_product_attention matches its formula in every type, for grouped heads" do
       for type <- @types, shape <- [{2, 4, 2, 3, 5, 8}, {1, 3, 1, 1, 7, 4}, {1, 2, 2, 6, 6, 16}] do
         size = elem(shape, 5)
 
@@ -427,7 +427,7 @@ defmodule EMLX.FastTest do
       assert Enum.uniq(take_blocks()) == [{Fast.ScaledDotProductAttention, :fused, nil}]
     end
 
-    test "scaled_dot_product_attention takes heads behind the length" do
+    test "scaled_dot_product_attention takes heads after the length" do
       swap = &Nx.transpose(&1, axes: [0, 2, 1, 3])
       mask = Nx.greater(Nx.iota({3, 5}), 2)
       fast = &Fast.scaled_dot_product_attention(&1, &2, &3, mask, layout: :bshd, scale: 0.3)
@@ -466,7 +466,7 @@ defmodule EMLX.FastTest do
       assert Enum.uniq(take_blocks()) == [{Fast.ScaledDotProductAttention, :fused, nil}]
     end
 
-    test "scaled_dot_product_attention of a query that sees no key is the mean of the values" do
+    test "scaled_dot_product_attention of a query without keys is the mean of the values" do
       for type <- @types do
         seen = Nx.tensor([[1, 0, 0, 1, 1], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]], type: :u8)
         [q, k, v] = qkv(type)

@@ -81,7 +81,7 @@ defmodule EMLX.LinAlgBlockTest do
     for type <- @types, do: for_all(4, "#{name} #{inspect(type)}", fn -> fun.(type) end)
   end
 
-  test "cholesky's factor multiplies to the matrix, and is the composed function's" do
+  test "cholesky's factor multiplies to the matrix and matches the composed function's" do
     for_types("cholesky", fn type ->
       a = definite(batch(), Random.integer(1..5), type)
       l = Nx.LinAlg.cholesky(Nx.backend_copy(a, backend()))
@@ -91,7 +91,7 @@ defmodule EMLX.LinAlgBlockTest do
     end)
   end
 
-  test "cholesky of a matrix that is not positive definite is NaN, and its neighbours are not" do
+  test "cholesky of an indefinite matrix is NaN, and the rest of its batch is not" do
     good = [[4.0, 2.0], [2.0, 3.0]]
 
     for bad <- [
@@ -135,14 +135,14 @@ defmodule EMLX.LinAlgBlockTest do
     end
   end
 
-  test "cholesky of a semidefinite matrix leaves the rest of its batch alone" do
+  test "cholesky of a semidefinite matrix does not affect the rest of its batch" do
     good = [[4.0, 2.0], [2.0, 3.0]]
     alone = Nx.LinAlg.cholesky(Nx.tensor(good))
     both = Nx.LinAlg.cholesky(Nx.tensor([[[1.0, 1.0], [1.0, 1.0]], good]))
     assert Nx.to_binary(both[1]) == Nx.to_binary(alone)
   end
 
-  test "multivariate normal numbers with a singular covariance are those of the binary backend" do
+  test "multivariate normal numbers with a singular covariance match the binary backend" do
     draw = fn ->
       covariance = Nx.tensor([[4.0, 2.0, 2.0], [2.0, 1.0, 1.0], [2.0, 1.0, 3.0]])
 
@@ -155,7 +155,7 @@ defmodule EMLX.LinAlgBlockTest do
     near(exact(draw.()), exact(composed(draw)), {:f, 32})
   end
 
-  test "the eigenvectors of a repeated eigenvalue are the last unit vectors as far as they lie in its eigenspace" do
+  test "the eigenvectors of a repeated eigenvalue are the last unit vectors, projected onto its eigenspace" do
     for n <- 2..6, type <- [{:f, 32}, {:f, 64}] -- if(@gpu, do: [{:f, 64}], else: []), sign <- [1, -1] do
       v = Nx.tensor(Enum.take([1, 2, -1, 3, 1, 2], n), type: type)
       # sign·v·vᵀ + 100: n - 1 eigenvalues of 100.
@@ -179,7 +179,7 @@ defmodule EMLX.LinAlgBlockTest do
   end
 
   @tag skip: @needs_f64
-  test "close eigenvalues that lead from one to another keep their own eigenvectors" do
+  test "a chain of close eigenvalues keeps its own eigenvectors" do
     n = 300
     # Each is within rounding of the next, the first far from the last.
     values = Nx.iota({n}, type: :f32) |> Nx.multiply(2.0e-7) |> Nx.add(1)
@@ -194,7 +194,7 @@ defmodule EMLX.LinAlgBlockTest do
     assert Nx.to_number(Nx.sum(Nx.not_equal(vectors, 0))) == n
   end
 
-  test "triangular_solve refuses a singular matrix at once, also in a batch" do
+  test "triangular_solve raises immediately for a singular matrix, also in a batch" do
     b = Nx.tensor([4, 2])
 
     for a <- [[[0, 0], [1, 1]], [[1, 0], [1, 0]]] do
@@ -260,7 +260,7 @@ defmodule EMLX.LinAlgBlockTest do
     end)
   end
 
-  test "solve of a singular system is NaN, and its neighbours are not" do
+  test "solve of a singular system is NaN, and the rest of its batch is not" do
     a = Nx.tensor([[[1.0, 2.0], [2.0, 4.0]], [[2.0, 0.0], [0.0, 4.0]]])
     assert Nx.to_list(Nx.LinAlg.solve(a, Nx.tensor([[1.0, 1.0], [1.0, 1.0]]))) == [[:nan, :nan], [0.5, 0.25]]
   end
@@ -338,7 +338,7 @@ defmodule EMLX.LinAlgBlockTest do
   end
 
   @tag skip: @needs_f64
-  test "eigh has the eigenvalues and, where these are apart, the eigenvectors of the composed function" do
+  test "eigh has the composed function's eigenvalues, and its eigenvectors for distinct eigenvalues" do
     for_all(10, "eigh", fn ->
       n = Random.integer(1..6)
       # The composed function orders by magnitude: 2, 3, 4, … apart by 1, of either sign.
@@ -371,7 +371,7 @@ defmodule EMLX.LinAlgBlockTest do
     same(&Nx.LinAlg.eigh/1, [tensor], rtol: 1.0e-3, atol: 1.0e-3)
   end
 
-  test "eigenvalues and singular values that are 0 but for rounding are 0" do
+  test "eigenvalues and singular values that are 0 up to rounding are 0" do
     column = Nx.tensor([[0.3], [0.7], [1.1], [0.9]])
     a = Nx.dot(column, Nx.transpose(column))
     {values, _} = Nx.LinAlg.eigh(a)
@@ -401,13 +401,13 @@ defmodule EMLX.LinAlgBlockTest do
     end)
   end
 
-  test "svd of a tall matrix allocates no square of its rows" do
+  test "svd of a tall matrix does not allocate a square matrix of its rows" do
     {u, s, vt} = Nx.LinAlg.svd(Nx.iota({20_000, 3}, type: :f32), full_matrices?: false)
     assert {u.shape, s.shape, vt.shape} == {{20_000, 3}, {3}, {3, 3}}
     assert is_float(Nx.to_number(s[0]))
   end
 
-  test "eigenvalues and singular values of a matrix with NaN are NaN, its neighbours' are not" do
+  test "eigenvalues and singular values of a matrix with NaN are NaN, those of its batch are not" do
     a = Nx.tensor([[[1.0, :nan], [:nan, 1.0]], [[2.0, 0.0], [0.0, 1.0]], [[:infinity, 0.0], [0.0, 1.0]]])
     expected = [[:nan, :nan], [2.0, 1.0], [:nan, :nan]]
     {values, _} = Nx.LinAlg.eigh(a)
@@ -417,7 +417,7 @@ defmodule EMLX.LinAlgBlockTest do
   end
 
   @tag skip: @needs_f64
-  test "gradients of decompositions are those of the composed functions" do
+  test "gradients of decompositions match the composed functions" do
     a = Nx.tensor([[4, 1, 2], [1, 5, 3], [2, 3, 6]], type: :f64, backend: Nx.BinaryBackend)
 
     for fun <- [

@@ -107,7 +107,7 @@ defmodule EMLX.ServingNodesTest do
     end
   end
 
-  test "when a node is killed under load, every request is answered, by the right rows, or exits" do
+  test "when a node is killed under load, every request returns the right rows or exits" do
     cookie = ~c"emlx#{System.unique_integer([:positive])}#{System.pid()}"
     [{one, name_one}, {two, name_two}, {asker, _}] = for _ <- 1..3, do: start(cookie)
     call(one, :serve)

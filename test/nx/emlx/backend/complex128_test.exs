@@ -90,7 +90,7 @@ defmodule EMLX.Backend.Complex128Test do
         do: agrees(&Nx.as_type(&1, type), [complex({2, 3}, range: {0, 1})])
   end
 
-  test "f64 beside complex numbers becomes c128" do
+  test "f64 and complex numbers merge to c128" do
     agrees(&Nx.complex/2, [tensor({3}, {:f, 64}), tensor({2, 3}, {:f, 64})])
     agrees(&Nx.complex/2, [tensor({3}, {:f, 64}), tensor({3}, {:s, 32})])
     agrees(&Nx.conjugate/1, [tensor({3}, {:f, 64})])
@@ -146,7 +146,7 @@ defmodule EMLX.Backend.Complex128Test do
     end
   end
 
-  test "functions of large and small c128 numbers do not overflow on the way" do
+  test "functions of large and small c128 numbers have no intermediate overflow" do
     z = list([c(3.0e300, 4.0e300), c(3.0e-300, -4.0e-300)])
     assert_same(Nx.abs(z), Nx.tensor([5.0e300, 5.0e-300], type: :f64), atol: 0)
     assert_same(Nx.divide(z, z), list([1, 1]))
@@ -480,7 +480,7 @@ defmodule EMLX.Backend.Complex128Test do
     end)
   end
 
-  test "a transform of c128 sets numbers that are not above eps to 0" do
+  test "a transform of c128 sets numbers of at most eps to 0" do
     assert Nx.to_flat_list(Nx.fft(list([1, 1, 1, 1]))) == [c(4, 0), c(0, 0), c(0, 0), c(0, 0)]
     agrees(&Nx.fft(&1, eps: 2.0), [Nx.tensor([1, c(2, 1), 3], type: @c128, backend: Nx.BinaryBackend)])
   end

@@ -85,13 +85,13 @@ defmodule EMLX.Backend.ElementwiseTest do
     assert Nx.to_flat_list(Nx.sign(Nx.tensor([:nan, :infinity, :neg_infinity]))) == [0.0, 1.0, -1.0]
   end
 
-  test "floor, ceil and round keep what is not finite" do
+  test "floor, ceil and round keep non-finite numbers" do
     special = [:infinity, :neg_infinity, :nan]
     for name <- [:floor, :ceil, :round], do: assert(Nx.to_flat_list(apply(Nx, name, [Nx.tensor(special)])) == special)
   end
 
   for name <- [:is_nan, :is_infinity, :abs, :negate] do
-    test "#{name} keeps what is not finite" do
+    test "#{name} keeps non-finite numbers" do
       for_all(40, unquote(name), fn ->
         tensor = tensor(shape(), one_of(float_types()), special: 0.5)
         same(&apply(Nx, unquote(name), [&1]), [tensor])
@@ -151,7 +151,7 @@ defmodule EMLX.Backend.ElementwiseTest do
   end
 
   # Where the binary backend raises.
-  test "integers divided by zero give 0, and the smallest divided by -1 itself" do
+  test "integer division by zero returns 0, and of the smallest integer by -1 itself" do
     for {kind, size} = type <- integer_types() do
       assert Nx.to_flat_list(Nx.quotient(Nx.tensor([1, 0], type: type), Nx.tensor([0, 0], type: type))) == [0, 0]
       assert Nx.to_flat_list(Nx.remainder(Nx.tensor([1, 0], type: type), Nx.tensor([0, 0], type: type))) == [0, 0]
@@ -193,7 +193,7 @@ defmodule EMLX.Backend.ElementwiseTest do
     end)
   end
 
-  test "numbers are taken like scalar tensors" do
+  test "numbers are treated like scalar tensors" do
     for_all(100, :numbers, fn ->
       tensor = tensor(shape(), one_of(types()))
       number = one_of([0, 1, -3, 300, 2.5, -0.5])

@@ -244,7 +244,7 @@ defmodule EMLX.Backend.MixedTest do
     end)
   end
 
-  test "what is added at indices may be what the type of the result cannot hold" do
+  test "indexed_add takes numbers that the type of the result cannot hold" do
     t = vector_of([-60_000, 3, -5], :f16)
     updates = vector_of([70_000, 12, 5], :s32)
     indices = vector_of([[0], [1], [2]], :s32)
@@ -255,7 +255,7 @@ defmodule EMLX.Backend.MixedTest do
     assert_near(&Nx.window_scatter_max(&1, &2, -60_000, {3}, []), [vector_of([1, 3, 2], :f16), source])
   end
 
-  test "selecting, clipping and joining bring numbers of any size to the type of the result" do
+  test "select, clip and concatenate convert numbers of any size to the type of the result" do
     for_all(100, :choices, fn ->
       [left, right] = Enum.map(pair(), &vector/1)
       mask = vector_of(for(_ <- 1..6, do: integer(0..1)), :u8)

@@ -15,7 +15,7 @@ defmodule EMLX.Backend.NodeTest do
     assert_same(Nx.backend_transfer(there, backend()), Nx.multiply(t, 2))
   end
 
-  test "a tensor that is sent to another node without a copy is refused there, and works again here", %{peer: peer} do
+  test "a tensor sent to another node without a copy is refused there, and works again here", %{peer: peer} do
     {:ok, _} = :peer.call(peer, :application, :ensure_all_started, [:emlx])
     t = Nx.tensor([1, 2, 3])
 

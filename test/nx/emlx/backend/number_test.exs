@@ -113,7 +113,7 @@ defmodule EMLX.Backend.NumberTest do
     end
   end
 
-  test "a number that has no place in a type is refused, with both named" do
+  test "a number that a type cannot represent is refused, and both are named" do
     for {number, type, text} <- [
           {1.5, :u8, "u8 of 1.5"},
           {-0.0, :s32, "s32 of -0.0"},
@@ -154,7 +154,7 @@ defmodule EMLX.Backend.NumberTest do
   ]
 
   for {name, fun} <- @ways do
-    test "a number beside a tensor of any type has the binary backend's bits: #{name}" do
+    test "a number combined with a tensor of any type has the binary backend's bits: #{name}" do
       for type <- real_types() do
         for_all(25, {unquote(name), type}, fn ->
           number = if type in integer_types(), do: integer(0..3), else: readable(number_of(type), type)
@@ -198,7 +198,7 @@ defmodule EMLX.Backend.NumberTest do
     end
   end
 
-  test "a window of nothing but padding has the binary backend's bits" do
+  test "a window of padding alone has the binary backend's bits" do
     for type <- types(), name <- [:window_sum, :window_product, :window_max, :window_min] do
       if name in [:window_sum, :window_product] or type not in complex_types() do
         same_bits(fn -> apply(Nx, name, [Nx.tensor([1, 0], type: type), {2}, [padding: [{3, 3}]]]) end)
@@ -230,7 +230,7 @@ defmodule EMLX.Backend.NumberTest do
     for type <- float_types(), name <- names, do: same_bits(fn -> apply(Nx.Constants, name, [type]) end)
   end
 
-  test "numbers that are computed while an expression is built have the binary backend's bits" do
+  test "numbers computed while an expression is built have the binary backend's bits" do
     for type <- float_types() do
       for_all(20, {:folded, type}, fn ->
         # Beyond them the binary backend itself fails.

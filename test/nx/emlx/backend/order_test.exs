@@ -5,7 +5,7 @@ defmodule EMLX.Backend.OrderTest do
 
   defp axis(shape), do: integer(0..(tuple_size(shape) - 1))
 
-  test "sort in both directions puts NaN and infinities in Nx's place" do
+  test "sort in both directions puts NaN and infinities where Nx does" do
     for_all(150, :sort, fn ->
       shape = shape(1..3, 1..8)
       opts = [axis: axis(shape), direction: one_of([:asc, :desc])]
@@ -32,7 +32,7 @@ defmodule EMLX.Backend.OrderTest do
     end
   end
 
-  test "argsort puts NaN and infinities in Nx's place" do
+  test "argsort puts NaN and infinities where Nx does" do
     for_all(60, :argsort_special, fn ->
       # One of each: how NaN compares with itself is not said.
       numbers = Enum.shuffle([:nan, :infinity, :neg_infinity, 1.0, -2.5, 0.0])

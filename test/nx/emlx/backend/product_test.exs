@@ -68,7 +68,7 @@ defmodule EMLX.Backend.ProductTest do
     same(&Nx.dot(&1, Nx.transpose(&1)), [a])
   end
 
-  test "outer, inner and the like are the binary backend's" do
+  test "outer, inner and similar products match the binary backend" do
     for_all(30, :outer, fn ->
       same(&Nx.outer/2, [tensor(shape(0..2), {:f, 32}), tensor(shape(0..2), {:s, 32})])
       same(&Nx.dot/2, [tensor({}, {:f, 32}), tensor(shape(0..3), {:f, 32})])

@@ -51,14 +51,14 @@ defmodule EMLX.Backend.ReductionTest do
     end
   end
 
-  test "sums of integers are as wide as Nx says, and wrap there" do
+  test "sums of integers have Nx's width, and wrap around in it" do
     for_all(40, :wide_sums, fn ->
       same(&Nx.sum/1, [tensor({20}, one_of(integer_types()), special: 0.5)])
       same(&Nx.product/1, [tensor({20}, one_of(integer_types()), special: 0.3)])
     end)
   end
 
-  test "sums of many 16-bit floats are not rounded on the way" do
+  test "sums of many 16-bit floats are rounded once" do
     for type <- [:f16, :bf16] do
       ones = Nx.broadcast(Nx.tensor(1.0, type: type), {30_000})
       assert_in_delta Nx.to_number(Nx.sum(ones)), 30_000, 120
@@ -67,7 +67,7 @@ defmodule EMLX.Backend.ReductionTest do
   end
 
   for name <- [:argmax, :argmin] do
-    test "#{name} breaks ties on the side asked for" do
+    test "#{name} breaks ties on the requested side" do
       for_all(150, unquote(name), fn ->
         shape = shape()
         axis = one_of([nil | axes(shape)])
@@ -87,7 +87,7 @@ defmodule EMLX.Backend.ReductionTest do
     end
   end
 
-  test "mean, variance, median, mode and the rest that Nx composes are the binary backend's" do
+  test "mean, variance, median, mode and other composed functions match the binary backend" do
     for_all(40, :composed, fn ->
       shape = shape(1..3)
       axis = one_of(axes(shape))
@@ -136,7 +136,7 @@ defmodule EMLX.Backend.ReductionTest do
       end
     end
 
-    test "reduce takes a function that looks at axes" do
+    test "reduce takes a function that depends on axes" do
       t = Nx.iota({3, 4})
       by_axes = fn x, acc -> Nx.add(Nx.sum(Nx.reshape(x, {1})), acc) end
       assert_same(Nx.reduce(t, 0, [axes: [0]], by_axes), Nx.sum(t, axes: [0]))

@@ -35,7 +35,7 @@ defmodule EMLX.Backend.SumsTest do
     ]
   end
 
-  test "sums, means and what is made of them do not drift over a million numbers" do
+  test "sums, means and functions composed of them do not drift over a million numbers" do
     for {_layout, x} <- tenths() do
       near!(&Nx.sum/1, [x], 1_000_000 * @tenth, 1.0e-6)
       near!(&Nx.mean/1, [x], @tenth, 1.0e-6)
@@ -44,7 +44,7 @@ defmodule EMLX.Backend.SumsTest do
     end
   end
 
-  test "norms of a million numbers are right" do
+  test "norms of a million numbers are accurate" do
     x = Nx.broadcast(Nx.tensor(0.1, type: :f32), {1_000_000}) |> Nx.add(0)
     near!(&Nx.LinAlg.norm/1, [x], :math.sqrt(1_000_000) * @tenth, 1.0e-6)
     near!(&Nx.LinAlg.norm(&1, ord: 1), [x], 1_000_000 * @tenth, 1.0e-6)
@@ -52,7 +52,7 @@ defmodule EMLX.Backend.SumsTest do
     near!(&Nx.LinAlg.norm(Nx.reshape(&1, {1000, 1000}), ord: 1), [x], 1000 * @tenth, 1.0e-6)
   end
 
-  test "sums along one axis of several are right" do
+  test "sums along one of several axes are accurate" do
     for {shape, axis} <- [{{1_000_000, 2}, 0}, {{2, 1_000_000}, 1}, {{3, 300_000, 3}, 1}] do
       x = Nx.broadcast(Nx.tensor(0.1, type: :f32), shape) |> Nx.add(0)
       count = elem(shape, axis)
@@ -63,7 +63,7 @@ defmodule EMLX.Backend.SumsTest do
     end
   end
 
-  test "means and variances far from 0 are right" do
+  test "means and variances of numbers far from 0 are accurate" do
     x = Nx.remainder(Nx.iota({1_025_000}), 41) |> Nx.add(999_980) |> Nx.as_type(:f32)
     near!(&Nx.mean/1, [x], 1_000_000, 1.0e-6)
     near!(&Nx.variance/1, [x], 140, 1.0e-3)
@@ -74,7 +74,7 @@ defmodule EMLX.Backend.SumsTest do
     near!(&Nx.mean/1, [Nx.broadcast(Nx.tensor(1.0, type: :f32), {33_554_432})], 1.0, 0.0)
   end
 
-  test "products of many terms are right" do
+  test "products of many terms are accurate" do
     if EMLX.Golden.device() == :cpu do
       x = Nx.broadcast(Nx.tensor(0.1, type: :f32), {1_000_000}) |> Nx.add(0)
       near!(&Nx.dot(&1, &1), [x], 1_000_000 * @tenth * @tenth, 1.0e-5)
@@ -83,7 +83,7 @@ defmodule EMLX.Backend.SumsTest do
   end
 
   for {type, count} <- [bf16: 1_000, f16: 5_000] do
-    test "numbers of #{type} that are added at one place are rounded once" do
+    test "numbers of #{type} that are added at one index are rounded once" do
       {type, count} = {unquote(type), unquote(count)}
       zeros = Nx.broadcast(Nx.tensor(0, type: type), {3})
       index = Nx.broadcast(1, {count, 1})
@@ -99,7 +99,7 @@ defmodule EMLX.Backend.SumsTest do
       for grad <- ways(grad, [zeros]), do: assert(Nx.to_flat_list(grad) == [0.0, 0.0, count * 1.0])
     end
 
-    test "numbers of #{type} that windows add at one place are rounded once" do
+    test "numbers of #{type} that windows add at one index are rounded once" do
       {type, count} = {unquote(type), unquote(count)}
 
       peak =
@@ -158,7 +158,7 @@ defmodule EMLX.Backend.SumsTest do
   defp own(_x, want), do: Nx.abs(want)
 
   for name <- [:sum, :mean] do
-    test "#{name} of any shape over any axes is that of f64" do
+    test "#{name} of any shape over any axes matches f64" do
       for_all(12, unquote(name), fn ->
         x = random_tensor()
         axes = random_axes(x)
@@ -176,7 +176,7 @@ defmodule EMLX.Backend.SumsTest do
   end
 
   for name <- [:variance, :standard_deviation] do
-    test "#{name} of any shape over any axes is that of f64" do
+    test "#{name} of any shape over any axes matches f64" do
       for_all(12, unquote(name), fn ->
         x = random_tensor()
         axes = random_axes(x)
@@ -188,7 +188,7 @@ defmodule EMLX.Backend.SumsTest do
     end
   end
 
-  test "logsumexp of any shape over any axes is that of f64" do
+  test "logsumexp of any shape over any axes matches f64" do
     for_all(12, :logsumexp, fn ->
       x = random_tensor()
       axes = random_axes(x)
@@ -205,14 +205,14 @@ defmodule EMLX.Backend.SumsTest do
     end)
   end
 
-  test "norms of any shape are those of f64" do
+  test "norms of any shape match f64" do
     for_all(12, :norm, fn ->
       x = Nx.flatten(random_tensor())
       for ord <- [1, 2, 3], do: check!("norm #{ord}", &Nx.LinAlg.norm(&1, ord: ord), x, &own/2, 2.0e-5)
     end)
   end
 
-  test "cumulative sums of any shape are those of f64" do
+  test "cumulative sums of any shape match f64" do
     for_all(12, :cumulative, fn ->
       x = random_tensor()
       opts = [axis: integer(0..(Nx.rank(x) - 1)), reverse: chance(0.5)]

@@ -56,7 +56,7 @@ defmodule EMLX.Backend.WindowTest do
     end)
   end
 
-  test "windows that see only padding are the binary backend's" do
+  test "windows of padding alone match the binary backend" do
     opts = [padding: [{3, 3}], strides: [1]]
     tensor = tensor({2}, {:s, 32})
     same(&{Nx.window_max(&1, {2}, opts), Nx.window_min(&1, {2}, opts), Nx.window_sum(&1, {2}, opts)}, [tensor])

@@ -155,7 +155,7 @@ defmodule EMLX.Compiler.GraphTest do
   for {depth, times} <- [{0, 150}, {1, 150}, {2, 60}] do
     if depth == 2, do: @tag(:slow)
 
-    test "graphs with control flow nested #{depth} deep" do
+    test "random graphs with control flow nested #{depth} deep match the binary backend" do
       for_all(unquote(times), {:graph, unquote(depth)}, fn ->
         graph = graph(integer(3..12), unquote(depth))
         inputs = [tensor(@shape, {:f, 32}, range: {-2, 2}), tensor(@shape, {:f, 32}, range: {-2, 2})]
@@ -165,7 +165,7 @@ defmodule EMLX.Compiler.GraphTest do
     end
   end
 
-  test "gradients of graphs" do
+  test "gradients of random graphs match the binary backend" do
     for_all(60, :graph_gradient, fn ->
       # Nx gives gradients through a loop the wrong type where the loop's body has other types than its state.
       graph = plain(graph(integer(2..6), 1))

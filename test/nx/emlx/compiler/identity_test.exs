@@ -78,7 +78,7 @@ defmodule EMLX.Compiler.IdentityTest do
     assert Enum.map(copy(lists), &digest/1) == digests
   end
 
-  test "a term nested a million deep is no danger" do
+  test "a term nested a million deep has a digest" do
     nest = fn last -> Enum.reduce(1..1_000_000, last, fn _, inner -> {[inner]} end) end
     assert digest(nest.(1)) == digest(nest.(1))
     assert digest(nest.(1)) != digest(nest.(2))
@@ -112,7 +112,7 @@ defmodule EMLX.Compiler.IdentityTest do
     end
   end
 
-  test "functions are known by their code and what they close over" do
+  test "functions are identified by their code and the terms they close over" do
     make = fn n -> fn x -> Nx.add(x, n) end end
     other = fn n -> fn x -> Nx.add(x, n) end end
     assert digest(make.(1)) == digest(copy(make.(1)))
@@ -131,7 +131,7 @@ defmodule EMLX.Compiler.IdentityTest do
     assert digest(a) == digest(copy(a))
   end
 
-  test "large binaries and arrays are known by identity" do
+  test "large binaries and arrays count by identity" do
     binary = binary(1025, 1)
     assert digest(binary) == digest(copy(binary))
     assert digest(binary) != digest(binary(1025, 1))
@@ -143,12 +143,12 @@ defmodule EMLX.Compiler.IdentityTest do
     assert digest(array) != digest(Nx.reshape(array, {1024, 1}))
   end
 
-  test "the digest is of one size, whatever it is of" do
+  test "all digests have the same size" do
     for term <- [1, binary(1_000_000, 0), Nx.iota({1_000_000}), Enum.to_list(1..10_000)],
         do: assert(byte_size(digest(term)) == 32)
   end
 
-  test "what is known by identity is listed, each once" do
+  test "terms that count by identity are listed once each" do
     a = Nx.iota({4096})
     b = Nx.tensor(1)
     large = binary(5000, 1)
