@@ -116,7 +116,7 @@ defmodule EMLX.LinAlgBlockTest do
     [[1, 1, 1], [1, 1, 1], [1, 1, 1]]
   ]
 
-  test "cholesky of a semidefinite matrix is the composed function's" do
+  test "cholesky of a semidefinite matrix matches the composed function" do
     for rows <- @semidefinite, type <- [{:f, 32}, {:f, 64}] -- if(@gpu, do: [{:f, 64}], else: []) do
       a = Nx.tensor(rows, type: type, backend: Nx.BinaryBackend)
       l = Nx.LinAlg.cholesky(Nx.backend_copy(a, backend()))
@@ -265,7 +265,7 @@ defmodule EMLX.LinAlgBlockTest do
     assert Nx.to_list(Nx.LinAlg.solve(a, Nx.tensor([[1.0, 1.0], [1.0, 1.0]]))) == [[:nan, :nan], [0.5, 0.25]]
   end
 
-  test "determinant is the composed function's" do
+  test "determinant matches the composed function" do
     for_types("determinant", fn type ->
       n = Random.integer(1..6)
       a = matrices(batch(), n, n, type)

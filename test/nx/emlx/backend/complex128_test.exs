@@ -104,7 +104,7 @@ defmodule EMLX.Backend.Complex128Test do
                [:asin, :atan, :asinh, :atanh, :sqrt, :rsqrt, :cbrt]
 
   for name <- @functions do
-    test "#{name} of c128 is the binary backend's" do
+    test "#{name} of c128 matches the binary backend" do
       for_all(25, unquote(name), fn ->
         # Of every quadrant, and away from the points that are none's.
         z = complex(shape(), range: one_of([{0.2, 0.8}, {0.001, 0.01}, {1.2, 3}]))
@@ -178,7 +178,7 @@ defmodule EMLX.Backend.Complex128Test do
     assert [%{re: :nan, im: :nan}] = Nx.to_flat_list(Nx.divide(list([c(1, 2)]), zero))
   end
 
-  test "abs, real, imag, conjugate, phase, negate and sign of c128 are the binary backend's" do
+  test "abs, real, imag, conjugate, phase, negate and sign of c128 match the binary backend" do
     for_all(20, :parts, fn ->
       z = complex(shape(), range: {-10, 10})
       for name <- [:abs, :real, :imag, :conjugate, :phase, :negate], do: agrees(&apply(Nx, name, [&1]), [z])
@@ -198,7 +198,7 @@ defmodule EMLX.Backend.Complex128Test do
     end
   end
 
-  test "pow of c128 is the binary backend's" do
+  test "pow of c128 matches the binary backend" do
     for_all(40, :pow, fn ->
       shape = shape()
       z = complex(shape, range: {0.2, 3})
@@ -324,7 +324,7 @@ defmodule EMLX.Backend.Complex128Test do
     agrees(&{Nx.variance(&1), Nx.standard_deviation(&1)}, [complex({9})], rtol: 1.0e-10)
   end
 
-  test "cumulative functions of c128 are the binary backend's" do
+  test "cumulative functions of c128 match the binary backend" do
     for_all(15, :cumulative, fn ->
       z = complex(shape(1..3, 1..6), range: {-1.5, 1.5})
       axis = integer(0..(tuple_size(z.shape) - 1))
@@ -359,7 +359,7 @@ defmodule EMLX.Backend.Complex128Test do
     assert_same(sum, Nx.add(Nx.sum(Nx.as_type(t, @c128), axes: [1]), c(0, 1)))
   end
 
-  test "window functions of c128 are the binary backend's" do
+  test "window functions of c128 match the binary backend" do
     for_all(25, :windows, fn ->
       z = complex(shape(1..3, 2..5), range: {-1.5, 1.5})
       rank = tuple_size(z.shape)
@@ -384,7 +384,7 @@ defmodule EMLX.Backend.Complex128Test do
     end)
   end
 
-  test "convolutions of c128 are the binary backend's" do
+  test "convolutions of c128 match the binary backend" do
     for_all(20, :conv, fn ->
       [left, right] = Enum.shuffle([@c128, one_of([@c128, {:f, 64}, {:c, 64}])])
       input = tensor({2, 4, 5, 6}, left)
@@ -472,7 +472,7 @@ defmodule EMLX.Backend.Complex128Test do
     end
   end
 
-  test "rfft, irfft, fft2 and ifft2 of f64 are the binary backend's" do
+  test "rfft, irfft, fft2 and ifft2 of f64 match the binary backend" do
     for_all(10, :more_transforms, fn ->
       tensor = tensor({3, 4, 6}, {:f, 64})
       agrees(&{Nx.rfft(&1), Nx.fft2(&1), Nx.ifft2(&1)}, [tensor], rtol: 1.0e-11)
@@ -516,7 +516,7 @@ defmodule EMLX.Backend.Complex128Test do
   for {name, fun} <- functions do
     defnp(unquote(:"grad_#{name}")(z), do: grad(z, unquote(fun)))
 
-    test "the gradient of #{name} of c128 is the binary backend's" do
+    test "the gradient of #{name} of c128 matches the binary backend" do
       for_all(4, {:grad, unquote(name)}, fn ->
         for type <- [@c128, {:f, 64}],
             do: agrees(&unquote(:"grad_#{name}")(&1), [tensor({2, 3}, type, range: {0.2, 1.5})], rtol: 1.0e-10)

@@ -48,7 +48,7 @@ defmodule EMLX.Backend.ElementwiseTest do
   @tolerances [erf_inv: [rtol: 1.0e-6, atol: 1.0e-6]]
 
   for {name, range} <- @domains do
-    test "#{name} is the binary backend's on every real type" do
+    test "#{name} matches the binary backend on every real type" do
       for_all(60, unquote(name), fn ->
         type = one_of(real_types())
         tensor = tensor(shape(), type, range: unquote(Macro.escape(range)))
@@ -60,7 +60,7 @@ defmodule EMLX.Backend.ElementwiseTest do
 
   # The binary backend's sign of a complex number is 1, its acos the negative of what others give.
   for {name, _} <- @domains, name not in [:sign, :acos] do
-    test "#{name} is the binary backend's on complex numbers" do
+    test "#{name} matches the binary backend on complex numbers" do
       for_all(20, unquote(name), fn ->
         # Away from the cuts, on whose sides opinions differ.
         tensor = tensor(shape(), one_of(complex_types()), range: {0.2, 0.8})
@@ -104,7 +104,7 @@ defmodule EMLX.Backend.ElementwiseTest do
             [:logical_and, :logical_or, :logical_xor]
 
   for name <- @binary do
-    test "#{name} is the binary backend's on every pair of types and of shapes that broadcast" do
+    test "#{name} matches the binary backend on every pair of types and of shapes that broadcast" do
       for_all(150, unquote(name), fn ->
         shape = shape()
         [left, right] = for _ <- 1..2, do: one_of(one_of([types(), real_types()]))
@@ -138,7 +138,7 @@ defmodule EMLX.Backend.ElementwiseTest do
   end
 
   for name <- [:bitwise_and, :bitwise_or, :bitwise_xor, :quotient, :remainder] do
-    test "#{name} is the binary backend's on every pair of integer types" do
+    test "#{name} matches the binary backend on every pair of integer types" do
       for_all(100, unquote(name), fn ->
         shape = shape()
         [left, right] = for _ <- 1..2, do: one_of(integer_types())
@@ -174,7 +174,7 @@ defmodule EMLX.Backend.ElementwiseTest do
   end
 
   for name <- [:left_shift, :right_shift] do
-    test "#{name} is the binary backend's for every distance" do
+    test "#{name} matches the binary backend for every distance" do
       for_all(100, unquote(name), fn ->
         shape = shape()
         left = tensor(shape, one_of(integer_types()), special: 0.2)
@@ -219,7 +219,7 @@ defmodule EMLX.Backend.ElementwiseTest do
     assert Nx.to_flat_list(Nx.select(pred, 1, 0)) == [0, 1, 1]
   end
 
-  test "clip is the binary backend's" do
+  test "clip matches the binary backend" do
     for_all(100, :clip, fn ->
       # NaN stays NaN; the binary backend makes it the lower bound.
       type = one_of(real_types())
@@ -231,7 +231,7 @@ defmodule EMLX.Backend.ElementwiseTest do
     end)
   end
 
-  test "as_type is the binary backend's between all types" do
+  test "as_type matches the binary backend between all types" do
     for from <- types(), to <- types() do
       for_all(4, {:as_type, from, to}, fn ->
         special = if from in complex_types(), do: 0, else: 0.2

@@ -15,7 +15,7 @@ defmodule EMLX.Backend.GradientTest do
   for entry <- elementwise do
     {name, range} = if is_atom(entry), do: {entry, {-2, 2}}, else: entry
 
-    test "the gradient of #{name} is the binary backend's" do
+    test "the gradient of #{name} matches the binary backend" do
       for_all(5, {:grad, unquote(name)}, fn ->
         tensor = tensor({3, 4}, one_of([{:f, 32}, {:f, 64}]), range: unquote(Macro.escape(range)))
         fun = fn t -> Nx.sum(apply(Nx, unquote(name), [t])) end
@@ -126,7 +126,7 @@ defmodule EMLX.Backend.GradientTest do
   for {name, fun} <- zoo do
     defnp(unquote(:"grad_#{name}")(t), do: grad(t, unquote(fun)))
 
-    test "the gradient of #{name} is the binary backend's" do
+    test "the gradient of #{name} matches the binary backend" do
       for_all(5, {:grad, unquote(name)}, fn ->
         tensor = tensor({3, 4}, one_of(f: 32, f: 64), range: {-2, 2})
         opts = if tensor.type == {:f, 64}, do: [rtol: 1.0e-5, atol: 1.0e-5], else: [rtol: 1.0e-3, atol: 1.0e-3]

@@ -104,7 +104,7 @@ defmodule EMLX.Backend.MixedTest do
   defp rounding, do: if(EMLX.Golden.device() == :cpu, do: 1.0e-6, else: 1.0e-5)
 
   for name <- [:add, :subtract, :multiply, :divide, :atan2, :min, :max] do
-    test "#{name} of numbers of any size in two types is the binary backend's" do
+    test "#{name} of numbers of any size in two types matches the binary backend" do
       for_all(150, unquote(name), fn ->
         [left, right] = Enum.map(pair(), &vector/1)
         lost = if unquote(name) in [:add, :subtract], do: rounding(), else: 0.0
@@ -113,7 +113,7 @@ defmodule EMLX.Backend.MixedTest do
       end)
     end
 
-    test "#{name} of a tensor and a number of any size is the binary backend's" do
+    test "#{name} of a tensor and a number of any size matches the binary backend" do
       for_all(100, unquote(name), fn ->
         type = one_of(@short)
         tensor = vector(type)
@@ -141,7 +141,7 @@ defmodule EMLX.Backend.MixedTest do
     end
   end
 
-  test "a remainder of numbers of any size in two types is the binary backend's" do
+  test "a remainder of numbers of any size in two types matches the binary backend" do
     for_all(150, :remainder, fn ->
       [left, right] = Enum.map(pair(), &vector/1)
       # Where there is no f64, the remainder of an integer of more than 24 bits is that of the nearest f32.
@@ -150,14 +150,14 @@ defmodule EMLX.Backend.MixedTest do
     end)
   end
 
-  test "a remainder by a number of any size is the binary backend's" do
+  test "a remainder by a number of any size matches the binary backend" do
     for_all(100, :remainder_number, fn ->
       number = one_of([wide({:s, 32}), wide({:bf, 16}), integer(1..3000), 0.3, 0.1])
       assert_near(&Nx.remainder(&1, number), [vector(one_of(@short))])
     end)
   end
 
-  test "a power with an exponent of any type is the binary backend's" do
+  test "a power with an exponent of any type matches the binary backend" do
     for_all(150, :pow, fn ->
       type = one_of(@short)
       base = vector_of(for(_ <- 1..6, do: exact(0.5 + :rand.uniform(), type)), type)
@@ -244,7 +244,7 @@ defmodule EMLX.Backend.MixedTest do
     end)
   end
 
-  test "indexed_add takes numbers that the type of the result cannot hold" do
+  test "indexed updates take numbers that the type of the result cannot hold" do
     t = vector_of([-60_000, 3, -5], :f16)
     updates = vector_of([70_000, 12, 5], :s32)
     indices = vector_of([[0], [1], [2]], :s32)

@@ -46,7 +46,7 @@ defmodule EMLX.Backend.OrderTest do
     for fun <- [&Nx.sort/1, &Nx.argsort/1, &Nx.argmax/1, &Nx.argmin/1], do: same(fun, [tensor({}, {:f, 32})])
   end
 
-  test "top_k is the binary backend's" do
+  test "top_k matches the binary backend" do
     for_all(40, :top_k, fn ->
       shape = shape(1..3, 2..8)
       size = elem(shape, tuple_size(shape) - 1)

@@ -198,7 +198,7 @@ defmodule EMLX.Backend.ProductTest do
     end
   end
 
-  test "rfft, irfft, fft2 and ifft2 are the binary backend's" do
+  test "rfft, irfft, fft2 and ifft2 match the binary backend" do
     for_all(30, :more_transforms, fn ->
       tensor = tensor({3, 4, 6}, {:f, 32})
       same(&{Nx.rfft(&1), Nx.fft2(&1), Nx.ifft2(&1)}, [tensor], rtol: 1.0e-4, atol: 1.0e-4)

@@ -31,7 +31,7 @@ defmodule EMLX.Backend.ReductionTest do
     end
   end
 
-  test "all and any of tensors that are mostly zero are the binary backend's" do
+  test "all and any of tensors that are mostly zero match the binary backend" do
     for_all(60, :all_and_any, fn ->
       shape = shape()
       opts = opts(shape)
@@ -115,7 +115,7 @@ defmodule EMLX.Backend.ReductionTest do
   end
 
   describe "reduce with a function" do
-    test "reduce with a function is the binary backend's" do
+    test "reduce with a function matches the binary backend" do
       for_all(80, :reduce, fn ->
         shape = shape(0..3)
         opts = opts(shape)

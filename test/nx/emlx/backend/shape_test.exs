@@ -126,7 +126,7 @@ defmodule EMLX.Backend.ShapeTest do
     end)
   end
 
-  test "access by indices, ranges and tensors is the binary backend's" do
+  test "access by indices, ranges and tensors matches the binary backend" do
     for_all(40, :access, fn ->
       tensor = tensor({4, 3, 5}, one_of(types()))
       index = integer(-4..3)
@@ -208,7 +208,7 @@ defmodule EMLX.Backend.ShapeTest do
     assert Nx.to_flat_list(Nx.indexed_add(t, at, Nx.tensor([7, 8, 9]))) == [1, 11, 3]
   end
 
-  test "take and take_along_axis are the binary backend's" do
+  test "take and take_along_axis match the binary backend" do
     for_all(80, :take, fn ->
       shape = shape(1..4, 1..5)
       axis = one_of(axes(shape))

@@ -38,7 +38,7 @@ defmodule EMLX.Backend.WindowTest do
     end
   end
 
-  test "large windows are the binary backend's" do
+  test "large windows match the binary backend" do
     for_all(60, :large_windows, fn ->
       size = integer(9..40)
       dilation = integer(1..3)
@@ -71,7 +71,7 @@ defmodule EMLX.Backend.WindowTest do
     end)
   end
 
-  test "window_mean is the binary backend's" do
+  test "window_mean matches the binary backend" do
     for_all(30, :window_mean, fn ->
       {shape, window, opts} = windows()
       same(&Nx.window_mean(&1, window, opts), [tensor(shape, one_of([{:f, 32}, {:s, 16}]))], atol: 1.0e-4)
