@@ -23,7 +23,7 @@ defmodule EMLX.CompatibilityTest do
 
   defp near?(actual, expected), do: actual == expected
 
-  # Calls of every name, with what they give. The numbers are worked out by hand or by Erlang's :math.
+  # Calls of every function, with their results. The numbers are computed by hand or with Erlang's :math.
   defp calls do
     a = f32([[1.0, 2.0], [3.0, 4.0]])
     b = f32([[2.0, 0.5], [1.0, 4.0]])
@@ -85,7 +85,7 @@ defmodule EMLX.CompatibilityTest do
         {:divide, [i, j], [3.0, 7 / 3, -3.5]},
         {:pow, [j, j], [4, 27, 4]},
         {:remainder, [i, j], [0, 1, 1]},
-        # Cut off for integers, rounded down for floats.
+        # Truncated for integers, rounded down for floats.
         {:quotient, [i, j], [3, 2, -3]},
         {:quotient, [f32([-7.0]), f32([2.0])], [-4.0]},
         {:atan2, [f32([1.0]), f32([-1.0])], [:math.atan2(1.0, -1.0)]},
@@ -117,7 +117,7 @@ defmodule EMLX.CompatibilityTest do
         {:scalar_tensor, [true, :bool, :cpu], true},
         {:arange, [1, 8, 3, true, :cpu], [1, 4, 7]},
         {:arange, [1, 3, 1, false, :cpu], [1.0, 2.0]},
-        # A binary may be longer.
+        # The binary may be longer than the array.
         {:from_blob, [<<1::32-native, 2::32-native, 3::32-native>>, {2}, :int32, :cpu], [1, 2]},
         {:astype, [t, :int32], [0, 0]},
         {:view, [f32([1.0]), :uint32], [0x3F800000]},
@@ -192,7 +192,7 @@ defmodule EMLX.CompatibilityTest do
       ]
   end
 
-  # Names whose results need more than a list of numbers; the tests below have them.
+  # Functions whose results are more than a list of numbers; the tests below cover them.
   @apart [:linalg_qr, :linalg_eigh, :quantize, :dequantize, :quantized_matmul, :tensor_data_ptr, :tensor_to_shm] ++
            [:fast_rope, :fast_rope_ids, :fast_rope_with_freqs, :fast_rope_positions] ++
            [:fast_sdpa, :fast_sdpa_masked, :fast_sdpa_causal, :fast_sdpa_causal_key_masked] ++
@@ -319,7 +319,7 @@ defmodule EMLX.CompatibilityTest do
 
   # ---- attention, by its definition ----
 
-  # Of nested lists {batch, heads, length, size}; `sees?` of batch row, query and key.
+  # Attention on nested lists {batch, heads, length, size}; `sees?` takes batch row, query and key.
   defp attention(q, k, v, scale, sees?, sinks \\ nil) do
     for {q, b} <- Enum.with_index(q) do
       group = div(length(q), length(Enum.at(k, b)))
@@ -406,10 +406,10 @@ defmodule EMLX.CompatibilityTest do
       {attended, k_new, v_new} = EMLX.kv_cache_sdpa_update(q, new_k, new_v, k_cache, v_cache, offset, 0.5)
       assert near?(plain(attended), expected)
       assert [plain(k_new), plain(v_new)] == written
-      # The caches are as they were.
+      # The caches are unchanged.
       assert Enum.map(caches, &plain/1) == lists
 
-      # The same with the heads behind the length.
+      # The same with the heads after the length.
       [q, new_k, new_v, k_cache, v_cache] = for a <- [q, new_k, new_v | caches], do: Ops.swapaxes(a, 1, 2)
       call = [q, new_k, new_v, k_cache, v_cache, offset]
       {attended, k_new, v_new} = apply(&EMLX.kv_cache_attention/7, call ++ [0.5])
@@ -438,7 +438,7 @@ defmodule EMLX.CompatibilityTest do
     assert_raise KeyError, fn -> EMLX.causal_kv_attention(q, new_k, new_v, k_cache, v_cache, 0, []) end
   end
 
-  # ---- what does not fit ----
+  # ---- errors ----
 
   test "a call that fails raises EMLX.NIFError with the EMLX.Error in it" do
     error = assert_raise EMLX.NIFError, ~r/add: .*cannot be broadcast/, fn -> EMLX.add(s32([1, 2]), s32([1, 2, 3])) end

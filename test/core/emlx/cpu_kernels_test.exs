@@ -1,14 +1,14 @@
-# The kernels of our own on the CPU: sizes at which threads share the work, views, every float, against the same in f64.
+# EMLX's own CPU kernels against f64: sizes at which threads share the work, views, every float type.
 defmodule EMLX.CpuKernelsTest do
   use ExUnit.Case, async: true
 
   alias EMLX.{Array, Golden, Kernels, Ops, Program}
 
   @floats [:f32, :bf16, :f16]
-  # Rows that fill no vector; the last is enough for two threads.
+  # Row lengths that are no multiple of a vector; the last one is large enough for two threads.
   @shapes [[1], [0, 4], [4, 0], [3, 5], [2, 129, 257]]
 
-  # Seeded numbers between -2 and 2, in the type.
+  # Seeded numbers between -2 and 2 of a type.
   defp numbers(shape, dtype, seed) do
     key = Ops.run({:random_key, %{seed: seed}}, [])
     bounds = [Array.scalar(-2.0, :f32), Array.scalar(2.0, :f32)]
@@ -17,7 +17,7 @@ defmodule EMLX.CpuKernelsTest do
 
   defp wide(array), do: Ops.astype(array, :f64)
 
-  # The array as it is, and as views: with the axes turned or every second element, and one row for all.
+  # An array itself, and views of it: transposed, every second element, and one row broadcast.
   defp forms(array) do
     [array, Golden.scattered(array) | repeated(array, Array.shape(array))]
   end
@@ -47,7 +47,7 @@ defmodule EMLX.CpuKernelsTest do
     end
 
     test "arithmetic of #{dtype} with broadcast operands matches f64" do
-      # Away from zero, so that quotients stay within 16 bits.
+      # Away from zero, so that quotients do not overflow 16 bits.
       apart = fn shape, seed ->
         Ops.add(Ops.abs(numbers(shape, unquote(dtype), seed)), Array.scalar(0.5, unquote(dtype)))
       end
@@ -79,7 +79,7 @@ defmodule EMLX.CpuKernelsTest do
             {[2, 600], [600, 300]},
             {[300, 1], [1, 300]}
           ] do
-        # Halves and quarters, whose sums are exact in every type but for the last rounding.
+        # Halves and quarters: their sums are exact in every type up to the final rounding.
         quarters = fn shape, seed -> Ops.run({:round, %{decimals: 0}}, [numbers(shape, unquote(dtype), seed)]) end
         {a, b} = {quarters.(left, 4), quarters.(right, 5)}
 
@@ -164,7 +164,7 @@ defmodule EMLX.CpuKernelsTest do
 
   test "a dynamic slice update writes in place if the array has no other use" do
     shape = [64, 1024]
-    # x, cos x with a slice of ones, that with another one: the first of them is given up on the way.
+    # x, cos x with a slice of ones, and that with another one: the intermediate array is freed on the way.
     update = fn from, at -> {{:slice_update_dynamic, %{axes: [0]}}, [from, 1, at], 1} end
     instructions = [{:cos, [0], 1}, update.(4, 2), update.(5, 3)]
     x = numbers(shape, :f32, 16)
@@ -181,7 +181,7 @@ defmodule EMLX.CpuKernelsTest do
 
   defp whole(array, dtype), do: array |> Ops.multiply(Array.scalar(100.0, :f32)) |> Ops.abs() |> Ops.astype(dtype)
 
-  # The mask as the kernel takes it, and as numbers to add.
+  # The mask as the kernel takes it, and as an additive mask.
   defp mask(nil, _seen, _added, _queries, _keys), do: {nil, Array.scalar(0.0, :f64)}
   defp mask(:added, _seen, added, _queries, _keys), do: {added, wide(added)}
   defp mask(:boolean, seen, _added, _queries, _keys), do: {seen, lowest_unless(seen)}

@@ -1,12 +1,12 @@
 defmodule EMLX.DeallocateTest do
-  # The figures are the VM's.
+  # Not async: memory is counted for the whole VM.
   use ExUnit.Case, async: false
 
   alias EMLX.{Array, Error, Memory, Ops, Program, Queue}
 
   @mib 1_048_576
 
-  # With nothing under way, and nothing that a collection would free.
+  # The active memory, without pending work and garbage.
   defp active do
     :erlang.garbage_collect()
     Memory.active()
@@ -132,7 +132,7 @@ defmodule EMLX.DeallocateTest do
         end
 
       Array.deallocate(array)
-      # Its memory goes to others meanwhile.
+      # Other arrays reuse the memory.
       for _ <- 1..5, do: EMLX.eval(Ops.full(Array.scalar(-1, :f32), {1000}, :f32))
       expected = <<2000.0 * round::float-32-native>>
       for results <- Task.await_many(users, 60_000), result <- results, do: assert(result in [expected, :deallocated])

@@ -1,5 +1,5 @@
 defmodule EMLX.DebugTest do
-  # The settings are the VM's.
+  # Not async: the settings apply to the whole VM.
   use ExUnit.Case, async: false
 
   import EMLX.DebugSettings
@@ -62,7 +62,7 @@ defmodule EMLX.DebugTest do
       assert [_, 2.0] = nan |> Ops.add(1) |> Array.to_list()
       assert infinite |> Ops.multiply(2) |> Array.to_list() == [:infinity, 2.0]
       assert Ops.max(f32([:neg_infinity, :neg_infinity])) |> Array.to_list() == :neg_infinity
-      # A NaN of infinities is made.
+      # A NaN computed from infinities is reported.
       assert message(fn -> Ops.subtract(infinite, infinite) end) =~ "subtract produced NaN or Inf: element {0}"
       assert message(fn -> Ops.sin(infinite) end) =~ "is NaN"
     end

@@ -1,10 +1,9 @@
 # Every operation of the native table against references in 64 bits, at sizes and in layouts that golden values do not
-# reach (test/support/differential.ex, which says how to ask for more). Each run makes other calls; a failure names
-# the seed.
+# cover. test/support/differential.ex documents how to run more. Each run makes other calls; a failure names its seed.
 seed = EMLX.Differential.seed(ExUnit.configuration()[:seed] || 0)
 operations = EMLX.Differential.operations()
 
-# Several modules, which run beside each other.
+# Several modules, which run concurrently.
 for {names, part} <-
       operations
       |> Enum.with_index()

@@ -1,6 +1,6 @@
 defmodule EMLX.ExplainTest do
-  # What EMLX.Program.explain/2 says of programs whose plans are known. The plans are those of the CPU with kernels of our own, and of
-  # CUDA, which need not be there.
+  # EMLX.Program.explain/2 for programs whose plans are known. The plans are those of the CPU with EMLX's own kernels,
+  # and of CUDA, which need not be present.
   use ExUnit.Case, async: true
 
   alias EMLX.{Golden, Program}
@@ -11,7 +11,7 @@ defmodule EMLX.ExplainTest do
 
   defp lines(program, opts), do: program |> Program.explain(opts) |> String.split("\n") |> Enum.map(&String.trim/1)
 
-  # What a pass says.
+  # The notes of a pass.
   defp notes(program, pass, opts) do
     program
     |> lines(opts)
@@ -88,7 +88,7 @@ defmodule EMLX.ExplainTest do
   end
 
   test "an unknown device is refused" do
-    # The native library refuses it where types are not checked before.
+    # Without NimbleOptions, the native library refuses it.
     {error, words} =
       if EMLX.Options.types?(),
         do: {ArgumentError, ~r/EMLX.Program.explain: .*:device.*\[:cpu, :gpu\], got: :tpu/},

@@ -21,7 +21,7 @@ defmodule EMLX.GoldenTest do
     end
   end
 
-  # The same through a program, with a copy in front of each input, so that MLX may write results over its operands.
+  # Runs an operation as a program, with a copy of each input, so that MLX may write results over its operands.
   defp run_as_program(op, inputs) do
     {arrays, []} = inputs |> Enum.reject(&is_nil/1) |> Enum.split(length(inputs))
     count = length(arrays)
@@ -38,7 +38,7 @@ defmodule EMLX.GoldenTest do
     Program.run(Program.new(count, copies ++ [{op, numbers, outputs}], results), arrays, device: Golden.device())
   end
 
-  # What differs on the GPU, and why.
+  # The differences on the GPU, with their reasons.
   @on_gpu %{
     quantize: "CUDA's has -0 where the reference has 0 in 4-bit floats, and rounds a few codes of bf16 the other way"
   }

@@ -1,5 +1,6 @@
-# Arrays of sizes that golden values do not reach: more rows than a grid of CUDA has blocks, scalars of large buffers, matrices with millions of
-# columns, and on a GPU more elements than 31 bits count. On the CPU, or with EMLX_TEST_DEVICE=gpu on the GPU.
+# Arrays of sizes that golden values do not cover: more rows than a CUDA grid has blocks, scalars of large buffers,
+# matrices with millions of columns, and on a GPU more than 2^31 elements. EMLX_TEST_DEVICE=gpu runs the tests on the
+# GPU.
 defmodule EMLX.LargeArraysTest do
   use ExUnit.Case, async: true
 
@@ -11,7 +12,7 @@ defmodule EMLX.LargeArraysTest do
   defp iota(shape, dtype), do: Ops.iota(shape, dtype: dtype, device: device())
   defp scalar(number, dtype), do: Array.scalar(number, dtype, device: device())
 
-  # One element, as a scalar of its own that shares the buffer.
+  # One element as a scalar that shares the buffer.
   defp element(array, index) do
     stop = Enum.map(index, &(&1 + 1))
     ones = Enum.map(index, fn _ -> 1 end)
@@ -20,7 +21,7 @@ defmodule EMLX.LargeArraysTest do
 
   defp number(array, index), do: array |> element(index) |> Array.to_list()
 
-  # Falling numbers in rows.
+  # Descending numbers in row-major order.
   defp falling(shape) do
     size = Enum.product(shape)
     Ops.reshape(Ops.subtract(scalar(size, :f32), iota([size], :f32)), shape)
@@ -60,8 +61,9 @@ defmodule EMLX.LargeArraysTest do
     end
   end
 
-  # The VM's compiled code reads up to 7 bytes in front of the binary it matches. Buffers of megabytes start where a GPU's memory does, and
-  # in front of the first one there is nothing to read. All are kept until the last is read.
+  # The VM's compiled code reads up to 7 bytes before the binary it matches. Buffers of megabytes start where a GPU's
+  # memory mapping starts, and the bytes before the first one are not readable. All arrays are kept until the last one
+  # is read.
   test "integers of every size can be matched at the start of a large array's binary" do
     binaries =
       for kilobytes <- [1, 64, 2048, 2050, 8192], round <- 1..8 do
@@ -115,7 +117,7 @@ defmodule EMLX.LargeArraysTest do
     end
   end
 
-  # By itself in a program, which may write over what it computed in between.
+  # Runs an operation in a program, which may overwrite its intermediate values.
   defp program(op, [x]) do
     program = Program.new(1, [{:negative, [0], 1}, {:negative, [1], 1}, {op, [2], 1}], [3])
     hd(Program.run(program, [x], device: device()))
@@ -134,7 +136,7 @@ defmodule EMLX.LargeArraysTest do
         array = falling(shape)
         length = Enum.at(shape, axis)
         kept = List.delete_at(shape, axis)
-        # Row-major numbers fall along every axis, so sorting reverses.
+        # Numbers in row-major order descend along every axis, so sorting reverses them.
         reversed = Ops.contiguous(Ops.flip(array, [axis]))
         same = fn a, b -> assert Array.to_list(Ops.array_equal(a, b)) end
 
@@ -220,7 +222,7 @@ defmodule EMLX.LargeArraysTest do
     :ok = Program.save(program, path, on)
     assert run.(program) == half
     assert run.(Program.load(path, on)) == half
-    # Another program of the same thread has nothing left over to compute either.
+    # No work is left for another program on the same thread either.
     assert twice |> Ops.add(1) |> Array.to_list() |> hd() == [3.0, 1.0, 1.0]
   end
 

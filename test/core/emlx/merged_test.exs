@@ -1,14 +1,14 @@
 defmodule EMLX.MergedTest do
-  # The operations of EMLX.Ops.run/3 that stand for several (products, rope_heads, cache_attention), against those
-  # several. On CUDA they have kernels for few rows. That the compiler merges a model's operations into them is tested
-  # in test/nx/emlx/compiler/merge_test.exs.
+  # The merged operations of EMLX.Ops.run/3 (products, rope_heads, cache_attention) against the operations that they
+  # replace. On CUDA they have kernels for few rows. test/nx/emlx/compiler/merge_test.exs tests that the compiler merges
+  # a model's operations.
   use ExUnit.Case, async: true
 
   alias EMLX.{Array, Error, Golden, Kernels, Ops}
 
   @types [:f32, :f16, :bf16]
 
-  # Seeded numbers around 0, in the type.
+  # Seeded numbers around 0 of a type.
   defp numbers(shape, dtype, seed, scale \\ 1.0) do
     key = Ops.random_key(seed, device: Golden.device())
     key |> Ops.random_normal(shape, dtype: :f32, loc: 0.0, scale: scale) |> Ops.astype(dtype)
@@ -50,12 +50,12 @@ defmodule EMLX.MergedTest do
             for {have, want} <- Enum.zip(got, expected), do: near!(label, have, want)
           end
 
-          # A sum after the first.
+          # The first product with a sum.
           added = numbers([1, rows, 64], dtype, 7)
           [have] = products([x, norm, added, hd(matrices)], %{eps: eps, shape: [rows, 1, 64]})
           near!(label, have, Ops.reshape(Ops.add(hd(expected), Ops.reshape(added, [rows, 64])), [rows, 1, 64]))
 
-          # A gate of two.
+          # Two products with a gate.
           other = weights([k, 64], dtype, 9)
           [have] = products([x, norm, nil, hd(matrices), other], %{eps: eps, gated: true})
           silu = Ops.multiply(Ops.sigmoid(hd(expected)), hd(expected))
@@ -129,13 +129,13 @@ defmodule EMLX.MergedTest do
             for {have, want} <- Enum.zip(got, expected), do: near!(label, have, want)
           end
 
-          # A sum after the first.
+          # The first product with a sum.
           added = numbers([1, rows, 64], dtype, 7)
           summed = Map.put(attributes, :shape, [rows, 1, 64])
           [have] = quantized_products([x, norm, added | hd(matrices)], summed)
           near!(label, have, Ops.reshape(Ops.add(hd(expected), Ops.reshape(added, [rows, 64])), [rows, 1, 64]))
 
-          # A gate of two.
+          # Two products with a gate.
           other = quantized([k, 64], dtype, 9, how)
           [have] = quantized_products([x, norm, nil | hd(matrices) ++ other], Map.put(attributes, :gated, true))
           silu = Ops.multiply(Ops.sigmoid(hd(expected)), hd(expected))

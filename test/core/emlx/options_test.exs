@@ -10,7 +10,7 @@ defmodule EMLX.OptionsTest do
   ]
   @schema Options.schema(@options)
 
-  # The check with types where NimbleOptions is present, and the one that is used where it isn't.
+  # The check with NimbleOptions, if it is present, and the one without.
   defp checks do
     [&Options.validate!(&1, @schema, "Some.function"), &Options.by_keyword(&1, @options, "Some.function")]
   end

@@ -1,5 +1,5 @@
 defmodule EMLX.ProfilingTest do
-  # The counts are of the whole VM.
+  # Not async: the counts are those of the whole VM.
   use ExUnit.Case, async: false
 
   import ExUnit.CaptureIO

@@ -6,7 +6,7 @@ defmodule EMLX.QueueTest do
   doctest EMLX.Queue
   doctest EMLX.CommandQueue
 
-  # A computation whose answer is known and which takes a few nodes: 3n + 2 + … of n elements.
+  # A computation of a few nodes with a known result: 3n + 2 + … of n elements.
   defp work(n) do
     x = Ops.full(Array.scalar(n, :s64), {256}, :s64)
     Enum.reduce(1..20, x, fn i, acc -> Ops.add(acc, Ops.multiply(x, i)) end) |> Ops.sum()
@@ -70,7 +70,7 @@ defmodule EMLX.QueueTest do
     EMLX.async_eval(heavy, queue: queue)
     assert Queue.synchronize(queue) == :ok
 
-    # What is computed is given at once, without a job of a queue, but for the moment in which a thread holds the graph.
+    # Computed arrays are returned immediately, without a job on a queue, except while a thread holds the graph.
     given? = fn -> match?({:ok, binary} when is_binary(binary), EMLX.Native.read(heavy.ref, nil, make_ref())) end
     assert Enum.any?(1..20, fn _ -> given?.() or Process.sleep(1) != :ok end)
 
@@ -123,7 +123,7 @@ defmodule EMLX.QueueTest do
         end
       end
 
-      # Streams are kept for the next queue; after the first rounds there are enough of them.
+      # Streams are reused by later queues; after the first rounds no new ones are created.
       rounds.(20)
       Process.sleep(100)
       before = threads.()
@@ -162,7 +162,7 @@ defmodule EMLX.QueueTest do
       queue = Queue.start()
 
       for _ <- 1..20 do
-        # Too large for its caller, and what depends on it.
+        # A graph too large to be submitted by its caller, and operations that depend on it.
         last = Enum.reduce(1..500, Array.scalar(0, :s64), fn _, sum -> Ops.add(sum, 1) end)
         EMLX.async_eval(last, queue: queue)
         assert Array.to_list(Ops.add(last, 1)) == 501
@@ -209,7 +209,7 @@ defmodule EMLX.QueueTest do
     a = EMLX.eval(work(3))
     heavy = Ops.matmul(Ops.ones({1500, 1500}, :f32), Ops.ones({1500, 1500}, :f32))
     EMLX.async_eval(heavy, queue: queue)
-    # By the queue both would come after the product.
+    # On the queue, both would run after the product.
     assert EMLX.eval([a], queue: queue) == [a]
     assert Array.to_binary(a, queue: queue) == <<answer(3)::64-native>>
     EMLX.eval(heavy)
@@ -247,7 +247,7 @@ defmodule EMLX.QueueTest do
           run = fn ->
             for n <- 1..12 do
               assert Array.to_list(work(i * n)) == answer(i * n)
-              # All of them evaluate one graph, too.
+              # All of them also evaluate one shared graph.
               assert Array.to_list(Ops.add(shared, n)) == answer(7) + n
             end
 
@@ -362,7 +362,7 @@ defmodule EMLX.QueueTest do
     end
   end
 
-  # Lets the processes' garbage go.
+  # Collects the garbage of all processes.
   defp settle do
     for _ <- 1..5 do
       for pid <- Process.list(), do: :erlang.garbage_collect(pid)

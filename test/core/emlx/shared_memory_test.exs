@@ -46,7 +46,7 @@ defmodule EMLX.SharedMemoryTest do
     for permissions <- [0o400, 0o640, 0o666] do
       {name, _} = SharedMemory.create(Array.scalar(1, :u8), permissions: permissions)
 
-      # Where Linux shows shared memory as files.
+      # Linux shows shared memory as files here.
       if File.dir?("/dev/shm"), do: assert(Bitwise.band(File.stat!("/dev/shm" <> name).mode, 0o777) == permissions)
       assert name |> SharedMemory.take({}, :u8) |> Array.to_list() == 1
     end
@@ -63,7 +63,7 @@ defmodule EMLX.SharedMemoryTest do
     assert {:error, %{kind: :bad_argument}} = EMLX.Native.check_results(1)
   end
 
-  # A VM of its own: another process of the operating system, which knows the name alone.
+  # Runs code in a separate VM, another process of the operating system, which knows only the name.
   defp elsewhere(code) do
     paths = for path <- :code.get_path(), do: ["-pa", List.to_string(path)]
     script = "{ok, _} = application:ensure_all_started(emlx), #{code}, halt(0)."

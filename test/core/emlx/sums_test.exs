@@ -1,5 +1,5 @@
-# What adds up numbers, at lengths at which a running total of the type itself would be wrong: eager and in a program,
-# of arrays that lie in any way, against f64.
+# Operations that accumulate, against f64, at lengths at which a running total in the type itself would be wrong:
+# eagerly and in programs, on arrays of any memory layout.
 defmodule EMLX.SumsTest do
   use ExUnit.Case, async: true
 
@@ -15,14 +15,14 @@ defmodule EMLX.SumsTest do
   defp scalar(number, dtype), do: Array.scalar(number, dtype, device: @device)
   defp value(array), do: Array.to_list(array)
 
-  # Alone, in a program, and after other operations of a program, which may become one with each other.
+  # Alone, in a program, and after other operations of a program, which may be fused with it.
   defp ways(op, x) do
     program = Program.new(1, [{op, [0], 1}], [1])
     behind = Program.new(1, [{:negative, [0], 1}, {:negative, [1], 1}, {op, [2], 1}], [3])
     [run(op, [x]) | for(program <- [program, behind], do: hd(Program.run(program, [x], device: @device)))]
   end
 
-  # An array of one number, as it may lie.
+  # An array filled with one number, in several memory layouts.
   defp layouts(number, shape, dtype) do
     size = Enum.product(shape)
     flat = full(number, [size], dtype)
@@ -44,7 +44,7 @@ defmodule EMLX.SumsTest do
         do: assert(abs(have - want) <= relative * abs(want), "#{label}: #{inspect(have)}, expected #{want}")
   end
 
-  # f32 has the nearest number to 0.1.
+  # The f32 number nearest to 0.1.
   @tenth 0.10000000149011612
 
   describe "sums of a million numbers" do
@@ -111,7 +111,7 @@ defmodule EMLX.SumsTest do
         x = full(0.5, [70_000], dtype)
         for mean <- ways(op(:mean), x), do: assert(value(mean) == 0.5)
         for variance <- ways(op(:var, %{ddof: 0}), x), do: assert(value(variance) == 0.0)
-        # Nor do the parts of a sum have to fit.
+        # Partial sums need not fit the type either.
         large = Ops.concatenate([full(60_000.0, [40], dtype), full(-60_000.0, [40], dtype)], axis: 0)
         for sum <- ways(op(:sum), large), do: assert(value(sum) == 0.0)
       end
@@ -196,7 +196,7 @@ defmodule EMLX.SumsTest do
           {dtype, relative} = {unquote(dtype), unquote(relative)}
           k = 1_000_000
           tenth = 0.1 |> scalar(dtype) |> Ops.astype(:f64) |> value()
-          # Of ones, since 16 bits have no 10,000 to the digit.
+          # With ones, since 16-bit floats cannot represent 10,000 exactly.
           want = k * tenth * 0.0625
 
           for n <- [1, 2, 13], m <- [1, 3, 40] do
@@ -228,7 +228,7 @@ defmodule EMLX.SumsTest do
       end
 
       test "attention to many keys is accurate" do
-        # Of equal scores, so that the result is the mean of the values.
+        # With equal scores, the result is the mean of the values.
         for queries <- [1, 9], dtype <- [:f32, :bf16] do
           q = full(0.0, [1, 1, queries, 16], dtype)
           k = full(0.0, [1, 1, 100_000, 16], dtype)
@@ -242,7 +242,7 @@ defmodule EMLX.SumsTest do
   end
 
   describe "numbers added at one index" do
-    # The numbers after 1 as factors: one by one, each product would be rounded.
+    # Factors just above 1: multiplied one by one, each product would be rounded.
     for {dtype, count, factor} <- [{:bf16, 1_000, 1.0078125}, {:f16, 5_000, 1.0009765625}] do
       test "numbers that are added at one index are rounded once in #{dtype}" do
         {dtype, count} = {unquote(dtype), unquote(count)}
@@ -264,7 +264,7 @@ defmodule EMLX.SumsTest do
 
       test "numbers that windows add at one index are rounded once in #{dtype}" do
         {dtype, count} = {unquote(dtype), unquote(count)}
-        # A maximum that all windows see.
+        # All windows contain the maximum.
         a =
           Ops.concatenate([full(0.0, [count - 1], dtype), full(1.0, [1], dtype), full(0.0, [count - 1], dtype)],
             axis: 0
@@ -309,8 +309,8 @@ defmodule EMLX.SumsTest do
 
   defp random(list), do: Enum.random(list)
 
-  # Numbers of some magnitude, some far from 0, that lie in some way; what is in the other places of memory is not
-  # finite.
+  # Numbers of a random magnitude, some far from 0, in a random memory layout. The memory between the elements is filled
+  # with non-finite numbers.
   defp numbers(shape, dtype) do
     key = Ops.random_key(:rand.uniform(1_000_000), device: @device)
     scale = random(if dtype == :f16, do: [1.0, 100.0], else: [1.0e-3, 1.0, 1.0e4])
@@ -363,7 +363,7 @@ defmodule EMLX.SumsTest do
     if Enum.product(shape) <= 200_000, do: shape, else: shape()
   end
 
-  # The reference, and what it may be off by: sums by the sum of magnitudes, as the classes of Tolerance say.
+  # The reference and its tolerance: for sums, relative to the sum of magnitudes, as the classes of Tolerance define.
   defp check!(label, name, attributes, x, have) do
     wide = Ops.astype(Array.to_device(x, :cpu), :f64)
     [have_wide, want] = [Ops.astype(Array.to_device(have, :cpu), :f64), Ops.run({name, attributes}, [wide])]
@@ -376,12 +376,12 @@ defmodule EMLX.SumsTest do
 
     distance = Ops.abs(Ops.subtract(have_wide, want))
     near = Ops.less_equal(distance, Ops.add(Ops.multiply(magnitudes, relative), absolute))
-    # Beyond the type's range there is an infinity.
+    # Results beyond the type's range are infinite.
     near = Ops.logical_or(near, Ops.greater(Ops.abs(want), if(Array.dtype(x) == :f16, do: 65_000.0, else: 3.0e38)))
     assert value(Ops.all(near)), "#{label}: off by #{value(Ops.max(distance))}"
   end
 
-  # Prints what a failure takes to be seen again.
+  # Prints the seed that repeats a failure.
   defp for_all(count, name, check) do
     seed = :rand.uniform(1_000_000_000)
 

@@ -8,7 +8,7 @@ defmodule EMLX.TelemetryTest do
 
   alias EMLX.{Array, Ops, Telemetry}
 
-  # Telemetry comes with Nx. The core tier alone has no events, and the last test is about that.
+  # Nx depends on telemetry. The core tier alone emits no events, which the last test covers.
   @telemetry? Enum.any?(Application.started_applications(), &match?({:telemetry, _, _}, &1))
 
   if @telemetry? do
@@ -60,7 +60,7 @@ defmodule EMLX.TelemetryTest do
     end
 
     test "an evaluation that fails is an exception event" do
-      # Singular.
+      # A singular matrix.
       inverse = Ops.inv(Ops.zeros({2, 2}, :f32))
       {{:error, %EMLX.Error{} = error}, events} = record(fn -> caught(fn -> EMLX.eval(inverse) end) end)
       assert [[:eval, :start], [:eval, :exception]] = names(events)

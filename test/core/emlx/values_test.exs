@@ -1,5 +1,5 @@
-# Right values where layouts, types or padding made them wrong, each by a small input. EMLX.DifferentialTest looks for
-# more.
+# Regressions of wrong values caused by layouts, types or padding, each with a small input. EMLX.DifferentialTest
+# searches for more.
 defmodule EMLX.ValuesTest do
   use ExUnit.Case, async: true
 

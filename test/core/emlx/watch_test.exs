@@ -1,5 +1,5 @@
 defmodule EMLX.WatchTest do
-  # What the compile cache learns of arrays by.
+  # EMLX.Native.watch/1, which notifies the compile cache of arrays.
   use ExUnit.Case, async: true
 
   alias EMLX.{Array, Native, Ops, Program}
