@@ -381,7 +381,7 @@ defmodule EMLX.SumsTest do
     assert value(Ops.all(near)), "#{label}: off by #{value(Ops.max(distance))}"
   end
 
-  # Prints the seed that repeats a failure.
+  # The label of a check has the seed that repeats it.
   defp for_all(count, name, check) do
     seed = :rand.uniform(1_000_000_000)
 

@@ -3,7 +3,7 @@ defmodule EMLX.BackendTest do
 
   import EMLX.Random
 
-  # A GPU has no f64, of which c128 is made.
+  # A GPU has neither f64 nor c128, which is stored as f64.
   @double if EMLX.Golden.device() == :gpu, do: [], else: [{:c, 128}]
 
   doctest EMLX.Backend
@@ -92,7 +92,7 @@ defmodule EMLX.BackendTest do
       assert Nx.to_number(Nx.tensor(36_893_488_147_419_103_235, type: :f32)) == 36_893_488_147_419_103_232.0
     end
 
-    # By it the backend knows where it need not cast.
+    # The backend relies on it to omit casts.
     test "MLX promotes types as the backend assumes" do
       types = [:u8, :u16, :u32, :u64, :s8, :s16, :s32, :s64, :f16, :bf16, :f32, :c64]
 
@@ -276,7 +276,7 @@ defmodule EMLX.BackendTest do
         pointer = Nx.to_pointer(t, mode: mode)
         message = ~r/data_size is 12 bytes, \{3\} of s64 takes 24/
         assert_raise ArgumentError, message, fn -> Nx.from_pointer(backend(), pointer, {:s, 64}, {3}) end
-        # It is still there.
+        # The pointer is still valid.
         assert_same(Nx.from_pointer(backend(), pointer, {:s, 32}, {3}), t)
       end
 

@@ -176,9 +176,9 @@ defmodule EMLX.BlockTest do
     @types EMLX.Random.types() --
              [{:c, 128} | if(System.get_env("EMLX_TEST_DEVICE") == "gpu", do: [{:f, 64}], else: [])]
 
-    # Every one of them is run fused and composed, and what was told is checked.
+    # Each block runs fused and composed, and its events are checked.
     defp same_block(block, path, fun, tensors, opts \\ []) do
-      # The binary backend of Nx's main branch does not add integers of less than 8 bits. There the path alone is
+      # The binary backend of Nx's main branch does not add integers of less than 8 bits. For them only the path is
       # checked.
       if same(fun, tensors, opts) == :skipped, do: apply(fun, Enum.map(tensors, &Nx.backend_copy(&1, backend())))
 
@@ -242,7 +242,7 @@ defmodule EMLX.BlockTest do
             shape = EMLX.Random.shape(1..3, 1..6)
             tensor = EMLX.Random.tensor(shape, type, range: {-2, 2})
             opts = [axis: EMLX.Random.integer(0..(tuple_size(shape) - 1)), reverse: EMLX.Random.chance(0.5)]
-            # Sums of 16-bit floats are rounded once here, after each addition there.
+            # EMLX rounds sums of 16-bit floats once, the binary backend after each addition.
             tolerance = if elem(type, 1) == 16, do: [rtol: 5.0e-2, atol: 5.0e-2], else: [rtol: 1.0e-4, atol: 1.0e-5]
             tolerance = if Nx.Type.integer?(type), do: [], else: tolerance
             tolerance = if elem(type, 1) == 8 and tolerance != [], do: [rtol: 0.5, atol: 0.5], else: tolerance
@@ -307,7 +307,7 @@ defmodule EMLX.BlockTest do
       end)
     end
 
-    # The binary backend transforms only the last axis where there are more than two, and none of size 1.
+    # The binary backend is right only for the last of more than two axes, and not for axes of size 1.
     defp along(tensor, axis, fun) do
       axes = Nx.axes(tensor)
       order = List.delete(axes, axis) ++ [axis]
@@ -371,7 +371,7 @@ defmodule EMLX.BlockTest do
 end
 
 defmodule EMLX.BlockGuideTest do
-  # Not with others: the guide's handler is told of every process's blocks.
+  # Not async: the guide's handler receives the events of all processes.
   use EMLX.NxCase, async: false
 
   doctest_file(EMLX.Guide.path("blocks"))

@@ -1,5 +1,5 @@
 defmodule EMLX.CompilerTest do
-  # One at a time: telemetry, memory and traced functions are everybody's.
+  # Not async: telemetry, memory and the compile cache are shared by all processes.
   use EMLX.NxCase, async: false
 
   import EMLX.TelemetryRecorder, only: [record: 1, record_blocks: 1]
@@ -14,7 +14,7 @@ defmodule EMLX.CompilerTest do
     %{opts: [compiler: EMLX] ++ device}
   end
 
-  # How often `fun` has functions traced.
+  # Returns the number of traces during `fun`, and its result.
   defp traces(fun) do
     id = make_ref()
     counter = :counters.new(1, [])
@@ -24,7 +24,7 @@ defmodule EMLX.CompilerTest do
     {:counters.get(counter, 1), result}
   end
 
-  # The calls of native functions that `fun` makes in this process.
+  # Returns the calls of native functions that `fun` makes in this process, and its result.
   defp native_calls(fun) do
     me = self()
 
@@ -45,7 +45,7 @@ defmodule EMLX.CompilerTest do
     result = fun.()
     :erlang.trace(me, false, [:call])
     :erlang.trace_pattern({EMLX.Native, :_, :_}, false, [:local])
-    # What was traced has arrived when the tracer says so.
+    # The trace messages have arrived when the tracer confirms it.
     ref = :erlang.trace_delivered(me)
     receive do: ({:trace_delivered, ^me, ^ref} -> :ok)
     send(tracer, {:finish, me})
@@ -143,12 +143,12 @@ defmodule EMLX.CompilerTest do
     end
 
     test "a run does not wait for the previous one", %{opts: opts} do
-      # Forty runs of a product, each of the result of the one before, are submitted while the first is computed.
+      # Ten runs of a product, each on the previous result, are submitted while the first one is computed.
       a = Nx.eye(512, type: :f32)
       compiled = Nx.Defn.compile(fn a, b -> Nx.dot(a, b) end, [a, a], opts)
       compiled.(a, a) |> Nx.to_binary()
       {calls, result} = native_calls(fn -> Enum.reduce(1..10, a, fn _, b -> compiled.(a, b) end) end)
-      # Nothing but the runs was called; no call waits for a message.
+      # Only the runs were called, and no call waits for a message.
       assert length(calls) == 10
       assert_same(result, a)
     end
@@ -319,7 +319,7 @@ defmodule EMLX.CompilerTest do
     end
 
     test "cond takes any number of clauses", %{opts: opts} do
-      # What Nx's macro makes of its clauses.
+      # The expression that Nx's macro builds from its clauses.
       number = fn x, count ->
         clauses = for i <- 0..(count - 1), do: {Nx.equal(x, i), Nx.add(x, 100 * i)}
         Nx.Defn.Expr.cond(clauses, Nx.negate(x))
@@ -520,7 +520,7 @@ defmodule EMLX.CompilerTest do
       assert_same(result, Nx.tensor([1.0]))
       assert [reason] = for({[:trace, :stop], _, metadata} <- events, do: metadata.reason)
       assert reason =~ "Peek"
-      # The process is as it was.
+      # The process is not tracing any more.
       refute EMLX.Trace.active?()
       assert_same(jit_apply(&peek(&1, :composes), [Nx.tensor([-1.0])], opts), Nx.tensor([-2.0]))
     end
@@ -625,7 +625,7 @@ defmodule EMLX.CompilerTest do
       assert [%EMLX.Queue{}, %EMLX.Queue{}, %EMLX.Queue{}] = queues = Enum.map(partitions, & &1[:queue])
       assert queues |> Enum.uniq() |> length() == 3
 
-      # By the C++ EMLX's names the same ones.
+      # The C++ EMLX's option has the same queues.
       for partition <- partitions do
         assert partition[:device] == opts[:device]
         assert %EMLX.CommandQueue{ref: ref} = partition[:command_queue]

@@ -1,5 +1,5 @@
 defmodule EMLX.NxDebugTest do
-  # The settings are the VM's.
+  # Not async: the settings apply to the whole VM.
   use EMLX.NxCase, async: false
 
   import EMLX.DebugSettings
@@ -183,7 +183,7 @@ defmodule EMLX.NxDebugTest do
 
       assert words =~ ~r/possible, in &EMLX.NxDebugTest.lookup\/2, instruction \d, take \[Nx.Block.Take\]/
 
-      # The third step is the first one outside.
+      # The third step has the first index out of bounds.
       words = message(fn -> jit_apply(&__MODULE__.lookups/2, [x, Nx.tensor(1)], opts) end)
       assert words =~ ~r/take takes index 3.*instruction \d+, while, instruction \d+, take/
     end

@@ -1,4 +1,4 @@
-# Functions of Nx along an axis, at sizes and in layouts that Nx's own examples do not reach
+# Functions of Nx along an axis, at sizes and in layouts that Nx's own examples do not cover
 # (test/support/nx/differential.ex).
 defmodule EMLX.NxDifferentialTest do
   use EMLX.NxCase, async: true

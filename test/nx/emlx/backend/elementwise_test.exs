@@ -3,7 +3,7 @@ defmodule EMLX.Backend.ElementwiseTest do
 
   import EMLX.Random
 
-  # Where each function is defined, in real numbers.
+  # The real domain of each function.
   @domains [
     exp: {-4, 4},
     expm1: {-4, 4},
@@ -44,7 +44,7 @@ defmodule EMLX.Backend.ElementwiseTest do
     is_infinity: {-10, 10}
   ]
 
-  # Nx's own erf_inv has 8 digits.
+  # Nx's own erf_inv has a precision of 8 digits.
   @tolerances [erf_inv: [rtol: 1.0e-6, atol: 1.0e-6]]
 
   for {name, range} <- @domains do
@@ -58,11 +58,11 @@ defmodule EMLX.Backend.ElementwiseTest do
     end
   end
 
-  # The binary backend's sign of a complex number is 1, its acos the negative of what others give.
+  # The binary backend's sign of a complex number is 1, and its acos has the opposite sign of other implementations.
   for {name, _} <- @domains, name not in [:sign, :acos] do
     test "#{name} matches the binary backend on complex numbers" do
       for_all(20, unquote(name), fn ->
-        # Away from the cuts, on whose sides opinions differ.
+        # Away from the branch cuts, where implementations differ.
         tensor = tensor(shape(), one_of(complex_types()), range: {0.2, 0.8})
         same(&apply(Nx, unquote(name), [&1]), [tensor])
       end)
@@ -109,8 +109,8 @@ defmodule EMLX.Backend.ElementwiseTest do
         shape = shape()
         [left, right] = for _ <- 1..2, do: one_of(one_of([types(), real_types()]))
 
-        # What the parts of a complex number become beside an infinity is not agreed on, nor the sign of atan2(-0.0,
-        # -1); and beside a float an integer takes the float's type, in which its limits may be infinite.
+        # Implementations differ in the parts of complex results with infinities and in the sign of atan2(-0.0, -1).
+        # With a float, an integer is converted to the float's type, in which its limits may be infinite.
         complex? = left in complex_types() or right in complex_types()
         alike? = left in integer_types() == right in integer_types()
         safe? = alike? and not complex? and not wide_and_signed?(left, right)
@@ -124,7 +124,7 @@ defmodule EMLX.Backend.ElementwiseTest do
     end
   end
 
-  # u64 beside a signed type becomes s64, in which its upper half has no place.
+  # u64 and a signed type merge to s64, which cannot represent the upper half of u64.
   defp wide_and_signed?(left, right), do: {:u, 64} in [left, right] and left != right
 
   test "comparisons of u64 with signed integers are exact" do
@@ -150,7 +150,7 @@ defmodule EMLX.Backend.ElementwiseTest do
     end
   end
 
-  # Where the binary backend raises.
+  # The binary backend raises for these.
   test "integer division by zero returns 0, and of the smallest integer by -1 itself" do
     for {kind, size} = type <- integer_types() do
       assert Nx.to_flat_list(Nx.quotient(Nx.tensor([1, 0], type: type), Nx.tensor([0, 0], type: type))) == [0, 0]
@@ -206,7 +206,7 @@ defmodule EMLX.Backend.ElementwiseTest do
   test "select takes from either side by the truth of any type" do
     for_all(150, :select, fn ->
       shape = shape()
-      # Not of complex numbers: for the binary backend 0+0i is true.
+      # No complex predicates: for the binary backend, 0+0i is true.
       pred = tensor(one_of([shape, {}]), one_of(real_types()), range: {-1, 1}, special: 0.1)
       on_true = tensor(broadcastable(shape), one_of(types()))
       on_false = tensor(broadcastable(shape), one_of(types()))
@@ -221,7 +221,7 @@ defmodule EMLX.Backend.ElementwiseTest do
 
   test "clip matches the binary backend" do
     for_all(100, :clip, fn ->
-      # NaN stays NaN; the binary backend makes it the lower bound.
+      # EMLX keeps NaN; the binary backend replaces it by the lower bound.
       type = one_of(real_types())
       special = if type in (integer_types() -- [{:u, 64}]), do: 0.1, else: 0
       tensor = tensor(shape(), type, special: special)
@@ -241,7 +241,7 @@ defmodule EMLX.Backend.ElementwiseTest do
     end
   end
 
-  # The binary backend cuts the digits off that 16 and 8 bits cannot hold, MLX rounds.
+  # The binary backend truncates to 16 and 8 bits, MLX rounds.
   defp rounding({:bf, 16}), do: [rtol: 8.0e-3]
   defp rounding({:f, 8}), do: [rtol: 0.26]
   defp rounding({:f8_e4m3fn, 8}), do: [rtol: 0.13, atol: 2.0e-3]

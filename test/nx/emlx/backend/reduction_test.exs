@@ -10,7 +10,7 @@ defmodule EMLX.Backend.ReductionTest do
     [axes: one_of([nil, some]), keep_axes: chance(0.5)]
   end
 
-  # Where a product overflows, the signs of a complex infinity depend on the order of the factors.
+  # If a product overflows, the signs of a complex infinity depend on the order of the factors.
   defp factors({:c, _}), do: {0.4, 0.8}
   defp factors(_type), do: {0.5, 2}
 
@@ -18,9 +18,9 @@ defmodule EMLX.Backend.ReductionTest do
     test "#{name} reduces any axes" do
       for_all(120, unquote(name), fn ->
         shape = shape()
-        # A product of many numbers is anything in 8 bits.
+        # A product of many numbers in 8 bits may be any number.
         types = types() -- [{:f, 8}, {:f8_e4m3fn, 8}]
-        # For the binary backend 0+0i is true.
+        # For the binary backend, 0+0i is true.
         type = one_of(if unquote(name) in [:all, :any], do: types -- complex_types(), else: types)
         range = if unquote(name) == :product, do: factors(type), else: {-10, 10}
         opts = opts(shape)
@@ -148,7 +148,7 @@ defmodule EMLX.Backend.ReductionTest do
     test "reduce takes a function that has blocks" do
       zeros = fn x, acc -> Nx.add(Nx.logical_not(x), acc) end
       assert_same(Nx.reduce(Nx.tensor([[0, 2], [0, 0]]), 0, [axes: [1]], zeros), Nx.tensor([1, 2]))
-      # Of floats: Nx compares integers in f64, which GPUs lack.
+      # With floats, since Nx compares integers in f64, which GPUs lack.
       close = fn x, acc -> Nx.add(Nx.all_close(x, 2.0), acc) end
       assert_same(Nx.reduce(Nx.tensor([[0.0, 2.0], [2.0, 2.0]]), 0.0, [axes: [1]], close), Nx.tensor([1.0, 2.0]))
     end

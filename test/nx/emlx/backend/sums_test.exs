@@ -1,12 +1,13 @@
 defmodule EMLX.Backend.SumsTest do
-  # What Nx composes of sums, and sums themselves, at lengths at which a running total in the type would be wrong: eager and compiled.
+  # Sums, and functions that Nx composes of sums, at lengths at which a running total in the type would be wrong: eager
+  # and compiled.
   use EMLX.NxCase, async: true
 
   import EMLX.Random
 
   # MLX's scans on CUDA keep running totals of parts of a row.
   @running if System.get_env("EMLX_TEST_DEVICE") == "gpu", do: 1.0e-5, else: 1.0e-6
-  # f32 has the nearest number to 0.1.
+  # The f32 number nearest to 0.1.
   @tenth 0.10000000149011612
 
   defp ways(fun, tensors) do
@@ -20,7 +21,7 @@ defmodule EMLX.Backend.SumsTest do
     end
   end
 
-  # A million numbers of 0.1 in f32, as they may lie.
+  # A million numbers of 0.1 in f32, in several memory layouts.
   defp tenths do
     x = Nx.broadcast(Nx.tensor(0.1, type: :f32), {1_000_000})
     rows = Nx.add(x, 0)
@@ -92,7 +93,7 @@ defmodule EMLX.Backend.SumsTest do
       for added <- ways(&Nx.indexed_add/3, [zeros, index, ones]),
           do: assert(Nx.to_flat_list(added) == [0.0, count * 1.0, 0.0])
 
-      # The gradient of reading one place many times.
+      # The gradient of reading one index many times.
       grad = &Nx.Defn.grad(&1, fn x -> Nx.sum(Nx.gather(x, Nx.broadcast(1, {count, 1}))) end)
       for grad <- ways(grad, [zeros]), do: assert(Nx.to_flat_list(grad) == [0.0, count * 1.0, 0.0])
       grad = &Nx.Defn.grad(&1, fn x -> Nx.sum(Nx.take(x, Nx.broadcast(2, {count}))) end)
@@ -120,7 +121,7 @@ defmodule EMLX.Backend.SumsTest do
 
   # ---- against f64 ----
 
-  # The same in f64 is the reference; `measure` says relative to what the result is off.
+  # The reference is the same function in f64; `measure` returns the magnitude that errors are relative to.
   defp check!(label, fun, x, measure, slack) do
     cpu = {EMLX.Backend, device: :cpu}
     results = for have <- ways(fun, [x]), do: Nx.backend_copy(have, cpu)
@@ -181,7 +182,7 @@ defmodule EMLX.Backend.SumsTest do
         x = random_tensor()
         axes = random_axes(x)
         fun = &apply(Nx, unquote(name), [&1, [axes: axes]])
-        # One number has no spread, and numbers near each other have lost theirs in f32.
+        # One number has no variance, and close numbers lose theirs in f32.
         measure = fn x, want -> Nx.add(Nx.abs(want), Nx.multiply(1.0e-3, Nx.mean(Nx.abs(x)))) end
         check!("#{unquote(name)} of #{inspect(x.shape)} over #{inspect(axes)}", fun, x, measure, 1.0e-5)
       end)

@@ -3,7 +3,7 @@ defmodule EMLX.Backend.WindowTest do
 
   import EMLX.Random
 
-  # A shape, a window that fits it, and how it slides.
+  # A shape, a window that fits it, and the options of the window.
   defp windows(opts \\ []) do
     shape = shape(1..3, 2..6)
     dims = Tuple.to_list(shape)

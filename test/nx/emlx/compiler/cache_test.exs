@@ -1,5 +1,5 @@
 defmodule EMLX.Compiler.CacheTest do
-  # One at a time: the cache and the memory are everybody's.
+  # Not async: the cache and the memory are shared by all processes.
   use EMLX.NxCase, async: false
 
   import Nx.Defn
@@ -23,7 +23,7 @@ defmodule EMLX.Compiler.CacheTest do
   defp entries, do: EMLX.compiler_cache().entries
   defp bytes, do: EMLX.compiler_cache().bytes
 
-  # How often `fun` has functions traced, and what it gives.
+  # Returns the number of traces during `fun`, and its result.
   defp traces(fun) do
     id = make_ref()
     counter = :counters.new(1, [])
@@ -33,10 +33,10 @@ defmodule EMLX.Compiler.CacheTest do
     {:counters.get(counter, 1), result}
   end
 
-  # In a process that is gone afterwards, with its heap.
+  # Runs a function in a process that exits afterwards, which frees its heap.
   defp elsewhere(fun), do: Task.await(Task.async(fun), :infinity)
 
-  # Garbage goes when the VM gets to it, so this asks again, up to a bound.
+  # The VM frees garbage at a time of its choice, so the condition is checked repeatedly, up to a limit.
   defp eventually(fun, attempts \\ 200) do
     :erlang.garbage_collect()
 
@@ -53,12 +53,12 @@ defmodule EMLX.Compiler.CacheTest do
     end
   end
 
-  # A tensor of so many bytes whose elements all are `n`.
+  # A tensor of `bytes` bytes filled with `n`.
   defp full(n, bytes, backend),
     do: Nx.from_binary(:binary.copy(<<n::float-32-native>>, div(bytes, 4)), :f32, backend: backend)
 
-  # Ways to close over a tensor, by the functions that make such a function. Nx takes tensors of the binary backend
-  # alone inside of a function; those of others are copied there, or belong to a block, a hook or a runtime call.
+  # Ways to close over a tensor, as functions that build such a function. Inside of a function, Nx only accepts tensors
+  # of the binary backend; others are copied there, or belong to a block, a hook or a runtime call.
   defp ways do
     binary = &full(&1, &2, Nx.BinaryBackend)
     device = &full(&1, &2, backend())
@@ -66,7 +66,7 @@ defmodule EMLX.Compiler.CacheTest do
 
     %{
       binary: fn n, bytes -> weigh.(binary.(n, bytes)) end,
-      # The array's own memory, as Nx.backend_transfer/2 gives it.
+      # A binary of the array's own memory, as Nx.backend_transfer/2 returns it.
       read: fn n, bytes -> weigh.(device.(n, bytes) |> Nx.add(0) |> Nx.backend_copy(Nx.BinaryBackend)) end,
       part: fn n, bytes ->
         all = :binary.copy(<<n::float-32-native>>, div(bytes, 2))
@@ -125,7 +125,7 @@ defmodule EMLX.Compiler.CacheTest do
       test "the compiled function is freed while the process that created the function lives", %{opts: opts} do
         make = ways()[unquote(way)]
         for n <- 1..16, do: call(make.(n, 64 * @kib), opts)
-        # The last one may be in a register.
+        # A register may still hold the last one.
         assert eventually(fn -> entries() <= 1 end)
       end
 
@@ -213,7 +213,7 @@ defmodule EMLX.Compiler.CacheTest do
         elsewhere(fn -> run.(full(4, 64 * @kib, Nx.BinaryBackend)) end)
         assert eventually(fn -> entries() == 1 end)
         assert {0, _} = traces(fn -> run.(by) end)
-        # Small ones are known by their values.
+        # Small tensors are compared by value.
         assert {1, _} = traces(fn -> for _ <- 1..2, do: run.(full(5, 64, Nx.BinaryBackend)) end)
       end
     end
@@ -229,7 +229,7 @@ defmodule EMLX.Compiler.CacheTest do
     assert {0, _} = traces(fn -> call(&exponential/1, opts) end)
   end
 
-  # The hook is called by the program, which so keeps what it closes over.
+  # The program holds the hook, and thereby the terms that the hook closes over.
   defp hooked(t), do: fn x -> Nx.Defn.Kernel.hook(x, :hooked, fn _ -> Nx.shape(t) end) end
 
   test "a function whose hook closes over its tensor is removed by the limits only", %{opts: opts} do
@@ -242,7 +242,7 @@ defmodule EMLX.Compiler.CacheTest do
   end
 
   test "the lookup of a function over an expression takes time linear in its nodes", %{opts: opts} do
-    # 60 nodes, and 2^60 ways to the parameter. Nx.Defn.Graph runs its stages by such functions.
+    # 60 nodes, and 2^60 paths to the parameter. Nx.Defn.Graph runs its stages with such functions.
     double = fn x -> Enum.reduce(1..60, x, fn _, x -> Nx.add(x, x) end) end
     expr = Nx.Defn.debug_expr(double).(Nx.tensor(1.0))
     fun = fn _ -> expr end
@@ -264,7 +264,7 @@ defmodule EMLX.Compiler.CacheTest do
   end
 
   describe "the bytes of an entry" do
-    # Has a constant of so many bytes that no one else has: the function closes over a number.
+    # A function with its own constant of `bytes` bytes; the function itself closes over a number.
     defp own(n, bytes), do: fn x -> Nx.multiply(x, Nx.tensor(List.duplicate(n * 1.0, div(bytes, 4)))) end
 
     test "the bytes of an entry are those of its constants", %{opts: opts} do

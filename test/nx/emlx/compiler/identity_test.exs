@@ -9,7 +9,7 @@ defmodule EMLX.Compiler.IdentityTest do
 
   @fun &Nx.exp/1
 
-  # Pairwise different.
+  # Terms that are pairwise different.
   defp terms do
     [
       nil,
@@ -84,7 +84,7 @@ defmodule EMLX.Compiler.IdentityTest do
     assert digest(nest.(1)) != digest(nest.(2))
   end
 
-  # Terms of a few hundred parts, of which copies without the sharing would have more than 2^40.
+  # Terms of a few hundred parts; copies without sharing would have more than 2^40.
   defp chains(last) do
     chain = fn grow -> Enum.reduce(1..60, last, fn _, inner -> grow.(inner) end) end
 
@@ -121,11 +121,11 @@ defmodule EMLX.Compiler.IdentityTest do
     none = [&Nx.exp/1, &Nx.pow/2, &Nx.sin/1, fn x -> x end, fn x -> x end]
     assert none |> Enum.uniq_by(&digest/1) |> length() == 5
     assert copy(none) |> Enum.map(&digest/1) == Enum.map(none, &digest/1)
-    # Also inside of other functions, and in what is not the function itself.
+    # Also inside of other functions, and in other terms around a function.
     nested = fn n -> %{deep: [{make.(n), fn -> make.(n) end}]} end
     assert digest(nested.(1)) == digest(copy(nested.(1)))
     assert digest(nested.(1)) != digest(nested.(2))
-    # Functions of the shell have the same code, and what they do in what they close over.
+    # Functions of the shell share their code; they differ in the terms they close over.
     {[a, b], _} = Code.eval_string("[fn x -> x + 1 end, fn x -> x + 2 end]")
     assert digest(a) != digest(b)
     assert digest(a) == digest(copy(a))

@@ -1,6 +1,6 @@
 defmodule EMLX.Compiler.MergeTest do
-  # What loops lose, and which operations are merged where functions are compiled with merge: true: that the results are those of the
-  # functions as they are, and that it happens where it should and nowhere else.
+  # Loop-invariant code motion, and the merging of operations with merge: true. The results stay the same, and only the
+  # intended operations are hoisted and merged.
   use EMLX.NxCase, async: true
 
   import Nx.Defn
@@ -12,7 +12,7 @@ defmodule EMLX.Compiler.MergeTest do
     tensor
   end
 
-  # The program's text, after its results were found to be the same with and without the options.
+  # Returns the program's text, after checking that its results are the same with and without the options.
   defp text(fun, args, opts \\ [merge: true]) do
     compiled = fn opts ->
       Nx.Defn.jit_apply(fun, args, [compiler: EMLX, cache: false, device: EMLX.Golden.device()] ++ opts)
@@ -34,7 +34,7 @@ defmodule EMLX.Compiler.MergeTest do
 
   defp assert_all_close(a, b), do: assert(Nx.to_number(Nx.all_close(a, b, rtol: 2.0e-2, atol: 1.0e-2)) == 1)
 
-  # Of a program that is explained, in chains too, or inspected.
+  # Counts an operation in the text of explain or inspect, inside of chains, too.
   defp count("plan" <> _ = text, op) do
     [_, chains] = Regex.run(~r/\nchains\n(.*)\ncompile\n/s, text)
     lists = Regex.scan(~r/node by node: (.*)/, text) ++ Regex.scan(~r/took .*instruction \d+: (.*)/, chains)
@@ -54,7 +54,7 @@ defmodule EMLX.Compiler.MergeTest do
 
   # ---- loops ----
 
-  # `w` comes out of each step as it went in.
+  # Each step returns `w` unchanged.
   defn carried(x, w, n) do
     {x, _w, _n, _i} =
       while {x, w, n, i = 0}, i < n do
@@ -127,7 +127,7 @@ defmodule EMLX.Compiler.MergeTest do
     assert {count(before, "cos"), count(before, "sum")} == {1, 1}
   end
 
-  # The loop's counter is a float, so that its steps are asked for (a loop that counts whole numbers does not run ahead).
+  # The loop's counter is a float, so that the trip count is not known in advance (such a loop would not run ahead).
   defn asked(x, w, n) do
     {x, w, _n, _i} =
       while {x, w, n, i = 0.0}, i < n do
@@ -173,14 +173,14 @@ defmodule EMLX.Compiler.MergeTest do
   test "values with other uses are not merged away" do
     [x, g, a, b] = [random({1, 8}, 1), random({8}, 2), random({8, 16}, 3), random({8, 16}, 4)]
 
-    # The gate's product is a result, too; the norm is.
+    # The gate's product is a result, too; below, the norm is.
     text = text(fn x, a, b -> {Nx.dot(x, a), Nx.multiply(silu(Nx.dot(x, a)), Nx.dot(x, b))} end, [x, a, b])
     assert count(text, "sigmoid") == 1
 
     text = text(fn x, g, a -> with(h = EMLX.Fast.rms_norm(x, g), do: {h, Nx.dot(h, a)}) end, [x, g, a])
     assert count(text, "rms_norm") == 1
 
-    # A sum of two products takes one of them in.
+    # A sum of two products is merged into one of them.
     text = text(fn x, a, b -> Nx.add(Nx.dot(x, a), Nx.dot(x, b)) end, [x, a, b])
     assert {count(text, "products"), count(text, "add")} == {2, 0}
 
