@@ -23,8 +23,8 @@ defmodule EMLX.Debug do
       warning
 
   For a compiled function, the message also names the function and the instruction, numbered as `EMLX.Program.inspect/2`
-  shows the function compiled with `merge: false`: `instruction 3, tensordot [dot]` or `instruction 2, while,
-  instruction 0, log [log]`.
+  shows the function compiled with `merge: false`: `instruction 3, tensordot [dot]` or
+  `instruction 2, while, instruction 0, log [log]`.
 
   The first two modes compute every operation by itself and read a result for each. They are slow, and a compiled
   function is neither fused nor merged nor captured. An operation is also reported if its result is discarded later, as

@@ -64,13 +64,14 @@ defmodule EMLX.Kernels do
   @doc """
   Scaled dot product attention: softmax(scale · q·kᵀ + mask)·v.
 
-  `q` is `{batch, heads, queries, size}`, `k` `{batch, kv_heads, keys, size}`, `v` `{batch, kv_heads, keys,
-  value_size}`, where heads is a multiple of kv_heads (grouped or multi-query attention). The result is `{batch, heads,
-  queries, value_size}`.
+  `q` is `{batch, heads, queries, size}`, `k` `{batch, kv_heads, keys, size}`, `v`
+  `{batch, kv_heads, keys, value_size}`, where heads is a multiple of kv_heads (grouped or multi-query attention). The
+  result is `{batch, heads, queries, value_size}`.
 
   `mask` is nil; `:causal`, so that query i attends to the keys up to i + keys - queries; a `:bool` array, false for
-  keys that are masked out; or an array that is added to the scores. Arrays are broadcast to `{batch, heads, queries,
-  keys}`. A query whose keys are all masked out by a boolean mask attends to all of them equally.
+  keys that are masked out; or an array that is added to the scores. Arrays are broadcast to
+  `{batch, heads, queries, keys}`. A query whose keys are all masked out by a boolean mask attends to all of them
+  equally.
 
   Options: `:scale` (default 1 / sqrt(size)); `:sinks`, nil or `{heads}`, an extra score for each head, which takes part
   in the softmax and has no value ([Xiao et al., 2023](https://arxiv.org/abs/2309.17453)); `:layout`, `:bhsd` (default)

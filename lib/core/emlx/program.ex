@@ -103,10 +103,10 @@ defmodule EMLX.Program do
     * `:fuse` - whether MLX's compiler fuses adjacent element-wise operations of a segment to one kernel; default
       `false`. The first run for each set of shapes compiles. On the CPU, this needs the C++ compiler g++ and about a
       second for each new kernel. Kernels are cached in the system's temporary folder, also for other VMs. A kernel
-      keeps intermediate values in registers and may contract a product and a sum, so results may differ from `fuse:
-      false` in the last bits. The run goes through the queue, as one with branches does. Without `:fuse`, a program
-      whose inputs have names and shapes runs common operations on f32, bf16 and f16 on the CPU several in one pass,
-      with bit-identical results
+      keeps intermediate values in registers and may contract a product and a sum, so results may differ from
+      `fuse: false` in the last bits. The run goes through the queue, as one with branches does. Without `:fuse`, a
+      program whose inputs have names and shapes runs common operations on f32, bf16 and f16 on the CPU several in one
+      pass, with bit-identical results
     * `:run_ahead` - the number of steps after which a loop submits its steps speculatively, before its condition is
       known, so that the device does not idle; default `nil`, never. A step too many is discarded. The loop keeps its
       previous results for that, so loops with results of more than 1 MiB do not run ahead, nor do loops with branches,

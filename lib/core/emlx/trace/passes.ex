@@ -9,9 +9,9 @@ defmodule EMLX.Trace.Passes do
   @compared 4096
 
   @doc """
-  Returns the parts of a program from a traced block and its constants: `{used params, constants, instructions,
-  results}`. The used params are the positions of the block's parameters that the program needs. They are its first
-  values, followed by the constants.
+  Returns the parts of a program from a traced block and its constants:
+  `{used params, constants, instructions, results}`. The used params are the positions of the block's parameters that
+  the program needs. They are its first values, followed by the constants.
   """
   def run(block, constants) do
     {constants, same} = unify(constants)

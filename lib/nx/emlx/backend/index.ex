@@ -139,8 +139,8 @@ defmodule EMLX.Backend.Index do
   # ---- extremes and order ----
 
   @doc """
-  Returns the index of the largest or smallest element: the first one of equals, or the last one with `tie_break:
-  :high`. NaN is both the largest and the smallest.
+  Returns the index of the largest or smallest element: the first one of equals, or the last one with
+  `tie_break: :high`. NaN is both the largest and the smallest.
   """
   def extreme(name, %T{shape: out_shape, type: type}, %T{shape: shape} = tensor, opts) do
     array = Backend.to_array(tensor)

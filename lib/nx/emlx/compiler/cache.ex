@@ -114,9 +114,9 @@ defmodule EMLX.Compiler.Cache do
 
   # ---- the process ----
 
-  # `entries` has `{key, ties, arrays}`, where a tie is `{:array, number}` or `{:binary, place}`; `ties` has `{tie,
-  # key}`; `arrays` has `{number, bytes, count}`. `binaries` maps places to binaries. It is a map on the process's heap
-  # and no ETS table, since `Process.info/2` lists the binaries of a heap only.
+  # `entries` has `{key, ties, arrays}`, where a tie is `{:array, number}` or `{:binary, place}`; `ties` has
+  # `{tie, key}`; `arrays` has `{number, bytes, count}`. `binaries` maps places to binaries. It is a map on the
+  # process's heap and no ETS table, since `Process.info/2` lists the binaries of a heap only.
   @impl true
   def init(nil) do
     :ets.new(__MODULE__, [:named_table, :public, :set, read_concurrency: true])
