@@ -41,7 +41,7 @@ defmodule EMLX do
   program, which are copied once. Nx 0.12 and 0.13 cannot mark inputs as donated, so their memory is not reused; MLX
   reuses the memory of intermediate values.
 
-  Any other option raises `ArgumentError`, except for those that `Nx.Serving` and `Axon.build/2` pass along:
+  Options (any other one raises `ArgumentError`, except for those that `Nx.Serving` and `Axon.build/2` pass along):
 
     * `:device` - `:cpu` or `:gpu`. The default is that of `EMLX.Backend`
     * `:queue` - the `EMLX.Queue` to run on. The default is the calling process's queue if it is on the device, else the

@@ -18,8 +18,8 @@ defmodule EMLX.ProgramMutationTest do
   # The tokens that forged files contain.
   @numbers ~w(-9223372036854775808 -2147483649 -2147483648 -3 -1 0 1 2 3 7 255 65536 1048577 2147483647 2147483648
               4294967295 9007199254740993 18446744073709551615 18446744073709551616 0.5 -0.0 1e-320 1e308 1e999)
-  @words ~w(null true false [] {} "" "x" "f32" "s64" "bool" "bf16" "c64" "u8" "first" "abs" "add" "nan" "infinity" "op" "if" "while"
-            "inputs" "axes" [0] [0,0,0] [null] {"then":0,"else":0} {"condition":0,"body":1})
+  @words ~w(null true false [] {} "" "x" "f32" "s64" "bool" "bf16" "c64" "u8" "first" "abs" "add" "nan" "infinity" "op"
+            "if" "while" "inputs" "axes" [0] [0,0,0] [null] {"then":0,"else":0} {"condition":0,"body":1})
 
   setup %{tmp_dir: dir} do
     :rand.seed(:exsss, ExUnit.configuration()[:seed])

@@ -1,7 +1,6 @@
 defmodule EMLX.Block.LinAlg do
   @moduledoc """
-  The implementations of `EMLX.Block` for `Nx.LinAlg`. They use LAPACK on the CPU, whatever the device of the tensors
-  is.
+  The implementations of `EMLX.Block` for `Nx.LinAlg`. They use LAPACK on the CPU, whatever the device of the tensors.
 
   Integers and 16-bit floats are computed in f32, f64 in f64. Complex matrices run the composed functions.
 
