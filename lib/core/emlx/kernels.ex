@@ -131,8 +131,8 @@ defmodule EMLX.Kernels do
   end
 
   @doc """
-  Returns x · wᵀ for a quantized matrix, or x · w with `transpose: false`. `x` is `{…, columns}`. Options as in
-  `quantize/2`, and `:transpose` (default true).
+  Returns x · wᵀ for a quantized matrix, or x · w with `transpose: false`. `x` is `{…, columns}`. Options: `:mode`,
+  `:group_size` and `:bits` as in `quantize/2`, and `:transpose` (default true).
   """
   @spec quantized_matmul(Array.t(), Array.t(), Array.t(), Array.t() | nil, keyword) :: Array.t()
   def quantized_matmul(x, w, scales, biases, opts \\ []) do
