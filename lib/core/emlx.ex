@@ -1,27 +1,28 @@
 defmodule EMLX do
   @moduledoc """
-  MLX's arrays and fused kernels for Elixir, on Apple silicon, on NVIDIA GPUs and on Linux CPUs.
+  MLX's arrays and fused kernels for Elixir, on Apple silicon, NVIDIA GPUs and Linux CPUs.
 
-    * `EMLX.Array` - arrays: from binaries and lists, and back
+    * `EMLX.Array` - arrays, and their conversion from and to binaries and lists
     * `EMLX.Ops` - MLX's operations
     * `EMLX.Kernels` - fused kernels: norms, rotary embedding, attention, quantized products
-    * `EMLX.Program` - many operations replayed by one native call
-    * `EMLX.Queue` - where and in which order arrays are evaluated
-    * `EMLX.Memory`, `EMLX.Safetensors` - memory figures and files
-    * `EMLX.Telemetry` - spans of what is computed, run, traced and moved, and a table of where the time goes
-    * `EMLX.Debug` - checks of indices and results while they are computed, and where in a compiled function they fail
-    * `EMLX.SharedMemory` - arrays for other processes of the operating system
+    * `EMLX.Program` - sequences of operations that one native call replays
+    * `EMLX.Queue` - threads that evaluate arrays, each with a stream on one device
+    * `EMLX.Memory`, `EMLX.Safetensors` - memory use and safetensors files
+    * `EMLX.Telemetry` - spans of evaluations, runs, traces and transfers, and a profile of them
+    * `EMLX.Debug` - checks of indices and results at run time, with the failing instruction of a compiled function
+    * `EMLX.SharedMemory` - arrays in POSIX shared memory, for other operating-system processes
 
-  The functions in the group "Names of the C++ EMLX" are for code that was written for
-  [the C++ EMLX](https://github.com/elixir-nx/emlx). New code takes `EMLX.Ops`, `EMLX.Kernels` and `EMLX.Array`. They
-  raise `EMLX.NIFError` where those raise `EMLX.Error`. The guide [From the C++ EMLX](migration.html) compares both.
+  The functions in the group "Names of the C++ EMLX" keep code working that was written for
+  [the C++ EMLX](https://github.com/elixir-nx/emlx). They raise `EMLX.NIFError` instead of `EMLX.Error`. New code uses
+  `EMLX.Ops`, `EMLX.Kernels` and `EMLX.Array`. The guide [From the C++ EMLX](migration.html) compares both.
 
   ## NVIDIA GPUs
 
-  `config :emlx, tf32: true` lets products of f32 round their operands to 10 bits, for speed; the default is f32. It is read when the
-  application starts; an environment variable `MLX_ENABLE_TF32` goes before it. What has no kernel on the GPU (linear algebra,
-  scatters of 64-bit types, arrays without elements) is computed on the CPU and copied. The guide [On NVIDIA GPUs](cuda.html) has what
-  differs, and what to do where no GPU is found.
+  Matrix products of f32 are computed in f32 by default. `config :emlx, tf32: true` rounds their operands to TF32, which
+  is faster and keeps 10 bits of the mantissa. The setting is read when the application starts; the environment variable
+  `MLX_ENABLE_TF32` takes precedence. Operations without a GPU kernel run on the CPU, and their operands and results are
+  copied: linear algebra, scatters of 64-bit types and operations on arrays without elements. The guide
+  [On NVIDIA GPUs](cuda.html) lists the differences, and what to do if no GPU is found.
 
   ## Compiler
 
@@ -30,77 +31,81 @@ defmodule EMLX do
       Nx.Defn.jit(&predict/2, compiler: EMLX)
       Nx.Defn.default_options(compiler: EMLX)
 
-  The function is traced once for each signature of its arguments (containers, shapes, types, names) and becomes an
-  `EMLX.Program`, which every further call runs with one native call. The backend's operations and the implementations of
-  `EMLX.Block` serve compiled functions as they serve eager ones. A call returns when the computation is submitted, before
-  it is done; only reading a value waits.
+  The function is traced once for each signature of its arguments (containers, shapes, types, names). The trace becomes
+  an `EMLX.Program`, which every later call runs with one native call. Compiled functions use the same operations of the
+  backend and the same implementations of `EMLX.Block` as eager code. A call returns when the computation is submitted,
+  before it is done; only reading a value waits.
 
-  `cond` runs the branch taken only; `while` runs in native code. Hooks and `Nx.runtime_call/4` run in the calling
-  process, which the program waits for. Tensors that a function closes over become constants of the program, copied once. Nx 0.12 and 0.13 have no mark for inputs that may be overwritten; intermediate values are, by MLX.
+  `cond` computes only the branch that is taken, and `while` runs in native code. Hooks and `Nx.runtime_call/4` run in
+  the calling process, and the program waits for them. Tensors that a function closes over become constants of the
+  program, which are copied once. Nx 0.12 and 0.13 cannot mark inputs as donated, so their memory is not reused; MLX
+  reuses the memory of intermediate values.
 
-  Options (another one raises `ArgumentError`, but for those that `Nx.Serving` and `Axon.build/2` pass along):
+  Options (any other one raises `ArgumentError`, except for those that `Nx.Serving` and `Axon.build/2` pass along):
 
-    * `:device` - `:cpu` or `:gpu`, by default as for `EMLX.Backend`
-    * `:queue` - the `EMLX.Queue` to run on; by default the calling process's queue if it is on the device, else the device's own.
-      `:command_queue` is another name for it
-    * `:fuse` - whether runs of element-wise operations are compiled to one kernel each, by `mx.compile`. Default `false`;
-      `config :emlx, fuse: true` sets it. On the CPU a C++ compiler (g++) is needed while the program runs, and each new
-      kernel takes it about a second; without it the common ones (arithmetic, roots, exponentials, `erf`, `tanh`) of f32, bf16 and f16 already
-      run several in one pass there. A fused kernel rounds as its operations do one by one, but for the last bits: compilers may
-      contract a product and a sum, and 16-bit floats may keep more bits between two operations
-    * `:merge` - whether operations on at most 4 rows, as a model has for each token that it generates, become fewer, larger ones:
-      products of one input with the norm before and the gate or the sum after them, the norm and rotation of heads, attention on
-      a cache. On CUDA each is one kernel, and a loop of such steps is launched as one graph, over and over; elsewhere they are the
-      operations that they stand for, with the same results. Default `nil`, which is `true` on the GPU and `false` on the CPU;
-      `config :emlx, merge: true` sets it
-    * `:run_ahead` - the steps after which a loop submits its next step before it is known whether there is one, as `EMLX.Program.new/4`
-      has it. Default `nil`, never; `config :emlx, run_ahead: 8` sets it
-    * `:on_unsupported` - what to do with a function that cannot be traced, for example since an implementation of a block
-      reads a value: `:raise` (default) or `:evaluate`, which has `Nx.Defn.Evaluator` run it
-    * `:hooks` - a map of functions for named hooks
+    * `:device` - `:cpu` or `:gpu`. The default is that of `EMLX.Backend`
+    * `:queue` - the `EMLX.Queue` to run on. The default is the calling process's queue if it is on the device, else the
+      device's default queue. `:command_queue` is another name for this option
+    * `:fuse` - whether MLX's compiler fuses each sequence of element-wise operations to one kernel. The default is
+      `false`, or `config :emlx, fuse: true`. On the CPU, this needs a C++ compiler (g++) at run time and about a second
+      for each new kernel. Without `:fuse`, EMLX already runs common operations (arithmetic, roots, exponentials, `erf`,
+      `tanh`) of f32, bf16 and f16 on the CPU several in one pass. Results of a fused kernel may differ in the last
+      bits: compilers may contract a product and a sum, and 16-bit floats may keep more bits between two operations
+    * `:merge` - whether operations on at most 4 rows are merged to fewer, larger ones, as in the decode step of a
+      language model: products that share an input, with the norm before and the gate or the sum after them; the norm
+      and rotation of heads; attention on a key-value cache. On CUDA, each merged operation is one kernel, and a loop of
+      such steps replays one CUDA graph. On other devices, a merged operation runs the operations it replaces,
+      with the same results. The default is `nil`: `true` on the GPU and `false` on the CPU. `config :emlx, merge: true`
+      changes it
+    * `:run_ahead` - the number of steps after which a loop submits its steps speculatively, before its condition is
+      known, as in `EMLX.Program.new/4`. The default is `nil` (never), or `config :emlx, run_ahead: 8`
+    * `:on_unsupported` - what happens to a function that cannot be traced, for example because an implementation of
+      `EMLX.Block` reads a value: `:raise` (default), or `:evaluate` to run it with `Nx.Defn.Evaluator`
+    * `:hooks` - a map from names of hooks to functions
     * `:max_concurrency` - the number of partitions, each with a queue, for an `Nx.Serving` with `partitions: true`.
       **Warning:** with partitions, `Nx.Serving` joins the parts of a request that is larger than `:batch_size` in the
-      order in which they end, on any backend (seen with Nx 0.12.1 and 0.13.1). So a request to partitions must have at
-      most `:batch_size` entries
-    * `:cache` - `false` to trace at each call
+      order in which they end, on any backend (observed with Nx 0.12.1 and 0.13.1). A request to partitions must
+      therefore have at most `:batch_size` entries
+    * `:cache` - `false` traces at each call. The default is `true`
 
   ## Compile cache
 
-  Compiled functions are kept for all processes. A function is found by its code and by what it closes over: numbers
-  and binaries of up to 1 KiB, such as small tensors of `Nx.BinaryBackend`, by their values; larger binaries and
-  tensors of `EMLX.Backend` by their identity. A call therefore takes the same time however large the tensors are.
+  All processes share the compiled functions. The cache looks a function up by its code and by the terms that it closes
+  over. Numbers and binaries of up to 1 KiB, such as small tensors of `Nx.BinaryBackend`, are compared by value. Larger
+  binaries and tensors of `EMLX.Backend` are compared by identity. The time of a call therefore does not depend on the
+  size of the tensors.
 
-  The cache does not keep what a function closes over. The compiled function, with its constants, is freed when
-  nothing else refers to one of those tensors: at once for tensors of `EMLX.Backend`, within about a second for those
-  of `Nx.BinaryBackend`. Only the limits remove two kinds of functions: those that close over nothing that counts by
-  identity, and those whose hooks or runtime calls close over the same tensors as the function.
+  The cache does not keep the tensors that a function closes over. The compiled function and its constants are freed
+  when nothing else refers to one of those tensors: immediately for tensors of `EMLX.Backend`, within about a second for
+  those of `Nx.BinaryBackend`. Two kinds of functions are removed by the limits only: those that close over nothing that
+  is compared by identity, and those whose hooks or runtime calls close over the same tensors as the function.
 
       config :emlx, compiler_cache: [entries: 1000, bytes: 2 ** 30]
 
-  limits the number of compiled functions and the bytes of their constants. Those used last stay. A constant of
-  several functions counts once; a tensor that a function closes over does not count. The defaults are 1000 entries
-  and an eighth of `EMLX.Memory.limit/0`. A number, `compiler_cache: 1000`, limits the entries alone.
-  `compiler_cache/0` returns the size of the cache, and `clear_compiler_cache/0` empties it.
+  limits the number of compiled functions and the bytes of their constants. The least recently used functions are
+  removed first. A constant that several functions share counts once; a tensor that a function closes over does not
+  count. The defaults are 1000 entries and an eighth of `EMLX.Memory.limit/0`. A number, `compiler_cache: 1000`, limits
+  the entries alone. `compiler_cache/0` returns the size of the cache, and `clear_compiler_cache/0` empties it.
 
-  Telemetry tells of each trace and each run (`EMLX.Telemetry`).
+  Each trace and each run emits telemetry events (`EMLX.Telemetry`).
   """
 
   if match?({:module, _}, Code.ensure_compiled(EMLX.Compiler)) do
     @behaviour Nx.Defn.Compiler
 
     @doc """
-    Compiles a function of Nx to a program, which `EMLX.Program.save/3` can save and which runs without Nx.
+    Compiles a function of Nx to a program that runs without Nx and that `EMLX.Program.save/3` can save.
 
-    `args` are the function's arguments. What is a template in them (`Nx.template/2`, also inside containers) is an input of
-    the program; what is a tensor with values is a constant, such as the parameters of a model. Inputs, outputs and constants are named
-    by their way through the containers: `"arg1.input_ids"`.
+    `args` are the function's arguments. Templates in them (`Nx.template/2`, also inside containers) become inputs of
+    the program. Tensors with values, such as the parameters of a model, become constants. The names of inputs, outputs
+    and constants are their paths through the containers: `"arg1.input_ids"`.
 
     Options: `:device`, `:fuse`, `:merge` and `:run_ahead` as for the compiler (`:run_ahead` is not saved), and
 
-      * `:names` - a name for each argument instead of `arg0`, `arg1`, …; an empty one is left out
+      * `:names` - a list with a name for each argument instead of `arg0`, `arg1`, …; an empty name is left out of paths
 
-    Raises `ArgumentError` for functions with hooks or runtime calls, since those call the process that runs the program; and
-    `EMLX.Error` of kind `:traced` for functions that cannot be traced.
+    Raises `ArgumentError` for functions with hooks or runtime calls, since those run in the process that runs the
+    program. Raises `EMLX.Error` of kind `:traced` for functions that cannot be traced.
 
         iex> weights = %{kernel: Nx.tensor([[1.0, 2.0], [3.0, 4.0]])}
         iex> predict = fn weights, inputs -> Nx.dot(inputs["x"], weights.kernel) end
@@ -114,10 +119,11 @@ defmodule EMLX do
     defdelegate compile_to_program(fun, args, opts \\ []), to: EMLX.Compiler, as: :to_program
 
     @doc ~S"""
-    Explains how a function of Nx runs: the plan of the program that it compiles to, as `EMLX.Program.explain/2` shows it.
+    Returns the execution plan of a function of Nx as text: that of its compiled program, as in
+    `EMLX.Program.explain/2`.
 
-    `args` and `opts` are those of `compile_to_program/3`. Nothing is computed. Functions with hooks or runtime calls cannot be
-    explained, and raise as `compile_to_program/3` does.
+    `args` and `opts` are those of `compile_to_program/3`. Nothing is computed. Functions with hooks or runtime calls
+    raise as in `compile_to_program/3`.
 
         iex> text = EMLX.explain(fn x -> Nx.multiply(Nx.tanh(x), x) end, [Nx.template({16, 16}, :f32)], device: :cpu)
         iex> text |> String.split("\n") |> hd()
@@ -129,9 +135,9 @@ defmodule EMLX do
     end
 
     @doc """
-    Returns the number of compiled functions that are kept, and the bytes of the constants that only they keep.
+    Returns the number of compiled functions in the cache, and the bytes of the constants that only the cache keeps.
 
-    What nothing refers to any more is freed first. The bytes are part of `EMLX.Memory.active/0`.
+    Frees entries that nothing refers to any more first. The bytes are part of `EMLX.Memory.active/0`.
 
         iex> Nx.Defn.jit_apply(&Nx.exp/1, [1.0], compiler: EMLX, device: :cpu)
         iex> %{entries: entries, bytes: bytes} = EMLX.compiler_cache()
@@ -142,10 +148,10 @@ defmodule EMLX do
     defdelegate compiler_cache, to: EMLX.Compiler.Cache, as: :size
 
     @doc """
-    Empties the compile cache: every function is traced anew at its next call. Returns `:ok`.
+    Empties the compile cache: every function is traced again at its next call. Returns `:ok`.
 
-    Programs that are running finish, and functions of `Nx.Defn.compile/3` stay usable. (`clear_cache/0` is about
-    another cache, MLX's memory for later arrays.)
+    Running programs finish, and functions that `Nx.Defn.compile/3` returned stay usable. `clear_cache/0` empties
+    another cache, MLX's buffer cache.
 
         iex> EMLX.clear_compiler_cache()
         :ok
@@ -175,7 +181,7 @@ defmodule EMLX do
   alias EMLX.{Array, Compatibility, Memory, Native, Queue}
 
   @doc """
-  Has arrays computed and waits for them. Gives its argument. Options: `:device`, `:queue`.
+  Evaluates arrays and waits until they are computed. Returns its first argument. Options: `:device`, `:queue`.
 
       iex> EMLX.eval(EMLX.Ops.add(EMLX.Array.scalar(1, :s32), EMLX.Array.scalar(2, :s32))) |> EMLX.Array.to_list()
       3
@@ -191,7 +197,7 @@ defmodule EMLX do
     arrays
   end
 
-  @doc "Has arrays computed without waiting for them. Gives its argument."
+  @doc "Submits arrays for evaluation and does not wait. Returns its first argument. Options: `:device`, `:queue`."
   @spec async_eval(arrays, keyword) :: arrays when arrays: Array.t() | [Array.t()]
   def async_eval(arrays, opts \\ []) do
     Native.call!(Native.eval(refs(arrays), Queue.target(opts), nil))
@@ -202,15 +208,16 @@ defmodule EMLX do
   defp refs(array), do: [Array.ref!(array, "eval")]
 
   @doc """
-  What MLX knows of a device, by MLX's names. Options: `:device`, by default `default_device/0`.
+  Returns MLX's description of a device, under MLX's names. Options: `:device`, by default `default_device/0`.
 
-    * On the CPU: `"device_name"`, the processor's, and `"architecture"`, `"x86_64"` or `"arm64"`
-    * On CUDA: `"device_name"`, `"architecture"` (`"sm_90"`), `"compute_capability_major"` and `"compute_capability_minor"`, `"uuid"`,
-      `"pci_bus_id"`, and in bytes `"total_memory"` and `"free_memory"`, which is what is free at the time of the call
+    * On the CPU: `"device_name"`, the processor, and `"architecture"`, `"x86_64"` or `"arm64"`
+    * On CUDA: `"device_name"`, `"architecture"` (`"sm_90"`), `"compute_capability_major"` and
+      `"compute_capability_minor"`, `"uuid"`, `"pci_bus_id"`, and in bytes `"total_memory"` and `"free_memory"` at the
+      time of the call
     * On Metal: `"device_name"`, `"architecture"`, and in bytes `"memory_size"`, `"max_buffer_length"` and
-      `"max_recommended_working_set_size"`; `"resource_limit"`, the most buffers
+      `"max_recommended_working_set_size"`; `"resource_limit"`, the maximum number of buffers
 
-  Raises `EMLX.Error` of kind `:no_device` where the device is not there; the error says why, and what to do.
+  Raises `EMLX.Error` of kind `:no_device` if the device is absent. The error contains the cause and a remedy.
 
       iex> info = EMLX.device_info(device: :cpu)
       iex> is_binary(info["device_name"]) and is_binary(info["architecture"])
@@ -223,14 +230,15 @@ defmodule EMLX do
   end
 
   @doc """
-  Whether a device is there. The CPU always is, except with MLX for CUDA where CUDA has no GPU to use: then nothing is.
+  Returns whether a device is available. The CPU always is, except with MLX for CUDA on a machine without a usable GPU:
+  then neither device is.
   """
   @spec device_available?(:cpu | :gpu) :: boolean
   def device_available?(device), do: Native.call!(Native.device_available(device))
 
   @doc """
-  The device that `EMLX.Backend` and the compiler take where none is asked for: what `config :emlx, default_device: :cpu` says, else
-  the GPU where there is one. (Without Nx, arrays are made on the CPU by default.)
+  Returns the default device of `EMLX.Backend` and the compiler: that of `config :emlx, default_device: :cpu`, else the
+  GPU if one is available, else the CPU. `EMLX.Array` and `EMLX.Ops` create arrays on the CPU by default.
 
       iex> EMLX.default_device() in [:cpu, :gpu]
       true
@@ -247,7 +255,7 @@ defmodule EMLX do
   # ---- names that the C++ EMLX has here ----
 
   @doc """
-  The memory figures of `EMLX.Memory` in one map.
+  Returns the numbers of `EMLX.Memory` in one map.
 
       iex> EMLX.memory_info() |> Map.keys() |> Enum.sort()
       [:active_memory, :cache_memory, :peak_memory]
@@ -296,7 +304,7 @@ defmodule EMLX do
     [:array, :a, :b, :q, :k, :v, :x, :gate, :up, :condition, :indices, :updates, :update, :source, :input] ++
       [:kernel, :weight, :packed, :scales, :new_k, :new_v, :k_cache, :v_cache, :key_mask, :mask, :low, :high]
 
-  # Where these are arrays it is said in the table's order alone.
+  # These have names of arrays in the list above, but are lists of integers here.
   numbers = [pad: [:low, :high], window_scatter_max: [:low, :high], window_scatter_min: [:low, :high]]
 
   results = %{

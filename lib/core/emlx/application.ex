@@ -9,10 +9,10 @@ defmodule EMLX.Application do
     EMLX.Native.loaded!()
     warn_of_another_mlx(EMLX.Native.call!(EMLX.Native.unknown_mlx()))
 
-    # MLX's compiler for the CPU calls the C++ compiler through popen, and pclose fails while SIGCHLD is ignored, as the VM
-    # leaves it. The VM learns of its own ports' ends by other means.
+    # MLX's compiler for the CPU calls the C++ compiler through popen. The VM ignores SIGCHLD, which makes pclose fail.
+    # The VM itself does not need the signal: it detects the exit of its ports by other means.
     if Application.get_env(:emlx, :sigchld, true), do: :os.set_signal(:sigchld, :default)
-    # On NVIDIA GPUs MLX would round the operands of f32 products to 10 bits by default.
+    # By default, MLX would round the operands of f32 products to TF32 on NVIDIA GPUs.
     EMLX.Native.call!(EMLX.Native.allow_tf32(Application.get_env(:emlx, :tf32, false)))
     EMLX.Telemetry.start()
     EMLX.Profiling.init()

@@ -1,10 +1,9 @@
 defmodule EMLX.Array do
   @moduledoc """
-  An array of MLX, held by the BEAM.
+  An array of MLX, the value that `EMLX.Ops` and `EMLX.Kernels` compute with.
 
-  An array may stand for a computation that has not been done: operations (`EMLX.Ops`, `EMLX.Kernels`) only record what to
-  do, and `to_binary/1`, `to_list/1` and `EMLX.eval/2` have it done. An array is immutable and may be sent to and used by any
-  process of the same node.
+  Arrays are lazy: operations only record a computation, and `to_binary/2`, `to_list/1` and `EMLX.eval/2` evaluate it.
+  An array is immutable. Any process of the same node can use it.
 
       iex> a = EMLX.Array.from_binary(<<1.0::float-32-native, 2.0::float-32-native>>, {2}, :f32)
       iex> EMLX.Array.to_list(EMLX.Ops.add(a, a))
@@ -12,14 +11,14 @@ defmodule EMLX.Array do
 
   ## Types
 
-  `:bool` (one byte an element), `:u8`, `:u16`, `:u32`, `:u64`, `:s8`, `:s16`, `:s32`, `:s64`, `:f16`, `:bf16`, `:f32`,
-  `:f64` (on the CPU only), `:c64` (two f32: real and imaginary part).
+  `:bool` (one byte for each element), `:u8`, `:u16`, `:u32`, `:u64`, `:s8`, `:s16`, `:s32`, `:s64`, `:f16`, `:bf16`,
+  `:f32`, `:f64` (on the CPU only), `:c64` (two f32, the real and the imaginary part).
   """
 
   alias EMLX.{Native, Queue}
 
   @enforce_keys [:ref]
-  # `weight` is a binary as large as the array whose bytes take no memory; by it the garbage collector sees the array's size.
+  # `weight` is a binary of the array's size whose bytes take no memory. It makes the garbage collector see that size.
   defstruct [:ref, :weight]
 
   @opaque t :: %__MODULE__{ref: reference, weight: binary | nil}
@@ -41,18 +40,18 @@ defmodule EMLX.Array do
   @type shape :: tuple | [non_neg_integer]
   @type non_finite :: :nan | :infinity | :neg_infinity
 
-  # A copy of more than this takes longer than a scheduler should be held.
+  # Copying more bytes than this would block a scheduler for too long.
   @large_binary 1_048_576
 
-  # Copying one of less takes hardly longer than telling of it.
+  # For fewer bytes, the copy takes hardly longer than a telemetry event.
   @told_binary 65_536
 
   @doc """
-  An array from the bytes of its elements, row by row, in native byte order. The bytes are copied.
+  Returns an array of a binary, which has the elements in row-major order and native byte order. The bytes are copied.
 
   `shape` is a tuple or a list. Options: `:device` (`:cpu` or `:gpu`), `:queue`.
 
-  Raises `EMLX.Error` of kind `:binary_size` when the binary does not hold exactly `shape` of `dtype`.
+  Raises `EMLX.Error` of kind `:binary_size` if the size of the binary is not that of `shape` and `dtype`.
   """
   @spec from_binary(binary, shape, dtype, keyword) :: t
   def from_binary(binary, shape, dtype, opts \\ []) do
@@ -78,8 +77,8 @@ defmodule EMLX.Array do
   end
 
   @doc """
-  An array of shape `{}` from a number: an integer, a float, `:nan`, `:infinity`, `:neg_infinity`, or `{real, imaginary}` of two
-  such.
+  Returns an array of shape `{}` of a number: an integer, a float, `:nan`, `:infinity`, `:neg_infinity`, or
+  `{real, imaginary}` of two of them. Options: `:device`, `:queue`.
 
       iex> EMLX.Array.to_list(EMLX.Array.scalar(3, :s64))
       3
@@ -97,18 +96,20 @@ defmodule EMLX.Array do
   defp constant(number, dtype, opts), do: EMLX.Ops.run({:constant, %{value: number, dtype: dtype}}, [], opts)
 
   @doc """
-  An array from nested lists of numbers, of one dtype: of integers for the types that have no fractions, else also of floats,
-  `:nan`, `:infinity`, `:neg_infinity`; for `:c64` of `{real, imaginary}` too, for `:bool` of `true` and `false` too. Integers out of a
-  type's range wrap around, floats become infinite.
+  Returns an array of nested lists of numbers.
 
-  Raises `ArgumentError` for lists of different shapes within one list, and for what is no number of the type.
+  Integer types accept integers. Float types also accept floats, `:nan`, `:infinity` and `:neg_infinity`. `:c64` also
+  accepts `{real, imaginary}`, and `:bool` accepts `true`, `false` and numbers. Integers out of a type's range wrap
+  around, floats out of range become infinite. Options: `:device`, `:queue`.
+
+  Raises `ArgumentError` if the lists inside of a list differ in shape, and for a term that is no number of the type.
 
       iex> EMLX.Array.shape(EMLX.Array.from_list([[1, 2, 3], [4, 5, 6]], :s32))
       {2, 3}
   """
   @spec from_list(list | number, dtype, keyword) :: t
   def from_list(list, dtype, opts \\ []) do
-    # Refuses what is no type.
+    # Raises for an unknown type, before the numbers are converted.
     _bytes = dtype_size(dtype)
     shape = list_shape(list)
     flat = if is_list(list), do: List.flatten(list), else: [list]
@@ -129,11 +130,11 @@ defmodule EMLX.Array do
   defp list_shape([]), do: [0]
   defp list_shape(_number), do: []
 
-  # The bytes of a number that a type has.
+  # The bytes of a number of a type.
   defp number!(number, dtype) do
     if takes?(dtype, number), do: number_to_binary(number, dtype), else: raise(ArgumentError)
   rescue
-    # Also of an integer that is too large for a float.
+    # Raised here, or by the conversion of an integer that is too large for a float.
     ArgumentError ->
       raise ArgumentError, "from_list: #{inspect(number, limit: 10)} is no number of type #{inspect(dtype)}"
   end
@@ -149,8 +150,9 @@ defmodule EMLX.Array do
   defp takes?(_integer, number), do: is_integer(number)
 
   @doc """
-  The bytes of an array's elements, row by row, in native byte order. Has the array computed and waits for it. The binary is
-  the array's own memory, not a copy, where the array is laid out in rows.
+  Evaluates an array and returns its elements as a binary, in row-major order and native byte order. For an array that
+  is contiguous in row-major order, the binary refers to the array's memory, without a copy. Options: `:device`,
+  `:queue`.
   """
   @spec to_binary(t, keyword) :: binary
   def to_binary(array, opts \\ []) do
@@ -160,9 +162,9 @@ defmodule EMLX.Array do
   end
 
   @doc """
-  `{address, bytes}` of an array's elements in memory, row by row, for other libraries of the same operating-system process.
-  Has the array computed and waits for it. The memory belongs to the array: it must not be written to, and it is there as
-  long as some process refers to the array.
+  Evaluates an array and returns `{address, bytes}` of its elements in row-major order, for other libraries in the same
+  operating-system process. The memory belongs to the array. It must not be written to, and it is valid as long as a
+  process refers to the array. Options: `:device`, `:queue`.
   """
   @spec to_pointer(t, keyword) :: {pos_integer, non_neg_integer}
   def to_pointer(array, opts \\ []) do
@@ -172,8 +174,10 @@ defmodule EMLX.Array do
   end
 
   @doc """
-  An array from the bytes at an address of the same operating-system process. They are copied. The caller answers for the
-  address: one where so many bytes cannot be read ends the VM.
+  Returns an array with a copy of the bytes at an address in the same operating-system process. Options: `:device`,
+  `:queue`.
+
+  The caller is responsible for the address: if the bytes at it are not readable, the VM crashes.
   """
   @spec from_pointer(pos_integer, shape, dtype, keyword) :: t
   def from_pointer(address, shape, dtype, opts \\ []) do
@@ -184,8 +188,8 @@ defmodule EMLX.Array do
   end
 
   @doc """
-  The elements as nested lists; the number alone for shape `{}`. Non-finite numbers are `:nan`, `:infinity`, `:neg_infinity`;
-  complex ones `{real, imaginary}`; booleans `true` and `false`.
+  Evaluates an array and returns its elements as nested lists, or as a number for shape `{}`. Non-finite numbers are
+  `:nan`, `:infinity` and `:neg_infinity`, complex numbers `{real, imaginary}`, and booleans `true` and `false`.
   """
   @spec to_list(t) :: list | term
   def to_list(array) do
@@ -208,33 +212,33 @@ defmodule EMLX.Array do
 
   defp empty_groups(sizes), do: List.duplicate([], Enum.product(sizes))
 
-  @doc "The sizes of the axes, as a tuple."
+  @doc "Returns the sizes of the axes as a tuple."
   @spec shape(t) :: tuple
   def shape(array), do: array |> info() |> elem(0) |> List.to_tuple()
 
-  @doc "The type of the elements."
+  @doc "Returns the type of the elements."
   @spec dtype(t) :: dtype
   def dtype(array), do: array |> info() |> elem(1)
 
-  @doc "Where the array was made: `:cpu` or `:gpu`."
+  @doc "Returns the device that the array was created on, `:cpu` or `:gpu`."
   @spec device(t) :: :cpu | :gpu
   def device(array), do: array |> info() |> elem(2)
 
-  @doc "The number of axes."
+  @doc "Returns the number of axes."
   @spec rank(t) :: non_neg_integer
   def rank(array), do: array |> info() |> elem(0) |> length()
 
-  @doc "The number of elements."
+  @doc "Returns the number of elements."
   @spec size(t) :: non_neg_integer
   def size(array), do: array |> info() |> elem(0) |> Enum.product()
 
-  @doc "The number of bytes of all elements."
+  @doc "Returns the size of all elements in bytes."
   @spec bytes(t) :: non_neg_integer
   def bytes(array), do: size(array) * dtype_size(dtype(array))
 
   @doc """
-  Returns the strides of an array in memory, in elements, one for each axis. Evaluates the array, since its layout is
-  not known before.
+  Evaluates an array and returns its strides, the distances in elements along each axis. Its memory layout is not known
+  before the evaluation.
 
       iex> array = EMLX.Array.from_list([[1, 2, 3], [4, 5, 6]], :s32)
       iex> {EMLX.Array.strides(array), EMLX.Array.strides(EMLX.Ops.transpose(array, [1, 0]))}
@@ -250,10 +254,9 @@ defmodule EMLX.Array do
   Frees an array's memory without waiting for the garbage collector. Returns `:ok`, or `:already_deallocated` if that
   was done before.
 
-  Every later use of the array's elements raises `EMLX.Error` of kind `:deallocated`. Results that were computed from
-  the array, or are still to be computed from it, are not affected: memory that other arrays, binaries or pointers
-  (`to_pointer/2`) need is freed with the last of them. On macOS, memory is freed with the last reference to the array,
-  as without this function.
+  Every later use of the array's elements raises `EMLX.Error` of kind `:deallocated`. Results that were or will be
+  computed from the array are not affected. Memory that other arrays, binaries or pointers (`to_pointer/2`) use is freed
+  with the last of them. On macOS, memory is freed with the last reference to the array, as without this function.
 
       iex> array = EMLX.Array.from_list([1, 2], :s32)
       iex> double = EMLX.Ops.add(array, array)
@@ -263,7 +266,7 @@ defmodule EMLX.Array do
   @spec deallocate(t) :: :ok | :already_deallocated
   def deallocate(array), do: Native.call!(Native.deallocate(ref!(array, "deallocate")))
 
-  @doc "An equal array on another device. Raises `EMLX.Error` of kind `:no_device` where that is absent."
+  @doc "Returns an equal array on a device. Raises `EMLX.Error` of kind `:no_device` if the device is absent."
   @spec to_device(t, :cpu | :gpu) :: t
   def to_device(array, device) do
     case device(array) do
@@ -278,7 +281,7 @@ defmodule EMLX.Array do
   end
 
   @doc false
-  # What the native functions take for an array; `call` is who asks.
+  # Returns the reference that native functions take for an array. `call` names the caller in errors.
   def ref!(%__MODULE__{ref: ref}, _call), do: ref
 
   def ref!(other, call) do
@@ -292,7 +295,7 @@ defmodule EMLX.Array do
 
   defp info(array), do: Native.call!(Native.info(ref!(array, "info")))
 
-  @doc "The bytes of one element of a type."
+  @doc "Returns the size of one element of a type in bytes."
   @spec dtype_size(dtype) :: 1 | 2 | 4 | 8
   def dtype_size(dtype) when dtype in [:bool, :u8, :s8], do: 1
   def dtype_size(dtype) when dtype in [:u16, :s16, :f16, :bf16], do: 2
@@ -357,7 +360,7 @@ defmodule EMLX.Array do
 
   defp number_to_binary(n, :c64), do: number_to_binary({n, 0.0}, :c64)
 
-  # Elixir matches finite floats only; the rest is told by the bits.
+  # Elixir matches finite floats only; the bits identify all others.
   defp float(bits, size, exponent) do
     case bits do
       <<n::float-native-size(size)>> -> n
@@ -389,7 +392,7 @@ defmodule EMLX.Array do
     )
   end
 
-  # Between big-endian and the machine's order.
+  # Converts between big-endian and native byte order.
   defp native(bits) do
     size = bit_size(bits)
     <<n::unsigned-big-size(size)>> = bits

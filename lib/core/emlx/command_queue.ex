@@ -1,8 +1,8 @@
 defmodule EMLX.CommandQueue do
   @moduledoc """
-  `EMLX.Queue` by the names of the C++ EMLX, for code that was written for it. New code takes `EMLX.Queue`.
+  `EMLX.Queue` under the names of the C++ EMLX, for code that was written for it. New code uses `EMLX.Queue`.
 
-  A command queue is a struct with `:ref` and `:device`. The compiler takes it as `:command_queue`.
+  A command queue is a struct with `:ref` and `:device`. The compiler accepts it as the option `:command_queue`.
 
       iex> {:ok, %EMLX.CommandQueue{device: :cpu} = queue} = EMLX.CommandQueue.new(:cpu)
       iex> EMLX.CommandQueue.with_queue(queue, fn -> EMLX.Array.to_list(EMLX.Ops.ones({2}, :s32)) end)
@@ -18,7 +18,7 @@ defmodule EMLX.CommandQueue do
 
   @type t :: %__MODULE__{ref: reference, device: :cpu | :gpu}
 
-  @doc "Starts a queue on a device. Returns `{:ok, queue}`, or `{:error, words}` where the device is absent."
+  @doc "Starts a queue on a device. Returns `{:ok, queue}`, or `{:error, message}` if the device is absent."
   @spec new(:cpu | :gpu) :: {:ok, t} | {:error, String.t()}
   def new(device) do
     {:ok, new!(device)}
@@ -26,7 +26,7 @@ defmodule EMLX.CommandQueue do
     error in EMLX.NIFError -> {:error, Exception.message(error)}
   end
 
-  @doc "Starts a queue on a device. Raises `EMLX.NIFError` where the device is absent."
+  @doc "Starts a queue on a device and returns it. Raises `EMLX.NIFError` if the device is absent."
   @spec new!(:cpu | :gpu) :: t
   def new!(device) do
     device |> then(&Queue.start(device: &1)) |> of_queue()
@@ -43,7 +43,7 @@ defmodule EMLX.CommandQueue do
   def with_queue(queue, fun), do: queue |> to_queue() |> Queue.with(fun)
 
   @doc false
-  # The same queue in EMLX's form. What is no command queue stays as it is.
+  # Converts a command queue to an EMLX.Queue. Any other term is returned unchanged.
   def to_queue(%__MODULE__{ref: ref, device: device}), do: %Queue{ref: ref, device: device}
   def to_queue(other), do: other
 

@@ -1,11 +1,10 @@
 defmodule EMLX.Compatibility do
   @moduledoc false
-  # The array functions that the C++ EMLX has in `EMLX`, with its argument order, over EMLX.Ops, EMLX.Kernels and
-  # EMLX.Array. `EMLX` makes its public functions from `table/0` and turns an EMLX.Error of theirs into an
-  # EMLX.NIFError.
+  # The array functions of the C++ EMLX's `EMLX`, with its argument order, on top of EMLX.Ops, EMLX.Kernels and
+  # EMLX.Array. `EMLX` generates its public functions from `table/0` and converts EMLX.Error to EMLX.NIFError.
   #
-  # What C++ takes is taken: types as :f32, :float32 or {:f, 32}, shapes as tuples or lists, devices as :gpu or {:gpu,
-  # 0}.
+  # Arguments have the forms of the C++ EMLX: types such as :f32, :float32 or {:f, 32}, shapes as tuples or lists,
+  # devices as :gpu or {:gpu, 0}.
 
   alias EMLX.{Array, Kernels, Ops, SharedMemory}
 
@@ -28,7 +27,7 @@ defmodule EMLX.Compatibility do
 
   @names Map.new(@types, fn {theirs, ours} -> {ours, theirs} end)
 
-  @doc "The type of an array for a type as MLX, Nx or EMLX.Array names it."
+  @doc "Returns the dtype for a type's name in MLX, Nx or EMLX.Array."
   @spec type(atom | {atom, pos_integer}) :: Array.dtype()
   for {theirs, ours} <- @types, name <- Enum.uniq([theirs, ours]) do
     def type(unquote(name)), do: unquote(ours)
@@ -49,10 +48,10 @@ defmodule EMLX.Compatibility do
             "one of EMLX.Array such as :f32, or one of Nx such as {:f, 32}, got: #{inspect(other)}"
   end
 
-  @doc "The device that a device of the C++ EMLX is. There is one of each kind."
+  @doc "Returns the device for a device of the C++ EMLX. EMLX uses one device of each kind."
   @spec device(:cpu | :gpu | {:cpu | :gpu, integer}) :: :cpu | :gpu
   def device(device) when device in [:cpu, :gpu], do: device
-  # It calls the default one -1.
+  # The C++ EMLX's index of the default device is -1.
   def device({device, index}) when device in [:cpu, :gpu] and index in [0, -1], do: device
 
   def device({device, index}) when device in [:cpu, :gpu] and is_integer(index) do
@@ -139,7 +138,7 @@ defmodule EMLX.Compatibility do
     def unquote(name)(a, b), do: Ops.unquote(op)(a, b)
   end
 
-  # MLX's floor_divide rounds floats down and cuts integers off.
+  # MLX's floor_divide rounds floats down and integers toward zero.
   def quotient(a, b) do
     if Enum.any?([a, b], &float?/1), do: Ops.floor_divide(a, b), else: Ops.quotient(a, b)
   end
@@ -173,7 +172,7 @@ defmodule EMLX.Compatibility do
     Ops.arange(start, stop, step: step, dtype: if(integer?, do: :s32, else: :f32), device: device(device))
   end
 
-  # C++ takes a binary that is longer than the array, too.
+  # The C++ EMLX accepts a binary that is longer than the array.
   def from_blob(blob, shape, type, device) do
     dims = Ops.shape_to_list(shape)
     type = type(type)
@@ -216,13 +215,13 @@ defmodule EMLX.Compatibility do
 
   # ---- reductions and order ----
 
-  # No axes are all of them.
+  # An empty list of axes means all of them.
   for {name, op} <- [all: :all, any: :any, sum: :sum, product: :prod] do
     def unquote(name)(a, axes, keep_axes),
       do: Ops.unquote(op)(a, axes: if(axes == [], do: nil, else: axes), keepdims: keep_axes)
   end
 
-  # Here no axes are none.
+  # Here an empty list of axes means none.
   for name <- [:max, :min] do
     def unquote(name)(a, [], _keep_axes), do: a
     def unquote(name)(a, axes, keep_axes), do: Ops.unquote(name)(a, axes: axes, keepdims: keep_axes)
@@ -336,14 +335,14 @@ defmodule EMLX.Compatibility do
   def fast_rope_with_freqs(x, dims, traditional, scale, offset, freqs),
     do: heads_last(x, &Kernels.rope(&1, offset, freqs, dims: dims, traditional: traditional, scale: scale))
 
-  # These two take {batch, length, heads, size}, where the kernel has the heads first.
+  # These two take {batch, length, heads, size}; the kernel takes the heads first.
   defp heads_last(x, fun) do
     if Array.rank(x) == 4,
       do: x |> Ops.swapaxes(1, 2) |> fun.() |> Ops.swapaxes(1, 2),
       else: fun.(x)
   end
 
-  # A position for each row: rows become batches of length 1.
+  # Each row has its own position: rows become batch rows of length 1.
   def fast_rope_positions(x, dims, traditional, base, scale, positions) do
     case {Array.shape(x), Array.shape(positions)} do
       {{batch, length, heads, size}, {batch, length}} ->
@@ -378,13 +377,13 @@ defmodule EMLX.Compatibility do
     gate |> Ops.multiply(Ops.sigmoid(gate)) |> Ops.multiply(up) |> Ops.astype(Array.dtype(gate))
   end
 
-  # Query i sees the keys up to i + offset.
+  # Query i attends to the keys up to i + offset.
   defp seen(queries, keys, offset) do
     rows = Ops.iota([queries, keys], axis: 0)
     Ops.less_equal(Ops.iota([queries, keys], axis: 1), Ops.add(rows, offset))
   end
 
-  # A query that sees no key gets 0.
+  # The result is 0 for a query without keys.
   defp masked(q, k, v, seen, key_mask, scale, sinks) do
     mask = Ops.logical_and(seen, key_mask)
     attention = attend(q, k, v, mask, scale, sinks)
@@ -422,7 +421,7 @@ defmodule EMLX.Compatibility do
     end
   end
 
-  # {batch, length, heads, size}, as Bumblebee has it.
+  # {batch, length, heads, size}, Bumblebee's layout.
   def kv_cache_attention(q, new_k, new_v, k_cache, v_cache, offset, scale) do
     with_cache("kv_cache_attention", 1, q, [new_k, new_v], [k_cache, v_cache], offset, fn q, k, v, _valid ->
       attend(q, k, v, :causal, scale, nil)
@@ -436,15 +435,15 @@ defmodule EMLX.Compatibility do
     end)
   end
 
-  # {batch, heads, length, size}, as MLX has it.
+  # {batch, heads, length, size}, MLX's layout.
   def kv_cache_sdpa_update(q, new_k, new_v, k_cache, v_cache, offset, scale) do
     with_cache("kv_cache_sdpa_update", 2, q, [new_k, new_v], [k_cache, v_cache], offset, fn q, k, v, _valid ->
       attend(q, k, v, :causal, scale, nil)
     end)
   end
 
-  # Writes the new keys and values at `offset` along `axis`, and attends to what is valid then: {attention, k_cache,
-  # v_cache}.
+  # Writes the new keys and values at `offset` along `axis`, and attends to the valid part of the cache. Returns
+  # {attention, k_cache, v_cache}.
   defp with_cache(name, axis, q, [new_k | _] = new, caches, offset, attend) do
     for {array, what} <- Enum.zip([q] ++ new ++ caches, ["q", "new_k", "new_v", "k_cache", "v_cache"]),
         do: heads!(array, "#{name}: #{what}")
@@ -519,8 +518,8 @@ defmodule EMLX.Compatibility do
 
   # ---- the table ----
 
-  # {call, where it is documented, what it returns}. A function of one or two arrays that is in `unary` or `binary` is
-  # not repeated.
+  # {call, the function that documents it, the kind of result}. Functions of one or two arrays in `unary` or `binary`
+  # are not repeated.
   table = [
     {"quotient(a, b)", "EMLX.Ops.quotient/2`, or of floats `EMLX.Ops.floor_divide/2"},
     {"where(condition, a, b)", "EMLX.Ops.where/4"},
@@ -640,6 +639,6 @@ defmodule EMLX.Compatibility do
             {name, args, elem(entry, 1), if(tuple_size(entry) == 3, do: elem(entry, 2), else: :array)}
           end)
 
-  @doc "The functions: `{name, arguments as quoted, where they are documented, what they return}`."
+  @doc "Returns `{name, quoted arguments, documenting function, kind of result}` for each function."
   def table, do: @table
 end

@@ -23,8 +23,8 @@ defmodule EMLX.Debug do
       warning
 
   For a compiled function, the message also names the function and the instruction, numbered as `EMLX.Program.inspect/2`
-  shows the function compiled with `merge: false`: `instruction 3, tensordot [dot]` or `instruction 2, while,
-  instruction 0, log [log]`.
+  shows the function compiled with `merge: false`: `instruction 3, tensordot [dot]` or
+  `instruction 2, while, instruction 0, log [log]`.
 
   The first two modes compute every operation by itself and read a result for each. They are slow, and a compiled
   function is neither fused nor merged nor captured. An operation is also reported if its result is discarded later, as
@@ -101,11 +101,11 @@ defmodule EMLX.Debug do
   defp on?(bits, bit), do: Bitwise.band(bits, bit) != 0
 
   @doc false
-  # The modes that a compiled function is made for.
+  # The modes that a compiled function depends on.
   def compiled, do: Bitwise.band(refresh(@bounds + @non_finite), @bounds + @non_finite)
 
   @doc false
-  # Called where something is created on a device.
+  # Called for each creation of an array or tensor on a device.
   def created(:gpu), do: refresh(@non_finite + @cross_device)
   def created(_device), do: refresh(@non_finite)
 
@@ -115,7 +115,7 @@ defmodule EMLX.Debug do
   # ---- eager operations ----
 
   @doc false
-  # The answer of an operation while a mode is on. EMLX.Ops.run/3 is what calls it.
+  # Checks the answer of an operation while a mode is on, and returns it. EMLX.Ops.run/3 calls it.
   def checked(op, inputs, answer) do
     bits = bits()
 
@@ -136,11 +136,11 @@ defmodule EMLX.Debug do
   defp results({kind, result}) when kind in [:ok, :wait], do: List.wrap(result)
   defp results(_traced_or_error), do: []
 
-  # Inside of unchecked/1.
+  # Whether the process is inside of unchecked/1.
   defp checking?, do: Process.get(__MODULE__, false)
 
   @doc false
-  # Calls `fun`, whose operations produce NaN or infinities on purpose.
+  # Calls `fun` without checks, since its operations produce NaN or infinities on purpose.
   def unchecked(fun) do
     if bits() == 0 and not Trace.debugs?() do
       fun.()
@@ -155,7 +155,7 @@ defmodule EMLX.Debug do
     end
   end
 
-  # The callback of EMLX.Backend that an operation is a part of. One that has been overridden has that in its name.
+  # The callback of EMLX.Backend that an operation belongs to. The name of an overridden callback has a suffix.
   defp callback do
     {:current_stacktrace, frames} = Process.info(self(), :current_stacktrace)
 
@@ -172,8 +172,9 @@ defmodule EMLX.Debug do
   # ---- compiled functions ----
 
   @doc false
-  # The instructions of a program with calls that check what they are about, and its calls. `function` names what it is
-  # compiled from; the calls must not refer to that. Numbers of values stay, since the calls have no outputs.
+  # Inserts calls into the instructions of a program that check its operations. Returns the instructions and the calls.
+  # `function` is the name of the compiled function; the calls must not refer to the function itself. The numbers of
+  # values stay the same, since the calls have no outputs.
   def instrument(instructions, inputs, calls, function, bits) do
     calls = Map.new(calls, fn {id, call} -> {id, {:plain, call}} end)
     state = %{calls: calls, next: map_size(calls), function: function, bits: bits}
@@ -215,7 +216,7 @@ defmodule EMLX.Debug do
     {instructions, state}
   end
 
-  # A check that was recorded knows its place only now: it stands before the operation that it is about.
+  # The place of a recorded check is known only here: the check precedes the operation that it checks.
   defp call(id, place, state) do
     case state.calls[id] do
       {:plain, {:check, check}} ->
@@ -230,7 +231,7 @@ defmodule EMLX.Debug do
 
   defp check?(state, id), do: match?({:check, _}, state.calls[id]) or match?({_, {:check, _}}, state.calls[id])
 
-  # The operation with indices that comes next.
+  # The place of the next operation with indices.
   defp following(instructions, path, number, state) do
     instructions
     |> Enum.reject(fn {op, _ins, _outs, _label} -> match?({:call, _}, op) and check?(state, elem(op, 1).id) end)
@@ -261,7 +262,7 @@ defmodule EMLX.Debug do
     end
   end
 
-  # Where in a program it is, as errors of programs say it.
+  # The place of an instruction, in the words of the errors of programs.
   defp place(op, label, number) do
     title = op |> op_name() |> Atom.to_string()
     label = strip(label)
@@ -270,7 +271,7 @@ defmodule EMLX.Debug do
 
   defp where(place, function), do: Enum.join(["in " <> function | place], ", ")
 
-  # Labels carry the mark of what is not checked as far as here.
+  # The prefix of the labels of operations that are not checked, from the trace to this module.
   @mark "\0"
 
   @doc false
@@ -286,7 +287,7 @@ defmodule EMLX.Debug do
   defp op_name({name, _attributes}), do: name
   defp op_name(name), do: name
 
-  # What a person knows an operation as: the function of Nx, where there is one.
+  # The name of an operation in messages: the function of Nx if the label is one, else the operation's name.
   defp name(op, label) do
     label = strip(label)
     if label && label =~ ~r/^[a-z]\w*$/, do: label, else: Atom.to_string(op_name(op))
@@ -294,7 +295,7 @@ defmodule EMLX.Debug do
 
   # ---- elements that are not finite ----
 
-  # What an operation made: the first bad element of its results.
+  # The first non-finite element that an operation produced.
   defp non_finite(op, inputs, results) do
     name = op_name(op)
 
@@ -320,7 +321,7 @@ defmodule EMLX.Debug do
     (nan? and not given_nan?) or (infinity? and not nan? and not given_nan? and not given_infinity?)
   end
 
-  # Whether there is a NaN, and an infinity.
+  # Whether an array has a NaN, and whether it has an infinity.
   defp kinds(array) do
     {shape, dtype, device} = info(array)
 
@@ -333,7 +334,7 @@ defmodule EMLX.Debug do
     end
   end
 
-  # {index, value, signature} of the first element that is not finite.
+  # Returns {index, value, signature} of the first element that is not finite.
   defp first(array) do
     {shape, dtype, device} = info(array)
     bad = raw(:logical_or, [raw(:isnan, [array], device), raw(:isinf, [array], device)], device)
@@ -344,8 +345,8 @@ defmodule EMLX.Debug do
   # ---- indices ----
 
   @doc false
-  # Checks the indices of an operation of Nx. With `:flat`, all of `array` are along one axis; with `:columns`, each
-  # entry of its last axis is along one of `axes`. Nx has no negative indices.
+  # Checks the indices of an operation of Nx. With `:flat`, all elements of `array` index one axis; with `:columns`,
+  # each entry of its last axis indexes one of `axes`. Nx has no negative indices.
   def check_indices(name, shape, axes, array, layout) do
     cond do
       Trace.active?() ->
@@ -392,10 +393,10 @@ defmodule EMLX.Debug do
   end
 
   @doc false
-  # A check of an operation of EMLX.Ops or EMLX.Kernels that is being recorded.
+  # Records a check of an operation of EMLX.Ops or EMLX.Kernels.
   def record(op, inputs) do
     if on?(Trace.debug(), @bounds) and indexed?(op_name(op)) do
-      # Absent ones have no value to hand over.
+      # Absent inputs have no value to pass.
       {present, gaps} = {Enum.reject(inputs, &is_nil/1), Enum.map(inputs, &is_nil/1)}
 
       Trace.check(present, fn arrays, where ->
@@ -415,12 +416,12 @@ defmodule EMLX.Debug do
              [:take, :take_along_axis, :put_along_axis, :scatter_add_axis, :gather_mm, :gather_qmm, :cross_entropy]
 
   @doc false
-  # Called where an operation with indices begins.
+  # Called at the start of an operation with indices.
   def indexed, do: refresh(@bounds)
 
   defp indexed?(name), do: name in @indexed
 
-  # In the core negative indices count from the end.
+  # In EMLX.Ops, negative indices count from the end.
   defp out_of_bounds({:gather, %{axes: axes, slice_sizes: sizes}}, [a | indices]) do
     dims = dims(a)
     places(dims, axes, indices, fn axis -> Enum.at(dims, axis) - Enum.at(sizes, axis) end)
@@ -448,7 +449,7 @@ defmodule EMLX.Debug do
 
   defp out_of_bounds(_op, _inputs), do: nil
 
-  # Matrices by their number over all axes but the last two.
+  # Checks indices of matrices, which are numbered over all axes except the last two.
   defp picked(pairs) do
     Enum.find_value(pairs, fn
       {_matrices, nil} -> nil
@@ -483,7 +484,7 @@ defmodule EMLX.Debug do
       Enum.product(shape) == 0 ->
         nil
 
-      # Every index of the type is above.
+      # All indices that the type can represent are above the range.
       last < low ->
         {:index, {index(0, shape), element(indices, 0, device), {first, last}, axis, dims}}
 
@@ -510,7 +511,7 @@ defmodule EMLX.Debug do
 
   # ---- devices ----
 
-  # A number goes along with a launch.
+  # Scalars are passed with the launch, so crossed/4 does not warn about them.
   defp warn(op, inputs, result) do
     {_shape, _dtype, device} = info(result)
 
@@ -520,7 +521,7 @@ defmodule EMLX.Debug do
   end
 
   @doc false
-  # Warns where an array is not on a device that it is needed on.
+  # Warns about an array that is not on the device of the operation that uses it.
   def crossed(what, position, array, device) do
     case info(array) do
       {_shape, _dtype, ^device} ->
@@ -537,10 +538,10 @@ defmodule EMLX.Debug do
     end
   end
 
-  # ---- words ----
+  # ---- messages ----
 
   @doc false
-  # Whether an exception comes from here: it is the caller's, whatever was being done.
+  # Whether an exception comes from this module. Such an exception is passed on unchanged.
   def raised?(%ArgumentError{message: message}), do: message =~ ~r/ \(config :emlx, \w+: true\)$/
   def raised?(_exception), do: false
 
@@ -570,7 +571,8 @@ defmodule EMLX.Debug do
 
   # ---- operations that are not checked ----
 
-  # The device is said: whatever queue the process has, and also while a function is traced, this is computed.
+  # Runs an operation without checks. The explicit device makes it run whatever queue the process has, even during a
+  # trace.
   defp raw(op, inputs, device) do
     case Native.apply(op, for(%Array{ref: ref} <- inputs, do: ref), device) do
       {:check, answer} -> plain(answer)
@@ -590,7 +592,7 @@ defmodule EMLX.Debug do
 
   defp info(%Array{ref: ref}), do: Native.call!(Native.info(ref))
 
-  # Where the first true one is, in row-major order.
+  # The row-major position of the first true element.
   defp first_true(array, device) do
     flat = raw({:reshape, %{shape: [-1]}}, [array], device)
 
@@ -608,7 +610,7 @@ defmodule EMLX.Debug do
     value
   end
 
-  # The index of each axis from the place in row-major order.
+  # The index along each axis from a row-major position.
   defp index(at, shape) do
     {index, 0} = shape |> Enum.reverse() |> Enum.map_reduce(at, fn size, rest -> {rem(rest, size), div(rest, size)} end)
     index |> Enum.reverse() |> List.to_tuple()

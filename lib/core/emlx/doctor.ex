@@ -1,7 +1,7 @@
 defmodule EMLX.Doctor do
   @moduledoc """
-  Looks at an installation: which MLX runs, on which devices, with which BLAS, and which packages are there. `mix emlx.doctor`
-  prints it; in a release, `EMLX.Doctor.print/0` does.
+  Checks an installation: the version of MLX, the devices, the BLAS, and the packages that EMLX works with.
+  `mix emlx.doctor` prints the checks; in a release, `EMLX.Doctor.print/0` does.
   """
 
   alias EMLX.{Array, Ops}
@@ -9,14 +9,14 @@ defmodule EMLX.Doctor do
   @type status :: :ok | :warning | :error | :absent
   @type check :: {name :: String.t(), status, text :: String.t(), way_out :: String.t() | nil}
 
-  # Oldest and first version too new of the packages that EMLX works with.
+  # Packages that EMLX works with: the oldest supported version, and the first unsupported newer one.
   @packages [
     {:nx, "0.12.0", "0.14.0", "Nx is needed for EMLX.Backend and the compiler"},
     {:axon, "0.8.0", "0.9.0", "emlx_axon needs it"},
     {:bumblebee, "0.7.0", "0.8.0", "emlx_bumblebee needs it"}
   ]
 
-  @doc "Prints the checks, one line each, and the ways out of what is wrong. Gives `:ok` or `:error`."
+  @doc "Prints the checks, one line each, and remedies for failed ones. Returns `:error` if a check failed, else `:ok`."
   @spec print() :: :ok | :error
   def print do
     checks = checks()
@@ -36,8 +36,8 @@ defmodule EMLX.Doctor do
   defp mark(:absent), do: "·"
 
   @doc """
-  What was looked at: `{name, status, text, way_out}` each. `:absent` is what is not there and need not be, `way_out` is `nil` where
-  nothing has to be done.
+  Runs the checks and returns `{name, status, text, way_out}` for each. The status `:absent` marks an optional part that
+  is missing. `way_out` is a remedy, `nil` if nothing has to be done.
   """
   @spec checks() :: [check]
   def checks do
@@ -56,7 +56,8 @@ defmodule EMLX.Doctor do
     machine = :erlang.system_info(:system_architecture)
 
     text =
-      "#{os}, #{machine}, Elixir #{System.version()} on OTP #{System.otp_release()}, #{System.schedulers_online()} schedulers"
+      "#{os}, #{machine}, Elixir #{System.version()} on OTP #{System.otp_release()}, " <>
+        "#{System.schedulers_online()} schedulers"
 
     {"platform", :ok, text, nil}
   end
@@ -73,10 +74,10 @@ defmodule EMLX.Doctor do
   end
 
   @doc false
-  # Why the native library could not be loaded, and what to do, for errors. `text` is the loader's.
+  # Why the native library could not be loaded, and a remedy, for errors. `text` is the loader's message.
   def not_loaded(text), do: "#{cause(text)}: #{loading_way_out(text)}"
 
-  # The loader names the library in front of what it misses.
+  # The loader's message starts with the name of the library.
   defp cause(text) do
     case Regex.run(~r/'(.*)'$/s, text) do
       [_, words] -> "the native library cannot be loaded (#{words})"
@@ -86,20 +87,21 @@ defmodule EMLX.Doctor do
 
   defp loading_way_out(text) do
     cond do
-      # The CPU's MLX asks for none of it.
+      # Only MLX for CUDA links to libcuda.
       text =~ "libcuda.so" ->
-        "MLX for CUDA needs NVIDIA's driver, and #{driver()}; on a machine without an NVIDIA GPU compile with EMLX_MLX=cpu"
+        "MLX for CUDA needs NVIDIA's driver, and #{driver()}; on a machine without an NVIDIA GPU compile with " <>
+          "EMLX_MLX=cpu"
 
       text =~ ~r/lib(cu|nv|nccl)/ ->
-        "a library that MLX's wheel for CUDA brings is missing or does not fit: remove #{resolved(native("mlx"))}, then " <>
-          "EMLX_MLX=#{variable()} mix compile --force installs it again; #{driver_needed()}"
+        "a library that MLX's wheel for CUDA brings is missing or does not fit: remove #{resolved(native("mlx"))}, " <>
+          "then EMLX_MLX=#{variable()} mix compile --force installs it again; #{driver_needed()}"
 
       true ->
         "mix compile --force builds it and finds MLX again; the cache folder (EMLX_CACHE) has to stay where it was"
     end
   end
 
-  # What EMLX_MLX was when MLX was made ready.
+  # The value of EMLX_MLX at the installation of MLX.
   defp variable do
     case Path.wildcard(Path.join(resolved(native("mlx")), "mlx_{cpu,cuda}*.dist-info")) do
       [wheel | _] -> Regex.replace(~r/^mlx_([a-z]*)_?(\d*)-.*/, Path.basename(wheel), "\\1\\2")
@@ -116,7 +118,7 @@ defmodule EMLX.Doctor do
     end
   end
 
-  # A wheel leaves a folder with its name and version.
+  # The folder of a wheel's metadata has its name and version.
   defp variant(folder) do
     wheels = Path.wildcard(Path.join(folder, "mlx_{cpu,cuda}*.dist-info"))
     library = Path.join(folder, "mlx/lib/libmlx.so")
@@ -178,7 +180,7 @@ defmodule EMLX.Doctor do
     _ -> ""
   end
 
-  # A product and a fused kernel, computed and looked at.
+  # Computes a product and a fused kernel, and checks the result.
   defp run(device) do
     options = [device: device]
     a = Ops.ones({256, 256}, :f32, options)
@@ -190,7 +192,7 @@ defmodule EMLX.Doctor do
     "a product and a norm computed in #{Float.round(time / 1000, 1)} ms"
   end
 
-  # `cause` is the native side's, with the way out.
+  # `cause` is the native library's text, with a remedy.
   defp missing(name, :gpu, cause) do
     cond do
       not linux?() or not cpu?(resolved(native("mlx"))) -> {name, :error, "not there", cause}
@@ -199,7 +201,7 @@ defmodule EMLX.Doctor do
     end
   end
 
-  # Its cause is the GPU's, which the line after tells.
+  # The cause is that of the GPU, which the next line shows.
   defp missing(name, :cpu, _cause), do: {name, :error, "not there: MLX for CUDA takes its memory from CUDA", nil}
 
   defp driver do
@@ -215,7 +217,7 @@ defmodule EMLX.Doctor do
 
   # ---- the rest ----
 
-  # There is none to ask about where no device is.
+  # Without a device there are no memory figures.
   defp memory do
     if EMLX.device_available?(:cpu),
       do: [{"memory", :ok, "limit #{bytes(EMLX.Memory.limit())}, active #{bytes(EMLX.Memory.active())}", nil}],

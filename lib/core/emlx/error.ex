@@ -1,19 +1,19 @@
 defmodule EMLX.Error do
   @moduledoc """
-  A call that could not be done. The VM and every other process go on, and so does the next call.
+  The exception of EMLX's functions. The VM and all other processes keep running, and later calls work.
 
   Fields:
 
-    * `:kind` - what sort of failure: `:invalid_argument` (shapes, types or attributes that do not fit), `:bad_argument`
-      (a term that is not what the call takes), `:unknown_op`, `:binary_size`, `:no_device`, `:out_of_memory`,
-      `:device_lost` (the GPU is of no more use to this process), `:not_loaded` (the native library), `:queue_closed`, `:file`, `:traced`
-      (a function that cannot be compiled, since it reads a value that is yet to come), `:deallocated`
-      (`EMLX.Array.deallocate/1`), `:mlx` (MLX refused), `:panic` (a bug in the
-      native code)
+    * `:kind` - the kind of the failure: `:invalid_argument` (shapes, types or attributes that do not fit),
+      `:bad_argument` (a term of a wrong type), `:unknown_op`, `:binary_size`, `:no_device`, `:out_of_memory`,
+      `:device_lost` (this process of the operating system can no longer use the GPU), `:not_loaded` (the native
+      library), `:queue_closed`, `:file`, `:traced` (a function that cannot be compiled, since it reads a value during
+      the trace), `:deallocated` (`EMLX.Array.deallocate/1`), `:mlx` (an error of MLX), `:panic` (a bug in the native
+      code)
     * `:op` - the operation's name
-    * `:reason` - the words, MLX's own where it has some
-    * `:inputs` - `{shape, dtype}` of each array the operation was given, `nil` for an absent one
-    * `:device` - where it was to run, if that was known
+    * `:reason` - the reason, in MLX's words for an error of MLX
+    * `:inputs` - `{shape, dtype}` of each array that the operation received, `nil` for an absent one
+    * `:device` - the device of the operation, if known
   """
 
   defexception [:kind, :op, :reason, inputs: [], device: nil]

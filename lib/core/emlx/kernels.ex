@@ -1,7 +1,10 @@
 defmodule EMLX.Kernels do
   @moduledoc """
-  MLX's fused kernels on `EMLX.Array`s: one kernel where a formula takes several operations. On the CPU MLX has no fused form
-  of its own and computes the same formula.
+  MLX's fused kernels on `EMLX.Array`s: one kernel replaces the several operations of a formula. On the CPU, MLX has no
+  fused kernels and computes the formula's operations. `EMLX.Fast` is the counterpart for tensors of Nx.
+
+  Options of all functions include `:device` and `:queue`, as in `EMLX.Ops.run/3`. Arguments that do not fit raise
+  `EMLX.Error`.
   """
 
   alias EMLX.{Array, Ops}
@@ -31,14 +34,15 @@ defmodule EMLX.Kernels do
   end
 
   @doc """
-  Rotary position embedding: pairs of the last axis are rotated by position · frequency.
+  Rotary position embedding: rotates pairs of elements of the last axis by position · frequency.
 
-  `x` is `{batch, …, length, size}` of `:f32`, `:f16` or `:bf16`. Positions are `offset`, `offset + 1`, …; `offset` is an
-  integer, an array of shape `{}`, or one integer for each batch row. `freqs` is nil or `{dims / 2}` with the reciprocals of the
-  frequencies; then `:base` is not used.
+  `x` is `{batch, …, length, size}` of `:f32`, `:f16` or `:bf16`. The positions are `offset`, `offset + 1`, …; `offset`
+  is an integer, an array of shape `{}`, or one integer for each batch row. `freqs` is nil, or `{dims / 2}` with the
+  reciprocals of the frequencies. With `freqs`, `:base` is ignored.
 
-  Options: `:dims`, how many of the last axis are rotated (default all); `:traditional`, whether neighbours make a pair
-  rather than the halves (default false); `:base` (default 10000.0); `:scale` of the positions (default 1.0).
+  Options: `:dims`, the number of elements of the last axis that are rotated (default all); `:traditional`, whether
+  adjacent elements form a pair, rather than one element of each half (default false); `:base` (default 10000.0);
+  `:scale`, a factor of the positions (default 1.0).
   [Su et al., 2021](https://arxiv.org/abs/2104.09864).
   """
   @spec rope(Array.t(), integer | Array.t(), Array.t() | nil, keyword) :: Array.t()
@@ -60,16 +64,18 @@ defmodule EMLX.Kernels do
   @doc """
   Scaled dot product attention: softmax(scale · q·kᵀ + mask)·v.
 
-  `q` is `{batch, heads, queries, size}`, `k` `{batch, kv_heads, keys, size}`, `v` `{batch, kv_heads, keys, value_size}`,
-  where heads is a multiple of kv_heads (grouped or multi-query attention). The result is `{batch, heads, queries, value_size}`.
+  `q` is `{batch, heads, queries, size}`, `k` `{batch, kv_heads, keys, size}`, `v`
+  `{batch, kv_heads, keys, value_size}`, where heads is a multiple of kv_heads (grouped or multi-query attention). The
+  result is `{batch, heads, queries, value_size}`.
 
-  `mask` is nil; `:causal`, where query i sees the keys up to i + keys - queries; a `:bool` array, true where a key is
-  seen; or an array that is added. Arrays are broadcast to `{batch, heads, queries, keys}`. A query that a boolean mask leaves
-  no key to sees all of them equally.
+  `mask` is nil; `:causal`, so that query i attends to the keys up to i + keys - queries; a `:bool` array, false for
+  keys that are masked out; or an array that is added to the scores. Arrays are broadcast to
+  `{batch, heads, queries, keys}`. A query whose keys are all masked out by a boolean mask attends to all of them
+  equally.
 
-  Options: `:scale` (default 1 / sqrt(size)); `:sinks`, nil or `{heads}`, a score a head that takes part in the softmax
-  but has no value ([Xiao et al., 2023](https://arxiv.org/abs/2309.17453)); `:layout`, `:bhsd` (default) or `:bshd`. With
-  `:bshd` `q`, `k`, `v` and the result are `{batch, length, heads, size}`, without a copy.
+  Options: `:scale` (default 1 / sqrt(size)); `:sinks`, nil or `{heads}`, an extra score for each head, which takes part
+  in the softmax and has no value ([Xiao et al., 2023](https://arxiv.org/abs/2309.17453)); `:layout`, `:bhsd` (default)
+  or `:bshd`. With `:bshd`, `q`, `k`, `v` and the result are `{batch, length, heads, size}`, without a copy.
   [Vaswani et al., 2017](https://arxiv.org/abs/1706.03762).
   """
   @spec scaled_dot_product_attention(
@@ -99,10 +105,11 @@ defmodule EMLX.Kernels do
   end
 
   @doc """
-  A matrix in fewer bits: `[packed, scales, biases]` in mode `:affine`, else `[packed, scales]`.
+  Quantizes a matrix. Returns `[packed, scales, biases]` in mode `:affine`, else `[packed, scales]`.
 
-  `w` is `{…, rows, columns}`, columns a multiple of the group size. Options: `:mode`, one of `:affine` (default), `:mxfp4`,
-  `:mxfp8`, `:nvfp4`; `:group_size` and `:bits`, MLX's for the mode by default; `:global_scale`, an array, for `:nvfp4`.
+  `w` is `{…, rows, columns}`; columns is a multiple of the group size. Options: `:mode`, one of `:affine` (default),
+  `:mxfp4`, `:mxfp8`, `:nvfp4`; `:group_size` and `:bits`, by default MLX's for the mode; `:global_scale`, an array, for
+  `:nvfp4`.
   [MLX's formats](https://ml-explore.github.io/mlx/build/html/python/_autosummary/mlx.core.quantize.html).
   """
   @spec quantize(Array.t(), keyword) :: [Array.t()]
@@ -113,8 +120,8 @@ defmodule EMLX.Kernels do
   end
 
   @doc """
-  The matrix that `quantize/2` packed, as far as its bits hold it. `biases` is nil but in mode `:affine`. Options as there, and
-  `:dtype` of the result.
+  Returns the matrix that `quantize/2` packed, with its quantization error. `biases` is nil except in mode `:affine`.
+  Options as in `quantize/2`, and `:dtype`, the dtype of the result.
   """
   @spec dequantize(Array.t(), Array.t(), Array.t() | nil, keyword) :: Array.t()
   def dequantize(w, scales, biases, opts \\ []) do
@@ -124,7 +131,8 @@ defmodule EMLX.Kernels do
   end
 
   @doc """
-  x · wᵀ for a quantized matrix, or x · w with `transpose: false`. `x` is `{…, columns}`. Options as in `quantize/2`.
+  Returns x · wᵀ for a quantized matrix, or x · w with `transpose: false`. `x` is `{…, columns}`. Options: `:mode`,
+  `:group_size` and `:bits` as in `quantize/2`, and `:transpose` (default true).
   """
   @spec quantized_matmul(Array.t(), Array.t(), Array.t(), Array.t() | nil, keyword) :: Array.t()
   def quantized_matmul(x, w, scales, biases, opts \\ []) do
@@ -133,8 +141,9 @@ defmodule EMLX.Kernels do
   end
 
   @doc """
-  x · wᵀ where x is quantized on the fly too; modes `:mxfp8` and `:nvfp4`, on devices that have such products. Options as in
-  `quantize/2`.
+  Returns x · wᵀ for a quantized matrix, with x quantized on the fly. Supports the modes `:mxfp8` and `:nvfp4`, on
+  devices with such products. Options as in `quantize/2`, but `:global_scale_x` and `:global_scale_w` instead of
+  `:global_scale`.
   """
   @spec qqmm(Array.t(), Array.t(), Array.t() | nil, keyword) :: Array.t()
   def qqmm(x, w, scales, opts \\ []) do
@@ -145,8 +154,8 @@ defmodule EMLX.Kernels do
   end
 
   @doc """
-  `quantized_matmul/5` of matrices picked by index, as a mixture of experts needs it. Options as there, and `:lhs_indices`,
-  `:rhs_indices` (arrays), `:sorted`.
+  `quantized_matmul/5` on matrices selected by index, as in a mixture of experts. Options as in `quantized_matmul/5`,
+  and `:lhs_indices` and `:rhs_indices` (arrays, default nil) and `:sorted` (default false).
   """
   @spec gather_qmm(Array.t(), Array.t(), Array.t(), Array.t() | nil, keyword) :: Array.t()
   def gather_qmm(x, w, scales, biases, opts \\ []) do
@@ -169,7 +178,7 @@ defmodule EMLX.Kernels do
     {where, Keyword.validate!(opts, defaults)}
   end
 
-  # An option as a float.
+  # Returns an option as a float.
   defp number!(opts, name, function) do
     case opts[name] do
       number when is_number(number) -> number * 1.0
@@ -177,7 +186,7 @@ defmodule EMLX.Kernels do
     end
   end
 
-  # MLX counts positions with 32 bits.
+  # MLX's positions are s32.
   defp position(offset) when offset in -0x80000000..0x7FFFFFFF, do: Array.scalar(offset, :s32)
 
   defp position(offset),

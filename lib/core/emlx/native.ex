@@ -1,18 +1,18 @@
 defmodule EMLX.Native do
   @moduledoc false
-  # The stubs of the NIF (native/src/nif) and the one door to them: `call!/1` and `await!/3` turn what comes back into a
-  # value or an `EMLX.Error`.
+  # The stubs of the NIF (native/src/nif). `call!/1` and `await!/4` convert the results of its functions to a value or
+  # raise an `EMLX.Error`.
   #
-  # No anonymous functions here: where the module is loaded a second time, as IEx's `recompile` does, the library declines, the VM keeps
-  # the code that is there, but not its functions of that kind.
+  # This module must not contain anonymous functions. When the module is loaded again, as by IEx's `recompile`, the
+  # library refuses to load. The VM then keeps the old code, but not its anonymous functions.
 
   @on_load :load
 
-  # A library that cannot be loaded does not keep the module from being: every function then says what is wrong.
+  # The module loads even if the library cannot: every function then raises an error with the cause.
   def load do
     path = :filename.join(:code.priv_dir(:emlx), ~c"native/emlx_native")
 
-    # Before the application starts, which refuses what is of a wrong type.
+    # The library is loaded before the application starts, which checks the types of these settings.
     settings = %{
       malloc: setting(:malloc, true),
       exit_handler: setting(:exit_handler, true),
@@ -30,7 +30,7 @@ defmodule EMLX.Native do
   defp setting(name, default), do: :application.get_env(:emlx, name, default)
 
   @doc false
-  # Why the library could not be loaded, in the loader's words; nil where it was.
+  # The loader's error message if the library could not be loaded; else nil.
   def failure, do: :persistent_term.get({__MODULE__, :failure}, nil)
 
   def apply(_op, _inputs, _target), do: missing()
@@ -86,7 +86,7 @@ defmodule EMLX.Native do
   end
 
   @doc false
-  # Raises where the library could not be loaded.
+  # Raises EMLX.Error of kind :not_loaded if the library could not be loaded.
   def loaded! do
     case failure() do
       nil -> :ok
@@ -95,14 +95,14 @@ defmodule EMLX.Native do
   end
 
   @doc false
-  # The value of a call, or its error raised.
+  # Returns the value of a call, or raises its error.
   def call!({:ok, value}), do: value
   def call!({:error, error}), do: raise(EMLX.Error, error)
 
   @doc false
-  # Calls a function that puts a job on a queue, and waits for the answer, which is a message. A queue answers every
-  # job, also when it closes. A function that has its value at once returns it instead of what was queued. `op`, `refs`
-  # of the arrays that it is about, and `opts` are for telemetry.
+  # Calls a function that submits a job to a queue, and waits for the answer, which is a message. A queue answers every
+  # job, even when it closes. A function whose value is already known returns it instead of `{:queued, …}`. `op`, the
+  # `refs` of its arrays, and `opts` are for telemetry.
   def await!(op, refs, opts, fun) do
     tag = make_ref()
 

@@ -1,14 +1,14 @@
 defmodule EMLX.NIFError do
   @moduledoc """
-  What the functions of `EMLX` that are named as in the C++ EMLX raise, such as `EMLX.add/2`, and
+  The exception of the functions of `EMLX` with names of the C++ EMLX, such as `EMLX.add/2`, and of
   `EMLX.CommandQueue.new!/1`.
 
-  Everything else raises `EMLX.Error`. `rescue` compares the name of the exception's module, so no module can stand for
-  another one there: code that rescues `EMLX.NIFError` around `EMLX.Backend`'s operations rescues `EMLX.Error` instead.
+  All other functions raise `EMLX.Error`. `rescue` compares the names of modules, so one exception cannot match as
+  another. Code that rescues `EMLX.NIFError` around `EMLX.Backend`'s operations has to rescue `EMLX.Error` instead.
 
   Fields:
 
-    * `:message` - the words
+    * `:message` - the message
     * `:error` - the `EMLX.Error`, with the operation, shapes and types as fields; `nil` where the exception was raised
       by hand
 

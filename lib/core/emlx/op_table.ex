@@ -1,8 +1,8 @@
 defmodule EMLX.OpTable do
   @moduledoc """
-  The native operations as data: what `EMLX.Ops.run/3` takes, and the facts about each operation that passes over
-  programs and tests go by. Contributors read them here instead of listing operations by hand. The facts themselves are
-  in `native/src/op/traits.rs`.
+  The native operations as data: the attributes and inputs that `EMLX.Ops.run/3` takes, and the properties of each
+  operation that passes over programs and tests use. Contributors query this table instead of listing operations by
+  hand. The properties are defined in `native/src/op/traits.rs`.
 
       iex> EMLX.OpTable.fetch!(:argmax).attributes
       [axis: {:optional, :s32}, keepdims: :bool, nan: {:one_of, [:first, :last]}]
@@ -13,7 +13,7 @@ defmodule EMLX.OpTable do
   alias EMLX.Native
 
   @typedoc """
-  What an attribute can be. A `:number` is an integer, a float, `{real, imaginary}`, `:nan`, `:infinity` or
+  The type of an attribute. A `:number` is an integer, a float, `{real, imaginary}`, `:nan`, `:infinity` or
   `:neg_infinity`.
   """
   @type kind ::
@@ -32,20 +32,19 @@ defmodule EMLX.OpTable do
   @typedoc """
   An operation:
 
-    * `:name` and `:attributes` - what the native code takes: the name alone, or `{name, attributes}` where there are
-      any
-    * `:class` - what it does, for example `:unary`, `:reduction` or `:linear_algebra`
-    * `:required`, `:optional`, `:more` - how many arrays it takes: some that are required, then some that may be nil,
-      and then, where `:more`, at least one more
-    * `:outputs` - how many arrays it returns; nil where attributes or inputs decide
-    * `:elementwise` - whether each element of the result is a function of the elements at its place, broadcast
-      together
-    * `:view` - `:reshape` or `:strided` where the result mostly shares its input's memory, with the elements in their
-      row-major order or in another
-    * `:converts` - whether it changes shape or type and nothing else
-    * `:simple` - whether the interpreters of programs know it
-    * `:cpu_only` - whether it runs on the CPU also for arrays of the GPU
-    * `:late_failure` - whether it can fail while it is computed, and not only while it is built
+    * `:name` and `:attributes` - the native code takes the name alone, or `{name, attributes}` for an operation with
+      attributes
+    * `:class` - the kind of operation, for example `:unary`, `:reduction` or `:linear_algebra`
+    * `:required`, `:optional`, `:more` - the number of input arrays: required ones, then ones that may be nil, and
+      then, if `:more`, at least one more
+    * `:outputs` - the number of output arrays; nil if attributes or inputs decide
+    * `:elementwise` - whether each element of the result is a function of the elements at its index, after broadcasting
+    * `:view` - whether the result usually shares its input's memory: `:reshape` with the elements in their row-major
+      order, `:strided` in another order, nil if not
+    * `:converts` - whether it only changes shape or type
+    * `:simple` - whether the interpreters of programs support it
+    * `:cpu_only` - whether it always runs on the CPU, for arrays on the GPU, too
+    * `:late_failure` - whether it can fail during the evaluation, and not only when it is built
   """
   @type entry :: %{
           name: atom,
@@ -63,7 +62,7 @@ defmodule EMLX.OpTable do
           late_failure: boolean
         }
 
-  @doc "Returns all operations by their names."
+  @doc "Returns a map from names to operations."
   @spec all :: %{atom => entry}
   def all do
     with nil <- :persistent_term.get(__MODULE__, nil) do
@@ -78,23 +77,23 @@ defmodule EMLX.OpTable do
   def names, do: all() |> Map.keys() |> Enum.sort()
 
   @doc """
-  Returns an operation, given by its name or as `EMLX.Ops.run/3` takes it; nil for what no array is made with, such as a
-  program's `:if`.
+  Returns an operation, given by its name or as `EMLX.Ops.run/3` takes it. Returns nil for other instructions of
+  programs, such as `:if`.
   """
   @spec get(EMLX.Ops.op()) :: entry | nil
   def get({name, _attributes}), do: get(name)
   def get(name), do: Map.get(all(), name)
 
-  @doc "Returns an operation as `get/1` does, and raises `KeyError` where there is none."
+  @doc "Returns an operation as `get/1` does. Raises `KeyError` for an unknown one."
   @spec fetch!(EMLX.Ops.op()) :: entry
   def fetch!({name, _attributes}), do: fetch!(name)
   def fetch!(name), do: Map.fetch!(all(), name)
 
-  @doc "Returns whether an operation can fail while it is computed. What is no operation cannot."
+  @doc "Returns whether an operation can fail during the evaluation; false for other instructions of programs."
   @spec late_failure?(EMLX.Ops.op()) :: boolean
   def late_failure?(op), do: match?(%{late_failure: true}, get(op))
 
-  @doc "Returns whether an operation changes shape or type alone, so that it is the identity where both stay."
+  @doc "Returns whether an operation only changes shape or type, so that it is the identity if both stay the same."
   @spec converts?(EMLX.Ops.op()) :: boolean
   def converts?(op), do: match?(%{converts: true}, get(op))
 end

@@ -1,14 +1,18 @@
 defmodule EMLX.Ops do
   @moduledoc """
-  MLX's operations on `EMLX.Array`s. They are recorded, not computed; see `EMLX.Array`.
+  MLX's operations on `EMLX.Array`s. Calls record operations; the evaluation computes them later (`EMLX.Array`).
 
-  Names and meanings are those of [MLX](https://ml-explore.github.io/mlx/build/html/python/ops.html), except where an
-  operation says otherwise. Arrays of different types are brought to the type that holds both, shapes are broadcast. Axes
-  count from 0, negative ones from the end; `axes: nil` stands for all. A shape is a tuple or a list. Where a function takes
-  two arrays, one of them may be a number: it becomes a scalar of the other's type, or of `:f32` where a float meets integers. Functions with options also take `:device` and
-  `:queue`, as `run/3` does.
+  Names and semantics are those of [MLX](https://ml-explore.github.io/mlx/build/html/python/ops.html), except where an
+  operation documents a difference.
 
-  Every function raises `EMLX.Error`, which names the operation, the shapes and the types, when its arguments do not fit.
+    * Arrays of different types are promoted to a common type, and shapes are broadcast.
+    * Axes count from 0, negative ones from the end. `axes: nil` means all axes. A shape is a tuple or a list.
+    * In functions of two arrays, one may be a number. It becomes a scalar of the other's type, or of `:f32` for a float
+      with an integer array.
+    * Functions with options also take `:device` and `:queue`, as `run/3` does.
+
+  All functions return a new array, or a list of arrays where documented. They raise `EMLX.Error`, which names the
+  operation, the shapes and the types, if the arguments do not fit.
 
       iex> a = EMLX.Array.from_list([[1.0, 2.0], [3.0, 4.0]], :f32)
       iex> a |> EMLX.Ops.matmul(a) |> EMLX.Ops.sum(axes: [0]) |> EMLX.Array.to_list()
@@ -22,11 +26,14 @@ defmodule EMLX.Ops do
   @type op :: atom | {atom, map}
 
   @doc """
-  Runs an operation given as the native code takes it: its name, or `{name, attributes}`. Every function of this module and
-  of `EMLX.Kernels` ends here. Absent arrays are `nil`, and attributes that may be `nil` may be left out. Gives one array, or a list for operations with several results.
+  Runs an operation, given as its name or as `{name, attributes}` (`EMLX.OpTable` lists both). All functions of this
+  module and of `EMLX.Kernels` call it.
 
-  Options: `:device` or `:queue`, where to run; by default the process's queue (`EMLX.Queue.with/2`), or the device that the
-  arrays are on.
+  `inputs` is a list of arrays, `nil` for absent ones. Attributes that may be `nil` may be left out. Returns one array,
+  or a list of arrays for operations with several results.
+
+  Options: `:device` or `:queue`, where the operation runs. The default is the process's queue (`EMLX.Queue.with/2`),
+  else the device of the inputs.
   """
   @spec run(op, [Array.t() | nil], keyword) :: Array.t() | [Array.t()]
   def run(op, inputs, opts \\ []) do
@@ -45,7 +52,7 @@ defmodule EMLX.Ops do
 
   defp refs([%Array{ref: ref} | rest]), do: [ref | refs(rest)]
   defp refs([other | rest]), do: [other | refs(rest)]
-  # What is no list is refused by the native code, with its operation.
+  # The native code raises for an improper list or another term, with the name of the operation.
   defp refs(end_of_list), do: end_of_list
 
   @doc false
@@ -58,13 +65,13 @@ defmodule EMLX.Ops do
     abs: "Absolute value.",
     negative: "-a.",
     sign: "-1, 0 or 1; for complex numbers a / |a|.",
-    ceil: "The next integer above.",
-    floor: "The next integer below.",
-    trunc: "The integer part.",
+    ceil: "Rounds up to an integer.",
+    floor: "Rounds down to an integer.",
+    trunc: "Rounds toward zero to an integer.",
     exp: "e to the power a.",
-    expm1: "exp(a) - 1, exact for small a.",
+    expm1: "exp(a) - 1, accurate for small a.",
     log: "Natural logarithm.",
-    log1p: "log(1 + a), exact for small a.",
+    log1p: "log(1 + a), accurate for small a.",
     log2: "Logarithm to base 2.",
     log10: "Logarithm to base 10.",
     sin: "Sine of an angle in radians.",
@@ -80,7 +87,7 @@ defmodule EMLX.Ops do
     arccosh: "Inverse hyperbolic cosine.",
     arctanh: "Inverse hyperbolic tangent.",
     erf: "The error function.",
-    erfc: "1 - erf(a), exact to f32 also where erf is near 1.",
+    erfc: "1 - erf(a), accurate in f32 also where erf is near 1.",
     erfinv: "The inverse of the error function.",
     sqrt: "Square root.",
     rsqrt: "1 / sqrt(a).",
@@ -88,13 +95,13 @@ defmodule EMLX.Ops do
     square: "a · a.",
     reciprocal: "1 / a.",
     sigmoid: "1 / (1 + exp(-a)).",
-    degrees: "Radians to degrees.",
-    radians: "Degrees to radians.",
-    logical_not: "Whether a is zero.",
-    bitwise_invert: "All bits flipped.",
+    degrees: "Converts radians to degrees.",
+    radians: "Converts degrees to radians.",
+    logical_not: "Whether a is zero, as `:bool`.",
+    bitwise_invert: "Inverts all bits.",
     population_count: "The number of bits that are set. Integers only.",
     count_leading_zeros: "The number of zero bits above the highest set one. Integers only.",
-    isnan: "Whether a is not a number.",
+    isnan: "Whether a is NaN.",
     isinf: "Whether a is infinite.",
     isposinf: "Whether a is positive infinity.",
     isneginf: "Whether a is negative infinity.",
@@ -102,9 +109,9 @@ defmodule EMLX.Ops do
     real: "The real part.",
     imag: "The imaginary part.",
     conjugate: "The complex conjugate.",
-    copy: "An equal array with memory of its own.",
-    contiguous: "An equal array laid out in rows.",
-    to_fp8: "The nearest 8-bit floats (E4M3), as `:u8`."
+    copy: "An equal array with its own memory.",
+    contiguous: "An equal array that is contiguous in row-major order.",
+    to_fp8: "Rounds to 8-bit floats (E4M3), returned as their bits in `:u8`."
   ]
 
   for {name, doc} <- unary do
@@ -117,14 +124,14 @@ defmodule EMLX.Ops do
     add: "a + b.",
     subtract: "a - b.",
     multiply: "a · b.",
-    divide: "a / b, as floats also for integers.",
+    divide: "a / b. For integers, too, the result is a float.",
     floor_divide: "a / b rounded down.",
     quotient: "a / b rounded toward zero. Integers only; 0 where b is 0.",
-    remainder: "The remainder with the sign of b, as Python's `%`. For integers 0 where b is 0.",
-    fmod: "The remainder with the sign of a, as Erlang's `rem`. For integers 0 where b is 0.",
+    remainder: "The remainder with the sign of b, as Python's `%`. For integers, 0 where b is 0.",
+    fmod: "The remainder with the sign of a, as Erlang's `rem`. For integers, 0 where b is 0.",
     power: "a to the power b.",
-    maximum: "The larger of two; NaN where either is.",
-    minimum: "The smaller of two; NaN where either is.",
+    maximum: "The larger of a and b; NaN where either is.",
+    minimum: "The smaller of a and b; NaN where either is.",
     arctan2: "The angle of the point {b, a}, in radians.",
     logaddexp: "log(exp(a) + exp(b)).",
     equal: "a = b, as `:bool`.",
@@ -133,19 +140,19 @@ defmodule EMLX.Ops do
     less_equal: "a ≤ b, as `:bool`.",
     greater: "a > b, as `:bool`.",
     greater_equal: "a ≥ b, as `:bool`.",
-    logical_and: "Whether both are non-zero.",
-    logical_or: "Whether either is non-zero.",
-    logical_xor: "Whether exactly one is non-zero.",
+    logical_and: "Whether both are non-zero, as `:bool`.",
+    logical_or: "Whether either is non-zero, as `:bool`.",
+    logical_xor: "Whether exactly one is non-zero, as `:bool`.",
     bitwise_and: "Bits set in both.",
     bitwise_or: "Bits set in either.",
     bitwise_xor: "Bits set in exactly one.",
-    left_shift: "a shifted up by b bits; 0 from the width of the type on.",
-    right_shift: "a shifted down by b bits, signed types keeping their sign.",
-    matmul: "Matrix product of the last two axes; the others are broadcast. Integers wrap as their type does.",
-    inner: "Products summed over the last axes.",
-    outer: "All products of two flattened arrays.",
+    left_shift: "Shifts a left by b bits; the result is 0 for b of at least the width of the type.",
+    right_shift: "Shifts a right by b bits. Signed types keep their sign.",
+    matmul: "Matrix product of the last two axes; the others are broadcast. Integers wrap around in their type.",
+    inner: "The sum of products over the last axes.",
+    outer: "The outer product of two flattened arrays.",
     kron: "The Kronecker product.",
-    solve: "x with a·x = b; a is {…, n, n}, b {…, n} or {…, n, m}. On the CPU.",
+    solve: "Solves a·x = b for x; a is {…, n, n}, b is {…, n} or {…, n, m}. Runs on the CPU.",
     cross_entropy: "The cross entropy of logits {…, classes} and integer targets {…}."
   ]
 
@@ -162,7 +169,7 @@ defmodule EMLX.Ops do
   defp with_number(%Array{} = a, b) when not is_struct(b) and b != nil, do: {a, like(b, a)}
   defp with_number(a, b), do: {a, b}
 
-  # A scalar for a number that stands beside an array.
+  # A scalar of a number that is combined with an array.
   defp like(number, %Array{} = array) do
     dtype = Array.dtype(array)
     integral? = dtype in [:bool, :u8, :u16, :u32, :u64, :s8, :s16, :s32, :s64]
@@ -183,8 +190,8 @@ defmodule EMLX.Ops do
 
   # ---- operations with attributes ----
   #
-  # {name, arrays, attributes that must be given, options with their defaults, what it does}. The arguments of the function
-  # are the arrays, then the attributes, then the options.
+  # {name, arrays, required attributes, options with their defaults, documentation}. The arguments of the function are
+  # the arrays, then the attributes, then the options.
 
   reduction = [axes: nil, keepdims: false]
   cumulative = [axis: -1, reverse: false, inclusive: true]
@@ -192,7 +199,7 @@ defmodule EMLX.Ops do
   table = [
     {:round, [:a], [], [decimals: 0], "Rounds to a number of decimals, ties to even."},
     {:nan_to_num, [:a], [], [nan: 0.0, posinf: nil, neginf: nil],
-     "NaN and the infinities replaced; nil stands for the largest finite number of the sign."},
+     "Replaces NaN and infinities; nil means the largest finite number of the same sign."},
     {:hadamard_transform, [:a], [], [scale: nil],
      "The Hadamard transform of the last axis; `scale` is 1/sqrt(length) by default."},
     {:isclose, [:a, :b], [], [rtol: 1.0e-5, atol: 1.0e-8, equal_nan: false], "|a - b| ≤ atol + rtol·|b|."},
@@ -200,88 +207,88 @@ defmodule EMLX.Ops do
      "Whether all elements are close, as one `:bool`."},
     {:array_equal, [:a, :b], [], [equal_nan: false], "Whether shapes and elements are equal."},
     {:divmod, [:a, :b], [], [], "`[a / b rounded down, remainder]`."},
-    {:astype, [:a], [:dtype], [], "The elements as another type."},
-    {:view, [:a], [:dtype], [], "The same bits as another type; the last axis grows or shrinks with the size."},
-    {:from_fp8, [:a], [], [dtype: :f32], "8-bit floats (E4M3, held as `:u8`) as floats."},
+    {:astype, [:a], [:dtype], [], "Casts the elements to another type."},
+    {:view, [:a], [:dtype], [], "Reinterprets the bits as another type; the last axis changes with the element size."},
+    {:from_fp8, [:a], [], [dtype: :f32], "Converts 8-bit floats (E4M3, as their bits in `:u8`) to floats."},
     {:sum, [:a], [], reduction, "Sum over axes."},
     {:prod, [:a], [], reduction, "Product over axes."},
-    {:max, [:a], [], reduction, "Largest over axes."},
-    {:min, [:a], [], reduction, "Smallest over axes."},
-    {:all, [:a], [], reduction, "Whether all are non-zero."},
-    {:any, [:a], [], reduction, "Whether any is non-zero."},
+    {:max, [:a], [], reduction, "Maximum over axes."},
+    {:min, [:a], [], reduction, "Minimum over axes."},
+    {:all, [:a], [], reduction, "Whether all elements are non-zero, over axes."},
+    {:any, [:a], [], reduction, "Whether any element is non-zero, over axes."},
     {:mean, [:a], [], reduction, "Arithmetic mean over axes."},
     {:median, [:a], [], reduction, "Median over axes."},
     {:var, [:a], [], reduction ++ [ddof: 0], "Variance over axes, divided by n - ddof."},
     {:std, [:a], [], reduction ++ [ddof: 0], "Standard deviation over axes."},
-    {:logsumexp, [:a], [], reduction, "log of the sum of exponentials over axes."},
+    {:logsumexp, [:a], [], reduction, "Logarithm of the sum of exponentials over axes."},
     {:softmax, [:a], [], [axes: [-1], precise: false],
      "Exponentials divided by their sum; `precise: true` sums 16-bit floats in f32."},
     {:argmax, [:a], [], [axis: nil, keepdims: false, nan: :first],
-     "Index of the first largest element as `:u32`; NaN counts as largest, and `nan: :last` takes the last one."},
+     "Index of the first largest element as `:u32`. NaN counts as largest; `nan: :last` selects the last NaN."},
     {:argmin, [:a], [], [axis: nil, keepdims: false, nan: :first],
-     "Index of the first smallest element as `:u32`; NaN counts as smallest, and `nan: :last` takes the last one."},
+     "Index of the first smallest element as `:u32`. NaN counts as smallest; `nan: :last` selects the last NaN."},
     {:cumsum, [:a], [], cumulative, "Running sums."},
     {:cumprod, [:a], [], cumulative, "Running products."},
     {:cummax, [:a], [], cumulative, "Running maxima."},
     {:cummin, [:a], [], cumulative, "Running minima."},
-    {:logcumsumexp, [:a], [], cumulative, "Running log of sums of exponentials."},
-    {:sort, [:a], [], [axis: -1], "Sorted upwards, NaN last."},
-    {:argsort, [:a], [], [axis: -1], "The indices that sort, as `:u32`; stable."},
+    {:logcumsumexp, [:a], [], cumulative, "Running logarithm of sums of exponentials."},
+    {:sort, [:a], [], [axis: -1], "Sorts in ascending order, NaN last."},
+    {:argsort, [:a], [], [axis: -1], "The indices of a stable ascending sort, as `:u32`."},
     {:partition, [:a], [:kth], [axis: -1],
-     "Reordered so that element `kth` is where sorting would put it, smaller ones before it."},
+     "Reorders the elements so that element `kth` is at its sorted position, with the smaller ones before it."},
     {:argpartition, [:a], [:kth], [axis: -1], "The indices of `partition`."},
-    {:topk, [:a], [:k], [axis: -1], "The k largest elements, in no order."},
+    {:topk, [:a], [:k], [axis: -1], "The k largest elements, in undefined order."},
     {:searchsorted, [:sorted, :values], [], [side: :left],
-     "Where to insert values into a sorted vector, before (`:left`) or after (`:right`) equals."},
-    {:reshape, [:a], [:shape], [], "The elements in another shape; one size may be -1."},
-    {:flatten, [:a], [], [start_axis: 0, end_axis: -1], "Axes joined into one."},
-    {:unflatten, [:a], [:axis, :shape], [], "One axis cut into several."},
-    {:squeeze, [:a], [:axes], [], "Axes of size 1 left out."},
-    {:expand_dims, [:a], [:axes], [], "Axes of size 1 put in, at their places in the result."},
-    {:transpose, [:a], [:axes], [], "Axes in another order."},
-    {:swapaxes, [:a], [:axis1, :axis2], [], "Two axes exchanged."},
-    {:moveaxis, [:a], [:source, :destination], [], "One axis moved."},
-    {:broadcast_to, [:a], [:shape], [], "Repeated along axes of size 1, without copying."},
-    {:split, [:a], [:indices], [axis: 0], "A list of the parts between indices."},
-    {:repeat, [:a], [:repeats], [axis: 0], "Each element repeated."},
-    {:tile, [:a], [:repetitions], [], "The array repeated along each axis."},
-    {:flip, [:a], [:axes], [], "Axes reversed."},
-    {:roll, [:a], [:shift, :axes], [], "Elements shifted around an axis."},
+     "The indices to insert values into a sorted vector at, before (`:left`) or after (`:right`) equal elements."},
+    {:reshape, [:a], [:shape], [], "Changes the shape; one size may be -1."},
+    {:flatten, [:a], [], [start_axis: 0, end_axis: -1], "Merges axes into one."},
+    {:unflatten, [:a], [:axis, :shape], [], "Splits one axis into several."},
+    {:squeeze, [:a], [:axes], [], "Removes axes of size 1."},
+    {:expand_dims, [:a], [:axes], [], "Inserts axes of size 1 at these positions of the result."},
+    {:transpose, [:a], [:axes], [], "Permutes the axes."},
+    {:swapaxes, [:a], [:axis1, :axis2], [], "Swaps two axes."},
+    {:moveaxis, [:a], [:source, :destination], [], "Moves one axis."},
+    {:broadcast_to, [:a], [:shape], [], "Broadcasts to a shape, without a copy."},
+    {:split, [:a], [:indices], [axis: 0], "Splits at indices. Returns a list of the parts."},
+    {:repeat, [:a], [:repeats], [axis: 0], "Repeats each element."},
+    {:tile, [:a], [:repetitions], [], "Repeats the array along each axis."},
+    {:flip, [:a], [:axes], [], "Reverses axes."},
+    {:roll, [:a], [:shift, :axes], [], "Shifts elements cyclically along axes."},
     {:pad, [:a, :value], [:axes, :low, :high], [mode: :constant],
-     "`value` put before and after; negative widths crop. `mode: :edge` repeats the border."},
+     "Pads axes with `value`; negative widths crop. `mode: :edge` repeats the border."},
     {:pad_interior, [:a, :value], [:low, :high, :interior], [],
-     "Padding on every axis, with `interior` values between neighbours."},
+     "Pads every axis, with `interior` values between adjacent elements."},
     {:as_strided, [:a], [:shape, :strides], [offset: 0],
-     "The elements in row-major order taken with any strides, in elements."},
+     "A view of the elements in row-major order with any strides, in elements."},
     {:diag, [:a], [], [k: 0], "A vector as a diagonal, or the diagonal of a matrix."},
     {:diagonal, [:a], [], [offset: 0, axis1: 0, axis2: 1], "The diagonal of two axes."},
-    {:tril, [:a], [], [k: 0], "Zero above diagonal k."},
-    {:triu, [:a], [], [k: 0], "Zero below diagonal k."},
+    {:tril, [:a], [], [k: 0], "The lower triangle: zero above diagonal k."},
+    {:triu, [:a], [], [k: 0], "The upper triangle: zero below diagonal k."},
     {:trace, [:a], [], [offset: 0, axis1: 0, axis2: 1], "The sum of a diagonal."},
     {:slice, [:a], [:start, :stop, :strides], [], "Elements start, start + stride, … before stop, for each axis."},
-    {:slice_update, [:a, :update], [:start, :stop, :strides], [], "A slice replaced."},
-    {:slice_update_add, [:a, :update], [:start, :stop, :strides], [], "A slice added to."},
-    {:slice_update_max, [:a, :update], [:start, :stop, :strides], [], "A slice replaced where the update is larger."},
-    {:slice_update_min, [:a, :update], [:start, :stop, :strides], [], "A slice replaced where the update is smaller."},
-    {:slice_update_prod, [:a, :update], [:start, :stop, :strides], [], "A slice multiplied."},
+    {:slice_update, [:a, :update], [:start, :stop, :strides], [], "Replaces a slice."},
+    {:slice_update_add, [:a, :update], [:start, :stop, :strides], [], "Adds to a slice."},
+    {:slice_update_max, [:a, :update], [:start, :stop, :strides], [], "Replaces a slice where the update is larger."},
+    {:slice_update_min, [:a, :update], [:start, :stop, :strides], [], "Replaces a slice where the update is smaller."},
+    {:slice_update_prod, [:a, :update], [:start, :stop, :strides], [], "Multiplies a slice."},
     {:slice_dynamic, [:a, :start], [:axes, :sizes], [],
-     "A slice that begins at the integers in `start`, one an axis, clamped so that it fits."},
+     "A slice that starts at the integers in `start`, one for each axis, clamped so that it fits."},
     {:slice_update_dynamic, [:a, :update, :start], [:axes], [],
-     "A slice replaced that begins at the integers in `start`, clamped so that it fits."},
+     "Replaces a slice that starts at the integers in `start`, clamped so that it fits."},
     {:take, [:a, :indices], [], [axis: 0],
-     "Elements at indices along an axis; negative ones count from the end, the rest is clamped."},
+     "Elements at indices along an axis. Negative indices count from the end, others are clamped."},
     {:take_along_axis, [:a, :indices], [], [axis: -1],
-     "One element for each index, at the index's own place on the other axes."},
-    {:put_along_axis, [:a, :indices, :values], [], [axis: -1], "The reverse of `take_along_axis`."},
-    {:scatter_add_axis, [:a, :indices, :values], [], [axis: -1], "Values added at indices along an axis."},
-    {:masked_scatter, [:a, :mask, :values], [], [], "Elements under a mask replaced by values, in order."},
+     "One element for each index, at the index's own position on the other axes."},
+    {:put_along_axis, [:a, :indices, :values], [], [axis: -1], "The inverse of `take_along_axis`."},
+    {:scatter_add_axis, [:a, :indices, :values], [], [axis: -1], "Adds values at indices along an axis."},
+    {:masked_scatter, [:a, :mask, :values], [], [], "Replaces the elements selected by a mask by values, in order."},
     {:where, [:condition, :a, :b], [], [], "a where the condition is non-zero, else b."},
-    {:clip, [:a, :low, :high], [], [], "Brought between low and high; either may be nil."},
+    {:clip, [:a, :low, :high], [], [], "Clamps to the range from low to high; either may be nil."},
     {:addmm, [:c, :a, :b], [], [alpha: 1.0, beta: 1.0], "alpha·(a·b) + beta·c."},
-    {:tensordot, [:a, :b], [:axes_a, :axes_b], [], "Products summed over pairs of axes."},
-    {:vecdot, [:a, :b], [], [axis: -1], "Products summed over one axis, conjugating a."},
+    {:tensordot, [:a, :b], [:axes_a, :axes_b], [], "The sum of products over pairs of axes."},
+    {:vecdot, [:a, :b], [], [axis: -1], "The sum of products over one axis, with a conjugated."},
     {:gather_mm, [:a, :b, :lhs_indices, :rhs_indices], [], [sorted: false],
-     "Matrix products of matrices picked by index; either index array may be nil."},
+     "Matrix products of matrices selected by index; either index array may be nil."},
     {:conv, [:a, :weight], [],
      [
        stride: 1,
@@ -292,11 +299,12 @@ defmodule EMLX.Ops do
        groups: 1,
        flip: false
      ],
-     "Convolution (cross-correlation unless `flip`). a is {batch, space…, channels}, weight {out, space…, channels / groups}. A number stands for all axes of space."},
+     "Convolution (cross-correlation unless `flip`). a is {batch, space…, channels}, weight is " <>
+       "{out, space…, channels / groups}. A number applies to all spatial axes."},
     {:conv_transpose, [:a, :weight], [], [stride: 1, padding: 0, dilation: 1, output_padding: 0, groups: 1],
      "Transposed convolution, in the layout of `conv`."},
     {:window_reduce, [:a], [:reduction, :window, :strides, :padding_low, :padding_high], [dilation: nil],
-     "`:sum`, `:prod`, `:max` or `:min` over sliding windows; one entry an axis."},
+     "`:sum`, `:prod`, `:max` or `:min` over sliding windows; lists have one entry for each axis."},
     {:window_scatter, [:a, :source, :init], [:reduction, :window, :strides, :padding_low, :padding_high], [],
      "`init`, plus each element of `source` at its window's first maximum (`:max`) or minimum (`:min`)."},
     {:window_view, [:a], [:window, :strides], [dilation: nil], "All windows: the output's axes, then the window's."},
@@ -304,14 +312,14 @@ defmodule EMLX.Ops do
     {:ifft, [:a], [:sizes, :axes], [norm: :backward], "Inverse discrete Fourier transform."},
     {:rfft, [:a], [:sizes, :axes], [norm: :backward], "Fourier transform of real numbers."},
     {:irfft, [:a], [:sizes, :axes], [norm: :backward], "The inverse of `rfft`."},
-    {:fftshift, [:a], [:axes], [], "Frequency 0 moved to the middle."},
+    {:fftshift, [:a], [:axes], [], "Moves frequency 0 to the middle."},
     {:ifftshift, [:a], [:axes], [], "The inverse of `fftshift`."},
     {:cholesky, [:a], [], [upper: false], "The Cholesky factor of {…, n, n}. On the CPU."},
     {:cholesky_inv, [:a], [], [upper: false], "The inverse from a Cholesky factor. On the CPU."},
     {:qr, [:a], [], [], "`[q, r]`. On the CPU."},
     {:svd, [:a], [], [compute_uv: true], "`[u, s, vt]`, or only s. On the CPU."},
     {:eigh, [:a], [], [upper: false],
-     "`[eigenvalues upwards, eigenvectors in columns]` of a symmetric matrix. On the CPU."},
+     "`[ascending eigenvalues, eigenvectors in columns]` of a symmetric matrix. On the CPU."},
     {:eigvalsh, [:a], [], [upper: false], "The eigenvalues of a symmetric matrix. On the CPU."},
     {:eig, [:a], [], [], "`[eigenvalues, eigenvectors]`, complex. On the CPU."},
     {:eigvals, [:a], [], [], "The eigenvalues, complex. On the CPU."},
@@ -322,32 +330,33 @@ defmodule EMLX.Ops do
     {:pinv, [:a], [], [], "The Moore-Penrose inverse. On the CPU."},
     {:det, [:a], [], [], "The determinant. On the CPU."},
     {:slogdet, [:a], [], [], "`[sign, log |det|]`. On the CPU."},
-    {:solve_triangular, [:a, :b], [], [upper: false], "x with a·x = b for a triangular matrix. On the CPU."},
-    {:cross, [:a, :b], [], [axis: -1], "The cross product of vectors of 3 (or 2)."},
+    {:solve_triangular, [:a, :b], [], [upper: false], "Solves a·x = b for x with a triangular matrix. On the CPU."},
+    {:cross, [:a, :b], [], [axis: -1], "The cross product of vectors of 3 (or 2) elements."},
     {:random_key, [], [:seed], [], "A key of the counter-based generator (Threefry)."},
-    {:random_split, [:key], [], [num: 2], "New keys from one, {num, 2}."},
+    {:random_split, [:key], [], [num: 2], "Splits a key into new keys, {num, 2}."},
     {:random_bits, [:key], [:shape], [width: 4], "Random bits in unsigned integers of `width` bytes."},
-    {:random_uniform, [:low, :high, :key], [:shape], [dtype: :f32], "Uniform in low..high."},
+    {:random_uniform, [:low, :high, :key], [:shape], [dtype: :f32], "Uniform distribution in low..high."},
     {:random_normal, [:key], [:shape], [dtype: :f32, loc: 0.0, scale: 1.0], "Normal distribution."},
     {:random_randint, [:low, :high, :key], [:shape], [dtype: :s32], "Integers from low to below high."},
-    {:random_bernoulli, [:p, :key], [:shape], [], "true with probability p."},
-    {:random_truncated_normal, [:low, :high, :key], [:shape], [dtype: :f32], "Normal distribution cut to low..high."},
+    {:random_bernoulli, [:p, :key], [:shape], [], "true with probability p, as `:bool`."},
+    {:random_truncated_normal, [:low, :high, :key], [:shape], [dtype: :f32],
+     "Normal distribution truncated to low..high."},
     {:random_gumbel, [:key], [:shape], [dtype: :f32], "Gumbel distribution."},
     {:random_laplace, [:key], [:shape], [dtype: :f32, loc: 0.0, scale: 1.0], "Laplace distribution."},
     {:random_categorical, [:logits, :key], [:shape], [axis: -1],
-     "Indices drawn with the probabilities softmax(logits)."},
-    {:random_permutation, [:a, :key], [], [axis: 0], "Reordered at random along an axis."},
-    {:full, [:value], [:shape, :dtype], [], "`value` everywhere."},
-    {:zeros, [], [:shape, :dtype], [], "Zeros."},
-    {:ones, [], [:shape, :dtype], [], "Ones."},
+     "Samples indices with the probabilities softmax(logits)."},
+    {:random_permutation, [:a, :key], [], [axis: 0], "Permutes randomly along an axis."},
+    {:full, [:value], [:shape, :dtype], [], "An array filled with `value`."},
+    {:zeros, [], [:shape, :dtype], [], "An array of zeros."},
+    {:ones, [], [:shape, :dtype], [], "An array of ones."},
     {:arange, [], [:start, :stop], [step: 1.0, dtype: :f32], "start, start + step, … before stop."},
-    {:linspace, [], [:start, :stop, :num], [dtype: :f32], "num numbers from start to stop."},
-    {:iota, [], [:shape], [axis: nil, dtype: :s32], "Counts along an axis, or all elements in row-major order."},
+    {:linspace, [], [:start, :stop, :num], [dtype: :f32], "num evenly spaced numbers from start to stop."},
+    {:iota, [], [:shape], [axis: nil, dtype: :s32], "Counts from 0 along an axis, or in row-major order."},
     {:eye, [], [:n], [m: nil, k: 0, dtype: :f32], "Ones on diagonal k of an n × m matrix."},
     {:tri, [], [:n], [m: nil, k: 0, dtype: :f32], "Ones on and below diagonal k."}
   ]
 
-  # Attributes that the native code takes as floats, and the ones given as a number for all axes of space.
+  # Attributes that the native code takes as floats, and those for which a number applies to all spatial axes.
   @floats [:rtol, :atol, :alpha, :beta, :start, :stop, :step, :loc, :scale, :nan, :posinf, :neginf]
   @spaces [:stride, :padding_low, :padding_high, :kernel_dilation, :input_dilation] ++
             [:padding, :dilation, :output_padding]
@@ -421,11 +430,11 @@ defmodule EMLX.Ops do
 
   # ---- any number of arrays ----
 
-  @doc "Arrays joined along an axis. Options: `axis: 0`."
+  @doc "Concatenates arrays along an axis. Options: `axis: 0`."
   @spec concatenate([Array.t()], keyword) :: Array.t()
   def concatenate(arrays, opts \\ []), do: joined(:concatenate, arrays, opts)
 
-  @doc "Arrays joined along a new axis. Options: `axis: 0`."
+  @doc "Stacks arrays along a new axis. Options: `axis: 0`."
   @spec stack([Array.t()], keyword) :: Array.t()
   def stack(arrays, opts \\ []), do: joined(:stack, arrays, opts)
 
@@ -435,7 +444,7 @@ defmodule EMLX.Ops do
   end
 
   @doc """
-  Products summed as an Einstein sum says, for example `"bij,bjk->bik"`.
+  The Einstein sum of an equation such as `"bij,bjk->bik"`.
 
       iex> a = EMLX.Array.from_list([[1, 2], [3, 4]], :s32)
       iex> EMLX.Array.to_list(EMLX.Ops.einsum("ij->ji", [a]))
@@ -446,8 +455,9 @@ defmodule EMLX.Ops do
     do: run({:einsum, %{subscripts: subscripts}}, operands, opts)
 
   @doc """
-  Slices of a at the places that index arrays name, one for each of `axes`. The result's axes are those of the index arrays,
-  broadcast together, then those of a slice of `slice_sizes`. Indices are clamped so that the slice fits.
+  Gathers slices of a at the positions in `indices`, which has one index array for each of `axes`. The axes of the
+  result are those of the broadcast index arrays, followed by those of a slice of `slice_sizes`. Indices are clamped so
+  that the slice fits.
   """
   @spec gather(Array.t(), [Array.t()], [integer], [non_neg_integer]) :: Array.t()
   def gather(a, indices, axes, slice_sizes) do
@@ -456,15 +466,17 @@ defmodule EMLX.Ops do
   end
 
   for {name, doc} <- [
-        scatter: "replaced by the updates; which of several for one place wins is not defined",
-        scatter_add: "with the updates added",
-        scatter_max: "with the larger of element and updates",
-        scatter_min: "with the smaller of element and updates",
-        scatter_prod: "multiplied by the updates"
+        scatter: "Replaces slices of a by updates. If indices repeat, the update that is kept is undefined.",
+        scatter_add: "Adds updates to slices of a.",
+        scatter_max: "Takes the maximum of slices of a and updates.",
+        scatter_min: "Takes the minimum of slices of a and updates.",
+        scatter_prod: "Multiplies slices of a by updates."
       ] do
     @doc """
-    Slices of a, at the places that index arrays name, one for each of `axes`, #{doc}. `updates` has the axes of the index
-    arrays, then one for every axis of a. Updates whose index is out of range are dropped.
+    #{doc}
+
+    `indices` has one index array for each of `axes`. `updates` has the axes of the index arrays, followed by one for
+    every axis of a. Updates whose index is out of range are dropped.
     """
     @spec unquote(name)(Array.t(), [Array.t()], Array.t(), [integer]) :: Array.t()
     def unquote(name)(a, indices, updates, axes) do

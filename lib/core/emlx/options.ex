@@ -1,8 +1,8 @@
 defmodule EMLX.Options do
   @moduledoc false
-  # Checks the keyword options of public functions that are not called for each operation: by NimbleOptions where that
-  # is present when EMLX is compiled, otherwise names, defaults and required options only. A module keeps its schemas in
-  # attributes, so that they are compiled once.
+  # Checks the keyword options of public functions that are not called for each operation. NimbleOptions checks them if
+  # it is present when EMLX is compiled; otherwise only names, defaults and required options are checked. A module keeps
+  # its schemas in attributes, so that they are compiled once.
 
   @enforce_keys [:options, :compiled]
   defstruct [:options, :compiled]
@@ -12,18 +12,18 @@ defmodule EMLX.Options do
   @nimble Code.ensure_loaded?(NimbleOptions)
 
   @doc """
-  Returns a schema for `validate!/3`. `options` has `:type`, `:default` and `:required` of each option, as
-  `NimbleOptions` has them. They hold no functions, since a schema is the value of a module attribute.
+  Returns a schema for `validate!/3`. `options` has `:type`, `:default` and `:required` of each option, as in
+  `NimbleOptions`. They must not contain functions, since a schema is the value of a module attribute.
   """
   @spec schema(keyword(keyword)) :: t
   def schema(options), do: %__MODULE__{options: options, compiled: compile(options)}
 
-  @doc "Returns the options that say where something is computed, as a part of a schema."
+  @doc "Returns the options `:device` and `:queue` as a part of a schema."
   @spec place() :: keyword(keyword)
   def place,
     do: [device: [type: {:in, [:cpu, :gpu, nil]}], queue: [type: {:or, [{:struct, EMLX.Queue}, nil]}]]
 
-  @doc "Whether types are checked, too."
+  @doc "Returns whether types are checked, too."
   @spec types?() :: boolean
   def types?, do: @nimble
 
@@ -40,7 +40,7 @@ defmodule EMLX.Options do
   end
 
   @doc false
-  # The check without NimbleOptions. With it, this one finds the wrong names, so that their errors have one text.
+  # The check without NimbleOptions. It also runs before NimbleOptions, so that errors of names have the same text.
   def by_keyword(opts, options, function) do
     names = Keyword.keys(options)
 

@@ -1,12 +1,12 @@
 defmodule EMLX.Profiling do
   @moduledoc """
-  Counts of evaluations and reads, by the names of the C++ EMLX. `EMLX.Telemetry.profile/1` tells more: times, bytes,
-  runs, transfers.
+  Counts of evaluations and reads, under the names of the C++ EMLX. `EMLX.Telemetry.profile/1` reports more: times,
+  bytes, runs and transfers.
 
-  `config :emlx, profile_eval: true` starts counting when the application starts, `init/0` does at any time after that
-  setting is made. Without it nothing is counted and nothing is attached. The counts are of the whole VM:
+  With `config :emlx, profile_eval: true`, counting starts with the application. If the setting is made later, `init/0`
+  starts it. Without the setting, nothing is counted and no handler is attached. The counts are those of the whole VM:
 
-    * `:eval` - times that a process waited for arrays to be evaluated (`EMLX.eval/2`)
+    * `:eval` - waits of processes for the evaluation of arrays (`EMLX.eval/2`)
     * `:item` - calls of `EMLX.item/1`
     * `:to_blob` - reads of tensors and arrays (`Nx.to_binary/1`, `EMLX.to_blob/1`)
 
@@ -16,11 +16,11 @@ defmodule EMLX.Profiling do
   @indices [eval: 1, item: 2, to_blob: 3]
   @events [[:emlx, :eval, :stop], [:emlx, :to_binary, :stop]]
 
-  # Telemetry comes with Nx; without it evaluations and reads are not told of.
+  # Nx depends on telemetry; without it, evaluations and reads emit no events.
   @compile {:no_warn_undefined, :telemetry}
 
   @doc """
-  Starts counting where `config :emlx, profile_eval: true` is set, and returns the counters; else returns `nil`.
+  Starts counting if `config :emlx, profile_eval: true` is set, and returns the counters; else returns `nil`.
   `EMLX.Application` calls it.
   """
   @spec init :: :counters.counters_ref() | nil
@@ -38,7 +38,7 @@ defmodule EMLX.Profiling do
     end
   end
 
-  @doc "Whether counting has started."
+  @doc "Returns whether counting has started."
   @spec enabled? :: boolean
   def enabled?, do: counters() != nil
 
@@ -48,7 +48,7 @@ defmodule EMLX.Profiling do
   def count(_event, _measurements, _metadata, _config), do: :ok
 
   for {name, index} <- @indices do
-    @doc "Adds one to the count `:#{name}`. Does nothing where counting has not started."
+    @doc "Adds one to the count `:#{name}`. Does nothing if counting has not started. Returns `:ok`."
     @spec unquote(:"inc_#{name}")() :: :ok
     def unquote(:"inc_#{name}")(), do: add(unquote(index))
   end
@@ -60,7 +60,7 @@ defmodule EMLX.Profiling do
     end
   end
 
-  @doc "The counts: `{:ok, %{eval: count, item: count, to_blob: count}}`, or `{:error, :not_initialized}`."
+  @doc "Returns `{:ok, %{eval: count, item: count, to_blob: count}}`, or `{:error, :not_initialized}`."
   @spec read :: {:ok, %{eval: integer, item: integer, to_blob: integer}} | {:error, :not_initialized}
   def read do
     case counters() do
@@ -69,14 +69,14 @@ defmodule EMLX.Profiling do
     end
   end
 
-  @doc "Sets the counts to 0."
+  @doc "Sets the counts to 0. Returns `:ok`."
   @spec reset :: :ok
   def reset do
     if counters = counters(), do: Enum.each(@indices, fn {_name, index} -> :counters.put(counters, index, 0) end)
     :ok
   end
 
-  @doc "Prints the counts on one line, behind a label."
+  @doc "Prints the counts on one line, after a label. Returns `:ok`."
   @spec snapshot(String.t()) :: :ok
   def snapshot(label \\ "") do
     text =

@@ -1,22 +1,24 @@
 defmodule EMLX.Program do
   @moduledoc """
-  Operations over numbered values, with branches and loops, replayed by one native call.
+  A program is a sequence of operations over numbered values, with branches and loops, that one native call runs. The
+  compiler `EMLX` produces programs; `new/4` builds them by hand.
 
   Values are numbered from 0: first the inputs, then the constants, then the outputs of each instruction in order. An
-  instruction is `{op, inputs, number_of_outputs}`, or the same with a label that errors show; `inputs` are numbers of values,
-  `nil` for an absent one. An `op` is
+  instruction is `{op, inputs, number_of_outputs}`, or the same with a label that errors show. `inputs` are numbers of
+  values, `nil` for an absent one. An `op` is one of
 
-    * what `EMLX.Ops.run/3` takes: `:add`, `{:sum, %{axes: [0], keepdims: false}}`
-    * `{:if, %{then: block, else: block}}` - inputs: the predicate, a scalar of any type (other than zero takes `then`), then the
-      inputs that both blocks have. Only the block that is taken is computed.
-    * `{:while, %{condition: block, body: block}}` - inputs: the initial state, as many values as the instruction has outputs,
-      then captured values. Both blocks take the state and the captured values. The condition gives one scalar; as long as it is
-      other than zero, the body gives the new state, of the same shapes and types.
-    * `{:call, %{id: id, outputs: [{shape, dtype}]}}` - asks the process that runs the program: the function of that id in
-      `run/3`'s option `:calls` is given the inputs as a list of arrays, and gives the outputs as one.
+    * an operation as `EMLX.Ops.run/3` takes it: `:add`, `{:sum, %{axes: [0], keepdims: false}}`
+    * `{:if, %{then: block, else: block}}` - the inputs are the predicate, a scalar of any type, and then the inputs of
+      both blocks. A predicate other than zero selects `then`. Only the selected block is computed.
+    * `{:while, %{condition: block, body: block}}` - the inputs are the initial state, as many values as the instruction
+      has outputs, and then captured values. Both blocks take the state and the captured values. The condition returns
+      one scalar. While it is not zero, the body returns the new state, with the same shapes and types.
+    * `{:call, %{id: id, outputs: [{shape, dtype}]}}` - calls the function of that id in `run/3`'s option `:calls`, in
+      the process that runs the program. The function takes the inputs and returns the outputs, each as a list of
+      arrays.
 
-  A `block` is `{number_of_inputs, instructions, outputs}`, whose values are numbered by itself: its inputs, then its
-  instructions' outputs.
+  A `block` is `{number_of_inputs, instructions, outputs}`. Its values have their own numbers: first its inputs, then
+  the outputs of its instructions.
 
       iex> add = {:add, [0, 1], 1}
       iex> below = {:less, [0, 2], 1}
@@ -26,12 +28,12 @@ defmodule EMLX.Program do
       iex> EMLX.Array.to_list(result)
       43
 
-  A loop whose condition hangs on nothing but whole numbers that count by themselves has its steps counted before the first one, and
-  no step waits for an answer.
+  If the condition of a loop depends only on integer counters, its trip count is computed before the first step, and the
+  steps are submitted without synchronization.
 
-  A program of operations alone is replayed by the calling process: its nodes are built and handed to the queue, and one run can
-  follow the next without waiting. Other programs are run by the queue, which other processes' jobs share: a run that takes long
-  lets them go first every 10 ms. A run ends when its process does.
+  The calling process runs a program without branches, loops and calls: it builds the nodes and submits them to the
+  queue, so a run can follow the previous one without waiting. The queue runs all other programs. A long run lets jobs
+  of other processes on the queue go first every 10 ms. A run ends when the process that called it exits.
   """
 
   import Kernel, except: [inspect: 1, inspect: 2]
@@ -63,7 +65,7 @@ defmodule EMLX.Program do
           {op, [value | nil], outputs :: non_neg_integer}
           | {op, [value | nil], outputs :: non_neg_integer, label :: String.t() | nil}
 
-  # Programs of more instructions than this take longer to build than a scheduler should be held (about 1 µs each).
+  # Above this number of instructions (about 1 µs each), building the nodes would block a scheduler for too long.
   @large_program 256
 
   @device [device: [type: {:in, [:cpu, :gpu]}]]
@@ -78,37 +80,40 @@ defmodule EMLX.Program do
          ] ++ @device
        )
   @explain Options.schema(@device)
-  # What is checked of :names has a text of its own.
+  # save/3 itself checks :names, for clearer errors.
   @save Options.schema([names: [type: :any]] ++ Options.place())
   @place Options.schema(Options.place())
 
   @doc """
-  A program of `instructions` that gives the values numbered `outputs`.
+  Returns a program of `instructions` whose results are the values numbered `outputs`.
 
-  `inputs` is how many arrays a run takes, of any shapes and types; or a list of `{name, shape, dtype}`, and then every run checks
-  its arrays, and may be given a map by name.
+  `inputs` is the number of arrays that a run takes, of any shapes and types, or a list of `{name, shape, dtype}`. With
+  a list, every run checks its arrays, and may take a map of arrays by name.
 
   Options:
 
-    * `:constants` - arrays that every run uses, numbered after the inputs. They are shared, not copied.
-    * `:constant_names` - a name for each constant, for `save/3`
-    * `:output_names` - a name for each output
-    * `:device` - the device whose plan is made at once, `EMLX.default_device/0` by default. On another one it is made by the first
-      run there. `explain/2` shows it
-    * `:merge` - whether operations on at most 4 rows become fewer, larger ones, as the compiler `EMLX` has it. `nil`, the default,
-      is on the GPU
-    * `:fuse` - whether segments of operations are compiled by MLX, which makes one kernel of neighbouring elementwise operations
-      (`false` by default). The first run for each set of shapes compiles, which on the CPU takes the C++ compiler g++ and a
-      second or so for each new kernel; later ones, in other VMs, too, find it under the system's folder for temporary files.
-      A kernel keeps the values between its operations in registers and may contract a product and a sum: results differ from
-      `fuse: false` in the last bits. The run goes through the queue, as one with branches does. Unfused, a program whose inputs have
-      names and shapes takes the common operations on f32, bf16 and f16 in one pass on the CPU, with the same results to the last bit.
-    * `:run_ahead` - the number of steps after which a loop submits its next step before it is known whether there is one, so that
-      the device does not wait for the answer. A step too many is dropped; what the loop gives is kept beside it, so a
-      result of more than 1 MiB is not run ahead of, nor are loops with branches, loops or calls inside. `nil`, the default, is never
+    * `:constants` - a list of arrays that every run uses, numbered after the inputs; default `[]`. They are shared, not
+      copied
+    * `:constant_names` - a list with a name for each constant, for `save/3`
+    * `:output_names` - a list with a name for each output
+    * `:device` - the device whose plan is made immediately; default `EMLX.default_device/0`. The plan for another
+      device is made by the first run there. `explain/2` shows plans
+    * `:merge` - whether operations on at most 4 rows are merged to fewer, larger ones, as with the compiler `EMLX`. The
+      default `nil` merges on the GPU only
+    * `:fuse` - whether MLX's compiler fuses adjacent element-wise operations of a segment to one kernel; default
+      `false`. The first run for each set of shapes compiles. On the CPU, this needs the C++ compiler g++ and about a
+      second for each new kernel. Kernels are cached in the system's temporary folder, also for other VMs. A kernel
+      keeps intermediate values in registers and may contract a product and a sum, so results may differ from
+      `fuse: false` in the last bits. The run goes through the queue, as one with branches does. Without `:fuse`, a
+      program whose inputs have names and shapes runs common operations on f32, bf16 and f16 on the CPU several in one
+      pass, with bit-identical results
+    * `:run_ahead` - the number of steps after which a loop submits its steps speculatively, before its condition is
+      known, so that the device does not idle; default `nil`, never. A step too many is discarded. The loop keeps its
+      previous results for that, so loops with results of more than 1 MiB do not run ahead, nor do loops with branches,
+      loops or calls
 
-  Raises `EMLX.Error` for a value that is not known where it is used, a block whose inputs or outputs do not fit its
-  instruction, an unknown operation, more than 1,048,576 values, or blocks more than 32 deep in one another.
+  Raises `EMLX.Error` for a value that is used before it is defined, a block whose inputs or outputs do not fit its
+  instruction, an unknown operation, more than 1,048,576 values, or blocks that are nested more than 32 deep.
 
       iex> program = EMLX.Program.new(2, [{:add, [0, 1], 1}, {:square, [2], 1}], [3])
       iex> [a, b] = Enum.map([1.0, 2.0], &EMLX.Array.scalar(&1, :f32))
@@ -137,7 +142,8 @@ defmodule EMLX.Program do
   end
 
   @doc """
-  The inputs of a program, `{name, shape, dtype}` each; `{nil, nil, nil}` for those of which a program takes any.
+  Returns the inputs of a program, each as `{name, shape, dtype}`, or `{nil, nil, nil}` for an input of any shape and
+  type.
 
       iex> EMLX.Program.inputs(EMLX.Program.new([{"x", [2, 3], :f32}], [], [0]))
       [{"x", [2, 3], :f32}]
@@ -147,9 +153,11 @@ defmodule EMLX.Program do
   def inputs(%__MODULE__{inputs: count}), do: List.duplicate({nil, nil, nil}, count)
 
   @doc """
-  The outputs of a program, `{name, shape, dtype}` each. The name is `nil` where none was given; shape and type are where the
-  inputs may have any. They are found by building the program's operations on arrays that are never computed; `EMLX.Error`
-  says which instruction does not fit. Options: `:device`, `:queue`.
+  Returns the outputs of a program, each as `{name, shape, dtype}`. The name is `nil` for an output without a name.
+  Shape and type are `nil` if the inputs may have any.
+
+  Shapes and types are those of the program's operations, built on arrays that are never computed. Raises `EMLX.Error`
+  for an instruction whose inputs do not fit. Options: `:device`, `:queue`.
 
       iex> sum = {{:sum, %{axes: [1], keepdims: false}}, [0], 1}
       iex> EMLX.Program.outputs(EMLX.Program.new([{"x", [2, 3], :f32}], [sum], [1], output_names: ["rows"]))
@@ -167,9 +175,9 @@ defmodule EMLX.Program do
   end
 
   @doc ~S'''
-  A program as text: one line an instruction, with the blocks inside it indented. `%3` is a value, `%c0` a constant. Shapes and
-  types stand there where the inputs have them, labels in brackets. A program whose instructions do not fit ends with the reason.
-  Options: `:device`, `:queue`.
+  Returns a program as text: one line for each instruction, with nested blocks indented. `%3` is a value, `%c0` a
+  constant. Labels are in brackets. The text has shapes and types if the inputs have them. For a program whose
+  instructions do not fit, it ends with the reason. Options: `:device`, `:queue`.
 
       iex> weight = EMLX.Ops.ones({3, 2}, :f32)
       iex> instructions = [{:matmul, [0, 1], 1, "Dense"}, {{:sum, %{axes: [1], keepdims: false}}, [2], 1}]
@@ -194,13 +202,16 @@ defmodule EMLX.Program do
   end
 
   @doc ~S'''
-  How a program runs on a device, as text: its plan, and what each pass that made it took and left, with the reasons.
+  Returns the execution plan of a program on a device as text, with the decisions of each planning pass and their
+  reasons.
 
-  A plan is made once for each device. Its lines are the numbers of the program's instructions as `inspect/2` shows them, and what
-  runs them: MLX node by node, a chain (one kernel of EMLX's for several operations on elements), a segment compiled by MLX
-  (`fused`), or a segment launched as one CUDA graph (`captured`). A loop names the ways that are tried in their order.
+  A plan is made once for each device. Its lines have the numbers of the program's instructions, as `inspect/2` shows
+  them, and the engine that runs them: MLX node by node, a chain (one kernel of EMLX for several element-wise
+  operations), a segment compiled by MLX (`fused`), or a segment launched as one CUDA graph (`captured`). For a loop,
+  the line lists the engines in the order in which they are tried.
 
-  Options: `:device`, `EMLX.default_device/0` by default. On a machine without a GPU, `device: :gpu` gives the plan for CUDA.
+  Options: `:device`, default `EMLX.default_device/0`. On a machine without a GPU, `device: :gpu` returns the plan for
+  CUDA.
 
       iex> instructions = [{:exp, [0], 1}, {{:sum, %{axes: [0], keepdims: false}}, [1], 1}]
       iex> program = EMLX.Program.new([{"x", [2], :f32}], instructions, [2])
@@ -216,18 +227,19 @@ defmodule EMLX.Program do
   # ---- files ----
 
   @doc """
-  Writes a program to a file, by convention `name.emlx`. Constants of more than 1 KiB go to `name.safetensors` beside it.
-  `load/2` needs nothing but EMLX's core: no Nx, and nothing that the program was made with.
-  [The guide](programs.html) has the format.
+  Writes a program to a file, by convention `name.emlx`. Constants of more than 1 KiB are written to `name.safetensors`
+  next to it. Returns `:ok`. `load/2` only needs EMLX's core: neither Nx nor the libraries that built the program.
+  [The guide](programs.html) describes the format.
 
   Options:
 
-    * `:names` - names for the constants, a list of one for each, or a map from a constant's position to its name; by default
-      those that `new/4` was given, else `"constant.0"` and so on
-    * `:device`, `:queue` - where constants that are not yet computed are
+    * `:names` - names of the constants: a list with one for each, or a map from positions of constants to names. The
+      default is the option `:constant_names` of `new/4`, else `"constant.0"` and so on
+    * `:device`, `:queue` - where constants that are not computed yet are evaluated
 
-  What `new/4` was given is kept but for `:run_ahead` and `:device`. Raises `EMLX.Error` for a program with calls, whose functions no file can hold; for one whose shapes do not fit together; and
-  of kind `:file` where the file cannot be written.
+  The file keeps all options of `new/4` except `:run_ahead` and `:device`. Raises `EMLX.Error` for a program with calls,
+  whose functions a file cannot hold, and for one whose shapes do not fit together. The error has the kind `:file` if
+  the file cannot be written.
   """
   @spec save(t, Path.t(), keyword) :: :ok
   def save(%__MODULE__{} = program, path, opts \\ []) do
@@ -254,10 +266,10 @@ defmodule EMLX.Program do
   end
 
   @doc """
-  The program of a file that `save/3` wrote, with its constants. Options: `:device`, `:queue`, where the constants belong.
+  Loads a program and its constants from a file that `save/3` wrote. Options: `:device`, `:queue`, for the constants.
 
-  Raises `EMLX.Error` of kind `:file` for a file that is no saved program, of a newer version of the format, cut short, damaged
-  (its digest or that of a constant differs), or whose instructions do not fit together.
+  Raises `EMLX.Error` of kind `:file` for a file that is no saved program, has a newer version of the format, is
+  truncated or damaged (its digest or that of a constant differs), or whose instructions do not fit together.
   """
   @spec load(Path.t(), keyword) :: t
   def load(path, opts \\ []) do
@@ -266,18 +278,19 @@ defmodule EMLX.Program do
   end
 
   @doc """
-  Runs a program on a list of arrays, or on a map of arrays by input name. Gives the list of its outputs as soon as their
-  computation is submitted.
+  Runs a program on a list of arrays, or on a map of arrays by input name. Returns the list of its outputs as soon as
+  their computation is submitted.
 
   Options:
 
-    * `:calls` - `%{id => fun}`, a function for each `:call` of the program. It runs in the calling process, takes the list of
-      the call's inputs and gives the list of its outputs. Where it raises, the run ends and the exception goes on.
+    * `:calls` - `%{id => fun}`, a function for each `:call` of the program; default `%{}`. It runs in the calling
+      process, takes the list of the call's inputs and returns the list of its outputs. If it raises, the run ends, and
+      the exception is raised to the caller
     * `:device`, `:queue` - where to run, as for `EMLX.Ops.run/3`
-    * `:function` - what telemetry calls the run (`EMLX.Telemetry`): the compiler gives the function that the program is of
+    * `:function` - the name of the run in telemetry (`EMLX.Telemetry`). The compiler passes the compiled function
 
-  Raises `EMLX.Error` when the inputs do not fit, when an instruction does not fit what it is given, and when the queue is
-  closed meanwhile. `ArgumentError` names a call that there is no function for.
+  Raises `EMLX.Error` if the inputs do not fit, if an instruction does not fit its inputs, or if the queue is closed
+  during the run. Raises `ArgumentError` for a call without a function.
   """
   @spec run(t, [Array.t()] | %{String.t() => Array.t()}, keyword) :: [Array.t()]
   def run(%__MODULE__{} = program, arrays, opts \\ []) do
@@ -349,7 +362,7 @@ defmodule EMLX.Program do
     end
   end
 
-  # A run answers always: with its outputs, an error, or a question, after whose answer it answers again.
+  # A run always sends a message: its outputs, an error, or a call. After the result of a call it sends another one.
   defp await(tag, calls) do
     receive do
       {^tag, {:call, id, arrays, suspended}} ->

@@ -1,16 +1,16 @@
 defmodule EMLX.Queue do
   @moduledoc """
-  A thread that evaluates arrays, with a stream of its own on one device.
+  A queue is a thread that evaluates arrays, with its own stream on one device.
 
-  Each device has a default queue, so most code needs none of this. Processes that should not wait behind each other take
-  a queue each:
+  Each device has a default queue, so most code does not use this module. Processes that must not wait for each other
+  use one queue each:
 
       queue = EMLX.Queue.start(device: :cpu)
       EMLX.Queue.with(queue, fn -> EMLX.Array.to_binary(EMLX.Ops.add(a, b)) end)
 
-  Jobs of one queue are done in order. A queue closes when no process refers to it any more, or by `close/1`; whoever waits
-  for one of its jobs then gets an `EMLX.Error` of kind `:queue_closed`. Arrays made under a closed queue stay usable: any
-  queue of the same device can evaluate them.
+  The jobs of a queue run in order. `close/1` closes a queue, and so does garbage collection when no process refers to
+  it any more. A process that waits for a job of a closed queue raises `EMLX.Error` of kind `:queue_closed`. Arrays that
+  were created on a closed queue stay usable: any queue of the same device can evaluate them.
   """
 
   alias EMLX.{Native, Options}
@@ -22,19 +22,23 @@ defmodule EMLX.Queue do
 
   @type t :: %__MODULE__{ref: reference, device: :cpu | :gpu}
 
-  @doc "Starts a queue. Options: `:device`, `:cpu` (the default) or `:gpu`."
+  @doc """
+  Starts a queue and returns it. Options: `:device`, `:cpu` (default) or `:gpu`.
+
+  Raises `EMLX.Error` of kind `:no_device` if the device is absent.
+  """
   @spec start(keyword) :: t
   def start(opts \\ []) do
     device = opts |> Options.validate!(@start, "EMLX.Queue.start") |> Keyword.fetch!(:device)
     %__MODULE__{ref: Native.call!(Native.queue_start(device)), device: device}
   end
 
-  @doc "Closes a queue: jobs it has not begun are answered with an error."
+  @doc "Closes a queue. Jobs that have not started fail with an error. Returns `:ok`."
   @spec close(t) :: :ok
   def close(%__MODULE__{ref: ref}), do: Native.call!(Native.queue_close(ref))
 
   @doc """
-  Waits until all that a queue was given before is computed.
+  Waits until all jobs that were submitted to a queue before are done. Returns `:ok`.
 
       iex> queue = EMLX.Queue.start()
       iex> a = EMLX.Ops.exp(EMLX.Ops.ones({2}, :f32))
@@ -44,13 +48,13 @@ defmodule EMLX.Queue do
   """
   @spec synchronize(t) :: :ok
   def synchronize(%__MODULE__{} = queue) do
-    # A node of its own comes behind all others.
+    # A new node runs after all previous ones.
     one = EMLX.Array.scalar(1, :u8)
     EMLX.eval(EMLX.Ops.run(:negative, [one], queue: queue), queue: queue)
     :ok
   end
 
-  @doc "Calls `fun` with `queue` as the calling process's queue. Gives what `fun` gives."
+  @doc "Calls `fun` with `queue` as the calling process's queue, and returns the result of `fun`."
   @spec with(t, (-> result)) :: result when result: var
   def with(%__MODULE__{} = queue, fun) when is_function(fun, 0) do
     before = Process.put(__MODULE__, queue)
@@ -63,8 +67,8 @@ defmodule EMLX.Queue do
   end
 
   @doc false
-  # What the native functions take as the place to run: the `:queue` or `:device` given, the process's queue, or nil, which
-  # stands for the device that the inputs are on.
+  # Returns the target for the native functions: the `:queue` or `:device` of the options, else the process's queue,
+  # else nil for the device of the inputs.
   def target([]) do
     case Process.get(__MODULE__) do
       nil -> nil
@@ -75,13 +79,13 @@ defmodule EMLX.Queue do
   def target(opts) do
     case {place(opts), Process.get(__MODULE__)} do
       {nil, _} -> target([])
-      # A function that is being traced is recorded as one, whatever its parts ask for.
+      # While a function is traced, all of its operations are recorded, whatever device or queue they name.
       {_, %__MODULE__{ref: {:trace, _} = trace}} -> trace
       {place, _} -> place
     end
   end
 
-  # The queue or the device that options ask for, nil where they ask for none.
+  # The queue or the device of the options; nil without both.
   defp place([{:device, device}]), do: device
   defp place([{:queue, %__MODULE__{ref: ref}}]), do: ref
 
@@ -97,7 +101,8 @@ defmodule EMLX.Queue do
 
       {queue, device} ->
         raise ArgumentError,
-              ":queue is an EMLX.Queue, on the device that is given if one is, got: #{inspect(queue)} and #{inspect(device)}"
+              ":queue must be an EMLX.Queue, on the same device as :device if both are given, " <>
+                "got: #{inspect(queue)} and #{inspect(device)}"
     end
   end
 
@@ -105,7 +110,7 @@ defmodule EMLX.Queue do
     do: raise(ArgumentError, "options are a keyword list, here of :device and :queue, got: #{inspect(other)}")
 
   @doc false
-  # Waits for the answer to a job, as a span of telemetry, and gives its value. EMLX.Native.await!/3 is what calls it.
+  # Waits for the answer to a job in a span of telemetry, and returns its value. EMLX.Native.await!/4 calls it.
   def wait!(tag, op, refs, device, bytes, queue) do
     {shape, dtype} = signature(refs)
     metadata = %{op: op, shape: shape, dtype: dtype, device: device, queue: queue}
@@ -117,7 +122,7 @@ defmodule EMLX.Queue do
     end)
   end
 
-  # Of one array, where somebody may be told.
+  # Shape and dtype of a single array. Without telemetry, they are not read.
   defp signature([ref]) do
     if EMLX.Telemetry.told?() do
       {shape, dtype, _device} = Native.call!(Native.info(ref))
@@ -130,7 +135,7 @@ defmodule EMLX.Queue do
   defp signature(_refs), do: {nil, nil}
 
   @doc false
-  # The queue that target/1 stands for, as a struct; nil for a device's own.
+  # The queue of target/1 as a struct; nil for a device's default queue.
   def of(opts) do
     case {opts[:queue], opts[:device], Process.get(__MODULE__)} do
       {nil, nil, %__MODULE__{ref: ref} = queue} when is_reference(ref) -> queue
@@ -139,7 +144,7 @@ defmodule EMLX.Queue do
   end
 
   @doc false
-  # The device that target/1 stands for; nil where it is that of the inputs.
+  # The device of target/1; nil for that of the inputs.
   def device(opts) do
     case {opts[:queue], opts[:device], Process.get(__MODULE__)} do
       {%__MODULE__{device: device}, _, _} -> device

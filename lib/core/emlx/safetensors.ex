@@ -1,6 +1,6 @@
 defmodule EMLX.Safetensors do
   @moduledoc """
-  Arrays in [safetensors](https://huggingface.co/docs/safetensors) files.
+  Loads and saves arrays in [safetensors](https://huggingface.co/docs/safetensors) files.
   """
 
   alias EMLX.{Array, Native, Options, Queue}
@@ -9,10 +9,10 @@ defmodule EMLX.Safetensors do
   @save Options.schema(Options.place())
 
   @doc """
-  The arrays of a file, by name. Arrays are read one after another, so that no more memory is needed than the arrays take and
-  the largest once more. 8-bit floats come as the bytes they are, of type `:u8` (see `EMLX.Ops.from_fp8/2`).
+  Loads a file. Returns a map from names to arrays. Arrays are read one after another, so the peak memory is that of all
+  arrays and the largest one again. 8-bit floats are loaded as their bytes, of type `:u8` (see `EMLX.Ops.from_fp8/2`).
 
-  Options: `:only`, a list of the names to read; `:device`, `:queue`.
+  Options: `:only`, a list of the names to read, by default all; `:device`, `:queue`.
 
   Raises `EMLX.Error` of kind `:file` for a file that is absent, truncated, or not exactly what its header says.
   """
@@ -23,11 +23,12 @@ defmodule EMLX.Safetensors do
   end
 
   @doc """
-  Writes arrays to a file, by name. The file appears under its name only once it is whole. `arrays` is a map, or a list of
-  `{name, array}`. Options: `:device`, `:queue`, where arrays that are not yet computed are.
+  Writes arrays to a file, by name. Returns `:ok`. The write is atomic: the file appears under its name only when it is
+  complete. `arrays` is a map, or a list of `{name, array}`. Options: `:device`, `:queue`, where arrays that are not
+  computed yet are evaluated.
 
-  Raises `EMLX.Error` of kind `:file` where the file cannot be written, two arrays have one name, or one is named
-  `"__metadata__"`, which the format has another use for; `ArgumentError` for what is no `EMLX.Array`.
+  Raises `EMLX.Error` of kind `:file` if the file cannot be written, if two arrays have the same name, or if a name is
+  `"__metadata__"`, which the format reserves. Raises `ArgumentError` for a value that is no `EMLX.Array`.
 
       iex> path = Path.join(System.tmp_dir!(), "weights.safetensors")
       iex> EMLX.Safetensors.save(path, %{"w" => EMLX.Array.from_list([1, 2], :u8)})

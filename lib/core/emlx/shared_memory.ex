@@ -1,12 +1,12 @@
 defmodule EMLX.SharedMemory do
   @moduledoc """
-  POSIX shared memory, by which arrays go to other processes of the operating system.
+  POSIX shared memory, to pass arrays to other operating-system processes.
 
-  `create/2` copies an array's elements into a new segment and returns its name, which another process opens: a VM with
-  `take/4`, Python with `multiprocessing.shared_memory.SharedMemory`. The segment stays until its name is unlinked,
-  which `take/4` does. A segment that nobody takes stays until the machine restarts, so `unlink/1` gives it up.
+  `create/2` copies an array's elements into a new segment and returns its name. Another process opens the segment by
+  this name: a VM with `take/4`, Python with `multiprocessing.shared_memory.SharedMemory`. `take/4` unlinks the segment,
+  which frees it. A segment that no process takes exists until `unlink/1` or a restart of the machine.
 
-  With Nx, `Nx.to_pointer/2` and `Nx.from_pointer/5` with `mode: :ipc` are these functions.
+  With Nx, `Nx.to_pointer/2` and `Nx.from_pointer/5` with `mode: :ipc` call these functions.
   """
 
   alias EMLX.{Array, Native, Options, Ops, Queue}
@@ -15,15 +15,16 @@ defmodule EMLX.SharedMemory do
   @take Options.schema(Options.place())
 
   @doc """
-  Creates a segment with the elements of an array, row by row, in native byte order: `{name, bytes}`.
+  Creates a segment with the elements of an array, in row-major order and native byte order. Returns `{name, bytes}`.
 
   Options:
 
-    * `:permissions` - who may open the segment, as of a file, from `0` to `0o777`; default `0o400`, its owner, to read
+    * `:permissions` - the permissions of the segment, like those of a file, from `0` to `0o777`; default `0o400`,
+      readable by its owner
     * `:device`, `:queue` - where the array is evaluated
 
-  Raises `EMLX.Error` of kind `:file` where the operating system refuses, for example since there is too little memory,
-  and `ArgumentError` for permissions that are none.
+  Raises `EMLX.Error` of kind `:file` if the operating system refuses, for example for lack of memory. Raises
+  `ArgumentError` for invalid permissions.
 
       iex> {name, bytes} = EMLX.SharedMemory.create(EMLX.Array.from_list([1.5, 2.5], :f32))
       iex> array = EMLX.SharedMemory.take(name, {2}, :f32)
@@ -43,12 +44,13 @@ defmodule EMLX.SharedMemory do
   end
 
   @doc """
-  Returns an array with the elements of a segment, and unlinks the segment. The elements are copied.
+  Returns an array with a copy of the elements of a segment, and unlinks the segment.
 
   `shape` and `dtype` are those of the array that the segment was created from. Options: `:device`, `:queue`.
 
-  Raises `EMLX.Error`: of kind `:file` where there is no segment of this name or it must not be opened, of kind
-  `:invalid_argument` where it has another size than the shape and the type take. Then it stays.
+  Raises `EMLX.Error` of kind `:file` if no segment has this name or the permissions forbid to open it. Raises
+  `EMLX.Error` of kind `:invalid_argument` if the size of the segment is not that of the shape and the type. Then the
+  segment stays.
 
       iex> {name, _bytes} = EMLX.SharedMemory.create(EMLX.Array.from_list([[1, 2], [3, 4]], :s64))
       iex> EMLX.SharedMemory.take(name, {2, 2}, :s64) |> EMLX.Array.to_list()
@@ -62,7 +64,7 @@ defmodule EMLX.SharedMemory do
   end
 
   @doc """
-  Unlinks a segment. Returns `:ok`, also where there is none of this name.
+  Unlinks a segment. Returns `:ok`, also if no segment has this name.
 
       iex> {name, _bytes} = EMLX.SharedMemory.create(EMLX.Array.scalar(1, :s32))
       iex> {EMLX.SharedMemory.unlink(name), EMLX.SharedMemory.unlink(name)}

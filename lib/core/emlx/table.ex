@@ -1,7 +1,7 @@
 defmodule EMLX.Table do
   @moduledoc """
-  Text in columns that are as wide as they have to be: what `EMLX.Telemetry.table/1`, `mix emlx.doctor` and the
-  `explain` functions of `emlx_axon` and `emlx_bumblebee` print.
+  Text tables with columns as wide as their longest cell. `EMLX.Telemetry.table/1`, `mix emlx.doctor` and the `explain`
+  functions of `emlx_axon` and `emlx_bumblebee` print them.
   """
 
   @doc """
@@ -13,8 +13,8 @@ defmodule EMLX.Table do
 
   ## Options
 
-    * `:right` - the indices of the columns that are aligned to the right, `[]` by default
-    * `:least` - the least width of each of the first columns, `[]` by default
+    * `:right` - the indices of the right-aligned columns; default `[]`
+    * `:least` - the minimum widths of the first columns; default `[]`
 
   ## Examples
 

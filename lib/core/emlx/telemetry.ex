@@ -1,51 +1,62 @@
 defmodule EMLX.Telemetry do
   @moduledoc """
-  What EMLX tells of its work through [telemetry](https://hexdocs.pm/telemetry), and a table of it: `profile/1`. The guide
-  [Find a slow spot](performance.html) uses it.
+  The [telemetry](https://hexdocs.pm/telemetry) events of EMLX, and a profile of them: `profile/1`. Applications attach
+  handlers to them to measure evaluations, runs, traces and transfers. The guide [Find a slow spot](performance.html)
+  uses the profile.
 
-  Five kinds of work are spans. Each ends as `:stop` or as `:exception`:
+  EMLX emits five spans. Each one ends with `:stop` or `:exception`. `:start` and `:stop` have the measurements of the
+  list:
 
-  | span | what | `:start` and `:stop` measure | metadata |
-  |---|---|---|---|
-  | `[:emlx, :eval, …]` | a process waits for a queue: to have arrays computed, and to read or save them | `:bytes` of the arrays | `:op`, one of `:eval`, `:to_binary`, `:to_pointer`, `:save`; `:shape`, `:dtype`; `:device`, `:queue` |
-  | `[:emlx, :to_binary, …]` | a tensor is read, or an array by `EMLX.to_blob/1` | | `:shape`, `:dtype`; on `:stop` `:byte_size` |
-  | `[:emlx, :run, …]` | a program runs: `EMLX.Program.run/3`, each call of a compiled function | `:instructions` of the program | `:program`; `:function` that it was compiled from, `nil` for others; `:device`, `:queue` |
-  | `[:emlx, :trace, …]` | `Nx.Defn` has a function compiled | on `:stop` `:instructions`, and `:constants` of the program | `:function`, `:device`; on `:stop` `:path` and `:reason` |
-  | `[:emlx, :transfer, …]` | bytes come into an array from Elixir's memory or another library's, or an array is copied to another device | `:bytes` | `:from`, which is `:host` or a device, `:to`, `:queue` |
+  * `[:emlx, :eval, …]` - a process waits for a queue to evaluate, read or save arrays. Measurement: `:bytes` of the
+    arrays. Metadata: `:op`, one of `:eval`, `:to_binary`, `:to_pointer`, `:save`; `:shape`, `:dtype`; `:device`,
+    `:queue`
+  * `[:emlx, :to_binary, …]` - a tensor is read, or an array by `EMLX.to_blob/1`. Metadata: `:shape`, `:dtype`; on
+    `:stop` also `:byte_size`
+  * `[:emlx, :run, …]` - a program runs: `EMLX.Program.run/3`, each call of a compiled function. Measurement:
+    `:instructions` of the program. Metadata: `:program`; `:function` that it was compiled from, else `nil`; `:device`,
+    `:queue`
+  * `[:emlx, :trace, …]` - `Nx.Defn` compiles a function. Measurements, on `:stop` only: `:instructions` and
+    `:constants` of the program. Metadata: `:function`, `:device`; on `:stop` also `:path` and `:reason`
+  * `[:emlx, :transfer, …]` - an array is created from bytes of Elixir or another library, or copied to another device.
+    Measurement: `:bytes`. Metadata: `:from`, which is `:host` or a device, `:to`, `:queue`
 
-  * `:start` measures `:monotonic_time` and `:system_time`, `:stop` and `:exception` `:duration` and `:monotonic_time`, in native
-    units (`System.convert_time_unit/3`). `:exception` has `:kind`, `:reason` and `:stacktrace` in its metadata.
+  More about measurements and metadata:
+
+  * `:start` measures `:monotonic_time` and `:system_time`, `:stop` and `:exception` measure `:duration` and
+    `:monotonic_time`, in native units (`System.convert_time_unit/3`). The metadata of `:exception` has `:kind`,
+    `:reason` and `:stacktrace`.
   * `:telemetry_span_context` in the metadata is the same for all events of one span.
   * `:shape` is a tuple. `:dtype` is a type of Nx for a tensor (`{:f, 32}`) and of `EMLX.Array` for an array (`:f32`).
-    Both are `nil` in `[:emlx, :eval, …]` of several arrays. `:byte_size` is that of the binary that was read.
-  * `:device` is `:cpu` or `:gpu`; for a run that was told neither device nor queue, `nil`: it runs where its inputs are.
-    `:queue` is the `EMLX.Queue`, `nil` for the device's own.
-  * The `:path` of a trace is `:program`, or `:evaluate` for a function that could not be traced and runs in Nx's evaluator
-    (`on_unsupported: :evaluate`), for the `:reason` given.
+    Both are `nil` in an `[:emlx, :eval, …]` of several arrays. `:byte_size` is that of the binary that was read.
+  * `:device` is `:cpu` or `:gpu`. It is `nil` for a run without device and queue, which runs on the device of its
+    inputs. `:queue` is the `EMLX.Queue`, `nil` for a device's default queue.
+  * The `:path` of a trace is `:program`. It is `:evaluate` for a function that could not be traced and runs in Nx's
+    evaluator (`on_unsupported: :evaluate`); then `:reason` is the reason.
 
-  Two events have no duration. `[:emlx, :block, :dispatch]` tells how a block runs, fused or composed; `EMLX.Block` describes it.
-  `[:emlx, :memory, :stats]` has memory figures, whenever somebody calls `memory_stats/0`.
+  Two events have no duration. `[:emlx, :block, :dispatch]` reports whether a block runs fused or composed
+  (`EMLX.Block`). `[:emlx, :memory, :stats]` reports memory use at each call of `memory_stats/0`.
 
-  ## What a duration is
+  ## Durations
 
-  Work is lazy and asynchronous. A run of operations alone lasts until its graph is built and handed to the queue; one with
-  branches, loops or calls until its outputs are. The computation itself is in the `[:emlx, :eval, …]` of who waits for it: what was
-  recorded long before counts there. A copy between devices is recorded as well, so the duration of such a transfer is that
-  of recording it.
+  Execution is lazy and asynchronous. The run of a program without branches, loops and calls lasts until its graph is
+  built and submitted to the queue; any other run lasts until its outputs are submitted. The time of the computation is
+  in the `[:emlx, :eval, …]` of the process that waits for it, also for operations that were recorded long before. A
+  copy between devices is lazy, too, so the duration of such a transfer is that of recording it.
 
-  ## What is not told
+  ## Work without events
 
-  Nothing is told of single operations: they only record a node. `[:emlx, :eval, …]` tells nothing of values that are
-  already computed: on the CPU they take no queue. Nothing is told of arrays of less than 64 KiB made from binaries, and
-  of what an operation or a run copies of its own accord because an input is on the other device.
+  Single operations emit no events, since they only record a node. Arrays that are already computed emit no
+  `[:emlx, :eval, …]`: on the CPU, no queue is involved. Two kinds of copies emit no events: arrays of less than 64 KiB
+  that are created from binaries, and inputs on another device that an operation or a run copies by itself.
 
-  Without handlers a span costs about half a microsecond. Where there is no telemetry, which comes with Nx, there are no spans.
+  A span without handlers costs about half a microsecond. Without the telemetry library, which Nx depends on, there are
+  no spans.
   """
 
   @spans [:eval, :to_binary, :run, :trace, :transfer]
 
   @doc """
-  The names of all events, for `:telemetry.attach_many/4`.
+  Returns the names of all events, for `:telemetry.attach_many/4`.
 
       iex> [:emlx, :eval, :stop] in EMLX.Telemetry.events()
       true
@@ -56,19 +67,20 @@ defmodule EMLX.Telemetry do
       [[:emlx, :block, :dispatch], [:emlx, :memory, :stats]]
   end
 
-  # Telemetry comes with Nx; without it this module tells nobody.
+  # Nx depends on telemetry; without it this module emits nothing.
   @compile {:no_warn_undefined, :telemetry}
 
   @doc false
-  # Looks whether telemetry is there. EMLX.Application asks for it when it starts.
+  # Records whether telemetry is started. EMLX.Application calls it.
   def start, do: :persistent_term.put(__MODULE__, List.keymember?(Application.started_applications(), :telemetry, 0))
 
   @doc false
-  # Whether anybody can be told.
+  # Whether telemetry is present.
   def told?, do: :persistent_term.get(__MODULE__, false)
 
   @doc false
-  # Calls `fun` in a span. It gives `{result, measurements, metadata}`, what `:stop` is to have besides `:start`'s.
+  # Calls `fun` in a span. `fun` returns `{result, measurements, metadata}`, which `:stop` has in addition to those of
+  # `:start`.
   def span(name, measurements, metadata, fun) do
     if :persistent_term.get(__MODULE__, false),
       do: told(name, measurements, metadata, fun),
@@ -76,7 +88,7 @@ defmodule EMLX.Telemetry do
   end
 
   @doc false
-  # `read` gives the bits of what has this shape and type.
+  # `read` returns the bits of a tensor of this shape and type.
   def to_binary(shape, dtype, read) do
     span(:to_binary, %{}, %{shape: shape, dtype: dtype}, fn ->
       bits = read.()
@@ -111,7 +123,8 @@ defmodule EMLX.Telemetry do
   end
 
   @doc """
-  Tells `EMLX.memory_info/0` as the measurements of the event `[:emlx, :memory, :stats]`, and gives it. For a timer of one's own.
+  Emits the event `[:emlx, :memory, :stats]` with `EMLX.memory_info/0` as its measurements, and returns them. Call it
+  from a timer to monitor memory use.
 
       iex> %{active_memory: bytes} = EMLX.Telemetry.memory_stats()
       iex> is_integer(bytes)
@@ -125,9 +138,9 @@ defmodule EMLX.Telemetry do
   end
 
   @typedoc """
-  A line of `profile/1`: how often, how long in microseconds and over how many bytes in total. `:about` tells spans of one name apart:
-  the `:op` of an evaluation, the `:function` of a run or a trace, `{from, to}` of a transfer, `{block, path, reason}` of a block. `:failed` of
-  them ended in an exception.
+  A line of `profile/1`: the count, the total time in microseconds and the total bytes of the spans with the same
+  `:event` and `:about`. `:about` is the `:op` of an evaluation, the `:function` of a run or a trace, `{from, to}` of a
+  transfer, or `{block, path, reason}` of a block. `:failed` is the number of spans that ended with an exception.
   """
   @type line :: %{
           event: :eval | :run | :trace | :transfer | :block,
@@ -139,14 +152,14 @@ defmodule EMLX.Telemetry do
         }
 
   @doc """
-  Calls `fun` and counts what EMLX tells meanwhile, of all processes. Gives `{result, lines}`, the longest time first.
+  Calls `fun` and counts the events of all processes during the call. Returns `{result, lines}`, the longest time first.
 
       iex> a = EMLX.Ops.ones({2, 2}, :f32)
       iex> {_, lines} = EMLX.Telemetry.profile(fn -> EMLX.eval(EMLX.Ops.add(a, a)) end)
       iex> for %{event: :eval, about: :eval} = line <- lines, do: line.count > 0
       [true]
 
-  `table/1` makes text of the lines. Raises where there is no telemetry.
+  `table/1` formats the lines. Raises `RuntimeError` without telemetry.
   """
   @spec profile((-> result)) :: {result, [line]} when result: var
   def profile(fun) when is_function(fun, 0) do
@@ -190,7 +203,7 @@ defmodule EMLX.Telemetry do
   end
 
   @doc ~S'''
-  The lines of `profile/1` as text.
+  Formats the lines of `profile/1` as a table. Returns a string.
 
       iex> lines = [
       ...>   %{event: :eval, about: :to_binary, count: 20, failed: 0, time: 61_250, bytes: 80},

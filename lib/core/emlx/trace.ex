@@ -1,36 +1,37 @@
 defmodule EMLX.Trace do
   @moduledoc false
-  # Records the operations that a function calls, as the instructions of an EMLX.Program. EMLX.Compiler is what uses it.
+  # Records the operations of a function as the instructions of an EMLX.Program. EMLX.Compiler uses it.
   #
-  # The function is called with placeholders: arrays that have a shape and a type and never elements. An operation on one builds
-  # its node as ever, which checks its arguments and tells the shape of its result; what comes of it is a placeholder again,
-  # and EMLX.Ops.run/3 hands the operation to record/3. Operations on arrays that are known are not recorded: they are computed
-  # once, and what a recorded operation takes of them becomes a constant of the program.
+  # The function is called with placeholders: arrays that have a shape and a type, but no elements. An operation on a
+  # placeholder builds its node as usual, which checks the arguments and determines the shape of the result. The result
+  # is a placeholder, too, and EMLX.Ops.run/3 passes the operation to record/3. Operations on other arrays are not
+  # recorded: they are computed once, and their results become constants of the program if a recorded operation uses
+  # them.
   #
-  # Values are numbered as they come, through all nested blocks. EMLX.Trace.Passes makes a program's own numbers of them.
+  # Values are numbered in order, across all nested blocks. EMLX.Trace.Passes renumbers them for the program.
 
   alias EMLX.{Array, Native, OpTable, Queue}
 
-  @doc "Whether the process is tracing a function."
+  @doc "Returns whether the process is tracing a function."
   def active?, do: Process.get(__MODULE__) != nil
 
-  @doc "The device of the function that the process is tracing."
+  @doc "Returns the device of the function that the process is tracing."
   def device, do: state!("device").device
 
-  @doc "The debugging modes that the function is traced for, as EMLX.Debug has them."
+  @doc "Returns the debugging modes that the function is traced for, as the bits of EMLX.Debug."
   def debug, do: state!("debug").debug
 
-  @doc "Whether a function is being traced for debugging modes."
+  @doc "Returns whether a function is being traced for debugging modes."
   def debugs?, do: match?(%{debug: bits} when bits != 0, Process.get(__MODULE__))
 
   @doc """
-  Traces `fun`, which is given placeholders for `templates` (a list of `{dims, dtype}`) and gives a list of arrays, and then any term
-  besides: `{arrays, term}`. Gives `{block, constants, calls, term}`:
+  Traces `fun`, which takes placeholders for `templates` (a list of `{dims, dtype}`) and returns `{arrays, term}`: a
+  list of arrays and any term. Returns `{block, constants, calls, term}`:
 
-    * `block` - `%{params: [value], instructions: [{op, [value | nil], [value], label}], results: [value]}`; the operations `:if` and
-      `:while` hold blocks in their attributes
+    * `block` - `%{params: [value], instructions: [{op, [value | nil], [value], label}], results: [value]}`; the
+      operations `:if` and `:while` hold blocks in their attributes
     * `constants` - `%{value => array}`
-    * `calls` - `%{id => fun}`, what was given to `call/3`; `{:check, fun}` of `check/2`
+    * `calls` - `%{id => fun}`, the functions of `call/3`, and `{:check, fun}` for those of `check/2`
   """
   def run(device, templates, debug \\ 0, fun) do
     if active?(), do: raise(ArgumentError, "the process is tracing a function already")
@@ -60,7 +61,7 @@ defmodule EMLX.Trace do
     end
   end
 
-  @doc "Traces `fun` as a block of its own, for an operation that holds blocks. Gives `{block, term}`."
+  @doc "Traces `fun` as a nested block, for an operation that holds blocks. Returns `{block, term}`."
   def block(templates, fun) do
     outer = state!("block").instructions
     put(:instructions, [])
@@ -73,14 +74,14 @@ defmodule EMLX.Trace do
     {%{params: params, instructions: instructions, results: results}, term}
   end
 
-  @doc "Records an operation that was applied to arrays, nil for those that are absent, and gave `result`. Gives `result`."
+  @doc "Records an operation on arrays (nil for absent ones) with its `result`. Returns `result`."
   def record(op, inputs, result) do
     if debugs?(), do: EMLX.Debug.record(op, inputs)
     if same?(op, inputs, result), do: alias_value(hd(inputs), result), else: append(op, inputs, result)
     result
   end
 
-  # Casts and reshapes to what an array is already.
+  # Casts and reshapes that change nothing.
   defp same?(op, [%Array{} = a], %Array{} = b),
     do: OpTable.converts?(op) and Array.dtype(a) == Array.dtype(b) and Array.shape(a) == Array.shape(b)
 
@@ -99,14 +100,15 @@ defmodule EMLX.Trace do
     put(:instructions, [{op, inputs, outputs, label} | state.instructions])
   end
 
-  @doc "Records an operation that only programs have. Gives placeholders for `templates`."
+  @doc "Records an operation that only programs have. Returns placeholders for `templates`."
   def emit(op, inputs, templates) do
     results = Enum.map(templates, &placeholder/1)
     record(op, inputs, results)
   end
 
   @doc """
-  Records a call of `fun` in the process that runs the program: it is given the arrays and gives a list of arrays like `templates`.
+  Records a call of `fun` in the process that runs the program. `fun` takes the list of arrays and returns a list of
+  arrays like `templates`.
   """
   def call(fun, inputs, templates) do
     calls = state!("call").calls
@@ -121,7 +123,7 @@ defmodule EMLX.Trace do
   """
   def check(inputs, fun), do: call({:check, fun}, inputs, [])
 
-  @doc "Calls `fun`; the results of what is recorded meanwhile are not checked."
+  @doc "Calls `fun`. The results of operations recorded during the call are not checked."
   def unchecked(fun) do
     case Process.get(__MODULE__) do
       %{debug: bits, unchecked?: false} when bits != 0 ->
@@ -138,12 +140,12 @@ defmodule EMLX.Trace do
     end
   end
 
-  @doc "Calls `fun`, which does an operation of Nx. In debugging modes, its name is the label of what is recorded."
+  @doc "Calls `fun`, which runs an operation of Nx. In debugging modes, its name labels the recorded operations."
   def named(name, fun), do: if(debugs?(), do: labelled(Atom.to_string(name), fun), else: fun.())
 
   @doc """
-  Calls `fun`; what is recorded meanwhile has a label. The outermost one counts: it is the block whose kernel it all is. `nil` is for
-  what a block composes.
+  Calls `fun`. Operations recorded during the call have the label. The outermost label counts: it names the block whose
+  kernel the operations are. The label `nil` is for the operations that a block composes.
   """
   def labelled(label, fun) do
     case Process.get(__MODULE__) do
@@ -196,7 +198,7 @@ defmodule EMLX.Trace do
       kind: :traced,
       op: op,
       reason:
-        "an array stands for a value of a function that is being compiled, or was; it can be used inside of that function only, " <>
-          "in the process that compiles it"
+        "an array stands for a value of a function that is being compiled, or was; it can be used inside of that " <>
+          "function only, in the process that compiles it"
   end
 end

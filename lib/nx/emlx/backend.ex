@@ -1,57 +1,59 @@
 defmodule EMLX.Backend do
   @moduledoc """
-  Nx on MLX: an `Nx.Backend` whose tensors are `EMLX.Array`s.
+  An `Nx.Backend` that stores tensors as `EMLX.Array`s and runs Nx's operations with MLX.
 
       Nx.default_backend(EMLX.Backend)
       Nx.default_backend({EMLX.Backend, device: :gpu})
 
-  Operations are recorded when they are called and computed when a value is asked for (`Nx.to_binary/1`, `Nx.to_number/1`,
+  Execution is lazy: a call records an operation, and reading a value evaluates it (`Nx.to_binary/1`, `Nx.to_number/1`,
   inspection, a transfer to another backend).
 
   ## Options
 
-    * `:device` - `:cpu` or `:gpu`, where tensors are made and computed. By default `EMLX.default_device/0`: what
-      `config :emlx, default_device: :cpu` says, else the GPU where there is one
+    * `:device` - `:cpu` or `:gpu`, the device that tensors are created and computed on. The default is
+      `EMLX.default_device/0`: that of `config :emlx, default_device: :cpu`, else the GPU if one is available
 
-  With `config :emlx, add_backend_on_inspect: false` the backend's name is left out of inspected tensors.
+  `config :emlx, add_backend_on_inspect: false` leaves the backend's name out of inspected tensors.
 
   ## Types
 
-  Every type of Nx. f64 and c128 are for the CPU only. s2, s4, u2 and u4 take a byte an element, f8 and f8_e4m3fn two bytes.
+  All types of Nx are supported. f64 and c128 work on the CPU only. An element of s2, s4, u2 or u4 takes one byte, an
+  element of f8 or f8_e4m3fn two bytes.
 
-  MLX has complex numbers of two f32 only. c128 is computed by formulas of f64: an operation takes several times as long as its
-  counterpart in c64, no kernel of a block (`EMLX.Block`) takes part, and linear algebra is what Nx composes.
+  MLX has no c128, so it is computed with f64 operations. An operation takes several times as long as in c64. Blocks
+  with c128 tensors run composed from Nx's operations, linear algebra included, and never with a kernel (`EMLX.Block`).
 
-  ## Meaning
+  ## Semantics
 
-  Results are those that Nx documents and `Nx.BinaryBackend` gives, up to rounding. Where Nx leaves the result open:
+  Results are those that Nx documents and that `Nx.BinaryBackend` returns, up to rounding. Where Nx leaves the result
+  open:
 
-    * Indices out of range are clamped where elements are read (`Nx.gather/3`, `Nx.take/3`), and updates out of range are
-      dropped (`Nx.indexed_add/4`, `Nx.indexed_put/4`)
-    * Integer division by zero gives 0, and so does the remainder
-    * Shifts by the width of the type or more give 0, or -1 for negative numbers shifted right
-    * A number has the bits that Nx writes for it: bf16 and f8 are cut off where results are rounded to the nearest. A
-      number that an integer type has no place for, such as 1.5, is an `ArgumentError`
-    * Arithmetic takes place in the type that both operands merge to. Where that is a float of 8 or 16 bits that cannot
-      hold an operand, such as 70,000 beside f16, arithmetic takes place in f32 or, for integers of 32 bits and more on
-      the CPU, in f64, and the result is rounded once
+    * Indices out of range are clamped where elements are read (`Nx.gather/3`, `Nx.take/3`), and updates out of range
+      are dropped (`Nx.indexed_add/4`, `Nx.indexed_put/4`)
+    * Integer division by zero returns 0, and so does the remainder
+    * Shifts by the width of the type or more return 0, or -1 for negative numbers shifted right
+    * A constant has the bits that Nx writes for it: bf16 and f8 constants are truncated, while results of operations
+      are rounded to the nearest. A constant that an integer type cannot represent, such as 1.5, raises `ArgumentError`
+    * Arithmetic is computed in the type that both operands merge to. If that is a float of 8 or 16 bits that cannot
+      represent an operand, such as 70,000 with f16, it is computed in f32, or in f64 for integers of 32 bits and more
+      on the CPU. The result is then rounded once
     * Comparisons of real numbers of any two types are exact
-    * A complex 0 is false, and the inverse functions of complex numbers have their principal values
-    * NaN stays NaN under `Nx.clip/3`, and its sign is 0
-    * Where indices repeat, `Nx.indexed_put/4` keeps the last update on the CPU and any of them on the GPU
-    * `Nx.reduce/4` and `Nx.window_reduce/5` call their function with whole slices: in order up to 512 elements along the
-      reduced axes and in pairs beyond, which is the same for the associative functions that Nx asks for. A function that
-      looks at axes is called element by element
-    * `Nx.LinAlg.triangular_solve/3` computes its matrix when it is called, since a zero on the diagonal is an `ArgumentError` then.
-      `Nx.LinAlg.solve/2` and `Nx.LinAlg.invert/1` do not
+    * A complex 0 is false, and the inverse functions of complex numbers return their principal values
+    * `Nx.clip/3` returns NaN for NaN, and `Nx.sign/1` returns 0
+    * If indices repeat, `Nx.indexed_put/4` keeps the last update on the CPU, and any one of them on the GPU
+    * `Nx.reduce/4` and `Nx.window_reduce/5` call their function with whole slices. Up to 512 elements along the reduced
+      axes are reduced in order, more are reduced in pairs. The result is the same for associative functions, which Nx
+      requires. A function that uses axes is called element by element
+    * `Nx.LinAlg.triangular_solve/3` evaluates its matrix during the call, since a zero on the diagonal raises
+      `ArgumentError`. `Nx.LinAlg.solve/2` and `Nx.LinAlg.invert/1` do not
     * Decompositions and solvers of linear algebra run on the CPU
 
-  Nothing is handed to another backend.
+  No operation falls back to another backend.
   """
 
   @behaviour Nx.Backend
 
-  # Callbacks with c128 go there.
+  # This module handles the callbacks whose tensors are c128.
   use EMLX.Backend.Complex128
 
   import Kernel, except: [inspect: 2]
@@ -63,27 +65,28 @@ defmodule EMLX.Backend do
   require EMLX.Backend.Type
   import EMLX.Backend.Type, only: [is_narrow: 1, is_integer_type: 1, is_float_type: 1, is_complex_type: 1]
 
-  # A constant also keeps its number, which another type may have other bits for.
+  # A constant also keeps its number: the bits of another type have to be made of the number, not of the rounded array.
   @enforce_keys [:array]
   defstruct [:array, :number]
 
   @type t :: %__MODULE__{array: Array.t(), number: nil | Number.t()}
 
-  # ---- between tensors and arrays ----
+  # ---- conversion between tensors and arrays ----
 
   @doc """
-  The array of a tensor, for implementations of `EMLX.Block` and whoever calls `EMLX.Ops` and `EMLX.Kernels` on Nx's tensors.
+  Returns the array of a tensor. Implementations of `EMLX.Block`, and code that calls `EMLX.Ops` or `EMLX.Kernels` on
+  tensors of Nx, use it.
 
-  A tensor on `EMLX.Backend` gives the array it holds, without a copy; one on another backend is read and copied in. A number,
-  or a `Complex`, is a scalar of the type that Nx infers for it.
+  For a tensor on `EMLX.Backend`, returns the array it holds, without a copy. A tensor on another backend is read and
+  copied. A number or a `Complex` becomes a scalar of the type that Nx infers.
 
-    * The shape is the tensor's, with the vectorized axes in front.
-    * The type is the one of MLX that holds the tensor's: `s2`, `s4` stand in `:s8`, `u2`, `u4` in `:u8`, the 8-bit floats in
-      `:f16`, c128 in `:f64` with one more axis, the last one, for the real and the imaginary part, every other in the one of its
-      name.
-    * Names are not kept; `to_nx/2` takes them from its template.
+    * The shape is the tensor's, with the vectorized axes first.
+    * The dtype is the one that stores the tensor's type: `:s8` for `s2` and `s4`, `:u8` for `u2` and `u4`, `:f16` for
+      the 8-bit floats. c128 is stored as `:f64` with one more axis, the last one, for the real and the imaginary part.
+      All other types are stored as the dtype of the same name.
+    * Names are dropped; `to_nx/2` takes them from its template.
 
-  Templates and expressions of `defn` have no values; they raise what their backends do.
+  Templates and expressions of `defn` have no values; for them, the errors of their backends are raised.
 
       iex> tensor = Nx.tensor([[1, 2], [3, 4]], type: :u4, backend: EMLX.Backend)
       iex> array = EMLX.Backend.to_array(tensor)
@@ -106,13 +109,14 @@ defmodule EMLX.Backend do
   def to_array(number), do: Type.scalar(number, Nx.Type.infer(number))
 
   @doc """
-  A tensor from an array, like a template: with its type, shape, names and vectorized axes. The reverse of `to_array/1`.
+  Returns a tensor with the elements of an array and the type, shape, names and vectorized axes of a template. The
+  inverse of `to_array/1`.
 
-    * `array` - an `EMLX.Array` of as many elements as the template. Another type is cast to the template's, another shape of the
-      same size is reshaped to it. For c128 it has the real and the imaginary part in one more axis, or is an array of numbers
-    * `template` - a tensor of which only the description counts, such as the `output` that `EMLX.Block.call/4` is given
+    * `array` - an `EMLX.Array` with as many elements as the template. It is cast to the template's type and reshaped to
+      its shape. For c128, its last axis holds the real and the imaginary part, or it has one number for each element
+    * `template` - a tensor whose values are ignored, such as the `output` that `EMLX.Block.call/4` receives
 
-  Raises `EMLX.Error` when the numbers of elements differ.
+  Raises `EMLX.Error` if the numbers of elements differ.
 
       iex> template = Nx.template({2, 2}, :f32, names: [:rows, nil])
       iex> tensor = EMLX.Array.from_list([1, 2, 3, 4], :s32) |> EMLX.Backend.to_nx(template)
@@ -145,7 +149,7 @@ defmodule EMLX.Backend do
   end
 
   @doc """
-  A tensor of an array's own shape and type, where `:bool` becomes u8. See `to_nx/2`.
+  Returns a tensor with the shape and type of an array; `:bool` becomes u8. See `to_nx/2`.
 
       iex> EMLX.Array.from_list([true, false], :bool) |> EMLX.Backend.to_nx() |> Nx.to_list()
       [1, 0]
@@ -156,29 +160,29 @@ defmodule EMLX.Backend do
     to_nx(array, Nx.template(Array.shape(array), type))
   end
 
-  @doc "`to_array/1` by the name that it has in the C++ EMLX."
+  @doc "The C++ EMLX's name of `to_array/1`."
   @spec from_nx(Nx.Tensor.t()) :: Array.t()
   def from_nx(tensor), do: to_array(tensor)
 
   @doc false
-  # The type of MLX that holds a type of Nx.
+  # The dtype that stores a type of Nx.
   defdelegate dtype(type), to: Type
 
   @doc false
-  # A tensor like `out` from an array that has its type and shape.
+  # A tensor like `out` from an array that already has its type and shape.
   def tensor(array, out), do: %{out | data: %__MODULE__{array: array}}
 
   @doc false
-  # The number that a constant has in its type, nil where a tensor is no constant.
+  # The number of a constant in the constant's type; nil for a tensor that is no constant.
   def number(%T{type: type, data: %__MODULE__{number: number}}) when number != nil, do: Number.value(number, type)
   def number(_tensor), do: nil
 
   @doc false
-  # The array of a tensor, in the type of MLX that holds `type`. A constant becomes one of that type, as Nx makes it.
+  # The array of a tensor, in the dtype that stores `type`. A constant is made anew in that type, as Nx does.
   def operand(%T{type: type} = tensor, type), do: to_array(tensor)
 
   def operand(%T{type: from} = tensor, type) do
-    # f8 and f8_e4m3fn are held in a type that has all of their numbers.
+    # f8 and f8_e4m3fn are stored in a dtype that represents all of their numbers.
     number = if is_float_type(type) and not is_narrow(from), do: number(tensor)
     dtype = Type.dtype(type)
 
@@ -190,14 +194,14 @@ defmodule EMLX.Backend do
   end
 
   @doc false
-  # The array of a tensor in any other type, as `Nx.as_type/2` has it.
+  # The array of a tensor converted to any type, as `Nx.as_type/2` does.
   def converted(%T{type: from} = tensor, to) do
     if is_float_type(to) and not is_complex_type(from) and number(tensor) != nil,
       do: operand(tensor, to),
       else: Type.convert(to_array(tensor), from, to)
   end
 
-  # An array with a number everywhere.
+  # An array filled with one number.
   defp filled(number, {}, type, opts), do: Type.scalar(number, type, opts)
 
   defp filled(number, shape, type, opts) do
@@ -205,25 +209,25 @@ defmodule EMLX.Backend do
     Ops.run({:full, %{shape: dims, dtype: dtype}}, [Type.scalar(number, type, opts)])
   end
 
-  # The shape of a tensor's array: the vectorized axes come first.
+  # The shape of a tensor's array: vectorized axes come first.
   defp full_shape(%T{shape: shape, vectorized_axes: []}), do: shape
 
   defp full_shape(%T{shape: shape, vectorized_axes: axes}),
     do: List.to_tuple(Keyword.values(axes) ++ Tuple.to_list(shape))
 
-  # The result of an element-wise operation, whose values the type of `out` may not have where MLX lacks it.
+  # The tensor of an element-wise result. The dtype that stores a narrow type has more values than the type.
   defp elementwise(array, %T{type: type} = out) when is_narrow(type),
     do: tensor(Type.narrow(array, type), out)
 
   defp elementwise(array, out), do: tensor(array, out)
 
-  # The result of an operation that looks at axes.
+  # The tensor of a result whose operation depends on axes.
   defp shaped(array, out) do
     Fold.refuse_slices()
     elementwise(array, out)
   end
 
-  # The same for one that only moves elements.
+  # The same for an operation that only moves elements, so that no value needs narrowing.
   defp moved(array, out) do
     Fold.refuse_slices()
     tensor(array, out)
@@ -247,7 +251,7 @@ defmodule EMLX.Backend do
     [device: device]
   end
 
-  # The device that options ask for; init/1 has left nothing to look up.
+  # The device of the options. The first clause is the one for options that init/1 has normalized.
   defp device([{:device, device}]) when device in [:cpu, :gpu], do: device
 
   defp device(opts) do
@@ -258,7 +262,7 @@ defmodule EMLX.Backend do
       device when device in [:cpu, :gpu] ->
         device
 
-      # As the C++ EMLX has it.
+      # The C++ EMLX's form.
       {device, _index} = indexed when device in [:cpu, :gpu] ->
         EMLX.Compatibility.device(indexed)
 
@@ -268,7 +272,7 @@ defmodule EMLX.Backend do
   end
 
   @doc false
-  # Where to make a tensor of a type.
+  # The options of Ops.run/3 that create a tensor of a type.
   def where(opts, type) do
     device = device(opts)
 
@@ -277,7 +281,7 @@ defmodule EMLX.Backend do
     [device: device]
   end
 
-  # The same for what is made of no array.
+  # The same for tensors that are created without an input.
   defp created(opts, type) do
     [device: device] = where = where(opts, type)
     EMLX.Debug.created(device)
@@ -322,7 +326,7 @@ defmodule EMLX.Backend do
       Ops.run({:iota, %{shape: Tuple.to_list(shape), axis: axis, dtype: dtype}}, [], created(opts, type))
     end
 
-    # What 16 bits cannot count to is counted in 64.
+    # 16-bit floats cannot represent every index, so the indices are computed in s64 first.
     if is_float_type(type) and elem(type, 1) < 32,
       do: tensor(Type.of_integers(iota.(:s64), type), out),
       else: tensor(Type.narrow(iota.(Type.dtype(type)), type), out)
@@ -382,7 +386,7 @@ defmodule EMLX.Backend do
 
   def backend_transfer(tensor, backend, opts), do: backend_copy(tensor, backend, opts)
 
-  # Otherwise the memory goes when no process refers to it any more.
+  # Without this, the memory is freed when no process refers to it any more.
   @impl true
   def backend_deallocate(tensor), do: Array.deallocate(to_array(tensor))
 
@@ -412,7 +416,7 @@ defmodule EMLX.Backend do
     end)
   end
 
-  # With mode: :ipc the elements are copied into shared memory (EMLX.SharedMemory).
+  # mode: :ipc copies the elements into shared memory (EMLX.SharedMemory).
   @impl true
   def to_pointer(tensor, opts) do
     opts = Keyword.validate!(opts, mode: :local, permissions: 0o400)
@@ -469,7 +473,7 @@ defmodule EMLX.Backend do
 
   defp refuse_encoded(_type, _name), do: :ok
 
-  # ---- element by element, one operand ----
+  # ---- element-wise, one operand ----
 
   unary =
     [acos: :arccos, asin: :arcsin, atan: :arctan, acosh: :arccosh, asinh: :arcsinh, atanh: :arctanh] ++
@@ -485,7 +489,7 @@ defmodule EMLX.Backend do
     def unquote(name)(out, tensor), do: elementwise(unary(unquote(op), tensor, out), out)
   end
 
-  # MLX takes integers to f32, as Nx does.
+  # MLX converts integers to f32, as Nx does.
   defp unary(op, %T{type: type} = tensor, %T{type: type}), do: Ops.run(op, [to_array(tensor)])
 
   defp unary(op, %T{type: from} = tensor, %T{type: {:f, 32}}) when is_integer_type(from) or from == {:c, 64},
@@ -495,7 +499,7 @@ defmodule EMLX.Backend do
 
   @impl true
   def round(out, tensor) do
-    # Half away from zero: the fraction is exact, while adding a half could round up what lies just below it.
+    # Rounds half away from zero. The fraction is exact, while adding 0.5 could round up a number just below a half.
     array = to_array(tensor)
     whole = Ops.run(:trunc, [array])
     fraction = Ops.run(:abs, [Ops.run(:subtract, [array, whole])])
@@ -518,7 +522,7 @@ defmodule EMLX.Backend do
     tensor(if(size < 8, do: Ops.run(:subtract, [zeros, extra]), else: zeros), out)
   end
 
-  # A negative number of fewer than 8 bits has copies of its sign above them.
+  # Clears the copies of the sign bit above a negative number of fewer than 8 bits.
   defp bits(array, {:s, size}) when size < 8,
     do: Ops.run(:bitwise_and, [array, Type.constant(Bitwise.bsl(1, size) - 1, :s8, [])])
 
@@ -548,7 +552,7 @@ defmodule EMLX.Backend do
     tensor(array, out)
   end
 
-  # ---- element by element, two operands ----
+  # ---- element-wise, two operands ----
 
   arithmetic =
     [pow: :power, remainder: :fmod] ++
@@ -563,14 +567,14 @@ defmodule EMLX.Backend do
       do: elementwise(Mixed.arithmetic(unquote(op), left, right, type), out)
   end
 
-  # Where one operand is the result, it is brought to the result's type first.
+  # The result is one of the operands, so both are converted to the result's type first.
   for {name, op} <- [min: :minimum, max: :maximum] do
     @impl true
     def unquote(name)(%T{type: type} = out, left, right),
       do: elementwise(Ops.run(unquote(op), [operand(left, type), operand(right, type)]), out)
   end
 
-  # Of complex numbers only those count that lie on the real axis.
+  # Complex operands are taken as numbers on the real axis: only their real parts count.
   @impl true
   def atan2(%T{type: {:c, _} = type} = out, left, right) do
     [left, right] = for t <- [left, right], do: Ops.run(:real, [operand(t, type)])
@@ -579,7 +583,7 @@ defmodule EMLX.Backend do
 
   def atan2(%T{type: type} = out, left, right), do: elementwise(Mixed.arithmetic(:arctan2, left, right, type), out)
 
-  # The upper half of u64 has no place in s64 before it is shifted.
+  # s64 cannot represent the upper half of u64 before the shift.
   @impl true
   def right_shift(%T{type: {:s, 64}} = out, %T{type: {:u, 64}} = left, right) do
     shifted = Ops.run(:right_shift, [to_array(left), operand(right, {:u, 64})])
@@ -600,13 +604,13 @@ defmodule EMLX.Backend do
       do: tensor(to_u8(Ops.run(unquote(op), [truth(left), truth(right)])), out)
   end
 
-  # MLX looks at the real part only.
+  # MLX tests the real part only.
   defp truth(%T{type: type} = tensor) when is_complex_type(type),
     do: Ops.run(:not_equal, [to_array(tensor), Type.scalar(0, type)])
 
   defp truth(tensor), do: to_array(tensor)
 
-  # ---- element by element, three operands ----
+  # ---- element-wise, three operands ----
 
   @impl true
   def select(%T{type: type} = out, pred, on_true, on_false) do
@@ -641,7 +645,7 @@ defmodule EMLX.Backend do
     array = to_array(tensor)
     rank = length(dims)
 
-    # MLX lines the last axes up by itself.
+    # MLX aligns the last axes by itself.
     aligned =
       if axes == Enum.to_list((rank - tuple_size(from))..(rank - 1)//1) do
         array
@@ -760,8 +764,8 @@ defmodule EMLX.Backend do
     shaped(Product.triangular_solve(out, a, b, opts), out)
   end
 
-  # Nx has a singular triangular system raise when it is posed, so the diagonal has to be computed by then. It is the one callback
-  # that looks at values; in a compiled function there are none, and the solution is not finite.
+  # Nx raises during the call for a singular triangular system, so the diagonal has to be evaluated here. It is the only
+  # callback that reads values. A compiled function has none yet, and its solution is not finite.
   defp refuse_singular(a) do
     Fold.refuse_slices()
     array = to_array(a)

@@ -1,11 +1,11 @@
 defprotocol EMLX.Block do
   @moduledoc """
-  Gives an `Nx.block/4` a kernel of MLX.
+  The protocol that replaces the composed function of an `Nx.block/4` by kernels of MLX.
 
-  A block is a struct of static options, tensors as arguments, and a function that composes the same result from Nx's
-  operations. On `EMLX.Backend` and in functions compiled with `EMLX`, `Nx.block/4` comes here. A struct that has an
-  implementation of this protocol runs it, every other struct runs its composed function. So a library needs to know nothing of
-  EMLX to be given a kernel, and code that has one keeps working on every other backend.
+  A block has a struct of static options, tensors as arguments, and a function that composes the same result from Nx's
+  operations. On `EMLX.Backend` and in functions compiled with `EMLX`, `Nx.block/4` dispatches to this protocol. A
+  struct with an implementation runs it; every other struct runs its composed function. A library does not need to
+  depend on EMLX for its blocks to have kernels, and its code keeps working on every other backend.
 
       defimpl EMLX.Block, for: MyLibrary.Block.Softplus do
         def call(block, output, [x] = args, fun) do
@@ -18,28 +18,28 @@ defprotocol EMLX.Block do
       end
 
   The guide "Give your own block a kernel" has this example in full. The built-in blocks of Nx (`Nx.Block`) and those of
-  `EMLX.Fast` have their implementations in the same way.
+  `EMLX.Fast` are implemented in the same way.
 
-  ## What an implementation may rely on
+  ## The contract of an implementation
 
-    * Tensor arguments are on `EMLX.Backend` or on a backend that it can read; `EMLX.Backend.to_array/1` gives their arrays,
-      `EMLX.Backend.to_nx/2` makes a tensor like the template from an array.
-    * It may read shapes and types, never values: in a compiled function the arrays stand for values that are not there yet.
-    * Its result has the shape and the type of `output`; that is checked.
-    * No tensor, of the arguments or the output, is c128, which MLX lacks: such a block is composed.
-    * It may call Nx, and so reach further blocks.
-    * It is never approximately right. Where the kernel could not give the composed answer, it calls `decline/4`.
+    * Tensor arguments are on `EMLX.Backend` or on a backend that it can read. `EMLX.Backend.to_array/1` returns their
+      arrays, and `EMLX.Backend.to_nx/2` returns a tensor like the template from an array.
+    * It may read shapes and types, never values: in a compiled function the arrays have no values yet.
+    * Its result has the shape and the type of `output`. EMLX checks both.
+    * No tensor of the arguments or the output is c128, which MLX lacks: such a block is composed.
+    * It may call Nx, and so dispatch further blocks.
+    * Its result equals the composed one up to rounding. If the kernel cannot return that, it calls `decline/4`.
 
   ## Telemetry
 
-  Each block that is dispatched is told once, as `[:emlx, :block, :dispatch]` with measurements `%{count: 1}` and metadata
+  Each dispatched block emits one event `[:emlx, :block, :dispatch]`, with measurements `%{count: 1}` and metadata
 
     * `:block` - the struct's module
     * `:path` - `:fused` or `:composed`
-    * `:reason` - why it was composed, a binary; `nil` for `:fused`, or where an implementation ran the composed function
-      without saying why
+    * `:reason` - the reason why it was composed, a binary; `nil` for `:fused`, or if an implementation ran the composed
+      function without a reason
 
-  When a function is compiled, that is once per trace, not once per run. A block that raises is not told.
+  A compiled function emits the events once per trace, not once per run. A block that raises emits none.
   """
 
   @fallback_to_any true
@@ -49,27 +49,27 @@ defprotocol EMLX.Block do
 
     * `block` - the struct
     * `output` - a template of the result: a tensor, or a tuple of tensors
-    * `args` - the tensors that `Nx.block/4` was given, and a keyword list after them if it was given one
-    * `fun` - the composed function, `apply(fun, [block | args])`
+    * `args` - the tensors that `Nx.block/4` received, followed by its keyword list if it received one
+    * `fun` - the composed function, to be called as `apply(fun, [block | args])`
 
-  Implement it; to run a block call `dispatch/4`, or `Nx.block/4`.
+  Returns a result like `output`. Implementations define this function; callers use `dispatch/4` or `Nx.block/4`.
   """
   @spec call(t, output, args :: [term], fun) :: output when output: Nx.Tensor.t() | tuple
   def call(block, output, args, fun)
 
   @doc """
-  Runs the composed function in place of a kernel, for a reason that telemetry tells. It is how an implementation of `call/4`
-  declines.
+  Runs the composed function instead of a kernel, and returns its result. Implementations of `call/4` use it for
+  arguments that their kernel cannot take. Telemetry reports `reason`.
   """
   @spec decline(struct, args :: [term], fun, reason :: binary) :: Nx.Tensor.t() | tuple
   Kernel.def(decline(block, args, fun, reason), do: EMLX.Block.Dispatch.decline(block, args, fun, reason))
 
   @doc """
-  Runs a block through its implementation, tells the path in telemetry, checks the result and names the block in errors. What
-  `Nx.block/4` does on `EMLX.Backend`.
+  Runs a block through its implementation, reports the path to telemetry, checks the result and names the block in
+  errors. `Nx.block/4` calls it on `EMLX.Backend`.
 
-  Raises `EMLX.Block.Error` when an implementation raises, or returns something else than `output` describes. Exceptions of the
-  composed function are passed on as they are.
+  Raises `EMLX.Block.Error` if an implementation raises, or returns a result that is not like `output`. Exceptions of
+  the composed function are passed on unchanged.
   """
   @spec dispatch(struct, output, args :: [term], fun) :: output when output: Nx.Tensor.t() | tuple
   Kernel.def(dispatch(block, output, args, fun),

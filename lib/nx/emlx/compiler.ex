@@ -1,7 +1,7 @@
 defmodule EMLX.Compiler do
   @moduledoc false
-  # What `EMLX` does as an Nx.Defn.Compiler: traces a function once into an EMLX.Program, keeps it, and runs it with one native
-  # call. See EMLX for the options.
+  # Implements Nx.Defn.Compiler for `EMLX`: traces a function once into an EMLX.Program, caches it, and runs it with one
+  # native call. EMLX documents the options.
 
   alias EMLX.{Backend, CommandQueue, Debug, Native, Options, Program, Queue, Trace}
   alias EMLX.Compiler.{Cache, Capture, Defaults, Identity, Path, Walk}
@@ -22,7 +22,7 @@ defmodule EMLX.Compiler do
       compiled = compiled(key, vars, fun, opts)
 
       fn [params] ->
-        # Debugging modes can come and go.
+        # The debugging modes may have changed since.
         if Debug.compiled() == opts.debug,
           do: [call(compiled, key, params, opts)],
           else: [run(key, vars, fun, params, given)]
@@ -61,11 +61,11 @@ defmodule EMLX.Compiler do
 
   @known [:cache, :command_queue, :device, :fuse, :hooks, :max_concurrency, :merge, :on_unsupported, :queue, :run_ahead]
 
-  # Options of Nx.Serving, Nx.Defn and Axon that they pass along. They have no effect.
+  # Options that Nx.Serving, Nx.Defn and Axon pass along. They have no effect here.
   @passed [:batch_keys, :compiler, :on_conflict] ++
             [:debug, :global_layer_options, :mode, :print_values, :raise_on_none, :seed]
 
-  # Not by EMLX.Options: every call of a jitted function comes through here.
+  # Not by EMLX.Options: this runs at every call of a jitted function.
   defp options(opts) do
     for {name, _value} <- opts, name not in @known and name not in @passed do
       known = Enum.map_join(@known, ", ", &inspect/1)
@@ -117,7 +117,7 @@ defmodule EMLX.Compiler do
     }
   end
 
-  # Debugging looks at each operation by itself.
+  # Debugging checks each operation by itself.
   defp debugged(opts) do
     case Debug.compiled() do
       0 -> opts
@@ -134,12 +134,13 @@ defmodule EMLX.Compiler do
 
   defp device(queue, device) do
     raise ArgumentError,
-          ":queue of compiler: EMLX is an EMLX.Queue, on the device that is given if one is, got: #{inspect(queue)} and #{inspect(device)}"
+          ":queue of compiler: EMLX must be an EMLX.Queue, on the same device as :device if both are given, " <>
+            "got: #{inspect(queue)} and #{inspect(device)}"
   end
 
   # ---- compiling ----
 
-  # What call/4 takes: a program, or the evaluator's function.
+  # Returns the argument of call/4: a program, or the evaluator's function.
   defp compiled(key, vars, fun, opts) do
     if opts.cache do
       term = {key, signature(vars), Map.delete(opts, :queue)}
@@ -154,17 +155,17 @@ defmodule EMLX.Compiler do
     end
   end
 
-  # What the cache keeps, and the arrays in it. The evaluator's function has the whole expression, which the cache would
-  # copy without its sharing, and what the function closes over, so it is made anew.
+  # Returns the value for the cache, and the arrays in it. The evaluator's function is not cached: it holds the terms
+  # that the function closes over and the whole expression, which the cache would copy without its sharing.
   defp kept({:program, %{program: program}} = compiled),
     do: {compiled, Native.call!(Native.program_constants(program.ref))}
 
   defp kept({:evaluate, _fun}), do: {:evaluate, []}
 
-  # May keep any term beside its tensors.
+  # A container may hold any term besides its tensors.
   defp container?(var), do: is_struct(var) and not is_struct(var, T)
 
-  # Containers, and of each tensor what a program depends on.
+  # The containers with, for each tensor, what a program depends on.
   defp signature(vars) do
     Enum.map(vars, fn var -> if container?(var), do: Composite.traverse(var, &leaf/1), else: part(var) end)
   end
@@ -217,7 +218,7 @@ defmodule EMLX.Compiler do
 
   defp evaluator(key, vars, fun, opts), do: Nx.Defn.Evaluator.__compile__(key, vars, fun, hooks: opts.hooks)
 
-  # The parts of a program. `templates` are its parameters; `known` has arrays for some of them, by position.
+  # Returns the parts of a program. `templates` are its parameters; `known` maps positions of some of them to arrays.
   defp record(expr, templates, known, opts) do
     {block, constants, calls, nil} =
       Defaults.with_device(opts.device, fn ->
@@ -304,19 +305,20 @@ defmodule EMLX.Compiler do
 
   defp argument_names(names, args) do
     raise ArgumentError,
-          ":names of EMLX.compile_to_program/3 is a list with a name for each of the #{length(args)} arguments, got: #{inspect(names)}"
+          ":names of EMLX.compile_to_program/3 is a list with a name for each of the #{length(args)} arguments, " <>
+            "got: #{inspect(names)}"
   end
 
   defp template?(%T{data: %Nx.TemplateBackend{}}), do: true
   defp template?(_leaf), do: false
 
-  # The expression without vectorized axes, and templates of the outputs with them.
+  # Returns the expression without vectorized axes, and templates of the outputs with them.
   defp expression(vars, fun) do
     expr = fun.(vars)
     {Composite.traverse(expr, &Nx.devectorize/1), Composite.traverse(expr, &Nx.to_template/1)}
   end
 
-  # A function that is called while another one is traced, with that one's values.
+  # Runs a function that is called while another one is traced, on that one's values.
   defp inline(vars, fun, params, opts) do
     {expr, outputs} = expression(vars, fun)
     params = params |> Enum.map(&tensor/1) |> List.to_tuple()
@@ -334,7 +336,7 @@ defmodule EMLX.Compiler do
   defp untraceable(%EMLX.Error{kind: :traced} = error, stacktrace) do
     reason =
       "#{error.reason}.#{user_line(stacktrace)} The function cannot be compiled with compiler: EMLX as it is; " <>
-        "on_unsupported: :evaluate has Nx.Defn.Evaluator run it"
+        "on_unsupported: :evaluate runs it with Nx.Defn.Evaluator"
 
     %{error | reason: reason}
   end
@@ -375,7 +377,7 @@ defmodule EMLX.Compiler do
     for {array, i} <- Enum.with_index(arrays), do: Debug.crossed(inspect(function), i, array, device)
   end
 
-  # The process's own queue, where it is on the program's device.
+  # The process's queue is used only if it is on the program's device.
   defp target(%{queue: %Queue{} = queue}), do: [queue: queue]
 
   defp target(%{device: device}) do

@@ -1,23 +1,24 @@
 defmodule EMLX.Fast do
   @moduledoc """
-  Norms, rotary position embedding, attention and Einstein sums as fused kernels.
+  Norms, rotary position embedding, attention and Einstein sums as fused kernels, for tensors of Nx.
 
-  Each function can be called on tensors, inside `defn` and in Axon layers, with any backend and compiler. On `EMLX.Backend` and
-  in functions compiled with `EMLX` it runs MLX's kernel; elsewhere, and where the kernel could not give the same answer, it is
-  composed from Nx's operations (see `EMLX.Block`). Gradients are those of the composed form, vectorized axes are batch axes.
+  The functions work on tensors, inside `defn` and in Axon layers, with any backend and compiler. On `EMLX.Backend` and
+  in functions compiled with `EMLX` they run MLX's kernels. Elsewhere, and if the kernel could not return the same
+  result, they are composed from Nx's operations (see `EMLX.Block`). Gradients are those of the composed form.
+  Vectorized axes are batch axes.
 
   ## Types
 
-  f32, f16 and bf16 are computed in f32 and rounded once, f64 in f64 (composed), integers become f32. The result has the type of
-  the first argument. Complex numbers raise `ArgumentError`, but for `einsum/2`.
+  f32, f16 and bf16 are computed in f32 and rounded once. f64 is computed in f64, composed. Integers become f32. The
+  result has the type of the first argument. Complex numbers raise `ArgumentError`, except in `einsum/2`.
 
-  ## Further names
+  ## Names of the C++ EMLX
 
-  Code written for the `EMLX.Fast` of the C++ EMLX finds its functions under their names: a number in place of the options or
-  the mask is `eps` or `scale`, as in `rms_norm(x, weight, 1.0e-6)`, and `rope/6`, `rope_with_positions/6`, `rope_with_freqs/6`,
+  The functions of the C++ EMLX's `EMLX.Fast` exist under their names. A number in place of the options or the mask is
+  `eps` or `scale`, as in `rms_norm(x, weight, 1.0e-6)`. `rope/6`, `rope_with_positions/6`, `rope_with_freqs/6`,
   `scaled_dot_product_attention/6`, `scaled_dot_product_attention_causal/5`,
-  `scaled_dot_product_attention_causal_key_masked/6`, `swiglu/2` and `kv_cache_sdpa_update/8` are short forms of the functions
-  here.
+  `scaled_dot_product_attention_causal_key_masked/6`, `swiglu/2` and `kv_cache_sdpa_update/8` are short forms of the
+  functions here.
   """
 
   import Nx.Defn, only: [deftransform: 2]
@@ -34,7 +35,8 @@ defmodule EMLX.Fast do
 
   Options: `:eps`, default `1.0e-5`.
 
-  Gives the shape, type and names of `x`. Raises `ArgumentError` when `x` is a scalar or weight is not as long as its last axis.
+  Returns a tensor with the shape, type and names of `x`. Raises `ArgumentError` if `x` is a scalar, or if `weight` and
+  the last axis of `x` differ in length.
   [Zhang and Sennrich, 2019](https://arxiv.org/abs/1910.07467).
 
       iex> EMLX.Fast.rms_norm(Nx.tensor([3.0, 4.0]), nil, eps: 0.0) |> Nx.multiply(100) |> Nx.round() |> Nx.to_list()
@@ -56,8 +58,8 @@ defmodule EMLX.Fast do
 
   Options: `:eps`, default `1.0e-5`.
 
-  Gives the shape, type and names of `x`. Raises `ArgumentError` when `x` is a scalar or weight or bias is not as long as its last
-  axis. [Ba, Kiros and Hinton, 2016](https://arxiv.org/abs/1607.06450).
+  Returns a tensor with the shape, type and names of `x`. Raises `ArgumentError` if `x` is a scalar, or if `weight` or
+  `bias` and the last axis of `x` differ in length. [Ba, Kiros and Hinton, 2016](https://arxiv.org/abs/1607.06450).
 
       iex> EMLX.Fast.layer_norm(Nx.tensor([1.0, 3.0]), nil, Nx.tensor([10.0, 10.0]), eps: 0.0) |> Nx.round() |> Nx.to_list()
       [9.0, 11.0]
@@ -88,7 +90,7 @@ defmodule EMLX.Fast do
     {x, Arguments.vector!(weight, "weight", x, function), names}
   end
 
-  # Vectorized axes of x are further axes in front. A vectorized weight is no vector any more, which the kernel wants.
+  # Vectorized axes of x become leading axes. A vectorized weight runs composed: the kernel takes vectors only.
   defp norm(block, x, vectors, none, one, two) do
     vectors = Enum.reject(vectors, &is_nil/1)
     composed = Enum.at([none, one, two], length(vectors))
@@ -104,22 +106,23 @@ defmodule EMLX.Fast do
   # ---- rotary position embedding ----
 
   @doc """
-  Rotary position embedding: each pair of numbers of the last axis is rotated by position · frequency.
+  Rotary position embedding: rotates each pair of elements of the last axis by position · frequency.
 
-    * `x` - `{batch, heads, length, size}`, or `{length, size}`, `{batch, length, size}`, or more axes between batch and length
-    * `offset` - the position of the first row: an integer, an integer tensor `{}`, or one integer for each batch row, `{batch}`
-    * `freqs` - nil, or `{dims / 2}` with what positions are divided by to give angles, the reciprocals of the frequencies; then
-      `:base` is not used
+    * `x` - `{batch, heads, length, size}`, or `{length, size}`, `{batch, length, size}`, or more axes between batch and
+      length
+    * `offset` - the position of the first row: an integer, an integer tensor `{}`, or one integer for each batch row,
+      `{batch}`
+    * `freqs` - nil, or `{dims / 2}` with the reciprocals of the frequencies: an angle is the position divided by it.
+      With `freqs`, `:base` is ignored
 
   Options:
 
-    * `:dims` - how many numbers of the last axis are rotated, an even number; default all
-    * `:traditional` - whether neighbours make a pair, rather than the numbers of the first half and of the second; default
-      `false`
+    * `:dims` - the number of elements of the last axis that are rotated, an even integer; default all
+    * `:traditional` - whether adjacent elements form a pair, rather than one element of each half; default `false`
     * `:base` - frequency i is base to the power -2i / dims; default `10_000`
-    * `:scale` - of the positions; default 1
+    * `:scale` - a factor of the positions; default 1
 
-  Gives the shape, type and names of `x`. Raises `ArgumentError` when shapes or options do not fit.
+  Returns a tensor with the shape, type and names of `x`. Raises `ArgumentError` if shapes or options do not fit.
   [Su et al., 2021](https://arxiv.org/abs/2104.09864).
 
       iex> x = Nx.tensor([[1.0, 0.0], [1.0, 0.0]])
@@ -214,8 +217,8 @@ defmodule EMLX.Fast do
     {block, if(offset.shape == {1}, do: Nx.squeeze(offset), else: offset)}
   end
 
-  # x with the vectorized axes of the offset, the same as {rows, heads, length, size}, vectorized axes being rows too, and the
-  # offset as {} or {rows}.
+  # Returns x with the vectorized axes of the offset; x as {rows, heads, length, size}, where vectorized axes are rows,
+  # too; and the offset as {} or {rows}.
   defp rows(x, offset) do
     {x, offset} =
       if offset && Arguments.vectorized?([offset]) do
@@ -248,7 +251,7 @@ defmodule EMLX.Fast do
     {x, flat, offset}
   end
 
-  # One offset for each row of each vector.
+  # Broadcasts to one offset for each row of each vector.
   defp spread(offset, vectors, own, batch) do
     offset = Nx.devectorize(offset, keep_names: false)
     mine = if Nx.size(offset) == own, do: Nx.reshape(offset, {1, own}), else: Nx.reshape(offset, {vectors, own})
@@ -256,7 +259,8 @@ defmodule EMLX.Fast do
   end
 
   @doc """
-  `rope/4` with any position for each row: `x` is `{batch, length, heads, size}`, `positions` integers `{batch, length}`.
+  `rope/4` with a position for each row: `x` is `{batch, length, heads, size}`, `positions` is `{batch, length}` of
+  integers. Returns the shape, type and names of `x`.
 
   The C++ EMLX's function of this name.
   """
@@ -266,7 +270,8 @@ defmodule EMLX.Fast do
   )
 
   @doc """
-  `rope_with_positions/6` with frequencies `{dims / 2}` in place of a base. Unlike those of `rope/4` they are not reciprocals.
+  `rope_with_positions/6` with frequencies `{dims / 2}` in place of a base. Unlike in `rope/4`, they are not
+  reciprocals.
 
   The C++ EMLX's function of this name.
   """
@@ -306,27 +311,27 @@ defmodule EMLX.Fast do
   Scaled dot product attention: softmax(scale · q·kᵀ + mask)·v.
 
     * `q` - `{batch, heads, queries, size}`
-    * `k` - `{batch, kv_heads, keys, size}`, heads being a multiple of kv_heads (grouped or multi-query attention)
+    * `k` - `{batch, kv_heads, keys, size}`; heads is a multiple of kv_heads (grouped or multi-query attention)
     * `v` - `{batch, kv_heads, keys, value_size}`
     * `mask` - one of
       * `nil`
-      * `:causal` - query i sees the keys up to i + keys - queries
-      * a tensor of integers, such as the u8 that Nx's comparisons give: boolean, a key is seen where it is not 0. A query that
-        is left no key sees all of them equally
-      * a tensor of floats, which is added
+      * `:causal` - query i attends to the keys up to i + keys - queries
+      * a tensor of integers, such as the u8 that Nx's comparisons return: a boolean mask, 0 for keys that are masked
+        out. A query whose keys are all masked out attends to all of them equally
+      * a tensor of floats, which is added to the scores
 
-      Tensors are broadcast to `{batch, heads, queries, keys}`, lined up at the last axis
+      Tensors are broadcast to `{batch, heads, queries, keys}`, aligned at the last axis
 
   Options:
 
     * `:scale` - default 1 / sqrt(size)
-    * `:sinks` - nil, or `{heads}`: a score for each head that takes part in the softmax but has no value
+    * `:sinks` - nil, or `{heads}`: an extra score for each head, which takes part in the softmax and has no value
       ([Xiao et al., 2023](https://arxiv.org/abs/2309.17453))
-    * `:layout` - `:bhsd` (default), or `:bshd`: `q`, `k`, `v` and the result are `{batch, length, heads, size}`. Nothing is
-      copied, and plans for a few rows merge attention of this layout
+    * `:layout` - `:bhsd` (default), or `:bshd`: `q`, `k`, `v` and the result are `{batch, length, heads, size}`,
+      without a copy. The compiler's `:merge` recognises attention in this layout
 
-  Gives `{batch, heads, queries, value_size}` in the type of `q`. Raises `ArgumentError` when shapes do not fit.
-  [Vaswani et al., 2017](https://arxiv.org/abs/1706.03762), grouped heads
+  Returns a tensor `{batch, heads, queries, value_size}` of the type of `q`. Raises `ArgumentError` if shapes do not
+  fit. [Vaswani et al., 2017](https://arxiv.org/abs/1706.03762), grouped heads
   [Ainslie et al., 2023](https://arxiv.org/abs/2305.13245).
 
       iex> q = Nx.tensor([[[[0.0]]]])
@@ -343,7 +348,7 @@ defmodule EMLX.Fast do
         ) :: Nx.Tensor.t()
   deftransform scaled_dot_product_attention(q, k, v, mask \\ nil, opts \\ []) do
     case {mask, opts} do
-      # In the C++ EMLX the fourth argument is the scale, and a mask comes behind it.
+      # In the C++ EMLX the fourth argument is the scale, and the mask follows it.
       {scale, opts} when is_number(scale) and is_list(opts) -> attention(q, k, v, nil, [scale: scale] ++ opts)
       {scale, mask} when is_number(scale) -> attention(q, k, v, mask, scale: scale)
       {mask, opts} -> attention(q, k, v, mask, opts)
@@ -361,11 +366,11 @@ defmodule EMLX.Fast do
   )
 
   @doc """
-  Causal attention with a mask of keys: `key_mask` is `{batch, keys}`, 1 where a key is there, 0 where it is padding.
+  Causal attention with a mask of keys: `key_mask` is `{batch, keys}`, 1 for a key and 0 for padding.
 
-  A single query sees all keys that are there, several see those up to their own index. The result is 0 for a query that
-  sees no key, such as padding before the first token. The C++ EMLX's function of this name. Options: `:sinks`, as for
-  `scaled_dot_product_attention/5`.
+  A single query attends to all keys that are not padding, several queries to those up to their own index. The result is
+  0 for a query without keys, such as padding before the first token. Options: `:sinks`, as for
+  `scaled_dot_product_attention/5`. The C++ EMLX's function of this name.
   """
   @spec scaled_dot_product_attention_causal_key_masked(
           Nx.Tensor.t(),
@@ -382,7 +387,8 @@ defmodule EMLX.Fast do
 
     if key_mask.shape not in [{batch, keys}, {1, keys}] do
       raise ArgumentError,
-            "#{attention()}: the key mask is #{inspect(key_mask.shape)}, it must be {batch, keys}, here {#{batch}, #{keys}}"
+            "#{attention()}: the key mask is #{inspect(key_mask.shape)}, it must be {batch, keys}, " <>
+              "here {#{batch}, #{keys}}"
     end
 
     key_mask = key_mask |> Nx.not_equal(0) |> Nx.new_axis(1) |> Nx.new_axis(1)
@@ -425,7 +431,7 @@ defmodule EMLX.Fast do
 
     cond do
       sinks && Arguments.vectorized?([sinks]) ->
-        # The kernel has one sink a head, whatever the batch row.
+        # The kernel takes one sink for each head, the same for all batch rows.
         ScaledDotProductAttention.attend(block, q, k, v, {mask, sinks})
 
       Arguments.vectorized?([q, k, v | rest]) ->
@@ -559,12 +565,13 @@ defmodule EMLX.Fast do
   end
 
   @doc """
-  Writes keys and values into a cache and attends to it: `{attention, k_cache, v_cache}`.
+  Writes keys and values into a key-value cache and attends to it. Returns `{attention, k_cache, v_cache}`.
 
-    * `q`, `new_k`, `new_v` - `{batch, length, heads, size}`, heads behind the length
+    * `q` - `{batch, length, heads, size}`; `new_k`, `new_v` - `{batch, length, kv_heads, size}`
     * `k_cache`, `v_cache` - `{batch, max_length, kv_heads, size}`
-    * `offset` - where in the cache to write, an integer or an integer tensor of one element
-    * `key_mask` - `{batch, max_length}`, 1 where a key is there
+    * `offset` - the position in the cache to write to, an integer or an integer tensor of one element
+    * `key_mask` - `{batch, max_length}`, 1 for a key and 0 for padding
+    * `scale` - the factor of the scores, a number
 
   The attention is `{batch, heads, length, size}`. The C++ EMLX's function of this name.
   """
@@ -587,7 +594,8 @@ defmodule EMLX.Fast do
   end
 
   @doc """
-  The gated unit silu(gate) · up, with silu(x) = x · sigmoid(x). Composed. [Shazeer, 2020](https://arxiv.org/abs/2002.05202).
+  The gated unit silu(gate) · up, with silu(x) = x · sigmoid(x). Returns the type of `gate`. Composed from Nx's
+  operations on every backend. [Shazeer, 2020](https://arxiv.org/abs/2002.05202).
   """
   @spec swiglu(Nx.Tensor.t(), Nx.Tensor.t()) :: Nx.Tensor.t()
   deftransform swiglu(gate, up) do
@@ -598,16 +606,16 @@ defmodule EMLX.Fast do
   # ---- Einstein sums ----
 
   @doc """
-  Products summed as an equation says: `"bij,bjk->bik"` is a matrix product of a batch.
+  The Einstein sum of an equation: `"bij,bjk->bik"` is a batched matrix product.
 
-    * `equation` - for each operand a letter an axis, then `->` and the axes of the result. Letters that are not in the result
-      are summed over, a letter twice in an operand is its diagonal. Without `->` the result has the letters that occur once, in
-      alphabetical order. `...` stands for any further axes, which are broadcast
+    * `equation` - for each operand one letter per axis, then `->` and the axes of the result. Letters that are not in
+      the result are summed over. A letter twice in an operand takes its diagonal. Without `->`, the result has the
+      letters that occur once, in alphabetical order. `...` stands for any number of further axes, which are broadcast
     * `operands` - a list of tensors, or one tensor
 
-  Works as [NumPy's](https://numpy.org/doc/stable/reference/generated/numpy.einsum.html), but for sizes of 1, which are broadcast
-  under an ellipsis only. The result has the type that the operands' types merge to, integers wrap around. Raises
-  `ArgumentError` when the equation is none, or does not fit the operands.
+  Works like [NumPy's](https://numpy.org/doc/stable/reference/generated/numpy.einsum.html), except that axes of size 1
+  are broadcast under an ellipsis only. The result has the type that the operands' types merge to; integers wrap around.
+  Raises `ArgumentError` if the equation is malformed or does not fit the operands.
 
       iex> EMLX.Fast.einsum("ij,jk->ik", [Nx.tensor([[1, 2]]), Nx.tensor([[3], [4]])]) |> Nx.to_list()
       [[11]]

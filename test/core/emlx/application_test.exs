@@ -1,5 +1,5 @@
 defmodule EMLX.ApplicationTest do
-  # The module is loaded again while nobody else calls it.
+  # Not async: a test loads EMLX.Native again.
   use ExUnit.Case, async: false
 
   alias EMLX.{Array, Native, Ops, Queue}
@@ -20,7 +20,7 @@ defmodule EMLX.ApplicationTest do
     assert {"out\n", 3} = System.cmd("sh", ["-c", "echo out; exit 3"])
   end
 
-  # The answer of a function in a VM of its own, whose application starts with this config.
+  # Calls a function in a separate VM, whose application starts with this config, and returns its result.
   defp in_another_vm(config, module, function, arguments) do
     paths = Enum.flat_map(:code.get_path(), &[~c"-pa", &1])
     quiet = [~c"-logger", ~c"level", ~c"none", ~c"-kernel", ~c"logger_level", ~c"emergency"]
@@ -42,7 +42,7 @@ defmodule EMLX.ApplicationTest do
       assert {_, true, false} = in_another_vm([], EMLX.VMState, :state, [])
       off = in_another_vm([sigchld: false, address_space: false, threads: 3, spin: false], EMLX.VMState, :state, [])
       assert {threads, false, true} = off
-      # One of the three is the calling thread.
+      # The calling thread is one of the three.
       assert threads == 2
     end
   end
@@ -57,7 +57,7 @@ defmodule EMLX.ApplicationTest do
   test "loading the native library's module again, as IEx's recompile does, changes nothing" do
     a = Ops.ones({100, 100}, :f32)
 
-    # The code server warns of it.
+    # The code server logs a warning.
     ExUnit.CaptureLog.capture_log(fn ->
       for _ <- 1..2, do: assert(:code.load_file(Native) == {:error, :on_load_failure})
     end)

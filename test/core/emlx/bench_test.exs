@@ -1,4 +1,4 @@
-# The suite is loaded from source, as mix emlx.bench does, but into files, for doctests are read from those.
+# The suite is compiled from source to files, since doctests are read from files; mix emlx.bench keeps it in memory.
 folder = Path.expand("../../../bench", __DIR__)
 beams = Path.join(Mix.Project.build_path(), "bench_suite")
 File.rm_rf!(beams)
@@ -95,7 +95,7 @@ defmodule EMLX.BenchTest do
     test "peak memory is what a run takes beyond what is held" do
       held = EMLX.eval(EMLX.Ops.iota({1024, 1024}, dtype: :f32))
       bytes = fn -> Measure.peak(fn -> EMLX.eval(EMLX.Ops.add(held, 1.0)) end) end
-      # The garbage of an earlier test may be freed, or computed, meanwhile.
+      # Garbage of an earlier test may be freed or computed during the measurement.
       assert EMLX.Poll.until(fn -> bytes.() in (4 * 1024 * 1024)..(5 * 1024 * 1024) end)
     end
 
@@ -213,7 +213,7 @@ defmodule EMLX.BenchTest do
       peer = Peer.start("The other", System.find_executable("bash"), ["-c", script], [])
       assert peer.versions == [{"one", "1"}, {"two", "2.0"}]
       assert Peer.define(peer, :kernel, name: "a b") == "7"
-      # Whoever asks is answered, not only the process that started it.
+      # A peer answers every process, not only the one that started it.
       assert Task.await(Task.async(fn -> Peer.time(peer, "7") end)) == 12.5
       assert Peer.times(peer, "7") == [12.5, 3.0]
       assert [1.0, other] = Peer.sample(peer, "7")
@@ -236,7 +236,7 @@ defmodule EMLX.BenchTest do
   end
 
   describe "text generation" do
-    # Stands for a program: a function of a command and its words.
+    # A fake program: a function of a command and its arguments.
     defmodule Played do
       use GenServer
 
@@ -255,7 +255,7 @@ defmodule EMLX.BenchTest do
       end
     end
 
-    # Bumblebee, whose case is named by its options; `texts` are the tokens of a case.
+    # A fake Bumblebee, whose case is named by its options; `texts` maps cases to tokens.
     defp bumblebee(texts) do
       Played.peer("Bumblebee", fn
         "define", words -> {:ok, [Enum.join(words, " ")]}
@@ -265,7 +265,7 @@ defmodule EMLX.BenchTest do
       end)
     end
 
-    # mlx-lm, which generates 1, 2, 3, and takes 9 for a token that is far off and 8 for one that is nearly as good.
+    # A fake mlx-lm, which generates 1, 2, 3, and rates 9 as a wrong token and 8 as one nearly as good.
     defp mlx_lm do
       Played.peer("mlx-lm", fn
         "define", words ->
@@ -342,7 +342,7 @@ defmodule EMLX.BenchTest do
       assert ("small Qwen3, bf16, Bumblebee rewritten, Bumblebee as it is: the first 2 of 3 tokens are mlx-lm's; f32 takes 2, and the " <>
                 "worst is 0.0100 σ below its best (of mlx-lm's 3, 0 σ)") in group.notes
 
-      # In f32 that is no rounding.
+      # In f32, rounding does not explain the difference.
       group = folder |> context(peers) |> group("small_qwen3, f32, 16 bits")
       assert Enum.map(group.sides, &elem(&1, 0)) == ["mlx-lm"]
     end
@@ -374,7 +374,7 @@ defmodule EMLX.BenchTest do
         checkpoint = Checkpoint.text(folder, name, :cpu)
         arrays = EMLX.Safetensors.load(checkpoint.file)
         assert is_map_key(arrays, "model.layers.0.self_attn.q_norm.weight") == own?
-        # The head's weights are the embedding's.
+        # The head shares the embedding's weights.
         refute is_map_key(arrays, "lm_head.weight")
         {heads, size} = {checkpoint.kv_heads * checkpoint.head_size, checkpoint.size}
         assert EMLX.Array.shape(arrays["model.layers.1.self_attn.k_proj.weight"]) == {heads, size}
@@ -421,8 +421,8 @@ defmodule EMLX.BenchTest do
     end
   end
 
-  # How many elements of each name, and the texts, of a document that has to be well formed. By hand: Debian's Erlang
-  # comes without xmerl.
+  # Returns the number of elements of each name, and the texts, of a well-formed document. Parsed by hand, since
+  # Debian's Erlang lacks xmerl.
   defp xml(text) do
     tokens = Regex.scan(~r/<[^>]*>|[^<>]+/, text) |> List.flatten()
     assert Enum.join(tokens) == text

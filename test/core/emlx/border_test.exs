@@ -1,6 +1,6 @@
 defmodule EMLX.BorderTest do
-  # Random calls at the border between Elixir and the native code: whatever is passed, the VM lives and every failure is an
-  # EMLX.Error (from the public functions) or an {:error, map} (from the native ones).
+  # Random calls at the border between Elixir and the native code. Whatever is passed, the VM survives, and every
+  # failure is an EMLX.Error (from public functions) or {:error, map} (from native ones).
   use ExUnit.Case, async: false
 
   alias EMLX.{Array, Golden, Native, Ops, OpTable}
@@ -13,7 +13,7 @@ defmodule EMLX.BorderTest do
   test "#{@calls} random calls end in a value or an error" do
     seed = seed()
     :rand.seed(:exsss, seed)
-    # A new operation is called here without being listed.
+    # The table makes new operations part of this test.
     ops = Map.values(OpTable.all())
     assert length(ops) > 150
     pool = pool()
@@ -23,7 +23,7 @@ defmodule EMLX.BorderTest do
         Map.update!(counts, call(Enum.random(ops), pool, seed), &(&1 + 1))
       end)
 
-    # Random arguments must reach both sides, or the test shows nothing.
+    # Some calls must succeed and some must fail, or the test shows nothing.
     assert counts.ok > div(@calls, 50), "seed #{seed}: #{inspect(counts)}"
     assert counts.error > div(@calls, 50), "seed #{seed}: #{inspect(counts)}"
     assert Array.to_list(Ops.add(Array.scalar(1, :s32), 1)) == 2
@@ -46,7 +46,7 @@ defmodule EMLX.BorderTest do
             :queue_close,
             :save_safetensors,
             :from_address,
-            # What they do would stay.
+            # The effects of these functions outlast the call.
             :shm_create,
             :check_results
           ],
@@ -60,7 +60,7 @@ defmodule EMLX.BorderTest do
     end
   end
 
-  # `EMLX_SEED=n` tries other calls; a failure names its seed.
+  # `EMLX_SEED=n` selects the calls; a failure names its seed.
   defp seed, do: "EMLX_SEED" |> System.get_env("1") |> String.to_integer()
 
   defp call(%{name: name, attributes: attributes}, pool, seed) do
@@ -81,7 +81,7 @@ defmodule EMLX.BorderTest do
             {tag, result} when tag in [:ok, :wait] -> List.wrap(result)
           end
 
-        # Half of what could be built is computed, too, but for results that would only take long.
+        # Half of the results are evaluated, too, except those that only take long.
         for %Array{} = array <- arrays, :rand.uniform(2) == 1, Array.size(array) < 100_000 do
           try do
             assert is_binary(Array.to_binary(array))
@@ -101,7 +101,7 @@ defmodule EMLX.BorderTest do
     {name, Map.new(attributes, fn {field, kind} -> {field, value(kind, pool)} end)}
   end
 
-  # Mostly values of the attribute's kind, sometimes anything.
+  # Mostly values of the attribute's kind, sometimes any term.
   defp value(kind, pool) do
     if :rand.uniform(40) == 1, do: term(pool), else: of_kind(kind)
   end
@@ -153,7 +153,7 @@ defmodule EMLX.BorderTest do
     ]).()
   end
 
-  # Arrays of every type and of many shapes; some computed, some not, some views.
+  # Arrays of every type and many shapes: computed ones, lazy ones and views.
   defp pool do
     shapes = [{}, {1}, {4}, {0}, {2, 3}, {3, 3}, {4, 4}, {2, 0}, {1, 2, 4}, {2, 3, 4}, {2, 2, 4, 8}, {32, 64}]
 

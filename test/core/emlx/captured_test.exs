@@ -1,7 +1,7 @@
 defmodule EMLX.CapturedTest do
   # Programs that run often enough to be captured as CUDA graphs: their results stay those of the first run, which is
-  # node by node. With EMLX_TEST_DEVICE=gpu on CUDA; elsewhere nothing is captured, the results have to be the same, and
-  # what counts graphs is skipped. Not async: graphs and memory are counted.
+  # node by node. CUDA needs EMLX_TEST_DEVICE=gpu. Elsewhere nothing is captured, the results have to be the same, and
+  # tests that count graphs are skipped. Not async: graphs and memory are counted.
   use ExUnit.Case, async: false
 
   alias EMLX.{Array, Golden, Memory, Ops, Poll, Program, Queue, Safetensors, Skip}
@@ -37,7 +37,7 @@ defmodule EMLX.CapturedTest do
 
   defp flat(array), do: array |> Array.to_list() |> List.wrap() |> List.flatten()
 
-  # The result is that of so many layers.
+  # Compares a result with that of `count` layers.
   defp assert_layers(result, [x, w, b], count) do
     wanted = layers_in_elixir(flat(x), flat(w), flat(b), count)
     found = flat(result)
@@ -60,12 +60,12 @@ defmodule EMLX.CapturedTest do
   end
 
   for file <- Path.wildcard(Path.join(@folder, "*.emlx")), name = Path.basename(file, ".emlx") do
-    test "the saved model #{name} computes the same in each of many runs" do
+    test "the saved model #{name} computes the same in every run" do
       path = Path.join(@folder, unquote(name))
       program = Program.load(path <> ".emlx", device: Golden.device())
       golden = Safetensors.load(path <> ".golden.safetensors", device: Golden.device())
       inputs = for {name, _shape, _dtype} <- Program.inputs(program), into: %{}, do: {name, golden["input." <> name]}
-      # The same inputs in other arrays, as a caller has them.
+      # The same inputs in new arrays, as from a caller.
       again = Map.new(inputs, fn {name, array} -> {name, EMLX.eval(Ops.reshape(array, Array.shape(array)))} end)
 
       [first | others] =
@@ -75,7 +75,7 @@ defmodule EMLX.CapturedTest do
     end
   end
 
-  # A graph's products may be by other kernels than those of a run node by node, whose inputs lie elsewhere.
+  # A CUDA graph may use other kernels for products than a run node by node, whose inputs have other addresses.
   defp assert_same(results, expected) do
     for {result, wanted} <- Enum.zip(results, expected) do
       largest = wanted |> Enum.map(&abs/1) |> Enum.max()
@@ -83,8 +83,8 @@ defmodule EMLX.CapturedTest do
     end
   end
 
-  # As many runs as shapes[i] says rows, each with other numbers. Returns the program, whose end is its graphs' end,
-  # too.
+  # Runs a program once for each of the shapes, with other numbers each time. Returns the program: its graphs live as
+  # long as it does.
   defp run_rows(count, rows) do
     program = layers(count)
     {w, b} = {random(1, {16, 16}), random(2, {16})}
@@ -97,7 +97,7 @@ defmodule EMLX.CapturedTest do
     program
   end
 
-  test "a program that runs with new inputs and the same weights computes of the new inputs" do
+  test "a program that runs with new inputs and the same weights uses the new inputs" do
     run_rows(4, List.duplicate(5, @runs))
   end
 
@@ -109,7 +109,7 @@ defmodule EMLX.CapturedTest do
     assert %Program{} = program
   end
 
-  test "weights that are exchanged after they were taken to stay are used from the next run on" do
+  test "replaced weights are used from the next run on, although they were assumed constant" do
     program = layers(3)
     x = random(3, {4, 16})
 
@@ -123,11 +123,11 @@ defmodule EMLX.CapturedTest do
     end
   end
 
-  test "later runs of a program do not write over the results of earlier ones" do
+  test "later runs of a program do not overwrite the results of earlier ones" do
     program = layers(3)
     {w, b} = {random(1, {16, 16}), random(2, {16})}
     xs = for seed <- 1..8, do: random(50 + seed, {4, 16})
-    # All are built before the first one is read.
+    # All results are built before the first one is read.
     results = for x <- xs, do: hd(run(program, [x, w, b]))
 
     for {x, result} <- Enum.zip(xs, results) do
@@ -185,7 +185,7 @@ defmodule EMLX.CapturedTest do
     assert %Program{} = program
   end
 
-  test "a program whose inputs change their shape from run to run computes of each shape" do
+  test "a program whose inputs change their shape between runs computes each shape correctly" do
     run_rows(3, for(run <- 1..24, do: 1 + rem(run, 3)))
   end
 
@@ -196,7 +196,7 @@ defmodule EMLX.CapturedTest do
     assert %Program{} = program
   end
 
-  test "clear_cache/0 gives up all graphs, and the program runs on" do
+  test "clear_cache/0 frees all graphs, and the program keeps running" do
     {w, b, x} = {random(1, {16, 16}), random(2, {16}), random(3, {4, 16})}
     program = layers(3)
     for _ <- 1..@runs, do: run(program, [x, w, b]) |> hd() |> flat()
@@ -221,14 +221,14 @@ defmodule EMLX.CapturedTest do
   end
 
   @tag :timing
-  test "200 runs leave no memory behind" do
+  test "200 runs leak no memory" do
     program = layers(4)
     {w, b} = {random(1, {16, 16}), random(2, {16})}
     run = fn seed -> run(program, [random(seed, {64, 16}), w, b]) |> hd() |> flat() end
     for seed <- 1..@runs, do: run.(seed)
     before = Poll.settled_memory()
     for seed <- 1..200, do: run.(seed)
-    # What was given up is freed when the GPU is done with it.
+    # Memory is freed after the GPU has finished using it.
     assert Poll.until(fn -> Poll.settled_memory() <= before + 100_000 end)
   end
 end

@@ -23,7 +23,7 @@ defmodule EMLX.CompatibilityTest do
 
   defp near?(actual, expected), do: actual == expected
 
-  # Calls of every name, with what they give. The numbers are worked out by hand or by Erlang's :math.
+  # Calls of every function, with their results. The numbers are computed by hand or with Erlang's :math.
   defp calls do
     a = f32([[1.0, 2.0], [3.0, 4.0]])
     b = f32([[2.0, 0.5], [1.0, 4.0]])
@@ -85,7 +85,7 @@ defmodule EMLX.CompatibilityTest do
         {:divide, [i, j], [3.0, 7 / 3, -3.5]},
         {:pow, [j, j], [4, 27, 4]},
         {:remainder, [i, j], [0, 1, 1]},
-        # Cut off for integers, rounded down for floats.
+        # Truncated for integers, rounded down for floats.
         {:quotient, [i, j], [3, 2, -3]},
         {:quotient, [f32([-7.0]), f32([2.0])], [-4.0]},
         {:atan2, [f32([1.0]), f32([-1.0])], [:math.atan2(1.0, -1.0)]},
@@ -117,7 +117,7 @@ defmodule EMLX.CompatibilityTest do
         {:scalar_tensor, [true, :bool, :cpu], true},
         {:arange, [1, 8, 3, true, :cpu], [1, 4, 7]},
         {:arange, [1, 3, 1, false, :cpu], [1.0, 2.0]},
-        # A binary may be longer.
+        # The binary may be longer than the array.
         {:from_blob, [<<1::32-native, 2::32-native, 3::32-native>>, {2}, :int32, :cpu], [1, 2]},
         {:astype, [t, :int32], [0, 0]},
         {:view, [f32([1.0]), :uint32], [0x3F800000]},
@@ -192,13 +192,13 @@ defmodule EMLX.CompatibilityTest do
       ]
   end
 
-  # Names whose results need more than a list of numbers; the tests below have them.
+  # Functions whose results are more than a list of numbers; the tests below cover them.
   @apart [:linalg_qr, :linalg_eigh, :quantize, :dequantize, :quantized_matmul, :tensor_data_ptr, :tensor_to_shm] ++
            [:fast_rope, :fast_rope_ids, :fast_rope_with_freqs, :fast_rope_positions] ++
            [:fast_sdpa, :fast_sdpa_masked, :fast_sdpa_causal, :fast_sdpa_causal_key_masked] ++
            [:kv_cache_attention, :kv_cache_attention_masked, :kv_cache_sdpa_update, :causal_kv_attention]
 
-  test "every name gives what it gives in the C++ EMLX" do
+  test "every function returns the C++ EMLX's result" do
     for {name, arguments, expected} <- calls() do
       actual = plain(apply(EMLX, name, arguments))
       assert near?(actual, expected), "#{name}: #{inspect(actual)} for #{inspect(expected)}"
@@ -210,7 +210,7 @@ defmodule EMLX.CompatibilityTest do
     assert Enum.uniq(for {name, _, _, _} <- Compatibility.table(), name not in tested, do: name) == []
   end
 
-  test "every function that the table names is there" do
+  test "every function of the table exists" do
     for {_, _, where, _} <- Compatibility.table(), [module, name, arity] <- references(where) do
       module = Module.concat([module])
       Code.ensure_loaded!(module)
@@ -220,7 +220,7 @@ defmodule EMLX.CompatibilityTest do
 
   defp references(text), do: Regex.scan(~r/([A-Z][\w.]*)\.([a-z_]\w*)\/(\d+)/, text, capture: :all_but_first)
 
-  test "factors multiply to their matrix" do
+  test "the factors of a decomposition multiply to their matrix" do
     a = f32([[1.0, 2.0], [3.0, 4.0]])
     {q, r} = EMLX.linalg_qr(a)
     assert near?(plain(Ops.matmul(q, r)), plain(a))
@@ -238,7 +238,7 @@ defmodule EMLX.CompatibilityTest do
     assert near?(plain(Ops.matmul(Ops.multiply(u, s), vt)), plain(a))
   end
 
-  test "quantized matrices multiply as the matrices that they are near to" do
+  test "products with quantized matrices are close to those with the original matrices" do
     w = Ops.random_key(1) |> Ops.random_normal({8, 64})
     x = Ops.random_key(2) |> Ops.random_normal({2, 64})
 
@@ -264,7 +264,7 @@ defmodule EMLX.CompatibilityTest do
     assert_raise ArgumentError, ~r/a mode of quantization is/, fn -> EMLX.quantize(w, 64, 4, "gguf") end
   end
 
-  test "an address leads to the elements, and shared memory has them" do
+  test "pointers and shared memory lead to the elements" do
     a = s32([1, 2, 3])
     assert {address, 12} = EMLX.tensor_data_ptr(a)
     assert plain(Array.from_pointer(address, {3}, :s32)) == [1, 2, 3]
@@ -294,7 +294,7 @@ defmodule EMLX.CompatibilityTest do
     end
   end
 
-  test "positions go along the length, whichever axis has the heads" do
+  test "positions follow the length, whatever the order of the axes" do
     x = Ops.random_key(3) |> Ops.random_normal({2, 3, 2, 4})
     frequencies = [1.0, 0.01]
     ids = [[5, 6, 7], [0, 1, 2]]
@@ -319,7 +319,7 @@ defmodule EMLX.CompatibilityTest do
 
   # ---- attention, by its definition ----
 
-  # Of nested lists {batch, heads, length, size}; `sees?` of batch row, query and key.
+  # Attention on nested lists {batch, heads, length, size}; `sees?` takes batch row, query and key.
   defp attention(q, k, v, scale, sees?, sinks \\ nil) do
     for {q, b} <- Enum.with_index(q) do
       group = div(length(q), length(Enum.at(k, b)))
@@ -349,7 +349,7 @@ defmodule EMLX.CompatibilityTest do
         do: Ops.random_key(seed) |> Ops.random_normal({2, heads, length, 4})
   end
 
-  test "attention is softmax(scale q k)·v over the keys that a query sees, and 0 where it sees none" do
+  test "attention is softmax(scale q k)·v over a query's keys, and 0 without keys" do
     [q, k, v] = arrays = qkv(3, 5)
     lists = Enum.map(arrays, &plain/1)
     sinks = f32([0.1, 0.2, 0.3, 0.4])
@@ -382,7 +382,7 @@ defmodule EMLX.CompatibilityTest do
     end
   end
 
-  test "new keys and values are written into the caches, and attended to with those before" do
+  test "new keys and values are written into the caches and attended to with the previous ones" do
     caches = for seed <- [4, 5], do: Ops.random_key(seed) |> Ops.random_normal({2, 2, 6, 4})
     [k_cache, v_cache] = caches
     lists = Enum.map(caches, &plain/1)
@@ -406,10 +406,10 @@ defmodule EMLX.CompatibilityTest do
       {attended, k_new, v_new} = EMLX.kv_cache_sdpa_update(q, new_k, new_v, k_cache, v_cache, offset, 0.5)
       assert near?(plain(attended), expected)
       assert [plain(k_new), plain(v_new)] == written
-      # The caches are as they were.
+      # The caches are unchanged.
       assert Enum.map(caches, &plain/1) == lists
 
-      # The same with the heads behind the length.
+      # The same with the heads after the length.
       [q, new_k, new_v, k_cache, v_cache] = for a <- [q, new_k, new_v | caches], do: Ops.swapaxes(a, 1, 2)
       call = [q, new_k, new_v, k_cache, v_cache, offset]
       {attended, k_new, v_new} = apply(&EMLX.kv_cache_attention/7, call ++ [0.5])
@@ -438,7 +438,7 @@ defmodule EMLX.CompatibilityTest do
     assert_raise KeyError, fn -> EMLX.causal_kv_attention(q, new_k, new_v, k_cache, v_cache, 0, []) end
   end
 
-  # ---- what does not fit ----
+  # ---- errors ----
 
   test "a call that fails raises EMLX.NIFError with the EMLX.Error in it" do
     error = assert_raise EMLX.NIFError, ~r/add: .*cannot be broadcast/, fn -> EMLX.add(s32([1, 2]), s32([1, 2, 3])) end
@@ -453,7 +453,7 @@ defmodule EMLX.CompatibilityTest do
     assert_raise EMLX.NIFError, "words", fn -> raise EMLX.NIFError, "words" end
   end
 
-  test "types and devices that are none are refused by name" do
+  test "unknown types and devices are refused by name" do
     assert_raise ArgumentError, ~r/a type is one of :bool, :uint8.*got: :int128/, fn ->
       EMLX.ones({1}, :int128, :cpu)
     end
@@ -467,7 +467,7 @@ defmodule EMLX.CompatibilityTest do
     assert_raise ArgumentError, ~r/got: "cpu"/, fn -> EMLX.to_device(s32([1]), "cpu") end
   end
 
-  test "an item is one real number, and a limit a number of elements" do
+  test "item/1 takes one real number, and to_blob/2 takes a number of elements as limit" do
     assert_raise ArgumentError, ~r/shape \{2\}, it must have one element/, fn -> EMLX.item(s32([1, 2])) end
     assert_raise ArgumentError, ~r/a complex number is none/, fn -> EMLX.item(Array.scalar({1.0, 2.0}, :c64)) end
     assert EMLX.item(f32([:infinity])) == :infinity

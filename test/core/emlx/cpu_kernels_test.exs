@@ -1,14 +1,14 @@
-# The kernels of our own on the CPU: sizes at which threads share the work, views, every float, against the same in f64.
+# EMLX's own CPU kernels against f64: sizes at which threads share the work, views, every float type.
 defmodule EMLX.CpuKernelsTest do
   use ExUnit.Case, async: true
 
   alias EMLX.{Array, Golden, Kernels, Ops, Program}
 
   @floats [:f32, :bf16, :f16]
-  # Rows that fill no vector; the last is enough for two threads.
+  # Row lengths that are no multiple of a vector; the last one is large enough for two threads.
   @shapes [[1], [0, 4], [4, 0], [3, 5], [2, 129, 257]]
 
-  # Seeded numbers between -2 and 2, in the type.
+  # Seeded numbers between -2 and 2 of a type.
   defp numbers(shape, dtype, seed) do
     key = Ops.run({:random_key, %{seed: seed}}, [])
     bounds = [Array.scalar(-2.0, :f32), Array.scalar(2.0, :f32)]
@@ -17,7 +17,7 @@ defmodule EMLX.CpuKernelsTest do
 
   defp wide(array), do: Ops.astype(array, :f64)
 
-  # The array as it is, and as views: with the axes turned or every second element, and one row for all.
+  # An array itself, and views of it: transposed, every second element, and one row broadcast.
   defp forms(array) do
     [array, Golden.scattered(array) | repeated(array, Array.shape(array))]
   end
@@ -32,7 +32,7 @@ defmodule EMLX.CpuKernelsTest do
   defp agree(label, have, want, class), do: assert(:ok == Golden.compare(label, have, want, class))
 
   for dtype <- @floats do
-    test "elementary functions of #{dtype}, of views, too, are those in f64" do
+    test "elementary functions of #{dtype} match f64, for views, too" do
       for shape <- @shapes, x <- forms(numbers(shape, unquote(dtype), 1)) do
         for name <- [:exp, :sigmoid, :tanh, :erf] do
           agree("#{name} of #{inspect(shape)}", Ops.run(name, [x]), Ops.run(name, [wide(x)]), :rounded)
@@ -46,8 +46,8 @@ defmodule EMLX.CpuKernelsTest do
       end
     end
 
-    test "arithmetic of #{dtype} on operands that broadcast is that in f64" do
-      # Away from zero, so that quotients stay within 16 bits.
+    test "arithmetic of #{dtype} with broadcast operands matches f64" do
+      # Away from zero, so that quotients do not overflow 16 bits.
       apart = fn shape, seed ->
         Ops.add(Ops.abs(numbers(shape, unquote(dtype), seed)), Array.scalar(0.5, unquote(dtype)))
       end
@@ -63,14 +63,14 @@ defmodule EMLX.CpuKernelsTest do
       end
     end
 
-    test "softmax of #{dtype} over the last axis, of views, too, is that in f64" do
+    test "softmax of #{dtype} over the last axis matches f64, for views, too" do
       for shape <- [[1], [3, 5], [2, 129, 257]], x <- forms(numbers(shape, unquote(dtype), 3)) do
         op = {:softmax, %{axes: [-1], precise: true}}
         agree("softmax of #{inspect(shape)}", Ops.run(op, [x]), Ops.run(op, [wide(x)]), :rounded)
       end
     end
 
-    test "products of #{dtype} in batches, row-major or column-major, are those in f64" do
+    test "products of #{dtype} in batches, row-major or column-major, match f64" do
       for {left, right} <- [
             {[70, 90], [90, 65]},
             {[3, 70, 90], [90, 65]},
@@ -79,7 +79,7 @@ defmodule EMLX.CpuKernelsTest do
             {[2, 600], [600, 300]},
             {[300, 1], [1, 300]}
           ] do
-        # Halves and quarters, whose sums are exact in every type but for the last rounding.
+        # Halves and quarters: their sums are exact in every type up to the final rounding.
         quarters = fn shape, seed -> Ops.run({:round, %{decimals: 0}}, [numbers(shape, unquote(dtype), seed)]) end
         {a, b} = {quarters.(left, 4), quarters.(right, 5)}
 
@@ -89,7 +89,7 @@ defmodule EMLX.CpuKernelsTest do
       end
     end
 
-    test "products of #{dtype} with quantized matrices, of few rows and many, of views, too, are those in f64" do
+    test "products of #{dtype} with quantized matrices match f64, for few and many rows and views" do
       for bits <- [4, 8], group_size <- [32, 64], shape <- [[256], [1, 256], [2, 3, 256], [0, 256], [3, 7, 256]] do
         how = [bits: bits, group_size: group_size]
         [words, scales, biases] = Kernels.quantize(numbers([300, 256], unquote(dtype), 12), how)
@@ -104,7 +104,7 @@ defmodule EMLX.CpuKernelsTest do
       end
     end
 
-    test "attention of #{dtype} with every mask, grouped heads and heads inside rows is that in f64" do
+    test "attention of #{dtype} matches f64 with every mask, grouped heads and both layouts" do
       for {queries, keys} <- [{130, 130}, {9, 70}, {64, 64}, {1, 70}, {3, 37}, {4, 4}],
           mask <- [nil, :causal, :boolean, :added] do
         inside = fn heads, length, seed ->
@@ -126,7 +126,7 @@ defmodule EMLX.CpuKernelsTest do
     end
   end
 
-  test "dynamic slices are read and written where their starts say, clamped to the array" do
+  test "dynamic slices are read and written at their starts, clamped to the array" do
     for dtype <- [:f32, :bf16, :f16, :s32, :u32],
         {shape, slice, starts} <- [
           {[40, 1030], [40, 1], [{3, 5}, {-2, 2000}]},
@@ -162,9 +162,9 @@ defmodule EMLX.CpuKernelsTest do
     end
   end
 
-  test "a dynamic slice update writes into the array itself where nobody else needs it" do
+  test "a dynamic slice update writes in place if the array has no other use" do
     shape = [64, 1024]
-    # x, cos x with a slice of ones, that with another one: the first of them is given up on the way.
+    # x, cos x with a slice of ones, and that with another one: the intermediate array is freed on the way.
     update = fn from, at -> {{:slice_update_dynamic, %{axes: [0]}}, [from, 1, at], 1} end
     instructions = [{:cos, [0], 1}, update.(4, 2), update.(5, 3)]
     x = numbers(shape, :f32, 16)
@@ -181,7 +181,7 @@ defmodule EMLX.CpuKernelsTest do
 
   defp whole(array, dtype), do: array |> Ops.multiply(Array.scalar(100.0, :f32)) |> Ops.abs() |> Ops.astype(dtype)
 
-  # The mask as the kernel takes it, and as numbers to add.
+  # The mask as the kernel takes it, and as an additive mask.
   defp mask(nil, _seen, _added, _queries, _keys), do: {nil, Array.scalar(0.0, :f64)}
   defp mask(:added, _seen, added, _queries, _keys), do: {added, wide(added)}
   defp mask(:boolean, seen, _added, _queries, _keys), do: {seen, lowest_unless(seen)}
@@ -195,7 +195,7 @@ defmodule EMLX.CpuKernelsTest do
     Ops.run(:where, [seen, Array.scalar(0.0, :f64), Array.scalar(-1.0e30, :f64)])
   end
 
-  test "a kernel does not write over an input that is still needed" do
+  test "a kernel does not overwrite an input that is still used" do
     x = numbers([300, 300], :f32, 11)
     before = Array.to_binary(x)
     results = for name <- [:exp, :tanh, :erf], do: Ops.run(name, [x])
@@ -205,7 +205,7 @@ defmodule EMLX.CpuKernelsTest do
     assert Array.to_binary(hd(sums)) == Array.to_binary(Ops.add(Ops.exp(x), x))
   end
 
-  test "processes on queues of their own compute the same" do
+  test "processes on separate queues compute the same" do
     x = numbers([200, 400], :f32, 12)
 
     run = fn ->

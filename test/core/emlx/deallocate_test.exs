@@ -1,12 +1,12 @@
 defmodule EMLX.DeallocateTest do
-  # The figures are the VM's.
+  # Not async: memory is counted for the whole VM.
   use ExUnit.Case, async: false
 
   alias EMLX.{Array, Error, Memory, Ops, Program, Queue}
 
   @mib 1_048_576
 
-  # With nothing under way, and nothing that a collection would free.
+  # The active memory, without pending work and garbage.
   defp active do
     :erlang.garbage_collect()
     Memory.active()
@@ -16,7 +16,7 @@ defmodule EMLX.DeallocateTest do
 
   defp deallocated?(fun), do: match?(%Error{kind: :deallocated}, catch_error(fun.()))
 
-  test "memory is free at once, though the array is referred to" do
+  test "deallocate/1 frees memory immediately, although the array is still referenced" do
     before = active()
     array = large()
     assert active() - before >= 16 * @mib
@@ -26,7 +26,7 @@ defmodule EMLX.DeallocateTest do
     assert Array.shape(array) == {4 * @mib}
   end
 
-  test "every use of the elements raises, and says of what operation" do
+  test "every use of a deallocated array's elements raises, and the error names the operation" do
     array = Ops.iota({4}, dtype: :f32)
     other = Ops.ones({4}, :f32)
     program = Program.new(1, [{:exp, [0], 1}], [1])
@@ -49,7 +49,7 @@ defmodule EMLX.DeallocateTest do
     assert Exception.message(error) =~ "add: the array was deallocated, so it has no elements any more"
   end
 
-  test "what is still to be computed from an array is computed, and then its memory is free" do
+  test "pending results of a deallocated array are computed before its memory is freed" do
     before = active()
     array = large()
     largest = Ops.max(Ops.add(array, 1))
@@ -59,7 +59,7 @@ defmodule EMLX.DeallocateTest do
     assert active() - before < @mib
   end
 
-  test "views, binaries and pointers keep the memory that they need" do
+  test "views, binaries and pointers keep a deallocated array's memory" do
     before = active()
     array = large()
     view = EMLX.eval(Ops.reshape(array, {2, 2 * @mib}))
@@ -80,7 +80,7 @@ defmodule EMLX.DeallocateTest do
     assert %Array{} = array
   end
 
-  test "a program has its constants, and gives back its inputs, whatever becomes of the arrays that they came from" do
+  test "a program's constants and results stay usable when the arrays they came from are deallocated" do
     weight = Array.from_list([1.0, 2.0], :f32)
     input = Array.from_list([3.0, 4.0], :f32)
     add = Program.new(1, [{:add, [0, 1], 1}], [2, 0, 1], constants: [weight])
@@ -96,7 +96,7 @@ defmodule EMLX.DeallocateTest do
     assert Array.to_list(twice) == [4.0, 6.0]
   end
 
-  test "arrays that go before anything was computed leave nothing behind" do
+  test "arrays that are deallocated before any evaluation do not affect later ones" do
     for _ <- 1..200 do
       a = Ops.iota({100}, dtype: :f32)
       b = Ops.add(a, 1)
@@ -109,7 +109,7 @@ defmodule EMLX.DeallocateTest do
     assert Memory.clear_cache() == :ok
   end
 
-  test "who uses an array while another process deallocates it gets its value or the error" do
+  test "a process that reads an array during its deallocation gets the value or the error" do
     queues = for _ <- 1..2, do: Queue.start()
 
     for round <- 1..60 do
@@ -132,7 +132,7 @@ defmodule EMLX.DeallocateTest do
         end
 
       Array.deallocate(array)
-      # Its memory goes to others meanwhile.
+      # Other arrays reuse the memory.
       for _ <- 1..5, do: EMLX.eval(Ops.full(Array.scalar(-1, :f32), {1000}, :f32))
       expected = <<2000.0 * round::float-32-native>>
       for results <- Task.await_many(users, 60_000), result <- results, do: assert(result in [expected, :deallocated])

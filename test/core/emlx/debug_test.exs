@@ -1,5 +1,5 @@
 defmodule EMLX.DebugTest do
-  # The settings are the VM's.
+  # Not async: the settings apply to the whole VM.
   use ExUnit.Case, async: false
 
   import EMLX.DebugSettings
@@ -11,7 +11,7 @@ defmodule EMLX.DebugTest do
   defp f32(list), do: Array.from_list(list, :f32)
   defp s32(list), do: Array.from_list(list, :s32)
 
-  test "settings are read when they are asked for, and are booleans" do
+  test "refresh/0 reads the settings and refuses values that are no booleans" do
     assert Debug.refresh() == []
     turn_on(:detect_non_finites)
     assert Debug.refresh() == [:detect_non_finites]
@@ -22,7 +22,7 @@ defmodule EMLX.DebugTest do
     assert Debug.refresh() == []
   end
 
-  test "nothing is checked where nothing was asked for" do
+  test "without settings nothing is checked" do
     assert f32([0.0]) |> Ops.log() |> Array.to_list() == [:neg_infinity]
     assert f32([1.0, 2.0]) |> Ops.take(s32([5])) |> Array.to_list() == [2.0]
   end
@@ -30,7 +30,7 @@ defmodule EMLX.DebugTest do
   describe "detect_non_finites" do
     setup do: turn_on(:detect_non_finites)
 
-    test "names the operation, and the first bad element by its index and value" do
+    test "detect_non_finites names the operation and the first non-finite element" do
       a = f32([[1.0, 2.0], [0.0, -1.0]])
 
       assert message(fn -> Ops.log(a) end) =~
@@ -43,7 +43,7 @@ defmodule EMLX.DebugTest do
       assert Ops.add(a, a) |> Array.to_list() == [[2.0, 4.0], [0.0, -2.0]]
     end
 
-    test "is of every type with fractions, and of one of several results" do
+    test "detect_non_finites checks every float type and each of several results" do
       for dtype <- [:f16, :bf16, :f32, :f64] do
         assert message(fn -> Ops.log(Array.scalar(0, dtype)) end) =~ "of its result #{dtype} is -Inf"
       end
@@ -56,18 +56,18 @@ defmodule EMLX.DebugTest do
       assert Ops.log(Ops.zeros({0}, :f32)) |> Array.to_list() == []
     end
 
-    test "is about what an operation makes, not about what it is given" do
+    test "detect_non_finites reports what an operation produces, not what its operands contain" do
       nan = f32([:nan, 1.0])
       infinite = f32([:infinity, 1.0])
       assert [_, 2.0] = nan |> Ops.add(1) |> Array.to_list()
       assert infinite |> Ops.multiply(2) |> Array.to_list() == [:infinity, 2.0]
       assert Ops.max(f32([:neg_infinity, :neg_infinity])) |> Array.to_list() == :neg_infinity
-      # A NaN of infinities is made.
+      # A NaN computed from infinities is reported.
       assert message(fn -> Ops.subtract(infinite, infinite) end) =~ "subtract produced NaN or Inf: element {0}"
       assert message(fn -> Ops.sin(infinite) end) =~ "is NaN"
     end
 
-    test "is about products and fused kernels whatever they are given" do
+    test "detect_non_finites reports products and fused kernels whatever their operands contain" do
       nan = f32([[:nan, 1.0]])
       for call <- [fn -> Ops.matmul(nan, f32([[1.0], [1.0]])) end, fn -> Ops.inner(nan, nan) end], do: message(call)
       assert message(fn -> Kernels.rms_norm(nan, nil) end) =~ "rms_norm produced NaN or Inf: element {0, 0}"
@@ -78,21 +78,21 @@ defmodule EMLX.DebugTest do
                "conv produced NaN or Inf: element {0, 0, 0}"
     end
 
-    test "is not about numbers that are given, nor about bits that are read as another type" do
+    test "detect_non_finites does not report constants and reinterpreted bits" do
       assert f32([:infinity]) |> Array.to_list() == [:infinity]
       assert Array.scalar(:nan, :f32) |> Array.to_list() == :nan
       assert Ops.full(Array.scalar(:infinity, :f32), {2}, :f32) |> Array.to_list() == [:infinity, :infinity]
       assert Ops.view(Array.from_list([0x7F800000], :u32), :f32) |> Array.to_list() == [:infinity]
     end
 
-    test "counts elements in rows, however the array lies in memory" do
+    test "the reported index is row-major, whatever the array's memory layout" do
       a = Ops.transpose(f32([[1.0, 0.0], [2.0, 3.0]]), [1, 0])
       assert message(fn -> Ops.log(a) end) =~ "element {1, 0}"
       large = Ops.where(Ops.equal(Ops.iota({1000, 1000}), 123_456), 0.0, 1.0)
       assert message(fn -> Ops.log(large) end) =~ "element {123, 456} of its result f32[1000][1000] is -Inf"
     end
 
-    test "ends with its setting" do
+    test "detect_non_finites stops when its setting is deleted" do
       assert_raise ArgumentError, fn -> Ops.log(f32([0.0])) end
       Application.delete_env(:emlx, :detect_non_finites)
       assert Ops.log(f32([0.0])) |> Array.to_list() == [:neg_infinity]
@@ -104,20 +104,20 @@ defmodule EMLX.DebugTest do
 
     import ExUnit.CaptureLog
 
-    test "names the operation, the input and both devices, and says nothing of single numbers" do
+    test "a warning names the operation, the input and both devices, except for scalars" do
       log = capture_log(fn -> Debug.crossed("add", 1, f32([1.0, 2.0]), :gpu) end)
       assert log =~ "[EMLX] cross-device: input 1 of add, f32[2] on :cpu, is copied to :gpu"
       assert capture_log(fn -> Debug.crossed("add", 1, f32([1.0, 2.0]), :cpu) end) == ""
       assert capture_log(fn -> Debug.crossed("add", 1, f32([1.0]), :gpu) end) == ""
     end
 
-    test "says nothing where all is on one device" do
+    test "operands on one device do not warn" do
       Debug.refresh()
       assert capture_log(fn -> Ops.add(f32([1.0, 2.0]), f32([1.0, 2.0])) end) == ""
     end
 
     if EMLX.device_available?(:gpu) do
-      test "is about operands of operations" do
+      test "an operand on another device warns" do
         Debug.refresh()
         there = Array.to_device(f32([1.0, 2.0]), :gpu)
         log = capture_log(fn -> Ops.add(there, f32([1.0, 2.0])) end)
@@ -129,7 +129,7 @@ defmodule EMLX.DebugTest do
   describe "enable_bounds_check" do
     setup do: turn_on(:enable_bounds_check)
 
-    test "names the operation, the first index that is outside, its position and what is possible" do
+    test "the error names the operation, the first index out of bounds, its position and the range" do
       a = f32([1.0, 2.0, 3.0])
 
       assert message(fn -> Ops.take(a, s32([[0, 2], [5, 7]])) end) ==
@@ -141,7 +141,7 @@ defmodule EMLX.DebugTest do
       assert Ops.take(a, s32([])) |> Array.to_list() == []
     end
 
-    test "is about every operation with indices" do
+    test "every operation with indices is checked" do
       m = Ops.reshape(Ops.iota({6}), [2, 3])
       one = s32([[[1]]])
 
@@ -166,7 +166,7 @@ defmodule EMLX.DebugTest do
       assert m |> Ops.scatter([s32([1]), s32([-1])], s32([[[9]]]), [0, 1]) |> Array.to_list() == [[0, 1, 2], [3, 4, 9]]
     end
 
-    test "takes indices of every type, also where the axis is longer than the type counts" do
+    test "indices of every type are checked, also if the axis is longer than the type's range" do
       long = Ops.iota({300})
 
       for dtype <- [:u8, :u16, :u32, :u64, :s8, :s16, :s32, :s64] do

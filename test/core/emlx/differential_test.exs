@@ -1,10 +1,9 @@
 # Every operation of the native table against references in 64 bits, at sizes and in layouts that golden values do not
-# reach (test/support/differential.ex, which says how to ask for more). Each run makes other calls; a failure names
-# the seed.
+# cover. test/support/differential.ex documents how to run more. Each run makes other calls; a failure names its seed.
 seed = EMLX.Differential.seed(ExUnit.configuration()[:seed] || 0)
 operations = EMLX.Differential.operations()
 
-# Several modules, which run beside each other.
+# Several modules, which run concurrently.
 for {names, part} <-
       operations
       |> Enum.with_index()
@@ -22,7 +21,7 @@ for {names, part} <-
     for name <- names do
       @name name
 
-      test "#{name} gives the reference's values, whole, by element, by row and compiled" do
+      test "#{name} returns the reference's values, whole, by element, by row and compiled" do
         %{checked: checked, failures: failures} = Differential.run(@name, @seed)
 
         if failures != [] do
@@ -57,7 +56,7 @@ defmodule EMLX.DifferentialTest do
     end
   end
 
-  test "a comparison finds the one element that is off, with its place and both values" do
+  test "a comparison finds the one wrong element, with its position and both values" do
     have = Array.from_list([[1.0, 2.0], [3.0, 4.5]], :f32)
     want = Array.from_list([[1.0, 2.0], [3.0, 4.0]], :f64)
     assert Compare.difference(have, want, :rounded) == "element [1,1] is 4.5, expected 4.0 (1 of 4)"
@@ -65,7 +64,7 @@ defmodule EMLX.DifferentialTest do
     assert Compare.difference(have, Array.from_list([1.0], :f64), :exact) == "shape {2, 2}, expected {1}"
   end
 
-  test "a comparison takes NaN for NaN, and nothing else for it" do
+  test "a comparison accepts NaN for NaN, and nothing else" do
     nan = Array.scalar(:nan, :f32)
     assert Compare.difference(nan, Array.scalar(:nan, :f64), :exact) == nil
     assert Compare.difference(nan, Array.scalar(1.0, :f64), :rounded) =~ "is :nan, expected 1.0"

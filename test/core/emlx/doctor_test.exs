@@ -22,7 +22,7 @@ defmodule EMLX.DoctorTest do
     assert {name, status} in [{"nx", :ok}, {"nx", :absent}]
   end
 
-  # The same files without the library that stands beside them: every call says what is wrong, and the doctor does.
+  # Without the library next to the compiled files, every call and the doctor report the cause.
   @tag :tmp_dir
   test "without the native library a call says why it fails, and so does the doctor", %{tmp_dir: dir} do
     File.mkdir_p!(Path.join(dir, "emlx"))

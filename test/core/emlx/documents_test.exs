@@ -8,7 +8,7 @@ defmodule EMLX.DocumentsTest do
 
   defp documents, do: for(pattern <- @patterns, path <- Path.wildcard(Path.join(@root, pattern)), do: path)
 
-  # Relative targets of links and images, without the fragment. Code is no link.
+  # Relative targets of links and images, without the fragment. Links in code are ignored.
   defp targets(path) do
     text = path |> File.read!() |> String.replace(~r/```.*?```/s, "") |> String.replace(~r/`[^`\n]*`/, "")
 

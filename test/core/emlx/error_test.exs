@@ -21,7 +21,7 @@ defmodule EMLX.ErrorTest do
     assert failure(fn -> Ops.run({:no_such_op, %{}}, [a]) end).kind == :unknown_op
     assert failure(fn -> Ops.run("add", [a, a]) end).kind == :unknown_op
     assert failure(fn -> Ops.run({:sum, %{axes: [0]}}, [a]) end).reason =~ "the attribute keepdims is missing"
-    # One that may be nil may be left out.
+    # An attribute that may be nil may be left out.
     x = EMLX.Ops.ones({1, 1, 1, 4}, :f32)
     attention = &Ops.run({:scaled_dot_product_attention, &1}, [x, x, x, nil, nil])
     assert Array.to_list(attention.(%{scale: 1.0, mask: :none})) == [[[[1.0, 1.0, 1.0, 1.0]]]]
@@ -45,7 +45,7 @@ defmodule EMLX.ErrorTest do
     assert failure(fn -> Ops.concatenate([a | :end]) end).kind == :bad_argument
   end
 
-  # LAPACK ends the process on some of them, and never comes back from others, which the stream would wait for, too.
+  # LAPACK ends the process for some of these matrices, and never returns for others, which would block the stream.
   test "a matrix with NaN or an infinity is no error: its factors are NaN, and the rest of its batch is unaffected" do
     for n <- [2, 3, 50], bad <- [:nan, :infinity, :neg_infinity], dtype <- [:f32, :f64] do
       sound = Ops.random_key(3) |> Ops.random_normal({n, n}) |> Ops.astype(dtype)
@@ -60,13 +60,13 @@ defmodule EMLX.ErrorTest do
         for {factor, own} <- Enum.zip(List.wrap(Ops.run(named(op), [batch])), List.wrap(Ops.run(named(op), [sound]))) do
           nan = Ops.isnan(factor) |> Ops.reshape([3, -1])
           assert nan |> Ops.all(axes: [1]) |> Array.to_list() == [true, false, true]
-          # Threads of BLAS may add in another order from call to call.
+          # The threads of BLAS may add in a different order in each call.
           close = Ops.run({:allclose, %{rtol: 1.0e-4, atol: 1.0e-4, equal_nan: false}}, [second(factor), own])
           assert Array.to_list(close) == true
         end
       end
 
-      # The triangle that is not read counts for nothing.
+      # The triangle that is not read may hold any values.
       for {upper, part} <- [{false, at.(sound, 0, n - 1)}, {true, at.(sound, n - 1, 0)}] do
         values = Ops.eigvalsh(part, upper: upper)
         assert Array.to_binary(values) == Array.to_binary(Ops.eigvalsh(sound, upper: upper))
@@ -125,7 +125,7 @@ defmodule EMLX.ErrorTest do
       assert {:error, %{kind: :bad_argument}} = Native.eval([term], nil, make_ref())
     end
 
-    # A reference to something else of ours is no array either.
+    # A reference to another resource of EMLX is no array either.
     queue = Queue.start()
     program = Program.new(1, [{:abs, [0], 1}], [1])
     assert {:error, %{kind: :bad_argument}} = Native.info(queue.ref)
@@ -148,14 +148,14 @@ defmodule EMLX.ErrorTest do
     assert Array.to_list(Ops.add(a, 1.0)) == 2.0
   end
 
-  test "a late failure reaches the readers of what depends on it, and nobody else" do
+  test "a late failure reaches the readers of dependent arrays only" do
     singular = Ops.zeros({3, 3}, :f32)
     x = Ops.inv(singular)
     doubled = Ops.add(x, x)
     other = Ops.add(Array.scalar(1.0, :f32), 1.0)
 
     assert failure(fn -> Array.to_binary(doubled) end).reason =~ "Inverse"
-    # Asked again, and of what is computed from it, the answer is the same: never the memory that was not written.
+    # Later reads, and reads of dependent results, return the same error and never uninitialized memory.
     assert failure(fn -> Array.to_binary(doubled) end).reason =~ "Inverse"
     assert failure(fn -> Array.to_binary(Ops.sum(doubled)) end).reason =~ "Inverse"
     assert failure(fn -> Array.to_binary(x) end).reason =~ "Inverse"
@@ -173,7 +173,7 @@ defmodule EMLX.ErrorTest do
     assert failure(fn -> Array.to_binary(inverse) end).reason =~ "Inverse"
   end
 
-  test "eigenvalues of a matrix that is not finite are NaN, its neighbours' are not" do
+  test "eigenvalues of a non-finite matrix are NaN, those of its batch's other matrices are not" do
     a = Array.from_list([[[:nan, 0.0], [0.0, 1.0]], [[2.0, 0.0], [0.0, 3.0]]], :f32)
     [values, vectors] = Ops.eig(a)
     assert [[{:nan, _}, {:nan, _}], [{2.0, +0.0}, {3.0, +0.0}]] = Array.to_list(values)
@@ -181,7 +181,7 @@ defmodule EMLX.ErrorTest do
     assert [[{:nan, _}, _], [{2.0, +0.0}, _]] = Array.to_list(Ops.eigvals(a))
   end
 
-  describe "fused kernels say in the maths' terms what does not fit:" do
+  describe "errors of fused kernels name the argument that does not fit:" do
     defp ones(shape), do: Ops.ones(shape, :f32)
 
     test "rms_norm and layer_norm say which argument does not fit" do

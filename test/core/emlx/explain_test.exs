@@ -1,6 +1,6 @@
 defmodule EMLX.ExplainTest do
-  # What EMLX.Program.explain/2 says of programs whose plans are known. The plans are those of the CPU with kernels of our own, and of
-  # CUDA, which need not be there.
+  # EMLX.Program.explain/2 for programs whose plans are known. The plans are those of the CPU with EMLX's own kernels,
+  # and of CUDA, which need not be present.
   use ExUnit.Case, async: true
 
   alias EMLX.{Golden, Program}
@@ -11,7 +11,7 @@ defmodule EMLX.ExplainTest do
 
   defp lines(program, opts), do: program |> Program.explain(opts) |> String.split("\n") |> Enum.map(&String.trim/1)
 
-  # What a pass says.
+  # The notes of a pass.
   defp notes(program, pass, opts) do
     program
     |> lines(opts)
@@ -23,7 +23,7 @@ defmodule EMLX.ExplainTest do
   defp loop(condition, body),
     do: {:while, %{condition: {2, [{condition, [0, 1], 1}], [2]}, body: {2, [{body, [0], 1}], [2]}}}
 
-  test "operations on elements are a chain on the CPU where shapes are known" do
+  test "element-wise operations form a chain on the CPU if shapes are known" do
     instructions = [{:exp, [0], 1}, {:add, [1, 0], 1}, {:cos, [2], 1}]
 
     known = Program.new([{"x", [32, 32], :f32}], instructions, [3], device: :cpu)
@@ -35,7 +35,7 @@ defmodule EMLX.ExplainTest do
     assert ["left shapes and types are not known" <> _] = notes(any, "chains", device: :cpu)
   end
 
-  test "a loop says whether its steps are counted, and why it runs on the host" do
+  test "the plan of a loop states whether its steps are counted, and why it runs on the host" do
     counted = Program.new(2, [{loop(:less, :square), [0, 1], 1}], [2], device: :cpu)
 
     assert notes(counted, "loops", device: :cpu) |> hd() =~
@@ -74,7 +74,7 @@ defmodule EMLX.ExplainTest do
     end
   end
 
-  test "fuse: true has MLX compile segments, and says which operation stands alone" do
+  test "fuse: true compiles segments with MLX, and the plan names an operation left alone" do
     call = {:call, %{id: 0, outputs: [{[2], :f32}]}}
 
     program =
@@ -87,8 +87,8 @@ defmodule EMLX.ExplainTest do
              notes(program, "compile", device: :cpu)
   end
 
-  test "another device is refused" do
-    # The native library refuses it where types are not checked before.
+  test "an unknown device is refused" do
+    # Without NimbleOptions, the native library refuses it.
     {error, words} =
       if EMLX.Options.types?(),
         do: {ArgumentError, ~r/EMLX.Program.explain: .*:device.*\[:cpu, :gpu\], got: :tpu/},

@@ -21,7 +21,7 @@ defmodule EMLX.GoldenTest do
     end
   end
 
-  # The same through a program, with a copy in front of each input, so that MLX may write results over its operands.
+  # Runs an operation as a program, with a copy of each input, so that MLX may write results over its operands.
   defp run_as_program(op, inputs) do
     {arrays, []} = inputs |> Enum.reject(&is_nil/1) |> Enum.split(length(inputs))
     count = length(arrays)
@@ -38,7 +38,7 @@ defmodule EMLX.GoldenTest do
     Program.run(Program.new(count, copies ++ [{op, numbers, outputs}], results), arrays, device: Golden.device())
   end
 
-  # What differs on the GPU, and why.
+  # The differences on the GPU, with their reasons.
   @on_gpu %{
     quantize: "CUDA's has -0 where the reference has 0 in 4-bit floats, and rounds a few codes of bf16 the other way"
   }
@@ -49,15 +49,15 @@ defmodule EMLX.GoldenTest do
     describe "#{operation} (#{count} cases)" do
       if (reason = @on_gpu[operation]) && Golden.device() == :gpu, do: @describetag(skip: reason)
 
-      test "gives the reference's shapes, types and values" do
+      test "an operation returns the reference's shapes, types and values" do
         check_all(@operation, &Golden.run/2)
       end
 
-      test "gives them too as a program whose values can be written over" do
+      test "a program whose values can be overwritten returns the reference's values" do
         check_all(@operation, &run_as_program/2)
       end
 
-      test "gives them too when its inputs are views with strides" do
+      test "an operation on strided views returns the reference's values" do
         check_all(@operation, fn op, inputs -> Golden.run(op, Enum.map(inputs, &Golden.scattered/1)) end)
       end
     end

@@ -1,5 +1,5 @@
-# The fused kernels: against golden values of NumPy's float64 (test/golden), and against their formulas, composed in f64
-# from operations that have golden values of their own, over a grid of shapes.
+# The fused kernels against golden values of NumPy's float64 (test/golden), and, over a grid of shapes, against their
+# formulas. The formulas are composed in f64 from operations that have golden values themselves.
 defmodule EMLX.KernelsTest do
   use ExUnit.Case, async: true
 
@@ -35,7 +35,7 @@ defmodule EMLX.KernelsTest do
 
   # ---- the grid ----
 
-  # Seeded numbers between -2 and 2, in the type.
+  # Seeded numbers between -2 and 2 of a type.
   defp numbers(shape, dtype, seed) do
     key = Ops.run({:random_key, %{seed: seed}}, [])
     bounds = [Array.scalar(-2.0, :f32), Array.scalar(2.0, :f32)]
@@ -48,12 +48,12 @@ defmodule EMLX.KernelsTest do
 
   defp near(label, have, want), do: Golden.compare(label, have, want, :fused)
 
-  # So large that there are kernels of our own for them on CUDA.
+  # Large enough for EMLX's own kernels on CUDA.
   describe "large arrays" do
     @describetag :slow
 
     for dtype <- @types do
-      test "norms of large arrays are their formulas, also where rows are not aligned, in #{dtype}" do
+      test "norms of large arrays match their formulas, also for unaligned rows, in #{dtype}" do
         results =
           for {rows, size} <- [{257, 4096}, {1100, 1000}, {180, 6001}, {80, 16_384}, {64, 20_000}],
               weighted <- [false, true],
@@ -74,7 +74,7 @@ defmodule EMLX.KernelsTest do
         results |> errors() |> report()
       end
 
-      test "rope of large arrays is its formula, whatever their strides, in #{dtype}" do
+      test "rope of large arrays matches its formula, whatever their strides, in #{dtype}" do
         opts = [dims: 128, traditional: false, base: 10_000.0, scale: 1.0]
         freqs = Array.from_list(for(i <- 1..64, do: 1.0 + i * i), :f32)
         plain = numbers([20, 9, 60, 128], unquote(dtype), 1)
@@ -100,7 +100,7 @@ defmodule EMLX.KernelsTest do
 
   describe "rms_norm and layer_norm over a grid of shapes" do
     for dtype <- @types do
-      test "rms_norm and layer_norm of every shape are their formulas in #{dtype}" do
+      test "rms_norm and layer_norm of every shape match their formulas in #{dtype}" do
         results =
           for shape <- [[1], [7], [1, 1], [3, 5], [2, 64], [2, 3, 96], [5, 1, 130], [1, 2, 3, 33], [2, 2000]],
               weighted <- [false, true],
@@ -216,7 +216,7 @@ defmodule EMLX.KernelsTest do
               {queries, keys} <- [{1, 1}, {1, 9}, {4, 4}, {5, 12}, {33, 40}],
               mask <- [:none, :causal, :boolean, :masked_rows, :added, :infinite],
               sinks <- [false, true],
-              # Sinks with one of the shapes: their form does not depend on lengths.
+              # Sinks with one shape only: they do not depend on lengths.
               not sinks or queries == 4 do
             dtype = unquote(dtype)
             q = numbers([2, 8, queries, unquote(size)], dtype, 5)
@@ -228,7 +228,7 @@ defmodule EMLX.KernelsTest do
             given = if mask in [:none, :causal], do: %{none: nil, causal: :causal}[mask], else: mask_array
             want = attention(wide(q), wide(k), wide(v), mask_array, wide(sinks), dtype)
             near(label, Golden.scaled_dot_product_attention(q, k, v, given, sinks: sinks), want)
-            # The same with heads behind the length.
+            # The same with heads after the length.
             swap = &Ops.transpose(&1, [0, 2, 1, 3])
             [q, k, v] = Enum.map([q, k, v], swap)
             have = Golden.scaled_dot_product_attention(q, k, v, given, sinks: sinks, layout: :bshd)
@@ -248,7 +248,7 @@ defmodule EMLX.KernelsTest do
       for i <- 0..(queries - 1), j <- 0..(keys - 1) do
         case kind do
           :causal -> j <= i + keys - queries
-          # Every row sees its first key.
+          # Every query attends to its first key at least.
           :masked_rows -> rem(i, 2) == 1 and rem(i + j, 3) != 0
           _ -> j == 0 or rem(i * 7 + j * 5, 3) != 0
         end

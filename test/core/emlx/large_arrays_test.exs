@@ -1,5 +1,6 @@
-# Arrays of sizes that golden values do not reach: more rows than a grid of CUDA has blocks, scalars of large buffers, matrices with millions of
-# columns, and on a GPU more elements than 31 bits count. On the CPU, or with EMLX_TEST_DEVICE=gpu on the GPU.
+# Arrays of sizes that golden values do not cover: more rows than a CUDA grid has blocks, scalars of large buffers,
+# matrices with millions of columns, and on a GPU more than 2^31 elements. EMLX_TEST_DEVICE=gpu runs the tests on the
+# GPU.
 defmodule EMLX.LargeArraysTest do
   use ExUnit.Case, async: true
 
@@ -11,7 +12,7 @@ defmodule EMLX.LargeArraysTest do
   defp iota(shape, dtype), do: Ops.iota(shape, dtype: dtype, device: device())
   defp scalar(number, dtype), do: Array.scalar(number, dtype, device: device())
 
-  # One element, as a scalar of its own that shares the buffer.
+  # One element as a scalar that shares the buffer.
   defp element(array, index) do
     stop = Enum.map(index, &(&1 + 1))
     ones = Enum.map(index, fn _ -> 1 end)
@@ -20,7 +21,7 @@ defmodule EMLX.LargeArraysTest do
 
   defp number(array, index), do: array |> element(index) |> Array.to_list()
 
-  # Falling numbers in rows.
+  # Descending numbers in row-major order.
   defp falling(shape) do
     size = Enum.product(shape)
     Ops.reshape(Ops.subtract(scalar(size, :f32), iota([size], :f32)), shape)
@@ -28,7 +29,7 @@ defmodule EMLX.LargeArraysTest do
 
   describe "a scalar" do
     for size <- [8_192, 20_000, 1_000_003] do
-      test "sliced out of a sorted or cumulated vector of #{size} numbers is the element" do
+      test "a scalar sliced out of a sorted or cumulated vector of #{size} numbers is the element" do
         size = unquote(size)
         counted = iota([size], :f32)
         halves = Ops.add(Ops.full(0.5, [size], :f32, device: device()), 0)
@@ -43,7 +44,7 @@ defmodule EMLX.LargeArraysTest do
       end
     end
 
-    test "of a larger buffer is made contiguous, copied, cast and padded as itself" do
+    test "a scalar of a larger buffer is made contiguous, copied, cast and padded correctly" do
       scalar = element(iota([50_000], :f32), [12_345])
 
       for f <- [&Ops.contiguous/1, &Ops.copy/1, &Ops.add(&1, 0), &Ops.astype(&1, :s32), &Ops.pad(&1, 5.0, [], [], [])] do
@@ -53,16 +54,17 @@ defmodule EMLX.LargeArraysTest do
       assert scalar |> Ops.broadcast_to([3]) |> Ops.contiguous() |> Array.to_list() == List.duplicate(12_345.0, 3)
     end
 
-    test "is replaced and added to by an update of a slice of it" do
+    test "slice updates replace a scalar and add to it" do
       scalar = element(iota([50_000], :f32), [12_345])
       assert scalar |> Ops.slice_update(scalar(5, :f32), [], [], []) |> Array.to_list() == 5.0
       assert scalar |> Ops.slice_update_add(scalar(5, :f32), [], [], []) |> Array.to_list() == 12_350.0
     end
   end
 
-  # The VM's compiled code reads up to 7 bytes in front of the binary it matches. Buffers of megabytes start where a GPU's memory does, and
-  # in front of the first one there is nothing to read. All are kept until the last is read.
-  test "integers of every size are matched at the start of a large array's binary" do
+  # The VM's compiled code reads up to 7 bytes before the binary it matches. Buffers of megabytes start where a GPU's
+  # memory mapping starts, and the bytes before the first one are not readable. All arrays are kept until the last one
+  # is read.
+  test "integers of every size can be matched at the start of a large array's binary" do
     binaries =
       for kilobytes <- [1, 64, 2048, 2050, 8192], round <- 1..8 do
         Array.to_binary(Ops.add(Ops.broadcast_to(scalar(round, :s32), [kilobytes * 256]), scalar(0, :s32)))
@@ -81,10 +83,10 @@ defmodule EMLX.LargeArraysTest do
     end
   end
 
-  describe "a scan without each element's own value" do
+  describe "exclusive scans" do
     for {name, none} <- [cumsum: 0, cumprod: 1, cummax: -2_147_483_648, cummin: 2_147_483_647],
         reverse <- [false, true] do
-      test "#{name} of 20,000 elements is the one with it, by one place on#{if reverse, do: ", from the end"}" do
+      test "exclusive #{name} of 20,000 elements is the inclusive one shifted by one#{if reverse, do: ", reversed"}" do
         {name, none, reverse} = {unquote(name), unquote(none), unquote(reverse)}
         x = Ops.subtract(Ops.remainder(iota([20_000], :s32), scalar(7, :s32)), scalar(3, :s32))
         ones = Ops.broadcast_to(scalar(-1, :s32), [20_000])
@@ -102,7 +104,7 @@ defmodule EMLX.LargeArraysTest do
     end
   end
 
-  test "what is cropped to nothing and padded is the padding" do
+  test "an array that is cropped to size 0 and padded is all padding" do
     padded =
       Golden.run({:pad, %{axes: [0], low: [-1], high: [2], mode: :constant}}, [iota([1, 3], :s32), scalar(7, :s32)])
 
@@ -115,7 +117,7 @@ defmodule EMLX.LargeArraysTest do
     end
   end
 
-  # By itself in a program, which may write over what it computed in between.
+  # Runs an operation in a program, which may overwrite its intermediate values.
   defp program(op, [x]) do
     program = Program.new(1, [{:negative, [0], 1}, {:negative, [1], 1}, {op, [2], 1}], [3])
     hd(Program.run(program, [x], device: device()))
@@ -129,12 +131,12 @@ defmodule EMLX.LargeArraysTest do
           {[1, 151_936], 0},
           {[70_000, 1], 1}
         ] do
-      test "many short rows, #{inspect(shape)} along axis #{axis}, sorts each" do
+      test "many short rows, #{inspect(shape)} along axis #{axis}, are each sorted" do
         {shape, axis} = {unquote(shape), unquote(axis)}
         array = falling(shape)
         length = Enum.at(shape, axis)
         kept = List.delete_at(shape, axis)
-        # Row-major numbers fall along every axis, so sorting reverses.
+        # Numbers in row-major order descend along every axis, so sorting reverses them.
         reversed = Ops.contiguous(Ops.flip(array, [axis]))
         same = fn a, b -> assert Array.to_list(Ops.array_equal(a, b)) end
 
@@ -166,7 +168,7 @@ defmodule EMLX.LargeArraysTest do
     Ops.slice(array, List.replace_at(zeros, axis, place), List.replace_at(shape, axis, place + 1), ones)
   end
 
-  test "a matrix of nine million rows is transposed, also as axes in two groups" do
+  test "a matrix of nine million rows is transposed, also with its axes in two groups" do
     rows = 9_000_000
     array = Ops.multiply(iota([rows, 1], :f32), Array.from_list([[1.0, -1.0]], :f32, device: device()))
 
@@ -183,7 +185,7 @@ defmodule EMLX.LargeArraysTest do
     assert number(turned, [1, rows - 1]) == 1.0 - rows
   end
 
-  test "seventy thousand batch rows are rotated as each by itself" do
+  test "rope rotates seventy thousand batch rows like each row by itself" do
     rows = 70_000
     x = Ops.sin(iota([rows, 1, 2, 4], :f32))
     offsets = Ops.remainder(iota([rows], :s32), 1000)
@@ -195,7 +197,7 @@ defmodule EMLX.LargeArraysTest do
     end
   end
 
-  test "a thousand heads of four numbers are rotated as each by itself" do
+  test "rope rotates a thousand heads of four numbers like each head by itself" do
     x = Ops.sin(iota([1, 1_000, 3, 4], :f32))
     turned = Kernels.rope(x, 7, nil)
 
@@ -206,7 +208,7 @@ defmodule EMLX.LargeArraysTest do
   end
 
   @tag :tmp_dir
-  test "a program with an inverse computes the same after it was described and saved", %{tmp_dir: dir} do
+  test "a program with an inverse computes the same after inspect/1 and save/3", %{tmp_dir: dir} do
     on = [device: device()]
     path = Path.join(dir, "inverse.emlx")
     program = Program.new([{"a", [3, 3], :f32}], [{:inv, [0], 1}], [1], output_names: ["b"])
@@ -220,7 +222,7 @@ defmodule EMLX.LargeArraysTest do
     :ok = Program.save(program, path, on)
     assert run.(program) == half
     assert run.(Program.load(path, on)) == half
-    # Another program of the same thread has nothing left over to compute either.
+    # No work is left for another program on the same thread either.
     assert twice |> Ops.add(1) |> Array.to_list() |> hd() == [3.0, 1.0, 1.0]
   end
 
@@ -238,7 +240,11 @@ defmodule EMLX.LargeArraysTest do
 
     defp value([row, column]), do: rem(row + column, 256)
 
-    test "are counted, transposed and sorted", %{array: array, shape: [_, columns] = shape, last: last} do
+    test "more than 2^31 elements are counted, transposed and sorted", %{
+      array: array,
+      shape: [_, columns] = shape,
+      last: last
+    } do
       assert number(Ops.iota(shape, dtype: :u32, device: :gpu), last) == 2_199_999_999
       turned = Ops.contiguous(Ops.transpose(array, [1, 0]))
       assert number(turned, Enum.reverse(last)) == value(last)
@@ -246,7 +252,7 @@ defmodule EMLX.LargeArraysTest do
       assert {number(sorted, [21, 0]), number(sorted, [21, columns - 1])} == {0, 255}
     end
 
-    test "have a slice at their end replaced, and are read there", %{array: array, last: last} do
+    test "a slice at the end of more than 2^31 elements is replaced and read", %{array: array, last: last} do
       nine = Array.from_list([[9]], :u8, device: :gpu)
       updated = Ops.slice_update(array, nine, last, Enum.map(last, &(&1 + 1)), [1, 1])
       assert number(updated, last) == 9

@@ -6,7 +6,7 @@ defmodule EMLX.LayersTest do
   @root Path.expand("../../../native/src", __DIR__)
   @cpu Path.expand("../../../native/cpu", __DIR__)
 
-  # From the bottom to the top, each with the folders and files that belong to it.
+  # From bottom to top, each with its folders and files.
   @layers [
     base: ~w(base),
     mlx: ~w(mlx),
@@ -21,18 +21,18 @@ defmodule EMLX.LayersTest do
   @order @layers |> Keyword.keys() |> Enum.with_index() |> Map.new()
   @of for {layer, parts} <- @layers, part <- parts, into: %{}, do: {part, layer}
 
-  # The first part of a path within the crate: `queue.rs` and `op/mod.rs` give `queue` and `op`.
+  # The first part of a path within the crate: `queue` for `queue.rs`, `op` for `op/mod.rs`.
   defp part(path), do: path |> Path.relative_to(@root) |> Path.split() |> hd() |> Path.rootname()
 
   defp sources do
     for path <- Path.wildcard(Path.join(@root, "**/*.rs")), Path.basename(path) not in ["tests.rs", "no_vm.rs"] do
-      # What only tests import may come from anywhere.
+      # Imports of tests may come from any layer.
       [code | _] = path |> File.read!() |> String.split(~r/^#\[cfg\((all\()?test/m)
       {path, code}
     end
   end
 
-  # The modules of the crate that a file names.
+  # The modules of the crate that a file refers to.
   defp imports(code) do
     for [_, name] <- Regex.scan(~r/\bcrate::(\{|\w+)/, code) do
       if Map.has_key?(@of, name), do: name, else: "lib"
@@ -69,7 +69,7 @@ defmodule EMLX.LayersTest do
     assert seen == []
   end
 
-  # The crates that a Cargo.toml depends on, for whatever purpose and under whatever name.
+  # The crates that a Cargo.toml depends on, in any section and under any name.
   defp dependencies(toml) do
     {names, _} =
       for line <- String.split(toml, "\n"), reduce: {[], nil} do

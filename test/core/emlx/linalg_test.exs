@@ -1,5 +1,5 @@
-# Factors of matrices with one row or one column, whose memory MLX misjudges: what it wrote beyond ended the VM after
-# some hundred calls.
+# Factors of matrices with one row or one column. MLX allocates too little memory for them, and its out-of-bounds writes
+# crashed the VM after some hundred calls.
 defmodule EMLX.LinalgTest do
   use ExUnit.Case, async: true
 

@@ -1,5 +1,5 @@
 defmodule EMLX.MemoryTest do
-  # What EMLX and its arrays take of memory, with bounds on it. Not async: memory is the whole VM's.
+  # Bounds on the memory use of EMLX and its arrays. Not async: memory is counted for the whole VM.
   use ExUnit.Case, async: false
 
   alias EMLX.{Array, Memory, Ops, Poll}
@@ -41,7 +41,7 @@ defmodule EMLX.MemoryTest do
     assert Memory.cached() == 0
   end
 
-  test "the default device is the configured one, or else a GPU where there is one" do
+  test "the default device is the configured one, else a GPU if one is available" do
     expected = if EMLX.device_available?(:gpu), do: :gpu, else: :cpu
     assert EMLX.default_device() == expected
     on_exit(fn -> Application.delete_env(:emlx, :default_device) end)
@@ -74,11 +74,11 @@ defmodule EMLX.MemoryTest do
     assert sum == div(1_048_576 * 1_048_575, 2)
   end
 
-  # `EMLX_LONG=1` makes it the 100,000 arrays that the bound is meant for; the bound does not depend on the number.
+  # `EMLX_LONG=1` raises the number to the 100,000 arrays that the bound is meant for; the bound does not depend on it.
   for {arrays, slow?} <- [{200, false}, {if(System.get_env("EMLX_LONG"), do: 100_000, else: 2_000), true}] do
     if slow?, do: @tag(:slow)
     @tag timeout: :infinity
-    test "the garbage collector knows the size of arrays: #{arrays} of 8 MiB in turn take no more than 512 MiB" do
+    test "the garbage collector sees the size of arrays: #{arrays} of 8 MiB in turn take at most 512 MiB" do
       task =
         Task.async(fn ->
           Memory.reset_peak()
@@ -91,7 +91,7 @@ defmodule EMLX.MemoryTest do
     end
   end
 
-  test "the garbage collector knows the size of arrays from binaries: 500 of 8 MiB take no more than 512 MiB" do
+  test "the garbage collector sees the size of arrays from binaries: 500 of 8 MiB take at most 512 MiB" do
     binary = :binary.copy(<<0>>, 8 * @mib)
 
     task =
@@ -113,8 +113,8 @@ defmodule EMLX.MemoryTest do
     grown = EMLX.Resident.bytes() - before
     assert Array.to_list(last) == 3_000_001
 
-    # Half a million nodes wait to be computed at most, 500 bytes each, and the C library keeps 256 MiB; unbounded, 3
-    # million take 1.5 GB.
+    # At most half a million nodes of 500 bytes are pending, and the C library keeps 256 MiB. Without the bound, 3
+    # million nodes take 1.5 GB.
     assert grown < 768 * @mib
   end
 
@@ -124,7 +124,7 @@ defmodule EMLX.MemoryTest do
 
     total =
       Enum.reduce(1..200, Array.scalar(0, :s64), fn i, total ->
-        # 8 MiB that nothing but the unread total refers to.
+        # Only the unread total refers to these 8 MiB.
         large = Array.from_binary(binary, {@mib}, :s64)
         Ops.add(total, Ops.multiply(Ops.sum(large), i))
       end)
@@ -134,7 +134,7 @@ defmodule EMLX.MemoryTest do
   end
 
   @tag timeout: 300_000
-  test "10,000 cycles of create, compute and read leave nothing behind" do
+  test "10,000 cycles of create, compute and read leak no memory" do
     cycles = fn count ->
       Task.await(
         Task.async(fn ->

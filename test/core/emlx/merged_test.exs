@@ -1,14 +1,14 @@
 defmodule EMLX.MergedTest do
-  # The operations of EMLX.Ops.run/3 that stand for several (products, rope_heads, cache_attention), against those
-  # several. On CUDA they have kernels for few rows. That the compiler merges a model's operations into them is tested
-  # in test/nx/emlx/compiler/merge_test.exs.
+  # The merged operations of EMLX.Ops.run/3 (products, rope_heads, cache_attention) against the operations that they
+  # replace. On CUDA they have kernels for few rows. test/nx/emlx/compiler/merge_test.exs tests that the compiler merges
+  # a model's operations.
   use ExUnit.Case, async: true
 
   alias EMLX.{Array, Error, Golden, Kernels, Ops}
 
   @types [:f32, :f16, :bf16]
 
-  # Seeded numbers around 0, in the type.
+  # Seeded numbers around 0 of a type.
   defp numbers(shape, dtype, seed, scale \\ 1.0) do
     key = Ops.random_key(seed, device: Golden.device())
     key |> Ops.random_normal(shape, dtype: :f32, loc: 0.0, scale: scale) |> Ops.astype(dtype)
@@ -27,7 +27,7 @@ defmodule EMLX.MergedTest do
 
   describe "products" do
     for dtype <- @types do
-      test "products are those of the operations one by one, in #{dtype}" do
+      test "products match the operations one by one, in #{dtype}" do
         for rows <- [1, 2, 4, 5], k <- [64, 200], normed <- [false, true], transposed <- [false, true] do
           dtype = unquote(dtype)
           x = numbers([1, rows, k], dtype, 1)
@@ -50,12 +50,12 @@ defmodule EMLX.MergedTest do
             for {have, want} <- Enum.zip(got, expected), do: near!(label, have, want)
           end
 
-          # A sum after the first.
+          # The first product with a sum.
           added = numbers([1, rows, 64], dtype, 7)
           [have] = products([x, norm, added, hd(matrices)], %{eps: eps, shape: [rows, 1, 64]})
           near!(label, have, Ops.reshape(Ops.add(hd(expected), Ops.reshape(added, [rows, 64])), [rows, 1, 64]))
 
-          # A gate of two.
+          # Two products with a gate.
           other = weights([k, 64], dtype, 9)
           [have] = products([x, norm, nil, hd(matrices), other], %{eps: eps, gated: true})
           silu = Ops.multiply(Ops.sigmoid(hd(expected)), hd(expected))
@@ -70,7 +70,7 @@ defmodule EMLX.MergedTest do
       near!("7 columns", have, Ops.matmul(x, w))
     end
 
-    test "products refuse arguments that do not fit, and say which" do
+    test "products name the argument that does not fit" do
       [x, w, narrow] = [numbers([1, 8], :f32, 1), weights([8, 16], :f32, 2), weights([4, 16], :f32, 3)]
       norm = numbers([8], :f32, 4)
 
@@ -101,7 +101,7 @@ defmodule EMLX.MergedTest do
 
   describe "quantized_products" do
     for dtype <- @types do
-      test "quantized_products are those of the operations one by one, in #{dtype}" do
+      test "quantized_products match the operations one by one, in #{dtype}" do
         for {rows, {k, bits, group_size}, normed} <- [
               {1, {128, 4, 64}, true},
               {1, {320, 4, 32}, false},
@@ -129,13 +129,13 @@ defmodule EMLX.MergedTest do
             for {have, want} <- Enum.zip(got, expected), do: near!(label, have, want)
           end
 
-          # A sum after the first.
+          # The first product with a sum.
           added = numbers([1, rows, 64], dtype, 7)
           summed = Map.put(attributes, :shape, [rows, 1, 64])
           [have] = quantized_products([x, norm, added | hd(matrices)], summed)
           near!(label, have, Ops.reshape(Ops.add(hd(expected), Ops.reshape(added, [rows, 64])), [rows, 1, 64]))
 
-          # A gate of two.
+          # Two products with a gate.
           other = quantized([k, 64], dtype, 9, how)
           [have] = quantized_products([x, norm, nil | hd(matrices) ++ other], Map.put(attributes, :gated, true))
           silu = Ops.multiply(Ops.sigmoid(hd(expected)), hd(expected))
@@ -168,7 +168,7 @@ defmodule EMLX.MergedTest do
       near!("7 columns", have, Ops.slice(want, [0, 0], [2, 7], [1, 1]))
     end
 
-    test "quantized_products refuse arguments that do not fit, and say which" do
+    test "quantized_products names the argument that does not fit" do
       x = numbers([1, 128], :f32, 1)
       [words, scales, biases] = quantized([128, 16], :f32, 2, bits: 4, group_size: 64)
 
@@ -193,7 +193,7 @@ defmodule EMLX.MergedTest do
 
   describe "rope_heads" do
     for dtype <- @types do
-      test "rope_heads normalizes, rotates and repeats as the operations one by one, in #{dtype}" do
+      test "rope_heads normalizes, rotates and repeats like the operations one by one, in #{dtype}" do
         dtype = unquote(dtype)
 
         for rows <- [1, 3, 6],
@@ -234,7 +234,7 @@ defmodule EMLX.MergedTest do
       end
     end
 
-    test "rope_heads refuses arguments that do not fit, and says which" do
+    test "rope_heads names the argument that does not fit" do
       [q, k, weight] = [numbers([2, 32], :f32, 1), numbers([2, 16], :f32, 2), numbers([16], :f32, 3)]
       offset = Array.from_list([1, 2], :s32, device: Golden.device())
       fits = %{lead: [2], size: 16}
@@ -255,7 +255,7 @@ defmodule EMLX.MergedTest do
 
   describe "cache_attention" do
     for dtype <- @types do
-      test "cache_attention is attention with a cache's order of axes, in #{dtype}" do
+      test "cache_attention is attention with a cache's axis order, in #{dtype}" do
         dtype = unquote(dtype)
 
         for {heads, kv_heads} <- [{4, 4}, {4, 2}],
@@ -278,7 +278,7 @@ defmodule EMLX.MergedTest do
       end
     end
 
-    test "cache_attention of a query that sees no key is the mean of the values" do
+    test "cache_attention of a query without keys is the mean of the values" do
       q = numbers([1, 1, 2, 64], :f32, 1)
       [k, v] = for i <- [2, 3], do: numbers([1, 9, 2, 64], :f32, i)
       none = Ops.zeros([1, 1, 1, 9], :bool, device: Golden.device())
@@ -286,7 +286,7 @@ defmodule EMLX.MergedTest do
       near!("none", got, Ops.mean(v, axes: [1], keepdims: false))
     end
 
-    test "cache_attention refuses arguments that do not fit, and says which" do
+    test "cache_attention names the argument that does not fit" do
       q = numbers([1, 1, 2, 8], :f32, 1)
       [k, mask] = [numbers([1, 5, 2, 8], :f32, 2), Ops.less(numbers([1, 1, 1, 5], :f32, 3), 0.0)]
       assert %Array{} = Ops.run({:cache_attention, %{scale: 1.0, shape: [16]}}, [q, k, k, mask])

@@ -17,7 +17,7 @@ defmodule EMLX.MiniLMTest do
   test "MiniLM's saved programs take weights by name, token ids and a mask", %{programs: programs} do
     for {program, name} <- Enum.zip(programs, ["minilm", "minilm_composed"]) do
       inputs = for {name, shape, dtype} <- Program.inputs(program), into: %{}, do: {name, {shape, dtype}}
-      # Five of the embeddings, and sixteen of each layer.
+      # Five weights of the embeddings, and sixteen of each layer.
       assert map_size(inputs) == 5 + 6 * 16 + 2
       assert inputs["embeddings.word_embeddings.weight"] == {[30_522, 384], :f32}
       assert inputs["encoder.layer.5.output.dense.weight"] == {[384, 1536], :f32}
@@ -60,7 +60,7 @@ defmodule EMLX.MiniLMTest do
 
     expected = run.(composed, 0)
     for row <- expected, do: assert_in_delta(row |> Enum.map(&(&1 * &1)) |> Enum.sum(), 1.0, @tolerance)
-    # Sentences that differ have embeddings that do.
+    # Different sentences have different embeddings.
     assert expected |> Enum.map(&hd/1) |> Enum.uniq() |> length() == batch
 
     for actual <- [run.(fused, 0), run.(fused, 7)],
@@ -72,7 +72,8 @@ defmodule EMLX.MiniLMTest do
   defp integers(list, batch, length),
     do: Array.from_binary(for(x <- list, into: <<>>, do: <<x::32-native>>), {batch, length}, :s32, device: :cpu)
 
-  # The entries of the i-th weight are sin(i + k²) / 8, roughly of a model's size; norms' scales are 1 more.
+  # The entries of the i-th weight are sin(i + k²) / 8, about as large as a model's; those of the norms' scales are 1
+  # more.
   defp weights(program) do
     named = for {name, shape, :f32} <- Program.inputs(program), do: {name, List.to_tuple(shape)}
 

@@ -29,7 +29,7 @@ defmodule EMLX.OpTableTest do
     refute Enum.any?([:add, :if, :while, :call, :matrix_norm, {:cross, %{axis: -1}}], &OpTable.late_failure?/1)
   end
 
-  test "what is no operation is not in the table" do
+  test "the table has no entry for other instructions and unknown names" do
     assert OpTable.get(:if) == nil
     assert_raise KeyError, fn -> OpTable.fetch!(:matrix_norm) end
   end

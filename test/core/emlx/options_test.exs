@@ -10,7 +10,7 @@ defmodule EMLX.OptionsTest do
   ]
   @schema Options.schema(@options)
 
-  # The check with types where NimbleOptions is present, and the one that is used where it isn't.
+  # The check with NimbleOptions, if it is present, and the one without.
   defp checks do
     [&Options.validate!(&1, @schema, "Some.function"), &Options.by_keyword(&1, @options, "Some.function")]
   end
@@ -96,7 +96,7 @@ defmodule EMLX.OptionsTest do
     end
   end
 
-  test "public functions name themselves and their options where one is unknown" do
+  test "the error for an unknown option names the public function and its options" do
     array = Array.scalar(1.0, :f32)
     program = program()
 

@@ -1,5 +1,5 @@
 defmodule EMLX.ProfilingTest do
-  # The counts are of the whole VM.
+  # Not async: the counts are those of the whole VM.
   use ExUnit.Case, async: false
 
   import ExUnit.CaptureIO
@@ -12,7 +12,7 @@ defmodule EMLX.ProfilingTest do
     Application.delete_env(:emlx, :profile_eval)
   end
 
-  test "nothing is counted where it was not asked for" do
+  test "nothing is counted without the setting" do
     assert Profiling.init() == nil
     refute Profiling.enabled?()
 

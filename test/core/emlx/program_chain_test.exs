@@ -1,6 +1,7 @@
-# Operations on elements that a program brings into one pass on the CPU, against the same operations one by one.
+# Chains, the element-wise operations that a program runs in one pass on the CPU, against the same operations one by
+# one.
 defmodule EMLX.ProgramChainTest do
-  # The memory that a run takes is the whole process's.
+  # Not async: memory is counted for the whole VM.
   use ExUnit.Case, async: false
 
   alias EMLX.{Array, Error, Golden, Memory, Ops, Poll, Program}
@@ -8,7 +9,7 @@ defmodule EMLX.ProgramChainTest do
   @unary [:exp, :sigmoid, :tanh, :erf, :sqrt, :rsqrt, :negative, :abs, :square]
   @binary [:add, :subtract, :multiply, :divide, :maximum, :minimum, :power]
 
-  # `EMLX_SEED=n` tries other programs, `EMLX_TIMES=10` ten times as many; a failure names its seed.
+  # `EMLX_SEED=n` selects the programs, `EMLX_TIMES=10` runs ten times as many; a failure names its seed.
   defp seeds do
     [seed, times] =
       for name <- ["EMLX_SEED", "EMLX_TIMES"], do: name |> System.get_env("1") |> String.to_integer()
@@ -24,7 +25,7 @@ defmodule EMLX.ProgramChainTest do
 
   defp pick(list), do: Enum.random(list)
 
-  # Arrays that broadcast to the shape, in rows and as views, and single whole numbers.
+  # Arrays that broadcast to the shape, contiguous ones and views, and scalars of integers.
   defp inputs(shape, dtype, seed) do
     repeated = for shape <- [shape, tl(shape), [List.last(shape)], Enum.map(shape, fn _ -> 1 end)], do: shape
     partly = [hd(shape) | Enum.map(tl(shape), fn _ -> 1 end)]
@@ -40,7 +41,7 @@ defmodule EMLX.ProgramChainTest do
 
   defp instructions(inputs, count) do
     Enum.map_reduce(1..count, inputs, fn _, known ->
-      # What was last made is taken more often, so that there are chains.
+      # Recent values are used more often, so that chains arise.
       value = fn -> if :rand.uniform() < 0.6, do: known - 1, else: :rand.uniform(known) - 1 end
 
       instruction =
@@ -56,12 +57,12 @@ defmodule EMLX.ProgramChainTest do
     |> elem(0)
   end
 
-  # Without shapes a program runs as it is.
+  # Without shapes, a program has no chains.
   defp named(arrays), do: for({array, i} <- Enum.with_index(arrays), do: {"#{i}", sizes(array), Array.dtype(array)})
   defp sizes(array), do: array |> Array.shape() |> Tuple.to_list()
   defp shown(arrays), do: for(array <- arrays, do: {Array.shape(array), Array.dtype(array), Array.to_list(array)})
 
-  test "random programs with chains compute the same bits as operation by operation" do
+  test "random programs with chains compute the same bits as single operations" do
     for seed <- seeds() do
       :rand.seed(:exsss, {seed, 1, 2})
       dtype = pick([:f32, :bf16, :f16])
@@ -79,7 +80,7 @@ defmodule EMLX.ProgramChainTest do
     end
   end
 
-  test "chains in loops and branches compute the same bits as operation by operation" do
+  test "chains in loops and branches compute the same bits as single operations" do
     # x ← tanh(x · y + 1), then its square or its cube, n times.
     one = {{:constant, %{value: 1, dtype: :f32}}, [], 1}
     steps = [one, {:subtract, [0, 3], 1}, {:multiply, [1, 2], 1}, {:add, [5, 3], 1}, {:tanh, [6], 1}]
@@ -97,7 +98,7 @@ defmodule EMLX.ProgramChainTest do
   test "a chain allocates nothing but its result" do
     x = numbers([512, 2048], :f32, 1)
     EMLX.eval(x)
-    # y · sigmoid(y + 1) of y = x², which is needed twice.
+    # y · sigmoid(y + 1) of y = x², which is used twice.
     one = {{:constant, %{value: 1, dtype: :f32}}, [], 1}
     instructions = [one, {:multiply, [0, 0], 1}, {:add, [2, 1], 1}, {:sigmoid, [3], 1}, {:multiply, [4, 2], 1}]
 
@@ -115,7 +116,7 @@ defmodule EMLX.ProgramChainTest do
     assert_in_delta plain, 2 * bytes, div(bytes, 10)
   end
 
-  test "a chain writes over a value that nobody needs any more, and over no other" do
+  test "a chain overwrites a value that is not used any more, and no other" do
     x = numbers([64, 1024], :f32, 1)
     kept = Array.to_list(x)
     instructions = [{:cos, [0], 1}, {:exp, [1], 1}, {:add, [2, 1], 1}, {:add, [3, 0], 1}]

@@ -27,7 +27,7 @@ defmodule EMLX.ProgramFileTest do
       assert Program.outputs(loaded) == Program.outputs(program)
       assert Map.drop(Map.from_struct(loaded), [:ref]) == Map.drop(Map.from_struct(program), [:ref])
       assert bytes(Program.run(loaded, inputs)) == bytes(Program.run(program, inputs))
-      # And the same file.
+      # Saving the loaded program writes the same file.
       assert File.read!(hd(Path.wildcard(Path.join(dir, "*.emlx")))) =~ ~r/^emlx-program 1 [0-9a-f]{64}\n\{"inputs":/
     end
   end
@@ -53,7 +53,7 @@ defmodule EMLX.ProgramFileTest do
     assert Program.outputs(program) == [{"root", [3], :f32}, {"square", [3], :f32}]
   end
 
-  # One case an operation, of all there are.
+  # One case for each operation of the table.
   test "every operation computes the same after it was saved and loaded", %{tmp_dir: dir} do
     families = Golden.families()
     path = Path.join(dir, "one.emlx")
@@ -169,7 +169,7 @@ defmodule EMLX.ProgramFileTest do
       %{path: path, refused: refused, text: File.read!(path)}
     end
 
-    test "load/2 refuses what is absent, empty, a folder or no program", %{
+    test "load/2 refuses a path that is absent, empty, a folder or no program", %{
       path: path,
       refused: refused,
       tmp_dir: dir

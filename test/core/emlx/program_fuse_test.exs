@@ -1,13 +1,13 @@
 defmodule EMLX.ProgramFuseTest do
-  # Programs whose segments MLX compiles. On the CPU that runs g++, which each first run waits for: what compiles much
-  # is tagged :slow.
+  # Programs whose segments MLX compiles. On the CPU, each first run waits for g++: tests that compile much are tagged
+  # :slow.
   use ExUnit.Case, async: false
 
   alias EMLX.{Array, Error, Ops, Poll, Program, Programs, Queue}
 
   @moduletag timeout: 300_000
 
-  # Tests with this tag run on the device under test, by the process's queue; the others are about the CPU.
+  # Tests with this tag run on the device under test, on the process's queue; the others run on the CPU.
   setup context do
     if context[:device_under_test], do: Process.put(Queue, Queue.start(device: EMLX.Golden.device()))
     :ok
@@ -69,7 +69,7 @@ defmodule EMLX.ProgramFuseTest do
       assert Array.to_list(Ops.sum(Ops.subtract(x, ten))) == 1.0
     end
 
-    # Of two elements, the predicate is no scalar.
+    # With two elements, the predicate is no scalar.
     assert_raise Error, ~r/instruction 2, if/, fn -> Program.run(program, [Ops.ones({2}, :f32)], calls: call) end
   end
 
@@ -104,7 +104,7 @@ defmodule EMLX.ProgramFuseTest do
 
   @tag :slow
   @tag :device_under_test
-  test "whole models, fused, compute what they compute unfused", %{} do
+  test "fused models compute the same as unfused ones", %{} do
     for name <- [:attention, :loop] do
       {program, inputs} = Programs.all()[name]
       {fused, ^inputs} = {Programs.fused(program), inputs}
@@ -118,7 +118,7 @@ defmodule EMLX.ProgramFuseTest do
 
   @tag :slow
   @tag :timing
-  test "100 runs of fused programs, each on a queue of its own, leave no memory behind" do
+  test "100 runs of fused programs, each on its own queue, leak no memory" do
     run = fn ->
       program = Program.new(3, instructions(), [8], fuse: true)
       queue = Queue.start()
@@ -136,7 +136,7 @@ defmodule EMLX.ProgramFuseTest do
     @tag :slow
     @tag :tmp_dir
     test "without a C++ compiler the error of a program that is fused on the CPU says what to do", %{tmp_dir: dir} do
-      # No g++ at all; and one that only tells its version.
+      # Without g++, and with one that only prints its version.
       for {script, pattern} <- [
             {"exit 127", ~r/invalid_argument: fused: fusing on the CPU takes the C\+\+ compiler g\+\+.*fuse: false/s},
             {~s(if [ "$1" = --version ]; then exit 0; else echo broken; exit 1; fi), ~r/mlx: .*broken.*fuse: false/s}
@@ -157,7 +157,7 @@ defmodule EMLX.ProgramFuseTest do
 
         paths = Enum.flat_map(:code.get_path(), &["-pa", to_string(&1)])
         env = [{"PATH", dir <> ":" <> System.get_env("PATH")}, {"TMPDIR", dir}]
-        # The application sets what MLX's compiler needs of the system.
+        # The application sets the signal handler that MLX's compiler needs.
         start = ["-e", "{:ok, _} = Application.ensure_all_started(:emlx)"]
         {text, 0} = System.cmd("elixir", paths ++ start ++ ["-e", code], env: env, stderr_to_stdout: true)
         assert text =~ pattern

@@ -1,6 +1,6 @@
 defmodule EMLX.ProgramMutationTest do
-  # Saved programs that somebody damaged or forged: an error or an answer, never the end of the VM. Not async: it lowers
-  # the memory limit. ExUnit's seed is the test's: `mix test --seed N` repeats what failed.
+  # Damaged and forged files of programs end in an error or a result, and never in a crash of the VM. Not async: the
+  # tests lower the memory limit. ExUnit's seed selects the files: `mix test --seed N` repeats a failure.
   use ExUnit.Case, async: false
 
   alias EMLX.{Array, Error, Memory, Program, Programs}
@@ -8,21 +8,22 @@ defmodule EMLX.ProgramMutationTest do
   @moduletag :tmp_dir
   @moduletag timeout: 600_000
 
-  # Of each kind, for a first look and in tests tagged :slow; those with EMLX_LONG=1 ten times as many.
+  # The numbers of files of each kind, in ordinary tests and in those tagged :slow; EMLX_LONG=1 makes the latter ten
+  # times as many.
   @slow_times if System.get_env("EMLX_LONG"), do: 100, else: 10
   @bytes 150
   @forged 300
   @tensors 50
 
-  # Operands of the tokens that forged files are made of.
+  # The tokens that forged files contain.
   @numbers ~w(-9223372036854775808 -2147483649 -2147483648 -3 -1 0 1 2 3 7 255 65536 1048577 2147483647 2147483648
               4294967295 9007199254740993 18446744073709551615 18446744073709551616 0.5 -0.0 1e-320 1e308 1e999)
-  @words ~w(null true false [] {} "" "x" "f32" "s64" "bool" "bf16" "c64" "u8" "first" "abs" "add" "nan" "infinity" "op" "if" "while"
-            "inputs" "axes" [0] [0,0,0] [null] {"then":0,"else":0} {"condition":0,"body":1})
+  @words ~w(null true false [] {} "" "x" "f32" "s64" "bool" "bf16" "c64" "u8" "first" "abs" "add" "nan" "infinity" "op"
+            "if" "while" "inputs" "axes" [0] [0,0,0] [null] {"then":0,"else":0} {"condition":0,"body":1})
 
   setup %{tmp_dir: dir} do
     :rand.seed(:exsss, ExUnit.configuration()[:seed])
-    # A program may ask for any memory; this is what it gets.
+    # A forged program may need any amount of memory; this is the limit.
     limit = Memory.set_limit(256 * 1_048_576)
     on_exit(fn -> Memory.set_limit(limit) end)
 
@@ -52,7 +53,7 @@ defmodule EMLX.ProgramMutationTest do
 
     if slow?, do: @tag(:slow)
 
-    test "load/2 refuses #{times * @forged} files with other content and a right digest, or runs them", %{bases: bases} do
+    test "load/2 refuses or runs #{times * @forged} forged files with a right digest", %{bases: bases} do
       counts =
         for _ <- 1..(unquote(times) * @forged), reduce: %{} do
           counts ->
@@ -62,7 +63,7 @@ defmodule EMLX.ProgramMutationTest do
             Map.update(counts, outcome(base, body), 1, &(&1 + 1))
         end
 
-      # Content that is no program, and programs that run; few do not run though they are programs.
+      # Most files are either refused by load/2 or run; few load and fail in the run.
       assert %{refused: _, answered: _} = counts
     end
 
@@ -76,7 +77,7 @@ defmodule EMLX.ProgramMutationTest do
       for _ <- 1..(unquote(times) * @tensors) do
         text = mutate(original, original)
         File.write!(path, text)
-        # A header that says the same in other words is as good.
+        # A header with the same meaning in another form is accepted.
         if text == original, do: assert_right(base), else: assert(outcome(base, text) in [:refused, :same])
       end
     end
@@ -88,8 +89,8 @@ defmodule EMLX.ProgramMutationTest do
     assert %Error{kind: :file} = catch_error(Program.load(base.path)), shown(text)
   end
 
-  # What loading and running comes to. A forged loop may go on for ever; then its process is killed, as anybody would
-  # do.
+  # Loads and runs a file, and returns the outcome. A forged loop may run forever; its process is killed, as a user
+  # would do.
   defp outcome(base, text) do
     task =
       Task.async(fn ->
@@ -114,7 +115,7 @@ defmodule EMLX.ProgramMutationTest do
     end
   end
 
-  # Inputs that fit what the program asks for now, so that more of them come to be run.
+  # Inputs that fit the forged program, so that more programs run.
   defp given(%{inputs: inputs}, _) when is_list(inputs) do
     for {_name, shape, dtype} <- inputs, do: EMLX.Ops.ones(shape, dtype)
   end
@@ -165,7 +166,7 @@ defmodule EMLX.ProgramMutationTest do
 
   # ---- forgery ----
 
-  # Mostly a token for another, so that it still is JSON.
+  # Mostly replaces a token by another one, so that the file stays JSON.
   defp forge(body, original) do
     case :rand.uniform(10) do
       1 ->
@@ -210,7 +211,7 @@ defmodule EMLX.ProgramMutationTest do
     end
   end
 
-  # Two instructions change places.
+  # Swaps two instructions.
   defp swap(body) do
     case Regex.scan(~r/\{"op":"\w+","inputs":[^}]*\}/, body, return: :index) do
       [_, _ | _] = found ->

@@ -1,5 +1,5 @@
 defmodule EMLX.ProgramRunTest do
-  # What becomes of runs that last, wait, fail or lose their caller. Not async: memory is counted.
+  # Runs that take long, wait, fail or lose their caller. Not async: memory is counted.
   use ExUnit.Case, async: false
 
   alias EMLX.{Array, Error, Memory, Native, Ops, Poll, Program, Queue}
@@ -16,14 +16,14 @@ defmodule EMLX.ProgramRunTest do
     Program.new(3, [{loop, [0, 1, 2], 2}], [3, 4])
   end
 
-  # Goes on for ever.
+  # An endless loop.
   defp endless(opts \\ []) do
     loop = {:while, %{condition: {1, [constant(1)], [1]}, body: {1, [constant(1), {:add, [0, 1], 1}], [2]}}}
     Program.new(1, [{loop, [0], 1}], [1], opts)
   end
 
-  # Over {i, x}, up to n steps, and what is around it: {i, x + y / 2 after each, the loop's x a second time}. Compared
-  # as a float, i is no number that counts by itself.
+  # A loop over {i, x}, up to n steps, with operations around it: {i, x + y / 2 after each, the loop's x a second time}.
+  # Since i is compared as a float, the trip count is not known in advance.
   defp adding(opts) do
     body = {4, [constant(1), constant(0.5, :f32), {:multiply, [3, 5], 1}, {:add, [0, 4], 1}, {:add, [1, 6], 1}], [7, 8]}
     asked = [{{:astype, %{dtype: :f32}}, [0], 1}, {:less, [4, 2], 1}]
@@ -37,7 +37,8 @@ defmodule EMLX.ProgramRunTest do
     Program.new(1, [{{:call, %{id: 0, outputs: outputs}}, [0], length(outputs)} | more], results)
   end
 
-  # Starts a process in the middle of an endless run: it is known to have begun because a job behind it was served.
+  # Returns a process in the middle of an endless run. The run has started once a later job on the queue has been
+  # served.
   defp start_endless(queue) do
     pid = spawn(fn -> Program.run(endless(), [scalar(0)], queue: queue) end)
     assert Poll.until(fn -> waits?(pid) end)
@@ -49,10 +50,10 @@ defmodule EMLX.ProgramRunTest do
 
   defp serves?(queue), do: number(Ops.add(scalar(1), 1), queue) == 2
 
-  # Read by way of the queue.
+  # Reads a value through the queue.
   defp number(array, queue), do: array |> EMLX.eval(queue: queue) |> Array.to_list()
 
-  # The active memory goes back to what it was, once every process's garbage is gone.
+  # The active memory returns to its previous value after a garbage collection of every process.
   defp assert_given_back(before), do: assert(Poll.until(fn -> Poll.settled_memory() <= before end))
 
   describe "a loop that runs ahead" do
@@ -106,7 +107,7 @@ defmodule EMLX.ProgramRunTest do
     end
 
     test "the number of steps to run ahead has to be a number" do
-      # The native library refuses it where types are not checked before.
+      # Without NimbleOptions, the native library refuses it.
       error = if EMLX.Options.types?(), do: ArgumentError, else: Error
       assert_raise error, ~r/run_ahead/, fn -> adding(run_ahead: :always) end
     end
@@ -134,8 +135,8 @@ defmodule EMLX.ProgramRunTest do
     end
 
     test "the counter of a loop whose trip count is known wraps around as its type does" do
-      # By 100 from 100 up to 250, of 8 bits: 100, 200, 44, 144, 244, 88, 188, 32, 132, 232, 76, 176, 20, 120, 220, 64,
-      # 164, 8, …
+      # Counts by 100 from 100 up to 250 in 8 bits: 100, 200, 44, 144, 244, 88, 188, 32, 132, 232, 76, 176, 20, 120,
+      # 220, 64, 164, 8, …
       steps = Stream.iterate(100, &rem(&1 + 100, 256)) |> Enum.find_index(&(&1 >= 250))
       body = {3, [constant(100, :u8), constant(1), {:add, [0, 3], 1}, {:add, [1, 4], 1}], [5, 6]}
       loop = {:while, %{condition: {3, [{:less, [0, 2], 1}], [3]}, body: body}}
@@ -146,7 +147,8 @@ defmodule EMLX.ProgramRunTest do
     end
 
     test "a loop whose trip count is known may have loops, branches and calls in its steps" do
-      # Three times: x by an inner loop's n steps more, doubled where it is even, and what the caller makes of that.
+      # Three steps: x grows by the n steps of an inner loop, is doubled if even, and then passed to the caller's
+      # function.
       inner = {:while, %{condition: {3, [{:less, [0, 1], 1}], [3]}, body: {3, [{:add, [0, 2], 1}], [3]}}}
       branch = {:if, %{then: {1, [], [0]}, else: {1, [{:add, [0, 0], 1}], [1]}}}
 
@@ -196,7 +198,7 @@ defmodule EMLX.ProgramRunTest do
         [i, x] = Program.run(program, [scalar(0), x, scalar(unquote(steps))])
         assert Array.to_list(i) == unquote(steps)
         assert Array.to_list(Ops.min(x)) == unquote(steps) * 1.0
-        # The state is 64 KiB: the old one, the new one, and what is not yet given up.
+        # The state is 64 KiB: the previous one, the new one, and states that are not freed yet.
         assert Memory.peak() - before < @mib
       end
     end
@@ -257,13 +259,13 @@ defmodule EMLX.ProgramRunTest do
       Process.exit(pid, :kill)
       assert serves?(queue)
       assert Array.to_list(hd(Program.run(counting(), [scalar(0), scalar(0.0, :f32), scalar(10)], queue: queue))) == 10
-      # Nothing of the loop is left on the queue's thread.
+      # The queue's thread holds nothing of the loop any more.
       assert_given_back(before)
     end
 
     test "a caller that dies in a call frees what the run held, and the queue serves others meanwhile" do
       queue = Queue.start()
-      # The run holds 8 MiB over the call.
+      # The run holds 8 MiB during the call.
       big = {{:full, %{shape: [2 * @mib], dtype: :f32}}, [0], 1}
       program = Program.new(1, [big, {{:call, %{id: 0, outputs: []}}, [1], 0}, {:add, [1, 0], 1}], [2])
       before = Poll.settled_memory()
@@ -329,7 +331,7 @@ defmodule EMLX.ProgramRunTest do
       assert {:error, %{reason: "the run was already answered"}} = Native.program_resume(suspended, {:ok, [array.ref]})
       assert {:error, %{reason: "the run was already answered"}} = Native.program_resume(suspended, :error)
 
-      # What is no answer ends the run, too: nobody would give another.
+      # An invalid answer ends the run, too, since no other one would follow.
       for bad <- [:maybe, {:ok, :array}, {:ok, [1]}, {:no, []}, {:ok, [array.ref | 1]}, 1] do
         {_tag, _array, suspended} = question.()
         assert {:error, %{kind: kind}} = Native.program_resume(suspended, bad)
@@ -376,7 +378,7 @@ defmodule EMLX.ProgramRunTest do
     end
 
     test "a late failure that only outputs depend on reaches their readers", %{singular: singular, regular: regular} do
-      # The call comes between the inverse and its use, and asks for something else.
+      # The call is between the inverse and its use, and does not depend on it.
       program = Program.new(1, [{:inv, [0], 1}, {{:call, %{id: 0, outputs: []}}, [0], 0}, {:square, [1], 1}], [2, 0])
       run = fn x -> Program.run(program, [x], calls: %{0 => fn [_] -> [] end}) end
       [bad, same] = run.(singular)
@@ -406,7 +408,7 @@ defmodule EMLX.ProgramRunTest do
       program = Program.new(2, [loop, {:inv, [1], 1}], [3, 5])
       assert_raise Error, ~r/instruction 0, while.*Inverse/s, fn -> Program.run(program, [scalar(2), singular]) end
       [x, y] = Program.run(program, [scalar(0), singular])
-      # No step was made: the state is what was given.
+      # The loop had no step, so the state is the initial one.
       assert Array.to_list(x) == [[0.0, 0.0], [0.0, 0.0]]
       assert_raise Error, ~r/Inverse/, fn -> Array.to_list(y) end
       assert [[[1.0, _], _], [[1.0, _], _]] = Enum.map(Program.run(program, [scalar(3), regular]), &Array.to_list/1)
@@ -481,7 +483,7 @@ defmodule EMLX.ProgramRunTest do
 
     test "long runs share a queue" do
       queue = Queue.start()
-      # Two loops without an end: whatever else gets its turn does so between them.
+      # Two endless loops: other jobs run between them.
       pids = for _ <- 1..2, do: start_endless(queue)
 
       results =
@@ -500,7 +502,7 @@ defmodule EMLX.ProgramRunTest do
     end
   end
 
-  # MLX takes itself down as the process exits; a queue's thread must not be in it then.
+  # MLX is torn down when the process exits; a queue's thread must not run in it then.
   test "the VM exits cleanly in the middle of runs" do
     paths = Enum.flat_map(:code.get_path(), &["-pa", to_string(&1)])
 

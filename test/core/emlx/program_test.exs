@@ -58,7 +58,7 @@ defmodule EMLX.ProgramTest do
   end
 
   test "names of outputs that are no strings are refused" do
-    # The native library refuses them where types are not checked before.
+    # Without NimbleOptions, the native library refuses them.
     error = if EMLX.Options.types?(), do: ArgumentError, else: Error
     assert_raise error, fn -> Program.new(1, [], [0], output_names: [:a]) end
   end

@@ -6,7 +6,7 @@ defmodule EMLX.QueueTest do
   doctest EMLX.Queue
   doctest EMLX.CommandQueue
 
-  # A computation whose answer is known and which takes a few nodes: 3n + 2 + … of n elements.
+  # A computation of a few nodes with a known result: 3n + 2 + … of n elements.
   defp work(n) do
     x = Ops.full(Array.scalar(n, :s64), {256}, :s64)
     Enum.reduce(1..20, x, fn i, acc -> Ops.add(acc, Ops.multiply(x, i)) end) |> Ops.sum()
@@ -14,7 +14,7 @@ defmodule EMLX.QueueTest do
 
   defp answer(n), do: 256 * n * (1 + div(20 * 21, 2))
 
-  test "arrays made under one queue are read under another" do
+  test "an array that was created on one queue is read on another" do
     [first, second] = for _ <- 1..2, do: Queue.start()
     a = Queue.with(first, fn -> work(3) end)
     b = Queue.with(second, fn -> Ops.add(a, work(4)) end)
@@ -22,7 +22,7 @@ defmodule EMLX.QueueTest do
     assert Queue.with(second, fn -> Array.to_list(a) end) == answer(3)
   end
 
-  test "with/2 is for the calling process and ends with the function" do
+  test "with/2 sets the queue of the calling process until its function returns" do
     queue = Queue.start()
 
     catch_error(Queue.with(queue, fn -> raise "out" end))
@@ -34,7 +34,7 @@ defmodule EMLX.QueueTest do
     end)
   end
 
-  test "options that are none are refused, where they would otherwise be passed over" do
+  test "unknown options are refused" do
     a = Array.scalar(1.0, :f32)
 
     for {call, words} <- [
@@ -42,8 +42,8 @@ defmodule EMLX.QueueTest do
           {fn -> EMLX.eval(a, qeue: 1) end, ~r/unknown keys \[:qeue\]/},
           {fn -> EMLX.device_info(devise: :gpu) end, ~r/unknown keys \[:devise\]/},
           {fn -> Ops.run(:abs, [a], devise: :cpu) end, ~r/unknown keys \[:devise\]/},
-          {fn -> Ops.run(:abs, [a], queue: :cpu) end, ~r/:queue is an EMLX.Queue/},
-          {fn -> Ops.run(:abs, [a], queue: Queue.start(), device: :gpu) end, ~r/on the device that is given/},
+          {fn -> Ops.run(:abs, [a], queue: :cpu) end, ~r/:queue must be an EMLX.Queue/},
+          {fn -> Ops.run(:abs, [a], queue: Queue.start(), device: :gpu) end, ~r/on the same device as :device/},
           {fn -> Ops.run(:abs, [a], %{device: :cpu}) end, ~r/options are a keyword list/}
         ] do
       assert_raise ArgumentError, words, call
@@ -52,7 +52,7 @@ defmodule EMLX.QueueTest do
     assert Array.to_list(Ops.run(:abs, [a], queue: Queue.start(), device: :cpu)) == 1.0
   end
 
-  test "a closed queue answers with an error, and its arrays live on" do
+  test "a closed queue returns an error, and its arrays stay usable" do
     queue = Queue.start()
     a = Queue.with(queue, fn -> work(5) end)
     assert Queue.close(queue) == :ok
@@ -64,13 +64,13 @@ defmodule EMLX.QueueTest do
     assert Array.to_list(a) == answer(5)
   end
 
-  test "synchronize/1 waits for all that came before" do
+  test "synchronize/1 waits for all jobs that were submitted before" do
     queue = Queue.start()
     heavy = Ops.matmul(Ops.ones({1500, 1500}, :f64), Ops.ones({1500, 1500}, :f64))
     EMLX.async_eval(heavy, queue: queue)
     assert Queue.synchronize(queue) == :ok
 
-    # What is computed is given at once, without a job of a queue, but for the moment in which a thread holds the graph.
+    # Computed arrays are returned immediately, without a job on a queue, except while a thread holds the graph.
     given? = fn -> match?({:ok, binary} when is_binary(binary), EMLX.Native.read(heavy.ref, nil, make_ref())) end
     assert Enum.any?(1..20, fn _ -> given?.() or Process.sleep(1) != :ok end)
 
@@ -78,7 +78,7 @@ defmodule EMLX.QueueTest do
     assert %{kind: :queue_closed} = assert_raise(Error, fn -> Queue.synchronize(queue) end)
   end
 
-  test "the C++ EMLX's names give a queue, or say that there is no device" do
+  test "the C++ EMLX's functions return a queue, or an error for an absent device" do
     assert {:ok, %EMLX.CommandQueue{ref: ref, device: :cpu} = queue} = EMLX.CommandQueue.new(:cpu)
     assert EMLX.CommandQueue.with_queue(queue, fn -> Process.get(Queue) end) == %Queue{ref: ref, device: :cpu}
 
@@ -90,7 +90,7 @@ defmodule EMLX.QueueTest do
     end
   end
 
-  test "callers that wait when a queue closes get an error, not silence" do
+  test "callers that wait when a queue closes receive an error" do
     for _ <- 1..20 do
       queue = Queue.start()
       heavy = Ops.matmul(Ops.ones({300, 300}, :f32), Ops.ones({300, 300}, :f32))
@@ -113,7 +113,7 @@ defmodule EMLX.QueueTest do
   end
 
   @tag :timing
-  test "a queue that nothing refers to ends its thread" do
+  test "the thread of a queue ends when nothing refers to the queue" do
     threads = fn -> length(File.ls!("/proc/self/task")) end
 
     if File.dir?("/proc/self/task") do
@@ -123,7 +123,7 @@ defmodule EMLX.QueueTest do
         end
       end
 
-      # Streams are kept for the next queue; after the first rounds there are enough of them.
+      # Streams are reused by later queues; after the first rounds no new ones are created.
       rounds.(20)
       Process.sleep(100)
       before = threads.()
@@ -136,7 +136,7 @@ defmodule EMLX.QueueTest do
     # MLX refuses this length when it is submitted.
     defp refused, do: Ops.run({:hadamard_transform, %{scale: 1.0}}, [Ops.ones({17}, :f32)])
 
-    test "that cannot be submitted are errors of whoever waits, and the next ones are computed" do
+    test "a small graph that cannot be submitted fails for its waiting callers only" do
       for queue <- [nil, Queue.start()], _ <- 1..20 do
         run = fn ->
           EMLX.async_eval(refused())
@@ -149,7 +149,7 @@ defmodule EMLX.QueueTest do
       end
     end
 
-    test "give rows, however their elements lie" do
+    test "a small graph's result is read in row-major order, whatever its memory layout" do
       for _ <- 1..50 do
         a = Array.from_list([[0, 1, 2], [3, 4, 5]], :s32)
         assert Array.to_list(Ops.transpose(a, [1, 0])) == [[0, 3], [1, 4], [2, 5]]
@@ -158,11 +158,11 @@ defmodule EMLX.QueueTest do
       end
     end
 
-    test "come behind what their queue was given before" do
+    test "a small graph runs after the jobs that its queue received before" do
       queue = Queue.start()
 
       for _ <- 1..20 do
-        # Too large for its caller, and what depends on it.
+        # A graph too large to be submitted by its caller, and operations that depend on it.
         last = Enum.reduce(1..500, Array.scalar(0, :s64), fn _, sum -> Ops.add(sum, 1) end)
         EMLX.async_eval(last, queue: queue)
         assert Array.to_list(Ops.add(last, 1)) == 501
@@ -170,7 +170,7 @@ defmodule EMLX.QueueTest do
       end
     end
 
-    test "of a process that is killed meanwhile hold nobody up" do
+    test "a killed caller does not block the queue" do
       for _ <- 1..200 do
         pid = spawn(fn -> for(_ <- 1..10, do: EMLX.eval(work(3))) end)
         Process.exit(pid, :kill)
@@ -179,7 +179,7 @@ defmodule EMLX.QueueTest do
       assert Array.to_list(work(2)) == answer(2)
     end
 
-    test "are told apart from computations that fail late" do
+    test "small graphs and computations that fail late do not affect each other" do
       queues = [nil, Queue.start()]
       singular = Ops.zeros({2, 2}, :f32)
 
@@ -204,12 +204,12 @@ defmodule EMLX.QueueTest do
     end
   end
 
-  test "what is computed is there at once, also on a queue that is at work" do
+  test "a computed array is returned immediately, even on a busy queue" do
     queue = Queue.start()
     a = EMLX.eval(work(3))
     heavy = Ops.matmul(Ops.ones({1500, 1500}, :f32), Ops.ones({1500, 1500}, :f32))
     EMLX.async_eval(heavy, queue: queue)
-    # By the queue both would come after the product.
+    # On the queue, both would run after the product.
     assert EMLX.eval([a], queue: queue) == [a]
     assert Array.to_binary(a, queue: queue) == <<answer(3)::64-native>>
     EMLX.eval(heavy)
@@ -217,7 +217,7 @@ defmodule EMLX.QueueTest do
     assert_raise Error, fn -> EMLX.eval(a, queue: queue) end
   end
 
-  test "async_eval does not wait, and callers that run far ahead are held back" do
+  test "async_eval does not wait, and callers that run far ahead are throttled" do
     a = Array.scalar(1, :s64)
 
     last =
@@ -229,7 +229,7 @@ defmodule EMLX.QueueTest do
   @tag :slow
   @tag :timing
   @tag timeout: 300_000
-  test "64 processes on one queue and on several, killed at random: right answers, no hang, nothing kept" do
+  test "64 processes, killed at random, get right results on shared and own queues, and leak nothing" do
     seed = "EMLX_SEED" |> System.get_env("1") |> String.to_integer()
     :rand.seed(:exsss, seed)
     EMLX.eval(work(1))
@@ -247,7 +247,7 @@ defmodule EMLX.QueueTest do
           run = fn ->
             for n <- 1..12 do
               assert Array.to_list(work(i * n)) == answer(i * n)
-              # All of them evaluate one graph, too.
+              # All of them also evaluate one shared graph.
               assert Array.to_list(Ops.add(shared, n)) == answer(7) + n
             end
 
@@ -277,7 +277,7 @@ defmodule EMLX.QueueTest do
     assert EMLX.Memory.active() - before < 1_000_000
   end
 
-  test "failures of many computations hold up none of the later ones" do
+  test "failures of many computations do not block later ones" do
     singular = Array.from_list([[1.0, 2.0], [2.0, 4.0]], :f32)
 
     for _ <- 1..8 do
@@ -299,7 +299,7 @@ defmodule EMLX.QueueTest do
     assert 1..20 |> Enum.map(fn _ -> Task.await(Task.async(work), 30_000) end) |> Enum.uniq() == [5_000]
   end
 
-  test "outcomes of linear algebra stay with their own callers under load" do
+  test "results and errors of linear algebra reach their own callers under load" do
     good = Ops.eye(3)
     bad = Ops.zeros({3, 3}, :f32)
 
@@ -324,7 +324,7 @@ defmodule EMLX.QueueTest do
   end
 
   describe "programs" do
-    test "replay their instructions, and give up what they do not need" do
+    test "a program replays its instructions and returns its outputs" do
       program =
         Program.new(2, [{:add, [0, 1], 1}, {:divmod, [2, 1], 2}, {{:sum, %{axes: nil, keepdims: false}}, [3], 1}], [
           5,
@@ -338,7 +338,7 @@ defmodule EMLX.QueueTest do
       assert Array.to_list(remainder) == [3, 6, 2]
     end
 
-    test "say which instruction does not fit" do
+    test "an error of a program names the instruction that does not fit" do
       assert_raise Error, ~r/instruction 0 \(add\) takes value 5/, fn ->
         Program.new(1, [{:add, [0, 5], 1}], [1])
       end
@@ -352,7 +352,7 @@ defmodule EMLX.QueueTest do
       assert_raise Error, ~r/takes 2 inputs, got 1/, fn -> Program.run(program, [a]) end
     end
 
-    test "carry a late failure to their outputs' readers" do
+    test "a late failure in a program reaches the readers of its outputs" do
       program = Program.new(1, [{:inv, [0], 1}, {:square, [1], 1}], [2])
       [bad] = Program.run(program, [Ops.zeros({2, 2}, :f32)])
       [good] = Program.run(program, [Ops.eye(2)])
@@ -362,7 +362,7 @@ defmodule EMLX.QueueTest do
     end
   end
 
-  # Lets the processes' garbage go.
+  # Collects the garbage of all processes.
   defp settle do
     for _ <- 1..5 do
       for pid <- Process.list(), do: :erlang.garbage_collect(pid)

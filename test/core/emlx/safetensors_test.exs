@@ -58,7 +58,7 @@ defmodule EMLX.SafetensorsTest do
     end
   end
 
-  test "save refuses what cannot be saved, and does not leave it out", %{tmp_dir: dir} do
+  test "save refuses entries that cannot be saved, and does not skip them", %{tmp_dir: dir} do
     path = Path.join(dir, "refused.safetensors")
     a = Ops.ones({2}, :f32)
 
@@ -87,7 +87,7 @@ defmodule EMLX.SafetensorsTest do
     assert File.stat!(path).mode == File.stat!(other).mode
   end
 
-  test "of several files that are written to one path at once, the path holds one", %{tmp_dir: dir} do
+  test "one of several files that are written to a path concurrently is at the path, complete", %{tmp_dir: dir} do
     path = Path.join(dir, "one.safetensors")
     large = EMLX.eval(Ops.ones({1000, 1000}, :f32))
 

@@ -1,6 +1,6 @@
 defmodule EMLX.SavedModelsTest do
-  # Models of Axon and Bumblebee replayed without them: programs under test/programs (its generate.exs makes them),
-  # against what the models gave on Nx.BinaryBackend. On the CPU, or with EMLX_TEST_DEVICE=gpu on the GPU.
+  # Models of Axon and Bumblebee, saved as programs and run without these libraries, against the models' results on
+  # Nx.BinaryBackend. generate.exs in test/programs writes the programs. EMLX_TEST_DEVICE=gpu runs the tests on the GPU.
   use ExUnit.Case, async: true
 
   alias EMLX.{Array, Program, Safetensors}
@@ -34,7 +34,7 @@ defmodule EMLX.SavedModelsTest do
 
   defp flat(array), do: array |> Array.to_list() |> List.wrap() |> List.flatten()
 
-  # Relative to the largest of a tensor's numbers, as everything in a model's layer is summed.
+  # The error is relative to a tensor's largest number, since a layer of a model adds all of them.
   defp assert_close(name, actual, expected, tolerance) do
     largest = expected |> Enum.map(&abs/1) |> Enum.max()
 

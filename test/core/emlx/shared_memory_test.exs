@@ -7,7 +7,7 @@ defmodule EMLX.SharedMemoryTest do
 
   defp failure(fun), do: assert_raise(Error, fun)
 
-  test "a segment has the elements of arrays of any layout, row by row, and is gone once it was taken" do
+  test "a segment has an array's elements in row-major order, and take/4 unlinks it" do
     array = Ops.iota({3, 4}, dtype: :s32)
 
     for {layout, expected} <- [
@@ -42,11 +42,11 @@ defmodule EMLX.SharedMemoryTest do
     assert %{kind: :bad_argument} = failure(fn -> SharedMemory.unlink(:name) end)
   end
 
-  test "permissions are exactly those that are asked for, whatever the umask" do
+  test "permissions are exactly the given ones, whatever the umask" do
     for permissions <- [0o400, 0o640, 0o666] do
       {name, _} = SharedMemory.create(Array.scalar(1, :u8), permissions: permissions)
 
-      # Where Linux shows shared memory as files.
+      # Linux shows shared memory as files here.
       if File.dir?("/dev/shm"), do: assert(Bitwise.band(File.stat!("/dev/shm" <> name).mode, 0o777) == permissions)
       assert name |> SharedMemory.take({}, :u8) |> Array.to_list() == 1
     end
@@ -57,13 +57,13 @@ defmodule EMLX.SharedMemoryTest do
     end
   end
 
-  test "the native functions refuse what is no binary, no number and no boolean" do
+  test "the native functions refuse terms of wrong types" do
     assert {:error, %{kind: :bad_argument}} = EMLX.Native.shm_create(:data, 0o600)
     assert {:error, %{kind: :bad_argument}} = EMLX.Native.shm_create(<<1>>, -1)
     assert {:error, %{kind: :bad_argument}} = EMLX.Native.check_results(1)
   end
 
-  # A VM of its own: another process of the operating system, which knows the name alone.
+  # Runs code in a separate VM, another process of the operating system, which knows only the name.
   defp elsewhere(code) do
     paths = for path <- :code.get_path(), do: ["-pa", List.to_string(path)]
     script = "{ok, _} = application:ensure_all_started(emlx), #{code}, halt(0)."

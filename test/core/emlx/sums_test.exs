@@ -1,5 +1,5 @@
-# What adds up numbers, at lengths at which a running total of the type itself would be wrong: eager and in a program,
-# of arrays that lie in any way, against f64.
+# Operations that accumulate, against f64, at lengths at which a running total in the type itself would be wrong:
+# eagerly and in programs, on arrays of any memory layout.
 defmodule EMLX.SumsTest do
   use ExUnit.Case, async: true
 
@@ -15,14 +15,14 @@ defmodule EMLX.SumsTest do
   defp scalar(number, dtype), do: Array.scalar(number, dtype, device: @device)
   defp value(array), do: Array.to_list(array)
 
-  # Alone, in a program, and after other operations of a program, which may become one with each other.
+  # Alone, in a program, and after other operations of a program, which may be fused with it.
   defp ways(op, x) do
     program = Program.new(1, [{op, [0], 1}], [1])
     behind = Program.new(1, [{:negative, [0], 1}, {:negative, [1], 1}, {op, [2], 1}], [3])
     [run(op, [x]) | for(program <- [program, behind], do: hd(Program.run(program, [x], device: @device)))]
   end
 
-  # An array of one number, as it may lie.
+  # An array filled with one number, in several memory layouts.
   defp layouts(number, shape, dtype) do
     size = Enum.product(shape)
     flat = full(number, [size], dtype)
@@ -44,7 +44,7 @@ defmodule EMLX.SumsTest do
         do: assert(abs(have - want) <= relative * abs(want), "#{label}: #{inspect(have)}, expected #{want}")
   end
 
-  # f32 has the nearest number to 0.1.
+  # The f32 number nearest to 0.1.
   @tenth 0.10000000149011612
 
   describe "sums of a million numbers" do
@@ -56,7 +56,7 @@ defmodule EMLX.SumsTest do
           {[10, 100_000, 3], [1]},
           {[100, 3, 10_000], [0, 2]}
         ] do
-      test "are right in #{inspect(shape)} over #{inspect(axes)}" do
+      test "sums of a million numbers in #{inspect(shape)} over #{inspect(axes)} are accurate" do
         {shape, axes} = {unquote(shape), unquote(axes)}
         count = if axes, do: axes |> Enum.map(&Enum.at(shape, &1)) |> Enum.product(), else: Enum.product(shape)
 
@@ -70,7 +70,7 @@ defmodule EMLX.SumsTest do
       end
     end
 
-    test "are right of complex numbers" do
+    test "sums of a million complex numbers are accurate" do
       parts =
         Ops.run(:contiguous, [Ops.broadcast_to(Array.from_list([0.1, -0.1], :f32, device: @device), [1_000_000, 2])])
 
@@ -83,7 +83,7 @@ defmodule EMLX.SumsTest do
       end
     end
 
-    test "are rounded once in 16 bits" do
+    test "sums of 16-bit floats are rounded once" do
       for dtype <- [:f16, :bf16] do
         for sum <- ways(op(:sum), full(1.0, [30_000], dtype)), do: near!(dtype, value(sum), 30_000, 2.0e-3)
         for sum <- ways(op(:sum), full(1.0, [1_000], dtype)), do: assert(value(sum) == 1_000.0)
@@ -92,7 +92,7 @@ defmodule EMLX.SumsTest do
   end
 
   describe "means and variances" do
-    test "are right of many numbers far from 0" do
+    test "means and variances of many numbers far from 0 are accurate" do
       numbers = Ops.iota([1_025_000], dtype: :s32, device: @device) |> Ops.remainder(41) |> Ops.astype(:f32)
       x = Ops.add(numbers, scalar(999_980.0, :f32))
       for mean <- ways(op(:mean), x), do: near!("mean", value(mean), 1_000_000, 1.0e-6)
@@ -100,31 +100,31 @@ defmodule EMLX.SumsTest do
       for deviation <- ways(op(:std, %{ddof: 0}), x), do: near!("deviation", value(deviation), :math.sqrt(140), 1.0e-3)
     end
 
-    test "are right of 2^25 ones" do
+    test "the mean of 2^25 ones is 1 and their variance is 0" do
       x = Ops.broadcast_to(scalar(1.0, :f32), [33_554_432])
       assert value(run(op(:mean), [x])) == 1.0
       assert value(run(op(:var, %{ddof: 0}), [x])) == 0.0
     end
 
-    test "are right of more 16-bit numbers than the type can count" do
+    test "means of more 16-bit numbers than the type can count are accurate" do
       for dtype <- [:f16, :bf16] do
         x = full(0.5, [70_000], dtype)
         for mean <- ways(op(:mean), x), do: assert(value(mean) == 0.5)
         for variance <- ways(op(:var, %{ddof: 0}), x), do: assert(value(variance) == 0.0)
-        # Nor do the parts of a sum have to fit.
+        # Partial sums need not fit the type either.
         large = Ops.concatenate([full(60_000.0, [40], dtype), full(-60_000.0, [40], dtype)], axis: 0)
         for sum <- ways(op(:sum), large), do: assert(value(sum) == 0.0)
       end
     end
 
-    test "are right of integers whose sum the type cannot hold" do
+    test "means of integers whose sum overflows the type are accurate" do
       x = full(2_000_000_000, [8], :s32)
       near!("mean", value(run(op(:mean), [x])), 2.0e9, 1.0e-6)
     end
   end
 
   describe "cumulative sums" do
-    test "are right at the end of a million numbers" do
+    test "cumulative sums are accurate at the end of a million numbers" do
       for {shape, axis} <- [{[1_000_000], 0}, {[1_000_000, 3], 0}, {[2, 1_000_000], 1}, {[1_000_000, 16], 0}],
           reverse <- [false, true] do
         scan = {:cumsum, %{axis: axis, reverse: reverse, inclusive: true}}
@@ -137,7 +137,7 @@ defmodule EMLX.SumsTest do
       end
     end
 
-    test "of exponentials are right at the end of many numbers" do
+    test "cumulative sums of exponentials are accurate at the end of many numbers" do
       if @device == :cpu do
         scan = {:logcumsumexp, %{axis: 0, reverse: false, inclusive: true}}
         [last] = for sums <- [run(scan, [full(0.0, [100_000], :f32)])], do: List.last(value(sums))
@@ -146,8 +146,8 @@ defmodule EMLX.SumsTest do
     end
   end
 
-  describe "what is made of sums" do
-    test "normalizes long rows" do
+  describe "operations composed of sums" do
+    test "norms of long rows are accurate" do
       offsets = Ops.iota([1_000_000], dtype: :s32, device: @device) |> Ops.remainder(2) |> Ops.astype(:f32)
       # 1000 ± 0.1
       x = offsets |> Ops.multiply(0.2) |> Ops.add(999.9) |> Ops.reshape([1, 1_000_000])
@@ -159,14 +159,14 @@ defmodule EMLX.SumsTest do
       near!("rms_norm", root |> Ops.max() |> value(), 1.0, @running)
     end
 
-    test "normalizes rows by weights of another type" do
+    test "norms with weights of another type are accurate" do
       x = full(3.0, [2, 100_000], :bf16)
       weight = Array.from_binary(Array.to_binary(full(0.5, [100_000], :f32)), [100_000], :f32)
       normal = Golden.rms_norm(x, weight, eps: 0.0)
       near!("rms_norm", normal |> Ops.max() |> value(), 0.5, 1.0e-6)
     end
 
-    test "divides exponentials by all of them" do
+    test "softmax of long rows is accurate" do
       for {shape, axes} <- [{[300_000], [0]}, {[300_000, 3], [0]}, {[500, 3, 600], [0, 2]}, {[2, 300_000], [1]}] do
         softmax = run({:softmax, %{axes: axes, precise: true}}, [full(0.1, shape, :f32)])
         near!(inspect(shape), value(Ops.max(softmax)), 1 / 300_000, 2.0e-6)
@@ -174,14 +174,14 @@ defmodule EMLX.SumsTest do
       end
     end
 
-    test "is right on the diagonal of a matrix" do
+    test "the trace of a large matrix is accurate" do
       trace = {:trace, %{offset: 0, axis1: 0, axis2: 1}}
       x = Ops.broadcast_to(scalar(0.1, :f32), [40_000, 40_000])
       if @device == :cpu, do: near!("trace", value(run(trace, [x])), 4000.0, 1.0e-6)
     end
 
     if @device == :cpu do
-      test "is right of the logits of many classes" do
+      test "the cross entropy of many classes is accurate" do
         logits = full(0.1, [2, 500_000], :f32)
         targets = Array.from_list([3, 499_999], :s32)
         near!("cross_entropy", value(run(:cross_entropy, [logits, targets])), :math.log(500_000), 1.0e-6)
@@ -192,11 +192,11 @@ defmodule EMLX.SumsTest do
   if @device == :cpu do
     describe "products of a million terms" do
       for {dtype, relative} <- [f32: 1.0e-5, bf16: 8.0e-3, f16: 8.0e-3] do
-        test "are right in #{dtype}, in rows and in columns" do
+        test "products of a million terms are accurate in #{dtype}, row-major and column-major" do
           {dtype, relative} = {unquote(dtype), unquote(relative)}
           k = 1_000_000
           tenth = 0.1 |> scalar(dtype) |> Ops.astype(:f64) |> value()
-          # Of ones, since 16 bits have no 10,000 to the digit.
+          # With ones, since 16-bit floats cannot represent 10,000 exactly.
           want = k * tenth * 0.0625
 
           for n <- [1, 2, 13], m <- [1, 3, 40] do
@@ -219,7 +219,7 @@ defmodule EMLX.SumsTest do
         end
       end
 
-      test "are right of complex numbers" do
+      test "products of a million complex terms are accurate" do
         x = Ops.astype(full(0.1, [2, 1_000_000], :f32), :c64)
         product = Ops.matmul(x, Ops.transpose(x, [1, 0]))
 
@@ -227,8 +227,8 @@ defmodule EMLX.SumsTest do
             do: near!("c64", real, 1.0e4, 1.0e-5)
       end
 
-      test "are right of attention to many keys" do
-        # Of equal scores, so that the result is the mean of the values.
+      test "attention to many keys is accurate" do
+        # With equal scores, the result is the mean of the values.
         for queries <- [1, 9], dtype <- [:f32, :bf16] do
           q = full(0.0, [1, 1, queries, 16], dtype)
           k = full(0.0, [1, 1, 100_000, 16], dtype)
@@ -241,10 +241,10 @@ defmodule EMLX.SumsTest do
     end
   end
 
-  describe "numbers added at one place" do
-    # The numbers after 1 as factors: one by one, each product would be rounded.
+  describe "numbers added at one index" do
+    # Factors just above 1: multiplied one by one, each product would be rounded.
     for {dtype, count, factor} <- [{:bf16, 1_000, 1.0078125}, {:f16, 5_000, 1.0009765625}] do
-      test "are rounded once in #{dtype}" do
+      test "numbers that are added at one index are rounded once in #{dtype}" do
         {dtype, count} = {unquote(dtype), unquote(count)}
         {a, zeros} = {full(0.0, [3], dtype), full(0, [count], :s32)}
         ones = full(1.0, [count], dtype)
@@ -262,9 +262,9 @@ defmodule EMLX.SumsTest do
         near!("scatter_prod", hd(value(products)), :math.pow(small, 500), 8.0e-3)
       end
 
-      test "of windows are rounded once in #{dtype}" do
+      test "numbers that windows add at one index are rounded once in #{dtype}" do
         {dtype, count} = {unquote(dtype), unquote(count)}
-        # A maximum that all windows see.
+        # All windows contain the maximum.
         a =
           Ops.concatenate([full(0.0, [count - 1], dtype), full(1.0, [1], dtype), full(0.0, [count - 1], dtype)],
             axis: 0
@@ -279,7 +279,7 @@ defmodule EMLX.SumsTest do
     end
 
     if @device == :cpu do
-      test "are added up in more than f32" do
+      test "numbers that are added at one index are accumulated in more than f32" do
         {a, zeros} = {full(1.0, [3], :f32), full(0, [1_000_000], :s32)}
         tenths = full(0.1, [1_000_000], :f32)
 
@@ -293,7 +293,7 @@ defmodule EMLX.SumsTest do
         near!("scatter_add_axis", hd(value(run({:scatter_add_axis, %{axis: 0}}, [a, zeros, tenths]))), 100_001, 1.0e-6)
       end
 
-      test "are added up by their parts where they are complex" do
+      test "complex numbers that are added at one index are accurate" do
         a = Ops.astype(full(1.0, [2, 3], :f32), :c64)
         updates = Ops.reshape(Ops.astype(full(0.5, [4, 3], :f32), :c64), [4, 1, 3])
         index = Array.from_list([1, 1, -1, 5], :s32)
@@ -309,8 +309,8 @@ defmodule EMLX.SumsTest do
 
   defp random(list), do: Enum.random(list)
 
-  # Numbers of some magnitude, some far from 0, that lie in some way; what is in the other places of memory is not
-  # finite.
+  # Numbers of a random magnitude, some far from 0, in a random memory layout. The memory between the elements is filled
+  # with non-finite numbers.
   defp numbers(shape, dtype) do
     key = Ops.random_key(:rand.uniform(1_000_000), device: @device)
     scale = random(if dtype == :f16, do: [1.0, 100.0], else: [1.0e-3, 1.0, 1.0e4])
@@ -363,7 +363,7 @@ defmodule EMLX.SumsTest do
     if Enum.product(shape) <= 200_000, do: shape, else: shape()
   end
 
-  # The reference, and what it may be off by: sums by the sum of magnitudes, as the classes of Tolerance say.
+  # The reference and its tolerance: for sums, relative to the sum of magnitudes, as the classes of Tolerance define.
   defp check!(label, name, attributes, x, have) do
     wide = Ops.astype(Array.to_device(x, :cpu), :f64)
     [have_wide, want] = [Ops.astype(Array.to_device(have, :cpu), :f64), Ops.run({name, attributes}, [wide])]
@@ -376,12 +376,12 @@ defmodule EMLX.SumsTest do
 
     distance = Ops.abs(Ops.subtract(have_wide, want))
     near = Ops.less_equal(distance, Ops.add(Ops.multiply(magnitudes, relative), absolute))
-    # Beyond the type's range there is an infinity.
+    # Results beyond the type's range are infinite.
     near = Ops.logical_or(near, Ops.greater(Ops.abs(want), if(Array.dtype(x) == :f16, do: 65_000.0, else: 3.0e38)))
     assert value(Ops.all(near)), "#{label}: off by #{value(Ops.max(distance))}"
   end
 
-  # Prints what a failure takes to be seen again.
+  # The label of a check has the seed that repeats it.
   defp for_all(count, name, check) do
     seed = :rand.uniform(1_000_000_000)
 
@@ -417,14 +417,14 @@ defmodule EMLX.SumsTest do
   end
 
   for name <- [:sum, :mean, :var, :std, :logsumexp] do
-    test "#{name} is right of any shape, over any axes, of arrays that lie in any way" do
+    test "#{name} is accurate for any shape, any axes and any memory layout" do
       for_all(60, unquote(name), &check_reduction!(&1, unquote(name)))
     end
   end
 
   if @device == :cpu do
     for name <- [:cumsum, :logcumsumexp] do
-      test "#{name} is right of any shape, along any axis, of arrays that lie in any way" do
+      test "#{name} is accurate for any shape, any axis and any memory layout" do
         for_all(60, unquote(name), &check_scan!(&1, unquote(name)))
       end
     end

@@ -8,7 +8,7 @@ defmodule EMLX.TelemetryTest do
 
   alias EMLX.{Array, Ops, Telemetry}
 
-  # Telemetry comes with Nx. The core tier alone has no events, and the last test is about that.
+  # Nx depends on telemetry. The core tier alone emits no events, which the last test covers.
   @telemetry? Enum.any?(Application.started_applications(), &match?({:telemetry, _, _}, &1))
 
   if @telemetry? do
@@ -35,7 +35,7 @@ defmodule EMLX.TelemetryTest do
       assert duration > 0
     end
 
-    test "reading an array is an evaluation where it has to wait, and no event where the value is there" do
+    test "reading an array is an evaluation if it has to wait, and no event for a computed array" do
       array = sum(100)
 
       {value, [_, {[:eval, :stop], %{bytes: 4}, %{op: :to_binary, queue: nil}}]} =
@@ -60,7 +60,7 @@ defmodule EMLX.TelemetryTest do
     end
 
     test "an evaluation that fails is an exception event" do
-      # Singular.
+      # A singular matrix.
       inverse = Ops.inv(Ops.zeros({2, 2}, :f32))
       {{:error, %EMLX.Error{} = error}, events} = record(fn -> caught(fn -> EMLX.eval(inverse) end) end)
       assert [[:eval, :start], [:eval, :exception]] = names(events)
@@ -147,7 +147,7 @@ defmodule EMLX.TelemetryTest do
       assert :telemetry.list_handlers([:emlx, :eval, :start]) == []
     end
 
-    test "profile counts and sums events, and detaches its handler even where its function raises" do
+    test "profile counts and sums events, and detaches its handler even if its function raises" do
       run = fn -> for _ <- 1..3, do: Array.to_list(sum(50)) end
       {[50.0, 50.0, 50.0], lines} = Telemetry.profile(run)
 
@@ -168,7 +168,7 @@ defmodule EMLX.TelemetryTest do
       assert Telemetry.table(lines) =~ "eval eval (1 failed)"
     end
   else
-    test "without telemetry everything works, and profile says what is missing" do
+    test "without telemetry everything works, and profile's error names the missing library" do
       assert Array.to_list(Ops.sum(Ops.ones({3}, :f32))) == 3.0
       assert_raise RuntimeError, ~r/no telemetry/, fn -> Telemetry.profile(fn -> :ok end) end
     end

@@ -1,5 +1,5 @@
-# Right values where layouts, types or padding made them wrong, each by a small input. EMLX.DifferentialTest looks for
-# more.
+# Regressions of wrong values caused by layouts, types or padding, each with a small input. EMLX.DifferentialTest
+# searches for more.
 defmodule EMLX.ValuesTest do
   use ExUnit.Case, async: true
 
@@ -8,7 +8,7 @@ defmodule EMLX.ValuesTest do
   defp array(list, dtype), do: Array.from_list(list, dtype, device: Golden.device())
   defp back(array), do: Array.to_list(array)
 
-  test "what is computed from parts of a reversed array reads the parts" do
+  test "results computed from parts of a reversed array read these parts" do
     reversed = Ops.flip(array([[1, 2], [3, 4], [5, 6]], :s32), [0, 1])
     [left, right] = Ops.split(reversed, [1], axis: 1)
     assert back(Ops.multiply(left, right)) == [[30], [12], [2]]
@@ -52,7 +52,7 @@ defmodule EMLX.ValuesTest do
     assert back(Ops.run(op.(:max), [infinities, array([1.0, 1.0, 1.0], :f32), array(0.0, :f32)])) == [2.0, 1.0, 0.0]
   end
 
-  test "a sum of products of no terms leaves what is added, also where that has strides" do
+  test "addmm without terms returns the scaled addend, also for a strided one" do
     wide = array([[1, 9, 2, 9], [3, 9, 4, 9]], :bf16)
     c = Ops.slice(wide, [0, 0], [2, 4], [1, 2])
     [a, b] = for shape <- [[2, 0], [0, 2]], do: Ops.zeros(shape, :bf16, device: Golden.device())
@@ -90,7 +90,7 @@ defmodule EMLX.ValuesTest do
     end
   end
 
-  test "whole numbers between whole numbers are whole" do
+  test "linspace between integers with an integer step returns integers" do
     for {start, stop, num} <- [{0, 650, 651}, {-3, 300, 304}, {10, 0, 11}, {0, 10, 4}] do
       wanted = for i <- 0..(num - 1), do: div(start * (num - 1) + (stop - start) * i, num - 1)
       assert back(Ops.linspace(start, stop, num, dtype: :s32, device: Golden.device())) == wanted

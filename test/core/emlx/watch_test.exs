@@ -1,5 +1,5 @@
 defmodule EMLX.WatchTest do
-  # What the compile cache learns of arrays by.
+  # EMLX.Native.watch/1, which notifies the compile cache of arrays.
   use ExUnit.Case, async: true
 
   alias EMLX.{Array, Native, Ops, Program}
@@ -9,7 +9,7 @@ defmodule EMLX.WatchTest do
     number
   end
 
-  test "a process is told once when the last reference to an array goes" do
+  test "a process receives one message when the last reference to an array is dropped" do
     array = Ops.add(Array.scalar(1, :s32), 1)
     number = number(array)
     {:ok, :ok} = Native.watch([array.ref])
@@ -42,7 +42,7 @@ defmodule EMLX.WatchTest do
     assert Array.to_list(result) == [3.0, 6.0]
   end
 
-  test "a program's constant is its array, also where that is not computed yet and where it fails" do
+  test "a program's constant is its array, also one that is not computed yet or fails" do
     lazy = Ops.exp(Ops.zeros({2}, :f32))
     program = Program.new(0, [], [0], constants: [lazy])
     assert [result] = Program.run(program, [])
@@ -53,7 +53,7 @@ defmodule EMLX.WatchTest do
     assert_raise EMLX.Error, fn -> program |> Program.run([]) |> hd() |> Array.to_list() end
   end
 
-  test "a process that has ended is no danger to what it watched" do
+  test "arrays whose watching process has exited stay usable" do
     array = Ops.ones({4}, :f32)
     Task.await(Task.async(fn -> Native.watch([array.ref]) end))
     assert Array.to_list(array) == [1.0, 1.0, 1.0, 1.0]

@@ -3,14 +3,14 @@ defmodule EMLX.BackendTest do
 
   import EMLX.Random
 
-  # A GPU has no f64, of which c128 is made.
+  # A GPU has neither f64 nor c128, which is stored as f64.
   @double if EMLX.Golden.device() == :gpu, do: [], else: [{:c, 128}]
 
   doctest EMLX.Backend
   doctest_file(EMLX.Guide.path("migration"))
 
-  describe "arrays of tensors and back" do
-    test "keep names, types that MLX lacks, and vectorized axes" do
+  describe "conversion between tensors and arrays" do
+    test "to_nx/2 restores names, types that MLX lacks, and vectorized axes" do
       for type <- [{:s, 2}, {:u, 4}, {:s, 32}, {:f, 8}, {:f8_e4m3fn, 8}, {:bf, 16}, {:f, 32}, {:c, 64}] ++ @double do
         tensor = Nx.iota({2, 3, 1}, type: type, names: [nil, :rows, nil]) |> Nx.vectorize(:x)
         back = tensor |> EMLX.Backend.to_array() |> EMLX.Backend.to_nx(tensor)
@@ -19,18 +19,18 @@ defmodule EMLX.BackendTest do
       end
     end
 
-    test "of another size are refused" do
+    test "to_nx/2 refuses an array of another size" do
       error = assert_raise EMLX.Error, fn -> EMLX.Backend.to_nx(EMLX.Ops.iota({6}), Nx.template({5}, :s32)) end
       assert error.reason =~ "shape [6] cannot become [5]"
     end
 
-    test "of a template are refused" do
+    test "to_array/1 refuses a template" do
       assert_raise RuntimeError, ~r/TemplateBackend/, fn -> EMLX.Backend.to_array(Nx.template({2}, :f32)) end
     end
   end
 
   describe "options" do
-    test "name a device that is there" do
+    test "the option :device accepts an available device only" do
       assert EMLX.Backend.init(device: :cpu) == [device: :cpu]
       assert EMLX.Backend.init([])[:device] in [:cpu, :gpu]
 
@@ -43,14 +43,14 @@ defmodule EMLX.BackendTest do
       end
     end
 
-    test "that are not there are refused" do
+    test "unknown devices and options are refused" do
       assert_raise ArgumentError, ~r/:cpu or :gpu, got: :tpu/, fn -> EMLX.Backend.init(device: :tpu) end
       assert_raise ArgumentError, ~r/unknown keys \[:client\]/, fn -> EMLX.Backend.init(client: :host) end
     end
   end
 
   describe "types" do
-    test "from_binary and to_binary give back every type's bits" do
+    test "from_binary and to_binary preserve the bits of every type" do
       for_all(100, :bits, fn ->
         tensor = tensor(shape(), one_of(types()), special: 0.2, range: {-300, 300})
         there = Nx.backend_copy(tensor, backend())
@@ -74,7 +74,7 @@ defmodule EMLX.BackendTest do
       same(fn -> Nx.tensor(-9_223_372_036_854_775_808, type: :s64) end, [])
     end
 
-    test "iota and eye of every type" do
+    test "iota and eye support every type" do
       for type <- types() do
         same(fn -> Nx.iota({3, 4}, type: type) end, [])
         same(fn -> Nx.iota({3, 4}, axis: 0, type: type) end, [])
@@ -92,8 +92,8 @@ defmodule EMLX.BackendTest do
       assert Nx.to_number(Nx.tensor(36_893_488_147_419_103_235, type: :f32)) == 36_893_488_147_419_103_232.0
     end
 
-    # By it the backend knows where it need not cast.
-    test "MLX promotes types as the backend takes for granted" do
+    # The backend relies on it to omit casts.
+    test "MLX promotes types as the backend assumes" do
       types = [:u8, :u16, :u32, :u64, :s8, :s16, :s32, :s64, :f16, :bf16, :f32, :c64]
 
       for a <- types, b <- types do
@@ -110,7 +110,7 @@ defmodule EMLX.BackendTest do
       assert Nx.to_flat_list(Nx.tensor([1.0e6, :infinity, :nan]) |> Nx.as_type(:f8_e4m3fn)) == [448.0, 448.0, :nan]
     end
 
-    test "arithmetic of few bits wraps" do
+    test "arithmetic of types of fewer than 8 bits wraps around" do
       t = Nx.tensor([1, 7, -8], type: :s4)
       assert Nx.to_flat_list(Nx.add(t, t)) == [2, -2, 0]
       assert Nx.to_flat_list(Nx.subtract(Nx.tensor([0, 3], type: :u2), Nx.tensor([1, 1], type: :u2))) == [3, 2]
@@ -118,7 +118,7 @@ defmodule EMLX.BackendTest do
   end
 
   describe "other backends" do
-    test "their tensors take part" do
+    test "operations take tensors of other backends" do
       binary = Nx.tensor([1, 2, 3], backend: Nx.BinaryBackend)
       here = Nx.tensor([10, 20, 30])
       assert %{data: %EMLX.Backend{}} = sum = Nx.add(binary, here)
@@ -128,7 +128,7 @@ defmodule EMLX.BackendTest do
       assert Nx.to_flat_list(Nx.select(Nx.tensor([1, 0, 1], backend: Nx.BinaryBackend), here, binary)) == [10, 2, 30]
     end
 
-    test "transfers go there and back" do
+    test "tensors are transferred and copied to other backends and back" do
       t = Nx.iota({2, 3}, names: [:x, :y], type: :f32)
       there = Nx.backend_transfer(t, Nx.BinaryBackend)
       assert %Nx.BinaryBackend{} = there.data
@@ -138,7 +138,7 @@ defmodule EMLX.BackendTest do
       assert %Nx.BinaryBackend{} = Nx.backend_transfer(t).data
     end
 
-    test "a deallocated tensor cannot be used, and what was computed from it can" do
+    test "a deallocated tensor cannot be used, but results computed from it can" do
       t = Nx.iota({2, 3}, type: :f32)
       double = Nx.multiply(t, 2)
       assert Nx.backend_deallocate(t) == :ok
@@ -158,7 +158,7 @@ defmodule EMLX.BackendTest do
       end
     end
 
-    test "what a compiled function gives back unchanged outlives the deallocation of its argument" do
+    test "an unchanged result of a compiled function outlives the deallocation of its argument" do
       {_, device} = backend()
 
       # Alone, and beside a loop, which runs on the queue.
@@ -185,7 +185,7 @@ defmodule EMLX.BackendTest do
       assert reason =~ "EMLX uses one device of each kind"
     end
 
-    test "transfers of vectorized tensors" do
+    test "vectorized tensors are transferred with their axes" do
       t = Nx.vectorize(Nx.iota({2, 3}), :x)
       there = Nx.backend_transfer(t, Nx.BinaryBackend)
       assert there.vectorized_axes == [x: 2]
@@ -195,7 +195,7 @@ defmodule EMLX.BackendTest do
   end
 
   describe "values" do
-    test "to_binary takes no more than it is asked for" do
+    test "to_binary reads no more elements than its limit" do
       t = Nx.iota({3, 4}, type: :u8)
       assert Nx.to_binary(t, limit: 5) == <<0, 1, 2, 3, 4>>
       assert Nx.to_binary(Nx.transpose(t), limit: 3) == <<0, 4, 8>>
@@ -203,7 +203,7 @@ defmodule EMLX.BackendTest do
       assert Nx.to_binary(Nx.vectorize(Nx.iota({2, 2}, type: :u8), :x)) == <<0, 1, 2, 3>>
     end
 
-    test "to_batched cuts, repeats and discards" do
+    test "to_batched slices, repeats and discards" do
       t = Nx.iota({5, 2})
 
       for opts <- [[leftover: :repeat], [leftover: :discard]] do
@@ -211,13 +211,13 @@ defmodule EMLX.BackendTest do
       end
     end
 
-    test "serialization" do
+    test "serialization preserves a tensor" do
       t = Nx.iota({2, 3}, type: :bf16, names: [:a, nil])
       read = t |> Nx.serialize() |> IO.iodata_to_binary() |> Nx.deserialize()
       assert_same(read, t)
     end
 
-    test "inspection names the backend where it is wanted" do
+    test "add_backend_on_inspect: false leaves the backend's name out" do
       t = Nx.tensor([1, 2, 3])
       text = inspect(t)
       assert text == "#Nx.Tensor<\n  s32[3]\n  [1, 2, 3]\n>"
@@ -232,7 +232,7 @@ defmodule EMLX.BackendTest do
   end
 
   describe "pointers" do
-    test "lead to the elements and back" do
+    test "a pointer leads to the elements and back" do
       for type <- [{:u, 8}, {:s, 64}, {:f, 32}, {:bf, 16}, {:c, 64}] ++ @double,
           t = Nx.iota({2, 3}, type: type),
           t <- [t, Nx.transpose(t), Nx.broadcast(t, {2, 2, 3})] do
@@ -243,12 +243,12 @@ defmodule EMLX.BackendTest do
       end
     end
 
-    test "carry names" do
+    test "from_pointer takes names" do
       pointer = Nx.to_pointer(t = Nx.tensor([1, 2]))
       assert_same(Nx.from_pointer(backend(), pointer, {:s, 32}, {2}, names: [:x]), Nx.rename(t, [:x]))
     end
 
-    test "to shared memory lead to the elements once, and carry names" do
+    test "a pointer to shared memory leads to the elements once, and takes names" do
       for type <- [{:u, 8}, {:s, 64}, {:f, 32}, {:bf, 16}, {:c, 64}] ++ @double,
           t = Nx.iota({2, 3}, type: type),
           t <- [t, Nx.transpose(t), Nx.broadcast(t, {2, 2, 3})] do
@@ -269,14 +269,14 @@ defmodule EMLX.BackendTest do
       name
     end
 
-    test "of another kind, size, mode or permissions are refused" do
+    test "pointers of another kind, size, mode or permissions are refused" do
       t = Nx.tensor([1, 2, 3])
 
       for mode <- [:local, :ipc] do
         pointer = Nx.to_pointer(t, mode: mode)
         message = ~r/data_size is 12 bytes, \{3\} of s64 takes 24/
         assert_raise ArgumentError, message, fn -> Nx.from_pointer(backend(), pointer, {:s, 64}, {3}) end
-        # It is still there.
+        # The pointer is still valid.
         assert_same(Nx.from_pointer(backend(), pointer, {:s, 32}, {3}), t)
       end
 
@@ -291,7 +291,7 @@ defmodule EMLX.BackendTest do
   end
 
   describe "processes" do
-    test "use each other's tensors" do
+    test "processes can use each other's tensors" do
       t = Nx.iota({100})
 
       sums =
@@ -302,21 +302,21 @@ defmodule EMLX.BackendTest do
       assert sums == Enum.map(1..20, &(&1 * 4950))
     end
 
-    test "that end leave their tensors to others" do
+    test "a tensor outlives the process that created it" do
       t = Task.await(Task.async(fn -> Nx.add(Nx.iota({3}), 1) end))
       :erlang.garbage_collect()
       assert Nx.to_flat_list(t) == [1, 2, 3]
     end
   end
 
-  test "errors name the operation and what it was given" do
+  test "an error names the operation and the shapes of its inputs" do
     a = EMLX.Backend.to_array(Nx.iota({2, 3}))
     error = catch_error(EMLX.Ops.matmul(a, a))
     assert Exception.message(error) =~ "matmul"
     assert Exception.message(error) =~ "[2][3]"
   end
 
-  test "what Nx draws at random is the binary backend's" do
+  test "Nx.Random returns the binary backend's numbers" do
     same(
       fn ->
         key = Nx.Random.key(42)

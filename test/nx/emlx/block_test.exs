@@ -42,12 +42,12 @@ defmodule EMLX.BlockTest do
       assert take_blocks() == [{Odd, :composed, "not today"}]
     end
 
-    test "a block whose implementation runs the composed function itself is an event of a composed block" do
+    test "a block whose implementation runs the composed function emits the event of a composed block" do
       assert Nx.to_flat_list(TestBlock.double(%Odd{does: :compose}, tensor())) == doubled()
       assert take_blocks() == [{Odd, :composed, nil}]
     end
 
-    test "a block may run blocks, and each is an event" do
+    test "a block may run blocks, and each emits an event" do
       assert Nx.to_flat_list(TestBlock.double(%Odd{does: :nested}, tensor())) == doubled()
       assert take_blocks() == [{Odd, :fused, nil}, {Odd, :fused, nil}]
 
@@ -87,7 +87,7 @@ defmodule EMLX.BlockTest do
       assert Nx.to_flat_list(gradient) == [2.0, 2.0, 2.0]
     end
 
-    test "a block on another backend is composed, and is no event" do
+    test "a block on another backend is composed and emits no event" do
       tensor = Nx.backend_copy(tensor(), Nx.BinaryBackend)
       assert Nx.to_flat_list(TestBlock.double(%Odd{does: :raise}, tensor)) == doubled()
       assert take_blocks() == []
@@ -133,7 +133,7 @@ defmodule EMLX.BlockTest do
       assert take_blocks() == [{Odd, :fused, nil}]
     end
 
-    test "an implementation whose result does not fit is named with what is wrong" do
+    test "an implementation whose result does not fit is named with the difference" do
       for {does, given} <- [shape: "f32[1][1][3]", type: "s64[1][3]", term: ":ok"] do
         error = assert_raise EMLX.Block.Error, fn -> TestBlock.double(%Odd{does: does}, tensor()) end
         assert Exception.message(error) =~ "gave #{given}, not f32[1][3]"
@@ -176,9 +176,9 @@ defmodule EMLX.BlockTest do
     @types EMLX.Random.types() --
              [{:c, 128} | if(System.get_env("EMLX_TEST_DEVICE") == "gpu", do: [{:f, 64}], else: [])]
 
-    # Every one of them is run fused and composed, and what was told is checked.
+    # Each block runs fused and composed, and its events are checked.
     defp same_block(block, path, fun, tensors, opts \\ []) do
-      # The binary backend of Nx's main branch does not add integers of less than 8 bits. There the path alone is
+      # The binary backend of Nx's main branch does not add integers of less than 8 bits. For them only the path is
       # checked.
       if same(fun, tensors, opts) == :skipped, do: apply(fun, Enum.map(tensors, &Nx.backend_copy(&1, backend())))
 
@@ -193,7 +193,7 @@ defmodule EMLX.BlockTest do
       end
     end
 
-    test "phase of complex numbers has a kernel, that of real ones is composed" do
+    test "phase has a kernel for complex numbers and is composed for real ones" do
       for_all(10, "phase", fn ->
         tensor = EMLX.Random.tensor(EMLX.Random.shape(), {:c, 64})
         same_block(Nx.Block.Phase, :fused, &Nx.phase/1, [tensor])
@@ -242,7 +242,7 @@ defmodule EMLX.BlockTest do
             shape = EMLX.Random.shape(1..3, 1..6)
             tensor = EMLX.Random.tensor(shape, type, range: {-2, 2})
             opts = [axis: EMLX.Random.integer(0..(tuple_size(shape) - 1)), reverse: EMLX.Random.chance(0.5)]
-            # Sums of 16-bit floats are rounded once here, after each addition there.
+            # EMLX rounds sums of 16-bit floats once, the binary backend after each addition.
             tolerance = if elem(type, 1) == 16, do: [rtol: 5.0e-2, atol: 5.0e-2], else: [rtol: 1.0e-4, atol: 1.0e-5]
             tolerance = if Nx.Type.integer?(type), do: [], else: tolerance
             tolerance = if elem(type, 1) == 8 and tolerance != [], do: [rtol: 0.5, atol: 0.5], else: tolerance
@@ -307,7 +307,7 @@ defmodule EMLX.BlockTest do
       end)
     end
 
-    # The binary backend transforms only the last axis where there are more than two, and none of size 1.
+    # The binary backend is right only for the last of more than two axes, and not for axes of size 1.
     defp along(tensor, axis, fun) do
       axes = Nx.axes(tensor)
       order = List.delete(axes, axis) ++ [axis]
@@ -371,7 +371,7 @@ defmodule EMLX.BlockTest do
 end
 
 defmodule EMLX.BlockGuideTest do
-  # Not with others: the guide's handler is told of every process's blocks.
+  # Not async: the guide's handler receives the events of all processes.
   use EMLX.NxCase, async: false
 
   doctest_file(EMLX.Guide.path("blocks"))

@@ -1,5 +1,5 @@
 defmodule EMLX.CompilerTest do
-  # One at a time: telemetry, memory and traced functions are everybody's.
+  # Not async: telemetry, memory and the compile cache are shared by all processes.
   use EMLX.NxCase, async: false
 
   import EMLX.TelemetryRecorder, only: [record: 1, record_blocks: 1]
@@ -14,7 +14,7 @@ defmodule EMLX.CompilerTest do
     %{opts: [compiler: EMLX] ++ device}
   end
 
-  # How often `fun` has functions traced.
+  # Returns the number of traces during `fun`, and its result.
   defp traces(fun) do
     id = make_ref()
     counter = :counters.new(1, [])
@@ -24,7 +24,7 @@ defmodule EMLX.CompilerTest do
     {:counters.get(counter, 1), result}
   end
 
-  # The calls of native functions that `fun` makes in this process.
+  # Returns the calls of native functions that `fun` makes in this process, and its result.
   defp native_calls(fun) do
     me = self()
 
@@ -45,7 +45,7 @@ defmodule EMLX.CompilerTest do
     result = fun.()
     :erlang.trace(me, false, [:call])
     :erlang.trace_pattern({EMLX.Native, :_, :_}, false, [:local])
-    # What was traced has arrived when the tracer says so.
+    # The trace messages have arrived when the tracer confirms it.
     ref = :erlang.trace_delivered(me)
     receive do: ({:trace_delivered, ^me, ^ref} -> :ok)
     send(tracer, {:finish, me})
@@ -55,7 +55,7 @@ defmodule EMLX.CompilerTest do
   defn(polynomial(x, w), do: Nx.sum(x * w + Nx.exp(x) * w))
 
   describe "the cache" do
-    test "has a function traced once for each signature", %{opts: opts} do
+    test "the cache traces a function once for each signature", %{opts: opts} do
       fun = jit(fn x, w -> Nx.add(x, Nx.sum(w)) end, opts)
       x = Nx.tensor([1.0, 2.0])
 
@@ -73,7 +73,7 @@ defmodule EMLX.CompilerTest do
       assert {0, _} = traces(fn -> fun.(x, 7) end)
     end
 
-    test "knows functions by what they close over", %{opts: opts} do
+    test "the cache distinguishes functions by the terms they close over", %{opts: opts} do
       make = fn n -> jit(fn x -> Nx.multiply(x, n) end, opts) end
       assert {1, a} = traces(fn -> make.(2).(10) end)
       assert {1, b} = traces(fn -> make.(3).(10) end)
@@ -81,14 +81,14 @@ defmodule EMLX.CompilerTest do
       assert Enum.map([a, b, c], &Nx.to_number/1) == [20, 30, 22]
     end
 
-    test "knows containers by their structure", %{opts: opts} do
+    test "the cache distinguishes containers by their structure", %{opts: opts} do
       fun = jit(fn map -> map |> Map.values() |> Enum.reduce(&Nx.add/2) end, opts)
       assert {1, _} = traces(fn -> fun.(%{a: 1, b: 2}) end)
       assert {1, c} = traces(fn -> fun.(%{a: 1, b: 2, c: 4}) end)
       assert Nx.to_number(c) == 7
     end
 
-    test "serves Nx.Defn.compile/3 and jit_apply/3", %{opts: opts} do
+    test "Nx.Defn.compile/3 and jit_apply/3 share the cache", %{opts: opts} do
       template = Nx.template({3}, :f32)
       {1, compiled} = traces(fn -> Nx.Defn.compile(&polynomial/2, [template, template], opts) end)
       x = Nx.tensor([0.5, -1.0, 2.0])
@@ -98,7 +98,7 @@ defmodule EMLX.CompilerTest do
       assert_same(again, result)
     end
 
-    test "keeps the functions used last", %{opts: opts} do
+    test "the cache keeps the most recently used functions", %{opts: opts} do
       Application.put_env(:emlx, :compiler_cache, 20)
       on_exit(fn -> Application.delete_env(:emlx, :compiler_cache) end)
       EMLX.clear_compiler_cache()
@@ -109,7 +109,7 @@ defmodule EMLX.CompilerTest do
       assert {1, _} = traces(fn -> make.(1) end)
     end
 
-    test "is named where the application is not started", %{opts: opts} do
+    test "a call raises if the application is not started", %{opts: opts} do
       :ok = Supervisor.terminate_child(EMLX.Supervisor, Cache)
       on_exit(fn -> Supervisor.restart_child(EMLX.Supervisor, Cache) end)
       assert_raise RuntimeError, ~r/:emlx is not started/, fn -> jit_apply(&Nx.exp/1, [1], opts) end
@@ -117,14 +117,14 @@ defmodule EMLX.CompilerTest do
       assert Nx.to_number(jit_apply(&Nx.negate/1, [1], opts)) == -1
     end
 
-    test "can be left out", %{opts: opts} do
+    test "cache: false traces at each call", %{opts: opts} do
       fun = jit(fn x -> Nx.add(x, 41) end, [cache: false] ++ opts)
       assert {2, _} = traces(fn -> {fun.(1), fun.(1)} end)
     end
   end
 
   describe "a run" do
-    test "is one native call", %{opts: opts} do
+    test "a run is one native call", %{opts: opts} do
       fun = fn x, w -> Enum.reduce(1..50, x, fn _, x -> Nx.tanh(Nx.add(Nx.multiply(x, w), 1)) end) end
       x = Nx.tensor([0.5, 0.25])
       compiled = Nx.Defn.compile(fun, [x, x], opts)
@@ -133,7 +133,7 @@ defmodule EMLX.CompilerTest do
       assert_same(result, jit_apply(fun, [x, x], compiler: Nx.Defn.Evaluator), rtol: 1.0e-4)
     end
 
-    test "with control flow is one native call too", %{opts: opts} do
+    test "a run with control flow is one native call", %{opts: opts} do
       x = Nx.tensor(0.5)
       compiled = Nx.Defn.compile(&iterate/2, [x, Nx.tensor(100)], opts)
       n = Nx.tensor(100)
@@ -142,31 +142,31 @@ defmodule EMLX.CompilerTest do
       assert_same(result, jit_apply(&iterate/2, [x, 100], compiler: Nx.Defn.Evaluator), rtol: 1.0e-4)
     end
 
-    test "does not wait for the one before", %{opts: opts} do
-      # Forty runs of a product, each of the result of the one before, are submitted while the first is computed.
+    test "a run does not wait for the previous one", %{opts: opts} do
+      # Ten runs of a product, each on the previous result, are submitted while the first one is computed.
       a = Nx.eye(512, type: :f32)
       compiled = Nx.Defn.compile(fn a, b -> Nx.dot(a, b) end, [a, a], opts)
       compiled.(a, a) |> Nx.to_binary()
       {calls, result} = native_calls(fn -> Enum.reduce(1..10, a, fn _, b -> compiled.(a, b) end) end)
-      # Nothing but the runs was called; no call waits for a message.
+      # Only the runs were called, and no call waits for a message.
       assert length(calls) == 10
       assert_same(result, a)
     end
 
-    test "takes tensors of any backend, and unused ones not at all", %{opts: opts} do
+    test "a run takes tensors of any backend, and ignores unused ones", %{opts: opts} do
       fun = jit(fn a, _b, c -> Nx.subtract(a, c) end, opts)
       a = Nx.tensor([5, 6], backend: Nx.BinaryBackend)
       assert_same(fun.(a, Nx.tensor([1.0]), 2), Nx.tensor([3, 4]))
     end
 
-    test "gives containers, inputs and constants as they are", %{opts: opts} do
+    test "a run returns containers, inputs and constants unchanged", %{opts: opts} do
       x = Nx.tensor([1, 2])
       result = jit_apply(fn x -> %{same: x, pair: {Nx.add(x, 1), 7}} end, [x], opts)
       assert_same(result, %{same: x, pair: {Nx.tensor([2, 3]), Nx.tensor(7)}})
       assert %Nx.Tensor{data: %EMLX.Backend{}} = result.same
     end
 
-    test "may have its element-wise operations fused", %{opts: opts} do
+    test "a run with fuse: true computes the same as without", %{opts: opts} do
       fun = fn x, n ->
         {y, _} = grown(Nx.multiply(Nx.sigmoid(Nx.add(Nx.sin(x), 1)), Nx.tanh(x)), n)
         Nx.sum(Nx.exp(Nx.negate(y)), axes: [1])
@@ -177,7 +177,7 @@ defmodule EMLX.CompilerTest do
       assert_same(fused, jit_apply(fun, args, [fuse: false] ++ opts), rtol: 1.0e-5)
     end
 
-    test "keeps names and vectorized axes", %{opts: opts} do
+    test "a run keeps names and vectorized axes", %{opts: opts} do
       x = Nx.vectorize(Nx.iota({2, 3}, names: [:rows, :columns], type: :f32), :rows)
       fun = fn x -> Nx.sum(Nx.sin(x), axes: [:columns], keep_axes: true) end
       assert_same(jit_apply(fun, [x], opts), fun.(x))
@@ -201,7 +201,7 @@ defmodule EMLX.CompilerTest do
 
   describe "captured tensors" do
     @tag :timing
-    test "are constants of the program, copied once", %{opts: opts} do
+    test "captured tensors are constants of the program, copied once", %{opts: opts} do
       captured = Nx.iota({1024, 256}, type: :f32, backend: Nx.BinaryBackend)
       compiled = Nx.Defn.compile(fn x -> Nx.sum(Nx.multiply(x, captured)) end, [Nx.template({}, :f32)], opts)
       Nx.to_number(compiled.(Nx.tensor(1.0)))
@@ -223,7 +223,7 @@ defmodule EMLX.CompilerTest do
       {count, result}
     end
 
-    test "has common subexpressions once", %{opts: opts} do
+    test "a program computes common subexpressions once", %{opts: opts} do
       x = Nx.tensor([1.0, 2.0])
       once = fn x -> Nx.add(Nx.exp(x), 2) end
       twice = fn x -> Nx.multiply(Nx.add(Nx.exp(x), 2), Nx.add(Nx.exp(x), 2)) end
@@ -233,7 +233,7 @@ defmodule EMLX.CompilerTest do
       assert_same(result, twice.(x))
     end
 
-    test "has no dead code", %{opts: opts} do
+    test "a program has no dead code", %{opts: opts} do
       fun = fn x ->
         {q, _r} = Nx.LinAlg.qr(x)
         _ = Nx.exp(x)
@@ -247,13 +247,13 @@ defmodule EMLX.CompilerTest do
       assert_same(result, fun.(x))
     end
 
-    test "has what is known as constants", %{opts: opts} do
+    test "operations without inputs become constants of the program", %{opts: opts} do
       fun = fn x -> Nx.add(x, Nx.sum(Nx.exp(Nx.divide(Nx.iota({4}), 3)))) end
       assert {1, result} = instructions(fun, [Nx.tensor(1.0)], opts)
       assert_same(result, fun.(Nx.tensor(1.0)))
     end
 
-    test "computes large tensors rather than holding them", %{opts: opts} do
+    test "large tensors are computed by the program and not stored as constants", %{opts: opts} do
       fun = fn x -> Nx.sum(Nx.add(Nx.iota({1024, 1024}, type: :f32), x)) end
       assert {3, _} = instructions(fun, [Nx.tensor(1.0)], opts)
     end
@@ -271,7 +271,7 @@ defmodule EMLX.CompilerTest do
 
     deftransformp(told(x, n), do: Nx.Defn.Kernel.hook(Nx.multiply(x, n), String.to_atom("branch#{n}")))
 
-    test "runs the branch taken only", %{opts: opts} do
+    test "cond runs only the branch that is taken", %{opts: opts} do
       me = self()
       hooks = for n <- [5, 0, -1], into: %{}, do: {:"branch#{n}", fn value -> send(me, {n, Nx.to_number(value)}) end}
       fun = jit(&lazy/1, [hooks: hooks] ++ opts)
@@ -297,7 +297,7 @@ defmodule EMLX.CompilerTest do
       a + b
     end
 
-    test "gives containers", %{opts: opts} do
+    test "branches return containers", %{opts: opts} do
       for x <- [[1.0, 2.0], [-1.0, -2.0]] do
         args = [Nx.tensor(x), Nx.tensor([0.5, 1.5])]
         assert_same(jit_apply(&branches_of_several/2, args, opts), apply(&branches_of_several/2, args))
@@ -312,14 +312,14 @@ defmodule EMLX.CompilerTest do
       {a, b + c, d}
     end
 
-    test "shares what branches have in common with the rest", %{opts: opts} do
+    test "branches share common subexpressions with the enclosing scope", %{opts: opts} do
       for x <- [-0.5, 0.5, 1.5, 2.5] do
         assert_same(jit_apply(&shared/1, [x], opts), shared(x))
       end
     end
 
-    test "has conds of any length", %{opts: opts} do
-      # What Nx's macro makes of its clauses.
+    test "cond takes any number of clauses", %{opts: opts} do
+      # The expression that Nx's macro builds from its clauses.
       number = fn x, count ->
         clauses = for i <- 0..(count - 1), do: {Nx.equal(x, i), Nx.add(x, 100 * i)}
         Nx.Defn.Expr.cond(clauses, Nx.negate(x))
@@ -337,7 +337,7 @@ defmodule EMLX.CompilerTest do
 
     @tag :slow
     @tag :timing
-    test "goes on for 100,000 steps in constant memory", %{opts: opts} do
+    test "a loop of 100,000 steps runs in constant memory", %{opts: opts} do
       compiled = Nx.Defn.compile(&iterate/2, [Nx.template({64}, :f32), Nx.template({}, :s32)], opts)
       x = Nx.broadcast(Nx.tensor(0.5), {64})
       Nx.to_binary(compiled.(x, Nx.tensor(10)))
@@ -351,7 +351,7 @@ defmodule EMLX.CompilerTest do
 
   @tag :slow
   @tag :timing
-  test "runs without growth", %{opts: opts} do
+  test "10,000 runs leak no memory", %{opts: opts} do
     x = Nx.broadcast(Nx.tensor(0.5), {1024})
     compiled = Nx.Defn.compile(fn x -> {Nx.add(Nx.sin(x), 1), Nx.sum(x)} end, [x], opts)
     run = fn n -> Enum.each(1..n, fn _ -> x |> compiled.() |> elem(1) |> Nx.to_number() end) end
@@ -376,7 +376,7 @@ defmodule EMLX.CompilerTest do
       y + 1
     end
 
-    test "answers runtime calls", %{opts: opts} do
+    test "a runtime call runs in the calling process", %{opts: opts} do
       me = self()
       fun = jit(fn x -> calling(x, pid: me) end, opts)
       x = Nx.tensor([0.5, 1.5])
@@ -393,7 +393,7 @@ defmodule EMLX.CompilerTest do
       x
     end
 
-    test "answers runtime calls in loops", %{opts: opts} do
+    test "a runtime call in a loop runs in every step", %{opts: opts} do
       me = self()
       fun = jit(fn x -> calling_in_loop(x, pid: me) end, opts)
       assert Nx.to_number(fun.(5)) == 40
@@ -402,19 +402,19 @@ defmodule EMLX.CompilerTest do
       assert_received {:called, ^me, _}
     end
 
-    test "gets what a runtime call raises, and the queue goes on", %{opts: opts} do
+    test "an exception of a runtime call reaches the caller, and the queue keeps running", %{opts: opts} do
       callback = fn _value, _opts -> raise "out of luck" end
       fun = jit(fn x -> Nx.runtime_call(x, x, [], callback) end, opts)
       assert_raise RuntimeError, "out of luck", fn -> fun.(1) end
       assert Nx.to_number(jit_apply(fn x -> Nx.add(x, 1) end, [1], opts)) == 2
     end
 
-    test "is told when a runtime call does not fit its template", %{opts: opts} do
+    test "a runtime call whose result does not fit its template raises", %{opts: opts} do
       fun = jit(fn x -> Nx.runtime_call(Nx.template({2}, :f32), x, [], fn x, _ -> x end) end, opts)
       assert_raise RuntimeError, ~r/to match the given output template/, fn -> fun.(1) end
     end
 
-    test "a runtime call that never returns holds up nobody else", %{opts: opts} do
+    test "a runtime call that never returns does not block other processes", %{opts: opts} do
       me = self()
 
       stuck =
@@ -435,7 +435,7 @@ defmodule EMLX.CompilerTest do
       assert Nx.to_number(jit_apply(fn x -> Nx.add(x, 2) end, [1], opts)) == 3
     end
 
-    test "may use tensors in a runtime call", %{opts: opts} do
+    test "a runtime call may compute with tensors", %{opts: opts} do
       callback = fn %{a: a, b: {b}}, _ -> {Nx.dot(a, b), Nx.tensor(Nx.to_number(Nx.sum(a)))} end
 
       fun =
@@ -456,7 +456,7 @@ defmodule EMLX.CompilerTest do
       z.a
     end
 
-    test "runs hooks", %{opts: opts} do
+    test "hooks run in the calling process", %{opts: opts} do
       me = self()
       hooks = %{first: &send(me, {:first, &1}), second: &send(me, {:second, &1})}
       assert Nx.to_number(jit_apply(&hooked/1, [5], [hooks: hooks] ++ opts)) == 11
@@ -467,7 +467,7 @@ defmodule EMLX.CompilerTest do
       assert Nx.to_number(jit_apply(&hooked/1, [5], opts)) == 11
     end
 
-    test "sees names and vectorized axes in hooks", %{opts: opts} do
+    test "hooks receive names and vectorized axes", %{opts: opts} do
       me = self()
       fun = fn x -> Nx.Defn.Kernel.hook(Nx.multiply(x, 2), :hooked, &send(me, {:hooked, &1})) end
       x = Nx.iota({2, 3}, names: [:rows, :columns]) |> Nx.vectorize(:rows)
@@ -476,7 +476,7 @@ defmodule EMLX.CompilerTest do
       assert_same(hooked, Nx.multiply(x, 2))
     end
 
-    test "gets what a hook raises", %{opts: opts} do
+    test "an exception of a hook reaches the caller", %{opts: opts} do
       hooks = %{first: fn _ -> raise "no" end}
       assert_raise RuntimeError, "no", fn -> jit_apply(&hooked/1, [5], [hooks: hooks] ++ opts) end
       assert Nx.to_number(jit_apply(&hooked/1, [5], opts)) == 11
@@ -484,13 +484,13 @@ defmodule EMLX.CompilerTest do
 
     defn(printed(x), do: print_value(x * 2, label: "twice") + 1)
 
-    test "prints values", %{opts: opts} do
+    test "print_value prints values", %{opts: opts} do
       output = ExUnit.CaptureIO.capture_io(fn -> assert Nx.to_number(jit_apply(&printed/1, [4], opts)) == 9 end)
       assert output =~ "twice"
       assert output =~ "8"
     end
 
-    test "may be killed in the middle of a run", %{opts: opts} do
+    test "a process that is killed during a run does not affect the compiled function", %{opts: opts} do
       compiled = Nx.Defn.compile(&iterate/2, [Nx.template({}, :f32), Nx.template({}, :s32)], opts)
       {pid, monitor} = spawn_monitor(fn -> compiled.(Nx.tensor(0.5), Nx.tensor(1_000_000_000)) end)
       Process.sleep(100)
@@ -505,7 +505,7 @@ defmodule EMLX.CompilerTest do
 
     defp reading, do: fn x -> if Nx.to_number(Nx.sum(x)) > 0, do: x, else: Nx.negate(x) end
 
-    test "that read a value cannot be compiled", %{opts: opts} do
+    test "a block that reads a value cannot be compiled", %{opts: opts} do
       error = assert_raise EMLX.Error, fn -> jit_apply(&peek(&1, reading()), [Nx.tensor([1.0, 2.0])], opts) end
       assert error.kind == :traced
       message = Exception.message(error)
@@ -514,27 +514,27 @@ defmodule EMLX.CompilerTest do
       assert message =~ "on_unsupported: :evaluate"
     end
 
-    test "that read a value run in the evaluator, if asked for", %{opts: opts} do
+    test "a block that reads a value runs in the evaluator with on_unsupported: :evaluate", %{opts: opts} do
       opts = [on_unsupported: :evaluate] ++ opts
       {result, events} = record(fn -> jit_apply(&peek(&1, reading()), [Nx.tensor([-1.0])], opts) end)
       assert_same(result, Nx.tensor([1.0]))
       assert [reason] = for({[:trace, :stop], _, metadata} <- events, do: metadata.reason)
       assert reason =~ "Peek"
-      # The process is as it was.
+      # The process is not tracing any more.
       refute EMLX.Trace.active?()
       assert_same(jit_apply(&peek(&1, :composes), [Nx.tensor([-1.0])], opts), Nx.tensor([-2.0]))
     end
 
-    test "may call compiled functions", %{opts: opts} do
+    test "an implementation of a block may call compiled functions", %{opts: opts} do
       assert_same(jit_apply(&peek(&1, :jits), [Nx.tensor([1.0, 2.0])], opts), Nx.tensor([3.0, 4.0]))
       assert_same(jit_apply(&peek(&1, :jits), [Nx.tensor([1.0, 200.0])], opts), Nx.tensor([1.0, 200.0]))
     end
 
-    test "may call their composed function with other shapes", %{opts: opts} do
+    test "an implementation may call the composed function with other shapes", %{opts: opts} do
       assert_same(jit_apply(&peek(&1, :other_shape), [Nx.tensor([1.0, 2.0])], opts), Nx.tensor([2.0, 4.0]))
     end
 
-    test "are told once a trace", %{opts: opts} do
+    test "a block emits one event per trace", %{opts: opts} do
       fun = jit(fn x -> EMLX.Fast.rms_norm(x, Nx.tensor([1.0, 1.0]), eps: 1.0e-5) end, opts)
       x = Nx.tensor([[1.0, 2.0]])
       assert {_, [%{block: EMLX.Fast.RMSNorm, path: :fused}]} = record_blocks(fn -> for _ <- 1..3, do: fun.(x) end)
@@ -542,8 +542,8 @@ defmodule EMLX.CompilerTest do
     end
   end
 
-  describe "what goes wrong" do
-    test "in options is said", %{opts: opts} do
+  describe "errors" do
+    test "an invalid option raises and is named", %{opts: opts} do
       assert_raise ArgumentError, ~r/:on_unsupported/, fn -> jit_apply(& &1, [1], [on_unsupported: :x] ++ opts) end
       assert_raise ArgumentError, ~r/:fuse/, fn -> jit_apply(& &1, [1], [fuse: 1] ++ opts) end
       assert_raise ArgumentError, ~r/:queue/, fn -> jit_apply(& &1, [1], [queue: 1] ++ opts) end
@@ -551,7 +551,7 @@ defmodule EMLX.CompilerTest do
       assert_raise ArgumentError, ~r/:cpu or :gpu/, fn -> jit_apply(& &1, [1], compiler: EMLX, device: :tpu) end
     end
 
-    test "an option that is none raises, and those that Nx.Serving and Axon pass along do not", %{opts: opts} do
+    test "an unknown option raises, and options of Nx.Serving and Axon do not", %{opts: opts} do
       message = ~r/:client is no option of compiler: EMLX; its options are :cache, :command_queue, :device/
       assert_raise ArgumentError, message, fn -> jit_apply(& &1, [1], [client: :host] ++ opts) end
 
@@ -563,13 +563,13 @@ defmodule EMLX.CompilerTest do
       assert Nx.to_number(jit_apply(&Nx.add(&1, 1), [1], passed ++ opts)) == 2
     end
 
-    test "late is raised where it is read", %{opts: opts} do
+    test "a matrix that is not positive definite has the same result as eagerly", %{opts: opts} do
       fun = fn x -> Nx.LinAlg.cholesky(x) end
       result = jit_apply(fun, [Nx.tensor([[1.0, 2.0], [2.0, 1.0]])], opts)
       assert_same(result, fun.(Nx.tensor([[1.0, 2.0], [2.0, 1.0]])))
     end
 
-    test "leaves an array of a trace useless outside of it", %{opts: opts} do
+    test "an array of a trace cannot be used outside of the trace", %{opts: opts} do
       jit_apply(fn x -> EMLX.TestBlock.double(%EMLX.TestBlock.Peek{how: :leaks}, x) end, [1], opts)
       assert_received {:leaked, leaked}
       assert_raise EMLX.Error, ~r/inside of that function only/, fn -> Nx.add(leaked, 1) end
@@ -579,7 +579,7 @@ defmodule EMLX.CompilerTest do
   end
 
   describe "compile_to_program" do
-    test "has the program fused where it is asked to", %{opts: opts} do
+    test "compile_to_program/3 fuses with fuse: true only", %{opts: opts} do
       fun = fn x -> x |> Nx.exp() |> Nx.add(1) end
       opts = Keyword.take(opts, [:device])
       program = fn more -> EMLX.compile_to_program(fun, [Nx.template({2}, :f32)], opts ++ more) end
@@ -587,7 +587,7 @@ defmodule EMLX.CompilerTest do
       refute program.(fuse: true).straight?
     end
 
-    test "refuses options that it would pass over" do
+    test "compile_to_program/3 and explain/3 refuse unknown options" do
       assert_raise ArgumentError, ~r/unknown keys \[:nmes\]/, fn ->
         EMLX.compile_to_program(&Nx.exp/1, [Nx.template({2}, :f32)], nmes: ["x"])
       end
@@ -598,7 +598,7 @@ defmodule EMLX.CompilerTest do
     end
 
     if EMLX.Options.types?() do
-      test "and explain refuse values of another type by their own names" do
+      test "compile_to_program/3 and explain/3 name themselves in errors for wrong types" do
         args = [&Nx.exp/1, [Nx.template({2}, :f32)], [merge: 1]]
 
         assert_raise ArgumentError, ~r/^EMLX.compile_to_program: .*:merge/, fn ->
@@ -611,7 +611,7 @@ defmodule EMLX.CompilerTest do
   end
 
   describe "queues and partitions" do
-    test "a run goes to the queue it is given, or the process's own", %{opts: opts} do
+    test "a run uses the given queue, else a default one", %{opts: opts} do
       queue = EMLX.Queue.start(device: opts[:device])
       funs = for name <- [:queue, :command_queue], do: jit(fn x -> Nx.add(x, 1) end, [{:compiler, EMLX}, {name, queue}])
       for fun <- funs, do: assert(Nx.to_number(fun.(1)) == 2)
@@ -625,7 +625,7 @@ defmodule EMLX.CompilerTest do
       assert [%EMLX.Queue{}, %EMLX.Queue{}, %EMLX.Queue{}] = queues = Enum.map(partitions, & &1[:queue])
       assert queues |> Enum.uniq() |> length() == 3
 
-      # By the C++ EMLX's names the same ones.
+      # The C++ EMLX's option has the same queues.
       for partition <- partitions do
         assert partition[:device] == opts[:device]
         assert %EMLX.CommandQueue{ref: ref} = partition[:command_queue]
@@ -641,7 +641,7 @@ defmodule EMLX.CompilerTest do
       end
     end
 
-    test "the backend is the one of the results", %{opts: opts} do
+    test "__to_backend__/1 returns the backend of the results", %{opts: opts} do
       assert EMLX.__to_backend__(Keyword.take(opts, [:device])) == backend()
     end
   end
@@ -649,14 +649,14 @@ defmodule EMLX.CompilerTest do
   describe "Nx.Serving" do
     defp serving(opts), do: Nx.Serving.jit(fn x -> Nx.multiply(Nx.exp(x), 2) end, opts)
 
-    test "runs inline", %{opts: opts} do
+    test "Nx.Serving runs inline", %{opts: opts} do
       batch = Nx.Batch.stack([Nx.tensor([1.0, 2.0]), Nx.tensor([3.0, 4.0])])
       result = Nx.Serving.run(serving(opts), batch)
       assert_same(result, Nx.multiply(Nx.exp(Nx.tensor([[1.0, 2.0], [3.0, 4.0]])), 2))
     end
 
     for partitions <- [false, true] do
-      test "runs batches of many processes, partitions: #{partitions}", %{opts: opts} do
+      test "Nx.Serving runs batches of many processes, partitions: #{partitions}", %{opts: opts} do
         name = :"serving_#{unquote(partitions)}"
         opts = [max_concurrency: 2] ++ opts
 
@@ -677,7 +677,7 @@ defmodule EMLX.CompilerTest do
       end
     end
 
-    test "streams", %{opts: opts} do
+    test "Nx.Serving streams", %{opts: opts} do
       name = :streaming_serving
       serving = serving(opts) |> Nx.Serving.streaming()
       start_supervised!({Nx.Serving, serving: serving, name: name, batch_size: 2})

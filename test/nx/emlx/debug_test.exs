@@ -1,5 +1,5 @@
 defmodule EMLX.NxDebugTest do
-  # The settings are the VM's.
+  # Not async: the settings apply to the whole VM.
   use EMLX.NxCase, async: false
 
   import EMLX.DebugSettings
@@ -40,7 +40,7 @@ defmodule EMLX.NxDebugTest do
   describe "detect_non_finites" do
     setup do: turn_on(:detect_non_finites)
 
-    test "names Nx's function of an eager operation" do
+    test "detect_non_finites names Nx's function of an eager operation" do
       assert message(fn -> Nx.log(Nx.tensor([1.0, 0.0])) end) =~
                "log produced NaN or Inf: element {1} of its result f32[2] is -Inf"
 
@@ -59,7 +59,7 @@ defmodule EMLX.NxDebugTest do
                "pow produced NaN or Inf: element {} of the result of power, f32 is Inf"
     end
 
-    test "says which function it is and where in it", %{opts: opts} do
+    test "detect_non_finites names the compiled function and the instruction", %{opts: opts} do
       assert message(fn -> jit_apply(&__MODULE__.logs/1, [Nx.tensor([1.0, 0.0])], opts) end) =~
                "log produced NaN or Inf: element {1} of its result f32[2] is -Inf, " <>
                  "in &EMLX.NxDebugTest.logs/1, instruction 1, log [log] (config"
@@ -72,7 +72,7 @@ defmodule EMLX.NxDebugTest do
       assert words =~ ~r/, in &EMLX.NxDebugTest.scores\/2, instruction \d, \w+ \[dot\]/
     end
 
-    test "numbers instructions as the program is shown", %{opts: opts} do
+    test "instructions have the numbers that EMLX.Program.inspect/1 shows", %{opts: opts} do
       {_, device} = backend()
       Application.delete_env(:emlx, :detect_non_finites)
       shown = EMLX.compile_to_program(&__MODULE__.logs/1, [Nx.template({2}, :f32)], [merge: false] ++ device)
@@ -84,7 +84,7 @@ defmodule EMLX.NxDebugTest do
                "instruction #{log}, log [log]"
     end
 
-    test "looks into loops and branches", %{opts: opts} do
+    test "detect_non_finites checks instructions in loops and branches", %{opts: opts} do
       # 1, 1, 1, …
       assert_same(jit_apply(&__MODULE__.stepwise/1, [Nx.tensor([1.0])], opts), Nx.tensor([1.0]))
       words = message(fn -> jit_apply(&__MODULE__.stepwise/1, [Nx.tensor([1.0, 0.5])], opts) end)
@@ -101,7 +101,7 @@ defmodule EMLX.NxDebugTest do
                ~r/^sqrt .*, if, instruction 0, sqrt \[sqrt\]/
     end
 
-    test "is respected by functions compiled before and after", %{opts: opts} do
+    test "detect_non_finites applies to functions compiled before and after the setting", %{opts: opts} do
       x = Nx.tensor([0.0])
       template = [Nx.template({1}, :f32)]
       checked = Nx.Defn.compile(&__MODULE__.logs/1, template, opts)
@@ -114,7 +114,7 @@ defmodule EMLX.NxDebugTest do
       for fun <- [checked, plain, jitted], do: assert_raise(ArgumentError, fn -> fun.(x) end)
     end
 
-    test "leaves results, hooks and runtime calls as they are", %{opts: opts} do
+    test "detect_non_finites does not change results, hooks and runtime calls", %{opts: opts} do
       test = self()
 
       fun = fn x ->
@@ -128,7 +128,7 @@ defmodule EMLX.NxDebugTest do
       assert_received {:hook, [1.0, 1.0]}
     end
 
-    test "leaves a loop of many kinds of steps what it is", %{opts: opts} do
+    test "detect_non_finites does not change the results of random number generators", %{opts: opts} do
       for fun <- [&Nx.Random.uniform(&1, shape: {3}), &Nx.Random.normal(&1, shape: {3})] do
         {expected, _key} = exactly(fn -> fun.(Nx.Random.key(3)) end)
         {numbers, _key} = jit_apply(fun, [Nx.Random.key(3)], opts)
@@ -140,7 +140,7 @@ defmodule EMLX.NxDebugTest do
   describe "enable_bounds_check" do
     setup do: turn_on(:enable_bounds_check)
 
-    test "is about Nx's functions with indices, none of which has negative ones" do
+    test "enable_bounds_check covers Nx's functions with indices, and refuses negative ones" do
       t = Nx.tensor([[1, 2, 3], [4, 5, 6]])
 
       for {call, words} <- [
@@ -160,14 +160,14 @@ defmodule EMLX.NxDebugTest do
       end
     end
 
-    test "names the place of the index among the indices" do
+    test "the error names the position of the index among the indices" do
       t = Nx.iota({4})
 
       assert message(fn -> Nx.take(t, Nx.tensor([[0, 1], [2, 9]])) end) =~
                "index out of bounds: take takes index 9 at {1, 1}"
     end
 
-    test "says which function it is and where in it", %{opts: opts} do
+    test "enable_bounds_check names the compiled function and the instruction", %{opts: opts} do
       x = Nx.tensor([0.0, 1.0, 2.0])
 
       assert_same(
@@ -183,12 +183,12 @@ defmodule EMLX.NxDebugTest do
 
       assert words =~ ~r/possible, in &EMLX.NxDebugTest.lookup\/2, instruction \d, take \[Nx.Block.Take\]/
 
-      # The third step is the first one outside.
+      # The third step has the first index out of bounds.
       words = message(fn -> jit_apply(&__MODULE__.lookups/2, [x, Nx.tensor(1)], opts) end)
       assert words =~ ~r/take takes index 3.*instruction \d+, while, instruction \d+, take/
     end
 
-    test "is respected by functions compiled before and after", %{opts: opts} do
+    test "enable_bounds_check applies to functions compiled before and after the setting", %{opts: opts} do
       arguments = [Nx.tensor([0.0, 1.0]), Nx.tensor([7])]
       fun = Nx.Defn.compile(&__MODULE__.lookup/2, Enum.map(arguments, &Nx.to_template/1), opts)
       assert_raise ArgumentError, fn -> apply(fun, arguments) end
@@ -200,12 +200,12 @@ defmodule EMLX.NxDebugTest do
       assert_raise ArgumentError, fn -> Nx.take(hd(arguments), Nx.tensor([7])) end
     end
 
-    test "leaves slices alone, whose starts Nx clamps" do
+    test "enable_bounds_check ignores slices, whose starts Nx clamps" do
       assert Nx.iota({4}) |> Nx.slice([Nx.tensor(9)], [2]) |> Nx.to_flat_list() == [2, 3]
     end
   end
 
-  test "both modes at once find whichever comes first", %{opts: opts} do
+  test "with both modes, the first problem is reported", %{opts: opts} do
     turn_on(:detect_non_finites)
     turn_on(:enable_bounds_check)
     x = Nx.tensor([0.0, 1000.0])
@@ -217,7 +217,7 @@ defmodule EMLX.NxDebugTest do
              "take takes index 1"
   end
 
-  test "programs are not checked, and compiling one leaves the settings out", %{opts: opts} do
+  test "programs of compile_to_program/3 are not checked", %{opts: opts} do
     turn_on(:detect_non_finites)
     program = EMLX.compile_to_program(&__MODULE__.logs/1, [Nx.template({1}, :f32)], Keyword.take(opts, [:device]))
     [result] = EMLX.Program.run(program, [EMLX.Backend.to_array(Nx.tensor([0.0]))])

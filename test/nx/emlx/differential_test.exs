@@ -1,4 +1,4 @@
-# Functions of Nx along an axis, at sizes and in layouts that Nx's own examples do not reach
+# Functions of Nx along an axis, at sizes and in layouts that Nx's own examples do not cover
 # (test/support/nx/differential.ex).
 defmodule EMLX.NxDifferentialTest do
   use EMLX.NxCase, async: true
@@ -12,7 +12,7 @@ defmodule EMLX.NxDifferentialTest do
   for name <- Map.keys(NxDifferential.functions()) do
     @name name
 
-    test "#{name} gives the reference's values, whole, by element, by row and compiled" do
+    test "#{name} returns the reference's values, whole, by element, by row and compiled" do
       case NxDifferential.run(@name, @seed) do
         [] -> :ok
         texts -> flunk("EMLX_SEED=#{@seed}\n" <> Enum.join(Enum.take(texts, 8), "\n"))

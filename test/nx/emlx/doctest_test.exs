@@ -3,8 +3,8 @@ defmodule EMLX.DoctestTest do
 
   require EMLX.Doctests
 
-  # Nx's documentation prints what Nx.BinaryBackend gives, to the last digit. What is not named here has to pass as it
-  # is.
+  # Nx's documentation prints the results of Nx.BinaryBackend to the last digit. Doctests that are not listed here have
+  # to pass unchanged.
   @modules [Nx, Nx.LinAlg, Nx.Random, Nx.Constants, Nx.Type, Nx.Shape, Nx.Batch, Nx.Container, Nx.Defn]
 
   last_digit = "the last digit of f64"
@@ -42,7 +42,7 @@ defmodule EMLX.DoctestTest do
     {"Nx.LinAlg.eigh/2", 2} => {decomposition, {:digits, 1.0e-6}}
   }
 
-  # Seen on an H200: libraries of CUDA's that round the last digit of f32 otherwise.
+  # Observed on an H200: CUDA's libraries round the last digit of f32 differently.
   cuda = "the last digit of f32 in CUDA's library"
 
   @only_on_gpu for {function, numbers} <- [

@@ -28,7 +28,7 @@ defmodule EMLX.FastTest do
     x |> Nx.subtract(mean) |> Nx.divide(Nx.sqrt(Nx.add(variance, eps))) |> Nx.multiply(weight) |> Nx.add(bias)
   end
 
-  # Column by column; positions {batch, length}, frequencies {dims / 2}.
+  # Rotates column by column; positions {batch, length}, frequencies {dims / 2}.
   defp rope(x, positions, frequencies, traditional) do
     half = Nx.size(frequencies)
     column = fn i -> x[[.., .., .., i]] end
@@ -49,7 +49,7 @@ defmodule EMLX.FastTest do
     (List.flatten(turned) ++ rest) |> Enum.sort_by(&elem(&1, 0)) |> Enum.map(&elem(&1, 1)) |> Nx.stack(axis: 3)
   end
 
-  # `seen` is a boolean mask or nil, `added` an additive one or 0.
+  # `seen` is a boolean mask or nil, `added` is an additive mask or 0.
   defp attention(q, k, v, scale, opts \\ []) do
     group = div(Nx.axis_size(q, 1), Nx.axis_size(k, 1))
     [k, v] = for t <- [k, v], do: repeat_heads(t, group)
@@ -100,7 +100,7 @@ defmodule EMLX.FastTest do
 
   defp normal(shape, type), do: Random.tensor(shape, type, range: {-2, 2})
 
-  # `fast`, applied to tensors on the backend under test and on the binary backend, against `formula` in f64.
+  # Compares `fast`, on the backend under test and on the binary backend, with `formula` in f64.
   defp near_formula(fast, formula, tensors) do
     type = hd(tensors).type
 
@@ -136,10 +136,10 @@ defmodule EMLX.FastTest do
 
   defp flat(tensor), do: tensor |> Nx.backend_copy(Nx.BinaryBackend) |> Nx.devectorize() |> Nx.to_flat_list()
 
-  # The gradient by every argument of `fast` against that of `formula`, both in f32 on the backend under test.
+  # Compares the gradients of `fast` by every argument with those of `formula`, both in f32 on the backend under test.
   defp same_gradient(fast, formula, tensors) do
     tensors = Enum.map(tensors, &Nx.backend_copy(&1, backend()))
-    # A weight for each element, so that no two of them contribute alike.
+    # Each element has its own weight, so that no two contribute the same.
     loss = fn fun -> fn args -> args |> Tuple.to_list() |> then(&apply(fun, &1)) |> weighted_sum() end end
     args = List.to_tuple(tensors)
     actual = Nx.Defn.grad(args, loss.(fast))
@@ -152,7 +152,7 @@ defmodule EMLX.FastTest do
 
   defp weighted_sum(tensor), do: Nx.sum(Nx.multiply(tensor, Nx.cos(Nx.iota(tensor.shape, type: :f32))))
 
-  # `fast` inside defn, on the backend under test.
+  # Runs `fast` inside defn, on the backend under test.
   defp in_defn(fast, tensors) do
     take_blocks()
     tensors = Enum.map(tensors, &Nx.backend_copy(&1, backend()))
@@ -161,7 +161,7 @@ defmodule EMLX.FastTest do
     take_blocks()
   end
 
-  # Vectorizes the first axis of the tensors that `which` says, and compares with one call for each element.
+  # Vectorizes the first axis of the tensors selected by `which`, and compares with one call for each element.
   defp same_vectorized(fast, tensors, which) do
     tensors = Enum.map(tensors, &Nx.backend_copy(&1, backend()))
     vectorized = Enum.zip_with(tensors, which, fn tensor, yes -> if yes, do: Nx.vectorize(tensor, :v), else: tensor end)
@@ -176,7 +176,7 @@ defmodule EMLX.FastTest do
   end
 
   describe "rms_norm" do
-    test "rms_norm is the formula, in every type" do
+    test "rms_norm matches its formula in every type" do
       for type <- @types, shape <- [{5}, {2, 7}, {2, 3, 8}] do
         x = normal(shape, type)
         weight = normal({elem(shape, tuple_size(shape) - 1)}, type)
@@ -240,7 +240,7 @@ defmodule EMLX.FastTest do
   end
 
   describe "layer_norm" do
-    test "layer_norm is the formula, in every type, with and without weight and bias" do
+    test "layer_norm matches its formula in every type, with and without weight and bias" do
       for type <- @types, shape <- [{5}, {2, 7}, {2, 3, 8}] do
         size = elem(shape, tuple_size(shape) - 1)
         {x, weight, bias} = {normal(shape, type), normal({size}, type), normal({size}, type)}
@@ -283,7 +283,7 @@ defmodule EMLX.FastTest do
   end
 
   describe "rope" do
-    # Constants, which go into defn only from the binary backend.
+    # Constants on the binary backend, the only ones that defn accepts.
     defp frequencies(dims, base) do
       frequencies = for i <- 0..(div(dims, 2) - 1), do: :math.pow(base, -2 * i / dims)
       Nx.tensor(frequencies, type: :f64, backend: Nx.BinaryBackend)
@@ -294,7 +294,7 @@ defmodule EMLX.FastTest do
       Nx.tensor(positions, type: :f64, backend: Nx.BinaryBackend)
     end
 
-    test "rope is the formula, in every type" do
+    test "rope matches its formula in every type" do
       for type <- @types, traditional <- [false, true], dims <- [8, 4] do
         x = normal({2, 3, 5, 8}, type)
         opts = [dims: dims, traditional: traditional, base: 500, scale: 0.5]
@@ -407,7 +407,7 @@ defmodule EMLX.FastTest do
       ]
     end
 
-    test "scaled_dot_product_attention is the formula, in every type, for grouped heads" do
+    test "scaled_dot_product_attention matches its formula in every type, for grouped heads" do
       for type <- @types, shape <- [{2, 4, 2, 3, 5, 8}, {1, 3, 1, 1, 7, 4}, {1, 2, 2, 6, 6, 16}] do
         size = elem(shape, 5)
 
@@ -427,7 +427,7 @@ defmodule EMLX.FastTest do
       assert Enum.uniq(take_blocks()) == [{Fast.ScaledDotProductAttention, :fused, nil}]
     end
 
-    test "scaled_dot_product_attention takes heads behind the length" do
+    test "scaled_dot_product_attention takes heads after the length" do
       swap = &Nx.transpose(&1, axes: [0, 2, 1, 3])
       # Of the reference's backend, since the reference is computed in f64.
       mask = Nx.greater(Nx.iota({3, 5}, backend: Nx.BinaryBackend), 2)
@@ -448,7 +448,7 @@ defmodule EMLX.FastTest do
         Fast.scaled_dot_product_attention(q, k, v, nil, layout: :bsd)
       end
 
-      # Shapes are those of the layout.
+      # The shapes are those of the layout :bshd.
       assert_raise ArgumentError, ~r/3 is not a multiple of 5/, fn ->
         Fast.scaled_dot_product_attention(q, k, v, nil, layout: :bshd)
       end
@@ -456,7 +456,7 @@ defmodule EMLX.FastTest do
 
     test "scaled_dot_product_attention takes boolean masks of any shape that broadcasts, and of any integer type" do
       for type <- @types, shape <- [{5}, {3, 5}, {4, 1, 5}, {2, 1, 3, 5}, {2, 4, 3, 5}, {1, 1, 1, 5}] do
-        # Each query sees its first key at least.
+        # Each query attends to its first key at least.
         seen = Random.tensor(shape, {:u, 8}, range: {0, 1})
         first = Nx.equal(Nx.iota(shape, axis: -1, backend: Nx.BinaryBackend), 0)
         seen = Nx.logical_or(seen, first) |> Nx.as_type(Random.one_of([{:u, 8}, {:s, 64}]))
@@ -467,7 +467,7 @@ defmodule EMLX.FastTest do
       assert Enum.uniq(take_blocks()) == [{Fast.ScaledDotProductAttention, :fused, nil}]
     end
 
-    test "scaled_dot_product_attention of a query that sees no key is the mean of the values" do
+    test "scaled_dot_product_attention of a query without keys is the mean of the values" do
       for type <- @types do
         seen = Nx.tensor([[1, 0, 0, 1, 1], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]], type: :u8)
         [q, k, v] = qkv(type)
@@ -644,7 +644,7 @@ defmodule EMLX.FastTest do
       {"...ii->...i", [{2, 3, 3}]}
     ]
 
-    # Sums over all letters, element by element.
+    # The definition: sums over all letters, element by element.
     defp summed(equation, tensors) do
       {text, dropped} = Fast.Einsum.parse!(equation, Enum.map(tensors, & &1.shape))
       tensors = Enum.zip_with(tensors, dropped, &Nx.squeeze(&1, axes: &2))
@@ -840,12 +840,12 @@ defmodule EMLX.FastTest do
       seen = Nx.logical_and(causal(5, 5), Nx.reshape(key_mask, {2, 1, 1, 5}))
       attended = Fast.scaled_dot_product_attention(q, k, v, seen, scale: 0.3)
 
-      # The first two queries of the second row see nothing.
+      # The first two queries of the second row have no keys.
       none = Nx.reshape(Nx.tensor([[0, 0, 0, 0, 0], [1, 1, 0, 0, 0]]), {2, 1, 5, 1}) |> Nx.broadcast(attended.shape)
       expected = Nx.select(none, 0.0, attended)
       assert_same(Fast.scaled_dot_product_attention_causal_key_masked(q, k, v, 0.3, key_mask), expected)
 
-      # Also of one query, with sinks, and where one row of the mask stands for all.
+      # Also for one query, with sinks, and with one row of the mask for all batch rows.
       nothing = Nx.tensor([[0, 0, 0, 0, 0]])
       one = Nx.slice_along_axis(q, 0, 1, axis: 2)
       sinks = Nx.tensor([0.1, 0.2, 0.3, 0.4])

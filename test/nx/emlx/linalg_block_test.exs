@@ -1,5 +1,5 @@
 defmodule EMLX.LinAlgBlockTest do
-  # Decompositions: by what defines them, and against Nx's composed functions where these leave no choice.
+  # Decompositions against their definitions, and against Nx's composed functions where the result is unique.
   use EMLX.NxCase, async: true
 
   alias EMLX.Random
@@ -14,7 +14,7 @@ defmodule EMLX.LinAlgBlockTest do
   defp matrices(batch, rows, columns, type),
     do: Random.tensor(List.to_tuple(Tuple.to_list(batch) ++ [rows, columns]), type, range: {-4, 4})
 
-  # Symmetric matrices, with whole numbers so that every type holds them.
+  # Symmetric matrices of integers, which every type represents.
   defp symmetric(batch, n, type) do
     half = Nx.round(Nx.as_type(matrices(batch, n, n, {:f, 64}), {:f, 64}))
     half |> Nx.add(transposed(half)) |> Nx.abs() |> Nx.as_type(type)
@@ -39,16 +39,16 @@ defmodule EMLX.LinAlgBlockTest do
     Nx.dot(a, [rank - 1], axes, b, [rank - 2], axes)
   end
 
-  # To the binary backend in f64, where products are exact enough to judge by.
+  # Converts to f64 on the binary backend, whose products are accurate enough for checks.
   defp exact(tensor), do: tensor |> Nx.backend_copy(Nx.BinaryBackend) |> Nx.as_type({:f, 64})
 
-  # What Nx's composed function gives on the binary backend.
+  # The result of Nx's composed function on the binary backend.
   defp composed(fun), do: exactly(fun)
 
   defp floating({kind, _} = type) when kind in [:f, :bf, :c], do: type
   defp floating(_type), do: {:f, 32}
 
-  # How far products of factors may be from the matrix, relative to its largest element.
+  # The tolerance of products of factors, relative to the matrix's largest element.
   defp tolerance_of(type) do
     {_absolute, relative} = EMLX.Tolerance.of(:decomposed, EMLX.Backend.dtype(floating(type)))
     relative
@@ -81,7 +81,7 @@ defmodule EMLX.LinAlgBlockTest do
     for type <- @types, do: for_all(4, "#{name} #{inspect(type)}", fn -> fun.(type) end)
   end
 
-  test "cholesky's factor multiplies to the matrix, and is the composed function's" do
+  test "cholesky's factor multiplies to the matrix and matches the composed function's" do
     for_types("cholesky", fn type ->
       a = definite(batch(), Random.integer(1..5), type)
       l = Nx.LinAlg.cholesky(Nx.backend_copy(a, backend()))
@@ -91,7 +91,7 @@ defmodule EMLX.LinAlgBlockTest do
     end)
   end
 
-  test "cholesky of a matrix that is not positive definite is NaN, and its neighbours are not" do
+  test "cholesky of an indefinite matrix is NaN, and the rest of its batch is not" do
     good = [[4.0, 2.0], [2.0, 3.0]]
 
     for bad <- [
@@ -106,7 +106,7 @@ defmodule EMLX.LinAlgBlockTest do
     end
   end
 
-  # Matrices whose pivots are 0 without rounding, for which the composed function gives numbers too.
+  # Matrices whose pivots are exactly 0, for which the composed function returns finite factors, too.
   @semidefinite [
     [[1, 1], [1, 1]],
     [[0, 0], [0, 0]],
@@ -116,12 +116,12 @@ defmodule EMLX.LinAlgBlockTest do
     [[1, 1, 1], [1, 1, 1], [1, 1, 1]]
   ]
 
-  test "cholesky of a semidefinite matrix is the composed function's" do
+  test "cholesky of a semidefinite matrix matches the composed function" do
     for rows <- @semidefinite, type <- [{:f, 32}, {:f, 64}] -- if(@gpu, do: [{:f, 64}], else: []) do
       a = Nx.tensor(rows, type: type, backend: Nx.BinaryBackend)
       l = Nx.LinAlg.cholesky(Nx.backend_copy(a, backend()))
       near(product(exact(l), transposed(exact(l))), exact(a), type)
-      # In f32, where the composed function's eps of 1.0e-10 does not show.
+      # In f32, the composed function's eps of 1.0e-10 has no effect.
       near(exact(l), exact(composed(fn -> Nx.LinAlg.cholesky(Nx.tensor(rows, type: :f32)) end)), {:f, 32})
     end
   end
@@ -135,14 +135,14 @@ defmodule EMLX.LinAlgBlockTest do
     end
   end
 
-  test "cholesky of a semidefinite matrix leaves the rest of its batch alone" do
+  test "cholesky of a semidefinite matrix does not affect the rest of its batch" do
     good = [[4.0, 2.0], [2.0, 3.0]]
     alone = Nx.LinAlg.cholesky(Nx.tensor(good))
     both = Nx.LinAlg.cholesky(Nx.tensor([[[1.0, 1.0], [1.0, 1.0]], good]))
     assert Nx.to_binary(both[1]) == Nx.to_binary(alone)
   end
 
-  test "multivariate normal numbers with a singular covariance are those of the binary backend" do
+  test "multivariate normal numbers with a singular covariance match the binary backend" do
     draw = fn ->
       covariance = Nx.tensor([[4.0, 2.0, 2.0], [2.0, 1.0, 1.0], [2.0, 1.0, 3.0]])
 
@@ -155,7 +155,7 @@ defmodule EMLX.LinAlgBlockTest do
     near(exact(draw.()), exact(composed(draw)), {:f, 32})
   end
 
-  test "the eigenvectors of a repeated eigenvalue are the last unit vectors as far as they lie in its eigenspace" do
+  test "the eigenvectors of a repeated eigenvalue are the last unit vectors, projected onto its eigenspace" do
     for n <- 2..6, type <- [{:f, 32}, {:f, 64}] -- if(@gpu, do: [{:f, 64}], else: []), sign <- [1, -1] do
       v = Nx.tensor(Enum.take([1, 2, -1, 3, 1, 2], n), type: type)
       # sign·v·vᵀ + 100: n - 1 eigenvalues of 100.
@@ -164,8 +164,8 @@ defmodule EMLX.LinAlgBlockTest do
       near(product(exact(a), exact(vectors)), Nx.multiply(exact(vectors), exact(values)), type)
       orthonormal(exact(vectors), type)
 
-      # The first of them is the projection of unit vector 1, and those that follow have nothing of the unit vectors
-      # before theirs.
+      # The first one is the projection of unit vector 1. Each later one has no component along the unit vectors before
+      # its own.
       space = if sign == 1, do: vectors[[.., 1..(n - 1)//1]], else: vectors[[.., 0..(n - 2)//1]]
       triangle = space[1..(n - 1)//1]
       near(exact(Nx.triu(triangle, k: 1)), exact(Nx.multiply(0, triangle)), type)
@@ -179,9 +179,9 @@ defmodule EMLX.LinAlgBlockTest do
   end
 
   @tag skip: @needs_f64
-  test "close eigenvalues that lead from one to another keep their own eigenvectors" do
+  test "a chain of close eigenvalues keeps its own eigenvectors" do
     n = 300
-    # Each is within rounding of the next, the first far from the last.
+    # Adjacent eigenvalues are equal up to rounding, the first and the last are not.
     values = Nx.iota({n}, type: :f32) |> Nx.multiply(2.0e-7) |> Nx.add(1)
     {found, vectors} = Nx.LinAlg.eigh(Nx.make_diagonal(values))
 
@@ -194,7 +194,7 @@ defmodule EMLX.LinAlgBlockTest do
     assert Nx.to_number(Nx.sum(Nx.not_equal(vectors, 0))) == n
   end
 
-  test "triangular_solve refuses a singular matrix at once, also in a batch" do
+  test "triangular_solve raises immediately for a singular matrix, also in a batch" do
     b = Nx.tensor([4, 2])
 
     for a <- [[[0, 0], [1, 1]], [[1, 0], [1, 0]]] do
@@ -213,7 +213,7 @@ defmodule EMLX.LinAlgBlockTest do
       Nx.LinAlg.triangular_solve(Nx.tensor([[1, 1], [0, Complex.new(0, 0)]]), b, lower: false)
     end
 
-    # What is wrong with the matrix before that is told as it is.
+    # An earlier error of the matrix is raised unchanged.
     nan = Nx.tensor([[:nan, 0.0], [1.0, 1.0]])
     assert [:nan, :nan] = Nx.to_flat_list(Nx.LinAlg.triangular_solve(nan, b))
   end
@@ -260,12 +260,12 @@ defmodule EMLX.LinAlgBlockTest do
     end)
   end
 
-  test "solve of a singular system is NaN, and its neighbours are not" do
+  test "solve of a singular system is NaN, and the rest of its batch is not" do
     a = Nx.tensor([[[1.0, 2.0], [2.0, 4.0]], [[2.0, 0.0], [0.0, 4.0]]])
     assert Nx.to_list(Nx.LinAlg.solve(a, Nx.tensor([[1.0, 1.0], [1.0, 1.0]]))) == [[:nan, :nan], [0.5, 0.25]]
   end
 
-  test "determinant is the composed function's" do
+  test "determinant matches the composed function" do
     for_types("determinant", fn type ->
       n = Random.integer(1..6)
       a = matrices(batch(), n, n, type)
@@ -273,7 +273,7 @@ defmodule EMLX.LinAlgBlockTest do
       assert determinant.type == floating(type)
 
       if Nx.Type.integer?(type) and n < 4 do
-        # Composed of integers, which may wrap around.
+        # Composed, integers may wrap around.
         same(&Nx.LinAlg.determinant/1, [a])
       else
         expected = composed(fn -> Nx.LinAlg.determinant(exact(a)) end)
@@ -338,10 +338,10 @@ defmodule EMLX.LinAlgBlockTest do
   end
 
   @tag skip: @needs_f64
-  test "eigh has the eigenvalues and, where these are apart, the eigenvectors of the composed function" do
+  test "eigh has the composed function's eigenvalues, and its eigenvectors for distinct eigenvalues" do
     for_all(10, "eigh", fn ->
       n = Random.integer(1..6)
-      # The composed function orders by magnitude: 2, 3, 4, … apart by 1, of either sign.
+      # The composed function orders by magnitude: 2, 3, 4, … with a distance of 1, of either sign.
       values =
         Nx.tensor(for(i <- n..1//-1, do: Random.one_of([1, -1]) * (i + 1.0)), backend: Nx.BinaryBackend, type: :f64)
 
@@ -351,7 +351,7 @@ defmodule EMLX.LinAlgBlockTest do
       {actual_values, actual_vectors} = Nx.LinAlg.eigh(Nx.backend_copy(a, backend()))
       near(exact(actual_values), composed_values, {:f, 32})
       near(exact(actual_values), values, {:f, 64})
-      # Up to the sign, of which there is a convention here, and to what the composed function stops at.
+      # Up to the sign, which EMLX fixes by convention, and the tolerance at which the composed function stops.
       near(Nx.abs(exact(actual_vectors)), Nx.abs(composed_vectors), {:f, 16})
       sizes = Nx.abs(actual_vectors)
       large = Nx.greater_equal(sizes, Nx.multiply(Nx.reduce_max(sizes, axes: [0]), 0.999))
@@ -371,7 +371,7 @@ defmodule EMLX.LinAlgBlockTest do
     same(&Nx.LinAlg.eigh/1, [tensor], rtol: 1.0e-3, atol: 1.0e-3)
   end
 
-  test "eigenvalues and singular values that are 0 but for rounding are 0" do
+  test "eigenvalues and singular values that are 0 up to rounding are 0" do
     column = Nx.tensor([[0.3], [0.7], [1.1], [0.9]])
     a = Nx.dot(column, Nx.transpose(column))
     {values, _} = Nx.LinAlg.eigh(a)
@@ -401,13 +401,13 @@ defmodule EMLX.LinAlgBlockTest do
     end)
   end
 
-  test "svd of a tall matrix allocates no square of its rows" do
+  test "svd of a tall matrix does not allocate a square matrix of its rows" do
     {u, s, vt} = Nx.LinAlg.svd(Nx.iota({20_000, 3}, type: :f32), full_matrices?: false)
     assert {u.shape, s.shape, vt.shape} == {{20_000, 3}, {3}, {3, 3}}
     assert is_float(Nx.to_number(s[0]))
   end
 
-  test "eigenvalues and singular values of a matrix with NaN are NaN, its neighbours' are not" do
+  test "eigenvalues and singular values of a matrix with NaN are NaN, those of its batch are not" do
     a = Nx.tensor([[[1.0, :nan], [:nan, 1.0]], [[2.0, 0.0], [0.0, 1.0]], [[:infinity, 0.0], [0.0, 1.0]]])
     expected = [[:nan, :nan], [2.0, 1.0], [:nan, :nan]]
     {values, _} = Nx.LinAlg.eigh(a)
@@ -417,7 +417,7 @@ defmodule EMLX.LinAlgBlockTest do
   end
 
   @tag skip: @needs_f64
-  test "gradients of decompositions are those of the composed functions" do
+  test "gradients of decompositions match the composed functions" do
     a = Nx.tensor([[4, 1, 2], [1, 5, 3], [2, 3, 6]], type: :f64, backend: Nx.BinaryBackend)
 
     for fun <- [

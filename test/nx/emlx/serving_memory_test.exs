@@ -1,5 +1,5 @@
 defmodule EMLX.ServingMemoryTest do
-  # One at a time: memory is everybody's.
+  # Not async: memory is counted for the whole VM.
   use EMLX.NxCase, async: false
 
   alias EMLX.Memory
@@ -16,7 +16,7 @@ defmodule EMLX.ServingMemoryTest do
     %{opts: [compiler: EMLX] ++ device}
   end
 
-  # Garbage goes when the VM gets to it, so this asks again, up to a bound.
+  # The VM frees garbage at a time of its choice, so the condition is checked repeatedly, up to a limit.
   defp eventually(fun, attempts \\ 400) do
     Enum.each(Process.list(), &:erlang.garbage_collect/1)
 
@@ -38,7 +38,7 @@ defmodule EMLX.ServingMemoryTest do
     Nx.from_binary(bytes, :f32, backend: backend)
   end
 
-  # Ways to have weights in a serving's function. Nx takes those of the device as arguments alone, or copied.
+  # Ways to use weights in a serving's function. Nx accepts those of the device as arguments only, or copied.
   defp servings do
     %{
       "closes over weights of the binary backend" => fn n, opts ->
@@ -75,7 +75,7 @@ defmodule EMLX.ServingMemoryTest do
     }
   end
 
-  # Starts a serving, asks it and stops it, all in a process that is gone afterwards.
+  # Starts a serving, sends it requests and stops it, all in a process that exits afterwards.
   defp serve(serving, n, opts) do
     Task.await(
       Task.async(fn ->
@@ -99,7 +99,7 @@ defmodule EMLX.ServingMemoryTest do
       ] do
     test "the memory of a stopped serving that #{name} is freed", %{opts: opts} do
       serving = Map.fetch!(servings(), unquote(name))
-      # What MLX and the VM make once.
+      # Allocates the memory that MLX and the VM allocate once.
       serve(serving, 1, opts)
       assert eventually(fn -> EMLX.compiler_cache().bytes < @mib end)
       before = Memory.active()

@@ -1,4 +1,4 @@
-# What the nodes of the test below run; it is sent to them.
+# The code that the nodes of the test below run. It is sent to them.
 {:module, helper, code, _} =
   defmodule EMLX.ServingNodes do
     @moduledoc false
@@ -6,7 +6,7 @@
     @name __MODULE__.Serving
     @workers 16
     @requests 40
-    # Answers, after which a node is killed.
+    # The number of answers after which a node is killed.
     @killed_after 150
 
     def serve do
@@ -19,16 +19,19 @@
         |> Nx.Serving.distributed_postprocessing(&{node(), Nx.backend_copy(&1, Nx.BinaryBackend)})
 
       {:ok, pid} = Nx.Serving.start_link(serving: serving, name: @name, batch_size: 4, batch_timeout: 2)
-      # The caller is gone when this is done.
+      # The caller exits after this call.
       Process.unlink(pid)
       System.pid()
     end
 
     def members, do: length(:pg.get_members(Nx.Serving.PG, @name))
 
-    @doc "Many requests at once. In their midst kills the process of the OS `victim`. `{before or after the kill, outcome}` of each."
+    @doc """
+    Sends many concurrent requests, and kills the operating-system process `victim` during them. Returns
+    `{before or after the kill, outcome}` for each request.
+    """
     def load(victim) do
-      # It warns of each request that the killed node leaves unanswered.
+      # Nx.Serving logs a warning for each request that the killed node does not answer.
       :logger.set_primary_config(:level, :error)
       answers = :counters.new(1, [])
       killed = :atomics.new(1, [])
@@ -52,7 +55,7 @@
       |> Enum.concat()
     end
 
-    @doc "One request, of one to three rows."
+    @doc "Sends one request of one to three rows."
     def request(worker, request) do
       rows = rem(request, 3) + 1
       input = Nx.tensor(for(i <- 1..rows, j <- 0..2, do: worker * 100 + request + i - j)) |> Nx.reshape({rows, 3})
@@ -71,12 +74,12 @@
   end
 
 defmodule EMLX.ServingNodesTest do
-  @moduledoc "One `Nx.Serving` on two nodes, asked from a third, by Nx's own distribution."
+  @moduledoc "One `Nx.Serving` on two nodes, called from a third one, with Nx's own distribution."
   use ExUnit.Case, async: true
 
   @helper {helper, code}
 
-  # A node of a cluster, itself reached through its standard input and output.
+  # A node of a cluster, controlled through its standard input and output.
   defp start(cookie) do
     paths = Enum.flat_map(:code.get_path(), &[~c"-pa", &1])
     args = [~c"-setcookie", cookie, ~c"-connect_all", ~c"false"] ++ paths
@@ -107,7 +110,7 @@ defmodule EMLX.ServingNodesTest do
     end
   end
 
-  test "when a node is killed under load, every request is answered, by the right rows, or exits" do
+  test "when a node is killed under load, every request returns the right rows or exits" do
     cookie = ~c"emlx#{System.unique_integer([:positive])}#{System.pid()}"
     [{one, name_one}, {two, name_two}, {asker, _}] = for _ <- 1..3, do: start(cookie)
     call(one, :serve)
@@ -118,7 +121,7 @@ defmodule EMLX.ServingNodesTest do
     outcomes = call(asker, :load, [victim])
     assert length(outcomes) == 16 * 40
 
-    # Before the kill both answered; all that was asked by then and all that came later has an end.
+    # Both nodes answered before the kill. All requests before and after it have an outcome.
     assert Enum.sort(for({:answered, node} <- outcomes |> Keyword.values() |> Enum.uniq(), do: node)) ==
              Enum.sort([name_one, name_two])
 
@@ -132,7 +135,7 @@ defmodule EMLX.ServingNodesTest do
 
     assert Enum.any?(outcomes, &match?({:after, {:answered, ^name_one}}, &1))
 
-    # The other node goes on, and is the only one.
+    # The other node keeps running, alone.
     wait_until(fn -> call(asker, :members) == 1 end)
     for i <- 1..20, do: assert(call(asker, :request, [1, i]) == {:answered, name_one})
   end

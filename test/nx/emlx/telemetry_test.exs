@@ -17,7 +17,10 @@ defmodule EMLX.NxTelemetryTest do
 
   def twice(x), do: Nx.add(Nx.exp(x), Nx.exp(x))
 
-  test "a compiled function is traced once and run each time, by its name", %{opts: opts, device: device} do
+  test "a compiled function has one trace event and one run event per call, with its name", %{
+    opts: opts,
+    device: device
+  } do
     x = Nx.tensor([1.0, 2.0])
     call = fn -> jit_apply(&__MODULE__.twice/1, [x], opts) end
     {_, first} = record(call)
@@ -73,7 +76,7 @@ defmodule EMLX.NxTelemetryTest do
     assert {_, %{duration: _}, %{kind: :error, reason: :badarg}} = List.last(events)
   end
 
-  test "the trace event of a function that runs in the evaluator says so", %{opts: opts} do
+  test "the trace event of a function that runs in the evaluator has the path :evaluate", %{opts: opts} do
     block = %TestBlock.Peek{how: &if(Nx.to_number(&1[0]) > 0, do: &1, else: &1)}
     fun = fn x -> TestBlock.double(block, x) end
 
@@ -83,7 +86,7 @@ defmodule EMLX.NxTelemetryTest do
     assert reason =~ "Peek"
   end
 
-  test "compile_to_program/3 is a trace event", %{opts: opts} do
+  test "compile_to_program/3 emits a trace event", %{opts: opts} do
     fun = fn weights, x -> Nx.dot(x, weights) end
     args = [Nx.iota({2, 2}, type: :f32), Nx.template({1, 2}, :f32)]
     {program, events} = record(fn -> EMLX.compile_to_program(fun, args, Keyword.delete(opts, :compiler)) end)
@@ -93,7 +96,7 @@ defmodule EMLX.NxTelemetryTest do
     assert metadata.function == fun
   end
 
-  test "tensors of another backend are transferred at each run, EMLX's own are not", %{opts: opts, device: device} do
+  test "tensors of another backend are transferred at each run, tensors of EMLX are not", %{opts: opts, device: device} do
     there = Nx.broadcast(Nx.tensor(1.0, backend: Nx.BinaryBackend), {256, 256})
     here = Nx.backend_copy(there, backend())
     call = fn x -> fn -> jit_apply(&__MODULE__.twice/1, [x], opts) end end

@@ -1,16 +1,16 @@
 defmodule EMLX.Trace.Loops do
   @moduledoc false
-  # Takes out of loops what is the same in every step: values of the state that the body gives back as they are, such as a model's
-  # parameters, become values that the loop sees around it; and what is computed from such values alone is computed once, before.
-  # EMLX.Trace.Passes calls it.
+  # Hoists loop-invariant values and operations out of loops. Values of the state that the body returns unchanged, such
+  # as a model's parameters, become captured values. Operations on captured values alone are computed once, before the
+  # loop. EMLX.Trace.Passes calls it.
 
   alias EMLX.OpTable
   alias EMLX.Trace.Block
 
-  @doc "The block with its loops so."
+  @doc "Returns a block with the invariants of its loops hoisted."
   def run(block), do: block(block, %{})
 
-  # `same` says which value stands for which.
+  # `same` maps values to the equal values that replace them.
   defp block(block, same), do: Block.rewrite(block, same, &instruction/2, &same/2)
 
   defp instruction({op, inputs, outputs, label}, same) do
@@ -32,7 +32,7 @@ defmodule EMLX.Trace.Loops do
     state = Enum.zip([inputs, outputs, condition.params, body.params, body.results])
 
     case Enum.split_with(state, fn {_, _, _, param, result} -> param != result end) do
-      # It runs never, or for ever.
+      # The whole state is invariant: the loop runs never or forever.
       {[], _} ->
         {[{{:while, Block.within(blocks, &block(&1, same))}, inputs, outputs, label}], same}
 
@@ -67,7 +67,7 @@ defmodule EMLX.Trace.Loops do
     end)
   end
 
-  # Operations that can fail while they are computed stay where they are: a loop may not run at all.
+  # Operations that can fail during the evaluation are not hoisted, since the loop may have no steps.
   defp movable?({name, _}) when name in [:call, :if, :while], do: false
   defp movable?(op), do: not OpTable.late_failure?(op)
 

@@ -1,16 +1,17 @@
 defmodule EMLX.Trace.Passes do
   @moduledoc false
-  # From what EMLX.Trace recorded to the instructions of an EMLX.Program: what is the same in every step leaves the loops, equal constants
-  # and equal operations become one, what no result needs is left out, and values get a block's own numbers.
+  # The passes from a trace (EMLX.Trace) to the instructions of an EMLX.Program: loop-invariant code motion, merging of
+  # equal constants, common subexpression elimination, dead code elimination, and numbering of values per block.
 
   alias EMLX.Trace.{Block, Loops}
 
-  # Constants of so many bytes are compared by their elements.
+  # Constants of up to this many bytes are compared by their elements.
   @compared 4096
 
   @doc """
-  The parts of a program, from a traced block and its constants: `{used params, constants, instructions, results}`. The
-  first says which of the block's parameters are needed, by position; they are the first values, then the constants.
+  Returns the parts of a program from a traced block and its constants:
+  `{used params, constants, instructions, results}`. The used params are the positions of the block's parameters that
+  the program needs. They are its first values, followed by the constants.
   """
   def run(block, constants) do
     {constants, same} = unify(constants)
@@ -30,7 +31,7 @@ defmodule EMLX.Trace.Passes do
     {used, Enum.map(kept, &Map.fetch!(arrays, &1)), instructions, results}
   end
 
-  # Equal constants, in order of their values, and which stands for which.
+  # Returns the constants without duplicates, ordered by their values, and a map from duplicates to their replacements.
   defp unify(constants) do
     constants = Enum.sort(constants)
     EMLX.eval(Enum.map(constants, &elem(&1, 1)))
@@ -66,7 +67,7 @@ defmodule EMLX.Trace.Passes do
         {[{op, inputs, outputs, label}], scope}
 
       {name, blocks} when name in [:if, :while] ->
-        # A block knows what was computed around it.
+        # A nested block can use the results of the enclosing ones.
         {[{{name, Block.within(blocks, &common(&1, scope))}, inputs, outputs, label}], scope}
 
       _ ->
@@ -82,7 +83,7 @@ defmodule EMLX.Trace.Passes do
     end
   end
 
-  # A reshape of a reshape is one of what that was made of.
+  # A reshape of a reshape becomes a reshape of the original value.
   defp reshaped({:reshape, _}, [input], [output], scope) do
     source = Map.get(scope.reshaped, input, input)
     {[source], %{scope | reshaped: Map.put(scope.reshaped, output, source)}}
@@ -92,9 +93,9 @@ defmodule EMLX.Trace.Passes do
 
   defp same(value, scope), do: Map.get(scope.same, value, value)
 
-  # ---- what is needed ----
+  # ---- dead code ----
 
-  # The block with the results `needed` and what they take.
+  # The block with the results `needed`, and only the instructions that they depend on.
   defp live(%{instructions: instructions} = block, needed) do
     {instructions, _} =
       instructions
@@ -111,7 +112,7 @@ defmodule EMLX.Trace.Passes do
     %{block | instructions: Enum.reverse(instructions), results: needed}
   end
 
-  # A branch need not give what nobody takes.
+  # Branches drop results that are not used.
   defp live_blocks({:if, blocks}, outputs, needed) do
     wanted = Enum.map(outputs, &MapSet.member?(needed, &1))
     pick = fn list -> for {value, true} <- Enum.zip(list, wanted), do: value end
@@ -147,7 +148,7 @@ defmodule EMLX.Trace.Passes do
     {length(inputs), instructions, Enum.map(results, &Map.fetch!(numbers, &1))}
   end
 
-  # The blocks of an instruction take what they need of the values around them as further inputs.
+  # Captured values of the blocks become further inputs of their instruction.
   defp with_captures({name, blocks} = op, ins) when name in [:if, :while] do
     captures = op |> free_of() |> Enum.uniq()
     blocks = Block.within(blocks, &number(&1, &1.params ++ captures))
@@ -159,7 +160,7 @@ defmodule EMLX.Trace.Passes do
   defp free_of({name, blocks}) when name in [:if, :while], do: Enum.flat_map(blocks, fn {_, block} -> free(block) end)
   defp free_of(_op), do: []
 
-  # The values that a block takes from around it.
+  # The values that a block captures from the enclosing ones.
   defp free(block) do
     defined = for {_, _, outputs, _} <- block.instructions, value <- outputs, into: MapSet.new(block.params), do: value
     block |> used() |> MapSet.difference(defined) |> Enum.sort()

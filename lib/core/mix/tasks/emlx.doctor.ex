@@ -1,9 +1,9 @@
 defmodule Mix.Tasks.Emlx.Doctor do
-  @shortdoc "Looks at the installation of EMLX"
+  @shortdoc "Checks the installation of EMLX"
 
   @moduledoc """
-  Prints which MLX runs, on which devices, with which BLAS and driver, and which packages are there; one line each, with a way out
-  for what is wrong. Ends with status 1 if something is.
+  Checks the installation of EMLX: MLX, devices, BLAS, driver and packages. Prints one line for each check, and a remedy
+  for each failed one. Exits with status 1 if a check failed.
 
       mix emlx.doctor
   """
@@ -13,8 +13,8 @@ defmodule Mix.Tasks.Emlx.Doctor do
   @impl true
   def run(_arguments) do
     Mix.Task.run("app.config")
-    # Not started by app.config, and its checks are about what it starts.
-    # It does not start without its library, which is what the checks tell of.
+    # app.config does not start the application, whose parts the checks need. Without the native library it cannot
+    # start; the checks report that.
     if EMLX.Native.failure() == nil, do: Application.ensure_all_started(:emlx)
     if EMLX.Doctor.print() == :error, do: exit({:shutdown, 1})
   end

@@ -1,11 +1,13 @@
 defmodule EMLX.Backend.Complex128 do
   @moduledoc false
-  # The callbacks of EMLX.Backend where c128 takes part. EMLX.Backend.Pair says how the numbers are held.
+  # The callbacks of EMLX.Backend for c128. EMLX.Backend.Pair describes the storage.
   #
-  # What only moves or adds elements is the backend's own callback for f64, with one more axis; functions of complex numbers are
-  # EMLX.Backend.Complex128.Math's, products are made of real ones. Operands of other types are brought to c128 first.
+  # Callbacks that only move or add elements call the backend's own callback for f64, with one more axis. Functions of
+  # complex numbers are in EMLX.Backend.Complex128.Math, and products are composed of real ones. Operands of other types
+  # are converted to c128 first.
   #
-  # `use` puts these callbacks before those of EMLX.Backend: each is called where one of the arguments that `@concerned` names is c128.
+  # `use` puts these callbacks before those of EMLX.Backend. Each is called if one of the arguments that `@concerned`
+  # names is c128.
 
   alias EMLX.{Array, Backend, Ops}
   alias EMLX.Backend.{Fold, Pair, Product, Type, Window}
@@ -18,7 +20,7 @@ defmodule EMLX.Backend.Complex128 do
     [:exp, :expm1, :log, :log1p, :sigmoid, :cos, :sin, :tan, :cosh, :sinh, :tanh] ++
       [:acos, :asin, :atan, :acosh, :asinh, :atanh, :sqrt, :rsqrt, :cbrt, :sign]
 
-  # The result tells, unless it is of another type than the operands.
+  # The first argument, the result, decides, unless its type is not that of the operands.
   @concerned Enum.map(unary ++ [:negate, :conjugate], &{&1, 2, [0]}) ++
                Enum.map([:abs, :real, :imag, :is_nan, :is_infinity], &{&1, 2, [1]}) ++
                Enum.map([:add, :subtract, :multiply, :divide, :pow, :atan2], &{&1, 3, [0]}) ++
@@ -65,7 +67,7 @@ defmodule EMLX.Backend.Complex128 do
           pattern = List.update_at(arguments, place, &quote(do: %Nx.Tensor{type: {:c, 128}} = unquote(&1)))
 
           quote do
-            # The formulas make NaN and infinities that do not stay.
+            # The formulas have intermediate results that are NaN or infinite, which are no errors.
             def unquote(name)(unquote_splicing(pattern)) do
               EMLX.Debug.unchecked(fn -> EMLX.Backend.Complex128.unquote(name)(unquote_splicing(arguments)) end)
             end
@@ -88,7 +90,7 @@ defmodule EMLX.Backend.Complex128 do
 
   defp parts(tensor), do: Pair.split(pairs(tensor))
 
-  # The tensor of f64 that has the pairs' numbers: what the backend's own callbacks are given.
+  # The pairs as a tensor of f64, for the backend's own callbacks.
   defp flat(%T{} = tensor), do: Backend.tensor(pairs(tensor), flat_like(tensor))
 
   defp flat_like(%T{shape: shape, names: names} = tensor),
@@ -96,7 +98,7 @@ defmodule EMLX.Backend.Complex128 do
 
   defp append(tuple, last), do: Tuple.insert_at(tuple, tuple_size(tuple), last)
 
-  # The result of a callback of f64 for pairs.
+  # The result of a callback for f64 as a tensor of pairs.
   defp of_flat(out, fun), do: %{out | data: fun.(flat_like(out)).data}
 
   # A part of a complex tensor as a tensor of f64.
@@ -119,7 +121,7 @@ defmodule EMLX.Backend.Complex128 do
     out |> flat_like() |> Backend.to_batched(flat(tensor), opts) |> Stream.map(&%{out | data: &1.data})
   end
 
-  # ---- element by element ----
+  # ---- element-wise ----
 
   for name <- unary do
     def unquote(name)(out, tensor), do: tensor |> parts() |> Math.unquote(name)() |> joined(out)
@@ -129,7 +131,7 @@ defmodule EMLX.Backend.Complex128 do
 
   def bitcast(out, tensor), do: Backend.tensor(pairs(tensor), out)
 
-  # The conjugate of a real number has -0.0, as on the binary backend.
+  # The conjugate of a real number has the imaginary part -0.0, as on the binary backend.
   def conjugate(out, %T{type: {:c, _}} = tensor) do
     {re, im} = parts(tensor)
     joined({re, Ops.negative(im)}, out)
@@ -158,7 +160,7 @@ defmodule EMLX.Backend.Complex128 do
     def unquote(op)(out, left, right), do: joined(Math.unquote(op)(parts(left), parts(right)), out)
   end
 
-  # Only the numbers on the real axis count.
+  # The operands are taken as numbers on the real axis: only their real parts count.
   def atan2(out, left, right) do
     [left, right] = for tensor <- [left, right], do: Pair.real(pairs(tensor))
     Backend.tensor(Pair.of_real(Ops.arctan2(left, right)), out)
@@ -172,7 +174,7 @@ defmodule EMLX.Backend.Complex128 do
     def unquote(op)(out, left, right), do: to_u8(Ops.unquote(op)(truth(left), truth(right)), out)
   end
 
-  @doc "Whether the numbers of a tensor of any type are not zero."
+  @doc "Returns whether each number of a tensor of any type is not zero."
   def truth(%T{type: @c128} = tensor), do: tensor |> pairs() |> Ops.not_equal(0.0) |> of_parts(:any)
   def truth(%T{type: type} = tensor), do: Ops.not_equal(Backend.to_array(tensor), Type.scalar(0, type))
 
@@ -202,7 +204,7 @@ defmodule EMLX.Backend.Complex128 do
 
   def reverse(out, tensor, axes), do: of_flat(out, &Backend.reverse(&1, flat(tensor), axes))
 
-  # The value to pad with has two parts, and an array is padded with one.
+  # The padding value has two parts, but an array is padded with a scalar. So each part is padded by itself.
   def pad(out, tensor, value, config) do
     out_part = %{out | type: {:f, 64}}
 
@@ -248,7 +250,7 @@ defmodule EMLX.Backend.Complex128 do
     folded(front, count, out_shape) |> Backend.tensor(out)
   end
 
-  # Over the first axes, which have `count` elements in all.
+  # The product over the first axes, which have `count` elements in all.
   defp folded(array, count, out_shape) do
     dims = Tuple.to_list(append(out_shape, 2))
     size = Enum.product(dims)
@@ -299,7 +301,7 @@ defmodule EMLX.Backend.Complex128 do
     tensor |> windows(one, window, opts) |> folded(Tuple.product(window), out_shape) |> Backend.tensor(out)
   end
 
-  @doc "All windows of a tensor padded with `value`, the window's axes in front and the numbers' parts last."
+  @doc "Returns all windows of a tensor padded with `value`: the axes of the window first, the numbers' parts last."
   def windows(%T{shape: shape} = tensor, value, window, opts) do
     padding = opts[:padding]
     dims = Enum.zip_with(Tuple.to_list(shape), padding, fn dim, {low, high} -> dim + low + high end)
@@ -315,7 +317,7 @@ defmodule EMLX.Backend.Complex128 do
     Ops.run({:transpose, %{axes: axes}}, [windows])
   end
 
-  # The same windows, with one more axis.
+  # The options of the same windows for arrays with one more axis.
   defp window_options(opts) do
     Enum.map(opts, fn
       {:padding, padding} -> {:padding, padding ++ [{0, 0}]}
@@ -340,7 +342,7 @@ defmodule EMLX.Backend.Complex128 do
     by_parts(out, tensor, kernel, fn tensor, kernel -> Product.conv(%{out | type: {:f, 64}}, tensor, kernel, opts) end)
   end
 
-  # A product of two complex tensors is four of real ones, or two where one of the tensors is real.
+  # A product of two complex tensors takes four real products, or two if one of the tensors is real.
   defp by_parts(out, left, right, product) do
     case {real_parts(left), real_parts(right)} do
       {[a], [c, d]} ->
@@ -393,7 +395,7 @@ defmodule EMLX.Backend.Complex128 do
     result |> both(&(&1 |> small_to_zero(opts[:eps]) |> reshape_array(dims) |> moved.(back))) |> joined(out)
   end
 
-  # Cut or filled up to n.
+  # Truncates or pads rows to length n.
   defp sized(array, _rows, n, n), do: array
   defp sized(array, rows, size, n) when size > n, do: slice_columns(array, rows, n)
 

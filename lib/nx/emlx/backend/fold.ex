@@ -1,27 +1,27 @@
 defmodule EMLX.Backend.Fold do
   @moduledoc false
-  # Reductions with a function of the user's, `fun.(element, accumulator)`, for EMLX.Backend.
+  # Reductions with a user's function, `fun.(element, accumulator)`, for EMLX.Backend: Nx.reduce/4 and
+  # Nx.window_reduce/5.
   #
-  # The function is called with whole slices in place of elements: tensors that say they are scalars but whose arrays have
-  # the remaining axes. What works element by element gives the slices' results at once. What looks at axes would take the
-  # slice for the element, so the callbacks that do refuse while slices are about, and the function is then called element
-  # by element.
+  # The function is called with whole slices instead of elements: tensors that claim to be scalars, but whose arrays
+  # have the remaining axes. Element-wise operations compute all elements of the slices at once. An operation that
+  # depends on axes would treat the slice as the element. Its callback throws during such a call, and the function is
+  # then called element by element.
+  #
+  # An array of c128 has one more axis for the parts of its numbers (EMLX.Backend.Pair), which stays the last.
 
   alias EMLX.Backend
   alias EMLX.Backend.{Type, Window}
   alias EMLX.Ops
   alias Nx.Tensor, as: T
 
-  #
-  # An array of c128 has one more axis for the parts of its numbers (EMLX.Backend.Pair), which stays the last.
-
-  # Up to so many elements are taken in order; more are joined in pairs.
+  # The maximum number of elements that are reduced in order; more are reduced in pairs.
   @in_order 512
 
-  @doc "Whether the function of a reduction is being called with whole slices."
+  @doc "Returns whether the function of a reduction is being called with whole slices."
   def slices?, do: Process.get(__MODULE__, false)
 
-  @doc "Ends the attempt with whole slices; called by every operation that looks at axes."
+  @doc "Ends the attempt with whole slices. Every operation that depends on axes calls it."
   def refuse_slices do
     if slices?(), do: throw({__MODULE__, :refused})
     :ok
@@ -41,7 +41,7 @@ defmodule EMLX.Backend.Fold do
 
   @doc "See `c:Nx.Backend.window_reduce/6`."
   def window_reduce(out, tensor, acc, window, opts, fun) do
-    # A window with its padding is of one type.
+    # A window and its padding have one type.
     tensor = if out.type == {:c, 128}, do: Backend.as_type(%{tensor | type: out.type}, tensor), else: tensor
     acc = %{tensor | shape: {}, names: []} |> tensor_of(acc)
     fold(out, Window.slices(tensor, acc, window, opts), Tuple.product(window), acc, fun)
@@ -50,7 +50,7 @@ defmodule EMLX.Backend.Fold do
   defp tensor_of(template, acc),
     do: Backend.tensor(Backend.converted(acc, template.type), template)
 
-  # `front` has the reduced axes first, `count` elements of them in all.
+  # `front` has the reduced axes first, `count` elements in all.
   defp fold(%T{type: type, shape: out_shape} = out, front, count, acc, fun) do
     dims = Tuple.to_list(out_shape)
     size = Enum.product(dims)
@@ -72,14 +72,14 @@ defmodule EMLX.Backend.Fold do
 
   defp held(dims, %T{type: type}), do: dims |> Type.held(type) |> elem(0)
 
-  # A slice of an array of elements like `like`.
+  # A slice of an array whose elements are like `like`.
   defp sliced(array, start, stop, strides, %T{type: {:c, 128}}),
     do: sliced(array, start ++ [0], stop ++ [2], strides ++ [1], nil)
 
   defp sliced(array, start, stop, strides, _like),
     do: Ops.run({:slice, %{start: start, stop: stop, strides: strides}}, [array])
 
-  # All columns at once.
+  # Reduces all columns at once.
   defp whole(slices, count, size, acc, scalar, call) do
     before = Process.put(__MODULE__, true)
 
@@ -96,7 +96,7 @@ defmodule EMLX.Backend.Fold do
 
       Ops.run({:broadcast_to, %{shape: held([size], scalar)}}, [Backend.to_array(folded)])
     rescue
-      # An operation did not take the slice for an element. What else is wrong, element by element shows again.
+      # An operation did not accept the slice as an element. Any other error is raised again element by element.
       _error -> :refused
     catch
       :throw, {__MODULE__, :refused} -> :refused
@@ -105,7 +105,7 @@ defmodule EMLX.Backend.Fold do
     end
   end
 
-  # Neighbours are joined, so that the order of elements is kept.
+  # Adjacent elements are reduced, so that the order of elements is kept.
   defp halves(slices, 1, size, scalar, _call), do: Ops.run({:reshape, %{shape: held([size], scalar)}}, [slices])
 
   defp halves(slices, count, size, scalar, call) do
@@ -126,7 +126,7 @@ defmodule EMLX.Backend.Fold do
     end
   end
 
-  # One column, element by element.
+  # Reduces one column, element by element.
   defp single(column, count, acc, scalar, call) do
     element = fn i ->
       part = sliced(column, [i], [i + 1], [1], scalar)
@@ -144,7 +144,7 @@ defmodule EMLX.Backend.Fold do
     Ops.run({:reshape, %{shape: held([length], scalar)}}, [part])
   end
 
-  # What the function gave, as an accumulator.
+  # The result of the function as an accumulator.
   defp result(given, %T{type: type} = scalar) do
     case Nx.to_tensor(given) do
       %T{shape: {}} = given ->

@@ -1,7 +1,7 @@
 defmodule EMLX.Backend.Index do
   @moduledoc false
-  # What EMLX.Backend needs to read, write and order elements by index: slices, gathers, scatters, extremes, sorting.
-  # Functions take tensors and give the array of the result.
+  # The callbacks of EMLX.Backend that read, write and order elements by index: slices, gathers, scatters, extremes and
+  # sorting. The functions take tensors and return the array of the result.
 
   alias EMLX.Backend
   alias EMLX.Backend.{Mixed, Type}
@@ -10,7 +10,7 @@ defmodule EMLX.Backend.Index do
 
   # ---- slices ----
 
-  @doc "`starts` are integers or scalar tensors; what would reach outside is moved inside."
+  @doc "Returns a slice. `starts` are integers or scalar tensors, clamped so that the slice is inside the tensor."
   def slice(%T{shape: {}} = tensor, [], [], []), do: Backend.to_array(tensor)
 
   def slice(%T{shape: shape} = tensor, starts, lengths, strides) do
@@ -23,7 +23,7 @@ defmodule EMLX.Backend.Index do
         static(array, starts, Enum.zip_with(starts, lengths, &+/2), strides)
 
       axes ->
-        # Where the start is known, the slice is taken at once; along the others it follows.
+        # Axes with a known start are sliced first, statically; the others follow.
         known = Enum.zip_with([starts, dims, lengths], &known_bounds/1)
         {first, stop} = Enum.unzip(known)
         zeros = Enum.map(dims, fn _ -> 0 end)
@@ -46,7 +46,7 @@ defmodule EMLX.Backend.Index do
   defp static(array, start, stop, strides),
     do: Ops.run({:slice, %{start: start, stop: stop, strides: strides}}, [array])
 
-  @doc "`slice` written over a part of `tensor`, in the type of `out`."
+  @doc "Returns `tensor` with `slice` written over a part of it, in the type of `out`."
   def put_slice(%T{type: type}, %T{shape: shape} = tensor, starts, %T{shape: slice_shape} = slice) do
     inputs = [Backend.operand(tensor, type), Backend.operand(slice, type)]
     lengths = Tuple.to_list(slice_shape)
@@ -59,7 +59,7 @@ defmodule EMLX.Backend.Index do
         Ops.run({:slice_update, %{start: starts, stop: stop, strides: Enum.map(dims, fn _ -> 1 end)}}, inputs)
 
       _ ->
-        # An axis that is not named starts at 0.
+        # Axes that are not listed start at 0.
         moved = for {start, axis} <- Enum.with_index(starts), start != 0, do: {start, axis}
         {starts, axes} = Enum.unzip(moved)
         Ops.run({:slice_update_dynamic, %{axes: axes}}, inputs ++ [start_vector(starts)])
@@ -85,12 +85,12 @@ defmodule EMLX.Backend.Index do
 
   # ---- gathers and scatters ----
 
-  @doc "Slices of `tensor` at the places along `axes` that the last axis of `indices` names."
+  @doc "Returns slices of `tensor` at the positions along `axes` that the last axis of `indices` names."
   def gather(%T{shape: out_shape}, %T{shape: shape} = tensor, indices, axes) do
     sizes = for {dim, axis} <- Enum.with_index(Tuple.to_list(shape)), do: if(axis in axes, do: 1, else: dim)
     check("gather", shape, axes, indices, :columns)
 
-    # The core counts negative indices from the end, Nx takes them for 0.
+    # In EMLX.Ops negative indices count from the end; Nx clamps them to 0.
     places =
       case indices.type do
         {:u, _} -> Backend.to_array(indices)
@@ -102,7 +102,7 @@ defmodule EMLX.Backend.Index do
     Ops.run({:reshape, %{shape: Tuple.to_list(out_shape)}}, [gathered])
   end
 
-  @doc "`tensor` with slices of `updates` written or added at the places that `indices` names; `op` says which."
+  @doc "Returns `tensor` with slices of `updates` written (`:scatter`) or added (`:scatter_add`) at `indices`."
   def scatter(op, %T{type: type}, %T{shape: shape} = tensor, indices, updates, axes) do
     work = if op == :scatter_add, do: Mixed.work_type(:add, [tensor, updates], type), else: type
     axes = axes || Enum.to_list(0..(elem(indices.shape, tuple_size(indices.shape) - 1) - 1)//1)
@@ -112,13 +112,13 @@ defmodule EMLX.Backend.Index do
     rest = for {dim, axis} <- Enum.with_index(Tuple.to_list(shape)), do: if(axis in axes, do: 1, else: dim)
     updates = Ops.run({:reshape, %{shape: index_dims ++ rest}}, [Backend.operand(updates, work)])
 
-    # Read as unsigned, a negative index is out of range like any other, and its update is dropped.
+    # As an unsigned integer, a negative index is out of range, and its update is dropped.
     places = Ops.run({:view, %{dtype: unsigned(indices.type)}}, [Backend.to_array(indices)])
     scattered = Ops.run({op, %{axes: axes}}, [Backend.operand(tensor, work), updates | columns(places, indices.shape)])
     Mixed.rounded(scattered, work, type)
   end
 
-  @doc "Where debugging asks for it, raises for indices outside of their axes; see EMLX.Debug.check_indices/5."
+  @doc "Raises for indices outside of their axes if a debugging mode checks them; see EMLX.Debug.check_indices/5."
   def check(name, shape, axes, indices, layout),
     do: EMLX.Debug.check_indices(name, shape, axes, Backend.to_array(indices), layout)
 
@@ -139,7 +139,8 @@ defmodule EMLX.Backend.Index do
   # ---- extremes and order ----
 
   @doc """
-  The index of the largest or smallest element; of equal ones the first or, with `tie_break: :high`, the last. NaN is both.
+  Returns the index of the largest or smallest element: the first one of equals, or the last one with
+  `tie_break: :high`. NaN is both the largest and the smallest.
   """
   def extreme(name, %T{shape: out_shape, type: type}, %T{shape: shape} = tensor, opts) do
     array = Backend.to_array(tensor)
@@ -151,7 +152,7 @@ defmodule EMLX.Backend.Index do
         axis -> {array, axis, elem(shape, axis)}
       end
 
-    # Of several NaN the last one counts, which is the first one of the reversed array.
+    # The last one of several NaN is returned: it is the first one of the reversed array.
     nan = if opts[:tie_break] == :high, do: :first, else: :last
     op = {name, %{axis: axis, keepdims: false, nan: nan}}
     dtype = Type.dtype(type)
@@ -168,7 +169,7 @@ defmodule EMLX.Backend.Index do
     Ops.run({:reshape, %{shape: Tuple.to_list(out_shape)}}, [index])
   end
 
-  @doc "Sorted along `opts[:axis]`, NaN last upwards and first downwards."
+  @doc "Sorts along `opts[:axis]`. NaN is last in ascending order and first in descending order."
   def sort(%T{shape: {}} = tensor, _opts), do: Backend.to_array(tensor)
 
   def sort(tensor, opts) do
@@ -177,7 +178,7 @@ defmodule EMLX.Backend.Index do
     if opts[:direction] == :desc, do: Ops.run({:flip, %{axes: [axis]}}, [sorted]), else: sorted
   end
 
-  @doc "The indices that sort. Equal elements keep their order in both directions."
+  @doc "Returns the indices that sort a tensor. Equal elements keep their order in both directions."
   def argsort(%T{type: type}, %T{shape: {}}, _opts), do: Type.scalar(0, type)
 
   def argsort(%T{type: type}, %T{shape: shape} = tensor, opts) do
@@ -186,7 +187,7 @@ defmodule EMLX.Backend.Index do
 
     order =
       if opts[:direction] == :desc do
-        # Upwards from the far end and read backwards, so that equal elements stand in their order.
+        # Sorts the reversed array in ascending order and reverses the result, so that equal elements keep their order.
         flip = {:flip, %{axes: [axis]}}
         upwards = Ops.run({:argsort, %{axis: axis}}, [Ops.run(flip, [array])])
         last = Type.constant(elem(shape, axis) - 1, :u32, [])

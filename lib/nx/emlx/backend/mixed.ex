@@ -1,10 +1,10 @@
 defmodule EMLX.Backend.Mixed do
   @moduledoc false
-  # Operations of EMLX.Backend whose operands are of different types.
+  # Operations of EMLX.Backend on operands of different types.
   #
-  # Nx's type of a result may not hold an operand: 70,000 has no place in f16, f16 beside bf16 is f16, and a float
-  # beside an integer is of the float's type. Where the result is a float of 8 or 16 bits, such operations are
-  # computed in f32 or f64 and rounded once; comparisons are exact for every pair of real types.
+  # Nx's type of a result may not represent an operand: f16 cannot hold 70,000, f16 and bf16 merge to f16, and a float
+  # and an integer merge to the float's type. If the result is a float of 8 or 16 bits, such operations are computed in
+  # f32 or f64 and rounded once. Comparisons are exact for every pair of real types.
 
   import EMLX.Backend.Type, only: [is_narrow: 1, is_integer_type: 1, is_float_type: 1]
 
@@ -16,7 +16,7 @@ defmodule EMLX.Backend.Mixed do
 
   # ---- arithmetic ----
 
-  @doc "An operation of two operands, as an array in the type of MLX that holds `type`."
+  @doc "Runs an operation of two operands. Returns an array in the dtype that stores `type`."
   @spec arithmetic(Ops.op(), T.t(), T.t(), Type.nx_type()) :: Array.t()
   def arithmetic(op, %T{type: type} = left, %T{type: type} = right, type),
     do: Ops.run(op, [Backend.to_array(left), Backend.to_array(right)])
@@ -24,13 +24,13 @@ defmodule EMLX.Backend.Mixed do
   def arithmetic(op, %T{type: left_type} = left, %T{type: right_type} = right, type) do
     work = work_type(op, [left, right], type)
 
-    # What MLX promotes to the same type by itself takes no operation more.
+    # If MLX promotes both operands to that type, no cast is needed.
     if Type.promote(Type.dtype(left_type), Type.dtype(right_type)) == Type.dtype(work),
       do: rounded(Ops.run(op, [Backend.to_array(left), Backend.to_array(right)]), work, type),
       else: rounded(Ops.run(op, [Backend.operand(left, work), Backend.operand(right, work)]), work, type)
   end
 
-  @doc "A result computed in `work` in the type of MLX that holds `type`."
+  @doc "Casts a result that was computed in `work` to the dtype that stores `type`."
   @spec rounded(Array.t(), Type.nx_type(), Type.nx_type()) :: Array.t()
   def rounded(array, type, type), do: array
 
@@ -40,8 +40,8 @@ defmodule EMLX.Backend.Mixed do
   end
 
   @doc """
-  The type to compute an operation on tensors in whose result is of `type`: that type, f16 for floats of 8 bits, or a
-  wider one that holds all operands. f64 is for the CPU alone.
+  Returns the type in which to compute an operation whose result has `type`: that type, f16 for floats of 8 bits, or a
+  wider one that represents all operands. f64 is used on the CPU only.
   """
   @spec work_type(Ops.op(), [T.t()], Type.nx_type()) :: Type.nx_type()
   def work_type(op, tensors, type) when is_float_type(type) and elem(type, 1) <= 16 do
@@ -67,8 +67,8 @@ defmodule EMLX.Backend.Mixed do
     end
   end
 
-  # A fraction is rounded in any case, which powers and remainders make much of. What is lost is one too large, and a
-  # small one that is not only added.
+  # A fraction is rounded in any case. Powers and remainders amplify its error, so they need it exactly. Other
+  # operations only lose numbers that overflow, and subnormal ones unless they are added or subtracted.
   defp in_range?(op, number, base) when op in [:power, :fmod], do: Number.value(number, base) == number
 
   defp in_range?(op, number, base) when is_float(number) do
@@ -78,7 +78,7 @@ defmodule EMLX.Backend.Mixed do
 
   defp in_range?(_op, _non_finite, _base), do: true
 
-  # Whether f32 may lose what counts of an operand.
+  # Whether f32 may not represent an operand exactly.
   defp double?(%T{type: type} = tensor) do
     case Backend.number(tensor) do
       number when is_integer(number) -> not Number.exact?(number, {:f, 32})
@@ -100,7 +100,7 @@ defmodule EMLX.Backend.Mixed do
     less_equal: :greater_equal
   }
 
-  @doc "A comparison, as an array of `:bool` or `:u8`."
+  @doc "Compares two tensors. Returns an array of `:bool` or `:u8`."
   @spec compare(atom, T.t(), T.t()) :: Array.t()
   def compare(op, %T{type: {:u, 64}} = left, %T{type: {:s, _}} = right), do: compare_unsigned(op, left, right)
 
@@ -117,8 +117,7 @@ defmodule EMLX.Backend.Mixed do
 
   def compare(op, left, right), do: Ops.run(op, [Backend.to_array(left), Backend.to_array(right)])
 
-  # MLX compares u64 with signed integers as f32. Here they are compared as u64, except where the signed one is
-  # negative.
+  # MLX compares u64 with signed integers as f32. Here they are compared as u64, except if the signed one is negative.
   defp compare_unsigned(op, unsigned, signed) do
     compared = Ops.run(op, [Backend.to_array(unsigned), Backend.operand(signed, {:u, 64})])
     negative = Ops.run(:less, [Backend.to_array(signed), Type.scalar(0, signed.type)])
@@ -126,7 +125,7 @@ defmodule EMLX.Backend.Mixed do
     Ops.run(:where, [negative, Type.constant(larger, :bool, []), compared])
   end
 
-  # MLX compares a float with an integer in the float's type, which has to hold the integer.
+  # MLX compares a float with an integer in the float's type, which has to represent the integer exactly.
   defp compare_float(op, float, whole) do
     held = if is_narrow(float.type), do: {:f, 16}, else: float.type
     wider = [{:f, 32} | if(on_cpu?(float) and on_cpu?(whole), do: [{:f, 64}], else: [])]
@@ -146,13 +145,13 @@ defmodule EMLX.Backend.Mixed do
     end
   end
 
-  # The widest integers that a float type holds all of.
+  # The width of the widest integer type that a float type represents exactly.
   defp integer_bits({:f, 64}), do: 32
   defp integer_bits({:f, 32}), do: 16
   defp integer_bits(_type), do: 8
 
-  # The integer rounded to a float decides, unless that is equal: then the float is an integer and both are compared
-  # as such. A float beyond all integers is larger than any of them, as it is larger than 0.
+  # Compares the float with the integer rounded to a float. If both are equal, the float is an integer, and both are
+  # compared as integers. A float beyond the integer range is compared with 0 instead: it is larger than any integer.
   defp compare_wide(op, float, %T{type: type} = whole) do
     work = if float.type == {:f, 64}, do: {:f, 64}, else: {:f, 32}
 

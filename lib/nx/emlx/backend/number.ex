@@ -1,10 +1,10 @@
 defmodule EMLX.Backend.Number do
   @moduledoc false
-  # Numbers of Elixir as Nx writes them in a type. EMLX.Backend.Type makes constants of the bits, EMLX.Backend.Mixed
-  # asks what a type holds.
+  # The bits that Nx writes for a number of Elixir in a type. EMLX.Backend.Type creates constants from them,
+  # EMLX.Backend.Mixed checks which numbers a type represents.
   #
-  # bf16 and f8 are cut off where others round to the nearest, f8_e4m3fn has a rounding of its own and no infinity,
-  # integers wrap, and what is too large for a float is infinite.
+  # bf16 and f8 are truncated, other floats are rounded to the nearest. f8_e4m3fn has its own rounding and no infinity.
+  # Integers wrap around, and numbers too large for a float become infinite.
 
   alias EMLX.Backend.Type
 
@@ -13,9 +13,9 @@ defmodule EMLX.Backend.Number do
   defguardp is_number_or_atom(number) when is_number(number) or is_atom(number)
 
   @doc """
-  The bits of a number in a type.
+  Returns the bits of a number in a type.
 
-  Raises `ArgumentError` for a number that has none, such as 1.5 in an integer type.
+  Raises `ArgumentError` for a number that the type cannot represent, such as 1.5 in an integer type.
   """
   @spec bits(t, Type.nx_type()) :: bitstring
   def bits(number, {:s, size}) when is_integer(number), do: <<number::signed-native-size(size)>>
@@ -49,7 +49,7 @@ defmodule EMLX.Backend.Number do
     raise ArgumentError, "cannot make a constant of type #{Nx.Type.to_string(type)} of #{inspect(number)}: #{reason}"
   end
 
-  @doc "The value that a number has in an integer type or a float type of 16 bits and more, any other number itself."
+  @doc "Returns the value of a number in an integer type or a float type of at least 16 bits; other numbers unchanged."
   @spec value(t, Type.nx_type()) :: t
   def value(number, {:s, size}) do
     <<value::signed-size(size)>> = <<number::size(size)>>
@@ -73,11 +73,11 @@ defmodule EMLX.Backend.Number do
 
   def value(number, _type), do: number
 
-  @doc "Whether a float type of 16 bits and more has an integer itself."
+  @doc "Returns whether a float type of 16 bits and more represents an integer exactly."
   @spec exact?(integer, Type.nx_type()) :: boolean
   def exact?(integer, {kind, size} = type) when kind in [:f, :bf] and size > 8, do: value(integer, type) == integer
 
-  @doc "The smallest and the largest normal number of a 16-bit float type."
+  @doc "Returns the smallest and the largest normal number of a 16-bit float type."
   @spec normal_range(Type.nx_type()) :: {float, float}
   def normal_range({:f, 16}), do: {6.103515625e-5, 65504.0}
   def normal_range({:bf, 16}), do: {1.1754943508222875e-38, 3.3895313892515355e38}

@@ -1,19 +1,20 @@
 defmodule EMLX.Backend.Pair do
   @moduledoc false
-  # How EMLX.Backend holds c128, which MLX lacks: an array of f64 with one more axis, the last one, for the real and the imaginary
-  # part. So a tensor is one array as everywhere, its bytes are Nx's, and what only moves elements is one operation of f64.
+  # The storage of c128 in EMLX.Backend, which MLX lacks: an array of f64 with one more axis, the last one, for the real
+  # and the imaginary part. So a tensor is still one array, its bytes are Nx's, and an operation that only moves
+  # elements is one operation on f64.
   #
   # EMLX.Backend.Complex128 computes with such arrays; EMLX.Backend.Type converts to and from them.
 
   alias EMLX.{Array, Ops}
 
-  @doc "The real and the imaginary part of an array of pairs."
+  @doc "Returns the real and the imaginary part of an array of pairs."
   def split(pairs), do: {real(pairs), imag(pairs)}
 
-  @doc "The real part."
+  @doc "Returns the real part."
   def real(pairs), do: part(pairs, 0)
 
-  @doc "The imaginary part."
+  @doc "Returns the imaginary part."
   def imag(pairs), do: part(pairs, 1)
 
   defp part(pairs, i) do
@@ -23,32 +24,32 @@ defmodule EMLX.Backend.Pair do
     Ops.run({:squeeze, %{axes: [-1]}}, [Ops.run(op, [pairs])])
   end
 
-  @doc "Pairs of two parts in f64, of one shape."
+  @doc "Returns pairs of two parts in f64, of the same shape."
   def join({real, imaginary}), do: join(real, imaginary)
   def join(real, imaginary), do: Ops.run({:stack, %{axis: -1}}, [real, imaginary])
 
-  @doc "Pairs of a real part, with the imaginary part a number."
+  @doc "Returns pairs of a real part, with a number as the imaginary part."
   def of_real(real, imaginary \\ 0.0) do
-    # Nothing is computed with the real part, which may be infinite.
+    # A selection, without arithmetic on the real part: it may be infinite.
     second = Ops.run({:iota, %{shape: [2], axis: nil, dtype: :u8}}, [], device: :cpu)
     Ops.run(:where, [second, Array.scalar(imaginary, :f64, device: :cpu), expand(real)])
   end
 
-  @doc "Pairs of a c64."
+  @doc "Returns pairs of an array of c64."
   def of_c64(array) do
     parts = Ops.run({:view, %{dtype: :f32}}, [expand(array)])
     Ops.run({:astype, %{dtype: :f64}}, [parts])
   end
 
-  @doc "A c64 of pairs."
+  @doc "Returns an array of c64 of pairs."
   def to_c64(pairs) do
     parts = Ops.run({:astype, %{dtype: :f32}}, [pairs])
     Ops.run({:squeeze, %{axes: [-1]}}, [Ops.run({:view, %{dtype: :c64}}, [parts])])
   end
 
-  @doc "An array with one more axis, of size 1."
+  @doc "Returns an array with one more axis of size 1, the last one."
   def expand(array), do: Ops.run({:expand_dims, %{axes: [-1]}}, [array])
 
-  @doc "Whether a condition holds for one part of the pairs, or both: `:any` or `:all`."
+  @doc "Returns whether a condition holds for one part of the pairs (`:any`), or for both (`:all`)."
   def of_parts(op, array), do: Ops.run({op, %{axes: [-1], keepdims: false}}, [array])
 end

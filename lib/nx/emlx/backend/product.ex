@@ -1,7 +1,7 @@
 defmodule EMLX.Backend.Product do
   @moduledoc false
-  # Products for EMLX.Backend: dot, convolution, triangular systems, Fourier transforms. Functions take tensors and give the
-  # array of the result.
+  # Products for EMLX.Backend: dot, convolution, triangular systems, Fourier transforms. The functions take tensors and
+  # return the array of the result.
 
   alias EMLX.Backend
   alias EMLX.Backend.{Mixed, Type}
@@ -10,7 +10,7 @@ defmodule EMLX.Backend.Product do
 
   # ---- dot ----
 
-  @doc "One matrix product: {batch, free, contracted} by {batch, contracted, free}."
+  @doc "Computes `dot` as one matrix product: {batch, free, contracted} by {batch, contracted, free}."
   def dot(%T{type: type, shape: out_shape}, left, left_axes, left_batch, right, right_axes, right_batch) do
     left_free = free(left, left_axes ++ left_batch)
     right_free = free(right, right_axes ++ right_batch)
@@ -46,7 +46,8 @@ defmodule EMLX.Backend.Product do
   # ---- convolution ----
 
   @doc """
-  MLX has {batch, space…, channels} by {out, space…, in / groups}; Nx's permutations say which axis is which.
+  Convolves a tensor with a kernel. MLX takes the layouts {batch, space…, channels} and {out, space…, in / groups}; Nx's
+  permutations name the axes.
   """
   def conv(%T{type: type} = out, tensor, kernel, opts) do
     work = Mixed.work_type(:conv, [tensor, kernel], type)
@@ -63,7 +64,7 @@ defmodule EMLX.Backend.Product do
 
     result = work |> convolve(input, input_dims, weight, weight_dims, groups, opts) |> Mixed.rounded(work, type)
 
-    # Axis i of the result is axis `place` of {batch, channels, space…}.
+    # Axis i of the output is axis `place` of {batch, channels, space…}.
     rank = tuple_size(out.shape)
     places = opts[:output_permutation] |> Enum.with_index() |> Enum.sort() |> Enum.map(&elem(&1, 1))
 
@@ -81,7 +82,7 @@ defmodule EMLX.Backend.Product do
 
   defp transpose_any(array, axes), do: transpose(array, axes)
 
-  # Each group of the batch meets its own filters, which is a convolution whose channels are grouped.
+  # Each group of the batch has its own filters. That is a convolution with grouped channels.
   defp batch_groups(input, [batch | rest] = dims, groups) do
     rank = length(dims)
     {space, [channels]} = Enum.split(rest, -1)
@@ -93,7 +94,7 @@ defmodule EMLX.Backend.Product do
     {Ops.run({:reshape, %{shape: dims}}, [side_by_side]), dims, groups}
   end
 
-  # (a + bi)(c + di), by the parts that MLX can convolve.
+  # (a + bi)(c + di). MLX convolves the real and imaginary parts.
   defp convolve({:c, 64}, input, input_dims, weight, weight_dims, groups, opts) do
     [a, b] = Enum.map([:real, :imag], &Ops.run(&1, [input]))
     [c, d] = Enum.map([:real, :imag], &Ops.run(&1, [weight]))
@@ -103,7 +104,8 @@ defmodule EMLX.Backend.Product do
     complex(real, imaginary)
   end
 
-  # MLX has up to three axes of space, two where channels are grouped. Over more, each window is one row of a matrix.
+  # MLX convolves up to three spatial axes, two with grouped channels. With more, each window becomes one row of a
+  # matrix.
   defp convolve(_type, input, input_dims, weight, weight_dims, groups, opts)
        when length(input_dims) > 5 or (length(input_dims) > 4 and groups > 1) do
     {input, input_dims} = spread(input, input_dims, opts)
@@ -128,7 +130,7 @@ defmodule EMLX.Backend.Product do
     rows = batch * product(out)
     columns = div(channels, groups) * product(kernel)
     windows = Ops.run({:reshape, %{shape: [rows, groups, columns]}}, [Ops.run(op, [input])])
-    # In the weights too, the channels come before space.
+    # The channels precede the spatial axes in the weights, too.
     order = [0, rank - 1] ++ Enum.to_list(1..(rank - 2))
     weight = Ops.run({:reshape, %{shape: [groups, div(filters, groups), columns]}}, [transpose(weight, order)])
     products = Ops.run(:matmul, [transpose(windows, [1, 0, 2]), transpose(weight, [0, 2, 1])])
@@ -159,7 +161,7 @@ defmodule EMLX.Backend.Product do
     Ops.run(op, [input, weight])
   end
 
-  # The input with its dilation and padding done; negative widths cut off what the dilation has spread.
+  # Dilates and pads the input. A negative padding cuts the dilated input.
   defp spread(input, dims, opts) do
     {low, high} = Enum.unzip(opts[:padding])
     config = Enum.zip([[0] ++ low ++ [0], [0] ++ high ++ [0], [0] ++ Enum.map(opts[:input_dilation], &(&1 - 1)) ++ [0]])
@@ -170,7 +172,7 @@ defmodule EMLX.Backend.Product do
     {Ops.run(op, [input, zero]), dims}
   end
 
-  # A complex number is a pair of f32 in memory.
+  # A c64 is a pair of f32 in memory.
   defp complex(real, imaginary) do
     pairs = Ops.run({:stack, %{axis: -1}}, [real, imaginary])
     Ops.run({:squeeze, %{axes: [-1]}}, [Ops.run({:view, %{dtype: :c64}}, [pairs])])
@@ -178,14 +180,14 @@ defmodule EMLX.Backend.Product do
 
   # ---- triangular systems ----
 
-  @doc "x with a·x = b or x·a = b, for the triangle of `a` that the options name."
+  @doc "Solves a·x = b or x·a = b for x, with the triangle of `a` that the options name."
   def triangular_solve(%T{type: type, shape: out_shape}, a, b, opts) do
     work = if type in [{:f, 64}, {:c, 64}], do: type, else: {:f, 32}
     rank = tuple_size(a.shape)
     last_two = Enum.to_list(0..(rank - 3)//1) ++ [rank - 1, rank - 2]
     flip = fn array -> Ops.run({:transpose, %{axes: last_two}}, [array]) end
 
-    # Only one triangle counts, whatever stands in the other.
+    # The other triangle may hold any values.
     lower? = opts[:lower]
     triangle = Ops.run({if(lower?, do: :tril, else: :triu), %{k: 0}}, [Backend.operand(a, work)])
 
@@ -196,7 +198,7 @@ defmodule EMLX.Backend.Product do
         _ -> {triangle, lower?}
       end
 
-    # A vector stands for one column or row.
+    # A vector is one column or row.
     vector? = tuple_size(b.shape) < rank
     left? = opts[:left_side]
     size = elem(a.shape, rank - 1)
@@ -223,13 +225,13 @@ defmodule EMLX.Backend.Product do
 
   # ---- spectra ----
 
-  @doc "The transform over one axis, cut or filled up to `opts[:length]`; parts not above `opts[:eps]` become 0."
+  @doc "Transforms one axis, truncated or padded to `opts[:length]`; parts of at most `opts[:eps]` become 0."
   def fourier(op, %T{type: type}, tensor, opts) do
     op = {op, %{sizes: [opts[:length]], axes: [opts[:axis]], norm: :backward}}
     small_to_zero(Ops.run(op, [Backend.operand(tensor, type)]), opts[:eps])
   end
 
-  # Seen as pairs of f32, both parts are compared at once.
+  # A view as pairs of f32 compares both parts at once.
   defp small_to_zero(array, nil), do: array
 
   defp small_to_zero(array, eps) do

@@ -1,14 +1,16 @@
 defmodule EMLX.Backend.Type do
   @moduledoc false
-  # Nx's types as MLX holds them, and conversions between them. Used by all of EMLX.Backend.
+  # The storage of Nx's types in MLX's dtypes, and conversions between them. All of EMLX.Backend uses it.
   #
-  # Most types of Nx are types of MLX. Those that MLX lacks stand in a wider one, and every result that could leave their
-  # range or precision is brought back into it (`narrow/2`):
+  # Most types of Nx are dtypes of MLX. Types that MLX lacks are stored in a wider dtype, and every result that could
+  # exceed their range or precision is narrowed (`narrow/2`):
   #
-  #   * s2, s4, u2 and u4 are held as s8 and u8
-  #   * f8 (E5M2) and f8_e4m3fn are held as f16, of which both are a subset
-  #   * c128 is held as f64 with one more axis, the last one, for the two parts (EMLX.Backend.Pair): MLX's complex numbers are pairs
-  #     of f32. It has no type of MLX to name, so dtype/1 refuses it; held/2 says what an array of any type looks like
+  #   * s2 and s4 are stored as s8, u2 and u4 as u8
+  #   * f8 (E5M2) and f8_e4m3fn are stored as f16, of which both are a subset
+  #   * c128 is stored as f64 with one more axis, the last one, for the two parts (EMLX.Backend.Pair): MLX's complex
+  #   numbers
+  #     are pairs of f32. No single dtype describes it, so dtype/1 refuses c128; held/2 returns shape and dtype for any
+  #     type
 
   import Bitwise, only: [<<<: 2]
 
@@ -17,7 +19,7 @@ defmodule EMLX.Backend.Type do
 
   @type nx_type :: Nx.Type.t()
 
-  @doc "The type of MLX that holds a type of Nx."
+  @doc "Returns the dtype that stores a type of Nx."
   @spec dtype(nx_type) :: Array.dtype()
   for {kind, sizes} <- [s: [8, 16, 32, 64], u: [8, 16, 32, 64], f: [16, 32, 64], bf: [16], c: [64]],
       size <- sizes do
@@ -40,12 +42,12 @@ defmodule EMLX.Backend.Type do
     raise EMLX.Error, kind: :invalid_argument, op: "type", reason: "#{inspect(type)} is not supported"
   end
 
-  @doc "The dimensions and the type of the array that holds a tensor's elements."
+  @doc "Returns the dimensions and the dtype of the array that stores a tensor's elements."
   @spec held([non_neg_integer], nx_type) :: {[non_neg_integer], Array.dtype()}
   def held(dims, {:c, 128}), do: {dims ++ [2], :f64}
   def held(dims, type), do: {dims, dtype(type)}
 
-  @doc "Whether a type stands in a wider one, so that results have to be narrowed."
+  @doc "Returns whether a type is stored in a wider dtype, so that results have to be narrowed."
   defguard is_narrow(type) when elem(type, 1) < 8 or type == {:f, 8} or elem(type, 0) == :f8_e4m3fn
 
   defguard is_integer_type(type) when elem(type, 0) in [:s, :u]
@@ -77,7 +79,7 @@ defmodule EMLX.Backend.Type do
     {kind, a}, {kind, b} -> {kind, max(a, b)}
   end
 
-  @doc "The type that MLX brings two types to where they meet."
+  @doc "Returns the dtype that MLX promotes two dtypes to."
   @spec promote(Array.dtype(), Array.dtype()) :: Array.dtype()
   for a <- integers ++ floats ++ [c: 64], b <- integers ++ floats ++ [c: 64] do
     def promote(unquote(atom.(a)), unquote(atom.(b))), do: unquote(atom.(promote.(a, b)))
@@ -86,19 +88,19 @@ defmodule EMLX.Backend.Type do
   # ---- numbers ----
 
   @doc """
-  An array of shape {} that holds a number, with the bits that Nx writes for it. `opts` says where, as everywhere in the
+  Returns an array of shape {} with the bits that Nx writes for a number. `opts` has `:device` or `:queue`, as in the
   core.
 
-  Raises `ArgumentError` for a number that has no bits in the type.
+  Raises `ArgumentError` for a number that the type cannot represent.
   """
   @spec scalar(Number.t(), nx_type, keyword) :: Array.t()
   def scalar(number, type, opts \\ []), do: number |> Number.bits(type) |> load({}, type, opts)
 
-  @doc "A number of our own in a type of MLX that has it."
+  @doc "Returns an array of shape {} with a number that the dtype represents."
   @spec constant(number | Complex.non_finite_number(), Array.dtype(), keyword) :: Array.t()
   def constant(number, dtype, opts), do: Ops.run({:constant, %{value: number, dtype: dtype}}, [], opts)
 
-  @doc "Integers from 0 on in another type, with the bits that Nx writes for them (EMLX.Backend.Number)."
+  @doc "Converts integers from 0 on to another type, with the bits that Nx writes for them (EMLX.Backend.Number)."
   @spec of_integers(Array.t(), nx_type) :: Array.t()
   def of_integers(array, {:bf, 16}) do
     bits = Ops.run({:view, %{dtype: :u32}}, [astype(array, :f32)])
@@ -112,7 +114,7 @@ defmodule EMLX.Backend.Type do
     Ops.run({:view, %{dtype: :f16}}, [upper])
   end
 
-  # Every integer from the largest number on is that number.
+  # Integers above the largest number become that number.
   def of_integers(array, {:f8_e4m3fn, 8} = type) do
     largest = 448
     bits = for integer <- 0..largest, into: <<>>, do: Number.bits(integer, type)
@@ -124,7 +126,7 @@ defmodule EMLX.Backend.Type do
 
   # ---- narrowing ----
 
-  @doc "Brings values computed in the wider type back into a type of Nx that MLX lacks."
+  @doc "Narrows values that were computed in a wider dtype to a type of Nx that MLX lacks."
   @spec narrow(Array.t(), nx_type) :: Array.t()
   def narrow(array, {:u, size}) when size < 8,
     do: Ops.run(:bitwise_and, [array, constant((1 <<< size) - 1, :u8, [])])
@@ -138,11 +140,11 @@ defmodule EMLX.Backend.Type do
   def narrow(array, {:f8_e4m3fn, 8} = type), do: array |> encode(type) |> decode(type)
   def narrow(array, _type), do: array
 
-  @doc "The bits of 8-bit floats, as u8, from their values as f16."
+  @doc "Returns the bits of 8-bit floats, as u8, from their values as f16."
   @spec encode(Array.t(), nx_type) :: Array.t()
   def encode(array, {:f, 8}) do
-    # E5M2 is the upper half of an f16. Rounding to the nearest, ties to even, carries into the exponent as it should; a NaN
-    # whose fraction is in the lower half would turn into an infinity, so it is set apart.
+    # E5M2 is the upper half of an f16. Rounding to the nearest, ties to even, carries into the exponent correctly. A
+    # NaN whose fraction is in the lower half would become an infinity, so NaN is selected separately.
     bits = Ops.run({:view, %{dtype: :u16}}, [array])
     one = constant(1, :u16, [])
     eight = constant(8, :u16, [])
@@ -157,7 +159,7 @@ defmodule EMLX.Backend.Type do
     Ops.run(:to_fp8, [array])
   end
 
-  @doc "The values of 8-bit floats, as f16, from their bits as u8."
+  @doc "Returns the values of 8-bit floats, as f16, from their bits as u8."
   @spec decode(Array.t(), nx_type) :: Array.t()
   def decode(bits, {:f, 8}) do
     wide = Ops.run({:astype, %{dtype: :u16}}, [bits])
@@ -171,8 +173,8 @@ defmodule EMLX.Backend.Type do
   # ---- conversion ----
 
   @doc """
-  An array of one type of Nx as another, as `Nx.as_type/2` defines it: floats lose their fraction, integers wrap, NaN becomes
-  0 and an infinity the largest or smallest integer.
+  Converts an array from one type of Nx to another, as `Nx.as_type/2` defines it. For integers, floats lose their
+  fraction and wrap around, NaN becomes 0, and an infinity the largest or smallest integer.
   """
   @spec convert(Array.t(), nx_type, nx_type) :: Array.t()
   def convert(array, type, type), do: array
@@ -187,7 +189,7 @@ defmodule EMLX.Backend.Type do
   def convert(array, from, to) when is_float_type(from) and is_integer_type(to),
     do: array |> to_integer(to) |> narrow(to)
 
-  # MLX goes from f64 to 16 bits directly where the hardware has it, and rounds twice where not.
+  # From f64 to 16 bits, MLX converts directly if the hardware can, and rounds twice if not.
   def convert(array, _from, to), do: narrow(Ops.run({:astype, %{dtype: dtype(to)}}, [array]), to)
 
   defp to_integer(array, {kind, size} = type) do
@@ -197,10 +199,10 @@ defmodule EMLX.Backend.Type do
 
     wide =
       if type == {:u, 64} do
-        # What lies above the range of s64 has to go directly.
+        # Numbers above the range of s64 have to be converted directly.
         Ops.run(:where, [is_positive, astype(array, :u64), astype(astype(array, :s64), :u64)])
       else
-        # A conversion to fewer bits than the value has is undefined in C; from 64 bits on it wraps.
+        # In C, the conversion of a float that an integer type cannot represent is undefined. From s64, integers wrap.
         astype(astype(array, :s64), dtype)
       end
 
@@ -210,7 +212,7 @@ defmodule EMLX.Backend.Type do
     Ops.run(:where, [Ops.run(:isfinite, [array]), wide, limit])
   end
 
-  @doc "The smallest and largest number of an integer type."
+  @doc "Returns the smallest and largest number of an integer type."
   @spec range(:s | :u, pos_integer) :: {integer, integer}
   def range(:s, size), do: {-(1 <<< (size - 1)), (1 <<< (size - 1)) - 1}
   def range(:u, size), do: {0, (1 <<< size) - 1}
@@ -219,7 +221,7 @@ defmodule EMLX.Backend.Type do
 
   # ---- bytes ----
 
-  @doc "An array from the bits that Nx has for a type."
+  @doc "Returns an array from the bits that Nx has for a type."
   @spec load(bitstring, tuple, nx_type, keyword) :: Array.t()
   def load(bits, shape, {kind, size} = type, opts) when size < 8 do
     bytes =
@@ -239,7 +241,7 @@ defmodule EMLX.Backend.Type do
     Array.from_binary(binary, dims, dtype, opts)
   end
 
-  @doc "The bits that Nx has for an array of a type."
+  @doc "Returns the bits that Nx has for an array of a type."
   @spec dump(Array.t(), nx_type) :: bitstring
   def dump(array, {_kind, size}) when size < 8,
     do: for(<<n::8 <- Array.to_binary(array)>>, into: <<>>, do: <<n::size(size)>>)

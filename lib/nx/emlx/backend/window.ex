@@ -1,15 +1,15 @@
 defmodule EMLX.Backend.Window do
   @moduledoc false
-  # Sliding windows for EMLX.Backend. Every list has one entry an axis of the tensor.
+  # Sliding windows for EMLX.Backend. Every list has one entry for each axis of the tensor.
 
   alias EMLX.Backend
   alias EMLX.Backend.{Complex128, Mixed, Type}
   alias EMLX.Ops
   alias Nx.Tensor, as: T
 
-  @doc "`:sum`, `:prod`, `:max` or `:min` of each window of an array of a type of Nx."
+  @doc "Returns the `:sum`, `:prod`, `:max` or `:min` of each window of an array that stores `type`."
   def reduce(reduction, array, {kind, size} = type, window, opts) when size < 8 and reduction in [:max, :min] do
-    # The padding is the limit of the type, not of the one that holds it.
+    # The padding is the limit of the type, not of the wider dtype that stores it.
     {low, high} = Type.range(kind, size)
     limit = Type.constant(if(reduction == :max, do: low, else: high), Type.dtype(type), [])
     array = pad(array, limit, opts[:padding])
@@ -33,7 +33,7 @@ defmodule EMLX.Backend.Window do
     Ops.run(op, [array])
   end
 
-  @doc "All windows of an array padded with `value`: the axes of the result, then those of the window."
+  @doc "Returns all windows of an array padded with `value`: the axes of the result, then those of the window."
   def view(array, value, window, opts) do
     op =
       {:window_view,
@@ -58,8 +58,8 @@ defmodule EMLX.Backend.Window do
   end
 
   @doc """
-  `init` everywhere, plus each element of `source` at the place of its window's extreme in `tensor`: of equal ones the last.
-  What falls on the padding, whose value is `init`, is dropped.
+  Returns a tensor filled with `init`, plus each element of `source` at the position of its window's extreme in
+  `tensor`, the last one of equals. An element whose extreme is in the padding, whose value is `init`, is dropped.
   """
   def scatter(extreme, %T{type: type}, %T{shape: shape} = tensor, source, init, window, opts) do
     padding = opts[:padding]
@@ -70,17 +70,17 @@ defmodule EMLX.Backend.Window do
 
     windows = view(Backend.operand(tensor, type), value, window, opts)
     windows = Ops.run({:reshape, %{shape: [count, taps]}}, [windows])
-    # The first extreme of the reversed window is the last of the window.
+    # The first extreme of the reversed window is the last one of the window.
     reversed = Ops.run({:flip, %{axes: [1]}}, [windows])
     chosen = Ops.run({extreme, %{axis: 1, keepdims: true, nan: :first}}, [reversed])
 
-    # The same windows over the places of the padded array, chosen from by the same position.
+    # The same windows over the positions in the padded array, from which the position of each extreme is taken.
     places = Ops.run({:iota, %{shape: dims, axis: nil, dtype: :s32}}, [])
     places = view(places, nil, window, Keyword.put(opts, :padding, none(padding)))
     places = Ops.run({:flip, %{axes: [1]}}, [Ops.run({:reshape, %{shape: [count, taps]}}, [places])])
     place = Ops.run({:reshape, %{shape: [count]}}, [Ops.run({:take_along_axis, %{axis: 1}}, [places, chosen])])
 
-    # `init` has the bits of the result's type, whatever the sums are computed in.
+    # `init` has the bits of the result's type, whatever type the sums are computed in.
     work = Mixed.work_type(:add, [source, %{init | type: type}], type)
     canvas = Ops.run({:full, %{shape: [Enum.product(dims)], dtype: Type.dtype(work)}}, [value])
     updates = Ops.run({:reshape, %{shape: [count, 1]}}, [Backend.operand(source, work)])
@@ -91,7 +91,7 @@ defmodule EMLX.Backend.Window do
 
   defp to_scalar(array), do: Ops.run({:reshape, %{shape: []}}, [array])
 
-  @doc "What `view/4` gives, with the elements of each window along one axis in front."
+  @doc "Returns the windows of `view/4` with the axes of the window first."
   def slices(%T{type: {:c, 128}} = tensor, acc, window, opts), do: Complex128.windows(tensor, acc, window, opts)
 
   def slices(%T{type: type} = tensor, acc, window, opts) do

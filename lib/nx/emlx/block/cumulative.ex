@@ -1,4 +1,4 @@
-# Nx's cumulative functions as MLX's scans.
+# Implementations of Nx's cumulative functions with MLX's scans.
 
 for {module, op} <- [
       {Nx.Block.CumulativeSum, :cumsum},
@@ -26,7 +26,7 @@ for {module, op} <- [
       |> Backend.to_nx(output)
     end
 
-    # MLX adds one element after the other, where 16 bits soon stop counting; the composed form adds in a tree.
+    # MLX adds sequentially, which soon loses every addend in 16 bits; the composed form adds in a tree.
     defp widen(array, {kind, 16}) when kind in [:f, :bf], do: Ops.astype(array, :f32)
     defp widen(array, _type), do: array
   end

@@ -1,8 +1,8 @@
 defmodule EMLX.Block.Dispatch do
   @moduledoc false
-  # What EMLX.Block.dispatch/4 does. The path that a block took is kept in the process dictionary while its implementation
-  # runs: the implementation is handed the composed function in a wrapper that notes when it is called, so that telemetry tells
-  # the truth whether or not an implementation remembered to use decline/4.
+  # Implements EMLX.Block.dispatch/4. The process dictionary holds the path of a block while its implementation runs.
+  # The implementation receives the composed function in a wrapper that records calls. So telemetry is right even for an
+  # implementation that runs the composed function without decline/4.
 
   @path {__MODULE__, :path}
   @elementwise [EMLX.Block.Nx.Block.LogicalNot, EMLX.Block.Nx.Block.Phase]
@@ -14,7 +14,7 @@ defmodule EMLX.Block.Dispatch do
   end
 
   def run(implementation, block, output, args, fun) do
-    # Held in arrays of two numbers an element, which no implementation expects (EMLX.Backend.Pair).
+    # An array of c128 has two numbers for each element, which no implementation expects (EMLX.Backend.Pair).
     if complex128?([output | args]) do
       tell(block, :composed, "the kernel takes no c128, which MLX lacks")
       apply(fun, [block | args])
@@ -29,17 +29,18 @@ defmodule EMLX.Block.Dispatch do
   defp complex128?([]), do: false
 
   defp implemented(implementation, block, output, args, fun) do
-    # A kernel may look at axes, which elements that stand for whole slices do not have.
+    # A kernel may depend on axes, and the slices that a custom reduction passes as scalars have none
+    # (EMLX.Backend.Fold).
     if implementation not in @elementwise, do: EMLX.Backend.Fold.refuse_slices()
 
-    # Blocks nest: the path of an outer one is put back when the inner one is done.
+    # Blocks nest: the path of the outer block is restored after the inner one.
     outer = Process.put(@path, :fused)
 
     try do
       call = fn -> implementation.call(block, output, args, noting(fun, block)) end
       result = EMLX.Trace.labelled(inspect(block.__struct__), call)
 
-      # Also where the composed function was called: on other arguments it gives something else.
+      # Checked for the composed function, too: an implementation may call it with other arguments.
       check(block, output, args, result)
       if Process.get(@path) == :fused, do: tell(block, :fused, nil)
       result
@@ -53,7 +54,7 @@ defmodule EMLX.Block.Dispatch do
             if EMLX.Debug.raised?(error), do: reraise(error, __STACKTRACE__)
             reraise EMLX.Block.Error, [block: block, args: args, cause: error], __STACKTRACE__
 
-          # What the composed function raises is the caller's to see.
+          # Exceptions of the composed function are the caller's.
           {:composed, error} ->
             reraise error, __STACKTRACE__
         end
@@ -62,13 +63,13 @@ defmodule EMLX.Block.Dispatch do
     end
   end
 
-  @doc "Runs the composed function and has telemetry tell why."
+  @doc "Runs the composed function and reports the reason to telemetry."
   def decline(block, args, fun, reason) when is_binary(reason) do
     note(block, reason)
     apply(fun, [block | args])
   end
 
-  # The composed function, noting that it was called.
+  # The composed function in a wrapper that records the call.
   for arity <- 1..24 do
     arguments = Macro.generate_arguments(arity, __MODULE__)
 
@@ -82,7 +83,7 @@ defmodule EMLX.Block.Dispatch do
 
   defp noting(fun, _block), do: fun
 
-  @doc "A function of so many arguments that calls one of their list."
+  @doc "Returns a function of an arity that calls `fun` with the list of its arguments."
   for arity <- 1..24 do
     arguments = Macro.generate_arguments(arity, __MODULE__)
     def of_list(unquote(arity), fun), do: fn unquote_splicing(arguments) -> fun.([unquote_splicing(arguments)]) end

@@ -1,4 +1,4 @@
-# The blocks of Nx that compute element by element, and all_close, which compares so.
+# Implementations of Nx's element-wise blocks, and of all_close, which compares element by element.
 
 defimpl EMLX.Block, for: Nx.Block.LogicalNot do
   alias EMLX.{Backend, Ops}
@@ -23,7 +23,7 @@ end
 defimpl EMLX.Block, for: Nx.Block.AllClose do
   alias EMLX.{Backend, Ops}
 
-  # MLX's tolerances are f32.
+  # MLX takes the tolerances as f32.
   def call(block, output, [%{type: {:f, 32}} = a, %{type: {:f, 32}} = b], _fun) do
     opts = [rtol: block.rtol, atol: block.atol, equal_nan: block.equal_nan == true]
     a |> Backend.to_array() |> Ops.allclose(Backend.to_array(b), opts) |> Backend.to_nx(output)

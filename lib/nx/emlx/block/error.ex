@@ -1,12 +1,13 @@
 defmodule EMLX.Block.Error do
   @moduledoc """
-  An implementation of `EMLX.Block` raised, or gave a result that is not like the template.
+  The exception for an implementation of `EMLX.Block` that raised, or whose result is not like the template.
+  `EMLX.Block.dispatch/4` raises it.
 
   Fields:
 
     * `:block` - the struct
     * `:args` - a description of each argument, such as `"f32[2][3]"`
-    * `:cause` - the exception, or a binary that says what was wrong with the result
+    * `:cause` - the exception, or a binary that describes the wrong result
   """
 
   defexception [:block, :cause, args: []]

@@ -1,4 +1,4 @@
-# Nx's Fourier transforms over two axes and of real numbers. MLX computes in c64.
+# Implementations of Nx's Fourier transforms over two axes and of real numbers. MLX computes in c64.
 
 defimpl EMLX.Block, for: [Nx.Block.FFT2, Nx.Block.IFFT2] do
   alias EMLX.{Backend, Ops}

@@ -1,4 +1,4 @@
-# Nx.take, Nx.take_along_axis and Nx.top_k.
+# Implementations of Nx.take, Nx.take_along_axis and Nx.top_k.
 
 defimpl EMLX.Block, for: [Nx.Block.Take, Nx.Block.TakeAlongAxis] do
   alias EMLX.{Backend, Ops}
@@ -16,7 +16,7 @@ defimpl EMLX.Block, for: [Nx.Block.Take, Nx.Block.TakeAlongAxis] do
     |> Backend.tensor(output)
   end
 
-  # In Nx an index below 0 is out of range like any other, and clamped; the core would count it from the end.
+  # Nx clamps an index below 0 to 0; in EMLX.Ops it would count from the end.
   defp from_zero(indices, {:u, _}), do: indices
   defp from_zero(indices, {:s, _}), do: Ops.maximum(indices, 0)
 end
@@ -24,8 +24,8 @@ end
 defimpl EMLX.Block, for: Nx.Block.TopK do
   alias EMLX.{Array, Backend, Ops}
 
-  # Sorted downwards, NaN first, equals in their order: the sort upwards is stable, so the array goes in and its order comes out
-  # backwards.
+  # Descending, NaN first, equal elements in their order. The ascending sort is stable, so the array is reversed before
+  # it and the order reversed after it.
   def call(%{k: k}, {values_out, indices_out}, [tensor], _fun) do
     array = Backend.to_array(tensor)
     shape = Tuple.to_list(tensor.shape)

@@ -1,40 +1,40 @@
 defmodule EMLX.Block.LinAlg do
   @moduledoc """
-  How `EMLX.Block` computes `Nx.LinAlg`: with LAPACK, on the CPU, whatever the device of the tensors is.
+  The implementations of `EMLX.Block` for `Nx.LinAlg`. They use LAPACK on the CPU, whatever the device of the tensors.
 
-  Integers and 16-bit floats are computed in f32, f64 in f64. Complex matrices are left to the composed functions.
+  Integers and 16-bit floats are computed in f32, f64 in f64. Complex matrices run the composed functions.
 
-  Where mathematics leaves a choice, the choice is Nx's:
+  If a decomposition is not unique, the result follows Nx's:
 
-    * `Nx.LinAlg.qr/2` - R has a positive diagonal, except for the first rows up to one that needs a reflection, which
-      keep their sign. In Nx a later row that needs no reflection any more keeps its sign, too; here it is positive. The
-      mode `:complete` of a tall matrix is composed: its further columns could be any basis
-    * `Nx.LinAlg.eigh/2` - eigenvalues come by falling magnitude (but for rounding), and of each eigenvector the largest component is positive.
-      Where an eigenvalue occurs m times, its eigenvectors are the last m unit vectors projected onto its eigenspace and made
-      orthonormal in their order; if those projections depend on each other, any orthonormal basis. Nx's are those of the iteration
-      that finds them, the same only in some cases. The options `:eps` and `:max_iter` of the composed function have no meaning
-      here
-    * `Nx.LinAlg.svd/2` - the same rule holds for the right singular vectors, for the left ones where a matrix is wide
+    * `Nx.LinAlg.qr/2` - R has a positive diagonal, except for the leading rows before the first reflection, which keep
+      their sign. In Nx, a later row without a reflection keeps its sign, too; here it is positive. The mode `:complete`
+      of a tall matrix is composed, since its further columns could be any basis
+    * `Nx.LinAlg.eigh/2` - eigenvalues are in descending order of magnitude (up to rounding), and the largest component
+      of each eigenvector is positive. If an eigenvalue occurs m times, its eigenvectors are the last m unit vectors
+      projected onto its eigenspace and orthonormalized in their order. If those projections are linearly dependent,
+      they are any orthonormal basis. Nx's are those that its iteration finds, which are the same in some cases only.
+      The options `:eps` and `:max_iter` of the composed function are ignored
+    * `Nx.LinAlg.svd/2` - the right singular vectors follow the same rule; for a wide matrix, the left ones
     * `Nx.LinAlg.lu/1` - rows are exchanged for the first largest pivot
 
-  Eigenvalues and singular values that are 0 but for rounding, which is to the size of the matrix times the precision of the type
-  times the largest of them, are 0: `Nx.LinAlg.pinv/2` and others divide by what is not.
+  Eigenvalues and singular values that are 0 up to rounding are exactly 0, since `Nx.LinAlg.pinv/2` and others divide by
+  those that are not. The threshold is the size of the matrix times the precision of the type times the largest value.
 
-  A positive semidefinite matrix has a Cholesky factor with a column of 0 for each pivot that is 0 but for rounding; an indefinite
-  one has a factor of NaN, a singular one has solutions of NaN, and one with NaN or an infinity in it has eigenvalues and singular
-  values of NaN. Other matrices of a batch are not affected.
+  A positive semidefinite matrix has a Cholesky factor with a column of 0 for each pivot that is 0 up to rounding. An
+  indefinite matrix has a factor of NaN, and a singular one has solutions of NaN. A matrix that contains NaN or an
+  infinity has eigenvalues and singular values of NaN. Other matrices of the batch are not affected.
   """
 
   alias EMLX.{Array, Backend, Ops}
 
   @doc false
-  # The type of MLX to decompose in, nil where it has none.
+  # The dtype to decompose in; nil for types that LAPACK's kernels do not support.
   def working_type({:c, _}), do: nil
   def working_type({:f, 64}), do: :f64
   def working_type(_type), do: :f32
 
   @doc false
-  # Runs `kernel` with the arrays of all arguments in the type that they are decomposed in, or declines.
+  # Runs `kernel` with the arrays of all arguments, cast to the dtype to decompose in, or declines.
   def run(block, output, args, fun, kernel) do
     type = args |> Enum.map(& &1.type) |> Enum.reduce(&Nx.Type.merge/2)
 
@@ -60,14 +60,14 @@ defmodule EMLX.Block.LinAlg do
   defp to_nx(array, output), do: Backend.to_nx(array, output)
 
   @doc false
-  # Rows and columns.
+  # The numbers of rows and columns.
   def matrix_size(array) do
     shape = Array.shape(array)
     {elem(shape, tuple_size(shape) - 2), elem(shape, tuple_size(shape) - 1)}
   end
 
   @doc false
-  # 1 or -1.
+  # 1 or -1: unlike MLX's sign, 1 for 0.
   def sign(array), do: Ops.where(Ops.less(array, 0), like(-1, array), like(1, array))
 
   @doc false
@@ -77,8 +77,8 @@ defmodule EMLX.Block.LinAlg do
   def nan(array), do: like(:nan, array)
 
   @doc false
-  # 1 or -1 for each vector along an axis, so that its largest component becomes positive: the first of those that are largest
-  # but for rounding.
+  # 1 or -1 for each vector along an axis: the sign of its largest component, of the first one if several are largest up
+  # to rounding.
   def orientation(vectors, axis) do
     magnitude = Ops.abs(vectors)
     largest = Ops.max(magnitude, axes: [axis], keepdims: true)
@@ -92,7 +92,7 @@ defmodule EMLX.Block.LinAlg do
   def precision(array), do: if(Array.dtype(array) == :f64, do: 2.220446049250313e-16, else: 1.1920928955078125e-7)
 
   @doc false
-  # Eigenvalues or singular values of matrices of n rows or columns, 0 where only rounding tells them from it.
+  # Eigenvalues or singular values of matrices of n rows or columns, with 0 for those that are 0 up to rounding.
   def without_noise(values, n) do
     magnitude = Ops.abs(values)
     noise = magnitude |> Ops.max(axes: [-1], keepdims: true) |> Ops.multiply(n * precision(values))
@@ -100,14 +100,14 @@ defmodule EMLX.Block.LinAlg do
   end
 
   @doc false
-  # A factor with its vectors turned. Adding 0 turns -0 into 0.
+  # A factor whose vectors are multiplied by signs. Adding 0 turns -0 into 0.
   def turn(factor, signs), do: factor |> Ops.multiply(signs) |> Ops.add(0)
 
   @doc false
   def diagonal(array), do: Ops.diagonal(array, axis1: -2, axis2: -1)
 
   @doc false
-  # The part of an array up to `stop` on its last two axes.
+  # The first rows and columns of an array.
   def corner(array, rows, columns) do
     shape = Tuple.to_list(Array.shape(array))
     stop = Enum.drop(shape, -2) ++ [rows, columns]
@@ -125,17 +125,17 @@ defimpl EMLX.Block, for: Nx.Block.LinAlg.Cholesky do
     end)
   end
 
-  # LAPACK stops at a pivot that is not positive, leaves it on the diagonal, and MLX does not look.
+  # LAPACK stops at a pivot that is not positive and leaves it on the diagonal. MLX does not check for that.
   defp sound(l), do: l |> LinAlg.diagonal() |> Ops.greater(0) |> Ops.all(axes: [-1]) |> Ops.expand_dims([-2, -1])
 
-  # The factor of a matrix that LAPACK gave up: with its diagonal enlarged by what rounding may have taken from it, each pivot that
-  # should be 0 is about as small as that, and its column is noise.
+  # The factor of a matrix for which LAPACK stopped. Its diagonal is enlarged by the possible rounding error. A pivot
+  # that should be 0 is then about as small as this error, and its column is noise.
   defp semidefinite(a) do
     {n, n} = LinAlg.matrix_size(a)
     noise = n * LinAlg.precision(a)
     diagonal = LinAlg.diagonal(a)
     largest = diagonal |> Ops.max(axes: [-1], keepdims: true) |> Ops.maximum(0)
-    # Next to a diagonal element of 0 there is nothing in a semidefinite matrix.
+    # The row and column of a diagonal element that is 0 are 0 in a semidefinite matrix.
     floor = Ops.where(Ops.equal(largest, 0), LinAlg.like(1, a), Ops.multiply(largest, noise * noise))
     absent = Ops.equal(diagonal, 0)
     enlarged = Ops.where(absent, floor, Ops.multiply(diagonal, 1 + noise))
@@ -174,7 +174,7 @@ defimpl EMLX.Block, for: Nx.Block.LinAlg.Solve do
       rows = order |> Ops.argsort(axis: -1) |> Ops.expand_dims([-1])
       rows = Ops.broadcast_to(rows, List.to_tuple(Tuple.to_list(Array.shape(b))))
       b = Ops.take_along_axis(b, rows, axis: -2)
-      # A pivot of 0 would be an error for the whole batch when the solution is computed.
+      # A pivot of 0 would raise for the whole batch during the evaluation.
       singular = Ops.logical_and(Ops.equal(u, 0), Ops.eye(n, dtype: :bool))
       u = Ops.where(singular, LinAlg.nan(u), u)
       Ops.solve_triangular(u, Ops.solve_triangular(l, b), upper: true)
@@ -224,14 +224,14 @@ defimpl EMLX.Block, for: Nx.Block.LinAlg.QR do
     end
   end
 
-  # Nx reflects each column onto the positive axis, unless there is nothing below its diagonal, when the column stays as it is.
-  # LAPACK reflects onto the axis opposite to the element on the diagonal. The signs bring one to the other.
+  # Nx reflects each column onto the positive axis, and keeps a column that is 0 below its diagonal. LAPACK reflects
+  # onto the axis opposite to the element on the diagonal. The signs convert LAPACK's result to Nx's.
   defp signs(a, r, eps) do
     {m, n} = LinAlg.matrix_size(a)
     k = min(m, n)
     positive = LinAlg.sign(LinAlg.diagonal(r))
 
-    # Columns that stay as they are, from the first on; after a reflection they are not told from their elements.
+    # The leading columns without a reflection. After the first reflection, the elements of `a` no longer show them.
     below = LinAlg.corner(a, m, k) |> Ops.tril(k: -1) |> Ops.square() |> Ops.sum(axes: [-2])
     stays = below |> Ops.less(eps * 1.0) |> Ops.astype(:s32) |> Ops.cumprod(axis: -1) |> Ops.equal(1)
     kept = Ops.multiply(positive, LinAlg.sign(LinAlg.diagonal(a)))
@@ -240,7 +240,8 @@ defimpl EMLX.Block, for: Nx.Block.LinAlg.QR do
     if m > n do
       signs
     else
-      # The last row is not reflected. Its sign follows from the determinant of Q, to which each reflection adds a factor of -1.
+      # The last row is not reflected. Its sign follows from the determinant of Q: each reflection contributes a factor
+      # of -1.
       last = Ops.iota([k]) |> Ops.equal(k - 1)
       one = LinAlg.like(1, signs)
       reflected = Ops.where(Ops.logical_or(stays, last), one, signs)
@@ -262,7 +263,7 @@ defimpl EMLX.Block, for: Nx.Block.LinAlg.Eigh do
     [values, vectors] = Ops.eigh(a)
     start = first_of_equals(values, n)
     vectors = with_basis(vectors, start, n)
-    # Equal ones stay together, in the order of their basis.
+    # Equal eigenvalues stay adjacent, in the order of their basis.
     size = values |> Ops.take_along_axis(start, axis: -1) |> Ops.abs()
     order = size |> Ops.negative() |> Ops.argsort(axis: -1)
     values = Ops.take_along_axis(values, order, axis: -1)
@@ -271,9 +272,9 @@ defimpl EMLX.Block, for: Nx.Block.LinAlg.Eigh do
     [LinAlg.without_noise(values, n), LinAlg.turn(vectors, LinAlg.orientation(vectors, -2))]
   end
 
-  # LAPACK's eigenvectors of an eigenvalue that occurs m times are any basis of its eigenspace. In their coordinates, the
-  # projections of the last m unit vectors are the last m rows of `vectors`, so the Q of these turns one basis into the other. The
-  # blocks of all eigenvalues stand in one matrix, whose Q is 1 for an eigenvalue that occurs once.
+  # For an eigenvalue that occurs m times, LAPACK returns any basis of its eigenspace. In its coordinates, the
+  # projections of the last m unit vectors are the last m rows of `vectors`. So the Q of these rows converts one basis
+  # to the other. One matrix holds the blocks of all eigenvalues; its Q is 1 for an eigenvalue that occurs once.
   defp with_basis(vectors, start, n) do
     same = Ops.equal(Ops.expand_dims(start, [-1]), Ops.expand_dims(start, [-2]))
     times = same |> Ops.astype(:s32) |> Ops.sum(axes: [-1])
@@ -284,8 +285,8 @@ defimpl EMLX.Block, for: Nx.Block.LinAlg.Eigh do
     Ops.matmul(vectors, q)
   end
 
-  # For each of n rising eigenvalues, the place of the first that is the same but for rounding. Where many lie so close together
-  # that they lead from one number to another, each is its own.
+  # For each of n ascending eigenvalues, the position of the first one that is equal up to rounding. If a chain of close
+  # eigenvalues spans too wide a range, each of them is its own group.
   defp first_of_equals(values, 1), do: values |> Ops.astype(:s32) |> Ops.multiply(0)
 
   defp first_of_equals(values, n) do
@@ -320,7 +321,7 @@ defimpl EMLX.Block, for: Nx.Block.LinAlg.SVD do
         [Ops.swapaxes(vt, -2, -1), s, Ops.swapaxes(u, -2, -1)]
 
       m > n and not full? ->
-        # MLX always computes all of u. Of a tall matrix that is more than there may be memory for.
+        # MLX always computes all of u. For a tall matrix, that may exceed the memory.
         [q, r] = Ops.qr(a)
         [u, s, vt] = decompose(r, true)
         [Ops.matmul(q, u), LinAlg.without_noise(s, m), vt]

@@ -1,24 +1,24 @@
 defmodule EMLX.Compiler.Cache do
   @moduledoc false
-  # Compiled functions by what they were compiled from. EMLX.Compiler looks them up in the table; the process that
-  # owns the table adds and removes entries. EMLX.Application starts it.
+  # The cache of compiled functions. EMLX.Compiler looks functions up in an ETS table; the process that owns the table
+  # adds and removes entries. EMLX.Application starts it.
   #
-  # The key is a digest (EMLX.Compiler.Identity) that has only the identities of the arrays and large binaries that a
-  # function closes over, so an entry does not keep them. It goes with them: once one of them is garbage no call can
-  # find the entry, and the process removes it.
+  # The key is a digest (EMLX.Compiler.Identity). It holds only the identities of the arrays and large binaries that a
+  # function closes over, so an entry does not keep them. Once one of them is garbage, no call can find the entry, and
+  # the process removes it.
   #
-  #   * An array has the process told when nothing refers to it any more (`EMLX.Native.watch/1`).
-  #   * A binary cannot. The process keeps it, so that its address is not used again while the key has it, and asks
-  #     the VM from time to time whether anybody else still refers to it.
+  #   * An array sends the process a message when nothing refers to it any more (`EMLX.Native.watch/1`).
+  #   * A binary cannot. The process keeps it, so that its address is not reused while a key contains it, and regularly
+  #     asks the VM whether any other reference is left.
   #
-  # What remains is limited by number and by bytes; the entries used last stay. The bytes are those of the programs'
-  # constants. A constant of several programs counts once, and an array that the function closes over not at all: it
-  # is the function's.
+  # The remaining entries are limited by number and by bytes; the least recently used go first. The bytes are those of
+  # the programs' constants. A constant of several programs counts once. An array that the function closes over does not
+  # count, since it belongs to the function.
   #
-  # Digests of small terms that hold neither are in a second table, by the terms: finding one there is several times as
-  # fast as computing it. The table is ordered, because such a table compares terms and does not hash them. To compare
-  # two terms takes no longer than the smaller one has parts. To hash one visits shared parts every time, and a function
-  # over an expression of 60 nodes can have 2^60 paths.
+  # A second table maps small terms without arrays and large binaries to their digests: a lookup is several times as
+  # fast as computing the digest. The table is ordered, because an ordered table compares terms and does not hash them.
+  # The time of a comparison is bounded by the parts of the smaller term. A hash visits shared parts every time, and a
+  # function over an expression of 60 nodes can have 2^60 paths.
 
   use GenServer
 
@@ -26,14 +26,14 @@ defmodule EMLX.Compiler.Cache do
   alias EMLX.Native
 
   @digests __MODULE__.Digests
-  # The most bytes of a term in that table.
+  # The maximum size in bytes of a term in that table.
   @max_term 1_048_576
 
   @entries 1000
-  # Of the memory limit; CUDA graphs have as much.
+  # The divisor of the memory limit. CUDA graphs have the same share.
   @share 8
 
-  # How long garbage binaries may stay, in milliseconds. Looking for them takes at most a twentieth of the process's
+  # The interval in milliseconds between sweeps for garbage binaries. Sweeps take at most a twentieth of the process's
   # time.
   @interval 250
   @pause 20
@@ -41,10 +41,10 @@ defmodule EMLX.Compiler.Cache do
   def start_link(_opts), do: GenServer.start_link(__MODULE__, nil, name: __MODULE__)
 
   @doc """
-  Returns the value that is kept for a term. Where there is none, `make` returns `{value, arrays}`, and the value is
-  kept: `arrays` are `{number, bytes}` of each array in it.
+  Returns the cached value of a term. If the cache has none, calls `make`, which returns `{value, arrays}`, and caches
+  the value. `arrays` has `{number, bytes}` for each array in the value.
 
-  `captures` is a term that has all by which the term is known.
+  `captures` is a term that contains everything the digest of `term` depends on.
   """
   def fetch(term, captures, make) do
     key = digest(term)
@@ -56,7 +56,7 @@ defmodule EMLX.Compiler.Cache do
 
       [] ->
         limits = limits()
-        # What is garbage makes room for what comes.
+        # Frees garbage before the new value allocates.
         GenServer.call(__MODULE__, :sweep, :infinity)
         {value, arrays} = make.()
         captured = Identity.captured(captures)
@@ -69,7 +69,7 @@ defmodule EMLX.Compiler.Cache do
   defp digest(term) do
     case lookup(@digests, term) do
       [{^term, digest}] -> digest
-      # None, or that of a term with 1.0 where this one has 1.
+      # An ordered table also finds a term with 1.0 in place of 1, whose digest differs.
       _ -> Identity.digest(term)
     end
   end
@@ -78,22 +78,23 @@ defmodule EMLX.Compiler.Cache do
     :ets.lookup(table, key)
   rescue
     ArgumentError ->
-      raise "the application :emlx is not started, which compiler: EMLX needs; Application.ensure_all_started(:emlx) starts it"
+      raise "the application :emlx is not started, which compiler: EMLX needs; " <>
+              "Application.ensure_all_started(:emlx) starts it"
   end
 
   defp small?(term, captured) do
     captured == %{arrays: [], binaries: []} and Identity.small?(term) and :erlang.external_size(term) <= @max_term
   end
 
-  @doc "Removes all entries. Functions that are in use go on."
+  @doc "Removes all entries. Functions that are in use stay usable."
   def clear, do: GenServer.call(__MODULE__, :clear, :infinity)
 
-  @doc "The number of entries, and the bytes of what only they keep."
+  @doc "Returns the number of entries, and the bytes of the constants that only they keep."
   def size, do: GenServer.call(__MODULE__, :size, :infinity)
 
   defp now, do: System.monotonic_time()
 
-  # The most entries and bytes.
+  # The limits of entries and bytes.
   defp limits do
     config = Application.get_env(:emlx, :compiler_cache, [])
     limits = if is_integer(config), do: [entries: config], else: config
@@ -113,9 +114,9 @@ defmodule EMLX.Compiler.Cache do
 
   # ---- the process ----
 
-  # `entries` has `{key, ties, arrays}`, where a tie is `{:array, number}` or `{:binary, place}`; `ties` has `{tie,
-  # key}`; `arrays` has `{number, bytes, count}`. `binaries` maps places to binaries: the process's heap alone is what
-  # the VM tells of.
+  # `entries` has `{key, ties, arrays}`, where a tie is `{:array, number}` or `{:binary, place}`; `ties` has
+  # `{tie, key}`; `arrays` has `{number, bytes, count}`. `binaries` maps places to binaries. It is a map on the
+  # process's heap and no ETS table, since `Process.info/2` lists the binaries of a heap only.
   @impl true
   def init(nil) do
     :ets.new(__MODULE__, [:named_table, :public, :set, read_concurrency: true])
@@ -153,7 +154,7 @@ defmodule EMLX.Compiler.Cache do
     {:noreply, Enum.reduce(keys, state, &evict/2), {:continue, {:reply, from, :ok}}}
   end
 
-  # The message and the state before are garbage here, which would keep what they refer to.
+  # Collects the message and the previous state, which would keep arrays and binaries alive.
   @impl true
   def handle_continue({:reply, from, reply}, state) do
     :erlang.garbage_collect()
@@ -184,7 +185,7 @@ defmodule EMLX.Compiler.Cache do
     ties = Enum.map(numbers, &{:array, &1}) ++ for {place, _binary} <- binaries, do: {:binary, place}
     :ets.insert(state.ties, for(tie <- ties, do: {tie, key}))
 
-    # A value can refer to what the function captures, as one with a hook can: then its bytes are the entry's.
+    # A value, such as one with a hook, may itself refer to arrays that the function closes over. Those count.
     kept = sizes(Identity.captured(value).arrays)
     arrays = arrays |> Map.new() |> Map.merge(kept) |> Map.drop(numbers -- Map.keys(kept)) |> Map.to_list()
 
@@ -203,7 +204,7 @@ defmodule EMLX.Compiler.Cache do
     refs |> Native.sizes() |> Native.call!() |> Map.new()
   end
 
-  # The entry is out of the table before its binaries are let go: a new binary may get their addresses.
+  # Deletes the entry from the table before it drops the entry's binaries, whose addresses a new binary may get.
   defp evict(key, state) do
     case :ets.take(state.entries, key) do
       [{^key, ties, arrays}] ->
@@ -231,8 +232,8 @@ defmodule EMLX.Compiler.Cache do
 
   # ---- limits ----
 
-  # Leaves room for a tenth, so that this is not done for each entry. The entry used last stays however large it is:
-  # it would be made anew at each call.
+  # Frees a further tenth, so that not every new entry trims. The most recently used entry stays whatever its size:
+  # otherwise it would be compiled again at each call.
   defp trim(state, {entries, bytes}) do
     size = :ets.info(__MODULE__, :size)
 
@@ -258,7 +259,7 @@ defmodule EMLX.Compiler.Cache do
 
   # ---- garbage ----
 
-  # Evicts the entries of binaries that nobody else refers to.
+  # Evicts the entries of binaries without other references.
   defp sweep(%{binaries: binaries} = state) when map_size(binaries) == 0, do: state
 
   defp sweep(state) do
@@ -273,7 +274,7 @@ defmodule EMLX.Compiler.Cache do
     end
   end
 
-  # The binaries that have no references but this process's, by the VM's names for them.
+  # The binaries that only this process refers to, by the VM's names for them.
   defp own do
     {:binary, binaries} = Process.info(self(), :binary)
 
@@ -282,7 +283,8 @@ defmodule EMLX.Compiler.Cache do
     |> Map.filter(fn {_name, [{_, _, references} | _] = mine} -> references <= length(mine) end)
   end
 
-  # The VM's names for what a binary is part of, as a process that refers to nothing else sees them. None for a literal.
+  # The VM's names for the allocation that a binary is part of, as listed for a process that refers to nothing else. A
+  # literal has none.
   defp allocations(binary) do
     {process, monitor} =
       spawn_monitor(fn ->

@@ -1,11 +1,11 @@
 defmodule EMLX.Compiler.Capture do
   @moduledoc false
-  # An Nx.Defn.Compiler that compiles nothing: it hands over what Nx gives a compiler. EMLX.compile_to_program/3 goes through it,
-  # so that it takes the functions and arguments that Nx.Defn.compile/3 takes.
+  # An Nx.Defn.Compiler that returns the arguments that Nx passes to a compiler. EMLX.compile_to_program/3 uses it to
+  # accept the same functions and arguments as Nx.Defn.compile/3.
 
   @behaviour Nx.Defn.Compiler
 
-  @doc "The variables of a function for arguments like `args`, and the function that makes an expression of them."
+  @doc "Returns the variables of a function for arguments like `args`, and the function that builds its expression."
   def expression(fun, args) do
     Nx.Defn.compile(fun, args, compiler: __MODULE__)
   catch

@@ -1,13 +1,13 @@
 defmodule EMLX.Compiler.Defaults do
   @moduledoc false
-  # The process's default backend and default compiler while EMLX.Compiler traces a function: implementations of
-  # blocks make tensors and call functions of their own, which belong to the trace.
+  # Sets the process's default backend and default compiler while EMLX.Compiler traces a function: implementations of
+  # blocks create tensors and call functions, which belong to the trace.
   #
-  # What the process had is restored exactly. A process that has set nothing follows the global defaults afterwards,
-  # as before: Nx's setters return the global value in that case, so restoring what they return would pin it.
+  # The previous state is restored exactly. A process without defaults follows the global ones again afterwards. Nx's
+  # setters return the global value for such a process, so restoring what they return would pin it.
 
-  # Nx has no function that calls another one with default options. Its setter, called in a process of its own, shows
-  # the key.
+  # Nx has no function that calls another one with default options. Its setter, called in a separate process, reveals
+  # the key of the process dictionary.
   [key] =
     Task.await(
       Task.async(fn ->

@@ -1,11 +1,12 @@
 defmodule EMLX.Compiler.Identity do
   @moduledoc false
-  # What EMLX.Compiler.Cache tells functions by: a digest in which arrays and large binaries count by identity
-  # (native/src/nif/identity.rs). Its cost depends on how many terms a function closes over, not on how large they are.
+  # The digests that are the keys of EMLX.Compiler.Cache. Arrays and large binaries contribute their identity
+  # (native/src/nif/identity.rs). The cost depends on the number of terms that a function closes over, not on their
+  # size.
 
   alias EMLX.Native
 
-  # The most parts of a small term.
+  # The maximum number of parts of a small term.
   @max_parts 262_144
 
   @type captured :: %{
@@ -14,8 +15,8 @@ defmodule EMLX.Compiler.Identity do
         }
 
   @doc """
-  A digest of a term: equal for equal terms with the same arrays and large binaries, and functions of the same code
-  that close over such.
+  Returns a digest of a term. It is the same for equal terms with the same arrays and large binaries, and for functions
+  of the same code that close over such terms.
   """
   @spec digest(term) :: binary
   def digest(term) do
@@ -23,7 +24,7 @@ defmodule EMLX.Compiler.Identity do
     digest
   end
 
-  @doc "The arrays and large binaries in a term, functions' environments included, that count by identity."
+  @doc "Returns the arrays and large binaries in a term, those in the environments of functions included."
   @spec captured(term) :: captured
   def captured(term) do
     {_digest, arrays, binaries} = walk(term, true, [], [])
@@ -35,8 +36,8 @@ defmodule EMLX.Compiler.Identity do
   end
 
   @doc """
-  Whether a term has few parts, shared ones counted each time, and no arrays and large binaries. So the VM can copy it
-  in little time.
+  Returns whether a term has no arrays and large binaries and few parts, shared ones counted each time. The VM can copy
+  such a term quickly.
   """
   @spec small?(term) :: boolean
   def small?(term) do
@@ -46,7 +47,7 @@ defmodule EMLX.Compiler.Identity do
     end
   end
 
-  # The native code lists the functions that it meets; the VM alone can open them.
+  # The native code lists the functions it finds: only the VM can read their code and environment.
   defp walk(term, gather, arrays, binaries) do
     case identify(term, gather) do
       {digest, [], more_arrays, more_binaries} ->
@@ -69,7 +70,7 @@ defmodule EMLX.Compiler.Identity do
     end
   end
 
-  # What tells functions apart that were written at different places: the module, and the place and version in it.
+  # The identity of a function's code: the module, and the position and version in it.
   defp code(fun) do
     {:module, module} = :erlang.fun_info(fun, :module)
 

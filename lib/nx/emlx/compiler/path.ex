@@ -1,9 +1,9 @@
 defmodule EMLX.Compiler.Path do
   @moduledoc false
-  # Names for the leaves of containers, such as "encoder.blocks.0.kernel", for the inputs, outputs and constants of programs that
-  # are saved.
+  # Names of the leaves of containers, such as "encoder.blocks.0.kernel". EMLX.compile_to_program/3 names the inputs,
+  # outputs and constants of a program by them.
 
-  @doc "`{name, leaf}` for each leaf of a container, in Nx's order; the names begin with `prefix`."
+  @doc "Returns `{name, leaf}` for each leaf of a container, in Nx's order; the names begin with `prefix`."
   def names(container, prefix), do: container |> leaves([prefix], []) |> Enum.reverse()
 
   defp leaves(%Nx.Tensor{} = leaf, path, acc), do: [{name(path), leaf} | acc]
@@ -16,7 +16,7 @@ defmodule EMLX.Compiler.Path do
     |> Enum.reduce(acc, fn {value, i}, acc -> leaves(value, ["#{i}" | path], acc) end)
   end
 
-  # The order of Nx.Container for maps.
+  # Nx.Container's order for maps.
   defp leaves(map, path, acc) when is_map(map) and not is_struct(map) do
     map
     |> Map.to_list()
@@ -24,7 +24,7 @@ defmodule EMLX.Compiler.Path do
     |> Enum.reduce(acc, fn {key, value}, acc -> leaves(value, [key(key) | path], acc) end)
   end
 
-  # A struct gives its containers in an order of its own, and not their names.
+  # Nx.Container.reduce/3 passes the fields of a struct without their names, in the struct's own order.
   defp leaves(struct, path, acc) do
     {acc, _} =
       Nx.Container.reduce(struct, {acc, fields(struct)}, fn value, {acc, fields} ->
@@ -50,7 +50,7 @@ defmodule EMLX.Compiler.Path do
 
   defp name(path), do: path |> Enum.reject(&(&1 == "")) |> Enum.reverse() |> Enum.join(".")
 
-  @doc "The same names, with a number behind those that occur before."
+  @doc "Returns the names, with a number appended to those that occurred before."
   def unique(names) do
     {names, _} =
       Enum.map_reduce(names, MapSet.new(), fn name, seen ->

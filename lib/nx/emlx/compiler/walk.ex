@@ -1,10 +1,11 @@
 defmodule EMLX.Compiler.Walk do
   @moduledoc false
-  # Walks an Nx.Defn expression and calls EMLX.Backend's callbacks for its nodes, while EMLX.Trace records what they do.
-  # Control flow, functions, hooks and runtime calls are its own; blocks go to EMLX.Block, as everywhere.
+  # Lowers an Nx.Defn expression: calls EMLX.Backend's callbacks for its nodes while EMLX.Trace records their
+  # operations. This module itself lowers control flow, functions, hooks and runtime calls. Blocks are dispatched to
+  # EMLX.Block.
   #
-  # A node is walked once in the scope it belongs to. `cache` maps the ids of the nodes of a scope to what came of them: a
-  # tensor, a tuple of tensors, or a function. Branches see the cache of the scope around them; bodies of loops and
+  # A node is walked once in the scope it belongs to. `cache` maps the ids of the nodes of a scope to their results: a
+  # tensor, a tuple of tensors, or a function. Branches see the cache of the enclosing scope; bodies of loops and
   # functions have scopes of their own.
 
   alias EMLX.{Backend, Ops, Trace}
@@ -15,7 +16,8 @@ defmodule EMLX.Compiler.Walk do
   @creation [:eye, :iota, :from_binary]
 
   @doc """
-  Walks a composite expression. `params` is a tuple of tensors, one for each parameter; `hooks` maps names of hooks to functions.
+  Walks a composite expression and returns its result. `params` is a tuple of tensors, one for each parameter; `hooks`
+  maps names of hooks to functions.
   """
   def run(expr, params, hooks) do
     state = %{params: params, hooks: hooks, ids: Tree.scope_ids(expr)}
@@ -23,17 +25,17 @@ defmodule EMLX.Compiler.Walk do
     result
   end
 
-  @doc "The arrays of a composite, in Nx's order."
+  @doc "Returns the arrays of a composite, in Nx's order."
   def arrays(composite), do: for(tensor <- Composite.flatten_list([composite]), do: Backend.to_array(tensor))
 
-  @doc "A composite like `template` with the elements of arrays, and the arrays left over."
+  @doc "Returns a composite like `template` whose tensors hold the arrays, and the arrays left over."
   def fill(template, arrays) do
     Composite.traverse(template, arrays, fn tensor, [array | rest] ->
       {Backend.tensor(array, tensor |> Nx.to_template() |> Nx.devectorize()), rest}
     end)
   end
 
-  @doc "What EMLX.Trace takes as templates for the leaves of a composite."
+  @doc "Returns EMLX.Trace's templates for the leaves of a composite."
   def templates(composite) do
     for tensor <- Composite.flatten_list([composite]) do
       %T{shape: shape, type: type} = Nx.devectorize(tensor)
@@ -43,18 +45,18 @@ defmodule EMLX.Compiler.Walk do
 
   defp composite(expr, state, cache), do: Composite.traverse(expr, cache, &walk(&1, state, &2))
 
-  # What came of a node, with the names and the vectorized axes that it has where it is used: functions of the user's see it.
+  # The result of a node with the names and vectorized axes of its use, which the user's functions see.
   defp like_node(node, state, cache) do
     {%T{data: data}, cache} = walk(node, state, cache)
     {%{node | data: data}, cache}
   end
 
-  # Without the trace's arrays: what runs later must not keep them.
+  # Without the trace's arrays, which functions that run later must not keep alive.
   defp templates_of(composite), do: Composite.traverse(composite, &Nx.to_template/1)
 
   defp given(template, [array | rest]), do: {Backend.tensor(array, template), rest}
 
-  # Constants have ids of their own all over, and so are few.
+  # Equal constants have one id in all scopes, so the cache holds few of them. Metadata itself is not cached.
   defp walk(%T{data: %Expr{op: :metadata, args: [expr, _metadata]}}, state, cache), do: composite(expr, state, cache)
 
   defp walk(%T{data: %Expr{id: id, op: op, args: args}} = node, state, cache) do
@@ -102,7 +104,8 @@ defmodule EMLX.Compiler.Walk do
   # ---- control flow ----
 
   defp node(:cond, [[{pred, body} | clauses], last], _out, state, cache) do
-    # What the branches share with the scope around them is computed there, before, and so is what all of them need.
+    # Nodes that the branches share with the enclosing scope are computed there first, and so are those that all of the
+    # branches need.
     bodies = [body, last | Enum.map(clauses, &elem(&1, 1))]
     common = bodies |> Enum.map(&needed/1) |> Enum.reduce(&Map.take(&1, Map.keys(&2)))
     cache = shared(Enum.map(clauses, &elem(&1, 0)) ++ bodies, %{state | ids: Map.merge(state.ids, common)}, cache)
@@ -125,7 +128,8 @@ defmodule EMLX.Compiler.Walk do
       block
     end
 
-    # Gradients through a loop may come in another type than the state they belong to (seen with Nx 0.12.1 and 0.13.1).
+    # The gradient through a loop may have another type than the state it belongs to (observed with Nx 0.12.1 and
+    # 0.13.1).
     blocks = %{
       condition: block.(condition, &arrays/1),
       body: block.(body, &arrays_like(&1, Composite.flatten_list([initial])))
@@ -145,7 +149,7 @@ defmodule EMLX.Compiler.Walk do
     composed = fn [_struct | args] = all ->
       given = Enum.take(args, length(tensors))
 
-      # The expression was built for these arguments; for others an implementation gets the function itself.
+      # The expression was built for these arguments. For others the function itself is called.
       if Enum.zip_with(given, tensors, &like?/2) |> Enum.all?() and Enum.drop(args, length(tensors)) == options,
         do: run(expr, List.to_tuple(given), state.hooks),
         else: apply(callback, all)
@@ -180,7 +184,7 @@ defmodule EMLX.Compiler.Walk do
     {result, cache}
   end
 
-  # Nx 0.12 and 0.13 have hooks in tokens, the last one first.
+  # Nx 0.12 and 0.13 keep hooks in tokens, in reverse order.
   defp node(:token, [token], _out, state, cache) do
     cache =
       List.foldr(token.hooks, cache, fn %{name: name, callback: callback, expr: expr}, cache ->
@@ -197,7 +201,7 @@ defmodule EMLX.Compiler.Walk do
     walk(expr, state, cache)
   end
 
-  # Nx's main branch has nodes for them, first called `hook`, then `io_call`.
+  # Nx's main branch has a node for a hook, first called `hook`, then `io_call`.
   defp node(op, [expr, spec, out_template, _ref], _out, state, cache) when op in [:hook, :io_call] do
     {value, cache} = Composite.traverse(expr, cache, &like_node(&1, state, &2))
 
@@ -222,7 +226,7 @@ defmodule EMLX.Compiler.Walk do
     end
   end
 
-  # ---- everything else is the backend's ----
+  # ---- all other nodes are callbacks of the backend ----
 
   defp node(op, _args, out, state, cache) do
     {args, cache} = Tree.apply_args(out, cache, &walk(&1, state, &2))
@@ -243,7 +247,7 @@ defmodule EMLX.Compiler.Walk do
 
   defp options, do: [device: Trace.device()]
 
-  # The arrays of a composite, in the types of other tensors.
+  # The arrays of a composite, cast to the types of other tensors.
   defp arrays_like(composite, like) do
     Enum.zip_with(Composite.flatten_list([composite]), like, fn tensor, %T{type: type} ->
       tensor |> Backend.to_array() |> as(tensor.type, type)
@@ -277,7 +281,7 @@ defmodule EMLX.Compiler.Walk do
 
   defp like?(%T{} = a, %T{} = b), do: a.type == b.type and a.shape == b.shape and a.vectorized_axes == b.vectorized_axes
 
-  # Results of several leaves are tuples, whatever container they came in.
+  # Results with several leaves are tuples, whatever their container.
   defp one_or_tuple(%T{} = tensor), do: tensor
   defp one_or_tuple(composite), do: [composite] |> Composite.flatten_list() |> List.to_tuple()
 
@@ -285,11 +289,12 @@ defmodule EMLX.Compiler.Walk do
 
   # ---- cond ----
 
-  # Programs do not nest without end, so the predicates of a long cond are all computed, and its branches are halved.
+  # The depth of a program is limited. Therefore a long cond computes all of its predicates, and finds its branch by
+  # binary search.
   @long 4
 
-  # The results of a cond, as arrays, and the tensors that their types and shapes are those of: the first branch's, unless `like` has
-  # some.
+  # Returns the results of a cond as arrays, and the tensors whose types and shapes they have: `like`, or those of the
+  # first branch if `like` is nil.
   defp branch(pred, body, clauses, last, like, state, cache) when length(clauses) > @long do
     {preds, bodies} = Enum.unzip([{pred, body} | clauses])
     {preds, cache} = Enum.map_reduce(preds, cache, &walk(&1, state, &2))
@@ -326,7 +331,7 @@ defmodule EMLX.Compiler.Walk do
     {arrays_like(result, like), like}
   end
 
-  # Of the branches first..(last - 1) the one at `index`.
+  # Selects the branch at `index` of the branches first..(last - 1).
   defp halves(_index, branches, first, last, like, state, cache) when last - first == 1,
     do: taken(elem(branches, first), like, state, cache)
 
@@ -350,7 +355,7 @@ defmodule EMLX.Compiler.Walk do
     cache
   end
 
-  # The ids of all that an expression needs in any case.
+  # The ids of all nodes that an expression needs, whatever branches are taken.
   defp needed(expr), do: Composite.reduce(expr, %{}, &needed_node/2)
 
   defp needed_node(%T{data: %Expr{op: :constant}}, ids), do: ids

@@ -1,10 +1,10 @@
 defmodule EMLX.Fast.Arguments do
   @moduledoc false
-  # What the functions of EMLX.Fast share: tensors brought to the form that blocks take, and checks of them.
+  # Argument checks and conversions that the functions of EMLX.Fast share.
 
   alias Nx.Tensor, as: T
 
-  @doc "A tensor with floating-point numbers and without names."
+  @doc "Returns a value as a floating-point tensor without names."
   def float!(value, name, function) do
     tensor = Nx.to_tensor(value)
 
@@ -15,14 +15,14 @@ defmodule EMLX.Fast.Arguments do
     end
   end
 
-  @doc "The same, or nil."
+  @doc "The same as `float!/3`; nil for nil."
   def float_or_nil!(nil, _name, _function), do: nil
   def float_or_nil!(value, name, function), do: float!(value, name, function)
 
-  @doc "A tensor without names."
+  @doc "Returns a tensor without names."
   def unnamed(%T{} = tensor), do: Nx.rename(tensor, List.duplicate(nil, tuple_size(tensor.shape)))
 
-  @doc "A vector as long as the last axis of x, or nil."
+  @doc "Returns a vector as long as the last axis of x; nil for nil."
   def vector!(nil, _name, _x, _function), do: nil
 
   def vector!(value, name, %T{shape: shape}, function) do
@@ -38,12 +38,12 @@ defmodule EMLX.Fast.Arguments do
     vector
   end
 
-  @doc "Whether any of the tensors is vectorized."
+  @doc "Returns whether any of the tensors is vectorized."
   def vectorized?(tensors), do: Enum.any?(tensors, &match?(%T{vectorized_axes: [_ | _]}, &1))
 
   @doc """
-  Runs a block on tensors without names and vectorized axes. Inside `defn` all arguments of a block have to be expressions, also
-  those that are constants there.
+  Runs a block on tensors without names and vectorized axes. Inside `defn`, all arguments of a block have to be
+  expressions, constants included.
   """
   def block(block, args, output, fun) do
     args = if Enum.any?(args, &match?(%T{data: %Nx.Defn.Expr{}}, &1)), do: Enum.map(args, &expression/1), else: args
@@ -53,23 +53,23 @@ defmodule EMLX.Fast.Arguments do
   defp expression(%T{data: %Nx.Defn.Expr{}} = tensor), do: tensor
   defp expression(tensor), do: Nx.Defn.Expr.tensor(tensor)
 
-  @doc "The type that a block's composed function computes in: f32, or f64 for f64."
+  @doc "Returns the type that a block's composed function computes in: f64 for f64, else f32."
   def wide(%T{type: {:f, 64}}), do: {:f, 64}
   def wide(%T{}), do: {:f, 32}
 
-  @doc "A number in the type of a tensor. Nx takes a bare one for f32."
+  @doc "Returns a number as a tensor of another tensor's type. Nx converts a plain float to f32."
   def number(number, %T{type: type}), do: Nx.tensor(number, type: type)
 
-  @doc "A constant for the gradient."
+  @doc "Returns a tensor that the gradient treats as a constant."
   def constant(%T{data: %Nx.Defn.Expr{}} = tensor), do: Nx.Defn.Kernel.stop_grad(tensor)
   def constant(tensor), do: tensor
 
-  @doc "Whether MLX's fused kernels take a type."
+  @doc "Returns whether MLX's fused kernels support a type."
   def fused?({:f, size}) when size in [16, 32], do: true
   def fused?({:bf, 16}), do: true
   def fused?(_type), do: false
 
-  @doc "Why a fused kernel of one array cannot take x, or nil."
+  @doc "Returns the reason why a fused kernel of one array cannot take x; nil if it can."
   def refusal(x) do
     cond do
       not fused?(x.type) -> "the kernel computes in f32, x is #{Nx.Type.to_string(x.type)}"
@@ -78,10 +78,10 @@ defmodule EMLX.Fast.Arguments do
     end
   end
 
-  @doc "A tensor's type and shape, as inspection has them."
+  @doc "Returns a tensor's type and shape as `inspect/2` shows them."
   def describe(%T{} = tensor), do: EMLX.Block.Error.describe(tensor)
 
-  @doc "An option that must be a number."
+  @doc "Returns an option as a float. Raises `ArgumentError` if it is no number."
   def number!(number, _name, _function) when is_number(number), do: number * 1.0
 
   def number!(other, name, function),

@@ -1,7 +1,7 @@
 defmodule EMLX.Fast.Einsum do
   @moduledoc """
-  The block of `EMLX.Fast.einsum/2`. Arguments: the operands. `:equation` has one letter for each axis and names the output, as
-  in `"ab,bc->ac"`; ellipses, spaces and absent outputs are resolved before.
+  The block of `EMLX.Fast.einsum/2`. Its arguments are the operands. `:equation` has one letter for each axis and names
+  the output, as in `"ab,bc->ac"`. `einsum/2` resolves ellipses, spaces and absent outputs before.
   """
 
   defstruct [:equation]
@@ -11,11 +11,11 @@ defmodule EMLX.Fast.Einsum do
   @most_operands 16
 
   @doc false
-  # How many operands a block can have; more than that are composed without one.
+  # The maximum number of operands of a block. More operands are composed without a block.
   def most_operands, do: @most_operands
 
   @doc false
-  # The composed function for a number of operands.
+  # Returns the composed function for a number of operands.
   for count <- 1..@most_operands do
     operands = Macro.generate_arguments(count, __MODULE__)
 
@@ -24,7 +24,7 @@ defmodule EMLX.Fast.Einsum do
   end
 
   @doc false
-  # Diagonals and sums within each operand, then products of pairs from the left.
+  # Takes diagonals and sums within each operand, then products of pairs from the left.
   def contract(%{equation: equation}, operands) do
     [inputs, output] = String.split(equation, "->")
     output = String.to_charlist(output)
@@ -44,7 +44,7 @@ defmodule EMLX.Fast.Einsum do
   defp computing({kind, 16}) when kind in [:f, :bf], do: {:f, 32}
   defp computing(type), do: type
 
-  # An operand with each letter once, and only the letters that are used elsewhere.
+  # Reduces an operand until each letter occurs once and only letters that are used elsewhere are left.
   defp reduce({tensor, letters}, used) do
     case Enum.find(letters, fn letter -> Enum.count(letters, &(&1 == letter)) > 1 end) do
       nil ->
@@ -94,7 +94,8 @@ defmodule EMLX.Fast.Einsum do
   @letters Enum.concat(?a..?z, ?A..?Z)
 
   @doc false
-  # The equation with one letter an axis, and which axes of each operand are left out because they are broadcast.
+  # Returns the equation with one letter per axis, and for each operand the axes that are dropped since they are
+  # broadcast.
   def parse!(equation, shapes) do
     context = {equation, shapes}
     {terms, output} = split!(equation, context)
@@ -124,7 +125,7 @@ defmodule EMLX.Fast.Einsum do
   end
 
   @doc false
-  # Letters that an equation does not use.
+  # Returns letters that an equation does not use.
   def unused(equation, count) do
     case @letters -- String.to_charlist(equation) do
       free when length(free) >= count -> Enum.take(free, count)
@@ -172,7 +173,7 @@ defmodule EMLX.Fast.Einsum do
   defp name(:ellipsis), do: "the ellipsis"
   defp name(letter), do: <<letter::utf8>>
 
-  # How many axes an ellipsis stands for.
+  # The number of axes that an ellipsis stands for.
   defp rest!(term, shape, context) do
     named = Enum.count(term, &(&1 != :ellipsis))
     rest = tuple_size(shape) - named
@@ -189,7 +190,7 @@ defmodule EMLX.Fast.Einsum do
 
   defp text(term), do: Enum.map_join(term, &if(&1 == :ellipsis, do: "...", else: <<&1::utf8>>))
 
-  # The letters that are there once, in the order of the alphabet, behind the ellipsis.
+  # The letters that occur once, in alphabetical order, after the ellipsis.
   defp implicit(terms) do
     all = Enum.concat(terms)
     once = for {letter, 1} <- Enum.frequencies(all), letter != :ellipsis, do: letter
@@ -198,7 +199,7 @@ defmodule EMLX.Fast.Einsum do
 
   defp expand(term, letters), do: Enum.flat_map(term, &if(&1 == :ellipsis, do: letters, else: [&1]))
 
-  # Axes of size 1 under an ellipsis are broadcast: they are left out where another operand is longer.
+  # Axes of size 1 under an ellipsis are broadcast: they are dropped if another operand is longer.
   defp sizes!(inputs, shapes, fresh, context) do
     labelled = Enum.zip_with(inputs, shapes, fn letters, shape -> Enum.zip(letters, Tuple.to_list(shape)) end)
 

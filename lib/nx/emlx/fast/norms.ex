@@ -1,6 +1,6 @@
 defmodule EMLX.Fast.RMSNorm do
   @moduledoc """
-  The block of `EMLX.Fast.rms_norm/3`. Arguments: x `{…, size}`, and weight `{size}` if `:weight?`.
+  The block of `EMLX.Fast.rms_norm/3`. Its arguments are x `{…, size}`, and weight `{size}` if `:weight?`.
   """
 
   alias EMLX.Fast.Arguments
@@ -21,8 +21,8 @@ end
 
 defmodule EMLX.Fast.LayerNorm do
   @moduledoc """
-  The block of `EMLX.Fast.layer_norm/4`. Arguments: x `{…, size}`, then weight `{size}` if `:weight?`, then bias `{size}` if
-  `:bias?`.
+  The block of `EMLX.Fast.layer_norm/4`. Its arguments are x `{…, size}`, then weight `{size}` if `:weight?`, then bias
+  `{size}` if `:bias?`.
   """
 
   alias EMLX.Fast.Arguments

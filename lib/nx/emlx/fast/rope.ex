@@ -1,7 +1,7 @@
 defmodule EMLX.Fast.RoPE do
   @moduledoc """
-  The block of `EMLX.Fast.rope/4`. Arguments: x `{batch, heads, length, size}`; the offset, `{}` or `{batch}`, if `:offset` is
-  nil; freqs `{dims / 2}` if `:freqs?`.
+  The block of `EMLX.Fast.rope/4`. Its arguments are x `{batch, heads, length, size}`; the offset, `{}` or `{batch}`, if
+  `:offset` is nil; freqs `{dims / 2}` if `:freqs?`.
   """
 
   alias EMLX.Fast.Arguments
@@ -18,7 +18,7 @@ defmodule EMLX.Fast.RoPE do
         }
 
   @doc false
-  # {offset, freqs} from the arguments behind x.
+  # Returns {offset, freqs} from the arguments after x.
   def arguments(%{offset: offset, freqs?: false}, []), do: {offset, nil}
   def arguments(%{offset: nil, freqs?: false}, [offset]), do: {offset, nil}
   def arguments(%{offset: nil, freqs?: true}, [offset, freqs]), do: {offset, freqs}

@@ -1,8 +1,8 @@
 defmodule EMLX.Fast.ScaledDotProductAttention do
   @moduledoc """
-  The block of `EMLX.Fast.scaled_dot_product_attention/5`. Arguments: q `{batch, heads, queries, size}`, k
-  `{batch, kv_heads, keys, size}`, v `{batch, kv_heads, keys, value_size}`, or with `layout: :bshd` heads behind the length; then the mask if `:mask` is `:boolean` or
-  `:additive`; then sinks `{heads}` if `:sinks?`.
+  The block of `EMLX.Fast.scaled_dot_product_attention/5`. Its arguments are q `{batch, heads, queries, size}`, k
+  `{batch, kv_heads, keys, size}` and v `{batch, kv_heads, keys, value_size}`, or with `layout: :bshd` heads after the
+  length; then the mask if `:mask` is `:boolean` or `:additive`; then sinks `{heads}` if `:sinks?`.
   """
 
   alias EMLX.Fast.Arguments
@@ -17,7 +17,7 @@ defmodule EMLX.Fast.ScaledDotProductAttention do
         }
 
   @doc false
-  # {mask, sinks} from the arguments behind q, k and v.
+  # Returns {mask, sinks} from the arguments after q, k and v.
   def arguments(%{mask: mask} = block, args) do
     {mask, args} = if mask in [:boolean, :additive], do: List.pop_at(args, 0), else: {nil, args}
     {mask, if(block.sinks?, do: hd(args))}
@@ -31,7 +31,7 @@ defmodule EMLX.Fast.ScaledDotProductAttention do
   def composed(block, q, k, v, first, second), do: attend(block, q, k, v, arguments(block, [first, second]))
 
   @doc false
-  # The shape with heads before the length, or the other way round.
+  # Swaps heads and length of a shape in the layout :bshd.
   def swap(%{layout: :bhsd}, shape), do: shape
   def swap(%{layout: :bshd}, {batch, length, heads, size}), do: {batch, heads, length, size}
 
@@ -47,7 +47,7 @@ defmodule EMLX.Fast.ScaledDotProductAttention do
     {_, kv_heads, keys, value_size} = v.shape
     group = div(heads, max(kv_heads, 1))
 
-    # The query heads that share a key head stand together.
+    # The query heads that share a key head become rows of one matrix.
     q_wide = Nx.as_type(q, type)
     scaled = Nx.multiply(q_wide, Arguments.number(block.scale, q_wide))
     grouped = Nx.reshape(scaled, {batch, kv_heads, group * queries, size})
@@ -77,7 +77,7 @@ defmodule EMLX.Fast.ScaledDotProductAttention do
   end
 
   defp mask(scores, :boolean, mask) do
-    # Finite, so that a query without any key sees all of them equally.
+    # Finite, so that a query whose keys are all masked out attends to all of them equally.
     lowest = Nx.Constants.min_finite(scores.type)
     Nx.select(Nx.broadcast(mask, scores.shape), scores, lowest)
   end
@@ -129,8 +129,8 @@ defimpl EMLX.Block, for: EMLX.Fast.ScaledDotProductAttention do
     end
   end
 
-  # MLX takes a mask and sinks only in types that become that of q, k and v. They are not rounded: where one is wider, all are
-  # computed in f32.
+  # MLX rejects a mask or sinks whose type does not promote to that of q, k and v. Rounding them would change the
+  # result, so mixed types are computed in f32.
   defp common(tensors) do
     case tensors |> Enum.map(& &1.type) |> Enum.uniq() do
       [type] -> Backend.dtype(type)

@@ -1,8 +1,8 @@
 defmodule EMLX.Backend.CallbacksTest do
-  # Traces calls, which goes for the whole VM.
+  # Not async: tracing of calls applies to the whole VM.
   use EMLX.NxCase, async: false
 
-  # The functions of `module` that this process calls while `fun` runs, each with the module and name of its caller.
+  # Returns the functions of `module` that this process calls during `fun`, each with its caller's module and name.
   defp calls(module, fun) do
     :erlang.trace_pattern({module, :_, :_}, [{:_, [], [{:message, {:caller}}]}], [])
     tracer = spawn_link(fn -> collect(MapSet.new()) end)
@@ -73,7 +73,7 @@ defmodule EMLX.Backend.CallbacksTest do
 
   @bits [:bitwise_and, :bitwise_or, :bitwise_xor, :left_shift, :right_shift, :quotient]
 
-  # Every callback once, through the function of Nx that leads to it.
+  # Calls every callback once, through a function of Nx.
   defp everything do
     Nx.default_backend(backend())
     t = Nx.tensor([[0.5, 0.25, 0.75], [0.1, 0.2, 0.3]])
@@ -138,7 +138,7 @@ defmodule EMLX.Backend.CallbacksTest do
     assert Nx.Backend.behaviour_info(:callbacks) |> Enum.reject(&(&1 in called)) == []
   end
 
-  # Nx itself folds the constants of a function that it traces, and hands them over as tensors of the binary backend.
+  # Nx folds constants of a traced function by itself, and passes them as tensors of the binary backend.
   defp of_nx_itself?({_call, {Nx.Defn.Expr, _}}), do: true
   defp of_nx_itself?({{:to_binary, 2}, {Nx, :to_number}}), do: true
   defp of_nx_itself?({{:to_binary, 2}, {EMLX.Backend, :to_array}}), do: true
@@ -148,7 +148,7 @@ defmodule EMLX.Backend.CallbacksTest do
     assert Enum.to_list(calls(Nx.BinaryBackend, &everything/0)) == []
   end
 
-  # c128 has callbacks of its own.
+  # c128 has its own callbacks.
   if EMLX.Golden.device() == :gpu, do: @tag(skip: "a GPU has no f64, of which c128 is made")
 
   test "functions of complex numbers of f64 run without the binary backend" do

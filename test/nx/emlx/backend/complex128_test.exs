@@ -1,19 +1,19 @@
 defmodule EMLX.Backend.Complex128Test do
-  # c128, which MLX lacks: every callback that a complex tensor can reach. `EMLX.Random.types/0` has the type too, so
-  # the tests of all types in this folder are its as well.
+  # c128, which MLX lacks: every callback that accepts complex tensors. `EMLX.Random.types/0` contains c128, so the
+  # tests for all types in this folder cover it, too.
   use EMLX.NxCase, async: true
 
   import EMLX.Random
   import Nx.Defn
 
-  # Like f64, c128 is for the CPU only.
+  # Like f64, c128 works on the CPU only.
   if System.get_env("EMLX_TEST_DEVICE") == "gpu", do: @moduletag(skip: "a GPU has no f64, of which c128 is made")
 
   @c128 {:c, 128}
 
   defp complex(shape, opts \\ []), do: tensor(shape, @c128, opts)
 
-  # same/3, with nothing skipped.
+  # same/3 without skips.
   defp agrees(fun, tensors, opts \\ []), do: assert(same(fun, tensors, opts) == :ok)
 
   defp here(tensor), do: Nx.backend_copy(tensor, backend())
@@ -90,7 +90,7 @@ defmodule EMLX.Backend.Complex128Test do
         do: agrees(&Nx.as_type(&1, type), [complex({2, 3}, range: {0, 1})])
   end
 
-  test "f64 beside complex numbers becomes c128" do
+  test "f64 and complex numbers merge to c128" do
     agrees(&Nx.complex/2, [tensor({3}, {:f, 64}), tensor({2, 3}, {:f, 64})])
     agrees(&Nx.complex/2, [tensor({3}, {:f, 64}), tensor({3}, {:s, 32})])
     agrees(&Nx.conjugate/1, [tensor({3}, {:f, 64})])
@@ -98,15 +98,15 @@ defmodule EMLX.Backend.Complex128Test do
     assert Nx.type(Nx.add(tensor({2}, {:c, 64}), here(tensor({2}, {:f, 64})))) == @c128
   end
 
-  # ---- element by element ----
+  # ---- element-wise ----
 
   @functions [:exp, :expm1, :log, :log1p, :sigmoid, :cos, :sin, :tan, :cosh, :sinh, :tanh] ++
                [:asin, :atan, :asinh, :atanh, :sqrt, :rsqrt, :cbrt]
 
   for name <- @functions do
-    test "#{name} of c128 is the binary backend's" do
+    test "#{name} of c128 matches the binary backend" do
       for_all(25, unquote(name), fn ->
-        # Of every quadrant, and away from the points that are none's.
+        # From every quadrant, away from the branch cuts.
         z = complex(shape(), range: one_of([{0.2, 0.8}, {0.001, 0.01}, {1.2, 3}]))
         z = one_of([z, Nx.negate(z), Nx.conjugate(z), Nx.negate(Nx.conjugate(z))])
         agrees(&apply(Nx, unquote(name), [&1]), [z], rtol: 1.0e-11, atol: 1.0e-11)
@@ -114,7 +114,7 @@ defmodule EMLX.Backend.Complex128Test do
     end
   end
 
-  # The inverses are right over the whole plane, where the binary backend loses digits or takes another branch.
+  # EMLX's inverses are accurate on the whole plane; the binary backend loses digits or takes another branch.
   for {inverse, name} <- [acos: :cos, asin: :sin, atan: :tan, acosh: :cosh, asinh: :sinh, atanh: :tanh, log: :exp] do
     test "#{name} of #{inverse} of c128 is the identity" do
       for_all(25, unquote(inverse), fn ->
@@ -146,7 +146,7 @@ defmodule EMLX.Backend.Complex128Test do
     end
   end
 
-  test "functions of large and small c128 numbers do not overflow on the way" do
+  test "functions of large and small c128 numbers have no intermediate overflow" do
     z = list([c(3.0e300, 4.0e300), c(3.0e-300, -4.0e-300)])
     assert_same(Nx.abs(z), Nx.tensor([5.0e300, 5.0e-300], type: :f64), atol: 0)
     assert_same(Nx.divide(z, z), list([1, 1]))
@@ -178,7 +178,7 @@ defmodule EMLX.Backend.Complex128Test do
     assert [%{re: :nan, im: :nan}] = Nx.to_flat_list(Nx.divide(list([c(1, 2)]), zero))
   end
 
-  test "abs, real, imag, conjugate, phase, negate and sign of c128 are the binary backend's" do
+  test "abs, real, imag, conjugate, phase, negate and sign of c128 match the binary backend" do
     for_all(20, :parts, fn ->
       z = complex(shape(), range: {-10, 10})
       for name <- [:abs, :real, :imag, :conjugate, :phase, :negate], do: agrees(&apply(Nx, name, [&1]), [z])
@@ -198,7 +198,7 @@ defmodule EMLX.Backend.Complex128Test do
     end
   end
 
-  test "pow of c128 is the binary backend's" do
+  test "pow of c128 matches the binary backend" do
     for_all(40, :pow, fn ->
       shape = shape()
       z = complex(shape, range: {0.2, 3})
@@ -219,7 +219,7 @@ defmodule EMLX.Backend.Complex128Test do
   test "select takes c128, also as the predicate" do
     for_all(30, :select, fn ->
       shape = shape(0..3)
-      # The binary backend takes a complex 0 for true.
+      # For the binary backend, a complex 0 is true.
       pred = one_of([tensor(shape, {:u, 8}, range: {0, 1}), complex(shape, range: {0.1, 1})])
       a = tensor(shape, one_of([@c128, {:f, 32}]))
       b = tensor(shape, one_of([@c128, {:f, 64}]))
@@ -313,7 +313,7 @@ defmodule EMLX.Backend.Complex128Test do
       for name <- [:sum, :product, :mean], do: agrees(&apply(Nx, name, [&1, opts]), [z])
     end)
 
-    # The binary backend takes a complex 0 for true.
+    # For the binary backend, a complex 0 is true.
     t = list([[0, c(0, 1)], [c(1, 0), c(1, 1)], [0, 0]])
     assert Nx.to_flat_list(Nx.all(t, axes: [1])) == [0, 1, 0]
     assert Nx.to_flat_list(Nx.any(t, axes: [1])) == [1, 1, 0]
@@ -324,7 +324,7 @@ defmodule EMLX.Backend.Complex128Test do
     agrees(&{Nx.variance(&1), Nx.standard_deviation(&1)}, [complex({9})], rtol: 1.0e-10)
   end
 
-  test "cumulative functions of c128 are the binary backend's" do
+  test "cumulative functions of c128 match the binary backend" do
     for_all(15, :cumulative, fn ->
       z = complex(shape(1..3, 1..6), range: {-1.5, 1.5})
       axis = integer(0..(tuple_size(z.shape) - 1))
@@ -341,7 +341,7 @@ defmodule EMLX.Backend.Complex128Test do
       agrees(&Nx.reduce(&1, c(1, 1), [axes: axes, keep_axes: true], fn x, acc -> Nx.add(Nx.exp(x), acc) end), [z])
       window = List.to_tuple(for dim <- Tuple.to_list(z.shape), do: integer(1..dim))
 
-      # Windows of complex numbers the binary backend does not fold.
+      # The binary backend does not reduce windows of complex numbers.
       z = here(z)
       sum = Nx.window_reduce(z, c(0, 0), window, [padding: :same], fn x, acc -> Nx.add(x, acc) end)
       assert_same(sum, Nx.window_sum(z, window, padding: :same))
@@ -349,17 +349,17 @@ defmodule EMLX.Backend.Complex128Test do
       assert_same(product, Nx.window_product(z, window, strides: 2))
     end)
 
-    # Longer than what is taken in order.
+    # Longer than the part that is reduced in order.
     agrees(&Nx.reduce(&1, 0, fn x, acc -> Nx.add(x, acc) end), [complex({1301})])
-    # A function that looks at axes is called element by element.
+    # A function that depends on axes is called element by element.
     agrees(&Nx.reduce(&1, 0, [axes: [0]], fn x, acc -> Nx.sum(Nx.stack([x, acc])) end), [complex({3, 2})])
-    # Into complex numbers from real ones.
+    # Reduces real numbers to complex ones.
     t = here(tensor({2, 5}, {:f, 32}))
     sum = Nx.reduce(t, c(0, 1), [type: @c128, axes: [1]], fn x, acc -> Nx.add(x, acc) end)
     assert_same(sum, Nx.add(Nx.sum(Nx.as_type(t, @c128), axes: [1]), c(0, 1)))
   end
 
-  test "window functions of c128 are the binary backend's" do
+  test "window functions of c128 match the binary backend" do
     for_all(25, :windows, fn ->
       z = complex(shape(1..3, 2..5), range: {-1.5, 1.5})
       rank = tuple_size(z.shape)
@@ -384,7 +384,7 @@ defmodule EMLX.Backend.Complex128Test do
     end)
   end
 
-  test "convolutions of c128 are the binary backend's" do
+  test "convolutions of c128 match the binary backend" do
     for_all(20, :conv, fn ->
       [left, right] = Enum.shuffle([@c128, one_of([@c128, {:f, 64}, {:c, 64}])])
       input = tensor({2, 4, 5, 6}, left)
@@ -435,7 +435,7 @@ defmodule EMLX.Backend.Complex128Test do
   for name <- [:fft, :ifft] do
     test "#{name} of c128 takes any length along any axis" do
       for_all(40, unquote(name), fn ->
-        # Of three axes and more the binary backend mixes up all but the last.
+        # With three or more axes, the binary backend is wrong for all except the last one.
         shape = shape(1..2, 2..9)
         axis = integer(0..(tuple_size(shape) - 1))
         length = one_of([elem(shape, axis), integer(2..12), :power_of_two])
@@ -446,7 +446,7 @@ defmodule EMLX.Backend.Complex128Test do
   end
 
   test "transforms of c128 take every kind of length" do
-    # Matrix products, factors of two and others, primes that are convolved, and products with those.
+    # Lengths for matrix products, for factors of two and others, for convolved primes, and for products with those.
     for n <- [1, 2, 7, 32, 33, 64, 100, 127, 131, 256, 262, 263] do
       agrees(&Nx.fft(&1, eps: 0), [complex({n}, range: {-1, 1})], rtol: 1.0e-9, atol: 1.0e-9)
     end
@@ -454,7 +454,7 @@ defmodule EMLX.Backend.Complex128Test do
     for n <- [1000, 1009, 1024, 2048, 2018] do
       z = here(complex({2, n}))
       assert_same(Nx.ifft(Nx.fft(z)), z)
-      # Parseval, and the sum.
+      # Checks Parseval's theorem and the sum.
       power = &Nx.sum(Nx.pow(Nx.abs(&1), 2))
       assert_same(power.(Nx.fft(z)), Nx.multiply(power.(z), n), rtol: 1.0e-12)
       assert_same(Nx.fft(z)[[.., 0]], Nx.sum(z, axes: [1]), atol: 1.0e-11)
@@ -472,7 +472,7 @@ defmodule EMLX.Backend.Complex128Test do
     end
   end
 
-  test "rfft, irfft, fft2 and ifft2 of f64 are the binary backend's" do
+  test "rfft, irfft, fft2 and ifft2 of f64 match the binary backend" do
     for_all(10, :more_transforms, fn ->
       tensor = tensor({3, 4, 6}, {:f, 64})
       agrees(&{Nx.rfft(&1), Nx.fft2(&1), Nx.ifft2(&1)}, [tensor], rtol: 1.0e-11)
@@ -480,7 +480,7 @@ defmodule EMLX.Backend.Complex128Test do
     end)
   end
 
-  test "a transform of c128 sets numbers that are not above eps to 0" do
+  test "a transform of c128 sets numbers of at most eps to 0" do
     assert Nx.to_flat_list(Nx.fft(list([1, 1, 1, 1]))) == [c(4, 0), c(0, 0), c(0, 0), c(0, 0)]
     agrees(&Nx.fft(&1, eps: 2.0), [Nx.tensor([1, c(2, 1), 3], type: @c128, backend: Nx.BinaryBackend)])
   end
@@ -516,7 +516,7 @@ defmodule EMLX.Backend.Complex128Test do
   for {name, fun} <- functions do
     defnp(unquote(:"grad_#{name}")(z), do: grad(z, unquote(fun)))
 
-    test "the gradient of #{name} of c128 is the binary backend's" do
+    test "the gradient of #{name} of c128 matches the binary backend" do
       for_all(4, {:grad, unquote(name)}, fn ->
         for type <- [@c128, {:f, 64}],
             do: agrees(&unquote(:"grad_#{name}")(&1), [tensor({2, 3}, type, range: {0.2, 1.5})], rtol: 1.0e-10)
@@ -570,7 +570,7 @@ defmodule EMLX.Backend.Complex128Test do
       agrees(&iterate/2, [complex({3}, range: {-0.5, 0.5}), complex({3}, range: {-0.5, 0.5})])
     end)
 
-    # The evaluator takes a complex 0 for true.
+    # For the evaluator, a complex 0 is true.
     assert_same(Nx.Defn.jit(&choose/2, compiler: EMLX).(list([0])[0], 1), {list([1])[0], Nx.tensor(0)})
     assert_same(Nx.Defn.jit(&choose/2, compiler: EMLX).(list([0])[0], 0), {list([0])[0], Nx.tensor(0)})
 

@@ -3,7 +3,7 @@ defmodule EMLX.Backend.ElementwiseTest do
 
   import EMLX.Random
 
-  # Where each function is defined, in real numbers.
+  # The real domain of each function.
   @domains [
     exp: {-4, 4},
     expm1: {-4, 4},
@@ -44,11 +44,11 @@ defmodule EMLX.Backend.ElementwiseTest do
     is_infinity: {-10, 10}
   ]
 
-  # Nx's own erf_inv has 8 digits.
+  # Nx's own erf_inv has a precision of 8 digits.
   @tolerances [erf_inv: [rtol: 1.0e-6, atol: 1.0e-6]]
 
   for {name, range} <- @domains do
-    test "#{name} is the binary backend's on every real type" do
+    test "#{name} matches the binary backend on every real type" do
       for_all(60, unquote(name), fn ->
         type = one_of(real_types())
         tensor = tensor(shape(), type, range: unquote(Macro.escape(range)))
@@ -58,11 +58,11 @@ defmodule EMLX.Backend.ElementwiseTest do
     end
   end
 
-  # The binary backend's sign of a complex number is 1, its acos the negative of what others give.
+  # The binary backend's sign of a complex number is 1, and its acos has the opposite sign of other implementations.
   for {name, _} <- @domains, name not in [:sign, :acos] do
-    test "#{name} is the binary backend's on complex numbers" do
+    test "#{name} matches the binary backend on complex numbers" do
       for_all(20, unquote(name), fn ->
-        # Away from the cuts, on whose sides opinions differ.
+        # Away from the branch cuts, where implementations differ.
         tensor = tensor(shape(), one_of(complex_types()), range: {0.2, 0.8})
         same(&apply(Nx, unquote(name), [&1]), [tensor])
       end)
@@ -85,13 +85,13 @@ defmodule EMLX.Backend.ElementwiseTest do
     assert Nx.to_flat_list(Nx.sign(Nx.tensor([:nan, :infinity, :neg_infinity]))) == [0.0, 1.0, -1.0]
   end
 
-  test "floor, ceil and round keep what is not finite" do
+  test "floor, ceil and round keep non-finite numbers" do
     special = [:infinity, :neg_infinity, :nan]
     for name <- [:floor, :ceil, :round], do: assert(Nx.to_flat_list(apply(Nx, name, [Nx.tensor(special)])) == special)
   end
 
   for name <- [:is_nan, :is_infinity, :abs, :negate] do
-    test "#{name} keeps what is not finite" do
+    test "#{name} keeps non-finite numbers" do
       for_all(40, unquote(name), fn ->
         tensor = tensor(shape(), one_of(float_types()), special: 0.5)
         same(&apply(Nx, unquote(name), [&1]), [tensor])
@@ -104,13 +104,13 @@ defmodule EMLX.Backend.ElementwiseTest do
             [:logical_and, :logical_or, :logical_xor]
 
   for name <- @binary do
-    test "#{name} is the binary backend's on every pair of types and of shapes that broadcast" do
+    test "#{name} matches the binary backend on every pair of types and of shapes that broadcast" do
       for_all(150, unquote(name), fn ->
         shape = shape()
         [left, right] = for _ <- 1..2, do: one_of(one_of([types(), real_types()]))
 
-        # What the parts of a complex number become beside an infinity is not agreed on, nor the sign of atan2(-0.0,
-        # -1); and beside a float an integer takes the float's type, in which its limits may be infinite.
+        # Implementations differ in the parts of complex results with infinities and in the sign of atan2(-0.0, -1).
+        # With a float, an integer is converted to the float's type, in which its limits may be infinite.
         complex? = left in complex_types() or right in complex_types()
         alike? = left in integer_types() == right in integer_types()
         safe? = alike? and not complex? and not wide_and_signed?(left, right)
@@ -124,7 +124,7 @@ defmodule EMLX.Backend.ElementwiseTest do
     end
   end
 
-  # u64 beside a signed type becomes s64, in which its upper half has no place.
+  # u64 and a signed type merge to s64, which cannot represent the upper half of u64.
   defp wide_and_signed?(left, right), do: {:u, 64} in [left, right] and left != right
 
   test "comparisons of u64 with signed integers are exact" do
@@ -138,7 +138,7 @@ defmodule EMLX.Backend.ElementwiseTest do
   end
 
   for name <- [:bitwise_and, :bitwise_or, :bitwise_xor, :quotient, :remainder] do
-    test "#{name} is the binary backend's on every pair of integer types" do
+    test "#{name} matches the binary backend on every pair of integer types" do
       for_all(100, unquote(name), fn ->
         shape = shape()
         [left, right] = for _ <- 1..2, do: one_of(integer_types())
@@ -150,8 +150,8 @@ defmodule EMLX.Backend.ElementwiseTest do
     end
   end
 
-  # Where the binary backend raises.
-  test "integers divided by zero give 0, and the smallest divided by -1 itself" do
+  # The binary backend raises for these.
+  test "integer division by zero returns 0, and of the smallest integer by -1 itself" do
     for {kind, size} = type <- integer_types() do
       assert Nx.to_flat_list(Nx.quotient(Nx.tensor([1, 0], type: type), Nx.tensor([0, 0], type: type))) == [0, 0]
       assert Nx.to_flat_list(Nx.remainder(Nx.tensor([1, 0], type: type), Nx.tensor([0, 0], type: type))) == [0, 0]
@@ -174,7 +174,7 @@ defmodule EMLX.Backend.ElementwiseTest do
   end
 
   for name <- [:left_shift, :right_shift] do
-    test "#{name} is the binary backend's for every distance" do
+    test "#{name} matches the binary backend for every distance" do
       for_all(100, unquote(name), fn ->
         shape = shape()
         left = tensor(shape, one_of(integer_types()), special: 0.2)
@@ -193,7 +193,7 @@ defmodule EMLX.Backend.ElementwiseTest do
     end)
   end
 
-  test "numbers are taken like scalar tensors" do
+  test "numbers are treated like scalar tensors" do
     for_all(100, :numbers, fn ->
       tensor = tensor(shape(), one_of(types()))
       number = one_of([0, 1, -3, 300, 2.5, -0.5])
@@ -206,7 +206,7 @@ defmodule EMLX.Backend.ElementwiseTest do
   test "select takes from either side by the truth of any type" do
     for_all(150, :select, fn ->
       shape = shape()
-      # Not of complex numbers: for the binary backend 0+0i is true.
+      # No complex predicates: for the binary backend, 0+0i is true.
       pred = tensor(one_of([shape, {}]), one_of(real_types()), range: {-1, 1}, special: 0.1)
       on_true = tensor(broadcastable(shape), one_of(types()))
       on_false = tensor(broadcastable(shape), one_of(types()))
@@ -219,9 +219,9 @@ defmodule EMLX.Backend.ElementwiseTest do
     assert Nx.to_flat_list(Nx.select(pred, 1, 0)) == [0, 1, 1]
   end
 
-  test "clip is the binary backend's" do
+  test "clip matches the binary backend" do
     for_all(100, :clip, fn ->
-      # NaN stays NaN; the binary backend makes it the lower bound.
+      # EMLX keeps NaN; the binary backend replaces it by the lower bound.
       type = one_of(real_types())
       special = if type in (integer_types() -- [{:u, 64}]), do: 0.1, else: 0
       tensor = tensor(shape(), type, special: special)
@@ -231,7 +231,7 @@ defmodule EMLX.Backend.ElementwiseTest do
     end)
   end
 
-  test "as_type is the binary backend's between all types" do
+  test "as_type matches the binary backend between all types" do
     for from <- types(), to <- types() do
       for_all(4, {:as_type, from, to}, fn ->
         special = if from in complex_types(), do: 0, else: 0.2
@@ -241,7 +241,7 @@ defmodule EMLX.Backend.ElementwiseTest do
     end
   end
 
-  # The binary backend cuts the digits off that 16 and 8 bits cannot hold, MLX rounds.
+  # The binary backend truncates to 16 and 8 bits, MLX rounds.
   defp rounding({:bf, 16}), do: [rtol: 8.0e-3]
   defp rounding({:f, 8}), do: [rtol: 0.26]
   defp rounding({:f8_e4m3fn, 8}), do: [rtol: 0.13, atol: 2.0e-3]

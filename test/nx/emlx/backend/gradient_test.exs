@@ -4,8 +4,8 @@ defmodule EMLX.Backend.GradientTest do
   import EMLX.Random
   import Nx.Defn
 
-  # Gradients of functions of one tensor, on the backend under test against the binary backend. Each has the range of
-  # its argument, where that is not {-2, 2}, and a shape, where that is not {3, 4}.
+  # Gradients of functions of one tensor, on the backend under test against the binary backend. Entries have the range
+  # of the argument, if it is not {-2, 2}, and the shape, if it is not {3, 4}.
 
   elementwise =
     [:exp, :expm1, :sigmoid, :cos, :sin, :cosh, :sinh, :tanh, :atan, :asinh, :erf, :erfc, :abs, :negate, :cbrt] ++
@@ -15,11 +15,11 @@ defmodule EMLX.Backend.GradientTest do
   for entry <- elementwise do
     {name, range} = if is_atom(entry), do: {entry, {-2, 2}}, else: entry
 
-    test "the gradient of #{name} is the binary backend's" do
+    test "the gradient of #{name} matches the binary backend" do
       for_all(5, {:grad, unquote(name)}, fn ->
         tensor = tensor({3, 4}, one_of([{:f, 32}, {:f, 64}]), range: unquote(Macro.escape(range)))
         fun = fn t -> Nx.sum(apply(Nx, unquote(name), [t])) end
-        # erf_inv's own digits differ.
+        # Nx's erf_inv is less precise.
         gradient(fun, tensor, rtol: if(unquote(name) == :erf_inv, do: 1.0e-5, else: nil))
       end)
     end
@@ -126,7 +126,7 @@ defmodule EMLX.Backend.GradientTest do
   for {name, fun} <- zoo do
     defnp(unquote(:"grad_#{name}")(t), do: grad(t, unquote(fun)))
 
-    test "the gradient of #{name} is the binary backend's" do
+    test "the gradient of #{name} matches the binary backend" do
       for_all(5, {:grad, unquote(name)}, fn ->
         tensor = tensor({3, 4}, one_of(f: 32, f: 64), range: {-2, 2})
         opts = if tensor.type == {:f, 64}, do: [rtol: 1.0e-5, atol: 1.0e-5], else: [rtol: 1.0e-3, atol: 1.0e-3]

@@ -1,5 +1,5 @@
 defmodule EMLX.Backend.InspectTest do
-  # The setting is the whole application's.
+  # Not async: the setting applies to the whole application.
   use EMLX.NxCase, async: false
 
   setup do

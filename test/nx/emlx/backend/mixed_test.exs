@@ -1,5 +1,6 @@
 defmodule EMLX.Backend.MixedTest do
-  # Operands of different types and of any size: what the type of the result cannot hold of an operand still counts.
+  # Operands of different types and magnitudes: results are right although the result's type cannot represent an
+  # operand.
   use EMLX.NxCase, async: true
 
   import EMLX.Random
@@ -17,7 +18,7 @@ defmodule EMLX.Backend.MixedTest do
     {:f, 64} => {1.0e-300, 1.7e308}
   }
 
-  # A number of any size that a type has.
+  # A number of any magnitude of a type.
   defp wide({:s, size}), do: one_of([-1, 1]) * min(magnitude(size - 1), Bitwise.bsl(1, size - 1) - 1)
   defp wide({:u, size}), do: min(magnitude(size), Bitwise.bsl(1, size) - 1)
 
@@ -32,20 +33,20 @@ defmodule EMLX.Backend.MixedTest do
     power + integer(0..power) - 1
   end
 
-  # Of its own type a tensor holds the number itself.
+  # A tensor of its own type represents the number exactly.
   defp exact(number, type), do: Nx.tensor(number, type: type, backend: Nx.BinaryBackend) |> Nx.to_number()
 
   defp vector(type, size \\ 6), do: vector_of(for(_ <- 1..size, do: wide(type)), type)
 
   defp vector_of(numbers, type), do: Nx.tensor(numbers, type: type, backend: Nx.BinaryBackend)
 
-  # A float of few bits and another type.
+  # A float type of few bits and another type.
   defp pair do
     short = one_of(@short)
     Enum.shuffle([short, one_of(real_types())])
   end
 
-  # What a function gives here and on the binary backend, eagerly and compiled; nil where the binary backend fails.
+  # The results of a function on EMLX and on the binary backend, eagerly and compiled; nil if the binary backend fails.
   defp results(fun, tensors) do
     {_, device} = backend()
     ways = [eager: {nil, nil}, compiled: {[compiler: Nx.Defn.Evaluator], [compiler: EMLX, cache: false] ++ device}]
@@ -69,7 +70,7 @@ defmodule EMLX.Backend.MixedTest do
     end)
   end
 
-  # `scale` has for each element how far it may be off, besides what its type rounds.
+  # `scale` has the tolerance of each element, in addition to the rounding of its type.
   defp assert_near(fun, tensors, scale \\ nil) do
     for {way, {actual_type, actual}, {type, expected}} <- results(fun, tensors) do
       assert actual_type == type
@@ -93,7 +94,7 @@ defmodule EMLX.Backend.MixedTest do
     {rtol, _} = tolerance(type)
 
     cond do
-      # Whether the next number is infinite is a matter of rounding.
+      # Rounding decides whether the next number is infinite.
       x in [:infinity, :neg_infinity] and is_number(y) -> abs(y) > 0.85 * largest and y > 0 == (x == :infinity)
       y in [:infinity, :neg_infinity] and is_number(x) -> abs(x) > 0.85 * largest and x > 0 == (y == :infinity)
       is_number(x) and is_number(y) -> abs(x - y) <= 2 * smallest + rtol * max(abs(x), abs(y)) + scale
@@ -101,11 +102,11 @@ defmodule EMLX.Backend.MixedTest do
     end
   end
 
-  # f32 has 24 bits; f64, where it is there, is used for integers of more.
+  # f32 has 24 bits; integers of more bits are computed in f64 if the device has it.
   defp rounding, do: if(EMLX.Golden.device() == :cpu, do: 1.0e-6, else: 1.0e-5)
 
   for name <- [:add, :subtract, :multiply, :divide, :atan2, :min, :max] do
-    test "#{name} of numbers of any size in two types is the binary backend's" do
+    test "#{name} of numbers of any size in two types matches the binary backend" do
       for_all(150, unquote(name), fn ->
         [left, right] = Enum.map(pair(), &vector/1)
         lost = if unquote(name) in [:add, :subtract], do: rounding(), else: 0.0
@@ -114,14 +115,14 @@ defmodule EMLX.Backend.MixedTest do
       end)
     end
 
-    test "#{name} of a tensor and a number of any size is the binary backend's" do
+    test "#{name} of a tensor and a number of any size matches the binary backend" do
       for_all(100, unquote(name), fn ->
         type = one_of(@short)
         tensor = vector(type)
         number = one_of([wide({:s, 64}), wide({:f, 32}), integer(-3000..3000), integer(1..100) / 8])
 
-        # Compiled, a fraction may be of the tensor's type: the binary backend misreads the subnormal ones of f8, and
-        # opinions differ on the angles of -0.0 and of infinities.
+        # In compiled functions, a fraction may have the tensor's type. The binary backend misreads subnormal numbers of
+        # f8, and implementations differ in the angles of -0.0 and of infinities.
         number = if abs(number) < 1.0e-4 and (type == {:f, 8} or unquote(name) == :atan2), do: 3, else: number
         number = if unquote(name) == :atan2 and abs(number) > 448, do: trunc(number), else: number
         {rtol, _} = tolerance(type)
@@ -142,16 +143,16 @@ defmodule EMLX.Backend.MixedTest do
     end
   end
 
-  test "a remainder of numbers of any size in two types is the binary backend's" do
+  test "a remainder of numbers of any size in two types matches the binary backend" do
     for_all(150, :remainder, fn ->
       [left, right] = Enum.map(pair(), &vector/1)
-      # Where there is no f64, the remainder of an integer of more than 24 bits is that of the nearest f32.
+      # Without f64, the remainder of an integer of more than 24 bits is that of the nearest f32.
       lost = fn x, y -> if rounding() > 1.0e-6 and abs(x) > 2 ** 24, do: 2 * abs(y), else: 0.0 end
       assert_near(&Nx.remainder/2, [left, right], Enum.zip_with(Nx.to_flat_list(left), Nx.to_flat_list(right), lost))
     end)
   end
 
-  test "a remainder by a number of any size is the binary backend's" do
+  test "a remainder by a number of any size matches the binary backend" do
     for_all(100, :remainder_number, fn ->
       number = one_of([wide({:s, 32}), wide({:bf, 16}), integer(1..3000), 0.3, 0.1])
       # A GPU has no f64 to hold an integer of more than 24 bits beside a float.
@@ -160,7 +161,7 @@ defmodule EMLX.Backend.MixedTest do
     end)
   end
 
-  test "a power with an exponent of any type is the binary backend's" do
+  test "a power with an exponent of any type matches the binary backend" do
     for_all(150, :pow, fn ->
       type = one_of(@short)
       base = vector_of(for(_ <- 1..6, do: exact(0.5 + :rand.uniform(), type)), type)
@@ -179,7 +180,7 @@ defmodule EMLX.Backend.MixedTest do
       for_all(150, unquote(name), fn ->
         [left, right] = for _ <- 1..2, do: one_of(real_types())
 
-        # Beside numbers of any size those that only rounding brings together.
+        # Numbers of any magnitude, and pairs that are equal only after rounding.
         close = fn numbers, type ->
           for x <- numbers do
             shifted = trunc(min(max(x, -9.0e18), 9.0e18)) + integer(-1..1)
@@ -247,7 +248,7 @@ defmodule EMLX.Backend.MixedTest do
     end)
   end
 
-  test "what is added at indices may be what the type of the result cannot hold" do
+  test "indexed updates take numbers that the type of the result cannot hold" do
     t = vector_of([-60_000, 3, -5], :f16)
     updates = vector_of([70_000, 12, 5], :s32)
     indices = vector_of([[0], [1], [2]], :s32)
@@ -258,7 +259,7 @@ defmodule EMLX.Backend.MixedTest do
     assert_near(&Nx.window_scatter_max(&1, &2, -60_000, {3}, []), [vector_of([1, 3, 2], :f16), source])
   end
 
-  test "selecting, clipping and joining bring numbers of any size to the type of the result" do
+  test "select, clip and concatenate convert numbers of any size to the type of the result" do
     for_all(100, :choices, fn ->
       [left, right] = Enum.map(pair(), &vector/1)
       mask = vector_of(for(_ <- 1..6, do: integer(0..1)), :u8)

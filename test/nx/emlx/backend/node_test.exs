@@ -1,7 +1,7 @@
 defmodule EMLX.Backend.NodeTest do
   use EMLX.NxCase, async: true
 
-  # Another BEAM, reached through its standard input and output.
+  # Another VM, controlled through its standard input and output.
   setup do
     paths = Enum.flat_map(:code.get_path(), &[~c"-pa", &1])
     {:ok, peer, _node} = :peer.start_link(%{connection: :standard_io, args: paths})
@@ -15,7 +15,7 @@ defmodule EMLX.Backend.NodeTest do
     assert_same(Nx.backend_transfer(there, backend()), Nx.multiply(t, 2))
   end
 
-  test "a tensor that is sent to another node without a copy is refused there, and works again here", %{peer: peer} do
+  test "a tensor sent to another node without a copy is refused there, and works again here", %{peer: peer} do
     {:ok, _} = :peer.call(peer, :application, :ensure_all_started, [:emlx])
     t = Nx.tensor([1, 2, 3])
 
@@ -25,7 +25,7 @@ defmodule EMLX.Backend.NodeTest do
       assert error.reason =~ "expected an array"
     end
 
-    # A list that has been there and back.
+    # The term after the round trip.
     [back] = :peer.call(peer, :lists, :reverse, [[t]])
     assert Nx.to_flat_list(Nx.add(back, 1)) == [2, 3, 4]
   end

@@ -1,17 +1,17 @@
 defmodule EMLX.Backend.NumberTest do
-  # A number becomes a constant with the bits that the binary backend has for the same expression.
+  # Constants have the bits that the binary backend has for the same expression.
   use EMLX.NxCase, async: true
 
   import Bitwise
   import EMLX.Random
 
-  # Bits of the fraction, smallest and largest exponent of the float formats, the narrowest first.
+  # The bits of the fraction, and the smallest and largest exponent of the float formats, the narrowest first.
   @formats [{2, -14, 15}, {3, -6, 8}, {7, -126, 127}, {10, -14, 15}, {23, -126, 127}, {52, -1022, 1023}]
 
   @non_finite [:nan, :infinity, :neg_infinity]
 
-  # Ties between two neighbours of a format and what lies just beside them, subnormal numbers, limits and what is
-  # beyond.
+  # Ties between adjacent numbers of a format and numbers close to them, subnormal numbers, limits and numbers beyond
+  # them.
   defp float do
     {fraction, low, high} = one_of(@formats)
     exponent = integer((low - fraction - 2)..(high + 1))
@@ -67,7 +67,7 @@ defmodule EMLX.Backend.NumberTest do
 
   defp number_of(_float), do: one_of([&float/0, &float/0, &float/0, &whole/0, fn -> one_of(@non_finite) end]).()
 
-  # What a function gives under a backend, as bits; eager, or compiled with the backend's compiler.
+  # The bits of a function's result on a backend, eager or compiled with the backend's compiler.
   defp bits(fun, backend, compiler) do
     Nx.with_default_backend(backend, fn ->
       result = if compiler, do: Nx.Defn.jit(fun, compiler).(), else: fun.()
@@ -87,7 +87,7 @@ defmodule EMLX.Backend.NumberTest do
     )
   end
 
-  # What the binary backend itself cannot do says nothing.
+  # Cases in which the binary backend itself fails are skipped.
   defp same_bits(_actual, {:raised, _error}), do: :skipped
 
   defp same_bits(actual, expected) do
@@ -113,7 +113,7 @@ defmodule EMLX.Backend.NumberTest do
     end
   end
 
-  test "a number that has no place in a type is refused, with both named" do
+  test "a number that a type cannot represent is refused, and both are named" do
     for {number, type, text} <- [
           {1.5, :u8, "u8 of 1.5"},
           {-0.0, :s32, "s32 of -0.0"},
@@ -123,12 +123,12 @@ defmodule EMLX.Backend.NumberTest do
     end
   end
 
-  # The binary backend takes subnormal numbers of f8 for others where it reads them, and loses the sign of a zero.
+  # The binary backend misreads subnormal numbers of f8, and loses the sign of zero.
   defp readable(number, {:f, 8}) when is_number(number) and abs(number) < 6.103515625e-5, do: 1
   defp readable(number, _type) when is_number(number) and abs(number) < 1.0e-45, do: 1
   defp readable(number, _type), do: number
 
-  # CUDA's additions to memory take subnormal numbers for 0, and have a NaN of their own.
+  # CUDA's atomic additions flush subnormal numbers to 0, and return another NaN.
   defp added(number) when is_number(number) and abs(number) < 1.18e-38 do
     if EMLX.Golden.device() == :gpu, do: 1, else: number
   end
@@ -136,7 +136,7 @@ defmodule EMLX.Backend.NumberTest do
   defp added(:nan), do: if(EMLX.Golden.device() == :gpu, do: 1, else: :nan)
   defp added(number), do: number
 
-  # Beside a tensor a number is of f32 first.
+  # Nx first converts a number to f32 in operations with a tensor.
   defp single(number) do
     case <<number::float-32>> do
       <<single::float-32>> -> single
@@ -144,7 +144,7 @@ defmodule EMLX.Backend.NumberTest do
     end
   end
 
-  # Where a number beside a tensor may become the result itself, in the type that both make.
+  # Operations whose result may be the number itself, in the type that it and the tensor merge to.
   @ways [
     max: quote(do: fn x, n -> Nx.max(x, n) end),
     min: quote(do: fn x, n -> Nx.min(n, x) end),
@@ -154,7 +154,7 @@ defmodule EMLX.Backend.NumberTest do
   ]
 
   for {name, fun} <- @ways do
-    test "a number beside a tensor of any type has the binary backend's bits: #{name}" do
+    test "a number combined with a tensor of any type has the binary backend's bits: #{name}" do
       for type <- real_types() do
         for_all(25, {unquote(name), type}, fn ->
           number = if type in integer_types(), do: integer(0..3), else: readable(number_of(type), type)
@@ -165,7 +165,7 @@ defmodule EMLX.Backend.NumberTest do
     end
   end
 
-  # The binary backend has accumulators and padding of the tensor's own type only.
+  # The binary backend only supports accumulators and padding of the tensor's type.
   test "an accumulator or padding that is a number has the bits of a constant of the type" do
     for type <- float_types() do
       for_all(25, {:accumulator, type}, fn ->
@@ -198,7 +198,7 @@ defmodule EMLX.Backend.NumberTest do
     end
   end
 
-  test "a window of nothing but padding has the binary backend's bits" do
+  test "a window of padding alone has the binary backend's bits" do
     for type <- types(), name <- [:window_sum, :window_product, :window_max, :window_min] do
       if name in [:window_sum, :window_product] or type not in complex_types() do
         same_bits(fn -> apply(Nx, name, [Nx.tensor([1, 0], type: type), {2}, [padding: [{3, 3}]]]) end)
@@ -230,10 +230,10 @@ defmodule EMLX.Backend.NumberTest do
     for type <- float_types(), name <- names, do: same_bits(fn -> apply(Nx.Constants, name, [type]) end)
   end
 
-  test "numbers that are computed while an expression is built have the binary backend's bits" do
+  test "numbers computed while an expression is built have the binary backend's bits" do
     for type <- float_types() do
       for_all(20, {:folded, type}, fn ->
-        # Beyond them the binary backend itself fails.
+        # Beyond these numbers the binary backend itself fails.
         [a, b] = for _ <- 1..2, do: number({:f, 32}, range: {-100, 100})
 
         for name <- [:add, :subtract, :multiply, :max, :min] do

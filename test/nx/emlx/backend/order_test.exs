@@ -5,7 +5,7 @@ defmodule EMLX.Backend.OrderTest do
 
   defp axis(shape), do: integer(0..(tuple_size(shape) - 1))
 
-  test "sort in both directions puts NaN and infinities in Nx's place" do
+  test "sort in both directions puts NaN and infinities where Nx does" do
     for_all(150, :sort, fn ->
       shape = shape(1..3, 1..8)
       opts = [axis: axis(shape), direction: one_of([:asc, :desc])]
@@ -32,9 +32,9 @@ defmodule EMLX.Backend.OrderTest do
     end
   end
 
-  test "argsort puts NaN and infinities in Nx's place" do
+  test "argsort puts NaN and infinities where Nx does" do
     for_all(60, :argsort_special, fn ->
-      # One of each: how NaN compares with itself is not said.
+      # One of each, since the order of several NaN is undefined.
       numbers = Enum.shuffle([:nan, :infinity, :neg_infinity, 1.0, -2.5, 0.0])
       tensor = Nx.tensor(numbers, type: one_of([:f32, :f16, :bf16, :f64]), backend: Nx.BinaryBackend)
       direction = one_of([:asc, :desc])
@@ -46,12 +46,12 @@ defmodule EMLX.Backend.OrderTest do
     for fun <- [&Nx.sort/1, &Nx.argsort/1, &Nx.argmax/1, &Nx.argmin/1], do: same(fun, [tensor({}, {:f, 32})])
   end
 
-  test "top_k is the binary backend's" do
+  test "top_k matches the binary backend" do
     for_all(40, :top_k, fn ->
       shape = shape(1..3, 2..8)
       size = elem(shape, tuple_size(shape) - 1)
       k = integer(1..size)
-      # Distinct along the axis: which of equals is taken is not said.
+      # Distinct along the axis, since the choice among equals is undefined.
       line = tensor({Tuple.product(shape)}, {:f, 32}, range: {-500, 500}, distinct: true)
       same(&Nx.top_k(&1, k: k), [Nx.reshape(line, shape)])
     end)

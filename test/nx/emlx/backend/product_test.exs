@@ -41,7 +41,7 @@ defmodule EMLX.Backend.ProductTest do
     end)
   end
 
-  # Free and contracted sizes in some order, with the places of the contracted ones.
+  # Free and contracted sizes in random order, with the positions of the contracted ones.
   defp arrange(offset, free, contracted) do
     tagged = Enum.shuffle(Enum.map(free, &{:free, &1}) ++ Enum.with_index(contracted))
     places = for {{_size, i}, at} <- Enum.with_index(tagged), is_integer(i), do: {i, at + offset}
@@ -68,7 +68,7 @@ defmodule EMLX.Backend.ProductTest do
     same(&Nx.dot(&1, Nx.transpose(&1)), [a])
   end
 
-  test "outer, inner and the like are the binary backend's" do
+  test "outer, inner and similar products match the binary backend" do
     for_all(30, :outer, fn ->
       same(&Nx.outer/2, [tensor(shape(0..2), {:f, 32}), tensor(shape(0..2), {:s, 32})])
       same(&Nx.dot/2, [tensor({}, {:f, 32}), tensor(shape(0..3), {:f, 32})])
@@ -157,7 +157,7 @@ defmodule EMLX.Backend.ProductTest do
       type = one_of([{:f, 32}, {:f, 64}, {:c, 64}, {:s, 32}])
       left? = chance(0.5)
       a = tensor(List.to_tuple(batch ++ [n, n]), type, range: {-1, 1})
-      # A diagonal that is far from zero.
+      # A diagonal far from zero.
       a = Nx.add(a, Nx.multiply(4, Nx.eye(n, type: :s32, backend: Nx.BinaryBackend)))
       m = integer(1..4)
       shape = if chance(0.3), do: batch ++ [n], else: batch ++ if(left?, do: [n, m], else: [m, n])
@@ -173,7 +173,7 @@ defmodule EMLX.Backend.ProductTest do
   for name <- [:fft, :ifft] do
     test "#{name} takes any length along any axis" do
       for_all(80, unquote(name), fn ->
-        # Of three axes and more the binary backend mixes up all but the last.
+        # With three or more axes, the binary backend is wrong for all except the last one.
         shape = shape(1..2, 2..9)
         axis = integer(0..(tuple_size(shape) - 1))
         length = one_of([elem(shape, axis), integer(2..12), :power_of_two])
@@ -198,7 +198,7 @@ defmodule EMLX.Backend.ProductTest do
     end
   end
 
-  test "rfft, irfft, fft2 and ifft2 are the binary backend's" do
+  test "rfft, irfft, fft2 and ifft2 match the binary backend" do
     for_all(30, :more_transforms, fn ->
       tensor = tensor({3, 4, 6}, {:f, 32})
       same(&{Nx.rfft(&1), Nx.fft2(&1), Nx.ifft2(&1)}, [tensor], rtol: 1.0e-4, atol: 1.0e-4)

@@ -10,7 +10,7 @@ defmodule EMLX.Backend.ReductionTest do
     [axes: one_of([nil, some]), keep_axes: chance(0.5)]
   end
 
-  # Where a product overflows, the signs of a complex infinity depend on the order of the factors.
+  # If a product overflows, the signs of a complex infinity depend on the order of the factors.
   defp factors({:c, _}), do: {0.4, 0.8}
   defp factors(_type), do: {0.5, 2}
 
@@ -18,9 +18,9 @@ defmodule EMLX.Backend.ReductionTest do
     test "#{name} reduces any axes" do
       for_all(120, unquote(name), fn ->
         shape = shape()
-        # A product of many numbers is anything in 8 bits.
+        # A product of many numbers in 8 bits may be any number.
         types = types() -- [{:f, 8}, {:f8_e4m3fn, 8}]
-        # For the binary backend 0+0i is true.
+        # For the binary backend, 0+0i is true.
         type = one_of(if unquote(name) in [:all, :any], do: types -- complex_types(), else: types)
         range = if unquote(name) == :product, do: factors(type), else: {-10, 10}
         opts = opts(shape)
@@ -31,7 +31,7 @@ defmodule EMLX.Backend.ReductionTest do
     end
   end
 
-  test "all and any of tensors that are mostly zero are the binary backend's" do
+  test "all and any of tensors that are mostly zero match the binary backend" do
     for_all(60, :all_and_any, fn ->
       shape = shape()
       opts = opts(shape)
@@ -51,14 +51,14 @@ defmodule EMLX.Backend.ReductionTest do
     end
   end
 
-  test "sums of integers are as wide as Nx says, and wrap there" do
+  test "sums of integers have Nx's width, and wrap around in it" do
     for_all(40, :wide_sums, fn ->
       same(&Nx.sum/1, [tensor({20}, one_of(integer_types()), special: 0.5)])
       same(&Nx.product/1, [tensor({20}, one_of(integer_types()), special: 0.3)])
     end)
   end
 
-  test "sums of many 16-bit floats are not rounded on the way" do
+  test "sums of many 16-bit floats are rounded once" do
     for type <- [:f16, :bf16] do
       ones = Nx.broadcast(Nx.tensor(1.0, type: type), {30_000})
       assert_in_delta Nx.to_number(Nx.sum(ones)), 30_000, 120
@@ -67,7 +67,7 @@ defmodule EMLX.Backend.ReductionTest do
   end
 
   for name <- [:argmax, :argmin] do
-    test "#{name} breaks ties on the side asked for" do
+    test "#{name} breaks ties on the requested side" do
       for_all(150, unquote(name), fn ->
         shape = shape()
         axis = one_of([nil | axes(shape)])
@@ -87,7 +87,7 @@ defmodule EMLX.Backend.ReductionTest do
     end
   end
 
-  test "mean, variance, median, mode and the rest that Nx composes are the binary backend's" do
+  test "mean, variance, median, mode and other composed functions match the binary backend" do
     for_all(40, :composed, fn ->
       shape = shape(1..3)
       axis = one_of(axes(shape))
@@ -115,7 +115,7 @@ defmodule EMLX.Backend.ReductionTest do
   end
 
   describe "reduce with a function" do
-    test "reduce with a function is the binary backend's" do
+    test "reduce with a function matches the binary backend" do
       for_all(80, :reduce, fn ->
         shape = shape(0..3)
         opts = opts(shape)
@@ -136,7 +136,7 @@ defmodule EMLX.Backend.ReductionTest do
       end
     end
 
-    test "reduce takes a function that looks at axes" do
+    test "reduce takes a function that depends on axes" do
       t = Nx.iota({3, 4})
       by_axes = fn x, acc -> Nx.add(Nx.sum(Nx.reshape(x, {1})), acc) end
       assert_same(Nx.reduce(t, 0, [axes: [0]], by_axes), Nx.sum(t, axes: [0]))
@@ -148,7 +148,7 @@ defmodule EMLX.Backend.ReductionTest do
     test "reduce takes a function that has blocks" do
       zeros = fn x, acc -> Nx.add(Nx.logical_not(x), acc) end
       assert_same(Nx.reduce(Nx.tensor([[0, 2], [0, 0]]), 0, [axes: [1]], zeros), Nx.tensor([1, 2]))
-      # Of floats: Nx compares integers in f64, which GPUs lack.
+      # With floats, since Nx compares integers in f64, which GPUs lack.
       close = fn x, acc -> Nx.add(Nx.all_close(x, 2.0), acc) end
       assert_same(Nx.reduce(Nx.tensor([[0.0, 2.0], [2.0, 2.0]]), 0.0, [axes: [1]], close), Nx.tensor([1.0, 2.0]))
     end

@@ -64,7 +64,7 @@ defmodule EMLX.Backend.ShapeTest do
   test "pad takes positive, negative and interior widths" do
     for_all(150, :pad, fn ->
       shape = shape()
-      # The binary backend keeps the tensor's type where the two merge to another.
+      # The binary backend keeps the tensor's type even if both types merge to another.
       type = one_of(types())
       value = tensor({}, type)
 
@@ -73,7 +73,7 @@ defmodule EMLX.Backend.ShapeTest do
           interior = integer(0..2)
           inner = dim + (dim - 1) * interior
           low = integer(-min(inner, 2)..2)
-          # What is cut off on both sides leaves at least one element.
+          # The negative padding leaves at least one element.
           high = integer(-min(max(inner + low - 1, 0), 2)..2)
           {if(inner + low + high < 1, do: 1, else: low), high, interior}
         end
@@ -96,7 +96,7 @@ defmodule EMLX.Backend.ShapeTest do
 
   defp pad_list(list, size), do: list ++ List.duplicate(nil, size - length(list))
 
-  # Starts, known or not, of which some lie outside, and lengths that fit.
+  # Starts, constant or dynamic, some of them out of bounds, and lengths that fit.
   defp part(shape) do
     for dim <- Tuple.to_list(shape) do
       length = integer(1..dim)
@@ -126,7 +126,7 @@ defmodule EMLX.Backend.ShapeTest do
     end)
   end
 
-  test "access by indices, ranges and tensors is the binary backend's" do
+  test "access by indices, ranges and tensors matches the binary backend" do
     for_all(40, :access, fn ->
       tensor = tensor({4, 3, 5}, one_of(types()))
       index = integer(-4..3)
@@ -174,8 +174,8 @@ defmodule EMLX.Backend.ShapeTest do
     end
   end
 
-  # Of updates at one place indexed_put keeps the last on the CPU and any on the GPU (EMLX.Backend); there the places
-  # differ.
+  # For repeated indices, indexed_put keeps the last update on the CPU and any one on the GPU (EMLX.Backend). Therefore
+  # the indices on the GPU are distinct.
   defp apart?(name), do: name == :indexed_put and EMLX.Golden.device() == :gpu
 
   defp count(name, shape, axes) do
@@ -194,7 +194,7 @@ defmodule EMLX.Backend.ShapeTest do
     end
   end
 
-  # A sum of several numbers is rounded at each of them.
+  # A sum of several numbers may be rounded after each addition.
   defp summed(tensors) do
     if Enum.any?(tensors, &(elem(&1.type, 0) not in [:s, :u] and elem(&1.type, 1) <= 16)),
       do: [rtol: 0.3, atol: 1.0],
@@ -208,7 +208,7 @@ defmodule EMLX.Backend.ShapeTest do
     assert Nx.to_flat_list(Nx.indexed_add(t, at, Nx.tensor([7, 8, 9]))) == [1, 11, 3]
   end
 
-  test "take and take_along_axis are the binary backend's" do
+  test "take and take_along_axis match the binary backend" do
     for_all(80, :take, fn ->
       shape = shape(1..4, 1..5)
       axis = one_of(axes(shape))

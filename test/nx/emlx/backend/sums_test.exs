@@ -1,12 +1,13 @@
 defmodule EMLX.Backend.SumsTest do
-  # What Nx composes of sums, and sums themselves, at lengths at which a running total in the type would be wrong: eager and compiled.
+  # Sums, and functions that Nx composes of sums, at lengths at which a running total in the type would be wrong: eager
+  # and compiled.
   use EMLX.NxCase, async: true
 
   import EMLX.Random
 
   # MLX's scans on CUDA keep running totals of parts of a row.
   @running if System.get_env("EMLX_TEST_DEVICE") == "gpu", do: 1.0e-5, else: 1.0e-6
-  # f32 has the nearest number to 0.1.
+  # The f32 number nearest to 0.1.
   @tenth 0.10000000149011612
 
   defp ways(fun, tensors) do
@@ -20,7 +21,7 @@ defmodule EMLX.Backend.SumsTest do
     end
   end
 
-  # A million numbers of 0.1 in f32, as they may lie.
+  # A million numbers of 0.1 in f32, in several memory layouts.
   defp tenths do
     x = Nx.broadcast(Nx.tensor(0.1, type: :f32), {1_000_000})
     rows = Nx.add(x, 0)
@@ -35,7 +36,7 @@ defmodule EMLX.Backend.SumsTest do
     ]
   end
 
-  test "sums, means and what is made of them do not drift over a million numbers" do
+  test "sums, means and functions composed of them do not drift over a million numbers" do
     for {_layout, x} <- tenths() do
       near!(&Nx.sum/1, [x], 1_000_000 * @tenth, 1.0e-6)
       near!(&Nx.mean/1, [x], @tenth, 1.0e-6)
@@ -44,7 +45,7 @@ defmodule EMLX.Backend.SumsTest do
     end
   end
 
-  test "norms of a million numbers are right" do
+  test "norms of a million numbers are accurate" do
     x = Nx.broadcast(Nx.tensor(0.1, type: :f32), {1_000_000}) |> Nx.add(0)
     near!(&Nx.LinAlg.norm/1, [x], :math.sqrt(1_000_000) * @tenth, 1.0e-6)
     near!(&Nx.LinAlg.norm(&1, ord: 1), [x], 1_000_000 * @tenth, 1.0e-6)
@@ -52,7 +53,7 @@ defmodule EMLX.Backend.SumsTest do
     near!(&Nx.LinAlg.norm(Nx.reshape(&1, {1000, 1000}), ord: 1), [x], 1000 * @tenth, 1.0e-6)
   end
 
-  test "sums along one axis of several are right" do
+  test "sums along one of several axes are accurate" do
     for {shape, axis} <- [{{1_000_000, 2}, 0}, {{2, 1_000_000}, 1}, {{3, 300_000, 3}, 1}] do
       x = Nx.broadcast(Nx.tensor(0.1, type: :f32), shape) |> Nx.add(0)
       count = elem(shape, axis)
@@ -63,7 +64,7 @@ defmodule EMLX.Backend.SumsTest do
     end
   end
 
-  test "means and variances far from 0 are right" do
+  test "means and variances of numbers far from 0 are accurate" do
     x = Nx.remainder(Nx.iota({1_025_000}), 41) |> Nx.add(999_980) |> Nx.as_type(:f32)
     near!(&Nx.mean/1, [x], 1_000_000, 1.0e-6)
     near!(&Nx.variance/1, [x], 140, 1.0e-3)
@@ -74,7 +75,7 @@ defmodule EMLX.Backend.SumsTest do
     near!(&Nx.mean/1, [Nx.broadcast(Nx.tensor(1.0, type: :f32), {33_554_432})], 1.0, 0.0)
   end
 
-  test "products of many terms are right" do
+  test "products of many terms are accurate" do
     if EMLX.Golden.device() == :cpu do
       x = Nx.broadcast(Nx.tensor(0.1, type: :f32), {1_000_000}) |> Nx.add(0)
       near!(&Nx.dot(&1, &1), [x], 1_000_000 * @tenth * @tenth, 1.0e-5)
@@ -83,7 +84,7 @@ defmodule EMLX.Backend.SumsTest do
   end
 
   for {type, count} <- [bf16: 1_000, f16: 5_000] do
-    test "numbers of #{type} that are added at one place are rounded once" do
+    test "numbers of #{type} that are added at one index are rounded once" do
       {type, count} = {unquote(type), unquote(count)}
       zeros = Nx.broadcast(Nx.tensor(0, type: type), {3})
       index = Nx.broadcast(1, {count, 1})
@@ -92,14 +93,14 @@ defmodule EMLX.Backend.SumsTest do
       for added <- ways(&Nx.indexed_add/3, [zeros, index, ones]),
           do: assert(Nx.to_flat_list(added) == [0.0, count * 1.0, 0.0])
 
-      # The gradient of reading one place many times.
+      # The gradient of reading one index many times.
       grad = &Nx.Defn.grad(&1, fn x -> Nx.sum(Nx.gather(x, Nx.broadcast(1, {count, 1}))) end)
       for grad <- ways(grad, [zeros]), do: assert(Nx.to_flat_list(grad) == [0.0, count * 1.0, 0.0])
       grad = &Nx.Defn.grad(&1, fn x -> Nx.sum(Nx.take(x, Nx.broadcast(2, {count}))) end)
       for grad <- ways(grad, [zeros]), do: assert(Nx.to_flat_list(grad) == [0.0, 0.0, count * 1.0])
     end
 
-    test "numbers of #{type} that windows add at one place are rounded once" do
+    test "numbers of #{type} that windows add at one index are rounded once" do
       {type, count} = {unquote(type), unquote(count)}
 
       peak =
@@ -120,7 +121,7 @@ defmodule EMLX.Backend.SumsTest do
 
   # ---- against f64 ----
 
-  # The same in f64 is the reference; `measure` says relative to what the result is off.
+  # The reference is the same function in f64; `measure` returns the magnitude that errors are relative to.
   defp check!(label, fun, x, measure, slack) do
     cpu = {EMLX.Backend, device: :cpu}
     results = for have <- ways(fun, [x]), do: Nx.backend_copy(have, cpu)
@@ -158,7 +159,7 @@ defmodule EMLX.Backend.SumsTest do
   defp own(_x, want), do: Nx.abs(want)
 
   for name <- [:sum, :mean] do
-    test "#{name} of any shape over any axes is that of f64" do
+    test "#{name} of any shape over any axes matches f64" do
       for_all(12, unquote(name), fn ->
         x = random_tensor()
         axes = random_axes(x)
@@ -176,19 +177,19 @@ defmodule EMLX.Backend.SumsTest do
   end
 
   for name <- [:variance, :standard_deviation] do
-    test "#{name} of any shape over any axes is that of f64" do
+    test "#{name} of any shape over any axes matches f64" do
       for_all(12, unquote(name), fn ->
         x = random_tensor()
         axes = random_axes(x)
         fun = &apply(Nx, unquote(name), [&1, [axes: axes]])
-        # One number has no spread, and numbers near each other have lost theirs in f32.
+        # One number has no variance, and close numbers lose theirs in f32.
         measure = fn x, want -> Nx.add(Nx.abs(want), Nx.multiply(1.0e-3, Nx.mean(Nx.abs(x)))) end
         check!("#{unquote(name)} of #{inspect(x.shape)} over #{inspect(axes)}", fun, x, measure, 1.0e-5)
       end)
     end
   end
 
-  test "logsumexp of any shape over any axes is that of f64" do
+  test "logsumexp of any shape over any axes matches f64" do
     for_all(12, :logsumexp, fn ->
       x = random_tensor()
       axes = random_axes(x)
@@ -205,14 +206,14 @@ defmodule EMLX.Backend.SumsTest do
     end)
   end
 
-  test "norms of any shape are those of f64" do
+  test "norms of any shape match f64" do
     for_all(12, :norm, fn ->
       x = Nx.flatten(random_tensor())
       for ord <- [1, 2, 3], do: check!("norm #{ord}", &Nx.LinAlg.norm(&1, ord: ord), x, &own/2, 2.0e-5)
     end)
   end
 
-  test "cumulative sums of any shape are those of f64" do
+  test "cumulative sums of any shape match f64" do
     for_all(12, :cumulative, fn ->
       x = random_tensor()
       opts = [axis: integer(0..(Nx.rank(x) - 1)), reverse: chance(0.5)]

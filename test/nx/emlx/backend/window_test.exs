@@ -3,7 +3,7 @@ defmodule EMLX.Backend.WindowTest do
 
   import EMLX.Random
 
-  # A shape, a window that fits it, and how it slides.
+  # A shape, a window that fits it, and the options of the window.
   defp windows(opts \\ []) do
     shape = shape(1..3, 2..6)
     dims = Tuple.to_list(shape)
@@ -38,7 +38,7 @@ defmodule EMLX.Backend.WindowTest do
     end
   end
 
-  test "large windows are the binary backend's" do
+  test "large windows match the binary backend" do
     for_all(60, :large_windows, fn ->
       size = integer(9..40)
       dilation = integer(1..3)
@@ -56,7 +56,7 @@ defmodule EMLX.Backend.WindowTest do
     end)
   end
 
-  test "windows that see only padding are the binary backend's" do
+  test "windows of padding alone match the binary backend" do
     opts = [padding: [{3, 3}], strides: [1]]
     tensor = tensor({2}, {:s, 32})
     same(&{Nx.window_max(&1, {2}, opts), Nx.window_min(&1, {2}, opts), Nx.window_sum(&1, {2}, opts)}, [tensor])
@@ -71,7 +71,7 @@ defmodule EMLX.Backend.WindowTest do
     end)
   end
 
-  test "window_mean is the binary backend's" do
+  test "window_mean matches the binary backend" do
     for_all(30, :window_mean, fn ->
       {shape, window, opts} = windows()
       same(&Nx.window_mean(&1, window, opts), [tensor(shape, one_of([{:f, 32}, {:s, 16}]))], atol: 1.0e-4)

@@ -1,5 +1,5 @@
 defmodule EMLX.Compiler.CacheTest do
-  # One at a time: the cache and the memory are everybody's.
+  # Not async: the cache and the memory are shared by all processes.
   use EMLX.NxCase, async: false
 
   import Nx.Defn
@@ -23,7 +23,7 @@ defmodule EMLX.Compiler.CacheTest do
   defp entries, do: EMLX.compiler_cache().entries
   defp bytes, do: EMLX.compiler_cache().bytes
 
-  # How often `fun` has functions traced, and what it gives.
+  # Returns the number of traces during `fun`, and its result.
   defp traces(fun) do
     id = make_ref()
     counter = :counters.new(1, [])
@@ -33,10 +33,10 @@ defmodule EMLX.Compiler.CacheTest do
     {:counters.get(counter, 1), result}
   end
 
-  # In a process that is gone afterwards, with its heap.
+  # Runs a function in a process that exits afterwards, which frees its heap.
   defp elsewhere(fun), do: Task.await(Task.async(fun), :infinity)
 
-  # Garbage goes when the VM gets to it, so this asks again, up to a bound.
+  # The VM frees garbage at a time of its choice, so the condition is checked repeatedly, up to a limit.
   defp eventually(fun, attempts \\ 200) do
     :erlang.garbage_collect()
 
@@ -53,12 +53,12 @@ defmodule EMLX.Compiler.CacheTest do
     end
   end
 
-  # A tensor of so many bytes whose elements all are `n`.
+  # A tensor of `bytes` bytes filled with `n`.
   defp full(n, bytes, backend),
     do: Nx.from_binary(:binary.copy(<<n::float-32-native>>, div(bytes, 4)), :f32, backend: backend)
 
-  # Ways to close over a tensor, by the functions that make such a function. Nx takes tensors of the binary backend
-  # alone inside of a function; those of others are copied there, or belong to a block, a hook or a runtime call.
+  # Ways to close over a tensor, as functions that build such a function. Inside of a function, Nx only accepts tensors
+  # of the binary backend; others are copied there, or belong to a block, a hook or a runtime call.
   defp ways do
     binary = &full(&1, &2, Nx.BinaryBackend)
     device = &full(&1, &2, backend())
@@ -66,7 +66,7 @@ defmodule EMLX.Compiler.CacheTest do
 
     %{
       binary: fn n, bytes -> weigh.(binary.(n, bytes)) end,
-      # The array's own memory, as Nx.backend_transfer/2 gives it.
+      # A binary of the array's own memory, as Nx.backend_transfer/2 returns it.
       read: fn n, bytes -> weigh.(device.(n, bytes) |> Nx.add(0) |> Nx.backend_copy(Nx.BinaryBackend)) end,
       part: fn n, bytes ->
         all = :binary.copy(<<n::float-32-native>>, div(bytes, 2))
@@ -107,7 +107,7 @@ defmodule EMLX.Compiler.CacheTest do
 
   for way <- ~w(binary read part copied inner block runtime_call hook evaluated)a do
     describe "a function that closes over a tensor, as by #{way}," do
-      test "is freed with the last reference to it, with all that was made for it", %{opts: opts} do
+      test "the compiled function is freed with the last reference to the function", %{opts: opts} do
         make = ways()[unquote(way)]
         elsewhere(fn -> call(make.(0, 64 * @kib), opts) end)
         assert eventually(fn -> entries() == 0 end)
@@ -122,14 +122,14 @@ defmodule EMLX.Compiler.CacheTest do
         assert eventually(fn -> Memory.active() <= before + @mib end)
       end
 
-      test "is freed while the process that made it goes on", %{opts: opts} do
+      test "the compiled function is freed while the process that created the function lives", %{opts: opts} do
         make = ways()[unquote(way)]
         for n <- 1..16, do: call(make.(n, 64 * @kib), opts)
-        # The last one may be in a register.
+        # A register may still hold the last one.
         assert eventually(fn -> entries() <= 1 end)
       end
 
-      test "is kept as long as anybody has it, and found by a copy of it", %{opts: opts} do
+      test "the compiled function is kept while referenced, and found by a copy of the function", %{opts: opts} do
         fun = ways()[unquote(way)].(3, 64 * @kib)
         assert {1, result} = traces(fn -> call(fun, opts) end)
         agent = start_supervised!({Agent, fn -> fun end})
@@ -141,7 +141,7 @@ defmodule EMLX.Compiler.CacheTest do
         end
       end
 
-      test "has its own result, also where its memory was another one's", %{opts: opts} do
+      test "the function returns its own result, also in reused memory", %{opts: opts} do
         make = ways()[unquote(way)]
 
         for n <- 1..100 do
@@ -169,7 +169,7 @@ defmodule EMLX.Compiler.CacheTest do
     assert {0, _} = traces(fn -> call(make.(@literal), opts) end)
   end
 
-  test "a function in a persistent term is kept until that is erased", %{opts: opts} do
+  test "a function in a persistent term is kept until the term is erased", %{opts: opts} do
     elsewhere(fn ->
       t = full(5, 64 * @kib, Nx.BinaryBackend)
       :persistent_term.put(__MODULE__, fn x -> Nx.sum(Nx.multiply(x, t)) end)
@@ -183,7 +183,7 @@ defmodule EMLX.Compiler.CacheTest do
     assert eventually(fn -> entries() == 0 end)
   end
 
-  test "of functions that share a tensor only those go that are garbage", %{opts: opts} do
+  test "only the garbage ones of functions that share a tensor are freed", %{opts: opts} do
     t = full(1, 64 * @kib, Nx.BinaryBackend)
     alone = fn x -> Nx.sum(Nx.multiply(x, t)) end
     call(alone, opts)
@@ -199,7 +199,7 @@ defmodule EMLX.Compiler.CacheTest do
 
   describe "a function of a container that keeps a tensor," do
     for place <- [:argument, :inside] do
-      test "as #{place}, is freed with that, and found by it", %{opts: opts} do
+      test "a container as #{place} identifies its compiled function, which is freed with it", %{opts: opts} do
         wrap = fn kept -> if unquote(place) == :argument, do: kept, else: %{a: {kept, 1}} end
         unwrap = fn %{a: {kept, _}} -> kept end
         unwrap = if unquote(place) == :argument, do: &Function.identity/1, else: unwrap
@@ -213,7 +213,7 @@ defmodule EMLX.Compiler.CacheTest do
         elsewhere(fn -> run.(full(4, 64 * @kib, Nx.BinaryBackend)) end)
         assert eventually(fn -> entries() == 1 end)
         assert {0, _} = traces(fn -> run.(by) end)
-        # Small ones are known by their values.
+        # Small tensors are compared by value.
         assert {1, _} = traces(fn -> for _ <- 1..2, do: run.(full(5, 64, Nx.BinaryBackend)) end)
       end
     end
@@ -221,7 +221,7 @@ defmodule EMLX.Compiler.CacheTest do
 
   defn(exponential(x), do: Nx.exp(x))
 
-  test "a function that closes over nothing stays", %{opts: opts} do
+  test "a function that closes over nothing stays in the cache", %{opts: opts} do
     elsewhere(fn -> call(&exponential/1, opts) end)
     elsewhere(fn -> for n <- 1..5, do: call(fn x -> Nx.add(x, n) end, opts) end)
     :erlang.garbage_collect()
@@ -229,10 +229,10 @@ defmodule EMLX.Compiler.CacheTest do
     assert {0, _} = traces(fn -> call(&exponential/1, opts) end)
   end
 
-  # The hook is called by the program, which so keeps what it closes over.
+  # The program holds the hook, and thereby the terms that the hook closes over.
   defp hooked(t), do: fn x -> Nx.Defn.Kernel.hook(x, :hooked, fn _ -> Nx.shape(t) end) end
 
-  test "a function whose hook closes over its tensor goes by the limits", %{opts: opts} do
+  test "a function whose hook closes over its tensor is removed by the limits only", %{opts: opts} do
     limit(bytes: 8 * @mib)
     for n <- 1..16, do: elsewhere(fn -> call(hooked(full(n, @mib, backend())), opts) end)
     assert entries() in 7..8
@@ -241,8 +241,8 @@ defmodule EMLX.Compiler.CacheTest do
     assert %{entries: 0, bytes: 0} = EMLX.compiler_cache()
   end
 
-  test "a function over an expression is found in the time that its nodes take", %{opts: opts} do
-    # 60 nodes, and 2^60 ways to the parameter. Nx.Defn.Graph runs its stages by such functions.
+  test "the lookup of a function over an expression takes time linear in its nodes", %{opts: opts} do
+    # 60 nodes, and 2^60 paths to the parameter. Nx.Defn.Graph runs its stages with such functions.
     double = fn x -> Enum.reduce(1..60, x, fn _, x -> Nx.add(x, x) end) end
     expr = Nx.Defn.debug_expr(double).(Nx.tensor(1.0))
     fun = fn _ -> expr end
@@ -251,7 +251,7 @@ defmodule EMLX.Compiler.CacheTest do
     assert {0, _} = traces(fn -> call(fun, opts) end)
   end
 
-  test "functions over equal numbers of other types are different ones", %{opts: opts} do
+  test "functions over equal numbers of different types are different", %{opts: opts} do
     add = fn n -> fn x -> Nx.add(x, Nx.tensor(n)) end end
     x = Nx.tensor(1)
 
@@ -264,22 +264,22 @@ defmodule EMLX.Compiler.CacheTest do
   end
 
   describe "the bytes of an entry" do
-    # Has a constant of so many bytes that no one else has: the function closes over a number.
+    # A function with its own constant of `bytes` bytes; the function itself closes over a number.
     defp own(n, bytes), do: fn x -> Nx.multiply(x, Nx.tensor(List.duplicate(n * 1.0, div(bytes, 4)))) end
 
-    test "are those of its constants", %{opts: opts} do
+    test "the bytes of an entry are those of its constants", %{opts: opts} do
       call(own(1, 64 * @kib), opts)
       assert bytes() in (64 * @kib)..(65 * @kib)
     end
 
-    test "count an array of several functions once", %{opts: opts} do
+    test "the bytes of an entry count an array of several functions once", %{opts: opts} do
       fun = hooked(full(1, @mib, backend()))
       for shape <- [{1}, {2}, {3}], do: Nx.Defn.jit_apply(fun, [Nx.iota(shape)], opts)
       assert entries() == 3
       assert bytes() in @mib..(@mib + @kib)
     end
 
-    test "do not count an array that the function closes over", %{opts: opts} do
+    test "the bytes of an entry do not count an array that the function closes over", %{opts: opts} do
       fun = ways().block.(3, @mib)
       assert Nx.to_number(call(fun, opts)) == 3.0
       assert bytes() < @kib
@@ -288,7 +288,7 @@ defmodule EMLX.Compiler.CacheTest do
   end
 
   describe "the limit" do
-    test "of bytes has the functions removed that were used least lately", %{opts: opts} do
+    test "the limit of bytes removes the least recently used functions", %{opts: opts} do
       limit(bytes: 10 * 65 * @kib)
       [first | rest] = for n <- 1..10, do: own(n, 64 * @kib)
       for fun <- [first | rest], do: call(fun, opts)
@@ -301,7 +301,7 @@ defmodule EMLX.Compiler.CacheTest do
       assert {0, _} = traces(fn -> call(List.last(rest), opts) end)
     end
 
-    test "of bytes leaves the function used last, however large", %{opts: opts} do
+    test "the limit of bytes keeps the most recently used function, whatever its size", %{opts: opts} do
       limit(bytes: 0)
       fun = own(1, 64 * @kib)
       assert {1, _} = traces(fn -> call(fun, opts) end)
@@ -311,7 +311,7 @@ defmodule EMLX.Compiler.CacheTest do
       assert {1, _} = traces(fn -> call(fun, opts) end)
     end
 
-    test "of entries is a number, alone or with one of bytes", %{opts: opts} do
+    test "the limit of entries is a number, alone or together with the limit of bytes", %{opts: opts} do
       for limits <- [20, [entries: 20], [entries: 20, bytes: 1_000_000]] do
         limit(limits)
         EMLX.clear_compiler_cache()
@@ -327,7 +327,7 @@ defmodule EMLX.Compiler.CacheTest do
       assert entries() == 0
     end
 
-    test "is refused where it is none", %{opts: opts} do
+    test "an invalid limit is refused", %{opts: opts} do
       for limits <- [-1, 1.5, :all, [entries: -1], [bytes: nil], [size: 1], %{entries: 1}] do
         limit(limits)
         error = assert_raise ArgumentError, fn -> call(fn x -> Nx.add(x, 52) end, opts) end
@@ -337,7 +337,7 @@ defmodule EMLX.Compiler.CacheTest do
     end
   end
 
-  test "functions of which many processes make one at once are kept once", %{opts: opts} do
+  test "a function that many processes compile concurrently is kept once", %{opts: opts} do
     t = full(1, 64 * @kib, Nx.BinaryBackend)
     fun = fn x -> Nx.sum(Nx.multiply(x, t)) end
     results = 1..8 |> Enum.map(fn _ -> Task.async(fn -> Nx.to_number(call(fun, opts)) end) end) |> Task.await_many()
@@ -345,7 +345,7 @@ defmodule EMLX.Compiler.CacheTest do
     assert entries() == 1
   end
 
-  test "a process that is killed while it compiles leaves nothing", %{opts: opts} do
+  test "a process that is killed while it compiles leaves no entry", %{opts: opts} do
     me = self()
 
     {pid, monitor} =
@@ -369,7 +369,7 @@ defmodule EMLX.Compiler.CacheTest do
     assert Nx.to_number(call(&exponential/1, opts)) > 2.7
   end
 
-  test "a function that raises while it is traced leaves nothing", %{opts: opts} do
+  test "a function that raises while it is traced leaves no entry", %{opts: opts} do
     t = full(1, 64 * @kib, Nx.BinaryBackend)
 
     for _ <- 1..2,
@@ -387,13 +387,13 @@ defmodule EMLX.Compiler.CacheTest do
     assert {1, _} = traces(fn -> call(fun, opts) end)
   end
 
-  test "with cache: false nothing is kept", %{opts: opts} do
+  test "with cache: false nothing is cached", %{opts: opts} do
     fun = fn x -> Nx.multiply(x, 3) end
     assert {2, _} = traces(fn -> for _ <- 1..2, do: call(fun, [cache: false] ++ opts) end)
     assert entries() == 0
   end
 
-  test "the process is restarted empty", %{opts: opts} do
+  test "the process is restarted with an empty cache", %{opts: opts} do
     t = full(1, 64 * @kib, Nx.BinaryBackend)
     fun = fn x -> {Nx.sum(Nx.multiply(x, t)), 1} end
     call(fun, opts)

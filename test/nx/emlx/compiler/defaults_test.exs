@@ -1,5 +1,5 @@
 defmodule EMLX.Compiler.DefaultsTest do
-  # One at a time: Nx's global defaults are everybody's.
+  # Not async: Nx's global defaults are shared by all processes.
   use EMLX.NxCase, async: false
 
   import Nx.Defn
@@ -29,7 +29,7 @@ defmodule EMLX.Compiler.DefaultsTest do
   defp peek(how), do: &TestBlock.double(%Peek{how: how}, &1)
   defp read(x), do: Nx.multiply(x, Nx.to_number(Nx.sum(x)))
 
-  # Ways to have a function traced, and how each one ends: `:ok`, or the kind and the reason of what is caught.
+  # Ways to trace a function, and the outcome of each one: `:ok`, or the kind and the reason of the exception.
   @ways [
     jit: :ok,
     kept: :ok,
@@ -86,7 +86,7 @@ defmodule EMLX.Compiler.DefaultsTest do
     end
   end
 
-  # How `way` ends in a process of its own, and the process dictionary before and after.
+  # The outcome of `way` in a separate process, and the process dictionary before and after.
   defp in_process(way, opts, before) do
     Task.await(
       Task.async(fn ->

@@ -3,9 +3,9 @@ defmodule EMLX.Compiler.GraphTest do
 
   import EMLX.Random
 
-  # Random expression graphs: compiled equals eager equals the binary backend. A graph is a list of steps over a pool of
-  # tensors; a step takes tensors of the pool by number and adds its result. Values stay small, and nothing hangs on a
-  # comparison of floats, so that rounding is not taken for an error.
+  # Random expression graphs: compiled, eager and binary-backend results are the same. A graph is a list of steps over a
+  # pool of tensors; a step takes tensors of the pool by number and adds its result. Values stay small, and nothing
+  # depends on comparisons of floats, so that rounding does not look like an error.
 
   defmodule Control do
     @moduledoc false
@@ -155,7 +155,7 @@ defmodule EMLX.Compiler.GraphTest do
   for {depth, times} <- [{0, 150}, {1, 150}, {2, 60}] do
     if depth == 2, do: @tag(:slow)
 
-    test "graphs with control flow nested #{depth} deep" do
+    test "random graphs with control flow nested #{depth} deep match the binary backend" do
       for_all(unquote(times), {:graph, unquote(depth)}, fn ->
         graph = graph(integer(3..12), unquote(depth))
         inputs = [tensor(@shape, {:f, 32}, range: {-2, 2}), tensor(@shape, {:f, 32}, range: {-2, 2})]
@@ -165,9 +165,9 @@ defmodule EMLX.Compiler.GraphTest do
     end
   end
 
-  test "gradients of graphs" do
+  test "gradients of random graphs match the binary backend" do
     for_all(60, :graph_gradient, fn ->
-      # Nx gives gradients through a loop the wrong type where the loop's body has other types than its state.
+      # Nx's gradients through a loop have the wrong type if the body has other types than the state.
       graph = plain(graph(integer(2..6), 1))
       inputs = [tensor(@shape, {:f, 32}, range: {-2, 2}), tensor(@shape, {:f, 32}, range: {-2, 2})]
       number = tensor({}, {:s, 32}, range: {0, 20})

@@ -9,7 +9,7 @@ defmodule EMLX.Compiler.IdentityTest do
 
   @fun &Nx.exp/1
 
-  # Pairwise different.
+  # Terms that are pairwise different.
   defp terms do
     [
       nil,
@@ -78,13 +78,13 @@ defmodule EMLX.Compiler.IdentityTest do
     assert Enum.map(copy(lists), &digest/1) == digests
   end
 
-  test "a term nested a million deep is no danger" do
+  test "a term nested a million deep has a digest" do
     nest = fn last -> Enum.reduce(1..1_000_000, last, fn _, inner -> {[inner]} end) end
     assert digest(nest.(1)) == digest(nest.(1))
     assert digest(nest.(1)) != digest(nest.(2))
   end
 
-  # Terms of a few hundred parts, of which copies without the sharing would have more than 2^40.
+  # Terms of a few hundred parts; copies without sharing would have more than 2^40.
   defp chains(last) do
     chain = fn grow -> Enum.reduce(1..60, last, fn _, inner -> grow.(inner) end) end
 
@@ -112,7 +112,7 @@ defmodule EMLX.Compiler.IdentityTest do
     end
   end
 
-  test "functions are known by their code and what they close over" do
+  test "functions are identified by their code and the terms they close over" do
     make = fn n -> fn x -> Nx.add(x, n) end end
     other = fn n -> fn x -> Nx.add(x, n) end end
     assert digest(make.(1)) == digest(copy(make.(1)))
@@ -121,17 +121,17 @@ defmodule EMLX.Compiler.IdentityTest do
     none = [&Nx.exp/1, &Nx.pow/2, &Nx.sin/1, fn x -> x end, fn x -> x end]
     assert none |> Enum.uniq_by(&digest/1) |> length() == 5
     assert copy(none) |> Enum.map(&digest/1) == Enum.map(none, &digest/1)
-    # Also inside of other functions, and in what is not the function itself.
+    # Also inside of other functions, and in other terms around a function.
     nested = fn n -> %{deep: [{make.(n), fn -> make.(n) end}]} end
     assert digest(nested.(1)) == digest(copy(nested.(1)))
     assert digest(nested.(1)) != digest(nested.(2))
-    # Functions of the shell have the same code, and what they do in what they close over.
+    # Functions of the shell share their code; they differ in the terms they close over.
     {[a, b], _} = Code.eval_string("[fn x -> x + 1 end, fn x -> x + 2 end]")
     assert digest(a) != digest(b)
     assert digest(a) == digest(copy(a))
   end
 
-  test "large binaries and arrays are known by identity" do
+  test "large binaries and arrays count by identity" do
     binary = binary(1025, 1)
     assert digest(binary) == digest(copy(binary))
     assert digest(binary) != digest(binary(1025, 1))
@@ -143,12 +143,12 @@ defmodule EMLX.Compiler.IdentityTest do
     assert digest(array) != digest(Nx.reshape(array, {1024, 1}))
   end
 
-  test "the digest is of one size, whatever it is of" do
+  test "all digests have the same size" do
     for term <- [1, binary(1_000_000, 0), Nx.iota({1_000_000}), Enum.to_list(1..10_000)],
         do: assert(byte_size(digest(term)) == 32)
   end
 
-  test "what is known by identity is listed, each once" do
+  test "terms that count by identity are listed once each" do
     a = Nx.iota({4096})
     b = Nx.tensor(1)
     large = binary(5000, 1)

@@ -1,6 +1,6 @@
 defmodule EMLX.Compiler.MergeTest do
-  # What loops lose, and which operations are merged where functions are compiled with merge: true: that the results are those of the
-  # functions as they are, and that it happens where it should and nowhere else.
+  # Loop-invariant code motion, and the merging of operations with merge: true. The results stay the same, and only the
+  # intended operations are hoisted and merged.
   use EMLX.NxCase, async: true
 
   import Nx.Defn
@@ -12,7 +12,7 @@ defmodule EMLX.Compiler.MergeTest do
     tensor
   end
 
-  # The program's text, after its results were found to be the same with and without the options.
+  # Returns the program's text, after checking that its results are the same with and without the options.
   defp text(fun, args, opts \\ [merge: true]) do
     compiled = fn opts ->
       Nx.Defn.jit_apply(fun, args, [compiler: EMLX, cache: false, device: EMLX.Golden.device()] ++ opts)
@@ -34,7 +34,7 @@ defmodule EMLX.Compiler.MergeTest do
 
   defp assert_all_close(a, b), do: assert(Nx.to_number(Nx.all_close(a, b, rtol: 2.0e-2, atol: 1.0e-2)) == 1)
 
-  # Of a program that is explained, in chains too, or inspected.
+  # Counts an operation in the text of explain or inspect, inside of chains, too.
   defp count("plan" <> _ = text, op) do
     [_, chains] = Regex.run(~r/\nchains\n(.*)\ncompile\n/s, text)
     lists = Regex.scan(~r/node by node: (.*)/, text) ++ Regex.scan(~r/took .*instruction \d+: (.*)/, chains)
@@ -54,7 +54,7 @@ defmodule EMLX.Compiler.MergeTest do
 
   # ---- loops ----
 
-  # `w` comes out of each step as it went in.
+  # Each step returns `w` unchanged.
   defn carried(x, w, n) do
     {x, _w, _n, _i} =
       while {x, w, n, i = 0}, i < n do
@@ -64,7 +64,7 @@ defmodule EMLX.Compiler.MergeTest do
     {x, w}
   end
 
-  test "what is the same in every step is computed before the loop, and no part of its state" do
+  test "loop-invariant operations are hoisted, and invariant values leave the state" do
     text = text(&carried/3, [random({2, 3}, 1), random({3, 3}, 2), 4], merge: false)
     [before, loop] = String.split(text, "while(", parts: 2)
     for op <- ["transpose", "exp", "sum"], do: assert({op, count(before, op), count(loop, op)} == {op, 1, 0})
@@ -75,7 +75,7 @@ defmodule EMLX.Compiler.MergeTest do
     assert length(String.split(given, ", ")) == 2
   end
 
-  test "a loop that never runs gives what went in" do
+  test "a loop without steps returns its initial state" do
     for n <- [0, -1], do: text(&carried/3, [random({2, 3}, 1), random({3, 3}, 2), n], [])
   end
 
@@ -88,7 +88,7 @@ defmodule EMLX.Compiler.MergeTest do
     x
   end
 
-  test "a loop that changes nothing stays" do
+  test "a loop whose whole state is invariant stays" do
     assert text(&idle/2, [random({2}, 1), 3], []) =~ "while("
   end
 
@@ -101,7 +101,7 @@ defmodule EMLX.Compiler.MergeTest do
     x
   end
 
-  test "what can fail stays in the loop, which may not run" do
+  test "operations that can fail late stay in the loop, which may not run" do
     singular = Nx.broadcast(0.0, {2, 2})
     run = &Nx.Defn.jit_apply(fn x, w, n -> inverting(x, w, n) end, &1, compiler: EMLX, cache: false)
     assert Nx.to_flat_list(run.([singular, singular, 0])) == [0.0, 0.0, 0.0, 0.0]
@@ -121,13 +121,13 @@ defmodule EMLX.Compiler.MergeTest do
     x
   end
 
-  test "what is the same in all steps of nested loops leaves both" do
+  test "invariants of nested loops leave both loops" do
     text = text(&nested/3, [random({3}, 1), random({3}, 2), 3], [])
     [before, _loop] = String.split(text, "while(", parts: 2)
     assert {count(before, "cos"), count(before, "sum")} == {1, 1}
   end
 
-  # The loop's counter is a float, so that its steps are asked for (a loop that counts whole numbers does not run ahead).
+  # The loop's counter is a float, so that the trip count is not known in advance (such a loop would not run ahead).
   defn asked(x, w, n) do
     {x, w, _n, _i} =
       while {x, w, n, i = 0.0}, i < n do
@@ -137,7 +137,7 @@ defmodule EMLX.Compiler.MergeTest do
     {x, w}
   end
 
-  test "steps that run ahead give the same" do
+  test "steps that run ahead compute the same results" do
     for n <- [0, 1, 5, 12], ahead <- [0, 3] do
       text(&asked/3, [random({2, 3}, 1), random({3, 3}, 2), n], merge: true, run_ahead: ahead)
     end
@@ -147,7 +147,7 @@ defmodule EMLX.Compiler.MergeTest do
 
   defp silu(x), do: Nx.multiply(x, Nx.sigmoid(x))
 
-  test "products of one input become one operation, up to three" do
+  test "up to three products of one input become one operation" do
     fun = fn x, a, b, c, d -> {Nx.dot(x, a), Nx.dot(x, b), Nx.dot(x, c), Nx.dot(x, d)} end
     args = [random({1, 8}, 1) | for(i <- 2..5, do: random({8, 16}, i))]
     text = text(fun, args)
@@ -155,7 +155,7 @@ defmodule EMLX.Compiler.MergeTest do
     assert text =~ "products, 3 of one input"
   end
 
-  test "a norm before, a gate and a sum after become part of a product" do
+  test "a product absorbs the norm before and the gate and sum after it" do
     fun = fn x, g, gate, up, down ->
       h = EMLX.Fast.rms_norm(x, g, eps: 1.0e-5)
       Nx.add(x, Nx.dot(Nx.multiply(silu(Nx.dot(h, gate)), Nx.dot(h, up)), down))
@@ -170,17 +170,17 @@ defmodule EMLX.Compiler.MergeTest do
     end
   end
 
-  test "what something else uses is not merged away" do
+  test "values with other uses are not merged away" do
     [x, g, a, b] = [random({1, 8}, 1), random({8}, 2), random({8, 16}, 3), random({8, 16}, 4)]
 
-    # The gate's product is a result, too; the norm is.
+    # The gate's product is a result, too; below, the norm is.
     text = text(fn x, a, b -> {Nx.dot(x, a), Nx.multiply(silu(Nx.dot(x, a)), Nx.dot(x, b))} end, [x, a, b])
     assert count(text, "sigmoid") == 1
 
     text = text(fn x, g, a -> with(h = EMLX.Fast.rms_norm(x, g), do: {h, Nx.dot(h, a)}) end, [x, g, a])
     assert count(text, "rms_norm") == 1
 
-    # A sum of two products takes one of them in.
+    # A sum of two products is merged into one of them.
     text = text(fn x, a, b -> Nx.add(Nx.dot(x, a), Nx.dot(x, b)) end, [x, a, b])
     assert {count(text, "products"), count(text, "add")} == {2, 0}
 
@@ -189,7 +189,7 @@ defmodule EMLX.Compiler.MergeTest do
     refute text =~ ", gated"
   end
 
-  test "many rows, integers, f64 and other shapes stay as they are" do
+  test "operations on many rows, integers, f64 and other shapes are not merged" do
     for args <- [
           [random({5, 8}, 1), random({8, 16}, 2)],
           [Nx.iota({1, 8}), Nx.iota({8, 16})],
@@ -200,13 +200,13 @@ defmodule EMLX.Compiler.MergeTest do
     end
   end
 
-  test "a matrix that is made after the first product is not taken before it" do
+  test "a matrix that is computed after the first product is not used before it" do
     fun = fn x, a -> with(y = Nx.dot(x, a), do: {y, Nx.dot(x, Nx.multiply(a, Nx.sum(y)))}) end
     text = text(fun, [random({1, 8}, 1), random({8, 16}, 2)])
     assert count(text, "products") + count(text, "matmul") == 2
   end
 
-  test "inside branches and loops, too" do
+  test "products inside branches and loops are merged, too" do
     text = text(&branching/3, [random({1, 8}, 1), random({8, 8}, 2), 3])
     assert count(text, "products") >= 2
   end
@@ -221,7 +221,7 @@ defmodule EMLX.Compiler.MergeTest do
     x
   end
 
-  test "options have to be what they are" do
+  test "options of wrong types are refused" do
     run = fn opts -> Nx.Defn.jit_apply(&Nx.add/2, [1, 2], [compiler: EMLX] ++ opts) end
     assert_raise ArgumentError, ~r/:merge of compiler: EMLX is true, false or nil/, fn -> run.(merge: 1) end
 
@@ -230,7 +230,7 @@ defmodule EMLX.Compiler.MergeTest do
     end
   end
 
-  test "a saved program is merged where it runs" do
+  test "a saved program is merged for the device it runs on" do
     fun = fn x, a, b -> {Nx.dot(x, a), Nx.dot(x, b)} end
     args = [random({1, 8}, 1), random({8, 16}, 2), random({8, 16}, 3)]
     program = EMLX.compile_to_program(fun, Enum.map(args, &Nx.to_template/1), merge: true)

@@ -1,19 +1,20 @@
 defmodule EMLX.Backend.Complex128.Fourier do
   @moduledoc false
-  # Discrete Fourier transforms in f64 for EMLX.Backend.Complex128: MLX's own are of c64. Arrays are {rows, n}, a pair of them for the
-  # real and the imaginary part.
+  # Discrete Fourier transforms in f64 for EMLX.Backend.Complex128: MLX's own are in c64. Arrays are {rows, n}, in pairs
+  # of the real and the imaginary part.
   #
-  # A length is cut into factors of which each is a matrix product with the transform of that length (Cooley and Tukey); a prime that
-  # is too long for that becomes a convolution with a length that is a power of two (Bluestein). Time is O(n log n), memory O(n).
+  # A length is split into factors, and each factor is one matrix product with the transform of that length (Cooley and
+  # Tukey). A prime too long for that becomes a convolution whose length is a power of two (Bluestein). Time is O(n log
+  # n), memory O(n).
 
   alias EMLX.{Array, Ops}
   alias EMLX.Backend.Complex128.Math
 
-  # The longest factor of a length with several, and the longest prime that is a matrix product.
+  # The largest factor of a composite length, and the largest prime that is one matrix product.
   @factor 32
   @prime 128
 
-  @doc "The transform of rows of length `n`; `sign` is -1, or 1 for the inverse, which is not divided by n."
+  @doc "Transforms rows of length `n`. `sign` is -1, or 1 for the inverse, which is not divided by n."
   def transform(z, 1, _sign), do: z
 
   def transform(z, n, sign) do
@@ -27,7 +28,7 @@ defmodule EMLX.Backend.Complex128.Fourier do
 
   defp factor(n), do: Enum.find(@factor..2//-1, &(rem(n, &1) == 0))
 
-  # All rows at once: both parts, by the cosines and by the sines.
+  # One product for all rows: both parts, multiplied by the cosines and by the sines.
   defp direct({re, im}, n, sign) do
     rows = rows(re)
     index = iota([n, 1])
@@ -38,7 +39,7 @@ defmodule EMLX.Backend.Complex128.Fourier do
     {Ops.subtract(part.(0, 0), part.(rows, n)), Ops.add(part.(0, n), part.(rows, 0))}
   end
 
-  # x at j1·b + j2 is summed over j1 first; the result stands at k1 + a·k2.
+  # x at j1·b + j2 is summed over j1 first; the result is at k1 + a·k2.
   defp by_factor({re, _} = z, a, b, sign) do
     rows = rows(re)
     n = a * b
@@ -58,7 +59,7 @@ defmodule EMLX.Backend.Complex128.Fourier do
     chirp = roots(Ops.multiply(index, index), 2 * n, sign)
     padded = z |> Math.multiply(chirp) |> both(&pad(&1, 0, length - n))
 
-    # Its conjugate, from both ends.
+    # The conjugate of the chirp, placed at both ends.
     {cos, sin} = chirp
     sin = Ops.negative(sin)
     kernel = both({cos, sin}, &around(&1, n, length))
@@ -78,7 +79,8 @@ defmodule EMLX.Backend.Complex128.Fourier do
   defp power_of_two(n, power) when power >= n, do: power
   defp power_of_two(n, power), do: power_of_two(n, 2 * power)
 
-  # exp(sign·2πi·k / n). The angle is brought below an eighth of the circle while it is an integer, so that 1 and i are exact.
+  # exp(sign·2πi·k / n). The angle is reduced to an eighth of the circle while it is an integer, so that 1 and i are
+  # exact.
   defp roots(k, n, sign) do
     quarters = Ops.multiply(Ops.remainder(k, integer(n)), integer(4))
     quadrant = Ops.quotient(quarters, integer(n))
@@ -89,7 +91,7 @@ defmodule EMLX.Backend.Complex128.Fourier do
     {cos, sin} = {Ops.cos(angle), Ops.sin(angle)}
     {cos, sin} = {Ops.where(upper, sin, cos), Ops.where(upper, cos, sin)}
 
-    # A quarter of the circle further, {cos, sin} is {-sin, cos}.
+    # A quarter of the circle on, {cos, sin} becomes {-sin, cos}.
     odd = Ops.equal(Ops.remainder(quadrant, integer(2)), integer(1))
     {cos, sin} = {Ops.where(odd, Ops.negative(sin), cos), Ops.where(odd, cos, sin)}
     half = Ops.greater_equal(quadrant, integer(2))

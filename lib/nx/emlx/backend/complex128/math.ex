@@ -2,9 +2,9 @@ defmodule EMLX.Backend.Complex128.Math do
   @moduledoc false
   # Functions of complex numbers in f64 for EMLX.Backend.Complex128. A number z = x + iy is a pair {x, y} of arrays.
   #
-  # The values are the principal ones. The formulas keep the digits where the textbook's lose them: near the branch points, near
-  # zero and among the largest numbers. Those of the inverse functions are Kahan's ("Branch Cuts for Complex Elementary Functions",
-  # 1987).
+  # The functions return principal values. Their formulas stay accurate where textbook formulas do not: near the branch
+  # points, near zero and for the largest numbers. Those of the inverse functions are Kahan's ("Branch Cuts for Complex
+  # Elementary Functions", 1987).
 
   import Kernel, except: [abs: 1]
 
@@ -14,7 +14,7 @@ defmodule EMLX.Backend.Complex128.Math do
 
   def multiply({a, b}, {c, d}), do: {minus(times(a, c), times(b, d)), plus(times(b, c), times(a, d))}
 
-  @doc "The divisor is brought to a size of about 1 before it is squared."
+  @doc "Divides two numbers. The divisor is scaled to about 1 before it is squared, so that the square cannot overflow."
   def divide({a, b}, {c, d}) do
     size = Ops.maximum(Ops.abs(c), Ops.abs(d))
     infinite = Ops.isinf(size)
@@ -22,30 +22,30 @@ defmodule EMLX.Backend.Complex128.Math do
     d = pick(infinite, 0.0, over(d, size))
     square = plus(times(c, c), times(d, d))
 
-    # What is finite gives 0 when it is divided by an infinity.
+    # A finite number divided by an infinity is 0.
     part = fn numerator, dividend -> pick(infinite, times(dividend, 0.0), over(over(numerator, square), size)) end
     {part.(plus(times(a, c), times(b, d)), a), part.(minus(times(b, c), times(a, d)), b)}
   end
 
   def negate({x, y}), do: {Ops.negative(x), Ops.negative(y)}
 
-  @doc "z / |z|, and 0 for 0."
+  @doc "Returns z / |z|, and 0 for 0."
   def sign({x, y} = z) do
     size = abs(z)
     zero = Ops.equal(size, 0.0)
     {pick(zero, 0.0, over(x, size)), pick(zero, 0.0, over(y, size))}
   end
 
-  @doc "|z|, without overflow on the way."
+  @doc "Returns |z|, without an intermediate overflow."
   def abs(z) do
     {large, ratio} = ratio(z)
     pick(infinite?(z), :infinity, times(large, Ops.sqrt(plus(times(ratio, ratio), 1.0))))
   end
 
-  @doc "The angle, from -pi to pi."
+  @doc "Returns the angle, from -pi to pi."
   def phase({x, y}), do: Ops.arctan2(y, x)
 
-  # The size of the larger part, and that of the smaller one relative to it.
+  # The magnitude of the larger part, and the ratio of the smaller part to it.
   defp ratio({x, y}) do
     {x, y} = {Ops.abs(x), Ops.abs(y)}
     large = Ops.maximum(x, y)
@@ -62,7 +62,7 @@ defmodule EMLX.Backend.Complex128.Math do
     {pick(nothing, 0.0, real), pick(nothing, 0.0, imaginary)}
   end
 
-  @doc "The real part is expm1(x)·cos(y) - 2·sin(y / 2)²."
+  @doc "Returns exp(z) - 1, with expm1(x)·cos(y) - 2·sin(y / 2)² as the real part."
   def expm1({x, y} = z) do
     {_, imaginary} = exp(z)
     half = Ops.sin(times(y, 0.5))
@@ -80,7 +80,7 @@ defmodule EMLX.Backend.Complex128.Math do
     {log_abs(z, plus(times(x, plus(x, 2.0)), times(y, y))), phase(z)}
   end
 
-  # log |z|. `excess` is |z|² - 1, which is what counts where it is small.
+  # log |z|. `excess` is |z|² - 1: for a small one, log1p of it is the accurate form.
   defp log_abs(z, excess) do
     {large, ratio} = ratio(z)
     far = plus(Ops.log(large), times(Ops.log1p(times(ratio, ratio)), 0.5))
@@ -93,7 +93,7 @@ defmodule EMLX.Backend.Complex128.Math do
     {large, ratio} = ratio(z)
     root = Ops.sqrt(plus(times(ratio, ratio), 1.0))
     first = pick(Ops.greater_equal(Ops.abs(x), Ops.abs(y)), 1.0, ratio)
-    # One part of the root, and the other by it.
+    # w is one part of the root, and v the other one, computed from w.
     w = times(Ops.sqrt(large), Ops.sqrt(times(plus(first, root), 0.5)))
     v = pick(Ops.equal(w, 0.0), 0.0, over(times(y, 0.5), w))
     right = Ops.greater_equal(x, 0.0)
@@ -101,7 +101,7 @@ defmodule EMLX.Backend.Complex128.Math do
     real = pick(right, w, Ops.abs(v))
     imaginary = pick(right, v, pick(down, Ops.negative(w), w))
 
-    # On the axes of infinity the other part is 0, whatever it is.
+    # For an infinite real part, the other part of the root is 0, whatever y is.
     real = pick(Ops.isinf(x), pick(right, :infinity, 0.0), real)
     imaginary = pick(Ops.isinf(x), pick(right, 0.0, :infinity), imaginary)
     upright = Ops.isinf(y)
@@ -111,14 +111,14 @@ defmodule EMLX.Backend.Complex128.Math do
 
   def rsqrt(z), do: divide(one(), sqrt(z))
 
-  @doc "On the positive real axis the imaginary part is 0, also where the number is infinite."
+  @doc "Returns the cube root. On the positive real axis the imaginary part is 0, for infinity, too."
   def cbrt(z) do
     angle = over(phase(z), 3.0)
     {real, imaginary} = polar(Ops.cbrt(abs(z)), angle)
     {real, pick(Ops.equal(angle, 0.0), angle, imaginary)}
   end
 
-  @doc "z to the power w. 0 to any power but 0 is 0, and what is not finite gives NaN."
+  @doc "Returns z to the power w. 0 to any power except 0 is 0, and the result for non-finite numbers is NaN."
   def pow(z, {c, d} = w) do
     size = abs(z)
     zero = Ops.equal(size, 0.0)
@@ -135,7 +135,7 @@ defmodule EMLX.Backend.Complex128.Math do
     choose(Ops.logical_and(finite?(z), finite?(w)), power, {:nan, :nan})
   end
 
-  @doc "1 / (1 + exp(-z)), by exponentials that do not overflow."
+  @doc "Returns 1 / (1 + exp(-z)), computed with exponentials that do not overflow."
   def sigmoid({x, y}) do
     right = Ops.greater_equal(x, 0.0)
     {a, b} = exp({Ops.negative(Ops.abs(x)), pick(right, Ops.negative(y), y)})
@@ -153,7 +153,7 @@ defmodule EMLX.Backend.Complex128.Math do
   def cosh({x, y}), do: {times(Ops.cosh(x), Ops.cos(y)), times(Ops.sinh(x), Ops.sin(y))}
 
   def tanh({x, y}) do
-    # Beyond this the real part is 1 to the last digit, and the imaginary part's square would overflow.
+    # Beyond 20 the real part is ±1 to the last digit, and the square for the imaginary part would overflow.
     far = Ops.greater(Ops.abs(x), 20.0)
     near = pick(far, 0.0, x)
     tangent = Ops.tan(y)
@@ -165,7 +165,7 @@ defmodule EMLX.Backend.Complex128.Math do
     {pick(far, Ops.sign(x), real), pick(far, small, over(tangent, divisor))}
   end
 
-  @doc "-i·tanh(iz)"
+  @doc "Returns tan(z) as -i·tanh(iz)."
   def tan({x, y}), do: {y, x} |> tanh() |> swap()
 
   def asin({x, y} = z) do
@@ -188,7 +188,7 @@ defmodule EMLX.Backend.Complex128.Math do
     {Ops.arcsinh(real_of_product(negate_imaginary(a), b)), angle} |> infinite_as_nan(z)
   end
 
-  @doc "i·asin(-iz)"
+  @doc "Returns asinh(z) as i·asin(-iz)."
   def asinh({x, y}), do: {y, x} |> asin() |> swap()
 
   def atanh({x, y}) do
@@ -201,7 +201,7 @@ defmodule EMLX.Backend.Complex128.Math do
     {real, times(angle, 0.5)}
   end
 
-  @doc "i·atanh(-iz)"
+  @doc "Returns atan(z) as i·atanh(-iz)."
   def atan({x, y}), do: {y, x} |> atanh() |> swap()
 
   # f(z) = i·g(-iz) for an odd g that keeps conjugates: -iz is the mirror image of {y, x}.
@@ -209,14 +209,14 @@ defmodule EMLX.Backend.Complex128.Math do
 
   defp real_of_product({a, b}, {c, d}), do: minus(times(a, c), times(b, d))
 
-  # The imaginary part of the second one times the conjugate of the first.
+  # The imaginary part of the second number times the conjugate of the first.
   defp imaginary_of_conjugate({a, b}, {c, d}), do: minus(times(a, d), times(b, c))
 
   defp negate_imaginary({x, y}), do: {x, Ops.negative(y)}
 
   defp infinite_as_nan(result, z), do: choose(finite?(z), result, {:nan, :nan})
 
-  # ---- pieces ----
+  # ---- helpers ----
 
   defp polar(size, angle), do: {times(size, Ops.cos(angle)), times(size, Ops.sin(angle))}
 

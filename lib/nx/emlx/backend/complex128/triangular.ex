@@ -1,15 +1,16 @@
 defmodule EMLX.Backend.Complex128.Triangular do
   @moduledoc false
-  # Triangular systems in c128 for EMLX.Backend.Complex128, by the solver of f64.
+  # Solves triangular systems in c128 for EMLX.Backend.Complex128 with the solver of f64.
   #
-  # Each row is divided by its element of the diagonal. Then a complex system is a real one of twice the size, in which each number
-  # x + iy of the matrix is the block x, -y; y, x. Since those of the diagonal are 1, 0; 0, 1, it is triangular again.
+  # Each row is divided by its element of the diagonal. Then the complex system becomes a real one of twice the size, in
+  # which each number x + iy of the matrix is the block x, -y; y, x. The blocks of the diagonal are 1, 0; 0, 1, so the
+  # real system is triangular, too.
 
   alias EMLX.{Array, Ops}
   alias EMLX.Backend.Complex128.Math
   alias EMLX.Backend.Pair
 
-  @doc "The solution of a system of parts and their shapes, as pairs; see `EMLX.Backend.Product.triangular_solve/4`."
+  @doc "Solves a system given by parts and their shapes; returns pairs. See `EMLX.Backend.Product.triangular_solve/4`."
   def solve(matrix, shape, right, right_shape, opts) do
     rank = tuple_size(shape)
     n = elem(shape, rank - 1)
@@ -25,7 +26,7 @@ defmodule EMLX.Backend.Complex128.Triangular do
         true -> elem(right_shape, rank - 2)
       end
 
-    # x·a = b is the system of the transposed a and b.
+    # x·a = b is the system with a and b transposed.
     {matrix, right, lower?} =
       if left? do
         {matrix, both(right, &reshape(&1, batch ++ [n, columns])), lower?}
@@ -39,10 +40,10 @@ defmodule EMLX.Backend.Complex128.Triangular do
     {x, y} = Math.divide(matrix, diagonal)
     right = Math.divide(right, diagonal)
 
-    # {…, n, 2, n, 2}: the parts of a row stand next to each other, as do those of a column.
+    # {…, n, 2, n, 2}: the parts of a row are adjacent, and so are those of a column.
     blocks = Ops.run({:stack, %{axis: -3}}, [Pair.join(x, Ops.negative(y)), Pair.join(y, x)])
     blocks = reshape(blocks, batch ++ [2 * n, 2 * n])
-    # The diagonal is 1 but for rounding.
+    # The diagonal is 1 up to rounding.
     blocks = unit_diagonal(blocks, 2 * n)
     {re, im} = right
     sides = reshape(Ops.run({:stack, %{axis: -2}}, [re, im]), batch ++ [2 * n, columns])
@@ -54,7 +55,7 @@ defmodule EMLX.Backend.Complex128.Triangular do
     Ops.run({:transpose, %{axes: axes ++ order}}, [pairs])
   end
 
-  # Only one triangle counts, whatever stands in the other.
+  # The other triangle may hold any values.
   defp triangle(matrix, lower?),
     do: {both(matrix, &Ops.run({if(lower?, do: :tril, else: :triu), %{k: 0}}, [&1])), lower?}
 
@@ -71,7 +72,7 @@ defmodule EMLX.Backend.Complex128.Triangular do
     Ops.where(eye, Array.scalar(1.0, :f64, device: :cpu), blocks)
   end
 
-  # As EMLX.Backend does for other types.
+  # The same check as in EMLX.Backend for other types.
   defp refuse_singular({x, y}) do
     if not Array.traced?(x) do
       zeros = Ops.any(Ops.logical_and(Ops.equal(x, 0.0), Ops.equal(y, 0.0)))
