@@ -270,6 +270,16 @@ pub fn before_each(
     shape::pad(whole, &value, &[axis], &[low], &[high], constant, s)
 }
 
+/// What an inclusive scan along an axis of one element computes, else None. CUDA's scans compute how much they read
+/// from the axis's stride, which of a single element may be any number: they read and write beyond the array.
+pub fn alone(a: &Array, axis: i32, s: &Stream) -> Result<Option<Array>> {
+    match (a.shape()[axis as usize], mlx::dtype(a)) {
+        (1, Dtype::Bool) => mlx::astype(a, Dtype::S32, s).map(Some),
+        (1, _) => mlx::share(a).map(Some),
+        _ => Ok(None),
+    }
+}
+
 /// The largest (smallest) number so far. CUDA's scans take an array with negative strides for one in rows.
 pub fn running(
     a: &Array,
@@ -288,6 +298,13 @@ pub fn running(
         }
         Device::Cpu => a,
     };
+    // As in `alone`.
+    if device == Device::Gpu && a.shape()[axis as usize] == 1 {
+        return match inclusive {
+            true => mlx::share(a),
+            false => before_each(a, axis, reverse, reduction, s),
+        };
+    }
     let scan = |inclusive| match reduction {
         Reduction::Min => mlx::cummin(a, axis, reverse, inclusive, s),
         _ => mlx::cummax(a, axis, reverse, inclusive, s),

@@ -118,7 +118,10 @@ fn scan_on_gpu(
     };
     // MLX takes an array with negative strides for one in rows, and a matrix by columns for rows along another axis.
     let rows = mlx::contiguous(a, false, s)?;
-    let whole = scan_by_mlx(scan, &rows, axis, reverse, true, s)?;
+    let whole = match gpu::alone(&rows, axis, s)? {
+        Some(alone) => alone,
+        None => scan_by_mlx(scan, &rows, axis, reverse, true, s)?,
+    };
     match inclusive {
         true => Ok(whole),
         false => gpu::before_each(&whole, axis, reverse, none, s),

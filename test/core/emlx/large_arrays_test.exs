@@ -104,6 +104,26 @@ defmodule EMLX.LargeArraysTest do
     end
   end
 
+  test "a scan along an axis of size 1 returns its element, whatever the axis's stride" do
+    for dtype <- [:f32, :u64, :bf16, :s8], name <- [:cumsum, :cumprod, :cummax, :cummin, :logcumsumexp] do
+      # The first axis of the slice still has the stride of the whole.
+      row = iota([1, 3001], dtype)
+      slice = {:slice, %{start: [0, 5], stop: [1, 7], strides: [1, 1]}}
+
+      if name != :logcumsumexp or dtype in [:f32, :bf16] do
+        for reverse <- [false, true] do
+          scan = &{name, %{axis: 0, reverse: reverse, inclusive: &1}}
+          two = Golden.run(slice, [row])
+          assert Array.to_list(Golden.run(scan.(true), [two])) == [[5, 6]]
+          [[none, none]] = Array.to_list(Golden.run(scan.(false), [two]))
+          one = Golden.run({:slice, %{start: [0, 1], stop: [1, 2], strides: [1, 1]}}, [two])
+          assert Array.to_list(Golden.run(scan.(true), [one])) == [[6]]
+          assert Array.to_list(Golden.run(scan.(false), [one])) == [[none]]
+        end
+      end
+    end
+  end
+
   test "an array that is cropped to size 0 and padded is all padding" do
     padded =
       Golden.run({:pad, %{axes: [0], low: [-1], high: [2], mode: :constant}}, [iota([1, 3], :s32), scalar(7, :s32)])
