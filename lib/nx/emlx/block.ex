@@ -17,7 +17,7 @@ defprotocol EMLX.Block do
         end
       end
 
-  The guide "Give your own block a kernel" has this example in full. The built-in blocks of Nx (`Nx.Block`) and those of
+  The guide "Give your own block a kernel" works through an example. The built-in blocks of Nx (`Nx.Block`) and those of
   `EMLX.Fast` are implemented in the same way.
 
   ## The contract of an implementation

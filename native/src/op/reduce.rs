@@ -278,7 +278,13 @@ fn of_integers(
             let wide = mlx::astype(a, Dtype::F64, s)?;
             mlx::astype(&by_mlx(reduction, &wide, axes, keepdims, s)?, Dtype::F32, s)
         }
-        Device::Gpu => on_gpu(reduction, &mlx::astype(a, Dtype::F32, s)?, axes, keepdims, s),
+        Device::Gpu => on_gpu(
+            reduction,
+            &mlx::astype(a, Dtype::F32, s)?,
+            axes,
+            keepdims,
+            s,
+        ),
     }
 }
 

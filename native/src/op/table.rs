@@ -7,11 +7,6 @@ use rustler::NifTaggedEnum;
 use serde::{Deserialize, Serialize};
 use strum::{IntoStaticStr, VariantNames};
 
-/// Every operation with its attributes. Arrays are not here: they are the inputs, in the order of each variant's
-/// comment. A variant without attributes is an atom in Elixir (`:add`), one with attributes a pair (`{:sum, %{axes:
-/// …}}`). `axes: nil` means all axes; a negative axis counts from the end.
-///
-/// What is true of an operation whatever its arrays are stands in `traits.rs`.
 /// The table, and of its first two parts enums of their own, whose files build each operation without another case.
 macro_rules! operations {
     (
@@ -70,6 +65,11 @@ macro_rules! part {
 }
 
 operations! {
+    /// Every operation with its attributes. Arrays are not here: they are the inputs, in the order of each variant's
+    /// comment. A variant without attributes is an atom in Elixir (`:add`), one with attributes a pair (`{:sum, %{axes:
+    /// …}}`). `axes: nil` means all axes; a negative axis counts from the end.
+    ///
+    /// What is true of an operation whatever its arrays are stands in `traits.rs`.
     #[derive(Clone, Debug, NifTaggedEnum, Serialize, Deserialize, IntoStaticStr, VariantNames)]
     #[serde(rename_all = "snake_case", deny_unknown_fields)]
     #[strum(serialize_all = "snake_case")]

@@ -1,13 +1,6 @@
-//! Plans: what runs in place of a program on a device. A plan is made once by one ordered list of passes, [`PASSES`]; nothing decides
-//! elsewhere. Each pass says what it took and what it left, which `EMLX.Program.explain/2` shows.
-//!
-//! | pass | takes | where |
-//! |---|---|---|
-//! | [`merge`] | what a model computes for a few rows: products, heads, attention | the GPU, or where asked for |
-//! | [`loops`] | loops: counts their steps, finds an engine for them | everywhere |
-//! | [`chains`] | operations on elements, one after another | the CPU |
-//! | [`compile`] | segments, compiled by MLX | with `fuse: true` |
-//! | [`capture`] | segments, launched as one CUDA graph | CUDA |
+//! Plans: what runs in place of a program on a device. A plan is made once by one ordered list of passes, [`PASSES`];
+//! nothing decides elsewhere. Each pass notes what it takes and what it leaves, which `EMLX.Program.explain/2` shows.
+//! ARCHITECTURE.md has the table of passes.
 
 mod capture;
 mod chains;
