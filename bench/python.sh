@@ -34,3 +34,8 @@ python_mlx_lm() {
 python_xla() {
   packages=$(python_package jax-0.10.2-safetensors "JAX (150 MB)" "jax[cpu]==0.10.2" safetensors==0.8.0)
 }
+
+# NumPy; sets `packages` to where it is.
+python_numpy() {
+  packages=$(python_package numpy-2.3.5-safetensors "NumPy (17 MB)" numpy==2.3.5 safetensors==0.8.0)
+}

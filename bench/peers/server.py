@@ -33,7 +33,11 @@ def serve(kinds, versions, peak=None, tidy=lambda: None):
         if command == "define":
             options = dict(word.split("=", 1) for word in words[1:])
             number = str(max(map(int, cases), default=0) + 1)
-            cases[number] = kinds[words[0]](**options)
+            case = kinds[words[0]](**options)
+            # What a peer does not have.
+            if case is None:
+                return ["none"]
+            cases[number] = case
             return [number]
         case = cases[words[0]]
         if command == "time":

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import load_file
 
+import operations
 import server
 from server import Case, evenly
 
@@ -146,5 +147,22 @@ def encoder(file, inputs, type, blocks, heads):
     return case(lambda: model(tokens, mask, w))
 
 
-kinds = {f.__name__: f for f in (prefill, decode, encoder)}
+def operation(file, name, inputs, links):
+    function, links = OPERATIONS.get(name), int(links)
+    if not function:
+        return None
+    arrays = load_file(file)
+    arguments = [jnp.asarray(arrays[input]) for input in inputs.split(",")]
+    compiled = jax.jit(function)
+
+    def run():
+        for _ in range(links):
+            result = jax.block_until_ready(compiled(*arguments))
+        return result
+
+    return Case(run, links, lambda: sample(jax.tree.leaves(run())[0]))
+
+
+OPERATIONS = operations.table(jnp, jax)
+kinds = {f.__name__: f for f in (prefill, decode, encoder, operation)}
 server.serve(kinds, {"Python": platform.python_version(), "JAX": jax.__version__})

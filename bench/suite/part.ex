@@ -39,11 +39,16 @@ defmodule EMLX.Bench.Part do
   @doc "What the part needs: `:core`, or `:nx` where it has nothing to show without Nx."
   @callback needs() :: :core | :nx
 
-  @doc "The other programs that the part compares with: `:mlx`, `:mlx_lm`, `:xla`, `:bumblebee`."
+  @doc "The other programs that the part compares with: `:mlx`, `:mlx_lm`, `:xla`, `:numpy`, `:bumblebee`."
   @callback peers() :: [atom]
 
   @doc "The groups, `{name, function that makes the group}` each."
   @callback groups(context) :: [{String.t(), (-> %Group{})}]
+
+  @doc "Lines under the table, of the part's rows as `EMLX.Bench.Report` has them."
+  @callback summary([map]) :: [String.t()]
+
+  @optional_callbacks summary: 1
 
   @doc "Makes the module a part, with `:about`, and `:needs` and `:peers` where they are not `:core` and Python MLX."
   defmacro __using__(opts) do

@@ -28,13 +28,14 @@ defmodule EMLX.Bench.Peers do
     mlx: {"Python MLX", "mlx_peer.py", "mlx", true},
     mlx_lm: {"mlx-lm", "mlx_lm_peer.py", "mlx_lm", true},
     wheel: {"Python MLX's wheel", "mlx_peer.py", "mlx", false},
-    xla: {"XLA", "xla_peer.py", "xla", false}
+    xla: {"XLA", "xla_peer.py", "xla", false},
+    numpy: {"NumPy", "numpy_peer.py", "numpy", false}
   }
 
   defp called(:bumblebee), do: "Bumblebee"
   defp called(name), do: elem(@python[name], 0)
 
-  defp prepare(:xla, %{device: :gpu}, _folder), do: {:absent, "it is compared on the CPU"}
+  defp prepare(name, %{device: :gpu}, _folder) when name in [:xla, :numpy], do: {:absent, "it is compared on the CPU"}
 
   defp prepare(name, options, folder) when is_map_key(@python, name) do
     {_, script, packages, same?} = @python[name]

@@ -10,7 +10,7 @@ defmodule EMLX.Bench do
   alias EMLX.Bench.Part.Group
 
   # Parts that are not here come after those that are.
-  @order ~w(kernels dispatch models generation memory growth)
+  @order ~w(kernels dispatch operations models generation memory growth)
 
   @doc "The options of some arguments: `{:ok, options}`, `{:list, text}` or `{:error, message}`. `folder` is that of this file."
   def parse(arguments, folder) do
@@ -125,7 +125,7 @@ defmodule EMLX.Bench do
       Enum.map_reduce(groups, Progress.new(total), fn {name, groups}, progress ->
         {done, progress} = Enum.map_reduce(groups, progress, &group(&1, &2, options.quick?))
         progress = Progress.clear(progress)
-        part = Report.part(name, done)
+        part = Report.part(name, done) |> summarize(part(name))
         IO.puts("\n" <> Report.text(part))
         {part, progress}
       end)
@@ -134,6 +134,12 @@ defmodule EMLX.Bench do
     files = Report.write(results, options.out)
     IO.puts("\nwritten: #{Enum.join(files, ", ")}")
     if Enum.any?(measured, &(&1.failures != [])), do: :failed, else: :ok
+  end
+
+  defp summarize(results, part) do
+    if function_exported?(part, :summary, 1),
+      do: Map.update!(results, :notes, &(&1 ++ part.summary(results.rows))),
+      else: results
   end
 
   # One group's figures, or why there are none. What is measured next starts from clean memory.
