@@ -21,11 +21,10 @@ def operation(file, name, inputs, links):
 
     def run():
         for _ in range(links):
-            result = function(*arguments)
-        return result
+            function(*arguments)
 
     def sample():
-        y = np.asarray(run(), np.float32).reshape(-1)
+        y = np.asarray(np.real(function(*arguments)), np.float32).reshape(-1)
         return y[evenly(y.size)].tolist()
 
     return Case(run, links, sample)

@@ -157,10 +157,9 @@ def operation(file, name, inputs, links):
 
     def run():
         for _ in range(links):
-            result = jax.block_until_ready(compiled(*arguments))
-        return result
+            jax.block_until_ready(compiled(*arguments))
 
-    return Case(run, links, lambda: sample(jax.tree.leaves(run())[0]))
+    return Case(run, links, lambda: sample(jnp.real(jax.tree.leaves(compiled(*arguments))[0])))
 
 
 OPERATIONS = operations.table(jnp, jax)

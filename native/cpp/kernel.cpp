@@ -14,6 +14,7 @@
 
 #include "mlx/c/array.h"
 #include "mlx/c/error.h"
+#include "mlx/c/private/enums.h"
 #include "mlx/c/stream.h"
 #include "mlx/allocator.h"
 #include "mlx/array.h"
@@ -188,7 +189,7 @@ extern "C" int emlx_kernel_node(
     size_t count,
     const int* shape,
     size_t rank,
-    mlx_array like,
+    mlx_dtype dtype,
     const mlx_stream stream) {
   bool owned = false;
   try {
@@ -200,8 +201,8 @@ extern "C" int emlx_kernel_node(
     for (size_t i = 0; i < count; ++i) {
       arrays.push_back(*static_cast<const core::array*>(inputs[i].ctx));
     }
-    const auto dtype = static_cast<const core::array*>(like.ctx)->dtype();
-    res->ctx = new core::array(core::Shape(shape, shape + rank), dtype, std::move(primitive), std::move(arrays));
+    const auto type = mlx_dtype_to_cpp(dtype);
+    res->ctx = new core::array(core::Shape(shape, shape + rank), type, std::move(primitive), std::move(arrays));
     return 0;
   } catch (const std::exception& e) {
     if (!owned) {
@@ -334,6 +335,10 @@ extern "C" int emlx_cuda_node(
 
 extern "C" uint64_t emlx_device_address(mlx_array a) {
   return emlx::device_address(*static_cast<const core::array*>(a.ctx));
+}
+
+extern "C" mlx_dtype emlx_promoted(mlx_dtype a, mlx_dtype b) {
+  return mlx_dtype_to_c(core::promote_types(mlx_dtype_to_cpp(a), mlx_dtype_to_cpp(b)));
 }
 
 // The version of MLX that mlx_private.h was written for.

@@ -4,7 +4,7 @@ use super::by_rows::by_rows;
 use super::element::{Element, ElementType};
 use super::simd::Level;
 use super::{attention, chain, product, quantized, reduce, rope, rows, scan, scatter, slices};
-use super::{Link, Links, Mask, Reduction, Rope, Scan, View};
+use super::{Links, Mask, Reduction, Rope, Scan, View};
 use half::{bf16, f16};
 use smallvec::SmallVec;
 use std::ffi::CStr;
@@ -64,8 +64,7 @@ impl Kernel {
     pub fn name(&self) -> &'static CStr {
         match self {
             Kernel::Chain(links) => match links[..] {
-                [Link::Unary(function, _)] => function.name(),
-                [Link::Binary(pair, ..)] => pair.name(),
+                [link] => link.action.name(),
                 _ => c"chain",
             },
             Kernel::Softmax => c"softmax",
@@ -94,6 +93,10 @@ impl Kernel {
     pub unsafe fn run(&self, element: ElementType, inputs: &[View], out: &View) {
         if out.size() == 0 {
             return;
+        }
+        // Each link says what types it takes.
+        if let Kernel::Chain(links) = self {
+            return chain::run(Level::best(), links, inputs, out);
         }
         match element {
             ElementType::F32 => self.run_as::<f32>(inputs, out),
@@ -138,7 +141,7 @@ impl Kernel {
                 };
                 scan::run::<T>(level, &how, &inputs[0], out)
             }
-            Kernel::Chain(ref links) => chain::run::<T>(level, links, inputs, out),
+            Kernel::Chain(ref links) => chain::run(level, links, inputs, out),
             Kernel::Softmax => by_rows::<T>(&inputs[0], &[], out, &|x, _, to, count, scratch| {
                 rows::softmax::<T>(level, x, to, count, scratch)
             }),

@@ -8,7 +8,8 @@
 //! | modules | what they have |
 //! |---|---|
 //! | `kernel`, `view`, `element` | the kernels, and what they run on |
-//! | `chain`, `unary`, `binary` | elementwise functions, one after another |
+//! | `elementwise`, `unary`, `binary`, `types` | actions on elements of every type |
+//! | `chain` | such actions, one after another |
 //! | `by_rows`, `rows`, `rope` | softmax, norms and rotary embeddings, by rows |
 //! | `product`, `gemm`, `few`, `quantized`, `attention` | matrix products, skinny ones, those of quantized weights, attention |
 //! | `reduce`, `scan`, `fold` | reductions and running reductions, and what both keep of numbers |
@@ -25,6 +26,7 @@ mod by_rows;
 mod chain;
 pub mod cpu_core;
 mod element;
+mod elementwise;
 mod few;
 mod fold;
 mod gemm;
@@ -42,6 +44,7 @@ mod simd;
 mod slices;
 #[cfg(test)]
 mod tests;
+mod types;
 mod unary;
 mod view;
 
@@ -49,11 +52,13 @@ pub use attention::Mask;
 pub use binary::Pair;
 pub use chain::{Link, Links, Operand, MAX_LINKS};
 pub use element::ElementType;
+pub use elementwise::{Action, Bits, Comparison, Division, Test};
 pub use kernel::Kernel;
 pub use pool::{configure, WORTH_SHARING};
 pub use reduce::Reduction;
 pub use rope::Rope;
 pub use scan::Scan;
+pub use types::Type;
 pub use unary::Function;
 pub use view::View;
 

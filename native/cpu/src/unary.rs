@@ -20,6 +20,11 @@ pub enum Function {
 }
 
 impl Function {
+    /// Whether it takes no longer than to read and write the numbers.
+    pub fn is_simple(self) -> bool {
+        matches!(self, Function::Negative | Function::Abs | Function::Square)
+    }
+
     pub fn name(self) -> &'static CStr {
         match self {
             Function::Exp => c"exp",

@@ -6,13 +6,14 @@ mod node;
 
 use crate::base::{Device, Dtype, Error, Result};
 use crate::mlx::{self, Stream};
+use emlx_cpu::Kernel;
 pub use emlx_cpu::{
-    has_vectors, Function, Link, Links, Mask, Operand, Pair, Reduction, Rope, Scan, MAX_LINKS,
+    has_vectors, Action, Bits, Comparison, Division, Function, Link, Links, Mask, Operand, Pair,
+    Reduction, Rope, Scan, Test, Type, MAX_LINKS, WORTH_SHARING,
 };
-use emlx_cpu::{Kernel, WORTH_SHARING};
 use mlx_rs::Array;
 use node::Layout;
-use smallvec::{smallvec, SmallVec};
+use smallvec::SmallVec;
 
 /// Elements of a row from which operands that are repeated along rows are worth a kernel here.
 const SHORTEST_ROW: i32 = 16;
@@ -43,48 +44,70 @@ fn is_switched_off() -> bool {
     *OFF.get_or_init(|| std::env::var_os("EMLX_KERNELS").is_some_and(|value| value == "mlx"))
 }
 
-/// Of every element of x, where it is of a type that kernels here take; what MLX does as well, only where threads pay. Else None.
-pub fn unary(function: Function, x: &Array, device: Device, s: &Stream) -> Result<Option<Array>> {
-    let is_simple = matches!(
-        function,
-        Function::Negative | Function::Abs | Function::Square
-    );
-    if !takes(device, x) || is_simple && x.size() < WORTH_SHARING {
-        return Ok(None);
-    }
-    let link = Link::Unary(function, Operand::Input(0));
-    chain(smallvec![link], &[x], x.shape(), mlx::dtype(x), s).map(Some)
+/// The kernels' name of a type; None of complex numbers.
+pub fn type_of(dtype: Dtype) -> Option<Type> {
+    Some(match dtype {
+        Dtype::Bool => Type::Bool,
+        Dtype::U8 => Type::U8,
+        Dtype::U16 => Type::U16,
+        Dtype::U32 => Type::U32,
+        Dtype::U64 => Type::U64,
+        Dtype::S8 => Type::S8,
+        Dtype::S16 => Type::S16,
+        Dtype::S32 => Type::S32,
+        Dtype::S64 => Type::S64,
+        Dtype::F16 => Type::F16,
+        Dtype::Bf16 => Type::Bf16,
+        Dtype::F32 => Type::F32,
+        Dtype::F64 => Type::F64,
+        Dtype::C64 => return None,
+    })
 }
 
-/// a and b broadcast to one shape, where they are floats of one type or one of them is a whole number; what MLX does as well, only where
-/// threads pay. Else None.
-pub fn binary(
-    pair: Pair,
-    a: &Array,
-    b: &Array,
-    device: Device,
-    s: &Stream,
-) -> Result<Option<Array>> {
-    let (larger, other) = if a.size() >= b.size() { (a, b) } else { (b, a) };
-    let (shape, dtype) = (larger.shape(), mlx::dtype(larger));
-    let is_worth = pair == Pair::Power || larger.size() >= WORTH_SHARING;
-    if !is_worth
-        || !takes(device, larger)
-        || !goes_into(other.shape(), mlx::dtype(other), shape, dtype)
-    {
-        return Ok(None);
+/// The type that the kernels call so.
+pub fn dtype_of(kind: Type) -> Dtype {
+    match kind {
+        Type::Bool => Dtype::Bool,
+        Type::U8 => Dtype::U8,
+        Type::U16 => Dtype::U16,
+        Type::U32 => Dtype::U32,
+        Type::U64 => Dtype::U64,
+        Type::S8 => Dtype::S8,
+        Type::S16 => Dtype::S16,
+        Type::S32 => Dtype::S32,
+        Type::S64 => Dtype::S64,
+        Type::F16 => Dtype::F16,
+        Type::Bf16 => Dtype::Bf16,
+        Type::F32 => Dtype::F32,
+        Type::F64 => Dtype::F64,
     }
-    let link = Link::Binary(pair, Operand::Input(0), Operand::Input(1));
-    chain(smallvec![link], &[a, b], shape, dtype, s).map(Some)
 }
 
-/// Whether a kernel of elements takes such an operand beside a result of `shape` and `dtype`: of that type, or a single whole number,
-/// which takes on the type of the floats that it meets; repeated along rows only where these are worth it.
-pub fn goes_into(own: &[i32], own_dtype: Dtype, shape: &[i32], dtype: Dtype) -> bool {
+/// The shape that arrays broadcast to; None where they don't.
+pub fn broadcast<'a>(shapes: impl Iterator<Item = &'a [i32]>) -> Option<SmallVec<[i32; 6]>> {
+    let mut all: SmallVec<[i32; 6]> = SmallVec::new();
+    for shape in shapes {
+        while all.len() < shape.len() {
+            all.insert(0, 1);
+        }
+        let skipped = all.len() - shape.len();
+        for (size, own) in all[skipped..].iter_mut().zip(shape) {
+            match (*size, *own) {
+                (a, b) if a == b || b == 1 => {}
+                (1, b) => *size = b,
+                _ => return None,
+            }
+        }
+    }
+    Some(all)
+}
+
+/// Whether a kernel of elements takes an operand of a shape beside a result of another that it broadcasts to: whole, a
+/// single element, or repeated along rows that are worth it.
+pub fn goes_into(own: &[i32], shape: &[i32]) -> bool {
     let is_single = own.iter().all(|size| *size == 1);
     let is_long = shape.last().is_some_and(|n| *n >= SHORTEST_ROW);
-    (own_dtype == dtype || is_single && is_whole(own_dtype))
-        && (own == shape || is_repeated_to(own, shape) && (is_single || is_long))
+    own == shape || is_repeated_to(own, shape) && (is_single || is_long)
 }
 
 /// Whether an array of `from`'s shape broadcasts to `shape`.
@@ -93,11 +116,22 @@ fn is_repeated_to(from: &[i32], shape: &[i32]) -> bool {
     from.len() <= shape.len() && sizes.all(|(own, size)| own == size || *own == 1)
 }
 
-fn is_whole(dtype: Dtype) -> bool {
-    dtype.is_integer() || dtype == Dtype::Bool
+/// Links with other numbers for their inputs.
+pub fn renumbered(links: Links, number: impl Fn(usize) -> usize) -> Links {
+    let operand = |operand: &Operand| match *operand {
+        Operand::Input(input) => Operand::Input(number(input.into()) as u8),
+        link => link,
+    };
+    links
+        .iter()
+        .map(|link| {
+            let operands: SmallVec<[Operand; 3]> = link.operands().iter().map(operand).collect();
+            Link::new(link.action, link.from, link.to, &operands)
+        })
+        .collect()
 }
 
-/// Links over arrays that broadcast to `shape`, of type `dtype` or single whole numbers.
+/// Links over arrays that broadcast to `shape`, whose types are those that the links take; `dtype` is the last one's.
 pub fn chain(
     links: Links,
     inputs: &[&Array],
@@ -105,37 +139,21 @@ pub fn chain(
     dtype: Dtype,
     s: &Stream,
 ) -> Result<Array> {
-    let mut like = None;
-    let mut numbers: SmallVec<[Option<Array>; 4]> = SmallVec::new();
-    for input in inputs {
-        let own = mlx::dtype(input);
-        if !is_repeated_to(input.shape(), shape) || own != dtype && !is_whole(own) {
-            return Err(Error::invalid(format!(
-                "a chain to {} of shape {shape:?} is given {} of shape {:?}",
-                dtype.name(),
-                own.name(),
-                input.shape()
-            )));
-        }
-        let is_same = own == dtype;
-        like = like.or(is_same.then_some(*input));
-        numbers.push(match is_same {
-            true => None,
-            false => Some(mlx::astype(input, dtype, s)?),
-        });
-    }
-    let like = like.ok_or_else(|| Error::invalid("a chain is given no numbers of its type"))?;
-    let inputs: SmallVec<[&Array; 4]> = inputs
+    if let Some(input) = inputs
         .iter()
-        .zip(&numbers)
-        .map(|(input, number)| number.as_ref().unwrap_or(input))
-        .collect();
-    node::new(
+        .find(|input| !is_repeated_to(input.shape(), shape))
+    {
+        return Err(Error::invalid(format!(
+            "a chain of shape {shape:?} is given an array of shape {:?}",
+            input.shape()
+        )));
+    }
+    node::typed(
         Kernel::Chain(links),
         Layout::Together,
-        &inputs,
+        inputs,
         shape,
-        like,
+        dtype,
         s,
     )
 }

@@ -96,8 +96,32 @@ pub fn new(
     like: &Array,
     s: &Stream,
 ) -> Result<Array> {
+    let dtype = mlx::dtype(like);
+    node(kernel, layout, inputs, shape, dtype, dtype.try_into()?, s)
+}
+
+/// A node of a kernel that has its types itself.
+pub fn typed(
+    kernel: Kernel,
+    layout: Layout,
+    inputs: &[&Array],
+    shape: &[i32],
+    dtype: Dtype,
+    s: &Stream,
+) -> Result<Array> {
+    node(kernel, layout, inputs, shape, dtype, ElementType::F32, s)
+}
+
+fn node(
+    kernel: Kernel,
+    layout: Layout,
+    inputs: &[&Array],
+    shape: &[i32],
+    dtype: Dtype,
+    element: ElementType,
+    s: &Stream,
+) -> Result<Array> {
     let name = kernel.name().as_ptr();
-    let element = mlx::dtype(like).try_into()?;
     let kernel: *const Owned = Box::into_raw(Box::new(Owned { kernel, element }));
     let functions = Functions {
         kernel: kernel.cast(),
@@ -106,5 +130,5 @@ pub fn new(
         equal,
         drop: drop_kernel,
     };
-    mlx::kernel_node(functions, layout as i32, inputs, shape, like, s)
+    mlx::kernel_node(functions, layout as i32, inputs, shape, dtype, s)
 }

@@ -2,7 +2,7 @@
 
 use super::error::one;
 use super::Stream;
-use crate::base::Result;
+use crate::base::{Dtype, Result};
 use emlx_cpu::View;
 use mlx_rs::Array;
 use mlx_sys as sys;
@@ -34,7 +34,7 @@ pub fn kernel_node(
     layout: i32,
     inputs: &[&Array],
     shape: &[i32],
-    like: &Array,
+    dtype: Dtype,
     s: &Stream,
 ) -> Result<Array> {
     #[cfg(emlx_kernels)]
@@ -48,7 +48,7 @@ pub fn kernel_node(
                 count: usize,
                 shape: *const c_int,
                 rank: usize,
-                like: sys::mlx_array,
+                dtype: sys::mlx_dtype,
                 stream: sys::mlx_stream,
             ) -> c_int;
         }
@@ -64,16 +64,33 @@ pub fn kernel_node(
                 handles.len(),
                 shape.as_ptr(),
                 shape.len(),
-                like.as_ptr(),
+                dtype.to_mlx(),
                 s.0,
             )
         })
     }
     #[cfg(not(emlx_kernels))]
     {
-        let _ = (kernel, layout, inputs, shape, like, s);
+        let _ = (kernel, layout, inputs, shape, dtype, s);
         Err(crate::base::Error::invalid(
             "kernels of our own are not built here",
         ))
+    }
+}
+
+/// The type that MLX promotes two types to.
+pub fn promoted(a: Dtype, b: Dtype) -> Dtype {
+    #[cfg(emlx_kernels)]
+    {
+        extern "C" {
+            fn emlx_promoted(a: sys::mlx_dtype, b: sys::mlx_dtype) -> sys::mlx_dtype;
+        }
+        // SAFETY: of types that MLX has.
+        Dtype::from_mlx(unsafe { emlx_promoted(a.to_mlx(), b.to_mlx()) })
+    }
+    #[cfg(not(emlx_kernels))]
+    {
+        let _ = b;
+        a
     }
 }

@@ -2,9 +2,9 @@
 //! them mean. Called by [`Op::apply`] for operations of [`Class::Binary`](super::Class::Binary).
 
 use super::creation::{float, int};
-use super::{cast, double, one, Binary, Inputs, Outputs};
-use crate::base::{Device, Dtype, Error, Result};
-use crate::cpu::{self, Pair};
+use super::{cast, double, Binary, Inputs, Outputs};
+use crate::base::{Dtype, Error, Result};
+use crate::cpu::Pair;
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
 use smallvec::smallvec;
@@ -26,13 +26,7 @@ impl Binary {
 }
 
 /// Builds an operation of the class.
-pub fn apply(op: Binary, inputs: &Inputs, device: Device, s: &Stream) -> Result<Outputs> {
-    if let Some(pair) = op.kernel() {
-        let [a, b] = inputs.exactly()?;
-        if let Some(output) = cpu::binary(pair, a, b, device, s)? {
-            return Ok(one(output));
-        }
-    }
+pub fn apply(op: Binary, inputs: &Inputs, s: &Stream) -> Result<Outputs> {
     match op {
         Binary::Add => inputs.binary(s, mlx::add),
         Binary::Subtract => inputs.binary(s, mlx::subtract),

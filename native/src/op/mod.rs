@@ -13,6 +13,7 @@ mod creation;
 mod cuda;
 mod double;
 mod einsum;
+mod elementwise;
 mod fft;
 mod fused;
 mod gpu;
@@ -43,6 +44,7 @@ mod window;
 use crate::base::{Device, Error, Result};
 use crate::mlx::Stream;
 pub use cuda::decode;
+pub use elementwise::links;
 pub use fused::Products;
 pub use gpu::Crossed;
 pub use inputs::Inputs;
@@ -120,14 +122,20 @@ impl Op {
         s: &Stream,
         crossed: &mut Crossed,
     ) -> Result<Outputs> {
-        match self.traits().class {
+        let class = self.traits().class;
+        if let Class::Unary | Class::Binary | Class::Select | Class::Cast = class {
+            if let Some(output) = elementwise::by_kernel(self, inputs, device, s)? {
+                return Ok(one(output));
+            }
+        }
+        match class {
             Class::Unary => {
                 let op = self.unary().ok_or_else(|| no_case(self))?;
                 unary::apply(op, inputs, device, s)
             }
             Class::Binary => {
                 let op = self.binary().ok_or_else(|| no_case(self))?;
-                binary::apply(op, inputs, device, s)
+                binary::apply(op, inputs, s)
             }
             Class::Select => select::apply(self, inputs, s),
             Class::Cast => cast::apply(self, inputs, s),

@@ -2,9 +2,9 @@
 //! Called by [`Op::apply`] for operations of [`Class::Unary`](super::Class::Unary).
 
 use super::creation::{float, int};
-use super::{cast, double, gpu, one, Inputs, Outputs, Unary};
+use super::{cast, double, gpu, Inputs, Outputs, Unary};
 use crate::base::{Device, Dtype, Error, Result};
-use crate::cpu::{self, Function};
+use crate::cpu::Function;
 use crate::mlx::{self, Stream, Vector};
 use mlx_rs::Array;
 
@@ -28,12 +28,6 @@ impl Unary {
 
 /// Builds an operation of the class.
 pub fn apply(op: Unary, inputs: &Inputs, device: Device, s: &Stream) -> Result<Outputs> {
-    if let Some(function) = op.kernel() {
-        let [a] = inputs.exactly()?;
-        if let Some(output) = cpu::unary(function, a, device, s)? {
-            return Ok(one(output));
-        }
-    }
     match op {
         Unary::Abs => inputs.unary(s, mlx::abs),
         Unary::Negative => inputs.unary(s, |a, s| gpu::negative(a, device, s)),

@@ -2,8 +2,9 @@
 //! what it gives.
 
 use super::{Code, Node, Pass, Scope, Target, Work};
-use crate::base::{Result, Signature};
-use crate::cpu::{self, Function, Link, Links, Operand, Pair, MAX_LINKS};
+use crate::base::{Dtype, Result};
+use crate::cpu::{self, Link, Links, Operand, MAX_LINKS};
+use crate::op;
 use crate::program::engine::chain::Chain;
 use crate::program::types::Types;
 use smallvec::SmallVec;
@@ -78,17 +79,21 @@ fn ends(code: &Code, types: &Types) -> Vec<usize> {
         taken[*value as usize] = Taken::BySeveral;
     }
     let mut ends: Vec<usize> = (0..code.nodes.len()).collect();
-    let mut lengths = vec![1; code.nodes.len()];
-    let is_link: Vec<bool> = code.nodes.iter().map(|node| is_link(node, types)).collect();
+    let mut lengths: Vec<usize> = code
+        .nodes
+        .iter()
+        .map(|node| links(node, types).map_or(0, |links| links.len()))
+        .collect();
+    let own = lengths.clone();
     for (i, node) in code.nodes.iter().enumerate().rev() {
         let first = first_output(node);
         match first.map(|first| taken[first]) {
-            Some(Taken::By(end)) if is_link[i] && is_link[end] => {
-                let of = |value: Option<usize>| value.map(|value| &types.values[value]);
-                let same = of(first) == of(first_output(&code.nodes[end]));
-                if same && lengths[end] < MAX_LINKS {
+            Some(Taken::By(end)) if own[i] > 0 && own[end] > 0 => {
+                let shape = |value: Option<usize>| value.map(|value| &types.values[value].0);
+                let is_same = shape(first) == shape(first_output(&code.nodes[end]));
+                if is_same && lengths[end] + own[i] <= MAX_LINKS {
                     ends[i] = end;
-                    lengths[end] += 1;
+                    lengths[end] += own[i];
                 }
             }
             _ => {}
@@ -105,78 +110,62 @@ fn ends(code: &Code, types: &Types) -> Vec<usize> {
     ends
 }
 
-/// What a kernel of ours computes of every element by itself.
-enum OfElements {
-    Unary(Function),
-    Binary(Pair),
-}
-
-fn of_elements(node: &Node) -> Option<OfElements> {
+/// The links of a node that a kernel of ours computes from operands that go into its result's shape.
+fn links(node: &Node, types: &Types) -> Option<Links> {
     let op = node.op()?;
-    match (op.unary(), op.binary()) {
-        (Some(op), _) => op.kernel().map(OfElements::Unary),
-        (_, Some(op)) => op.kernel().map(OfElements::Binary),
-        _ => None,
-    }
-}
-
-/// Whether a kernel of ours computes the node, from numbers of the result's type and single whole numbers.
-fn is_link(node: &Node, types: &Types) -> bool {
-    let (Some(of_elements), Some(first)) = (of_elements(node), first_output(node)) else {
-        return false;
-    };
-    let (shape, dtype) = &types.values[first];
-    let operands: SmallVec<[&Signature; 2]> = node
+    let (shape, dtype) = &types.values[first_output(node)?];
+    let of = |value: &Option<u32>| value.map(|value| &types.values[value as usize]);
+    let given: SmallVec<[Option<Dtype>; 3]> = node
         .inputs
         .iter()
-        .flatten()
-        .map(|value| &types.values[*value as usize])
+        .map(|value| of(value).map(|signature| signature.1))
         .collect();
-    let fits = |operand: &&Signature| cpu::goes_into(&operand.0, operand.1, shape, *dtype);
-    cpu::has_type(*dtype)
-        && operands.iter().all(fits)
-        && match of_elements {
-            OfElements::Unary(_) => operands.first().is_some_and(|x| x.1 == *dtype),
-            OfElements::Binary(_) => operands.iter().any(|operand| operand.1 == *dtype),
-        }
+    let mut operands = node.inputs.iter().filter_map(of);
+    let fits = operands.all(|operand| cpu::goes_into(&operand.0, shape));
+    let links = op::links(op, &given).filter(|_| fits)?;
+    let is_of_its_type = links.last()?.to == cpu::type_of(*dtype)?;
+    is_of_its_type.then_some(links)
 }
 
 /// The chain of these nodes, and the values that it takes from elsewhere.
 fn linked(code: &Code, numbers: &[usize], types: &Types) -> Node {
     let mut inputs: SmallVec<[Option<u32>; 4]> = SmallVec::new();
-    let mut links = Links::new();
+    let mut chain = Links::new();
+    // The link that has a node's value.
+    let mut made: SmallVec<[(u32, u8); 8]> = SmallVec::new();
     for number in numbers {
         let node = &code.nodes[*number];
-        let mut operands = node.inputs.iter().map(|value| {
-            let made = |value: u32| {
-                let is_first = |link: &usize| code.nodes[*link].outputs.first() == Some(&value);
-                numbers.iter().position(is_first)
-            };
-            match value.and_then(made) {
-                Some(link) => Operand::Link(link as u8),
-                None => {
-                    let known = inputs.iter().position(|input| input == value);
-                    if known.is_none() {
-                        inputs.push(*value);
+        let first = chain.len() as u8;
+        for link in links(node, types).unwrap_or_default() {
+            let operand = |operand: &Operand| match *operand {
+                Operand::Link(link) => Operand::Link(first + link),
+                Operand::Input(input) => {
+                    let value = node.inputs[input as usize];
+                    match made.iter().find(|(of, _)| Some(*of) == value) {
+                        Some((_, link)) => Operand::Link(*link),
+                        None => {
+                            let known = inputs.iter().position(|input| *input == value);
+                            if known.is_none() {
+                                inputs.push(value);
+                            }
+                            Operand::Input(known.unwrap_or(inputs.len() - 1) as u8)
+                        }
                     }
-                    Operand::Input(known.unwrap_or(inputs.len() - 1) as u8)
                 }
-            }
-        });
-        links.extend(
-            match (of_elements(node), operands.next(), operands.next()) {
-                (Some(OfElements::Unary(function)), Some(x), _) => Some(Link::Unary(function, x)),
-                (Some(OfElements::Binary(pair)), Some(a), Some(b)) => {
-                    Some(Link::Binary(pair, a, b))
-                }
-                _ => None,
-            },
-        );
+            };
+            let operands: SmallVec<[Operand; 3]> = link.operands().iter().map(operand).collect();
+            chain.push(Link::new(link.action, link.from, link.to, &operands));
+        }
+        let last = (chain.len() as u8).saturating_sub(1);
+        made.extend(node.outputs.first().map(|value| (*value, last)));
     }
     let last = &code.nodes[numbers[numbers.len() - 1]];
     let signature = types.values[last.outputs[0] as usize].clone();
     Node {
-        work: Work::Segment(Arc::new(Chain { links, signature })),
+        work: Work::Segment(Arc::new(Chain {
+            links: chain,
+            signature,
+        })),
         inputs,
         ..last.clone()
     }
@@ -230,13 +219,13 @@ mod tests {
     }
 
     #[test]
-    fn only_numbers_of_one_type_and_single_whole_ones_go_together() {
+    fn numbers_go_together_that_mlx_promotes_to_the_results_type() {
         let instructions = || vec![op(Op::Exp, &[0]), op(Op::Add, &[2, 1])];
         let whole: (&[i32], Dtype) = (&[3, 20], Dtype::Bf16);
         let ends = |other| ends_of(instructions(), &[3], &types(&[whole, other, whole, whole]));
         assert_eq!(ends((&[], Dtype::S64)), [1, 1]);
         assert_eq!(ends((&[20], Dtype::Bf16)), [1, 1]);
-        assert_eq!(ends((&[20], Dtype::S64)), [0, 1]);
+        assert_eq!(ends((&[20], Dtype::S64)), [1, 1]);
         assert_eq!(ends((&[], Dtype::F16)), [0, 1]);
     }
 
@@ -276,12 +265,15 @@ mod tests {
         let Work::Segment(segment) = links.work else {
             panic!("no chain")
         };
+        let (function, pair) = (cpu::Function::Exp, cpu::Pair::Multiply);
+        let link = |action, operands: &[Operand]| {
+            Link::new(action, cpu::Type::F32, cpu::Type::F32, operands)
+        };
         let links = [
-            Link::Unary(crate::cpu::Function::Exp, Operand::Input(0)),
-            Link::Binary(
-                crate::cpu::Pair::Multiply,
-                Operand::Link(0),
-                Operand::Input(1),
+            link(cpu::Action::Unary(function), &[Operand::Input(0)]),
+            link(
+                cpu::Action::Binary(pair),
+                &[Operand::Link(0), Operand::Input(1)],
             ),
         ];
         assert_eq!(

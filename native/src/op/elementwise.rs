@@ -1,0 +1,270 @@
+//! Operations on elements as actions of the CPU's kernels: [`links`] says of which actions an operation consists, for
+//! eager calls here and for the pass `chains`, which puts the links of several operations together.
+
+use super::{Binary, Inputs, Op, Unary};
+use crate::base::{Device, Dtype, Result};
+use crate::cpu::{
+    self, Action, Bits, Comparison, Division, Link, Links, Operand, Pair, Test, Type,
+};
+use crate::mlx::{self, Stream};
+use mlx_rs::Array;
+use smallvec::SmallVec;
+
+/// The operation's actions on inputs of these types (nil for those that are left out), each operand first cast to the
+/// type that the action takes. None where the kernels have no such action, or an input is complex.
+pub fn links(op: &Op, given: &[Option<Dtype>]) -> Option<Links> {
+    let mut links = Builder {
+        links: Links::new(),
+        given,
+    };
+    links.operation(op)?;
+    Some(links.links)
+}
+
+struct Builder<'a> {
+    links: Links,
+    given: &'a [Option<Dtype>],
+}
+
+impl Builder<'_> {
+    fn operation(&mut self, op: &Op) -> Option<()> {
+        if let Some(unary) = op.unary() {
+            return self.unary(unary);
+        }
+        if let Some(binary) = op.binary() {
+            return self.binary(binary);
+        }
+        match op {
+            Op::Astype { dtype } => {
+                let to = cpu::type_of(*dtype)?;
+                let from = cpu::type_of(self.dtype(0)?)?;
+                self.push(Action::Cast, from, to, &[Operand::Input(0)])
+            }
+            Op::Where => {
+                let both = self.promoted(1, 2)?;
+                let operands = [
+                    self.operand(0, Type::Bool)?,
+                    self.operand(1, both)?,
+                    self.operand(2, both)?,
+                ];
+                self.push(Action::Select, both, both, &operands)
+            }
+            Op::Clip => self.clip(),
+            _ => None,
+        }
+    }
+
+    fn dtype(&self, input: usize) -> Option<Dtype> {
+        self.given.get(input).copied().flatten()
+    }
+
+    fn promoted(&self, a: usize, b: usize) -> Option<Type> {
+        promoted(self.dtype(a)?, self.dtype(b)?)
+    }
+
+    fn push(&mut self, action: Action, from: Type, to: Type, operands: &[Operand]) -> Option<()> {
+        if !action.takes(from, to) {
+            return None;
+        }
+        self.links.push(Link::new(action, from, to, operands));
+        Some(())
+    }
+
+    /// An input as a type: by a cast where it is of another.
+    fn operand(&mut self, input: usize, wanted: Type) -> Option<Operand> {
+        let own = cpu::type_of(self.dtype(input)?)?;
+        let operand = Operand::Input(input as u8);
+        if own == wanted {
+            return Some(operand);
+        }
+        self.push(Action::Cast, own, wanted, &[operand])?;
+        Some(Operand::Link(self.links.len() as u8 - 1))
+    }
+
+    fn one(&mut self, action: Action, from: Type, to: Type) -> Option<()> {
+        let operand = self.operand(0, from)?;
+        self.push(action, from, to, &[operand])
+    }
+
+    fn two(&mut self, action: Action, from: Type, to: Type) -> Option<()> {
+        let operands = [self.operand(0, from)?, self.operand(1, from)?];
+        self.push(action, from, to, &operands)
+    }
+
+    fn unary(&mut self, op: Unary) -> Option<()> {
+        let own = cpu::type_of(self.dtype(0)?)?;
+        if let Some(function) = op.kernel() {
+            // What integers have a function of their own for; else it is one of f32.
+            let action = Action::Unary(function);
+            let is_exact = matches!(op, Unary::Negative | Unary::Abs | Unary::Square);
+            let from = match own.is_float() || is_exact {
+                true => own,
+                false if changes_integers(op) => Type::F32,
+                false => return None,
+            };
+            return self.one(action, from, from);
+        }
+        let test = match op {
+            Unary::LogicalNot => return self.one(Action::Not, Type::Bool, Type::Bool),
+            Unary::BitwiseInvert if own.is_integer() => return self.one(Action::Not, own, own),
+            Unary::Isnan => Test::Nan,
+            Unary::Isinf => Test::Infinite,
+            Unary::Isposinf => Test::PositiveInfinity,
+            Unary::Isneginf => Test::NegativeInfinity,
+            Unary::Isfinite => Test::Finite,
+            _ => return None,
+        };
+        self.one(Action::Test(test), own, Type::Bool)
+    }
+
+    fn binary(&mut self, op: Binary) -> Option<()> {
+        let both = self.promoted(0, 1)?;
+        if let Some(action) = comparison(op) {
+            return self.two(Action::Compare(action), both, Type::Bool);
+        }
+        if let Some(logic) = logic(op) {
+            return self.two(Action::Bits(logic), Type::Bool, Type::Bool);
+        }
+        if let Some(bits) = bits(op) {
+            return self.two(Action::Bits(bits), both, both);
+        }
+        // Booleans are divided as the integers that they are counted in.
+        let counted = match both {
+            Type::Bool => Type::S32,
+            other => other,
+        };
+        match division(op) {
+            Some(division) if counted.is_integer() => {
+                return self.two(Action::Division(division), counted, counted)
+            }
+            _ => {}
+        }
+        // Of integers MLX divides as floats, and has powers of its own.
+        let is_float = both.is_float();
+        match op.kernel()? {
+            Pair::Divide if !is_float => {
+                self.two(Action::Binary(Pair::Divide), Type::F32, Type::F32)
+            }
+            pair => self.two(Action::Binary(pair), both, both),
+        }
+    }
+
+    fn clip(&mut self) -> Option<()> {
+        let mut own = self.dtype(0)?;
+        for bound in [1, 2] {
+            if let Some(dtype) = self.dtype(bound) {
+                own = cpu::dtype_of(promoted(own, dtype)?);
+            }
+        }
+        let own = cpu::type_of(own)?;
+        let mut value = self.operand(0, own)?;
+        for (bound, pair) in [(1, Pair::Maximum), (2, Pair::Minimum)] {
+            if self.dtype(bound).is_some() {
+                let operands = [value, self.operand(bound, own)?];
+                self.push(Action::Binary(pair), own, own, &operands)?;
+                value = Operand::Link(self.links.len() as u8 - 1);
+            }
+        }
+        matches!(value, Operand::Link(_)).then_some(())
+    }
+}
+
+/// Whether MLX computes the function of an integer in f32. Of those that it leaves as they are there is nothing to do.
+fn changes_integers(op: Unary) -> bool {
+    !matches!(
+        op,
+        Unary::Ceil | Unary::Floor | Unary::Trunc | Unary::Round { .. } | Unary::Sign
+    )
+}
+
+fn comparison(op: Binary) -> Option<Comparison> {
+    Some(match op {
+        Binary::Equal => Comparison::Equal,
+        Binary::NotEqual => Comparison::NotEqual,
+        Binary::Less => Comparison::Less,
+        Binary::LessEqual => Comparison::LessEqual,
+        Binary::Greater => Comparison::Greater,
+        Binary::GreaterEqual => Comparison::GreaterEqual,
+        _ => return None,
+    })
+}
+
+fn logic(op: Binary) -> Option<Bits> {
+    Some(match op {
+        Binary::LogicalAnd => Bits::And,
+        Binary::LogicalOr => Bits::Or,
+        Binary::LogicalXor => Bits::Xor,
+        _ => return None,
+    })
+}
+
+fn bits(op: Binary) -> Option<Bits> {
+    Some(match op {
+        Binary::BitwiseAnd => Bits::And,
+        Binary::BitwiseOr => Bits::Or,
+        Binary::BitwiseXor => Bits::Xor,
+        Binary::LeftShift => Bits::ShiftLeft,
+        Binary::RightShift => Bits::ShiftRight,
+        _ => return None,
+    })
+}
+
+fn division(op: Binary) -> Option<Division> {
+    Some(match op {
+        Binary::Quotient => Division::Quotient,
+        Binary::FloorDivide => Division::Floor,
+        Binary::Fmod => Division::Fmod,
+        Binary::Remainder => Division::Remainder,
+        _ => return None,
+    })
+}
+
+/// The type that MLX promotes two types to. None where it is complex.
+fn promoted(a: Dtype, b: Dtype) -> Option<Type> {
+    let dtype = if a == b { a } else { mlx::promoted(a, b) };
+    cpu::type_of(dtype)
+}
+
+/// Whether MLX does it as well in the time that memory takes, so that only threads pay.
+fn is_simple(link: &Link) -> bool {
+    match link.action {
+        Action::Unary(function) => function.is_simple(),
+        Action::Binary(pair) => pair != Pair::Power && link.from == Type::F32,
+        Action::Cast | Action::Compare(_) | Action::Bits(_) | Action::Not => true,
+        Action::Test(_) | Action::Division(_) | Action::Select => false,
+    }
+}
+
+/// The operation as a kernel of ours, where there is one for its inputs and it pays. Else None.
+pub fn by_kernel(op: &Op, inputs: &Inputs, device: Device, s: &Stream) -> Result<Option<Array>> {
+    if device != Device::Cpu || !cpu::are_there() {
+        return Ok(None);
+    }
+    let given: SmallVec<[Option<Dtype>; 3]> =
+        inputs.0.iter().map(|array| array.map(mlx::dtype)).collect();
+    let Some(links) = links(op, &given) else {
+        return Ok(None);
+    };
+    let arrays: SmallVec<[&Array; 3]> = inputs.0.iter().flatten().copied().collect();
+    let shapes = arrays.iter().map(|array| array.shape());
+    let Some(shape) = cpu::broadcast(shapes) else {
+        return Ok(None);
+    };
+    let size: i64 = shape.iter().map(|size| i64::from(*size)).product();
+    let fits = arrays
+        .iter()
+        .all(|array| cpu::goes_into(array.shape(), &shape));
+    let casts = links.iter().filter(|link| link.action == Action::Cast);
+    let is_worth = size >= cpu::WORTH_SHARING as i64
+        || !links.iter().all(is_simple)
+        || links.len() > casts.count() + 1;
+    if size == 0 || !fits || !is_worth {
+        return Ok(None);
+    }
+    let Some(dtype) = links.last().map(|link| cpu::dtype_of(link.to)) else {
+        return Ok(None);
+    };
+    // An input that is left out has no number.
+    let links = cpu::renumbered(links, |input| given[..input].iter().flatten().count());
+    cpu::chain(links, &arrays, &shape, dtype, s).map(Some)
+}
