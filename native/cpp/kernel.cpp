@@ -93,7 +93,6 @@ class Kernel : public core::UnaryPrimitive {
     return kernel_->of.equal(kernel_->of.kernel, that.kernel_->of.kernel);
   }
 
- private:
   struct Owned {
     explicit Owned(const emlx_kernel& kernel) : of(kernel) {}
     Owned(const Owned&) = delete;
@@ -103,6 +102,28 @@ class Kernel : public core::UnaryPrimitive {
     const emlx_kernel of;
   };
 
+  // Computes a kernel where it is asked for, into an array in rows.
+  static core::array now(
+      const emlx_kernel& kernel, std::vector<core::array>& inputs, core::Shape shape, core::Dtype dtype) {
+    size_t size = dtype.size();
+    for (auto length : shape) {
+      size *= length;
+    }
+    core::array out(core::allocator::malloc(size), std::move(shape), dtype);
+    std::vector<emlx_view> views;
+    views.reserve(inputs.size());
+    for (auto& input : inputs) {
+      views.push_back(view(input));
+    }
+    const emlx_view result = view(out);
+    char message[256] = "failed without a message";
+    if (!kernel.run(kernel.kernel, views.data(), views.size(), &result, message, sizeof(message))) {
+      throw std::runtime_error(std::string("[") + kernel.name + "] " + message);
+    }
+    return out;
+  }
+
+ private:
   static emlx_view view(core::array& a) {
     // An empty array has no buffer.
     return {a.size() == 0 ? nullptr : a.data<void>(), a.shape().data(), a.strides().data(), a.ndim()};
@@ -339,6 +360,86 @@ extern "C" uint64_t emlx_device_address(mlx_array a) {
 
 extern "C" mlx_dtype emlx_promoted(mlx_dtype a, mlx_dtype b) {
   return mlx_dtype_to_c(core::promote_types(mlx_dtype_to_cpp(a), mlx_dtype_to_cpp(b)));
+}
+
+// Computes a kernel at once: 0. 2 where an input is not computed yet; 1 with MLX's error handler called. The graph's lock is held, and
+// `kernel` stays the caller's.
+extern "C" int emlx_kernel_now(
+    mlx_array* res,
+    const emlx_kernel* kernel,
+    const mlx_array* inputs,
+    size_t count,
+    const int* shape,
+    size_t rank,
+    mlx_dtype dtype) {
+  try {
+    std::vector<core::array> arrays;
+    arrays.reserve(count);
+    for (size_t i = 0; i < count; ++i) {
+      arrays.push_back(*static_cast<const core::array*>(inputs[i].ctx));
+      // `is_available` would ask the stream for its failure, which it tells once.
+      if (arrays.back().status() != core::array::Status::available) {
+        return 2;
+      }
+    }
+    res->ctx = new core::array(
+        Kernel::now(*kernel, arrays, core::Shape(shape, shape + rank), mlx_dtype_to_cpp(dtype)));
+    return 0;
+  } catch (const std::exception& e) {
+    mlx_error("%s", e.what());
+    return 1;
+  }
+}
+
+namespace {
+
+// Whether computing a node on the CPU is another look at its input's memory, and nothing for a stream's thread.
+bool is_view(const core::array& a) {
+  if (!a.has_primitive() || a.inputs().size() != 1 || !a.siblings().empty()) {
+    return false;
+  }
+  const std::string name = a.primitive().name();
+  const auto& in = a.inputs()[0];
+  if (name == "Transpose" || name == "Slice" || name == "Broadcast" || name == "Squeeze" || name == "ExpandDims" ||
+      name == "Copy") {
+    return true;
+  }
+  // Where nothing has to be copied.
+  const bool in_rows = in.status() == core::array::Status::available && in.flags().row_contiguous;
+  if (name == "Reshape" || name == "Flatten" || name == "Unflatten") {
+    return in_rows;
+  }
+  return name == "View" && in_rows && in.itemsize() == a.itemsize();
+}
+
+bool look(core::array& a, int depth) {
+  if (a.status() == core::array::Status::available) {
+    return true;
+  }
+  if (a.status() != core::array::Status::unscheduled || depth == 0 || a.is_tracer()) {
+    return false;
+  }
+  if (!a.has_primitive() || a.inputs().size() != 1 || !look(a.inputs()[0], depth - 1) || !is_view(a)) {
+    return false;
+  }
+  a.primitive().device() == core::Device::cpu ? void() : throw std::invalid_argument("a view on another device");
+  std::vector<core::array> outputs{a};
+  a.primitive().eval_cpu(a.inputs(), outputs);
+  a.set_status(core::array::Status::available);
+  a.detach();
+  return true;
+}
+
+} // namespace
+
+// Computes an array that is a view of a computed one, or a view of such a view. The graph's lock is held.
+extern "C" void emlx_look(const mlx_array array) {
+  auto& a = *static_cast<core::array*>(array.ctx);
+  try {
+    look(a, 4);
+  } catch (const std::exception&) {
+    // It stays a node, which says what is wrong when it is evaluated.
+  }
 }
 
 // The version of MLX that mlx_private.h was written for.

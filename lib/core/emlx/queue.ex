@@ -48,9 +48,9 @@ defmodule EMLX.Queue do
   """
   @spec synchronize(t) :: :ok
   def synchronize(%__MODULE__{} = queue) do
-    # A new node runs after all previous ones.
-    one = EMLX.Array.scalar(1, :u8)
-    EMLX.eval(EMLX.Ops.run(:negative, [one], queue: queue), queue: queue)
+    # A new node runs after all previous ones. One without inputs is never computed on the spot.
+    range = {:arange, %{start: 0, stop: 1, step: 1, dtype: :u8}}
+    EMLX.eval(EMLX.Ops.run(range, [], queue: queue), queue: queue)
     :ok
   end
 

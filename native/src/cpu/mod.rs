@@ -13,6 +13,7 @@ pub use emlx_cpu::{
 };
 use mlx_rs::Array;
 use node::Layout;
+pub use node::SMALL;
 use smallvec::SmallVec;
 
 /// Elements of a row from which operands that are repeated along rows are worth a kernel here.

@@ -23,6 +23,22 @@ impl TryFrom<Dtype> for ElementType {
     }
 }
 
+/// Elements of an array, and steps of a product, up to which a kernel whose inputs are computed runs on the calling
+/// thread: its node would take longer.
+pub const SMALL: usize = 4096;
+
+fn is_small(kernel: &Kernel, inputs: &[&Array], shape: &[i32]) -> bool {
+    let size: usize = shape.iter().map(|size| *size as usize).product();
+    let steps = match kernel {
+        Kernel::Product => inputs[0].shape().last().map_or(1, |size| *size as usize),
+        Kernel::Attention { .. } | Kernel::QuantizedProduct { .. } => return false,
+        _ => 1,
+    };
+    size > 0
+        && size.saturating_mul(steps) <= SMALL
+        && inputs.iter().all(|array| array.size() <= SMALL)
+}
+
 /// A kernel with the type it was asked for.
 struct Owned {
     kernel: Kernel,
@@ -122,13 +138,19 @@ fn node(
     s: &Stream,
 ) -> Result<Array> {
     let name = kernel.name().as_ptr();
-    let kernel: *const Owned = Box::into_raw(Box::new(Owned { kernel, element }));
-    let functions = Functions {
+    let functions = |kernel: *const Owned| Functions {
         kernel: kernel.cast(),
         name,
         run,
         equal,
         drop: drop_kernel,
     };
+    let owned = Owned { kernel, element };
+    if is_small(&owned.kernel, inputs, shape) && mlx::has_tasks() {
+        if let Some(array) = mlx::kernel_now(&functions(&owned), inputs, shape, dtype)? {
+            return Ok(array);
+        }
+    }
+    let functions = functions(Box::into_raw(Box::new(owned)));
     mlx::kernel_node(functions, layout as i32, inputs, shape, dtype, s)
 }

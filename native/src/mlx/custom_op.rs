@@ -1,6 +1,6 @@
 //! Nodes of MLX's graph that run a function of ours on the CPU: the Rust side of cpp/kernel.cpp.
 
-use super::error::one;
+use super::error::{check, one};
 use super::Stream;
 use crate::base::{Dtype, Result};
 use emlx_cpu::View;
@@ -93,4 +93,75 @@ pub fn promoted(a: Dtype, b: Dtype) -> Dtype {
         let _ = b;
         a
     }
+}
+
+/// Computes a kernel of ours at once, on the calling thread. None where an input is not computed yet, and where the
+/// graph is somebody else's at the moment. What `kernel` points to stays the caller's.
+pub fn kernel_now(
+    kernel: &Functions,
+    inputs: &[&Array],
+    shape: &[i32],
+    dtype: Dtype,
+) -> Result<Option<Array>> {
+    #[cfg(emlx_kernels)]
+    {
+        extern "C" {
+            fn emlx_kernel_now(
+                res: *mut sys::mlx_array,
+                kernel: *const Functions,
+                inputs: *const sys::mlx_array,
+                count: usize,
+                shape: *const c_int,
+                rank: usize,
+                dtype: sys::mlx_dtype,
+            ) -> c_int;
+        }
+        let Some(_lock) = super::try_graph_lock() else {
+            return Ok(None);
+        };
+        let handles: SmallVec<[sys::mlx_array; 4]> =
+            inputs.iter().map(|array| array.as_ptr()).collect();
+        // SAFETY: every pointer comes from a live reference and every length from its slice; exceptions are caught
+        // there. Nobody changes the graph meanwhile.
+        let (status, raw) = unsafe {
+            let mut raw = sys::mlx_array_new();
+            let status = emlx_kernel_now(
+                &mut raw,
+                kernel,
+                handles.as_ptr(),
+                handles.len(),
+                shape.as_ptr(),
+                shape.len(),
+                dtype.to_mlx(),
+            );
+            (status, raw)
+        };
+        match status {
+            // SAFETY: a fresh handle.
+            0 => Ok(Some(unsafe { Array::from_ptr(raw) })),
+            2 => Ok(None),
+            status => check(status).map(|()| None),
+        }
+    }
+    #[cfg(not(emlx_kernels))]
+    {
+        let _ = (kernel, inputs, shape, dtype);
+        Ok(None)
+    }
+}
+
+/// Computes an array that is a view of a computed one, where the graph is not somebody else's at the moment.
+pub fn look(array: &Array) {
+    #[cfg(emlx_kernels)]
+    {
+        extern "C" {
+            fn emlx_look(array: sys::mlx_array);
+        }
+        if let Some(_lock) = super::try_graph_lock() {
+            // SAFETY: the array is live, and nobody changes the graph meanwhile.
+            unsafe { emlx_look(array.as_ptr()) }
+        }
+    }
+    #[cfg(not(emlx_kernels))]
+    let _ = array;
 }

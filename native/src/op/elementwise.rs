@@ -256,6 +256,7 @@ pub fn by_kernel(op: &Op, inputs: &Inputs, device: Device, s: &Stream) -> Result
         .all(|array| cpu::goes_into(array.shape(), &shape));
     let casts = links.iter().filter(|link| link.action == Action::Cast);
     let is_worth = size >= cpu::WORTH_SHARING as i64
+        || size <= cpu::SMALL as i64
         || !links.iter().all(is_simple)
         || links.len() > casts.count() + 1;
     if size == 0 || !fits || !is_worth {

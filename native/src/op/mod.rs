@@ -42,7 +42,7 @@ mod values;
 mod window;
 
 use crate::base::{Device, Error, Result};
-use crate::mlx::Stream;
+use crate::mlx::{self, Stream};
 pub use cuda::decode;
 pub use elementwise::links;
 pub use fused::Products;
@@ -94,7 +94,14 @@ impl Op {
         crossed: &mut Crossed,
     ) -> Result<Outputs> {
         if device == Device::Cpu {
-            return self.apply_on(inputs, device, stream, crossed);
+            let outputs = self.apply_on(inputs, device, stream, crossed)?;
+            // A view of a computed array is one, so that what follows can be computed at once.
+            if let (Some(_), true, [output]) =
+                (self.traits().view, mlx::has_tasks(), outputs.as_slice())
+            {
+                mlx::look(output);
+            }
+            return Ok(outputs);
         }
         if self.is_for_cpu_only() || gpu::lacks(self, inputs) {
             let copies = gpu::copies_for_cpu(inputs, stream)?;

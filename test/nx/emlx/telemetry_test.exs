@@ -44,17 +44,27 @@ defmodule EMLX.NxTelemetryTest do
   end
 
   test "eager operations emit no events, and reading their result is one evaluation" do
-    x = Nx.tensor(1.0)
+    x = Nx.broadcast(1.0, {10_000})
     {sum, events} = record(fn -> Enum.reduce(1..100, x, fn _, sum -> Nx.add(sum, x) end) end)
     assert events == []
-    {101.0, events} = record(fn -> Nx.to_number(sum) end)
+    {binary, events} = record(fn -> Nx.to_binary(sum) end)
+    assert binary == for(_ <- 1..10_000, do: <<101.0::float-32-native>>, into: <<>>)
 
     assert [
-             {[:to_binary, :start], _, %{shape: {}, dtype: {:f, 32}}},
+             {[:to_binary, :start], _, %{shape: {10_000}, dtype: {:f, 32}}},
              {[:eval, :start], _, _},
-             {[:eval, :stop], %{bytes: 4}, %{op: :to_binary, shape: {}, dtype: :f32}},
-             {[:to_binary, :stop], %{duration: _}, %{shape: {}, dtype: {:f, 32}, byte_size: 4}}
+             {[:eval, :stop], %{bytes: 40_000}, %{op: :to_binary, shape: {10_000}, dtype: :f32}},
+             {[:to_binary, :stop], %{duration: _}, %{shape: {10_000}, dtype: {:f, 32}, byte_size: 40_000}}
            ] = events
+  end
+
+  @tag skip: System.get_env("EMLX_TEST_DEVICE") == "gpu" && "small arrays are computed on the spot on the CPU"
+  test "reading a small result of the CPU is no evaluation, because it is computed already" do
+    x = Nx.tensor(1.0)
+    sum = Enum.reduce(1..100, x, fn _, sum -> Nx.add(sum, x) end)
+    {101.0, events} = record(fn -> Nx.to_number(sum) end)
+    # While another thread has the graph, a result stays a node.
+    assert Enum.uniq(for {[name | _], _, _} <- events, do: name) in [[:to_binary], [:to_binary, :eval]]
   end
 
   test "each read of a tensor is reported with its shape, its type and the bytes that were read" do

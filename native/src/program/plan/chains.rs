@@ -174,7 +174,7 @@ fn linked(code: &Code, numbers: &[usize], types: &Types) -> Node {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::Dtype;
+    use crate::base::{Dtype, Signature};
     use crate::op::Op;
     use crate::program::{Block, Instruction, Step};
 
