@@ -1,7 +1,7 @@
 //! The place of the largest or the smallest number along an axis. Along a row the largest of each block is found first,
 //! and then its place in one block; across columns places are kept beside the numbers.
 
-use super::keys::{with_type, Key, Number};
+use super::keys::{largest, with_type, Key, Number};
 use super::lines::{Kept, Lines};
 use super::pool::{self, Shared, PART, WORTH_SHARING};
 use super::simd::{dispatch, Level, Simd};
@@ -15,6 +15,9 @@ const SHORTEST_ROW: usize = 16;
 const FEWEST_COLUMNS: usize = 4;
 /// Columns of a strip.
 const STRIP: usize = 512;
+/// Columns of a vector, and columns that rows of few are taken together to.
+const LANES: usize = 32;
+const WIDE: usize = 128;
 
 /// What is looked for.
 #[derive(Clone, Copy)]
@@ -25,27 +28,57 @@ pub struct How {
     pub is_last_nan: bool,
 }
 
-/// A number's key, or, where the smallest is looked for, its key in the opposite order; that of NaN stays the largest.
-#[inline(always)]
-fn rank<T: Number>(x: T, is_max: bool) -> T::Key {
-    let key = x.key();
-    if is_max || T::IS_FLOAT && key == T::Key::MAX {
-        key
-    } else {
-        key.reversed()
-    }
+/// How numbers are ranked, and which take the place of the best so far.
+#[derive(Clone, Copy)]
+struct Rank<K> {
+    is_max: bool,
+    /// What is above this is above every other number, be it as large.
+    cap: K,
 }
 
-/// Whether a number further on takes the place of the best so far.
-#[inline(always)]
-fn beats<K: Key>(new: K, best: K, is_last_nan: bool) -> bool {
-    (new > best) | (is_last_nan & (new == K::MAX))
+impl<K: Key> Rank<K> {
+    fn of<T: Number<Key = K>>(how: &How) -> Rank<K> {
+        Rank {
+            is_max: how.is_max,
+            cap: match how.is_last_nan && T::IS_FLOAT {
+                true => K::NEXT_TO_MAX,
+                false => K::MAX,
+            },
+        }
+    }
+
+    /// A number's key, or, where the smallest is looked for, its key in the opposite order; that of NaN stays the
+    /// largest.
+    #[inline(always)]
+    fn rank<T: Number<Key = K>>(&self, x: T) -> K {
+        let key = x.key();
+        let turned = if self.is_max { key } else { key.reversed() };
+        match T::IS_FLOAT {
+            true => turned.or_max(key == K::MAX),
+            false => turned,
+        }
+    }
+
+    /// Whether a number further on takes the place of the best so far.
+    #[inline(always)]
+    fn beats(&self, new: K, best: K) -> bool {
+        new > best.min(self.cap)
+    }
+
+    /// Whether a number does that lies anywhere.
+    #[inline(always)]
+    fn beats_from(&self, new: (K, u32), best: (K, u32)) -> bool {
+        match new.1 > best.1 {
+            true => self.beats(new.0, best.0),
+            false => !self.beats(best.0, new.0),
+        }
+    }
 }
 
 struct Plan<T: Number> {
     x: Shared<T>,
     out: Shared<u32>,
-    how: How,
+    rank: Rank<T::Key>,
     lines: Lines,
     /// An axis that is kept, whose lines are taken together.
     columns: Option<Kept>,
@@ -80,10 +113,7 @@ impl<T: Number> Plan<T> {
         Plan {
             x: Shared(x.data.cast()),
             out: Shared(out.data.cast()),
-            how: How {
-                is_last_nan: how.is_last_nan && T::IS_FLOAT,
-                ..*how
-            },
+            rank: Rank::of::<T>(how),
             lines,
             columns,
             strips,
@@ -115,12 +145,12 @@ impl<T: Number> Plan<T> {
     }
 }
 
-/// The first number of this rank, or the last; there is one.
+/// The first number of this rank, or the last where that is what counts; there is one.
 #[inline(always)]
-fn position<T: Number>(block: &[T], best: T::Key, is_max: bool, is_last: bool) -> usize {
+fn position<T: Number>(block: &[T], best: T::Key, rank: &Rank<T::Key>) -> usize {
     const CHUNK: usize = 64;
-    let is_it = |x: &T| rank(*x, is_max) == best;
-    if is_last {
+    let is_it = |x: &T| rank.rank(*x) == best;
+    if rank.beats(best, best) {
         return block.iter().rposition(is_it).unwrap_or(0);
     }
     let chunk = block
@@ -138,22 +168,15 @@ unsafe fn best_of_line<T: Number>(
     (first, end): (usize, usize),
     scratch: &mut Vec<T>,
 ) -> (T::Key, u32) {
-    let How {
-        is_max,
-        is_last_nan,
-        ..
-    } = plan.how;
-    let lines = &plan.lines;
+    let (lines, rank) = (&plan.lines, plan.rank);
     let (mut best, mut at) = (T::Key::MIN, first);
     let mut start = first;
     while start < end {
         let count = BLOCK.min(end - start);
         let from = line.offset(start as isize * lines.step);
         let block = lines.read(from, count, scratch);
-        let largest = block
-            .iter()
-            .fold(T::Key::MIN, |largest, x| largest.max(rank(*x, is_max)));
-        if start == first || beats(largest, best, is_last_nan) {
+        let largest = largest(block, |x| rank.rank(x));
+        if start == first || rank.beats(largest, best) {
             (best, at) = (largest, start);
         }
         start += count;
@@ -161,23 +184,55 @@ unsafe fn best_of_line<T: Number>(
     let count = BLOCK.min(end - at);
     let from = line.offset(at as isize * lines.step);
     let block = lines.read(from, count, scratch);
-    let is_last = is_last_nan && best == T::Key::MAX;
-    (best, (at + position(block, best, is_max, is_last)) as u32)
+    (best, (at + position(block, best, &rank)) as u32)
+}
+
+/// Columns of one row, `step` apart. In arrays of its own, which are vectors then.
+#[inline(always)]
+unsafe fn join_lanes<T: Number, const N: usize>(
+    row: *const T,
+    step: isize,
+    best: &mut [T::Key; N],
+    places: &mut [u32; N],
+    at: u32,
+    rank: &Rank<T::Key>,
+) {
+    let numbers: [T; N] = match step {
+        1 => row.cast::<[T; N]>().read(),
+        _ => std::array::from_fn(|i| *row.offset(i as isize * step)),
+    };
+    let (mut keys, mut found) = (*best, *places);
+    for i in 0..N {
+        let new = rank.rank(numbers[i]);
+        let wins = rank.beats(new, keys[i]);
+        keys[i] = if wins { new } else { keys[i] };
+        found[i] = if wins { at } else { found[i] };
+    }
+    (*best, *places) = (keys, found);
 }
 
 #[inline(always)]
-fn join_row<T: Number>(
-    row: impl Iterator<Item = T>,
+unsafe fn join_row<T: Number>(
+    row: *const T,
+    step: isize,
     best: &mut [T::Key],
     places: &mut [u32],
     at: u32,
-    (is_max, is_last_nan): (bool, bool),
+    rank: &Rank<T::Key>,
 ) {
-    for ((x, best), place) in row.zip(best).zip(places) {
-        let new = rank(x, is_max);
-        let wins = beats(new, *best, is_last_nan);
-        *best = if wins { new } else { *best };
-        *place = if wins { at } else { *place };
+    let (best, last_best) = best.as_chunks_mut::<LANES>();
+    let (places, last_places) = places.as_chunks_mut::<LANES>();
+    let mut row = row;
+    for (best, places) in best.iter_mut().zip(places) {
+        join_lanes(row, step, best, places, at, rank);
+        row = row.offset(LANES as isize * step);
+    }
+    for (best, place) in last_best.iter_mut().zip(last_places) {
+        let new = rank.rank(*row);
+        if rank.beats(new, *best) {
+            (*best, *place) = (new, at);
+        }
+        row = row.wrapping_offset(step);
     }
 }
 
@@ -191,29 +246,38 @@ unsafe fn best_of_columns<T: Number>(
     best: &mut [T::Key],
     places: &mut [u32],
 ) {
-    let columns = best.len();
-    for (i, best) in best.iter_mut().enumerate() {
-        let at = first as isize * plan.lines.step + i as isize * step;
-        *best = rank(*from.offset(at), plan.how.is_max);
-    }
+    let (columns, rank, down) = (best.len(), plan.rank, plan.lines.step);
+    let begin = |best: &mut [T::Key], row: *const T| {
+        for (i, best) in best.iter_mut().enumerate() {
+            // SAFETY: an element of the row.
+            *best = unsafe { rank.rank(*row.offset(i as isize * step)) };
+        }
+    };
+    let row = |i: usize| from.wrapping_offset(i as isize * down);
+    let group = WIDE / columns;
+    let (mut next, count) = (first + 1, end - first);
+    begin(best, row(first));
     places.fill(first as u32);
-    for i in first + 1..end {
-        let row = from.offset(i as isize * plan.lines.step);
-        macro_rules! join {
-            ($row:expr) => {
-                match (plan.how.is_max, plan.how.is_last_nan) {
-                    (true, false) => join_row($row, best, places, i as u32, (true, false)),
-                    (true, true) => join_row($row, best, places, i as u32, (true, true)),
-                    (false, false) => join_row($row, best, places, i as u32, (false, false)),
-                    (false, true) => join_row($row, best, places, i as u32, (false, true)),
-                }
-            };
+    if step == 1 && down == columns as isize && group > 1 && count >= 2 * group {
+        // Rows that follow one another as one of as many columns.
+        let (mut keys, mut found) = ([T::Key::MIN; WIDE], [0; WIDE]);
+        let wide = group * columns;
+        let (keys, found) = (&mut keys[..wide], &mut found[..wide]);
+        begin(keys, row(first));
+        for i in 1..count / group {
+            join_row(row(first + i * group), 1, keys, found, i as u32, &rank);
         }
-        if step == 1 {
-            join!(std::slice::from_raw_parts(row, columns).iter().copied());
-        } else {
-            join!((0..columns as isize).map(|i| *row.offset(i * step)));
+        for (i, (key, found)) in keys.iter().zip(found).enumerate() {
+            let column = i % columns;
+            let new = (*key, (first + *found as usize * group + i / columns) as u32);
+            if rank.beats_from(new, (best[column], places[column])) {
+                (best[column], places[column]) = new;
+            }
         }
+        next = first + count / group * group;
+    }
+    for i in next..end {
+        join_row(row(i), step, best, places, i as u32, &rank);
     }
 }
 
@@ -286,7 +350,7 @@ unsafe fn run_as<T: Number>(level: Level, how: &How, x: &View, out: &View) {
         let (_, to, count) = plan.unit(unit);
         for i in 0..count {
             for other in (i + plan.strip..length).step_by(plan.strip) {
-                if beats(keys[other], keys[i], plan.how.is_last_nan) {
+                if plan.rank.beats(keys[other], keys[i]) {
                     (keys[i], places[i]) = (keys[other], places[other]);
                 }
             }

@@ -2,23 +2,35 @@
 //! apart.
 
 use half::{bf16, f16};
+use std::marker::PhantomData;
 
 /// An unsigned integer as large as the number that it is the key of.
 pub trait Key: Copy + Ord + Send + Sync + 'static {
+    /// With a place.
+    type Placed: Place<Key = Self>;
     const MIN: Self;
     const MAX: Self;
     const BITS: u32;
+    const NEXT_TO_MAX: Self;
     /// In the opposite order.
     fn reversed(self) -> Self;
+    /// The largest where `is_it`, without a branch, which would keep a loop from being vectorised.
+    fn or_max(self, is_it: bool) -> Self;
     fn wide(self) -> u64;
 }
 
 macro_rules! keys {
-    ($($key:ty),+) => { $(
+    ($($key:ty => $placed:ty),+) => { $(
         impl Key for $key {
+            type Placed = $placed;
             const MIN: $key = <$key>::MIN;
             const MAX: $key = <$key>::MAX;
             const BITS: u32 = <$key>::BITS;
+            const NEXT_TO_MAX: $key = <$key>::MAX - 1;
+            #[inline(always)]
+            fn or_max(self, is_it: bool) -> $key {
+                self | (is_it as $key).wrapping_neg()
+            }
             #[inline(always)]
             fn reversed(self) -> $key {
                 !self
@@ -31,7 +43,76 @@ macro_rules! keys {
     )+ };
 }
 
-keys!(u8, u16, u32, u64);
+keys!(u8 => Placed<u8>, u16 => Placed<u16>, u32 => Placed<u32>, u64 => PlacedWide);
+
+/// What is sorted: a key, with or without its place.
+pub trait Item: Copy + Ord + Send + Sync + 'static {
+    /// Bits of the key.
+    const BITS: u32;
+    fn key(self) -> u64;
+}
+
+impl<K: Key> Item for K {
+    const BITS: u32 = K::BITS;
+    #[inline(always)]
+    fn key(self) -> u64 {
+        self.wide()
+    }
+}
+
+/// A key with its place. In order of the keys, and of the places where these are equal.
+pub trait Place: Item {
+    type Key: Key;
+    fn new(key: Self::Key, place: u32) -> Self;
+    fn place(self) -> u32;
+}
+
+/// A key of up to 32 bits before its place.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Placed<K>(u64, PhantomData<K>);
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PlacedWide(u64, u32);
+
+impl<K: Key> Item for Placed<K> {
+    const BITS: u32 = K::BITS;
+    #[inline(always)]
+    fn key(self) -> u64 {
+        self.0 >> 32
+    }
+}
+
+impl<K: Key> Place for Placed<K> {
+    type Key = K;
+    #[inline(always)]
+    fn new(key: K, place: u32) -> Self {
+        Placed(key.wide() << 32 | u64::from(place), PhantomData)
+    }
+    #[inline(always)]
+    fn place(self) -> u32 {
+        self.0 as u32
+    }
+}
+
+impl Item for PlacedWide {
+    const BITS: u32 = 64;
+    #[inline(always)]
+    fn key(self) -> u64 {
+        self.0
+    }
+}
+
+impl Place for PlacedWide {
+    type Key = u64;
+    #[inline(always)]
+    fn new(key: u64, place: u32) -> Self {
+        PlacedWide(key, place)
+    }
+    #[inline(always)]
+    fn place(self) -> u32 {
+        self.1
+    }
+}
 
 /// A number that has an order. NaN is above all others, and the zeros are the same.
 pub trait Number: Copy + Send + Sync + 'static {
@@ -82,10 +163,7 @@ macro_rules! floats {
                 // A sign with a magnitude to a whole number in two's complement, where -0 is 0.
                 let sign = bits as $signed >> (<$key>::BITS - 1);
                 let whole = (size as $signed ^ sign).wrapping_sub(sign);
-                match size > INFINITY {
-                    true => <$key>::MAX,
-                    false => whole as $key ^ TOP,
-                }
+                (whole as $key ^ TOP).or_max(size > INFINITY)
             }
             #[inline(always)]
             fn of_key(key: $key) -> $number {
@@ -102,6 +180,27 @@ macro_rules! floats {
 }
 
 floats!(f16 => u16, i16; bf16 => u16, i16; f32 => u32, i32; f64 => u64, i64);
+
+/// The largest key of a row, in vectors.
+#[inline(always)]
+pub fn largest<T: Copy, K: Key>(row: &[T], key: impl Fn(T) -> K) -> K {
+    const LANES: usize = 64;
+    let (wide, rest) = row.as_chunks::<LANES>();
+    let mut largest = rest.iter().fold(K::MIN, |largest, x| largest.max(key(*x)));
+    if wide.is_empty() {
+        return largest;
+    }
+    let mut lanes = [K::MIN; LANES];
+    for wide in wide {
+        for (lane, x) in lanes.iter_mut().zip(wide) {
+            *lane = (*lane).max(key(*x));
+        }
+    }
+    for lane in lanes {
+        largest = largest.max(lane);
+    }
+    largest
+}
 
 /// `$work` with `$T` as the type of Rust that numbers of `$of` are. Booleans are bytes.
 macro_rules! with_type {

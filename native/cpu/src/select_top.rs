@@ -1,19 +1,19 @@
 //! The k largest of each line, in descending order: NaN first, and of those that are equal the first. A line is read
 //! once, and what is above the k-th largest so far is put aside; what is not is passed over in vectors.
 
-use super::keys::{with_type, Key, Number};
+use super::keys::{with_type, Key, Number, Place};
 use super::lines::Lines;
 use super::pool::{self, Shared, PART, WORTH_SHARING};
 use super::simd::{dispatch, Level, Simd};
 use super::{Type, View};
 
 /// Numbers that are passed over together.
-const BLOCK: usize = 64;
+const BLOCK: usize = 128;
 /// Candidates that are put aside at least before they are sorted out.
-const FEWEST: usize = 256;
+const FEWEST: usize = 64;
 
-/// A key and the place of its number, which stands as what is left to the largest: the larger one comes first.
-type Candidate<K> = (K, u32);
+/// A key in the opposite order, with its place: what is wanted first is the smallest.
+type Candidate<T> = <<T as Number>::Key as Key>::Placed;
 
 /// What is selected.
 #[derive(Clone, Copy)]
@@ -24,52 +24,46 @@ pub struct How {
     pub is_place: bool,
 }
 
-/// The k largest candidates, in no order.
+/// The first k candidates, in no order.
 #[inline(always)]
-fn thin_out<K: Key>(found: &mut Vec<Candidate<K>>, k: usize) -> Option<K> {
-    if found.len() < k || k == 0 {
-        return None;
-    }
-    if found.len() > k {
-        found.select_nth_unstable_by(k - 1, |a, b| b.cmp(a));
+fn thin_out<C: Place>(found: &mut Vec<C>, k: usize) {
+    if k > 0 && found.len() > k {
+        found.select_nth_unstable(k - 1);
         found.truncate(k);
     }
-    found.iter().map(|candidate| candidate.0).min()
 }
 
-/// The k largest from element `first` to `end`, or all where there are fewer, in no order.
+/// The first k from element `first` to `end`, or all where there are fewer, in no order.
 #[inline(always)]
 unsafe fn select<T: Number>(
     lines: &Lines,
     k: usize,
     line: *const T,
     (first, end): (usize, usize),
-    found: &mut Vec<Candidate<T::Key>>,
+    found: &mut Vec<Candidate<T>>,
+    scratch: &mut Vec<T>,
 ) {
     let most = (2 * k).max(FEWEST);
-    let mut scratch = Vec::new();
-    let mut least: Option<T::Key> = None;
+    // What all are above of which there are k.
+    let mut least = None;
     found.clear();
     let mut start = first;
     while start < end {
         let count = BLOCK.min(end - start);
-        let block = lines.read(
-            line.offset(start as isize * lines.step),
-            count,
-            &mut scratch,
-        );
-        let largest = block
-            .iter()
-            .fold(T::Key::MIN, |largest, x| largest.max(x.key()));
-        if least.is_none_or(|least| largest > least) {
+        let from = line.offset(start as isize * lines.step);
+        let block = lines.read(from, count, scratch);
+        let is_above = |x: &T| least.is_none_or(|least| x.key() > least);
+        if block.iter().fold(false, |any, x| any | is_above(x)) {
             for (i, x) in block.iter().enumerate() {
-                let key = x.key();
-                if least.is_none_or(|least| key > least) {
-                    found.push((key, u32::MAX - (start + i) as u32));
+                if is_above(x) {
+                    found.push(Place::new(x.key().reversed(), (start + i) as u32));
                 }
             }
             if found.len() >= most {
-                least = thin_out(found, k);
+                thin_out(found, k);
+                // Which is the last of them.
+                let last = found[k - 1].place() as usize;
+                least = Some((*line.offset(last as isize * lines.step)).key());
             }
         }
         start += count;
@@ -93,12 +87,12 @@ impl<T: Number> Plan<T> {
     ///
     /// # Safety
     /// Only one thread writes the line.
-    unsafe fn write(&self, line: usize, found: &mut Vec<Candidate<T::Key>>) {
+    unsafe fn write(&self, line: usize, found: &mut Vec<Candidate<T>>) {
         let (from, to) = self.lines.place(line);
         thin_out(found, self.how.k);
-        found.sort_unstable_by(|a, b| b.cmp(a));
-        for (i, (_, rest)) in found.iter().enumerate() {
-            let place = u32::MAX - rest;
+        found.sort_unstable();
+        for (i, candidate) in found.iter().enumerate() {
+            let place = candidate.place();
             let to = to + i as isize * self.lines.to_step;
             if self.how.is_place {
                 self.out.cast::<u32>().offset(to).write(place);
@@ -112,11 +106,18 @@ impl<T: Number> Plan<T> {
 
 #[inline(always)]
 unsafe fn lines_body<S: Simd, T: Number>(plan: &Plan<T>, first: usize, end: usize) {
-    let mut found = Vec::new();
+    let (mut found, mut scratch) = (Vec::new(), Vec::new());
     for line in first..end {
         let from = plan.x.offset(plan.lines.place(line).0);
         let range = (0, plan.lines.count);
-        select(&plan.lines, plan.how.k, from, range, &mut found);
+        select(
+            &plan.lines,
+            plan.how.k,
+            from,
+            range,
+            &mut found,
+            &mut scratch,
+        );
         plan.write(line, &mut found);
     }
 }
@@ -126,10 +127,10 @@ unsafe fn piece_body<S: Simd, T: Number>(
     plan: &Plan<T>,
     line: usize,
     range: (usize, usize),
-    found: &mut Vec<Candidate<T::Key>>,
+    found: &mut Vec<Candidate<T>>,
 ) {
     let from = plan.x.offset(plan.lines.place(line).0);
-    select(&plan.lines, plan.how.k, from, range, found);
+    select(&plan.lines, plan.how.k, from, range, found, &mut Vec::new());
 }
 
 dispatch! {
@@ -138,7 +139,7 @@ dispatch! {
 
 dispatch! {
     fn run_piece<T: Number>(
-        plan: &Plan<T>, line: usize, range: (usize, usize), found: &mut Vec<Candidate<T::Key>>,
+        plan: &Plan<T>, line: usize, range: (usize, usize), found: &mut Vec<Candidate<T>>,
     ) = piece_body
 }
 
@@ -160,7 +161,7 @@ unsafe fn run_as<T: Number>(level: Level, how: &How, x: &View, out: &View) {
             unsafe { run_lines::<T>(level, &plan, first, end) }
         });
     }
-    let mut found: Vec<Vec<Candidate<T::Key>>> = vec![Vec::new(); number * pieces];
+    let mut found: Vec<Vec<Candidate<T>>> = vec![Vec::new(); number * pieces];
     let to = Shared(found.as_mut_ptr());
     pool::parallel(number * pieces, true, &|part| {
         let (line, piece) = (part / pieces, part % pieces);

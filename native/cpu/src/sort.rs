@@ -1,7 +1,7 @@
 //! Sorting along an axis, and the order that sorts, both stable; NaN comes last, and the zeros are the same. Short rows
 //! are sorted by comparison, long ones by the digits of their keys.
 
-use super::keys::{with_type, Key, Number};
+use super::keys::{with_type, Item, Key, Number, Place};
 use super::lines::Lines;
 use super::pool::{self, Shared, PART, WORTH_SHARING};
 use super::{Type, View};
@@ -11,72 +11,6 @@ const LONG_ROW: usize = 512;
 const LONGER_ROW: usize = 32_768;
 /// Elements of a row from which threads share it.
 const SHARED_ROW: usize = 65_536;
-
-/// What is sorted: a key, with or without its place.
-pub trait Item: Copy + Ord + Send + Sync + 'static {
-    /// Bits of the key.
-    const BITS: u32;
-    fn key(self) -> u64;
-}
-
-impl<K: Key> Item for K {
-    const BITS: u32 = K::BITS;
-    #[inline(always)]
-    fn key(self) -> u64 {
-        self.wide()
-    }
-}
-
-/// A key of up to 32 bits before its place.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Placed<const BITS: u32>(u64);
-
-impl<const BITS: u32> Item for Placed<BITS> {
-    const BITS: u32 = BITS;
-    #[inline(always)]
-    fn key(self) -> u64 {
-        self.0 >> 32
-    }
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct PlacedWide(u64, u32);
-
-impl Item for PlacedWide {
-    const BITS: u32 = 64;
-    #[inline(always)]
-    fn key(self) -> u64 {
-        self.0
-    }
-}
-
-/// A key with its place.
-trait Place: Item {
-    fn new(key: u64, place: u32) -> Self;
-    fn place(self) -> u32;
-}
-
-impl<const BITS: u32> Place for Placed<BITS> {
-    #[inline(always)]
-    fn new(key: u64, place: u32) -> Self {
-        Placed(key << 32 | u64::from(place))
-    }
-    #[inline(always)]
-    fn place(self) -> u32 {
-        self.0 as u32
-    }
-}
-
-impl Place for PlacedWide {
-    #[inline(always)]
-    fn new(key: u64, place: u32) -> Self {
-        PlacedWide(key, place)
-    }
-    #[inline(always)]
-    fn place(self) -> u32 {
-        self.1
-    }
-}
 
 /// The digits of keys of one row: how large, and how many.
 #[derive(Clone, Copy)]
@@ -136,10 +70,12 @@ fn sort_items<I: Item>(items: &mut Vec<I>, other: &mut Vec<I>, is_alone: bool) {
         for n in counts.iter_mut() {
             (*n, sum) = (sum, sum + *n);
         }
+        let to = other.as_mut_ptr();
         for item in items.iter() {
-            let to = &mut counts[digits.at(*item, number as u32)];
-            other[*to as usize] = *item;
-            *to += 1;
+            let place = &mut counts[digits.at(*item, number as u32)];
+            // SAFETY: every item was counted, so that each has a place of its own.
+            unsafe { to.add(*place as usize).write(*item) };
+            *place += 1;
         }
         std::mem::swap(items, other);
     }
@@ -263,17 +199,17 @@ unsafe fn sort_as<T: Number>(axis: usize, x: &View, out: &View) {
     });
 }
 
-unsafe fn argsort_as<T: Number, I: Place>(axis: usize, x: &View, out: &View) {
+unsafe fn argsort_as<T: Number>(axis: usize, x: &View, out: &View) {
     let lines = Lines::new(x, axis, x.shape()[axis] as usize);
     let (x, out) = (Shared(x.data.cast::<T>()), Shared(out.data.cast::<u32>()));
-    each_line::<T, I>(&lines, |from, to, is_alone, scratch| {
+    each_line::<T, <T::Key as Key>::Placed>(&lines, |from, to, is_alone, scratch| {
         // SAFETY: within both arrays; a line that is this call's alone.
         unsafe {
             let line = lines.read(x.offset(from), lines.count, &mut scratch.line);
             let placed = line
                 .iter()
                 .enumerate()
-                .map(|(i, x)| I::new(x.key().wide(), i as u32));
+                .map(|(i, x)| <T::Key as Key>::Placed::new(x.key(), i as u32));
             scratch.items.clear();
             scratch.items.extend(placed);
             sort_items(&mut scratch.items, &mut scratch.other, is_alone);
@@ -296,10 +232,5 @@ pub unsafe fn sort(of: Type, axis: usize, x: &View, out: &View) {
 /// # Safety
 /// The views are of live arrays of one shape: x of numbers `of` one type, `out` in rows and of u32.
 pub unsafe fn argsort(of: Type, axis: usize, x: &View, out: &View) {
-    match of.size() {
-        1 => with_type!(of, T => argsort_as::<T, Placed<8>>(axis, x, out)),
-        2 => with_type!(of, T => argsort_as::<T, Placed<16>>(axis, x, out)),
-        4 => with_type!(of, T => argsort_as::<T, Placed<32>>(axis, x, out)),
-        _ => with_type!(of, T => argsort_as::<T, PlacedWide>(axis, x, out)),
-    }
+    with_type!(of, T => argsort_as::<T>(axis, x, out))
 }

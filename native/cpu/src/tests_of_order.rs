@@ -14,6 +14,8 @@ trait Case: Number + PartialOrd + Debug {
     /// What is special, and what is not.
     fn draw(dice: &mut Dice) -> Self;
     fn bits(self) -> u64;
+    /// Between -8 and 8, or any.
+    fn noise(dice: &mut Dice) -> Self;
 
     fn is_nan(self) -> bool {
         self.partial_cmp(&self).is_none()
@@ -35,6 +37,9 @@ macro_rules! integers {
                     2..4 => dice.below(4) as $t,
                     _ => (dice.below(1 << 31) as i64 - (1 << 30)).wrapping_mul(0x1_0001_0101) as $t,
                 }
+            }
+            fn noise(dice: &mut Dice) -> $t {
+                Self::draw(dice)
             }
             fn bits(self) -> u64 {
                 self as u64
@@ -65,11 +70,19 @@ macro_rules! floats {
                     }
                 }
             }
+            fn noise(dice: &mut Dice) -> $t {
+                let x = dice.below(1 << 24) as f32 - (1 << 23) as f32;
+                floats!(@of x / (1 << 20) as f32, $of)
+            }
             fn bits(self) -> u64 {
                 self.to_bits().into()
             }
         }
     )+ };
+    (@of $x:expr, F32) => { $x };
+    (@of $x:expr, F64) => { f64::from($x) };
+    (@of $x:expr, F16) => { f16::from_f32($x) };
+    (@of $x:expr, Bf16) => { bf16::from_f32($x) };
     (@bits $half:ident, F16) => { f16::from_f32($half.to_f32()).to_bits() };
     (@bits $half:ident, Bf16) => { $half.to_bits() };
     (@bits $half:ident, F32) => { $half.to_f32().to_bits() };
@@ -388,12 +401,11 @@ fn floats_are_compared_whatever_the_axes_and_the_layout() {
 
 fn check_long<T: Case>() {
     for (seed, shape) in [
-        [1, 200_003],
-        [200_003, 1],
-        [2, 70_001],
-        [70_001, 3],
+        [1, 70_003],
+        [70_003, 1],
+        [30_001, 3],
         [300, 700],
-        [5, 40_000],
+        [2, 66_000],
     ]
     .iter()
     .enumerate()
@@ -412,11 +424,9 @@ fn check_long<T: Case>() {
 #[test]
 fn what_threads_share_is_put_together_again() {
     check_long::<u8>();
-    check_long::<i32>();
     check_long::<i64>();
     check_long::<bf16>();
     check_long::<f32>();
-    check_long::<f64>();
 }
 
 /// `cargo test --release -p emlx_cpu times_of_order -- --ignored --nocapture`, with a thread for each core.
@@ -437,7 +447,7 @@ fn times_of_order() {
         for shape in [[1, 1 << 20], [1000, 1000], [1 << 17, 8], [8, 1 << 17]] {
             let mut dice = Dice::new(5);
             let size = shape[0] * shape[1];
-            let data: Vec<T> = (0..size).map(|_| T::draw(&mut dice)).collect();
+            let data: Vec<T> = (0..size).map(|_| T::noise(&mut dice)).collect();
             let out = vec![0u64; size as usize];
             let strides = in_rows(&shape);
             // SAFETY: of arrays that outlive them; the result has room for any.
@@ -492,8 +502,5 @@ fn times_of_order() {
     );
     all::<f32>();
     all::<bf16>();
-    all::<u8>();
     all::<i32>();
-    all::<i64>();
-    all::<f64>();
 }
