@@ -177,6 +177,41 @@ class Kernel : public core::UnaryPrimitive {
   const int layout_;
 };
 
+// Of the C interface, which exports no such function.
+core::Dtype dtype_of(mlx_dtype dtype) {
+  switch (dtype) {
+    case MLX_BOOL:
+      return core::bool_;
+    case MLX_UINT8:
+      return core::uint8;
+    case MLX_UINT16:
+      return core::uint16;
+    case MLX_UINT32:
+      return core::uint32;
+    case MLX_UINT64:
+      return core::uint64;
+    case MLX_INT8:
+      return core::int8;
+    case MLX_INT16:
+      return core::int16;
+    case MLX_INT32:
+      return core::int32;
+    case MLX_INT64:
+      return core::int64;
+    case MLX_FLOAT16:
+      return core::float16;
+    case MLX_FLOAT32:
+      return core::float32;
+    case MLX_FLOAT64:
+      return core::float64;
+    case MLX_BFLOAT16:
+      return core::bfloat16;
+    case MLX_COMPLEX64:
+      return core::complex64;
+  }
+  throw std::invalid_argument("unknown type of numbers " + std::to_string(static_cast<int>(dtype)));
+}
+
 } // namespace
 
 // A node that computes `kernel`, which it owns from here on. 0, or 1 with MLX's error handler called.
@@ -188,7 +223,7 @@ extern "C" int emlx_kernel_node(
     size_t count,
     const int* shape,
     size_t rank,
-    mlx_array like,
+    mlx_dtype dtype,
     const mlx_stream stream) {
   bool owned = false;
   try {
@@ -200,8 +235,8 @@ extern "C" int emlx_kernel_node(
     for (size_t i = 0; i < count; ++i) {
       arrays.push_back(*static_cast<const core::array*>(inputs[i].ctx));
     }
-    const auto dtype = static_cast<const core::array*>(like.ctx)->dtype();
-    res->ctx = new core::array(core::Shape(shape, shape + rank), dtype, std::move(primitive), std::move(arrays));
+    res->ctx =
+        new core::array(core::Shape(shape, shape + rank), dtype_of(dtype), std::move(primitive), std::move(arrays));
     return 0;
   } catch (const std::exception& e) {
     if (!owned) {

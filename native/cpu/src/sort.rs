@@ -55,7 +55,12 @@ fn sort_items<I: Item>(items: &mut Vec<I>, other: &mut Vec<I>, is_alone: bool) {
     if is_alone && count >= SHARED_ROW && pool::threads() > 1 {
         return sort_shared(digits, items, other);
     }
-    let radix = digits.radix();
+    radix_sort(digits, items, other);
+}
+
+/// Digit by digit, from the last one on. `other` is as long.
+fn radix_sort<I: Item>(digits: Digits, items: &mut Vec<I>, other: &mut Vec<I>) {
+    let (count, radix) = (items.len(), digits.radix());
     let mut counts = vec![0u32; radix * digits.number as usize];
     for item in items.iter() {
         for number in 0..digits.number {

@@ -2,7 +2,7 @@
 
 use crate::base::{Dtype, Error, Result};
 use crate::mlx::{self, Functions, Stream};
-use emlx_cpu::{ElementType, Kernel, View};
+use emlx_cpu::{ElementType, Kernel, Type, View};
 use mlx_rs::Array;
 use std::ffi::{c_char, c_void};
 
@@ -20,6 +20,29 @@ impl TryFrom<Dtype> for ElementType {
                 dtype.name()
             ))),
         }
+    }
+}
+
+impl TryFrom<Dtype> for Type {
+    type Error = Error;
+
+    fn try_from(dtype: Dtype) -> Result<Type> {
+        Ok(match dtype {
+            Dtype::Bool => Type::Bool,
+            Dtype::U8 => Type::U8,
+            Dtype::U16 => Type::U16,
+            Dtype::U32 => Type::U32,
+            Dtype::U64 => Type::U64,
+            Dtype::S8 => Type::S8,
+            Dtype::S16 => Type::S16,
+            Dtype::S32 => Type::S32,
+            Dtype::S64 => Type::S64,
+            Dtype::F16 => Type::F16,
+            Dtype::Bf16 => Type::Bf16,
+            Dtype::F32 => Type::F32,
+            Dtype::F64 => Type::F64,
+            Dtype::C64 => return Err(Error::invalid("complex numbers have no order")),
+        })
     }
 }
 
@@ -96,8 +119,34 @@ pub fn new(
     like: &Array,
     s: &Stream,
 ) -> Result<Array> {
+    let dtype = mlx::dtype(like);
+    owned(kernel, dtype.try_into()?, layout, inputs, shape, dtype, s)
+}
+
+/// A node of `shape` and `dtype`, of a kernel that names the type of the numbers that it computes with.
+pub fn typed(
+    kernel: Kernel,
+    layout: Layout,
+    inputs: &[&Array],
+    shape: &[i32],
+    dtype: Dtype,
+    s: &Stream,
+) -> Result<Array> {
+    // Which such kernels do not look at.
+    let element = ElementType::F32;
+    owned(kernel, element, layout, inputs, shape, dtype, s)
+}
+
+fn owned(
+    kernel: Kernel,
+    element: ElementType,
+    layout: Layout,
+    inputs: &[&Array],
+    shape: &[i32],
+    dtype: Dtype,
+    s: &Stream,
+) -> Result<Array> {
     let name = kernel.name().as_ptr();
-    let element = mlx::dtype(like).try_into()?;
     let kernel: *const Owned = Box::into_raw(Box::new(Owned { kernel, element }));
     let functions = Functions {
         kernel: kernel.cast(),
@@ -106,5 +155,5 @@ pub fn new(
         equal,
         drop: drop_kernel,
     };
-    mlx::kernel_node(functions, layout as i32, inputs, shape, like, s)
+    mlx::kernel_node(functions, layout as i32, inputs, shape, dtype, s)
 }

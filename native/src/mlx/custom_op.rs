@@ -2,7 +2,7 @@
 
 use super::error::one;
 use super::Stream;
-use crate::base::Result;
+use crate::base::{Dtype, Result};
 use emlx_cpu::View;
 use mlx_rs::Array;
 use mlx_sys as sys;
@@ -28,13 +28,13 @@ pub struct Functions {
     pub drop: unsafe extern "C" fn(*const c_void),
 }
 
-/// A node that runs a kernel of ours; it owns what `kernel` points to, also where this fails.
+/// A node of numbers of `dtype` that runs a kernel of ours; it owns what `kernel` points to, also where this fails.
 pub fn kernel_node(
     kernel: Functions,
     layout: i32,
     inputs: &[&Array],
     shape: &[i32],
-    like: &Array,
+    dtype: Dtype,
     s: &Stream,
 ) -> Result<Array> {
     #[cfg(emlx_kernels)]
@@ -48,7 +48,7 @@ pub fn kernel_node(
                 count: usize,
                 shape: *const c_int,
                 rank: usize,
-                like: sys::mlx_array,
+                dtype: sys::mlx_dtype,
                 stream: sys::mlx_stream,
             ) -> c_int;
         }
@@ -64,14 +64,14 @@ pub fn kernel_node(
                 handles.len(),
                 shape.as_ptr(),
                 shape.len(),
-                like.as_ptr(),
+                dtype.to_mlx(),
                 s.0,
             )
         })
     }
     #[cfg(not(emlx_kernels))]
     {
-        let _ = (kernel, layout, inputs, shape, like, s);
+        let _ = (kernel, layout, inputs, shape, dtype, s);
         Err(crate::base::Error::invalid(
             "kernels of our own are not built here",
         ))
