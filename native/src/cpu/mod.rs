@@ -3,6 +3,7 @@
 //! run.
 
 mod node;
+mod order;
 
 use crate::base::{Device, Dtype, Error, Result};
 use crate::mlx::{self, Stream};
@@ -12,6 +13,7 @@ pub use emlx_cpu::{
 use emlx_cpu::{Kernel, WORTH_SHARING};
 use mlx_rs::Array;
 use node::Layout;
+pub use order::{arg_extreme, argsort, extreme, orders, sort, top, total, totals, truth};
 use smallvec::{smallvec, SmallVec};
 
 /// Elements of a row from which operands that are repeated along rows are worth a kernel here.
