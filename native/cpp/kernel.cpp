@@ -222,8 +222,8 @@ extern "C" int emlx_kernel_node(
     for (size_t i = 0; i < count; ++i) {
       arrays.push_back(*static_cast<const core::array*>(inputs[i].ctx));
     }
-    const auto type = mlx_dtype_to_cpp(dtype);
-    res->ctx = new core::array(core::Shape(shape, shape + rank), type, std::move(primitive), std::move(arrays));
+    res->ctx =
+        new core::array(core::Shape(shape, shape + rank), mlx_dtype_to_cpp(dtype), std::move(primitive), std::move(arrays));
     return 0;
   } catch (const std::exception& e) {
     if (!owned) {

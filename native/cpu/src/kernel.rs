@@ -3,8 +3,9 @@
 use super::by_rows::by_rows;
 use super::element::{Element, ElementType};
 use super::simd::Level;
+use super::{arg_extreme, extreme, select_top, sort};
 use super::{attention, chain, product, quantized, reduce, rope, rows, scan, scatter, slices};
-use super::{Links, Mask, Reduction, Rope, Scan, View};
+use super::{Links, Mask, Reduction, Rope, Scan, Type, View};
 use half::{bf16, f16};
 use smallvec::SmallVec;
 use std::ffi::CStr;
@@ -57,6 +58,45 @@ pub enum Kernel {
         is_inclusive: bool,
         is_pair: bool,
     },
+    /// x; the largest or the smallest over these axes, NaN where there is one.
+    Extreme {
+        is_max: bool,
+        axes: SmallVec<[u8; 8]>,
+        of: Type,
+    },
+    /// x; whether all or any over these axes are other than zero, as bytes.
+    Truth {
+        is_all: bool,
+        axes: SmallVec<[u8; 8]>,
+        of: Type,
+    },
+    /// x of integers or booleans; their sum or product over these axes, which wraps round: in 64 bits for types of 64
+    /// bits, in 32 for others.
+    Total {
+        is_product: bool,
+        axes: SmallVec<[u8; 8]>,
+        of: Type,
+    },
+    /// x; the place along an axis of the first of the largest or the smallest, of NaN where there is one: of the first
+    /// of several or of the last. Of u32.
+    ArgExtreme {
+        is_max: bool,
+        axis: u8,
+        is_last_nan: bool,
+        of: Type,
+    },
+    /// x; the k largest along an axis, in descending order, or their places as u32: NaN first, and of those that are
+    /// equal the first.
+    TopK {
+        k: u32,
+        axis: u8,
+        is_place: bool,
+        of: Type,
+    },
+    /// x; sorted along an axis, NaN last, and what is equal in its order.
+    Sort { axis: u8, of: Type },
+    /// x; the places of that sort, as u32.
+    Argsort { axis: u8, of: Type },
 }
 
 impl Kernel {
@@ -80,10 +120,23 @@ impl Kernel {
             Kernel::ScatterAddAlong { .. } => c"scatter_add_axis",
             Kernel::Reduce { reduction, .. } => reduction.name(),
             Kernel::Scan { scan, .. } => scan.name(),
+            Kernel::Extreme { is_max: true, .. } => c"max",
+            Kernel::Extreme { .. } => c"min",
+            Kernel::Truth { is_all: true, .. } => c"all",
+            Kernel::Truth { .. } => c"any",
+            Kernel::Total {
+                is_product: true, ..
+            } => c"prod",
+            Kernel::Total { .. } => c"sum",
+            Kernel::ArgExtreme { is_max: true, .. } => c"argmax",
+            Kernel::ArgExtreme { .. } => c"argmin",
+            Kernel::TopK { .. } => c"topk",
+            Kernel::Sort { .. } => c"sort",
+            Kernel::Argsort { .. } => c"argsort",
         }
     }
 
-    /// Computes `out` from `inputs`, whose numbers are of type `element`, on the calling thread and on the pool's.
+    /// Computes `out` from `inputs`, whose numbers are of type `element` or, where the kernel has one, of its own, on the calling thread and on the pool's.
     /// Panics where a part of the work does.
     ///
     /// # Safety
@@ -91,7 +144,7 @@ impl Kernel {
     /// not change meanwhile, and nobody else reads or writes the elements of `out`, which is no view of anything else
     /// but, for kernels of elements or rows, of an input with the same strides.
     pub unsafe fn run(&self, element: ElementType, inputs: &[View], out: &View) {
-        if out.size() == 0 {
+        if out.size() == 0 || self.run_typed(inputs, out) {
             return;
         }
         // Each link says what types it takes.
@@ -103,6 +156,58 @@ impl Kernel {
             ElementType::F16 => self.run_as::<f16>(inputs, out),
             ElementType::Bf16 => self.run_as::<bf16>(inputs, out),
         }
+    }
+
+    /// The kernels that name the type of their numbers. False for others.
+    unsafe fn run_typed(&self, inputs: &[View], out: &View) -> bool {
+        let (level, x) = (Level::best(), &inputs[0]);
+        match *self {
+            Kernel::Extreme {
+                is_max,
+                ref axes,
+                of,
+            } => extreme::extreme(level, of, is_max, axes, x, out),
+            Kernel::Truth {
+                is_all,
+                ref axes,
+                of,
+            } => extreme::truth(level, of, is_all, axes, x, out),
+            Kernel::Total {
+                is_product,
+                ref axes,
+                of,
+            } => extreme::total(level, of, is_product, axes, x, out),
+            Kernel::ArgExtreme {
+                is_max,
+                axis,
+                is_last_nan,
+                of,
+            } => {
+                let how = arg_extreme::How {
+                    is_max,
+                    axis: axis.into(),
+                    is_last_nan,
+                };
+                arg_extreme::run(level, of, &how, x, out)
+            }
+            Kernel::TopK {
+                k,
+                axis,
+                is_place,
+                of,
+            } => {
+                let how = select_top::How {
+                    k: k as usize,
+                    axis: axis.into(),
+                    is_place,
+                };
+                select_top::run(level, of, &how, x, out)
+            }
+            Kernel::Sort { axis, of } => sort::sort(of, axis.into(), x, out),
+            Kernel::Argsort { axis, of } => sort::argsort(of, axis.into(), x, out),
+            _ => return false,
+        }
+        true
     }
 
     unsafe fn run_as<T: Element>(&self, inputs: &[View], out: &View) {
@@ -142,6 +247,13 @@ impl Kernel {
                 scan::run::<T>(level, &how, &inputs[0], out)
             }
             Kernel::Chain(ref links) => chain::run(level, links, inputs, out),
+            Kernel::Extreme { .. }
+            | Kernel::Truth { .. }
+            | Kernel::Total { .. }
+            | Kernel::ArgExtreme { .. }
+            | Kernel::TopK { .. }
+            | Kernel::Sort { .. }
+            | Kernel::Argsort { .. } => {}
             Kernel::Softmax => by_rows::<T>(&inputs[0], &[], out, &|x, _, to, count, scratch| {
                 rows::softmax::<T>(level, x, to, count, scratch)
             }),

@@ -2,17 +2,19 @@
 //! BEAM. The NIF runs them as nodes of MLX's graph (`native/src/cpu`).
 //!
 //! A [`Kernel`] says what is computed and names its inputs. [`Kernel::run`] computes it on [`View`]s: pointers with a
-//! shape and strides, of numbers of one [`ElementType`]. The result's view has its memory already. Inputs may be
+//! shape and strides, of numbers of one [`ElementType`], or of the [`Type`] that the kernel names. The result's view has its memory already. Inputs may be
 //! strided in any way; which shapes fit is the caller's to check.
 //!
 //! | modules | what they have |
 //! |---|---|
-//! | `kernel`, `view`, `element` | the kernels, and what they run on |
-//! | `elementwise`, `unary`, `binary`, `types` | actions on elements of every type |
+//! | `kernel`, `view`, `element`, `types` | the kernels, and what they run on |
+//! | `elementwise`, `unary`, `binary` | actions on elements of every type |
 //! | `chain` | such actions, one after another |
 //! | `by_rows`, `rows`, `rope` | softmax, norms and rotary embeddings, by rows |
 //! | `product`, `gemm`, `few`, `quantized`, `attention` | matrix products, skinny ones, those of quantized weights, attention |
 //! | `reduce`, `scan`, `fold` | reductions and running reductions, and what both keep of numbers |
+//! | `extreme`, `arg_extreme` | the largest and the smallest, their places, and other reductions that are exact |
+//! | `sort`, `select_top`, `keys`, `lines` | sorting and the k largest, and the keys that all of these compare |
 //! | `slices`, `scatter` | slices at positions that are data, sums into an array |
 //! | `simd`, `math` | vectors, and functions of them |
 //! | `pool`, `cpu_core` | the threads that share a kernel's work |
@@ -20,6 +22,7 @@
 //! `unsafe` is everywhere here: pointers come from the caller, and vector instructions are unsafe where a machine may
 //! lack them.
 
+mod arg_extreme;
 mod attention;
 mod binary;
 mod by_rows;
@@ -27,10 +30,13 @@ mod chain;
 pub mod cpu_core;
 mod element;
 mod elementwise;
+mod extreme;
 mod few;
 mod fold;
 mod gemm;
 mod kernel;
+mod keys;
+mod lines;
 mod math;
 mod pool;
 mod product;
@@ -40,10 +46,14 @@ mod rope;
 mod rows;
 mod scan;
 mod scatter;
+mod select_top;
 mod simd;
 mod slices;
+mod sort;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_of_order;
 mod types;
 mod unary;
 mod view;

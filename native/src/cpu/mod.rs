@@ -3,6 +3,7 @@
 //! run.
 
 mod node;
+mod order;
 
 use crate::base::{Device, Dtype, Error, Result};
 use crate::mlx::{self, Stream};
@@ -14,6 +15,7 @@ pub use emlx_cpu::{
 use mlx_rs::Array;
 use node::Layout;
 pub use node::SMALL;
+pub use order::{arg_extreme, argsort, extreme, orders, sort, top, total, totals, truth};
 use smallvec::SmallVec;
 
 /// Elements of a row from which operands that are repeated along rows are worth a kernel here.

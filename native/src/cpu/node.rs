@@ -1,8 +1,9 @@
 //! Nodes of MLX's graph that run a [`Kernel`]: the Rust side of cpp/kernel.cpp.
 
+use super::type_of;
 use crate::base::{Dtype, Error, Result};
 use crate::mlx::{self, Functions, Stream};
-use emlx_cpu::{ElementType, Kernel, View};
+use emlx_cpu::{ElementType, Kernel, Type, View};
 use mlx_rs::Array;
 use std::ffi::{c_char, c_void};
 
@@ -20,6 +21,14 @@ impl TryFrom<Dtype> for ElementType {
                 dtype.name()
             ))),
         }
+    }
+}
+
+impl TryFrom<Dtype> for Type {
+    type Error = Error;
+
+    fn try_from(dtype: Dtype) -> Result<Type> {
+        type_of(dtype).ok_or_else(|| Error::invalid("complex numbers have no order"))
     }
 }
 

@@ -28,7 +28,7 @@ pub struct Functions {
     pub drop: unsafe extern "C" fn(*const c_void),
 }
 
-/// A node that runs a kernel of ours; it owns what `kernel` points to, also where this fails.
+/// A node of numbers of `dtype` that runs a kernel of ours; it owns what `kernel` points to, also where this fails.
 pub fn kernel_node(
     kernel: Functions,
     layout: i32,

@@ -2,21 +2,21 @@
 
 use super::creation::int;
 use super::{check, creation, Which};
-use crate::base::{Dtype, Error, Result};
+use crate::base::{Device, Dtype, Error, Result};
+use crate::cpu;
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
-
-type ArgReduce = fn(&Array, i32, bool, &Stream) -> Result<Array>;
 
 type Reduce = fn(&Array, &[i32], bool, &Stream) -> Result<Array>;
 
 /// NaN wins, as in NumPy, which takes the first, and in Nx, which takes the last; MLX compares it away.
 pub fn arg_reduce(
+    is_max: bool,
     a: &Array,
     axis: Option<i32>,
     keepdims: bool,
     nan: Which,
-    reduce: ArgReduce,
+    device: Device,
     s: &Stream,
 ) -> Result<Array> {
     let rank = a.ndim();
@@ -31,24 +31,43 @@ pub fn arg_reduce(
         )));
     }
     let keep = keepdims && rank > 0 && flat.ndim() == rank;
-    let mut index = reduce(&flat, axis, keep, s)?;
-    if mlx::dtype(a).is_float() {
-        let length = flat.shape()[axis as usize];
-        let mut line = vec![1; flat.ndim()];
-        line[axis as usize] = length;
-        let places = creation::iota(&line, None, Dtype::S32, s)?;
-        let (outside, pick): (_, Reduce) = match nan {
-            Which::First => (length, mlx::min),
-            Which::Last => (-1, mlx::max),
-        };
-        let outside = int(i64::from(outside), Dtype::S32)?;
-        let place = mlx::where_(&mlx::isnan(&flat, s)?, &places, &outside, s)?;
-        let place = pick(&place, &[axis], keep, s)?;
-        let found = mlx::not_equal(&place, &outside, s)?;
-        index = mlx::where_(&found, &mlx::astype(&place, Dtype::U32, s)?, &index, s)?;
-    }
+    let mut index = match cpu::orders(device, &flat) {
+        true => cpu::arg_extreme(is_max, &flat, axis, keep, nan == Which::Last, s)?,
+        false => composed(is_max, &flat, axis, keep, nan, s)?,
+    };
     if keepdims && flat.ndim() != rank {
         index = mlx::reshape(&index, &vec![1; rank], s)?;
     }
     Ok(index)
+}
+
+/// MLX's place, or that of NaN where there is one.
+fn composed(
+    is_max: bool,
+    a: &Array,
+    axis: i32,
+    keep: bool,
+    nan: Which,
+    s: &Stream,
+) -> Result<Array> {
+    let index = match is_max {
+        true => mlx::argmax(a, axis, keep, s)?,
+        false => mlx::argmin(a, axis, keep, s)?,
+    };
+    if !mlx::dtype(a).is_float() {
+        return Ok(index);
+    }
+    let length = a.shape()[axis as usize];
+    let mut line = vec![1; a.ndim()];
+    line[axis as usize] = length;
+    let places = creation::iota(&line, None, Dtype::S32, s)?;
+    let (outside, pick): (_, Reduce) = match nan {
+        Which::First => (length, mlx::min),
+        Which::Last => (-1, mlx::max),
+    };
+    let outside = int(i64::from(outside), Dtype::S32)?;
+    let place = mlx::where_(&mlx::isnan(a, s)?, &places, &outside, s)?;
+    let place = pick(&place, &[axis], keep, s)?;
+    let found = mlx::not_equal(&place, &outside, s)?;
+    mlx::where_(&found, &mlx::astype(&place, Dtype::U32, s)?, &index, s)
 }

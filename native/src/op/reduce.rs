@@ -1,5 +1,5 @@
-//! Reductions. Those that add up are kernels of ours on the CPU (native/cpu), or are composed of MLX's in
-//! blocks (blocks.rs), since MLX's CPU kernels keep one running total. 16-bit floats are added up in f32 at least, on
+//! Reductions. They are kernels of ours on the CPU (native/cpu). Where these are not, those that add up are composed of
+//! MLX's in blocks (blocks.rs), since MLX's CPU kernels keep one running total. 16-bit floats are added up in f32 at least, on
 //! every device. Called by [`Op::apply`] for operations of [`Class::Reduction`](super::Class::Reduction).
 
 use super::creation::{constant, float};
@@ -81,10 +81,16 @@ impl Over<'_> {
                 Reducing::Mean => fold(f64::NAN, Reduction::Mean),
                 Reducing::Var { ddof } => fold(f64::NAN, Reduction::Variance { ddof }),
                 Reducing::Std { ddof } => fold(f64::NAN, Reduction::Deviation { ddof }),
-                Reducing::Max => mlx::max(a, axes, keepdims, s),
-                Reducing::Min => mlx::min(a, axes, keepdims, s),
-                Reducing::All => total(a, axes, keepdims, 1.0, s, |a| all(a, axes, keepdims, s)),
-                Reducing::Any => total(a, axes, keepdims, 0.0, s, |a| any(a, axes, keepdims, s)),
+                Reducing::Max => extreme(true, a, axes, keepdims, device, s),
+                Reducing::Min => extreme(false, a, axes, keepdims, device, s),
+                Reducing::All => {
+                    let all = |a: &Array| truth(true, a, axes, keepdims, device, s);
+                    total(a, axes, keepdims, 1.0, s, all)
+                }
+                Reducing::Any => {
+                    let any = |a: &Array| truth(false, a, axes, keepdims, device, s);
+                    total(a, axes, keepdims, 0.0, s, any)
+                }
                 Reducing::Median => gpu::median(a, axes, keepdims, device, s),
                 Reducing::Logsumexp => logsumexp(a, axes, keepdims, device, s),
             }
@@ -113,14 +119,14 @@ pub fn apply(op: &Op, inputs: &Inputs, device: Device, s: &Stream) -> Result<Out
             keepdims,
             nan,
         } => inputs.unary(s, |a, s| {
-            arg_reduce::arg_reduce(a, *axis, *keepdims, *nan, mlx::argmax, s)
+            arg_reduce::arg_reduce(true, a, *axis, *keepdims, *nan, device, s)
         }),
         Op::Argmin {
             axis,
             keepdims,
             nan,
         } => inputs.unary(s, |a, s| {
-            arg_reduce::arg_reduce(a, *axis, *keepdims, *nan, mlx::argmin, s)
+            arg_reduce::arg_reduce(false, a, *axis, *keepdims, *nan, device, s)
         }),
         Op::Trace {
             offset,
@@ -136,17 +142,39 @@ pub fn apply(op: &Op, inputs: &Inputs, device: Device, s: &Stream) -> Result<Out
     }
 }
 
-pub fn all(a: &Array, axes: &[i32], keepdims: bool, s: &Stream) -> Result<Array> {
-    match mlx::dtype(a) {
-        Dtype::C64 => mlx::all(&cast::truth(a, s)?, axes, keepdims, s),
-        _ => mlx::all(a, axes, keepdims, s),
+/// The largest or the smallest, NaN where there is one.
+pub fn extreme(
+    is_max: bool,
+    a: &Array,
+    axes: &[i32],
+    keepdims: bool,
+    device: Device,
+    s: &Stream,
+) -> Result<Array> {
+    match is_max {
+        _ if cpu::orders(device, a) => cpu::extreme(is_max, a, axes, keepdims, s),
+        true => mlx::max(a, axes, keepdims, s),
+        false => mlx::min(a, axes, keepdims, s),
     }
 }
 
-pub fn any(a: &Array, axes: &[i32], keepdims: bool, s: &Stream) -> Result<Array> {
-    match mlx::dtype(a) {
-        Dtype::C64 => mlx::any(&cast::truth(a, s)?, axes, keepdims, s),
-        _ => mlx::any(a, axes, keepdims, s),
+/// Whether all or any are other than zero.
+pub fn truth(
+    is_all: bool,
+    a: &Array,
+    axes: &[i32],
+    keepdims: bool,
+    device: Device,
+    s: &Stream,
+) -> Result<Array> {
+    let a = match mlx::dtype(a) {
+        Dtype::C64 => &cast::truth(a, s)?,
+        _ => a,
+    };
+    match is_all {
+        _ if cpu::orders(device, a) => cpu::truth(is_all, a, axes, keepdims, s),
+        true => mlx::all(a, axes, keepdims, s),
+        false => mlx::any(a, axes, keepdims, s),
     }
 }
 
@@ -232,6 +260,9 @@ pub fn reduce(
     if is_whole && !matches!(reduction, Reduction::Sum | Reduction::Product) {
         return of_integers(reduction, a, axes, keepdims, device, s);
     }
+    if is_whole {
+        return total_of_integers(reduction, a, axes, keepdims, device, s);
+    }
     if dtype == Dtype::C64 {
         if let Some(ddof) = ddof(reduction) {
             return spread_of_complex(reduction, ddof, a, axes, keepdims, device, s);
@@ -255,6 +286,25 @@ pub fn reduce(
             Device::Cpu => by_mlx(reduction, a, axes, keepdims, s),
         }),
     }
+}
+
+/// Wrapping round, in the type that MLX has the result in.
+fn total_of_integers(
+    reduction: Reduction,
+    a: &Array,
+    axes: &[i32],
+    keepdims: bool,
+    device: Device,
+    s: &Stream,
+) -> Result<Array> {
+    // Of which only the type is looked at where it is not the result.
+    let by_mlx = by_mlx(reduction, a, axes, keepdims, s)?;
+    let dtype = mlx::dtype(&by_mlx);
+    if !cpu::orders(device, a) || !cpu::totals(a, dtype) {
+        return Ok(by_mlx);
+    }
+    let is_product = reduction == Reduction::Product;
+    cpu::total(is_product, a, axes, keepdims, dtype, s)
 }
 
 fn ddof(reduction: Reduction) -> Option<i32> {

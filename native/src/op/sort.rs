@@ -3,6 +3,7 @@
 
 use super::{cast, check, gpu, Inputs, Op, Outputs, Side};
 use crate::base::{Device, Dtype, Error, Result};
+use crate::cpu;
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
 
@@ -10,6 +11,9 @@ use mlx_rs::Array;
 pub fn apply(op: &Op, inputs: &Inputs, device: Device, s: &Stream) -> Result<Outputs> {
     match op {
         Op::Sort { axis } => inputs.along(*axis, |a, axis| {
+            if cpu::orders(device, a) {
+                return cpu::sort(a, axis as usize, s);
+            }
             cast::in_single(a, device, s, |a| gpu::sort(a, axis, device, s))
         }),
         Op::Argsort { axis } => inputs.unary(s, |a, s| argsort(a, *axis, device, s)),
@@ -29,6 +33,9 @@ pub fn argsort(a: &Array, axis: i32, device: Device, s: &Stream) -> Result<Array
     let axis = check::axis(a, axis)?;
     if a.size() == 0 {
         return mlx::zeros(a.shape(), Dtype::U32, s);
+    }
+    if cpu::orders(device, a) {
+        return cpu::argsort(a, axis, s);
     }
     gpu::sorted(a, axis, device, s, |a, axis| mlx::argsort(a, axis, s))
 }
@@ -62,6 +69,9 @@ pub fn topk(a: &Array, k: i32, axis: i32, device: Device, s: &Stream) -> Result<
             "k must be within 1..{}, got {k}",
             a.shape()[axis]
         )));
+    }
+    if cpu::orders(device, a) {
+        return cpu::top(a, k, axis, false, s);
     }
     gpu::sorted(a, axis, device, s, |a, axis| mlx::topk(a, k, axis, s))
 }
