@@ -15,6 +15,12 @@ pub enum Pair {
     Maximum,
     Minimum,
     Power,
+    /// Of the point whose height is the first and whose width the second.
+    Atan2,
+    /// With the sign of the first, as C has it.
+    Fmod,
+    /// With the sign of the second, as Python has it.
+    FloorMod,
 }
 
 impl Pair {
@@ -27,6 +33,9 @@ impl Pair {
             Pair::Maximum => c"maximum",
             Pair::Minimum => c"minimum",
             Pair::Power => c"power",
+            Pair::Atan2 => c"atan2",
+            Pair::Fmod => c"fmod",
+            Pair::FloorMod => c"floor_mod",
         }
     }
 }
@@ -47,7 +56,7 @@ pub unsafe fn apply<T: Element>(
     count: usize,
 ) {
     macro_rules! each {
-        ($($case:ident = $f:ident),*) => {
+        ([$($case:ident = $f:ident),*], [$($long_case:ident = $long:ident),*]) => {
             match pair {
                 $(Pair::$case => {
                     #[inline(always)]
@@ -75,16 +84,56 @@ pub unsafe fn apply<T: Element>(
                     ) = body);
                     run::<T>(level, a, a_is_one, b, b_is_one, to, count)
                 })*
+                $(Pair::$long_case => {
+                    #[inline(always)]
+                    unsafe fn body<S: Simd, T: Element>(
+                        a: *const T, a_is_one: bool, b: *const T, b_is_one: bool, to: *mut T, count: usize,
+                    ) {
+                        let one_a = if a_is_one { S::splat(a.read().widen()) } else { S::splat(0.0) };
+                        let one_b = if b_is_one { S::splat(b.read().widen()) } else { S::splat(0.0) };
+                        let mut i = 0;
+                        while i < count {
+                            let rest = count - i;
+                            let (mut x, mut y) = (one_a, one_b);
+                            if rest < S::LANES {
+                                if !a_is_one { x = load_part::<S, T>(a.add(i), rest, 1.0) }
+                                if !b_is_one { y = load_part::<S, T>(b.add(i), rest, 1.0) }
+                            } else {
+                                if !a_is_one { x = T::load::<S>(a.add(i)) }
+                                if !b_is_one { y = T::load::<S>(b.add(i)) }
+                            }
+                            let value = math::$long::<S>(x, y);
+                            if rest < S::LANES {
+                                store_part::<S, T>(to.add(i), rest, value);
+                            } else {
+                                T::store::<S>(to.add(i), value);
+                            }
+                            i += S::LANES;
+                        }
+                    }
+                    dispatch!(fn run<T: Element>(
+                        a: *const T, a_is_one: bool, b: *const T, b_is_one: bool, to: *mut T, count: usize,
+                    ) = body);
+                    run::<T>(level, a, a_is_one, b, b_is_one, to, count)
+                })*
             }
         };
     }
+    // The second kind stands once in its loop, not once more for the rest of the elements: it is long, and there are nine forms of each.
     each!(
-        Add = add,
-        Subtract = subtract,
-        Multiply = multiply,
-        Divide = divide,
-        Maximum = maximum,
-        Minimum = minimum,
-        Power = power
+        [
+            Add = add,
+            Subtract = subtract,
+            Multiply = multiply,
+            Divide = divide,
+            Maximum = maximum,
+            Minimum = minimum
+        ],
+        [
+            Power = power,
+            Atan2 = atan2,
+            Fmod = fmod,
+            FloorMod = floor_mod
+        ]
     )
 }
