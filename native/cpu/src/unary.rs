@@ -4,6 +4,7 @@ use super::element::Element;
 use super::math;
 use super::simd::dispatch;
 use super::simd::{load_part, store_part, Level, Simd};
+use std::any::TypeId;
 use std::ffi::CStr;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -121,31 +122,32 @@ pub unsafe fn apply<T: Element>(
                 })*
                 $(Function::$long_case => {
                     #[inline(always)]
-                    unsafe fn body<S: Simd, T: Element>(from: *const T, to: *mut T, count: usize) {
+                    unsafe fn body<S: Simd>(from: *const f32, to: *mut f32, count: usize) {
                         let mut i = 0;
                         while i < count {
                             let rest = count - i;
                             let x = if rest < S::LANES {
-                                load_part::<S, T>(from.add(i), rest, 0.0)
+                                load_part::<S, f32>(from.add(i), rest, 0.0)
                             } else {
-                                T::load::<S>(from.add(i))
+                                S::load(from.add(i))
                             };
                             let value = math::$long::<S>(x);
                             if rest < S::LANES {
-                                store_part::<S, T>(to.add(i), rest, value);
+                                store_part::<S, f32>(to.add(i), rest, value);
                             } else {
-                                T::store::<S>(to.add(i), value);
+                                S::store(to.add(i), value);
                             }
                             i += S::LANES;
                         }
                     }
-                    dispatch!(fn run<T: Element>(from: *const T, to: *mut T, count: usize) = body);
-                    run::<T>(level, from, to, count)
+                    dispatch!(fn run(from: *const f32, to: *mut f32, count: usize) = body);
+                    in_f32::<T>(level, run, from, to, count)
                 })*
             }
         };
     }
-    // The second kind stands once in its loop, not once more for the rest of the elements: it is long, and there are nine forms of each.
+    // Those of the second kind are long. They stand once in their loop, not once more for the rest of the elements, and are compiled
+    // for f32 alone.
     each!(
         [
             Exp = exp,
@@ -187,4 +189,64 @@ pub unsafe fn apply<T: Element>(
             Erfinv = erfinv
         ]
     )
+}
+
+/// How many numbers of 16 bits are made f32 at a time, for functions that are compiled for f32 alone.
+pub(super) const BLOCK: usize = 256;
+
+dispatch!(
+    /// `count` numbers as f32.
+    ///
+    /// # Safety
+    /// Both can hold `count` elements.
+    pub(super) fn widen<T: Element>(from: *const T, to: *mut f32, count: usize) = widen_body
+);
+dispatch!(
+    /// `count` numbers of f32 as T.
+    ///
+    /// # Safety
+    /// Both can hold `count` elements.
+    pub(super) fn narrow<T: Element>(from: *const f32, to: *mut T, count: usize) = narrow_body
+);
+
+#[inline(always)]
+unsafe fn widen_body<S: Simd, T: Element>(from: *const T, to: *mut f32, count: usize) {
+    let mut i = 0;
+    while i + S::LANES <= count {
+        S::store(to.add(i), T::load::<S>(from.add(i)));
+        i += S::LANES;
+    }
+    for i in i..count {
+        to.add(i).write(from.add(i).read().widen());
+    }
+}
+
+#[inline(always)]
+unsafe fn narrow_body<S: Simd, T: Element>(from: *const f32, to: *mut T, count: usize) {
+    let mut i = 0;
+    while i + S::LANES <= count {
+        T::store::<S>(to.add(i), S::load(from.add(i)));
+        i += S::LANES;
+    }
+    for i in i..count {
+        to.add(i).write(T::narrow(from.add(i).read()));
+    }
+}
+
+type OfF32 = unsafe fn(Level, *const f32, *mut f32, usize);
+
+/// # Safety
+/// Both can hold `count` elements.
+unsafe fn in_f32<T: Element>(level: Level, run: OfF32, from: *const T, to: *mut T, count: usize) {
+    if TypeId::of::<T>() == TypeId::of::<f32>() {
+        return run(level, from.cast(), to.cast(), count);
+    }
+    let mut block = [0f32; BLOCK];
+    let block = block.as_mut_ptr();
+    for i in (0..count).step_by(BLOCK) {
+        let size = BLOCK.min(count - i);
+        widen(level, from.add(i), block, size);
+        run(level, block, block, size);
+        narrow(level, block, to.add(i), size);
+    }
 }

@@ -84,29 +84,30 @@ pub unsafe fn erfc<S: Simd>(x: S::V) -> S::V {
     )
 }
 
-/// x·P(w) of w = -ln(1 - x²) up to 5, x·P(√w) beyond, each about the middle of where it is used.
+/// x·(√π / 2 + w·Q(w)) of w = -ln(1 - x²) up to 5, x·P(√w) beyond, Q and P about the middle of where they are used.
 #[inline(always)]
 pub unsafe fn erfinv<S: Simd>(x: S::V) -> S::V {
     let one = S::splat(1.0);
     let (m, n) = S::split(S::fused(S::neg(x), x, one));
     let w = S::neg(ln_of::<S>(S::sub(m, one), n));
-    let p = polynomial::<S, 10>(
+    let q = polynomial::<S, 9>(
         S::sub(w, S::splat(2.5)),
         [
-            0.001_409_359_3,
-            0.246_640_28,
-            -0.004_177_383,
-            -0.001_252_733_6,
-            0.000_218_341_52,
-            -4.966_972_5e-06,
-            -3.461_988_4e-06,
-            4.668_211_8e-07,
-            2.317_759_1e-08,
-            -8.832_074e-09,
+            0.246_072_98,
+            0.000_226_920_54,
+            -0.001_761_737_3,
+            0.000_203_599_63,
+            5.908_694e-06,
+            -4.348_293e-06,
+            3.514_509_5e-07,
+            4.556_368_8e-08,
+            -8.702_404e-09,
         ],
     );
-    // A product with a negative number would take a zero's sign away.
-    let near = S::copysign(S::fma(x, S::splat(1.5), S::mul(x, p)), x);
+    // √π / 2 is in two parts.
+    let more = S::mul(x, S::fma(w, q, S::splat(-2.662_32e-8)));
+    // Of -0 the products have different signs.
+    let near = S::copysign(S::fma(x, S::splat(0.886_226_95), more), x);
     let size = S::abs(x);
     // Where w is less than 5.
     let is_near = S::less(size, S::splat(0.9966));

@@ -1,6 +1,7 @@
 //! The functions in every form that the machine has, against f64.
 
 use crate::binary::{self, Pair};
+use crate::element::Element;
 use crate::simd::Level;
 use crate::unary::{self, Function};
 
@@ -10,8 +11,11 @@ extern "C" {
 
 type Exact = fn(f64) -> f64;
 
-/// Every so manieth pattern of bits is tried.
-const STEP: usize = 1009;
+/// Every so manieth pattern of bits is tried: 1009, or what `EMLX_TEST_STEP` says.
+fn step() -> usize {
+    let given = std::env::var("EMLX_TEST_STEP").ok();
+    given.and_then(|step| step.parse().ok()).unwrap_or(1009)
+}
 
 fn sign(x: f64) -> f64 {
     if x == 0.0 {
@@ -111,7 +115,7 @@ const SPECIAL: [f32; 24] = [
 
 fn check(functions: &[(Function, Exact, f64)]) {
     // Near 1, 0.5 and multiples of π/2 as well, where most goes wrong.
-    let mut numbers: Vec<f32> = (0..=u32::MAX).step_by(STEP).map(f32::from_bits).collect();
+    let mut numbers: Vec<f32> = (0..=u32::MAX).step_by(step()).map(f32::from_bits).collect();
     numbers.extend(
         (-20_000..20_000).map(|i| f32::from_bits(0x3f80_0000u32.wrapping_add_signed(i * 61))),
     );
@@ -291,6 +295,47 @@ fn pairs_are_within_two_units() {
             println!("{pair:?} {level:?}: {most:.3}");
         }
     }
+}
+
+/// What is computed in f32 block by block, in place, of lengths about a block's.
+fn check_halves<T: Element + PartialEq + std::fmt::Debug>() {
+    for count in [1, 7, 16, 255, 256, 257, 600] {
+        let wide: Vec<f32> = (0..count).map(|i| 0.05 + i as f32 * 0.37).collect();
+        let given: Vec<T> = wide.iter().map(|x| T::narrow(*x)).collect();
+        let wide: Vec<f32> = given.iter().map(|x| x.widen()).collect();
+        for level in Level::all() {
+            for function in [Function::Log, Function::Sin] {
+                let (mut of_f32, mut got) = (wide.clone(), given.clone());
+                let (x, y) = (of_f32.as_mut_ptr(), got.as_mut_ptr());
+                // SAFETY: each is as long, and written over itself.
+                unsafe {
+                    unary::apply(level, function, x, x, count);
+                    unary::apply(level, function, y, y, count);
+                }
+                let want: Vec<T> = of_f32.iter().map(|x| T::narrow(*x)).collect();
+                assert_eq!(got, want, "{level:?} {function:?} of {count}");
+            }
+            for (a_is_one, b_is_one) in [(false, false), (true, false), (false, true), (true, true)]
+            {
+                let (mut of_f32, mut got) = (wide.clone(), given.clone());
+                let (x, y) = (of_f32.as_mut_ptr(), got.as_mut_ptr());
+                let (a, b) = (wide.as_ptr(), given.as_ptr());
+                // SAFETY: all are as long.
+                unsafe {
+                    binary::apply(level, Pair::Atan2, a, a_is_one, a, b_is_one, x, count);
+                    binary::apply(level, Pair::Atan2, b, a_is_one, b, b_is_one, y, count);
+                }
+                let want: Vec<T> = of_f32.iter().map(|x| T::narrow(*x)).collect();
+                assert_eq!(got, want, "{level:?} atan2 of {count}");
+            }
+        }
+    }
+}
+
+#[test]
+fn numbers_of_16_bits_are_computed_in_f32() {
+    check_halves::<half::bf16>();
+    check_halves::<half::f16>();
 }
 
 /// `cargo test --release -p emlx_cpu -- --ignored --nocapture times`
