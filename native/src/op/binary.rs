@@ -20,6 +20,9 @@ impl Binary {
             Binary::Maximum => Pair::Maximum,
             Binary::Minimum => Pair::Minimum,
             Binary::Power => Pair::Power,
+            Binary::Arctan2 => Pair::Atan2,
+            Binary::Fmod => Pair::Fmod,
+            Binary::Remainder => Pair::FloorMod,
             _ => return None,
         })
     }

@@ -30,7 +30,10 @@ pub trait Simd: Copy + 'static {
     unsafe fn widen(x: Self::V) -> Self::Wide;
     unsafe fn narrow(x: Self::Wide) -> Self::V;
     unsafe fn wide_add(a: Self::Wide, b: Self::Wide) -> Self::Wide;
+    unsafe fn wide_sub(a: Self::Wide, b: Self::Wide) -> Self::Wide;
     unsafe fn wide_mul(a: Self::Wide, b: Self::Wide) -> Self::Wide;
+    /// a · b + c, rounded once where the machine can.
+    unsafe fn wide_fma(a: Self::Wide, b: Self::Wide, c: Self::Wide) -> Self::Wide;
 
     unsafe fn splat(x: f32) -> Self::V;
     unsafe fn load(from: *const f32) -> Self::V;
@@ -49,17 +52,32 @@ pub trait Simd: Copy + 'static {
     unsafe fn div(a: Self::V, b: Self::V) -> Self::V;
     /// a · b + c, rounded once where the machine can.
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// a · b + c, computed in f64 where [`fma`](Simd::fma) rounds twice: for errors of products, which are lost there.
+    unsafe fn fused(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn min(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn sqrt(x: Self::V) -> Self::V;
     /// To the nearest integer, halves to the even one.
     unsafe fn round(x: Self::V) -> Self::V;
+    unsafe fn floor(x: Self::V) -> Self::V;
+    unsafe fn ceil(x: Self::V) -> Self::V;
+    unsafe fn trunc(x: Self::V) -> Self::V;
     /// x · 2ⁿ for whole n between -252 and 254, rounded as the exact product is.
     unsafe fn scale(x: Self::V, n: Self::V) -> Self::V;
+    /// m and n with x = m · 2ⁿ and m from √½ to √2, for positive x that are neither subnormal nor infinite.
+    unsafe fn split(x: Self::V) -> (Self::V, Self::V);
+    /// The bits of `x`, moved up by `N` places.
+    unsafe fn shift_left<const N: u32>(x: Self::V) -> Self::V;
     unsafe fn abs(x: Self::V) -> Self::V;
     /// The magnitude of `x` with the sign of `sign`.
     unsafe fn copysign(x: Self::V, sign: Self::V) -> Self::V;
+    /// `x` with its sign turned where `sign` has one.
+    unsafe fn flip(x: Self::V, sign: Self::V) -> Self::V;
     unsafe fn less(a: Self::V, b: Self::V) -> Self::M;
+    unsafe fn equal(a: Self::V, b: Self::V) -> Self::M;
+    /// Whether the sign's bit is set.
+    unsafe fn is_signed(x: Self::V) -> Self::M;
+    unsafe fn all(mask: Self::M) -> bool;
     unsafe fn is_nan(x: Self::V) -> Self::M;
     unsafe fn select(mask: Self::M, yes: Self::V, no: Self::V) -> Self::V;
     unsafe fn sum(x: Self::V) -> f32;

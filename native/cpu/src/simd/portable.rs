@@ -10,6 +10,20 @@ pub struct Portable;
 
 const WIDTH: usize = 8;
 
+/// x86-64's baseline has no such instruction, and the C library's function is slow.
+const HAS_FMA: bool = cfg!(any(target_arch = "aarch64", target_feature = "fma"));
+
+/// To the nearest integer, halves to the even one. From 2²³ on there are no fractions; below, adding 2²³ leaves no room for one.
+#[inline(always)]
+fn nearest(x: f32) -> f32 {
+    let whole = ((x.abs() + 8_388_608.0) - 8_388_608.0).copysign(x);
+    if x.abs() < 8_388_608.0 {
+        whole
+    } else {
+        x
+    }
+}
+
 macro_rules! lanes {
     (|$i:ident| $value:expr) => {{
         let mut out = [0f32; WIDTH];
@@ -50,6 +64,24 @@ impl Simd for Portable {
     unsafe fn wide_add(a: Self::Wide, b: Self::Wide) -> Self::Wide {
         let mut out = a;
         out.iter_mut().zip(b).for_each(|(a, b)| *a += b);
+        out
+    }
+    #[inline(always)]
+    unsafe fn wide_sub(a: Self::Wide, b: Self::Wide) -> Self::Wide {
+        let mut out = a;
+        out.iter_mut().zip(b).for_each(|(a, b)| *a -= b);
+        out
+    }
+    #[inline(always)]
+    unsafe fn wide_fma(a: Self::Wide, b: Self::Wide, c: Self::Wide) -> Self::Wide {
+        let mut out = c;
+        for (i, slot) in out.iter_mut().enumerate() {
+            *slot = if HAS_FMA {
+                a[i].mul_add(b[i], *slot)
+            } else {
+                a[i] * b[i] + *slot
+            };
+        }
         out
     }
     #[inline(always)]
@@ -117,12 +149,18 @@ impl Simd for Portable {
     }
     #[inline(always)]
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
-        // x86-64's baseline has no such instruction, and the C library's function is slow.
-        if cfg!(any(target_arch = "aarch64", target_feature = "fma")) {
+        if HAS_FMA {
             lanes!(|i| a[i].mul_add(b[i], c[i]))
         } else {
             lanes!(|i| a[i] * b[i] + c[i])
         }
+    }
+    #[inline(always)]
+    unsafe fn fused(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        if HAS_FMA {
+            return Self::fma(a, b, c);
+        }
+        lanes!(|i| (f64::from(a[i]) * f64::from(b[i]) + f64::from(c[i])) as f32)
     }
     #[inline(always)]
     unsafe fn max(a: Self::V, b: Self::V) -> Self::V {
@@ -138,8 +176,35 @@ impl Simd for Portable {
     }
     #[inline(always)]
     unsafe fn round(x: Self::V) -> Self::V {
-        // Adding 1.5·2²³ leaves no room for a fraction. For magnitudes below 2²², which is all that is asked here.
-        lanes!(|i| (x[i] + 12_582_912.0) - 12_582_912.0)
+        lanes!(|i| nearest(x[i]))
+    }
+    #[inline(always)]
+    unsafe fn floor(x: Self::V) -> Self::V {
+        lanes!(|i| {
+            let whole = nearest(x[i]);
+            let whole = if whole > x[i] { whole - 1.0 } else { whole };
+            whole.copysign(x[i])
+        })
+    }
+    #[inline(always)]
+    unsafe fn ceil(x: Self::V) -> Self::V {
+        lanes!(|i| {
+            let whole = nearest(x[i]);
+            let whole = if whole < x[i] { whole + 1.0 } else { whole };
+            whole.copysign(x[i])
+        })
+    }
+    #[inline(always)]
+    unsafe fn trunc(x: Self::V) -> Self::V {
+        lanes!(|i| {
+            let whole = nearest(x[i].abs());
+            let whole = if whole > x[i].abs() {
+                whole - 1.0
+            } else {
+                whole
+            };
+            whole.copysign(x[i])
+        })
     }
     #[inline(always)]
     unsafe fn scale(x: Self::V, n: Self::V) -> Self::V {
@@ -151,12 +216,29 @@ impl Simd for Portable {
         })
     }
     #[inline(always)]
+    unsafe fn split(x: Self::V) -> (Self::V, Self::V) {
+        let half = std::f32::consts::FRAC_1_SQRT_2.to_bits();
+        let power = |x: f32| (x.to_bits().wrapping_sub(half)) as i32 >> 23;
+        (
+            lanes!(|i| f32::from_bits(x[i].to_bits().wrapping_sub((power(x[i]) << 23) as u32))),
+            lanes!(|i| power(x[i]) as f32),
+        )
+    }
+    #[inline(always)]
+    unsafe fn shift_left<const N: u32>(x: Self::V) -> Self::V {
+        lanes!(|i| f32::from_bits(x[i].to_bits() << N))
+    }
+    #[inline(always)]
     unsafe fn abs(x: Self::V) -> Self::V {
         lanes!(|i| x[i].abs())
     }
     #[inline(always)]
     unsafe fn copysign(x: Self::V, sign: Self::V) -> Self::V {
         lanes!(|i| x[i].copysign(sign[i]))
+    }
+    #[inline(always)]
+    unsafe fn flip(x: Self::V, sign: Self::V) -> Self::V {
+        lanes!(|i| f32::from_bits(x[i].to_bits() ^ sign[i].to_bits() & 0x8000_0000))
     }
     #[inline(always)]
     unsafe fn is_nan(x: Self::V) -> Self::M {
@@ -169,6 +251,22 @@ impl Simd for Portable {
             *slot = a[i] < b[i];
         }
         out
+    }
+    #[inline(always)]
+    unsafe fn equal(a: Self::V, b: Self::V) -> Self::M {
+        let mut out = [false; WIDTH];
+        for (i, slot) in out.iter_mut().enumerate() {
+            *slot = a[i] == b[i];
+        }
+        out
+    }
+    #[inline(always)]
+    unsafe fn is_signed(x: Self::V) -> Self::M {
+        x.map(f32::is_sign_negative)
+    }
+    #[inline(always)]
+    unsafe fn all(mask: Self::M) -> bool {
+        mask.iter().all(|lane| *lane)
     }
     #[inline(always)]
     unsafe fn select(mask: Self::M, yes: Self::V, no: Self::V) -> Self::V {

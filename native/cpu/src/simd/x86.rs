@@ -47,6 +47,17 @@ impl Simd for Avx2 {
         [_mm256_add_pd(a[0], b[0]), _mm256_add_pd(a[1], b[1])]
     }
     #[inline(always)]
+    unsafe fn wide_sub(a: [__m256d; 2], b: [__m256d; 2]) -> [__m256d; 2] {
+        [_mm256_sub_pd(a[0], b[0]), _mm256_sub_pd(a[1], b[1])]
+    }
+    #[inline(always)]
+    unsafe fn wide_fma(a: [__m256d; 2], b: [__m256d; 2], c: [__m256d; 2]) -> [__m256d; 2] {
+        [
+            _mm256_fmadd_pd(a[0], b[0], c[0]),
+            _mm256_fmadd_pd(a[1], b[1], c[1]),
+        ]
+    }
+    #[inline(always)]
     unsafe fn wide_mul(a: [__m256d; 2], b: [__m256d; 2]) -> [__m256d; 2] {
         [_mm256_mul_pd(a[0], b[0]), _mm256_mul_pd(a[1], b[1])]
     }
@@ -124,6 +135,10 @@ impl Simd for Avx2 {
         _mm256_fmadd_ps(a, b, c)
     }
     #[inline(always)]
+    unsafe fn fused(a: __m256, b: __m256, c: __m256) -> __m256 {
+        _mm256_fmadd_ps(a, b, c)
+    }
+    #[inline(always)]
     unsafe fn max(a: __m256, b: __m256) -> __m256 {
         _mm256_max_ps(a, b)
     }
@@ -140,6 +155,18 @@ impl Simd for Avx2 {
         _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
     }
     #[inline(always)]
+    unsafe fn floor(x: __m256) -> __m256 {
+        _mm256_round_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)
+    }
+    #[inline(always)]
+    unsafe fn ceil(x: __m256) -> __m256 {
+        _mm256_round_ps(x, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC)
+    }
+    #[inline(always)]
+    unsafe fn trunc(x: __m256) -> __m256 {
+        _mm256_round_ps(x, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC)
+    }
+    #[inline(always)]
     unsafe fn scale(x: __m256, n: __m256) -> __m256 {
         let n = _mm256_cvtps_epi32(n);
         let half = _mm256_srai_epi32(n, 1);
@@ -151,6 +178,19 @@ impl Simd for Avx2 {
         _mm256_mul_ps(x, _mm256_castsi256_ps(second))
     }
     #[inline(always)]
+    unsafe fn split(x: __m256) -> (__m256, __m256) {
+        let bits = _mm256_castps_si256(x);
+        let half = _mm256_set1_epi32(std::f32::consts::FRAC_1_SQRT_2.to_bits() as i32);
+        let power = _mm256_srai_epi32(_mm256_sub_epi32(bits, half), 23);
+        let rest = _mm256_sub_epi32(bits, _mm256_slli_epi32(power, 23));
+        (_mm256_castsi256_ps(rest), _mm256_cvtepi32_ps(power))
+    }
+    #[inline(always)]
+    unsafe fn shift_left<const N: u32>(x: __m256) -> __m256 {
+        let places = _mm_cvtsi32_si128(N as i32);
+        _mm256_castsi256_ps(_mm256_sll_epi32(_mm256_castps_si256(x), places))
+    }
+    #[inline(always)]
     unsafe fn abs(x: __m256) -> __m256 {
         _mm256_andnot_ps(_mm256_set1_ps(-0.0), x)
     }
@@ -160,12 +200,28 @@ impl Simd for Avx2 {
         _mm256_or_ps(_mm256_andnot_ps(bit, x), _mm256_and_ps(bit, sign))
     }
     #[inline(always)]
+    unsafe fn flip(x: __m256, sign: __m256) -> __m256 {
+        _mm256_xor_ps(x, _mm256_and_ps(_mm256_set1_ps(-0.0), sign))
+    }
+    #[inline(always)]
     unsafe fn is_nan(x: __m256) -> __m256 {
         _mm256_cmp_ps(x, x, _CMP_UNORD_Q)
     }
     #[inline(always)]
     unsafe fn less(a: __m256, b: __m256) -> __m256 {
         _mm256_cmp_ps(a, b, _CMP_LT_OQ)
+    }
+    #[inline(always)]
+    unsafe fn equal(a: __m256, b: __m256) -> __m256 {
+        _mm256_cmp_ps(a, b, _CMP_EQ_OQ)
+    }
+    #[inline(always)]
+    unsafe fn is_signed(x: __m256) -> __m256 {
+        x
+    }
+    #[inline(always)]
+    unsafe fn all(mask: __m256) -> bool {
+        _mm256_movemask_ps(mask) == 0xff
     }
     #[inline(always)]
     unsafe fn select(mask: __m256, yes: __m256, no: __m256) -> __m256 {
@@ -248,6 +304,17 @@ impl Simd for Avx512 {
         [_mm512_add_pd(a[0], b[0]), _mm512_add_pd(a[1], b[1])]
     }
     #[inline(always)]
+    unsafe fn wide_sub(a: [__m512d; 2], b: [__m512d; 2]) -> [__m512d; 2] {
+        [_mm512_sub_pd(a[0], b[0]), _mm512_sub_pd(a[1], b[1])]
+    }
+    #[inline(always)]
+    unsafe fn wide_fma(a: [__m512d; 2], b: [__m512d; 2], c: [__m512d; 2]) -> [__m512d; 2] {
+        [
+            _mm512_fmadd_pd(a[0], b[0], c[0]),
+            _mm512_fmadd_pd(a[1], b[1], c[1]),
+        ]
+    }
+    #[inline(always)]
     unsafe fn wide_mul(a: [__m512d; 2], b: [__m512d; 2]) -> [__m512d; 2] {
         [_mm512_mul_pd(a[0], b[0]), _mm512_mul_pd(a[1], b[1])]
     }
@@ -324,6 +391,10 @@ impl Simd for Avx512 {
         _mm512_fmadd_ps(a, b, c)
     }
     #[inline(always)]
+    unsafe fn fused(a: __m512, b: __m512, c: __m512) -> __m512 {
+        _mm512_fmadd_ps(a, b, c)
+    }
+    #[inline(always)]
     unsafe fn max(a: __m512, b: __m512) -> __m512 {
         _mm512_max_ps(a, b)
     }
@@ -340,8 +411,33 @@ impl Simd for Avx512 {
         _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
     }
     #[inline(always)]
+    unsafe fn floor(x: __m512) -> __m512 {
+        _mm512_roundscale_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)
+    }
+    #[inline(always)]
+    unsafe fn ceil(x: __m512) -> __m512 {
+        _mm512_roundscale_ps(x, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC)
+    }
+    #[inline(always)]
+    unsafe fn trunc(x: __m512) -> __m512 {
+        _mm512_roundscale_ps(x, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC)
+    }
+    #[inline(always)]
     unsafe fn scale(x: __m512, n: __m512) -> __m512 {
         _mm512_scalef_ps(x, n)
+    }
+    #[inline(always)]
+    unsafe fn split(x: __m512) -> (__m512, __m512) {
+        let bits = _mm512_castps_si512(x);
+        let half = _mm512_set1_epi32(std::f32::consts::FRAC_1_SQRT_2.to_bits() as i32);
+        let power = _mm512_srai_epi32(_mm512_sub_epi32(bits, half), 23);
+        let rest = _mm512_sub_epi32(bits, _mm512_slli_epi32(power, 23));
+        (_mm512_castsi512_ps(rest), _mm512_cvtepi32_ps(power))
+    }
+    #[inline(always)]
+    unsafe fn shift_left<const N: u32>(x: __m512) -> __m512 {
+        let places = _mm_cvtsi32_si128(N as i32);
+        _mm512_castsi512_ps(_mm512_sll_epi32(_mm512_castps_si512(x), places))
     }
     #[inline(always)]
     unsafe fn abs(x: __m512) -> __m512 {
@@ -353,12 +449,28 @@ impl Simd for Avx512 {
         _mm512_or_ps(_mm512_andnot_ps(bit, x), _mm512_and_ps(bit, sign))
     }
     #[inline(always)]
+    unsafe fn flip(x: __m512, sign: __m512) -> __m512 {
+        _mm512_xor_ps(x, _mm512_and_ps(_mm512_set1_ps(-0.0), sign))
+    }
+    #[inline(always)]
     unsafe fn is_nan(x: __m512) -> __mmask16 {
         _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q)
     }
     #[inline(always)]
     unsafe fn less(a: __m512, b: __m512) -> __mmask16 {
         _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ)
+    }
+    #[inline(always)]
+    unsafe fn equal(a: __m512, b: __m512) -> __mmask16 {
+        _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ)
+    }
+    #[inline(always)]
+    unsafe fn is_signed(x: __m512) -> __mmask16 {
+        _mm512_movepi32_mask(_mm512_castps_si512(x))
+    }
+    #[inline(always)]
+    unsafe fn all(mask: __mmask16) -> bool {
+        mask == u16::MAX
     }
     #[inline(always)]
     unsafe fn select(mask: __mmask16, yes: __m512, no: __m512) -> __m512 {
