@@ -38,10 +38,11 @@ pub unsafe fn asin<S: Simd>(x: S::V) -> S::V {
     let (t, square, is_far) = halved::<S>(S::abs(x));
     let more = S::mul(S::mul(t, square), arcsine::<S>(square));
     let near = S::add(t, more);
-    // Twice what remains, with the lower part of π/2.
+    // Twice what remains, with the lower part of π/2, and what rounding the difference leaves out.
     let low = S::fma(S::splat(-2.0), more, S::splat(0.5 * PI_LOW));
     let far = S::fma(S::splat(-2.0), t, S::splat(FRAC_PI_2));
-    let far = S::add(far, low);
+    let rest = S::fma(S::splat(-2.0), t, S::sub(S::splat(FRAC_PI_2), far));
+    let far = S::add(far, S::add(low, rest));
     S::copysign(S::select(is_far, far, near), x)
 }
 

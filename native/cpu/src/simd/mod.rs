@@ -23,6 +23,8 @@ pub trait Simd: Copy + 'static {
     /// As many numbers of f64, in which sums are kept.
     type Wide: Copy;
     const LANES: usize;
+    /// Whether [`fma`](Simd::fma) rounds once.
+    const HAS_FMA: bool;
 
     unsafe fn wide_splat(x: f64) -> Self::Wide;
     unsafe fn wide_load(from: *const f64) -> Self::Wide;

@@ -39,6 +39,7 @@ impl Simd for Portable {
     type M = [bool; WIDTH];
     type Wide = [f64; WIDTH];
     const LANES: usize = WIDTH;
+    const HAS_FMA: bool = HAS_FMA;
 
     #[inline(always)]
     unsafe fn wide_splat(x: f64) -> Self::Wide {
