@@ -1,4 +1,5 @@
-//! Elementary functions of vectors of f32, each within 2 units in the last place of the exact value (with FMA; 3 without) and
+//! Elementary functions of vectors of f32, each within 2 units in the last place of the exact value (with FMA; 3
+//! without) and
 //! right for NaN, infinities, zeros' signs and subnormal numbers. The coefficients are minimax fits of our own, made by
 //! iteratively reweighted least squares in f64.
 
@@ -49,7 +50,8 @@ unsafe fn two_sum<S: Simd>(a: S::V, b: S::V) -> (S::V, S::V) {
     (sum, low)
 }
 
-/// c[0] + c[1]·x + c[2]·x² + …, the even powers beside the odd ones: one chain of so many would take as long as all the rest.
+/// c[0] + c[1]·x + c[2]·x² + …, the even powers beside the odd ones: one chain of so many would take as long as all
+/// the rest.
 #[inline(always)]
 unsafe fn wide_polynomial<S: Simd, const N: usize>(x: S::Wide, c: [f64; N]) -> S::Wide {
     let square = S::wide_mul(x, x);

@@ -4,7 +4,8 @@ use super::logarithm::fraction;
 use super::{exp2_parts, polynomial, wide_polynomial};
 use crate::simd::Simd;
 
-/// 2^(b·log2 |a|), the exponent in f64: its error grows with the size of the power. Squares and cubes are products, within 1.5 units
+/// 2^(b·log2 |a|), the exponent in f64: its error grows with the size of the power. Squares and cubes are products,
+/// within 1.5 units
 /// in the last place; where there is nothing else, nothing else is computed.
 #[inline(always)]
 pub unsafe fn power<S: Simd>(a: S::V, b: S::V) -> S::V {
@@ -58,7 +59,8 @@ unsafe fn general_power<S: Simd>(a: S::V, b: S::V) -> S::V {
     let exponent = S::wide_mul(S::wide_fma(wide, p, S::widen(e)), S::widen(b));
     let (r, p, n) = exp2_parts::<S>(exponent);
     let value = S::scale(S::fma(r, p, one), n);
-    // Of 0 and infinity, which have no logarithm: infinity where one of size and exponent is large and the other not small.
+    // Of 0 and infinity, which have no logarithm: infinity where one of size and exponent is large and the other not
+    // small.
     let is_zero = S::equal(size, zero);
     let is_infinite = S::equal(size, infinity);
     let rises = S::select(is_zero, S::neg(b), b);
