@@ -39,7 +39,8 @@ pub unsafe fn erf<S: Simd>(x: S::V) -> S::V {
     S::select(S::less(size, one), near, S::copysign(far, x))
 }
 
-/// e^(-x²)·t·P(t) with t = 1 / (1 + 0.35·x) for x from 0 on, where that is not 0; 2 less it for the opposite of x. In f64, as an
+/// e^(-x²)·t·P(t) with t = 1 / (1 + 0.35·x) for x from 0 on, where that is not 0; 2 less it for the opposite of x. In
+/// f64, as an
 /// error of the exponent is one of the whole.
 #[inline(always)]
 pub unsafe fn erfc<S: Simd>(x: S::V) -> S::V {

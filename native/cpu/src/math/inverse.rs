@@ -22,7 +22,8 @@ unsafe fn arcsine<S: Simd>(square: S::V) -> S::V {
     )
 }
 
-/// Of a magnitude up to ½ that itself, beyond it √((1 - |x|) / 2), and the square of it: arcsin |x| is π/2 less twice the arc
+/// Of a magnitude up to ½ that itself, beyond it √((1 - |x|) / 2), and the square of it: arcsin |x| is π/2 less twice
+/// the arc
 /// sine of the root.
 #[inline(always)]
 unsafe fn halved<S: Simd>(size: S::V) -> (S::V, S::V, S::M) {
@@ -38,10 +39,11 @@ pub unsafe fn asin<S: Simd>(x: S::V) -> S::V {
     let (t, square, is_far) = halved::<S>(S::abs(x));
     let more = S::mul(S::mul(t, square), arcsine::<S>(square));
     let near = S::add(t, more);
-    // Twice what remains, with the lower part of π/2.
+    // Twice what remains, with the lower part of π/2, and what rounding the difference leaves out.
     let low = S::fma(S::splat(-2.0), more, S::splat(0.5 * PI_LOW));
     let far = S::fma(S::splat(-2.0), t, S::splat(FRAC_PI_2));
-    let far = S::add(far, low);
+    let rest = S::fma(S::splat(-2.0), t, S::sub(S::splat(FRAC_PI_2), far));
+    let far = S::add(far, S::add(low, rest));
     S::copysign(S::select(is_far, far, near), x)
 }
 

@@ -2,6 +2,7 @@
 
 use super::polynomial;
 use crate::simd::Simd;
+use std::f32::consts::{LOG10_E, LOG2_E};
 
 /// (ln(1 + f) - f) / f² for f from √½ - 1 to √2 - 1.
 const LN: [f32; 9] = [
@@ -95,7 +96,7 @@ pub unsafe fn log2<S: Simd>(x: S::V) -> S::V {
     );
     // The first coefficient, 1 / ln 2, is in two parts.
     let low = S::mul(f, S::fma(f, q, S::splat(1.925_963e-8)));
-    let value = S::add(n, S::fma(f, S::splat(1.442_695), low));
+    let value = S::add(n, S::fma(f, S::splat(LOG2_E), low));
     of_range::<S>(value, x)
 }
 
@@ -119,6 +120,6 @@ pub unsafe fn log10<S: Simd>(x: S::V) -> S::V {
     // 1 / ln 10 is in two parts, as log10 2 is.
     let low = S::mul(f, S::fma(f, q, S::splat(-1.010_305e-8)));
     let low = S::fma(n, S::splat(LOG10_2.1), low);
-    let value = S::fma(f, S::splat(0.434_294_5), low);
+    let value = S::fma(f, S::splat(LOG10_E), low);
     of_range::<S>(S::fma(n, S::splat(LOG10_2.0), value), x)
 }

@@ -1,4 +1,5 @@
-//! Elementary functions of vectors of f32, each within 2 units in the last place of the exact value (with FMA; 3 without) and
+//! Elementary functions of vectors of f32, each within 2 units in the last place of the exact value (with FMA; 3
+//! without) and
 //! right for NaN, infinities, zeros' signs and subnormal numbers. The coefficients are minimax fits of our own, made by
 //! iteratively reweighted least squares in f64.
 
@@ -49,15 +50,20 @@ unsafe fn two_sum<S: Simd>(a: S::V, b: S::V) -> (S::V, S::V) {
     (sum, low)
 }
 
+/// c[0] + c[1]·x + c[2]·x² + …, the even powers beside the odd ones: one chain of so many would take as long as all
+/// the rest.
 #[inline(always)]
 unsafe fn wide_polynomial<S: Simd, const N: usize>(x: S::Wide, c: [f64; N]) -> S::Wide {
-    let mut value = S::wide_splat(c[N - 1]);
-    let mut i = N - 1;
+    let square = S::wide_mul(x, x);
+    let mut last = S::wide_splat(c[N - 1]);
+    let mut other = S::wide_splat(c[N - 2]);
+    let mut i = N - 2;
     while i > 0 {
         i -= 1;
-        value = S::wide_fma(value, x, S::wide_splat(c[i]));
+        (last, other) = (other, S::wide_fma(last, square, S::wide_splat(c[i])));
     }
-    value
+    // The chain that has c[0] is the one written last.
+    S::wide_fma(last, x, other)
 }
 
 /// r, p and n with 2ᵗ = (1 + r·p)·2ⁿ. Where 2ᵗ is beyond f32, so is this; NaN stays.

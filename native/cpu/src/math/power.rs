@@ -4,7 +4,8 @@ use super::logarithm::fraction;
 use super::{exp2_parts, polynomial, wide_polynomial};
 use crate::simd::Simd;
 
-/// 2^(b·log2 |a|), the exponent in f64: its error grows with the size of the power. Squares and cubes are products, within 1.5 units
+/// 2^(b·log2 |a|), the exponent in f64: its error grows with the size of the power. Squares and cubes are products,
+/// within 1.5 units
 /// in the last place; where there is nothing else, nothing else is computed.
 #[inline(always)]
 pub unsafe fn power<S: Simd>(a: S::V, b: S::V) -> S::V {
@@ -16,9 +17,18 @@ pub unsafe fn power<S: Simd>(a: S::V, b: S::V) -> S::V {
     if S::all(S::equal(two_or_three, S::splat(3.0))) {
         return product;
     }
-    let value = general_power::<S>(a, b);
+    // Where f64 is not worth it, the C library's.
+    let value = if S::HAS_FMA {
+        general_power::<S>(a, b)
+    } else {
+        one_by_one::<S>(a, b)
+    };
     let value = S::select(is_square, product, value);
-    S::select(is_cube, product, value)
+    let value = S::select(is_cube, product, value);
+    // Of NaN, too.
+    let one = S::splat(1.0);
+    let value = S::select(S::equal(a, one), one, value);
+    S::select(S::equal(b, S::splat(0.0)), one, value)
 }
 
 #[inline(always)]
@@ -49,7 +59,8 @@ unsafe fn general_power<S: Simd>(a: S::V, b: S::V) -> S::V {
     let exponent = S::wide_mul(S::wide_fma(wide, p, S::widen(e)), S::widen(b));
     let (r, p, n) = exp2_parts::<S>(exponent);
     let value = S::scale(S::fma(r, p, one), n);
-    // Of 0 and infinity, which have no logarithm: infinity where one of size and exponent is large and the other not small.
+    // Of 0 and infinity, which have no logarithm: infinity where one of size and exponent is large and the other not
+    // small.
     let is_zero = S::equal(size, zero);
     let is_infinite = S::equal(size, infinity);
     let rises = S::select(is_zero, S::neg(b), b);
@@ -67,11 +78,19 @@ unsafe fn general_power<S: Simd>(a: S::V, b: S::V) -> S::V {
     let undefined = S::select(is_whole, value, S::splat(f32::NAN));
     let undefined = S::select(S::less(S::neg(infinity), a), undefined, value);
     let value = S::select(S::less(a, zero), undefined, value);
-    // NaN, except that 1 to any power and any number to the power 0 are 1.
     let value = S::select(S::is_nan(a), a, value);
-    let value = S::select(S::is_nan(b), b, value);
-    let value = S::select(S::equal(a, one), one, value);
-    S::select(S::equal(b, zero), one, value)
+    S::select(S::is_nan(b), b, value)
+}
+
+#[inline(always)]
+unsafe fn one_by_one<S: Simd>(a: S::V, b: S::V) -> S::V {
+    let (mut x, mut y) = ([0f32; 16], [0f32; 16]);
+    S::store(x.as_mut_ptr(), a);
+    S::store(y.as_mut_ptr(), b);
+    for (x, y) in x.iter_mut().zip(y).take(S::LANES) {
+        *x = x.powf(y);
+    }
+    S::load(x.as_ptr())
 }
 
 /// ∛m·2^(n/3), the root of m, which is between √½ and 2·√2, by a step of Newton's from P(m).

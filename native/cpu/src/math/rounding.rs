@@ -23,7 +23,8 @@ pub unsafe fn round<S: Simd>(x: S::V) -> S::V {
     S::round(x)
 }
 
-/// Halves away from zero. What is added is the largest number below a half: with a half itself the sum of that number would be
+/// Halves away from zero. What is added is the largest number below a half: with a half itself the sum of that number
+/// would be
 /// rounded up to 1.
 #[inline(always)]
 pub unsafe fn round_away<S: Simd>(x: S::V) -> S::V {

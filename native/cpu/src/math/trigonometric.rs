@@ -20,7 +20,8 @@ struct Reduced<S: Simd> {
     quarters: S::V,
 }
 
-/// π/2 in three parts. The product with the first is so near the argument that the difference is exact where it is rounded once.
+/// π/2 in three parts. The product with the first is so near the argument that the difference is exact where it is
+/// rounded once.
 #[inline(always)]
 unsafe fn reduce<S: Simd>(x: S::V) -> Reduced<S> {
     let quarters = S::fma(x, S::splat(std::f32::consts::FRAC_2_PI), S::splat(WHOLE));

@@ -2,7 +2,8 @@
 //! kernel is written once over [`Simd`]; [`dispatch!`] compiles it for each form and calls the best that the machine
 //! has.
 //!
-//! The crate pulp (0.22) has such a trait and picks the form as well. Its trait cannot be extended outside of it, and has
+//! The crate pulp (0.22) has such a trait and picks the form as well. Its trait cannot be extended outside of it, and
+//! has
 //! no conversion between f32 and bf16, f16, f64 or integers of 8 bits, which nearly every kernel here begins or ends
 //! with.
 
@@ -15,7 +16,8 @@ pub use portable::Portable;
 #[cfg(target_arch = "x86_64")]
 pub use x86::{Avx2, Avx512};
 
-/// Operations on `LANES` numbers. All are unsafe to call where the machine lacks the form's instructions; `max` and `min` give
+/// Operations on `LANES` numbers. All are unsafe to call where the machine lacks the form's instructions; `max` and
+/// `min` give
 /// their second argument where either is NaN.
 pub trait Simd: Copy + 'static {
     type V: Copy;
@@ -23,6 +25,8 @@ pub trait Simd: Copy + 'static {
     /// As many numbers of f64, in which sums are kept.
     type Wide: Copy;
     const LANES: usize;
+    /// Whether [`fma`](Simd::fma) rounds once.
+    const HAS_FMA: bool;
 
     unsafe fn wide_splat(x: f64) -> Self::Wide;
     unsafe fn wide_load(from: *const f64) -> Self::Wide;
@@ -177,7 +181,8 @@ impl Level {
     }
 }
 
-/// Defines `$name`, which runs `$body::<S, …>` in the form that `level` says: the generic function is compiled anew, with all that
+/// Defines `$name`, which runs `$body::<S, …>` in the form that `level` says: the generic function is compiled anew,
+/// with all that
 /// it inlines, for each.
 macro_rules! dispatch {
     ($(#[$doc:meta])* $vis:vis fn $name:ident $(<$($T:ident: $bound:path),+>)? ($($arg:ident: $type:ty),* $(,)?) = $body:ident) => {

@@ -13,7 +13,8 @@ const WIDTH: usize = 8;
 /// x86-64's baseline has no such instruction, and the C library's function is slow.
 const HAS_FMA: bool = cfg!(any(target_arch = "aarch64", target_feature = "fma"));
 
-/// To the nearest integer, halves to the even one. From 2²³ on there are no fractions; below, adding 2²³ leaves no room for one.
+/// To the nearest integer, halves to the even one. From 2²³ on there are no fractions; below, adding 2²³ leaves no
+/// room for one.
 #[inline(always)]
 fn nearest(x: f32) -> f32 {
     let whole = ((x.abs() + 8_388_608.0) - 8_388_608.0).copysign(x);
@@ -39,6 +40,7 @@ impl Simd for Portable {
     type M = [bool; WIDTH];
     type Wide = [f64; WIDTH];
     const LANES: usize = WIDTH;
+    const HAS_FMA: bool = HAS_FMA;
 
     #[inline(always)]
     unsafe fn wide_splat(x: f64) -> Self::Wide {

@@ -16,6 +16,7 @@ impl Simd for Avx2 {
     type M = __m256;
     type Wide = [__m256d; 2];
     const LANES: usize = 8;
+    const HAS_FMA: bool = true;
 
     #[inline(always)]
     unsafe fn wide_splat(x: f64) -> [__m256d; 2] {
@@ -273,6 +274,7 @@ impl Simd for Avx512 {
     type M = __mmask16;
     type Wide = [__m512d; 2];
     const LANES: usize = 16;
+    const HAS_FMA: bool = true;
 
     #[inline(always)]
     unsafe fn wide_splat(x: f64) -> [__m512d; 2] {
