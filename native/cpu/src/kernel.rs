@@ -3,7 +3,7 @@
 use super::by_rows::by_rows;
 use super::element::{Element, ElementType};
 use super::simd::Level;
-use super::{arg_extreme, extreme, select_top, sort};
+use super::{arg_extreme, extreme, gather, select_top, sort};
 use super::{attention, chain, product, quantized, reduce, rope, rows, scan, scatter, slices};
 use super::{Links, Mask, Reduction, Rope, Scan, Type, View};
 use half::{bf16, f16};
@@ -40,6 +40,15 @@ pub enum Kernel {
         axes: SmallVec<[u8; 8]>,
         is_wide: bool,
     },
+    /// a, and a whole number of 64 bits for each slice of `sizes` and each of these axes. Elements are of `bytes`.
+    Gather {
+        axes: SmallVec<[u8; 8]>,
+        sizes: SmallVec<[i32; 8]>,
+        bytes: u8,
+    },
+    /// a, and whole numbers of 64 bits: for each place of the result where it is `each`, else in a row, for all places
+    /// of the other axes. Elements are of `bytes`.
+    Along { axis: u8, each: bool, bytes: u8 },
     /// a, updates, and a whole number of 64 bits for each update and each of these axes.
     ScatterAdd { axes: SmallVec<[u8; 8]> },
     /// a, updates, and a whole number of 64 bits for each of these, which says where it goes along the axis.
@@ -116,6 +125,8 @@ impl Kernel {
             Kernel::QuantizedProduct { .. } => c"quantized_matmul",
             Kernel::Update { .. } => c"slice_update_dynamic",
             Kernel::Slice { .. } => c"slice_dynamic",
+            Kernel::Gather { .. } => c"gather",
+            Kernel::Along { .. } => c"take",
             Kernel::ScatterAdd { .. } => c"scatter_add",
             Kernel::ScatterAddAlong { .. } => c"scatter_add_axis",
             Kernel::Reduce { reduction, .. } => reduction.name(),
@@ -204,6 +215,14 @@ impl Kernel {
                 select_top::run(level, of, &how, x, out)
             }
             Kernel::Sort { axis, of } => sort::sort(of, axis.into(), x, out),
+            Kernel::Gather {
+                ref axes,
+                ref sizes,
+                bytes,
+            } => gather::slices(axes, sizes, bytes.into(), inputs, out),
+            Kernel::Along { axis, each, bytes } => {
+                gather::along(axis.into(), each, bytes.into(), inputs, out)
+            }
             Kernel::Argsort { axis, of } => sort::argsort(of, axis.into(), x, out),
             _ => return false,
         }
@@ -253,7 +272,9 @@ impl Kernel {
             | Kernel::ArgExtreme { .. }
             | Kernel::TopK { .. }
             | Kernel::Sort { .. }
-            | Kernel::Argsort { .. } => {}
+            | Kernel::Argsort { .. }
+            | Kernel::Gather { .. }
+            | Kernel::Along { .. } => {}
             Kernel::Softmax => by_rows::<T>(&inputs[0], &[], out, &|x, _, to, count, scratch| {
                 rows::softmax::<T>(level, x, to, count, scratch)
             }),

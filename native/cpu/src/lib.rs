@@ -15,7 +15,7 @@
 //! | `reduce`, `scan`, `fold` | reductions and running reductions, and what both keep of numbers |
 //! | `extreme`, `arg_extreme` | the largest and the smallest, their places, and other reductions that are exact |
 //! | `sort`, `select_top`, `keys`, `lines` | sorting and the k largest, and the keys that all of these compare |
-//! | `slices`, `scatter` | slices at positions that are data, sums into an array |
+//! | `slices`, `gather`, `scatter` | slices and elements at positions that are data, sums into an array |
 //! | `simd`, `math` | vectors, and functions of them |
 //! | `pool`, `cpu_core` | the threads that share a kernel's work |
 //!
@@ -33,6 +33,7 @@ mod elementwise;
 mod extreme;
 mod few;
 mod fold;
+mod gather;
 mod gemm;
 mod kernel;
 mod keys;

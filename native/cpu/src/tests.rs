@@ -83,6 +83,16 @@ impl<T: Element> Scattered<T> {
         unsafe { View::of(&self.data[self.first], &self.shape, &self.strides) }
     }
 
+    /// The element at a place.
+    pub fn at(&self, place: &[i64]) -> T {
+        let offset: i64 = place
+            .iter()
+            .zip(&self.strides)
+            .map(|(i, step)| i * step)
+            .sum();
+        self.data[(self.first as i64 + offset) as usize]
+    }
+
     /// Every element with its place, in row-major order.
     pub fn each(&self, mut work: impl FnMut(&[usize], f64)) {
         let mut place = vec![0; self.shape.len()];

@@ -294,6 +294,39 @@ pub fn slice(
     node::new(kernel, Layout::Rows, &[a, start], shape, a, s)
 }
 
+/// The slices of `sizes` of `a` that begin at s64 `indices` of one shape, one for each of `axes`: {of that shape, then
+/// `sizes`}. A negative index counts from the end, and each is brought into the array.
+pub fn gather(
+    a: &Array,
+    indices: &[Array],
+    axes: SmallVec<[u8; 8]>,
+    sizes: &[i32],
+    s: &Stream,
+) -> Result<Array> {
+    let inputs: SmallVec<[&Array; 6]> = std::iter::once(a).chain(indices).collect();
+    let shape: SmallVec<[i32; 8]> = [inputs[1].shape(), sizes].concat().into();
+    let kernel = Kernel::Gather {
+        axes,
+        sizes: sizes.into(),
+        bytes: mlx::dtype(a).size() as u8,
+    };
+    node::typed(kernel, Layout::Rows, &inputs, &shape, mlx::dtype(a), s)
+}
+
+/// Elements of `a` along an axis at s64 indices: {n} for all places of the other axes, or, where `each`, of a's shape
+/// but for the axis.
+pub fn along(a: &Array, index: &Array, axis: usize, each: bool, s: &Stream) -> Result<Array> {
+    let mut shape: SmallVec<[i32; 8]> = a.shape().into();
+    shape[axis] = index.shape()[if each { axis } else { 0 }];
+    let dtype = mlx::dtype(a);
+    let kernel = Kernel::Along {
+        axis: axis as u8,
+        each,
+        bytes: dtype.size() as u8,
+    };
+    node::typed(kernel, Layout::Rows, &[a, index], &shape, dtype, s)
+}
+
 /// `a` with slices of `updates` {of the index arrays' shape, then of an axis for each of a's} added where s64
 /// `indices` of one shape say, one for each of `axes`. A negative index counts from the end, and what does not fit is
 /// left out.

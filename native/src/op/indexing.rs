@@ -3,7 +3,7 @@
 //! Called by [`Op::apply`] for operations of [`Class::Index`](super::Class::Index).
 
 use super::creation::int;
-use super::{check, one, shape, Inputs, Op, Outputs};
+use super::{check, elementwise, one, shape, Inputs, Op, Outputs};
 use crate::base::{Device, Dtype, Error, Result};
 use crate::cpu;
 use crate::mlx::{self, Stream, Vector};
@@ -106,22 +106,51 @@ pub fn gather(
             )));
         }
     }
+    for (index, axis) in indices.iter().zip(axes) {
+        let axis = check::axis(a, *axis)?;
+        if a.shape()[axis] == 0 && index.size() > 0 {
+            return Err(Error::invalid(format!(
+                "axis {axis} of shape {:?} is empty",
+                a.shape()
+            )));
+        }
+    }
+    let is_one_shape = indices
+        .windows(2)
+        .all(|two| two[0].shape() == two[1].shape());
+    if is_one_shape && indices.iter().all(|index| has_own(a, index, s)) && !indices.is_empty() {
+        let wide = indices.iter().map(|index| own_index(index, s));
+        let axes = axes.iter().map(|axis| *axis as u8).collect();
+        return cpu::gather(a, &wide.collect::<Result<Vec<_>>>()?, axes, slice_sizes, s);
+    }
     let within = indices
         .iter()
         .zip(axes)
         .map(|(index, axis)| {
-            let axis = check::axis(a, *axis)?;
-            let length = a.shape()[axis];
-            if length == 0 && index.size() > 0 {
-                return Err(Error::invalid(format!(
-                    "axis {axis} of shape {:?} is empty",
-                    a.shape()
-                )));
-            }
-            clamp(index, length, length - slice_sizes[axis], s)
+            let length = a.shape()[*axis as usize];
+            clamp(index, length, length - slice_sizes[*axis as usize], s)
         })
         .collect::<Result<Vec<_>>>()?;
     mlx::gather(a, &Vector::new(&within), axes, slice_sizes, s)
+}
+
+/// Whether the kernels of ours take elements of an array by an index.
+fn has_own(a: &Array, index: &Array, s: &Stream) -> bool {
+    !s.is_gpu() && cpu::are_there() && a.size() > 0 && index.size() > 0
+}
+
+/// An index as those kernels have it, which count from the end and clamp by themselves.
+fn own_index(index: &Array, s: &Stream) -> Result<Array> {
+    check_index_type(index)?;
+    let op = Op::Astype { dtype: Dtype::S64 };
+    match mlx::dtype(index) {
+        Dtype::S64 => mlx::share(index),
+        Dtype::U64 => signed_index(index, s),
+        _ => match elementwise::by_kernel(&op, &Inputs(&[Some(index)]), Device::Cpu, s)? {
+            Some(wide) => Ok(wide),
+            None => signed_index(index, s),
+        },
+    }
 }
 
 type Scatter = fn(&Array, &Vector, &Array, &[i32], &Stream) -> Result<Array>;
@@ -321,11 +350,28 @@ fn on_axis(a: &Array, index: &Array, axis: i32, s: &Stream) -> Result<(usize, Ar
 }
 
 pub fn take(a: &Array, indices: &Array, axis: i32, s: &Stream) -> Result<Array> {
+    if has_own(a, indices, s) {
+        let axis = check::axis(a, axis)?;
+        let row = mlx::reshape(&own_index(indices, s)?, &[-1], s)?;
+        let taken = cpu::along(a, &row, axis, false, s)?;
+        if indices.ndim() == 1 {
+            return Ok(taken);
+        }
+        let (before, after) = (&a.shape()[..axis], &a.shape()[axis + 1..]);
+        return mlx::reshape(&taken, &[before, indices.shape(), after].concat(), s);
+    }
     let (axis, indices) = on_axis(a, indices, axis, s)?;
     mlx::take(a, &indices, axis as i32, s)
 }
 
 pub fn take_along_axis(a: &Array, indices: &Array, axis: i32, s: &Stream) -> Result<Array> {
+    let own = check::axis(a, axis)?;
+    let mut sizes = indices.shape().iter().zip(a.shape()).enumerate();
+    let is_of_its_shape =
+        indices.ndim() == a.ndim() && sizes.all(|(i, (index, size))| i == own || index == size);
+    if is_of_its_shape && has_own(a, indices, s) {
+        return cpu::along(a, &own_index(indices, s)?, own, true, s);
+    }
     let (axis, indices) = on_axis(a, indices, axis, s)?;
     mlx::take_along_axis(a, &indices, axis as i32, s)
 }

@@ -2,7 +2,7 @@
 
 use super::polynomial;
 use crate::simd::Simd;
-use std::f32::consts::{FRAC_PI_2, PI};
+use std::f32::consts::{FRAC_PI_2, FRAC_PI_4, PI};
 
 /// π in two parts.
 const PI_LOW: f32 = -8.742_278e-8;
@@ -62,7 +62,7 @@ pub unsafe fn acos<S: Simd>(x: S::V) -> S::V {
     S::select(is_far, far, near)
 }
 
-/// Of t from 0 to 1.
+/// Of t from 0 to 1, at both ends the nearest number.
 #[inline(always)]
 unsafe fn arctangent<S: Simd>(t: S::V) -> S::V {
     let square = S::mul(t, t);
@@ -80,7 +80,12 @@ unsafe fn arctangent<S: Simd>(t: S::V) -> S::V {
             -0.001_787_547_6,
         ],
     );
-    S::fma(S::mul(t, square), p, t)
+    let is_one = S::equal(t, S::splat(1.0));
+    S::select(
+        is_one,
+        S::splat(FRAC_PI_4),
+        S::fma(S::mul(t, square), p, t),
+    )
 }
 
 #[inline(always)]
