@@ -543,8 +543,8 @@ pub unsafe fn truth(level: Level, of: Type, is_all: bool, axes: &[u8], x: &View,
     }
 }
 
-/// The sum or the product of integers or booleans, which wraps round: in 64 bits for types of 64 bits, in 32 for others.
-/// Of floats there is none.
+/// The sum or the product of integers or booleans, which wraps round: in 64 bits for types of 64 bits, in 32 for
+/// others. Of floats there is none.
 ///
 /// # Safety
 /// As of [`extreme`], with `out` of that many bits.
