@@ -171,8 +171,9 @@ const SHORTEST_ROW: usize = 16;
 const STRIP: usize = 1024;
 /// Numbers that rows of few columns are taken together to.
 const WIDE: usize = 128;
-/// Numbers of a row that are folded side by side.
-const LANES: usize = 64;
+/// The fewest numbers of a row that are folded side by side, and numbers of a row from which more are.
+const FEW_LANES: usize = 16;
+const LANES_WORTH: usize = 256;
 
 /// An axis: the elements from one of its places to the next, in the array and in the result.
 #[derive(Clone, Copy)]
@@ -340,13 +341,42 @@ fn join_all<F: Fold>(states: &mut [F::State], row: &[F::Number]) {
     }
 }
 
-/// One result, of rows where `step` is 1.
+/// Numbers beside each other, `N` side by side.
+#[inline(always)]
+fn fold_run<F: Fold, const N: usize>(numbers: &[F::Number]) -> F::State {
+    let (wide, rest) = numbers.as_chunks::<N>();
+    let (few, rest) = rest.as_chunks::<FEW_LANES>();
+    let mut lanes = [F::NONE; N];
+    for wide in wide {
+        for (lane, x) in lanes.iter_mut().zip(wide) {
+            *lane = F::join(*lane, *x);
+        }
+    }
+    for few in few {
+        for (lane, x) in lanes.iter_mut().zip(few) {
+            *lane = F::join(*lane, *x);
+        }
+    }
+    let mut state = F::NONE;
+    for x in rest {
+        state = F::join(state, *x);
+    }
+    let mut count = N;
+    while count > 1 {
+        count /= 2;
+        for i in 0..count {
+            lanes[i] = F::merge(lanes[i], lanes[i + count]);
+        }
+    }
+    F::merge(state, lanes[0])
+}
+
+/// One result.
 #[inline(always)]
 unsafe fn fold_row<F: Fold>(from: *const F::Number, reduced: &[Axis]) -> F::State {
     let Some((row, outer)) = reduced.split_last() else {
         return F::join(F::NONE, *from);
     };
-    let mut lanes = [F::NONE; LANES];
     let mut state = F::NONE;
     for number in 0..count(outer) {
         let from = from.offset(place(outer, number).0);
@@ -357,24 +387,16 @@ unsafe fn fold_row<F: Fold>(from: *const F::Number, reduced: &[Axis]) -> F::Stat
             continue;
         }
         let numbers = std::slice::from_raw_parts(from, row.size);
-        let (wide, rest) = numbers.as_chunks::<LANES>();
-        for wide in wide {
-            for (lane, x) in lanes.iter_mut().zip(wide) {
-                *lane = F::join(*lane, *x);
-            }
-        }
-        for x in rest {
-            state = F::join(state, *x);
-        }
+        // Four of the largest vectors, or fewer numbers where there is little for these to do.
+        let run = match size_of::<F::State>() {
+            _ if row.size < LANES_WORTH => fold_run::<F, FEW_LANES>(numbers),
+            1 => fold_run::<F, 256>(numbers),
+            2 => fold_run::<F, 128>(numbers),
+            _ => fold_run::<F, 64>(numbers),
+        };
+        state = F::merge(state, run);
     }
-    let mut count = LANES;
-    while count > 1 {
-        count /= 2;
-        for i in 0..count {
-            lanes[i] = F::merge(lanes[i], lanes[i + count]);
-        }
-    }
-    F::merge(state, lanes[0])
+    state
 }
 
 /// Results of columns `step` apart.
@@ -521,8 +543,8 @@ pub unsafe fn truth(level: Level, of: Type, is_all: bool, axes: &[u8], x: &View,
     }
 }
 
-/// The sum or the product of integers or booleans, which wraps round: in 64 bits for types of 64 bits, in 32 for others.
-/// Of floats there is none.
+/// The sum or the product of integers or booleans, which wraps round: in 64 bits for types of 64 bits, in 32 for
+/// others. Of floats there is none.
 ///
 /// # Safety
 /// As of [`extreme`], with `out` of that many bits.

@@ -147,8 +147,8 @@ impl Kernel {
         }
     }
 
-    /// Computes `out` from `inputs`, whose numbers are of type `element` or, where the kernel has one, of its own, on the calling thread and on the pool's.
-    /// Panics where a part of the work does.
+    /// Computes `out` from `inputs`, whose numbers are of type `element` or, where the kernel names one, of its own, on
+    /// the calling thread and on the pool's. Panics where a part of the work does.
     ///
     /// # Safety
     /// The views are of live arrays, as many and of the shapes and types that the kernel names. Those of `inputs` do

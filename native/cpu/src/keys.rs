@@ -181,25 +181,41 @@ macro_rules! floats {
 
 floats!(f16 => u16, i16; bf16 => u16, i16; f32 => u32, i32; f64 => u64, i64);
 
-/// The largest key of a row, in vectors.
 #[inline(always)]
-pub fn largest<T: Copy, K: Key>(row: &[T], key: impl Fn(T) -> K) -> K {
-    const LANES: usize = 64;
-    let (wide, rest) = row.as_chunks::<LANES>();
-    let mut largest = rest.iter().fold(K::MIN, |largest, x| largest.max(key(*x)));
-    if wide.is_empty() {
-        return largest;
-    }
-    let mut lanes = [K::MIN; LANES];
+fn largest_of_lanes<T: Copy, K: Key, const N: usize>(row: &[T], key: impl Fn(T) -> K) -> K {
+    const FEW: usize = 16;
+    let (wide, rest) = row.as_chunks::<N>();
+    let (few, rest) = rest.as_chunks::<FEW>();
+    let mut lanes = [K::MIN; N];
     for wide in wide {
         for (lane, x) in lanes.iter_mut().zip(wide) {
             *lane = (*lane).max(key(*x));
         }
     }
+    for few in few {
+        for (lane, x) in lanes.iter_mut().zip(few) {
+            *lane = (*lane).max(key(*x));
+        }
+    }
+    let mut largest = K::MIN;
+    for x in rest {
+        largest = largest.max(key(*x));
+    }
     for lane in lanes {
         largest = largest.max(lane);
     }
     largest
+}
+
+/// The largest key of a row, in vectors: four of the largest where there is enough for them to do.
+#[inline(always)]
+pub fn largest<T: Copy, K: Key>(row: &[T], key: impl Fn(T) -> K) -> K {
+    match K::BITS {
+        _ if row.len() < 256 => largest_of_lanes::<T, K, 16>(row, key),
+        8 => largest_of_lanes::<T, K, 256>(row, key),
+        16 => largest_of_lanes::<T, K, 128>(row, key),
+        _ => largest_of_lanes::<T, K, 64>(row, key),
+    }
 }
 
 /// `$work` with `$T` as the type of Rust that numbers of `$of` are. Booleans are bytes.

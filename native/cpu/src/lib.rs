@@ -2,8 +2,8 @@
 //! BEAM. The NIF runs them as nodes of MLX's graph (`native/src/cpu`).
 //!
 //! A [`Kernel`] says what is computed and names its inputs. [`Kernel::run`] computes it on [`View`]s: pointers with a
-//! shape and strides, of numbers of one [`ElementType`], or of the [`Type`] that the kernel names. The result's view has its memory already. Inputs may be
-//! strided in any way; which shapes fit is the caller's to check.
+//! shape and strides, of numbers of one [`ElementType`], or of the [`Type`] that the kernel names. The result's view
+//! has its memory already. Inputs may be strided in any way; which shapes fit is the caller's to check.
 //!
 //! | modules | what they have |
 //! |---|---|

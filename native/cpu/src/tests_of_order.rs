@@ -502,5 +502,6 @@ fn times_of_order() {
     );
     all::<f32>();
     all::<bf16>();
+    all::<u8>();
     all::<i32>();
 }

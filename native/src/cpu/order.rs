@@ -124,3 +124,129 @@ pub fn top(x: &Array, k: i32, axis: usize, is_place: bool, s: &Stream) -> Result
     };
     node::typed(kernel, Layout::Rows, &[x], &shape, dtype, s)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Numbers of every type, some of them equal, in rows and turned; NaN among floats where asked for.
+    fn arrays(s: &Stream, nan: bool) -> Vec<Array> {
+        let shape = [6, 7, 5];
+        let numbers = (0..6 * 7 * 5u32).map(|i| i.wrapping_mul(2_654_435_761) >> 26);
+        let bytes: Vec<u8> = numbers.flat_map(u32::to_ne_bytes).collect();
+        let mut arrays = Vec::new();
+        for dtype in Dtype::all().filter(|dtype| *dtype != Dtype::C64) {
+            let whole = mlx::from_bytes(&bytes, &shape, Dtype::U32).expect("numbers");
+            let mut x = mlx::astype(&whole, dtype, s).expect("a cast");
+            if nan && dtype.is_float() {
+                let root = mlx::sqrt(&mlx::subtract(&x, &of(5.0, &x, s), s).expect("less"), s);
+                x = root.expect("a root");
+            } else if dtype.is_float() || dtype.is_signed_integer() {
+                x = mlx::subtract(&x, &of(30.0, &x, s), s).expect("less");
+            }
+            arrays.push(mlx::transpose(&x, &[2, 0, 1], s).expect("turned"));
+            arrays.push(x);
+        }
+        arrays
+    }
+
+    fn of(number: f64, like: &Array, s: &Stream) -> Array {
+        let bytes = (number as f32).to_ne_bytes();
+        let number = mlx::from_bytes(&bytes, &[], Dtype::F32).expect("a number");
+        mlx::astype(&number, mlx::dtype(like), s).expect("a cast")
+    }
+
+    fn same(ours: Result<Array>, mlx: Result<Array>, x: &Array, what: &str, s: &Stream) {
+        let (ours, mlx) = (ours.expect(what), mlx.expect(what));
+        let case = format!("{what} of {} {:?}", mlx::dtype(x).name(), x.shape());
+        assert_eq!(mlx::dtype(&ours), mlx::dtype(&mlx), "{case}");
+        assert_eq!(ours.shape(), mlx.shape(), "{case}");
+        let equal = mlx::array_equal(&ours, &mlx, true, s).expect("compared");
+        mlx::async_eval(&[&equal], &mlx::graph_lock()).expect("submitted");
+        s.synchronize().expect("computed");
+        // SAFETY: computed.
+        assert_eq!(
+            unsafe { mlx::bytes(&equal) }.expect("in rows"),
+            [1],
+            "{case}"
+        );
+    }
+
+    #[test]
+    fn kernels_of_ours_say_what_those_of_mlx_say() {
+        mlx::init();
+        let s = Device::Cpu.stream().expect("the CPU is there");
+        for x in arrays(s, true).iter().chain(&arrays(s, false)) {
+            for (axes, keep) in [
+                (&[0][..], false),
+                (&[1, 2], true),
+                (&[0, 1, 2], false),
+                (&[1], true),
+            ] {
+                let same = |ours, mlx, what| same(ours, mlx, x, what, s);
+                same(
+                    extreme(true, x, axes, keep, s),
+                    mlx::max(x, axes, keep, s),
+                    "max",
+                );
+                same(
+                    extreme(false, x, axes, keep, s),
+                    mlx::min(x, axes, keep, s),
+                    "min",
+                );
+                same(
+                    truth(true, x, axes, keep, s),
+                    mlx::all(x, axes, keep, s),
+                    "all",
+                );
+                same(
+                    truth(false, x, axes, keep, s),
+                    mlx::any(x, axes, keep, s),
+                    "any",
+                );
+                if mlx::dtype(x).is_float() {
+                    continue;
+                }
+                let sum = mlx::sum(x, axes, keep, s).expect("a sum");
+                let dtype = mlx::dtype(&sum);
+                assert!(totals(x, dtype));
+                same(total(false, x, axes, keep, dtype, s), Ok(sum), "sum");
+                let product = mlx::prod(x, axes, keep, s).expect("a product");
+                let dtype = mlx::dtype(&product);
+                assert!(totals(x, dtype));
+                same(total(true, x, axes, keep, dtype, s), Ok(product), "product");
+            }
+            for axis in 0..3usize {
+                let same = |ours, mlx, what| same(ours, mlx, x, what, s);
+                same(sort(x, axis, s), mlx::sort(x, axis as i32, s), "sort");
+                same(
+                    argsort(x, axis, s),
+                    mlx::argsort(x, axis as i32, s),
+                    "argsort",
+                );
+                let top = top(x, 3, axis, false, s).expect("the largest");
+                let mlx = mlx::topk(x, 3, axis as i32, s).expect("the largest");
+                same(
+                    mlx::sort(&top, axis as i32, s),
+                    mlx::sort(&mlx, axis as i32, s),
+                    "top",
+                );
+            }
+        }
+        for x in arrays(s, false) {
+            for axis in 0..3 {
+                let same = |ours, mlx, what| same(ours, mlx, &x, what, s);
+                let ours = |is_max| arg_extreme(is_max, &x, axis, axis == 1, true, s);
+                same(ours(true), mlx::argmax(&x, axis, axis == 1, s), "argmax");
+                same(ours(false), mlx::argmin(&x, axis, axis == 1, s), "argmin");
+                let at = top(&x, 4, axis as usize, true, s).expect("places");
+                let values = mlx::take_along_axis(&x, &at, axis, s);
+                same(
+                    top(&x, 4, axis as usize, false, s),
+                    values,
+                    "places of the top",
+                );
+            }
+        }
+    }
+}

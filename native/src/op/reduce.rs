@@ -1,6 +1,6 @@
-//! Reductions. They are kernels of ours on the CPU (native/cpu). Where these are not, those that add up are composed of
-//! MLX's in blocks (blocks.rs), since MLX's CPU kernels keep one running total. 16-bit floats are added up in f32 at least, on
-//! every device. Called by [`Op::apply`] for operations of [`Class::Reduction`](super::Class::Reduction).
+//! Reductions. They are kernels of ours on the CPU (native/cpu). Where these are not, those that add up are composed
+//! of MLX's in blocks (blocks.rs), since MLX's CPU kernels keep one running total. 16-bit floats are added up in f32 at
+//! least, on every device. Called by [`Op::apply`] for operations of [`Class::Reduction`](super::Class::Reduction).
 
 use super::creation::{constant, float};
 use super::{arg_reduce, blocks, cast, double, gpu, one, shape, Inputs, Number, Op, Outputs};
