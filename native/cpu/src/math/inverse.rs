@@ -81,11 +81,7 @@ unsafe fn arctangent<S: Simd>(t: S::V) -> S::V {
         ],
     );
     let is_one = S::equal(t, S::splat(1.0));
-    S::select(
-        is_one,
-        S::splat(FRAC_PI_4),
-        S::fma(S::mul(t, square), p, t),
-    )
+    S::select(is_one, S::splat(FRAC_PI_4), S::fma(S::mul(t, square), p, t))
 }
 
 #[inline(always)]
