@@ -497,15 +497,23 @@ defmodule EMLX.Backend do
 
   defp unary(op, tensor, %T{type: type}), do: Ops.run(op, [operand(tensor, type)])
 
+  @below_half %{
+    f16: 0.5 - 1 / 4096,
+    bf16: 0.5 - 1 / 512,
+    f32: 0.5 - 1 / 33_554_432,
+    f64: 0.5 - 1 / 18_014_398_509_481_984
+  }
+
   @impl true
   def round(out, tensor) do
-    # Rounds half away from zero. The fraction is exact, while adding 0.5 could round up a number just below a half.
+    # Rounds half away from zero. Together with the largest number below 0.5, a half reaches the next integer by the
+    # rounding of the sum, and a number just below a half does not.
     array = to_array(tensor)
-    whole = Ops.run(:trunc, [array])
-    fraction = Ops.run(:abs, [Ops.run(:subtract, [array, whole])])
-    half = Type.scalar(0.5, tensor.type)
-    away = Ops.run(:add, [whole, Ops.run(:sign, [array])])
-    elementwise(Ops.run(:where, [Ops.run(:greater_equal, [fraction, half]), away, whole]), out)
+    dtype = Type.dtype(tensor.type)
+    below_half = Map.fetch!(@below_half, dtype)
+    [zero, up, down] = for number <- [0.0, below_half, -below_half], do: Type.constant(number, dtype, [])
+    toward = Ops.run(:where, [Ops.run(:less, [array, zero]), down, up])
+    elementwise(Ops.run(:trunc, [Ops.run(:add, [array, toward])]), out)
   end
 
   @impl true

@@ -28,19 +28,20 @@ struct Builder<'a> {
 
 impl Builder<'_> {
     fn operation(&mut self, op: &Op) -> Option<()> {
-        if let Some(unary) = op.unary() {
-            return self.unary(unary);
-        }
-        if let Some(binary) = op.binary() {
-            return self.binary(binary);
+        // Another number of inputs is an error, which the file of the operation's class returns.
+        let count = self.given.len();
+        match (op.unary(), op.binary()) {
+            (Some(unary), _) if count == 1 => return self.unary(unary),
+            (_, Some(binary)) if count == 2 => return self.binary(binary),
+            _ => {}
         }
         match op {
-            Op::Astype { dtype } => {
+            Op::Astype { dtype } if count == 1 => {
                 let to = cpu::type_of(*dtype)?;
                 let from = cpu::type_of(self.dtype(0)?)?;
                 self.push(Action::Cast, from, to, &[Operand::Input(0)])
             }
-            Op::Where => {
+            Op::Where if count == 3 => {
                 let both = self.promoted(1, 2)?;
                 let operands = [
                     self.operand(0, Type::Bool)?,
@@ -49,7 +50,7 @@ impl Builder<'_> {
                 ];
                 self.push(Action::Select, both, both, &operands)
             }
-            Op::Clip => self.clip(),
+            Op::Clip if count == 3 => self.clip(),
             _ => None,
         }
     }
