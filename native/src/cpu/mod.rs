@@ -14,7 +14,6 @@ pub use emlx_cpu::{
 };
 use mlx_rs::Array;
 use node::Layout;
-pub use node::SMALL;
 pub use order::{arg_extreme, argsort, extreme, orders, sort, top, total, totals, truth};
 use smallvec::SmallVec;
 
@@ -159,6 +158,16 @@ pub fn chain(
         dtype,
         s,
     )
+}
+
+/// The same where it is small and the inputs are computed, by the caller; else None.
+pub fn chain_at_once(
+    links: Links,
+    inputs: &[&Array],
+    shape: &[i32],
+    dtype: Dtype,
+) -> Result<Option<Array>> {
+    node::at_once(Kernel::Chain(links), inputs, shape, dtype)
 }
 
 /// Over the last axis, which is not empty.

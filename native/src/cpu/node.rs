@@ -34,7 +34,7 @@ impl TryFrom<Dtype> for Type {
 
 /// Elements of an array, and steps of a product, up to which a kernel whose inputs are computed runs on the calling
 /// thread: its node would take longer.
-pub const SMALL: usize = 4096;
+const SMALL: usize = 4096;
 
 fn is_small(kernel: &Kernel, inputs: &[&Array], shape: &[i32]) -> bool {
     let size: usize = shape.iter().map(|size| *size as usize).product();
@@ -52,6 +52,39 @@ fn is_small(kernel: &Kernel, inputs: &[&Array], shape: &[i32]) -> bool {
 struct Owned {
     kernel: Kernel,
     element: ElementType,
+}
+
+impl Owned {
+    /// Computes a small kernel whose inputs are computed on the calling thread. Else None.
+    fn at_once(&self, inputs: &[&Array], shape: &[i32], dtype: Dtype) -> Result<Option<Array>> {
+        if !is_small(&self.kernel, inputs, shape) || !mlx::has_tasks() {
+            return Ok(None);
+        }
+        let functions = functions(self, self.kernel.name().as_ptr());
+        mlx::kernel_now(&functions, inputs, shape, dtype)
+    }
+}
+
+/// What MLX's node does with a kernel.
+fn functions(kernel: *const Owned, name: *const c_char) -> Functions {
+    Functions {
+        kernel: kernel.cast(),
+        name,
+        run,
+        equal,
+        drop: drop_kernel,
+    }
+}
+
+/// A small kernel that has its types itself and whose inputs are computed, computed on the calling thread. Else None.
+pub fn at_once(
+    kernel: Kernel,
+    inputs: &[&Array],
+    shape: &[i32],
+    dtype: Dtype,
+) -> Result<Option<Array>> {
+    let element = ElementType::F32;
+    Owned { kernel, element }.at_once(inputs, shape, dtype)
 }
 
 unsafe extern "C" fn run(
@@ -146,20 +179,11 @@ fn node(
     element: ElementType,
     s: &Stream,
 ) -> Result<Array> {
-    let name = kernel.name().as_ptr();
-    let functions = |kernel: *const Owned| Functions {
-        kernel: kernel.cast(),
-        name,
-        run,
-        equal,
-        drop: drop_kernel,
-    };
     let owned = Owned { kernel, element };
-    if is_small(&owned.kernel, inputs, shape) && mlx::has_tasks() {
-        if let Some(array) = mlx::kernel_now(&functions(&owned), inputs, shape, dtype)? {
-            return Ok(array);
-        }
+    if let Some(array) = owned.at_once(inputs, shape, dtype)? {
+        return Ok(array);
     }
-    let functions = functions(Box::into_raw(Box::new(owned)));
+    let name = owned.kernel.name().as_ptr();
+    let functions = functions(Box::into_raw(Box::new(owned)), name);
     mlx::kernel_node(functions, layout as i32, inputs, shape, dtype, s)
 }

@@ -257,10 +257,9 @@ pub fn by_kernel(op: &Op, inputs: &Inputs, device: Device, s: &Stream) -> Result
         .all(|array| cpu::goes_into(array.shape(), &shape));
     let casts = links.iter().filter(|link| link.action == Action::Cast);
     let is_worth = size >= cpu::WORTH_SHARING as i64
-        || size <= cpu::SMALL as i64
         || !links.iter().all(is_simple)
         || links.len() > casts.count() + 1;
-    if size == 0 || !fits || !is_worth {
+    if size == 0 || !fits {
         return Ok(None);
     }
     let Some(dtype) = links.last().map(|link| cpu::dtype_of(link.to)) else {
@@ -268,5 +267,9 @@ pub fn by_kernel(op: &Op, inputs: &Inputs, device: Device, s: &Stream) -> Result
     };
     // An input that is left out has no number.
     let links = cpu::renumbered(links, |input| given[..input].iter().flatten().count());
-    cpu::chain(links, &arrays, &shape, dtype, s).map(Some)
+    match is_worth {
+        true => cpu::chain(links, &arrays, &shape, dtype, s).map(Some),
+        // As a node, MLX's own does as well, and is one that MLX compiles with others.
+        false => cpu::chain_at_once(links, &arrays, &shape, dtype),
+    }
 }
