@@ -2,13 +2,12 @@
 //! whether all or any are other than zero, and sums and products of integers. The array is read once, wherever its
 //! elements lie.
 
+use super::axes::{count, in_order, place, Axes, Axis};
 use super::keys::with_type;
 use super::pool::{self, Shared, PART, WORTH_SHARING};
 use super::simd::{dispatch, Level, Simd};
 use super::{Type, View};
 use half::{bf16, f16};
-use smallvec::SmallVec;
-use std::cmp::Reverse;
 use std::marker::PhantomData;
 
 /// What becomes of numbers. The order is of no account.
@@ -174,51 +173,6 @@ const WIDE: usize = 128;
 /// The fewest numbers of a row that are folded side by side, and numbers of a row from which more are.
 const FEW_LANES: usize = 16;
 const LANES_WORTH: usize = 256;
-
-/// An axis: the elements from one of its places to the next, in the array and in the result.
-#[derive(Clone, Copy)]
-struct Axis {
-    size: usize,
-    step: isize,
-    to: isize,
-}
-
-type Axes = SmallVec<[Axis; 4]>;
-
-/// The axes from the longest step to the shortest, those that go on as one joined.
-fn in_order(mut axes: Axes) -> Axes {
-    axes.sort_by_key(|axis| {
-        let step = axis.step.unsigned_abs();
-        Reverse(if step == 0 { usize::MAX } else { step })
-    });
-    let mut joined = Axes::new();
-    for axis in axes {
-        let size = axis.size as isize;
-        match joined.last_mut() {
-            Some(last) if last.step == axis.step * size && last.to == axis.to * size => {
-                last.size *= axis.size;
-                (last.step, last.to) = (axis.step, axis.to);
-            }
-            _ => joined.push(axis),
-        }
-    }
-    joined
-}
-
-fn count(axes: &[Axis]) -> usize {
-    axes.iter().map(|axis| axis.size).product()
-}
-
-fn place(axes: &[Axis], mut number: usize) -> (isize, isize) {
-    let (mut from, mut to) = (0, 0);
-    for axis in axes.iter().rev() {
-        let at = (number % axis.size) as isize;
-        from += at * axis.step;
-        to += at * axis.to;
-        number /= axis.size;
-    }
-    (from, to)
-}
 
 /// How the work is done: a unit is what becomes one result, or a strip of columns, each of which becomes a result. A
 /// unit is folded in pieces where there are few units.

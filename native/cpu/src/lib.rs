@@ -12,7 +12,7 @@
 //! | `chain` | such actions, one after another |
 //! | `by_rows`, `rows`, `rope` | softmax, norms and rotary embeddings, by rows |
 //! | `product`, `gemm`, `few`, `quantized`, `attention` | matrix products, skinny ones, those of quantized weights, attention |
-//! | `reduce`, `scan`, `fold` | reductions and running reductions, and what both keep of numbers |
+//! | `axes`, `reduce`, `scan`, `fold` | reductions and running reductions, and what both keep of numbers |
 //! | `extreme`, `arg_extreme` | the largest and the smallest, their places, and other reductions that are exact |
 //! | `sort`, `select_top`, `keys`, `lines` | sorting and the k largest, and the keys that all of these compare |
 //! | `slices`, `gather`, `scatter` | slices and elements at positions that are data, sums into an array |
@@ -24,6 +24,7 @@
 
 mod arg_extreme;
 mod attention;
+mod axes;
 mod binary;
 mod by_rows;
 mod chain;

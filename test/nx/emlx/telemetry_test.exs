@@ -61,10 +61,15 @@ defmodule EMLX.NxTelemetryTest do
   @tag skip: System.get_env("EMLX_TEST_DEVICE") == "gpu" && "small arrays are computed on the spot on the CPU"
   test "reading a small result of the CPU is no evaluation, because it is computed already" do
     x = Nx.tensor(1.0)
-    sum = Enum.reduce(1..100, x, fn _, sum -> Nx.add(sum, x) end)
-    {101.0, events} = record(fn -> Nx.to_number(sum) end)
+
+    read = fn ->
+      sum = Enum.reduce(1..100, x, fn _, sum -> Nx.add(sum, x) end)
+      {101.0, events} = record(fn -> Nx.to_number(sum) end)
+      Enum.uniq(for {[name | _], _, _} <- events, do: name)
+    end
+
     # While another thread has the graph, a result stays a node.
-    assert Enum.uniq(for {[name | _], _, _} <- events, do: name) in [[:to_binary], [:to_binary, :eval]]
+    assert Enum.any?(1..20, fn _ -> read.() == [:to_binary] end)
   end
 
   test "each read of a tensor is reported with its shape, its type and the bytes that were read" do

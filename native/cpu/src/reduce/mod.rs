@@ -1,6 +1,7 @@
 //! Reductions over any axes of an array that lies in any way: the array is read once and no other is made. Threads
 //! share both the results and the numbers of each; fold.rs says what becomes of the numbers.
 
+use super::axes::{count, in_order, place, Axes, Axis};
 use super::element::Element;
 use super::fold::{Fold, LogSum, Product, Spread, Sum, Tile, BLOCK, GROUP};
 use super::pool::{self, Shared};
@@ -9,7 +10,6 @@ use super::simd::dispatch;
 use super::simd::{load_part, Level, Simd};
 use super::View;
 use smallvec::SmallVec;
-use std::cmp::Reverse;
 use std::ffi::CStr;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -51,54 +51,6 @@ const LONG_ROW: usize = 64;
 const SHORT_ROW: usize = 16;
 /// The most columns of a strip.
 const MOST_COLUMNS: usize = 512;
-
-/// An axis: the elements from one of its places to the next, in the array and in the result.
-#[derive(Clone, Copy)]
-struct Axis {
-    size: usize,
-    step: isize,
-    to: isize,
-}
-
-type Axes = SmallVec<[Axis; 4]>;
-
-/// The axes from the longest step to the shortest, those that go on as one joined. Steps of 0 stand first.
-fn in_order(mut axes: Axes) -> Axes {
-    axes.sort_by_key(|axis| {
-        let step = axis.step.unsigned_abs();
-        Reverse(if step == 0 { usize::MAX } else { step })
-    });
-    let mut joined = Axes::new();
-    for axis in axes {
-        let size = axis.size as isize;
-        match joined.last_mut() {
-            Some(last) if last.step == axis.step * size && last.to == axis.to * size => {
-                *last = Axis {
-                    size: last.size * axis.size,
-                    ..axis
-                };
-            }
-            _ => joined.push(axis),
-        }
-    }
-    joined
-}
-
-fn count(axes: &[Axis]) -> usize {
-    axes.iter().map(|axis| axis.size).product()
-}
-
-/// Where a place in row-major order of the axes lies, in the array and in the result.
-fn place(axes: &[Axis], mut number: usize) -> (isize, isize) {
-    let (mut from, mut to) = (0, 0);
-    for axis in axes.iter().rev() {
-        let at = (number % axis.size) as isize;
-        from += at * axis.step;
-        to += at * axis.to;
-        number /= axis.size;
-    }
-    (from, to)
-}
 
 /// How the work is done: what becomes one result is a unit of a single row, or a unit is a strip of columns beside
 /// each other, each of which becomes a result. A unit is folded piece by piece.
