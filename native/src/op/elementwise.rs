@@ -135,6 +135,8 @@ impl Builder<'_> {
             other => other,
         };
         match division(op) {
+            // Refused where it is built.
+            Some(Division::Quotient) if both == Type::Bool => return None,
             Some(division) if counted.is_integer() => {
                 return self.two(Action::Division(division), counted, counted)
             }

@@ -3,12 +3,12 @@
 
 use super::creation::int;
 use super::{check, one, shape, Inputs, Op, Outputs, PadMode};
-use crate::base::{Dtype, Error, Result};
-use crate::mlx::{self, Stream};
+use crate::base::{Device, Dtype, Error, Result};
+use crate::mlx::{self, FftNorm, Stream};
 use mlx_rs::Array;
 
 /// Builds an operation of the class.
-pub fn apply(op: &Op, inputs: &Inputs, s: &Stream) -> Result<Outputs> {
+pub fn apply(op: &Op, inputs: &Inputs, device: Device, s: &Stream) -> Result<Outputs> {
     let is_half = matches!(op, Op::Irfft { .. });
     match op {
         Op::HadamardTransform { scale } => inputs.unary(s, |a, s| hadamard_transform(a, *scale, s)),
@@ -21,9 +21,12 @@ pub fn apply(op: &Op, inputs: &Inputs, s: &Stream) -> Result<Outputs> {
         Op::Rfft { sizes, axes, norm } => transform(inputs, sizes, axes, is_half, s, |a, axes| {
             mlx::rfft(a, sizes, axes, *norm, s)
         }),
-        Op::Irfft { sizes, axes, norm } => transform(inputs, sizes, axes, is_half, s, |a, axes| {
-            mlx::irfft(a, sizes, axes, *norm, s)
-        }),
+        Op::Irfft { sizes, axes, norm } => {
+            transform(inputs, sizes, axes, is_half, s, |a, axes| match device {
+                Device::Cpu => mlx::irfft(a, sizes, axes, *norm, s),
+                Device::Gpu => irfft_of_half(a, sizes, axes, *norm, s),
+            })
+        }
         Op::Fftshift { axes } => inputs.unary(s, |a, s| shift_spectrum(a, axes, mlx::fftshift, s)),
         Op::Ifftshift { axes } => {
             inputs.unary(s, |a, s| shift_spectrum(a, axes, mlx::ifftshift, s))
@@ -56,6 +59,38 @@ pub fn hadamard_transform(a: &Array, scale: Option<f32>, s: &Stream) -> Result<A
         )));
     }
     mlx::hadamard_transform(a, scale, s)
+}
+
+/// The real signal of half a spectrum. The first frequency, and of an even size the last, are real in the spectrum of
+/// a real signal, and their imaginary parts count for nothing. cuFFT takes them to be zero, and at some sizes computes
+/// with them.
+fn irfft_of_half(
+    a: &Array,
+    sizes: &[i32],
+    axes: &[i32],
+    norm: FftNorm,
+    s: &Stream,
+) -> Result<Array> {
+    let (Some((size, others)), Some((axis, other_axes))) = (sizes.split_last(), axes.split_last())
+    else {
+        return mlx::irfft(a, sizes, axes, norm, s);
+    };
+    let a = match others.is_empty() {
+        true => mlx::share(a)?,
+        false => mlx::ifft(a, others, other_axes, norm, s)?,
+    };
+    let count = a.shape()[*axis as usize];
+    let places = mlx::arange(0.0, f64::from(count), 1.0, Dtype::S32, s)?;
+    let mut is_real = mlx::equal(&places, &int(0, Dtype::S32)?, s)?;
+    if size % 2 == 0 {
+        let last = mlx::equal(&places, &int((count - 1).into(), Dtype::S32)?, s)?;
+        is_real = mlx::logical_or(&is_real, &last, s)?;
+    }
+    let mut shape = vec![1; a.ndim()];
+    shape[*axis as usize] = count;
+    let is_real = mlx::reshape(&is_real, &shape, s)?;
+    let a = mlx::where_(&is_real, &mlx::real(&a, s)?, &a, s)?;
+    mlx::irfft(&a, &[*size], &[*axis], norm, s)
 }
 
 /// Sizes and axes of a Fourier transform that MLX can pad to.

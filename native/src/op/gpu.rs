@@ -480,3 +480,12 @@ pub fn of_rows(
     }
     mlx::squeeze(&product(&mlx::expand_dims(x, &[0], s)?)?, &[0], s)
 }
+
+/// Whether CUDA's kernel for products with quantized matrices does not start: of f32 in groups of 128 (mode affine
+/// alone has them) a block of more than 32 rows asks for more shared memory than it may have.
+pub fn is_too_large(x: &Array, scales: &Array, group: Option<i32>, device: Device) -> bool {
+    let rows = x.shape().iter().rev().nth(1).map_or(1, |rows| *rows);
+    let is_single = [x, scales].iter().any(|a| mlx::dtype(a) == Dtype::F32);
+    let is_cuda = device == Device::Gpu && !cfg!(target_os = "macos");
+    is_cuda && group == Some(128) && is_single && rows > 32
+}

@@ -154,7 +154,7 @@ impl Op {
             Class::Index => indexing::apply(self, inputs, device, s),
             Class::Product => matmul::apply(self, inputs, device, s),
             Class::Window => window::apply(self, inputs, device, s),
-            Class::Spectrum => fft::apply(self, inputs, s),
+            Class::Spectrum => fft::apply(self, inputs, device, s),
             Class::LinearAlgebra => linalg::apply(self, inputs, s),
             Class::Random => random::apply(self, inputs, s),
             Class::Creation => creation::apply(self, inputs, device, s),

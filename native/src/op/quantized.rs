@@ -63,6 +63,10 @@ pub fn apply(
                 }
             }
             gpu::of_rows(x, device, s, |x| {
+                if gpu::is_too_large(x, scales, *group_size, device) {
+                    let w = whole(w, scales, biases, *group_size, *bits, *transpose, s)?;
+                    return mlx::matmul(x, &w, s);
+                }
                 quantized_in_single(x, scales, biases, device, s, |x, scales, biases| {
                     mlx::quantized_matmul(
                         x,
@@ -111,6 +115,11 @@ pub fn apply(
             let ([x, w, scales], [biases, lhs, rhs]) = inputs.with_optional()?;
             check::packing(*group_size, *bits)?;
             let (lhs, rhs) = matmul::matrix_indices(x, w, lhs, rhs, s)?;
+            if gpu::is_too_large(x, scales, *group_size, device) {
+                let w = whole(w, scales, biases, *group_size, *bits, *transpose, s)?;
+                let (lhs, rhs) = (lhs.as_ref(), rhs.as_ref());
+                return mlx::gather_mm(x, &w, lhs, rhs, *sorted, s).map(one);
+            }
             quantized_in_single(x, scales, biases, device, s, |x, scales, biases| {
                 mlx::gather_qmm(
                     x,
@@ -180,6 +189,27 @@ pub fn quantized_product(
         mlx::reshape(&product, &shape, s)
     };
     Some(build())
+}
+
+/// Matrices in mode affine as f32, with their last two axes exchanged where `transpose`.
+fn whole(
+    w: &Array,
+    scales: &Array,
+    biases: Option<&Array>,
+    group: Option<i32>,
+    bits: Option<i32>,
+    transpose: bool,
+    s: &Stream,
+) -> Result<Array> {
+    let dtype = Some(Dtype::F32);
+    let w = mlx::dequantize(w, scales, biases, group, bits, "affine", None, dtype, s)?;
+    if !transpose {
+        return Ok(w);
+    }
+    let mut axes: Vec<i32> = (0..w.ndim() as i32).collect();
+    let last = axes.len() - 1;
+    axes.swap(last - 1, last);
+    mlx::transpose(&w, &axes, s)
 }
 
 /// A product with a quantized matrix, in f32 for 16-bit floats on the CPU as in [`cast::in_single`].

@@ -4,7 +4,7 @@
 defmodule EMLX.LargeArraysTest do
   use ExUnit.Case, async: true
 
-  alias EMLX.{Array, Golden, Kernels, Ops, Program}
+  alias EMLX.{Array, Golden, Kernels, Ops, Program, Tolerance}
 
   @gpu System.get_env("EMLX_TEST_DEVICE") == "gpu"
 
@@ -121,6 +121,38 @@ defmodule EMLX.LargeArraysTest do
           assert Array.to_list(Golden.run(scan.(false), [one])) == [[none]]
         end
       end
+    end
+  end
+
+  test "the imaginary parts of the first and last of half a spectrum count for nothing, at any size and in two axes" do
+    for n <- [16, 1_000, 16_384, 65_536], rows <- [[], [3], [2, 4]] do
+      count = div(n, 2) + 1
+      numbers = iota(rows ++ [count], :f32)
+      parts = Enum.map([0.37, 0.73], &Ops.sin(Ops.multiply(numbers, scalar(&1, :f32))))
+      [re, im] = Enum.map(parts, &Ops.astype(&1, :c64))
+      unit = Array.scalar({0.0, 1.0}, :c64, device: device())
+      column = iota([count], :s32)
+      inner = Ops.logical_and(Ops.greater(column, 0), Ops.less(column, count - 1))
+      half = Ops.add(re, Ops.multiply(unit, im))
+      real_ends = Ops.add(re, Ops.where(inner, Ops.multiply(unit, im), scalar(0, :c64)))
+      have = Ops.irfft(half, [n], [-1])
+      want = Ops.irfft(real_ends, [n], [-1])
+      {allowed, _} = Tolerance.scaled(:summed, :f32, 0.1 / :math.sqrt(n))
+      assert Array.to_list(Ops.max(Ops.abs(Ops.subtract(have, want)))) <= allowed
+    end
+  end
+
+  test "f32 products with quantized matrices in groups of 128 are those of the matrix, by any number of rows" do
+    w = Ops.multiply(Ops.sin(iota([7, 1024], :f32)), scalar(0.25, :f32))
+
+    for bits <- [2, 4, 6, 8], rows <- [1, 9, 32, 33, 65, 200] do
+      [words, scales, biases] = Kernels.quantize(w, group_size: 128, bits: bits)
+      x = Ops.cos(iota([rows, 1024], :f32))
+      have = Kernels.quantized_matmul(x, words, scales, biases, group_size: 128, bits: bits)
+      whole = Kernels.dequantize(words, scales, biases, group_size: 128, bits: bits)
+      want = Ops.matmul(x, Ops.transpose(whole, [1, 0]))
+      {allowed, _} = Tolerance.scaled(:quantized, :f32, 4)
+      assert Array.to_list(Ops.max(Ops.abs(Ops.subtract(have, want)))) < allowed
     end
   end
 
