@@ -377,8 +377,8 @@ extern "C" int emlx_kernel_now(
     arrays.reserve(count);
     for (size_t i = 0; i < count; ++i) {
       arrays.push_back(*static_cast<const core::array*>(inputs[i].ctx));
-      // `is_available` would ask the stream for its failure, which it tells once.
-      if (arrays.back().status() != core::array::Status::available) {
+      // A failure stays with the stream and with the outcomes of the array; see `Shared::finish`.
+      if (!arrays.back().is_available()) {
         return 2;
       }
     }
@@ -413,7 +413,7 @@ bool is_view(const core::array& a) {
 }
 
 bool look(core::array& a, int depth) {
-  if (a.status() == core::array::Status::available) {
+  if (a.is_available()) {
     return true;
   }
   if (a.status() != core::array::Status::unscheduled || depth == 0 || a.is_tracer()) {
