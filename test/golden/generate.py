@@ -3,8 +3,8 @@
 Every operation of the native crate's table is computed here by NumPy, in float64 where the operation is one of real
 numbers, after its inputs were rounded to their type. SciPy gives the few functions that NumPy lacks, and MLX's own Python
 package what only MLX defines (quantized formats, random numbers, result types). Each case that MLX can compute as well is
-computed by both here, and where they differ this prints it: such a case asks for what the table in
-`native/src/op/table.rs` documents, which is then not what MLX does by itself.
+computed by both here, and where they differ this prints it: such a case asks for what the table of
+operations documents (`native/src/op`), which is then not what MLX does by itself.
 
 `mix test` reads the files and needs none of this. To make them again, with any Python from 3.10 on:
 

@@ -2,7 +2,7 @@ defmodule EMLX.OpTable do
   @moduledoc """
   The native operations as data: the attributes and inputs that `EMLX.Ops.run/3` takes, and the properties of each
   operation that passes over programs and tests use. Contributors query this table instead of listing operations by
-  hand. The properties are defined in `native/src/op/traits.rs`.
+  hand. The properties are defined with each operation, in its family's file of `native/src/op`.
 
       iex> EMLX.OpTable.fetch!(:argmax).attributes
       [axis: {:optional, :s32}, keepdims: :bool, nan: {:one_of, [:first, :last]}]
@@ -92,6 +92,11 @@ defmodule EMLX.OpTable do
   @doc "Returns whether an operation can fail during the evaluation; false for other instructions of programs."
   @spec late_failure?(EMLX.Ops.op()) :: boolean
   def late_failure?(op), do: match?(%{late_failure: true}, get(op))
+
+  @doc "Returns whether an attribute of an operation is a float; false for attributes that it does not have."
+  @spec float?(atom, atom) :: boolean
+  def float?(name, attribute),
+    do: fetch!(name).attributes[attribute] in [:f32, :f64, {:optional, :f32}, {:optional, :f64}]
 
   @doc "Returns whether an operation only changes shape or type, so that it is the identity if both stay the same."
   @spec converts?(EMLX.Ops.op()) :: boolean

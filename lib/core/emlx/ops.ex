@@ -206,7 +206,6 @@ defmodule EMLX.Ops do
     {:allclose, [:a, :b], [], [rtol: 1.0e-5, atol: 1.0e-8, equal_nan: false],
      "Whether all elements are close, as one `:bool`."},
     {:array_equal, [:a, :b], [], [equal_nan: false], "Whether shapes and elements are equal."},
-    {:divmod, [:a, :b], [], [], "`[a / b rounded down, remainder]`."},
     {:astype, [:a], [:dtype], [], "Casts the elements to another type."},
     {:view, [:a], [:dtype], [], "Reinterprets the bits as another type; the last axis changes with the element size."},
     {:from_fp8, [:a], [], [dtype: :f32], "Converts 8-bit floats (E4M3, as their bits in `:u8`) to floats."},
@@ -249,7 +248,6 @@ defmodule EMLX.Ops do
     {:swapaxes, [:a], [:axis1, :axis2], [], "Swaps two axes."},
     {:moveaxis, [:a], [:source, :destination], [], "Moves one axis."},
     {:broadcast_to, [:a], [:shape], [], "Broadcasts to a shape, without a copy."},
-    {:split, [:a], [:indices], [axis: 0], "Splits at indices. Returns a list of the parts."},
     {:repeat, [:a], [:repeats], [axis: 0], "Repeats each element."},
     {:tile, [:a], [:repetitions], [], "Repeats the array along each axis."},
     {:flip, [:a], [:axes], [], "Reverses axes."},
@@ -316,20 +314,12 @@ defmodule EMLX.Ops do
     {:ifftshift, [:a], [:axes], [], "The inverse of `fftshift`."},
     {:cholesky, [:a], [], [upper: false], "The Cholesky factor of {…, n, n}. On the CPU."},
     {:cholesky_inv, [:a], [], [upper: false], "The inverse from a Cholesky factor. On the CPU."},
-    {:qr, [:a], [], [], "`[q, r]`. On the CPU."},
-    {:svd, [:a], [], [compute_uv: true], "`[u, s, vt]`, or only s. On the CPU."},
-    {:eigh, [:a], [], [upper: false],
-     "`[ascending eigenvalues, eigenvectors in columns]` of a symmetric matrix. On the CPU."},
     {:eigvalsh, [:a], [], [upper: false], "The eigenvalues of a symmetric matrix. On the CPU."},
-    {:eig, [:a], [], [], "`[eigenvalues, eigenvectors]`, complex. On the CPU."},
     {:eigvals, [:a], [], [], "The eigenvalues, complex. On the CPU."},
-    {:lu, [:a], [], [], "`[row order, l, u]`. On the CPU."},
-    {:lu_factor, [:a], [], [], "`[l and u in one matrix, pivots]`. On the CPU."},
     {:inv, [:a], [], [], "The inverse. On the CPU."},
     {:tri_inv, [:a], [], [upper: false], "The inverse of a triangular matrix. On the CPU."},
     {:pinv, [:a], [], [], "The Moore-Penrose inverse. On the CPU."},
     {:det, [:a], [], [], "The determinant. On the CPU."},
-    {:slogdet, [:a], [], [], "`[sign, log |det|]`. On the CPU."},
     {:solve_triangular, [:a, :b], [], [upper: false], "Solves a·x = b for x with a triangular matrix. On the CPU."},
     {:cross, [:a, :b], [], [axis: -1], "The cross product of vectors of 3 (or 2) elements."},
     {:random_key, [], [:seed], [], "A key of the counter-based generator (Threefry)."},
@@ -356,16 +346,29 @@ defmodule EMLX.Ops do
     {:tri, [], [:n], [m: nil, k: 0, dtype: :f32], "Ones on and below diagonal k."}
   ]
 
-  # Attributes that the native code takes as floats, and those for which a number applies to all spatial axes.
-  @floats [:rtol, :atol, :alpha, :beta, :start, :stop, :step, :loc, :scale, :nan, :posinf, :neginf]
+  # Operations that return lists of arrays.
+  lists = [
+    {:divmod, [:a, :b], [], [], "`[a / b rounded down, remainder]`."},
+    {:split, [:a], [:indices], [axis: 0], "Splits at indices. Returns a list of the parts."},
+    {:qr, [:a], [], [], "`[q, r]`. On the CPU."},
+    {:svd, [:a], [], [compute_uv: true], "`[u, s, vt]`, or only s. On the CPU."},
+    {:eigh, [:a], [], [upper: false],
+     "`[ascending eigenvalues, eigenvectors in columns]` of a symmetric matrix. On the CPU."},
+    {:eig, [:a], [], [], "`[eigenvalues, eigenvectors]`, complex. On the CPU."},
+    {:lu, [:a], [], [], "`[row order, l, u]`. On the CPU."},
+    {:lu_factor, [:a], [], [], "`[l and u in one matrix, pivots]`. On the CPU."},
+    {:slogdet, [:a], [], [], "`[sign, log |det|]`. On the CPU."}
+  ]
+
+  # Attributes for which a number applies to all spatial axes.
   @spaces [:stride, :padding_low, :padding_high, :kernel_dilation, :input_dilation] ++
             [:padding, :dilation, :output_padding]
 
-  for {name, arrays, attributes, options, doc} <- table do
+  for {name, arrays, attributes, options, doc} <- table ++ lists do
     inputs = Enum.map(arrays, &Macro.var(&1, nil))
     required = Enum.map(attributes, &Macro.var(&1, nil))
     given = Enum.zip(attributes, required)
-    several? = name in [:divmod, :split, :qr, :eigh, :eig, :lu, :lu_factor, :slogdet]
+    indexed? = Enum.any?(arrays, &(&1 in [:indices, :lhs_indices]))
 
     defaults =
       case options do
@@ -377,8 +380,8 @@ defmodule EMLX.Ops do
 
     result =
       cond do
-        several? -> quote(do: [Array.t()])
         name == :svd -> quote(do: [Array.t()] | Array.t())
+        List.keymember?(lists, name, 0) -> quote(do: [Array.t()])
         true -> quote(do: Array.t())
       end
 
@@ -388,17 +391,15 @@ defmodule EMLX.Ops do
             keyword
           ) :: unquote(result)
     def unquote(name)(unquote_splicing(inputs ++ required), opts \\ []) do
+      if unquote(indexed?), do: EMLX.Debug.indexed()
       with_attributes(unquote(name), unquote(inputs), unquote(given), opts, unquote(options))
     end
   end
-
-  @indexed [:take, :take_along_axis, :put_along_axis, :scatter_add_axis, :gather_mm]
 
   defp with_attributes(name, inputs, given, opts, defaults) do
     {where, opts} = Keyword.split(opts, [:device, :queue])
     attributes = given ++ Keyword.validate!(opts, defaults)
     inputs = numbers_to_arrays(inputs)
-    if name in @indexed, do: EMLX.Debug.indexed()
 
     case Map.new(attributes, fn {key, value} -> {key, attribute(name, key, value, inputs, attributes)} end) do
       none when none == %{} -> run(name, inputs, where)
@@ -422,8 +423,9 @@ defmodule EMLX.Ops do
        when name in [:conv, :conv_transpose] and key in @spaces and is_integer(value),
        do: List.duplicate(value, Kernel.max(Array.rank(a) - 2, 0))
 
-  defp attribute(_name, key, value, _inputs, _all) when key in @floats and is_integer(value),
-    do: value * 1.0
+  # The native code takes no integer for a float.
+  defp attribute(name, key, value, _inputs, _all) when is_integer(value),
+    do: if(EMLX.OpTable.float?(name, key), do: value * 1.0, else: value)
 
   defp attribute(_name, _key, value, _inputs, _all) when is_tuple(value), do: Tuple.to_list(value)
   defp attribute(_name, _key, value, _inputs, _all), do: value

@@ -14,6 +14,7 @@ mod error;
 mod eval;
 mod lock;
 mod memory;
+#[allow(dead_code, reason = "bound before an operation uses them")]
 mod ops;
 mod private;
 mod process;

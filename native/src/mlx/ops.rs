@@ -1,4 +1,6 @@
-//! MLX's operations, one line each. Functions are named as in MLX's own documentation and take the stream that the node will run on.
+//! MLX's operations, one line each, those that no operation of ours uses included. Functions are named as in MLX's own
+//! documentation and take the stream that the node will run on. Of several forms the general one is here (axes rather
+//! than one axis, `conv_general` rather than `conv2d`). What `op` composes because MLX's differs is not here.
 
 use super::error::{one, raw_or_null, text};
 use super::vector::{many, Vector};
@@ -16,6 +18,7 @@ macro_rules! rust_type {
     (arrays) => { &Vector };
     (ints) => { &[i32] };
     (longs) => { &[i64] };
+    (maybe_ints) => { Option<&[i32]> };
     (int) => { i32 };
     (size) => { usize };
     (seed) => { u64 };
@@ -51,6 +54,9 @@ macro_rules! c_call {
     };
     ($run:ident $c:ident [$($done:tt)*] $s:ident; $a:ident : longs, $($rest:tt)*) => {
         c_call!($run $c [$($done)* $a.as_ptr(), $a.len(),] $s; $($rest)*)
+    };
+    ($run:ident $c:ident [$($done:tt)*] $s:ident; $a:ident : maybe_ints, $($rest:tt)*) => {
+        c_call!($run $c [$($done)* $a.map_or(std::ptr::null(), <[i32]>::as_ptr), $a.map_or(0, <[i32]>::len),] $s; $($rest)*)
     };
     ($run:ident $c:ident [$($done:tt)*] $s:ident; $a:ident : text, $($rest:tt)*) => {{
         let $a = text($a)?;
@@ -140,6 +146,8 @@ wrap! { one -> Array;
     imag = mlx_imag(a: array);
     conjugate = mlx_conjugate(a: array);
     copy = mlx_copy(a: array);
+    positive = mlx_positive(a: array);
+    stop_gradient = mlx_stop_gradient(a: array);
     nan_to_num = mlx_nan_to_num(a: array, nan: float, posinf: maybe_float, neginf: maybe_float);
     hadamard_transform = mlx_hadamard_transform(a: array, scale: maybe_float);
 
@@ -190,6 +198,8 @@ wrap! { one -> Array;
     var = mlx_var_axes(a: array, axes: ints, keepdims: flag, ddof: int);
     std = mlx_std_axes(a: array, axes: ints, keepdims: flag, ddof: int);
     logsumexp = mlx_logsumexp_axes(a: array, axes: ints, keepdims: flag);
+    count_nonzero = mlx_count_nonzero_axes(a: array, axes: ints, keepdims: flag);
+    number_of_elements = mlx_number_of_elements(a: array, axes: ints, inverted: flag, dtype: dtype);
     softmax = mlx_softmax_axes(a: array, axes: ints, precise: flag);
     argmax = mlx_argmax_axis(a: array, axis: int, keepdims: flag);
     argmin = mlx_argmin_axis(a: array, axis: int, keepdims: flag);
@@ -198,6 +208,7 @@ wrap! { one -> Array;
     cummax = mlx_cummax_axis(a: array, axis: int, reverse: flag, inclusive: flag);
     cummin = mlx_cummin_axis(a: array, axis: int, reverse: flag, inclusive: flag);
     logcumsumexp = mlx_logcumsumexp_axis(a: array, axis: int, reverse: flag, inclusive: flag);
+    diff = mlx_diff(a: array, n: int, axis: int);
 
     // Order.
     sort = mlx_sort_axis(a: array, axis: int);
@@ -211,6 +222,9 @@ wrap! { one -> Array;
     reshape = mlx_reshape(a: array, shape: ints);
     flatten = mlx_flatten(a: array, start_axis: int, end_axis: int);
     unflatten = mlx_unflatten(a: array, axis: int, shape: ints);
+    atleast_1d = mlx_atleast_1d(a: array);
+    atleast_2d = mlx_atleast_2d(a: array);
+    atleast_3d = mlx_atleast_3d(a: array);
     squeeze = mlx_squeeze_axes(a: array, axes: ints);
     expand_dims = mlx_expand_dims_axes(a: array, axes: ints);
     transpose = mlx_transpose_axes(a: array, axes: ints);
@@ -260,6 +274,8 @@ wrap! { one -> Array;
     kron = mlx_kron(a: array, b: array);
     vecdot = mlx_vecdot(a: array, b: array, axis: int);
     gather_mm = mlx_gather_mm(a: array, b: array, lhs_indices: maybe, rhs_indices: maybe, sorted: flag);
+    block_masked_mm = mlx_block_masked_mm(a: array, b: array, block_size: int, mask_out: maybe, mask_lhs: maybe, mask_rhs: maybe);
+    segmented_mm = mlx_segmented_mm(a: array, b: array, segments: array);
     conv_general = mlx_conv_general(a: array, weight: array, stride: ints, padding_low: ints, padding_high: ints, kernel_dilation: ints, input_dilation: ints, groups: int, flip: flag);
 
     // Spectra.
@@ -269,6 +285,8 @@ wrap! { one -> Array;
     irfft = mlx_fft_irfftn(a: array, sizes: ints, axes: ints, norm: norm);
     fftshift = mlx_fft_fftshift(a: array, axes: ints);
     ifftshift = mlx_fft_ifftshift(a: array, axes: ints);
+    fftfreq = mlx_fft_fftfreq(n: int, d: double);
+    rfftfreq = mlx_fft_rfftfreq(n: int, d: double);
 
     // Linear algebra.
     cholesky = mlx_linalg_cholesky(a: array, upper: flag);
@@ -282,11 +300,16 @@ wrap! { one -> Array;
     eigvalsh = mlx_linalg_eigvalsh(a: array, uplo: text);
     eigvals = mlx_linalg_eigvals(a: array);
     cross = mlx_linalg_cross(a: array, b: array, axis: int);
+    norm = mlx_linalg_norm(a: array, ord: double, axes: maybe_ints, keepdims: flag);
+    norm_matrix = mlx_linalg_norm_matrix(a: array, ord: text, axes: maybe_ints, keepdims: flag);
+    norm_l2 = mlx_linalg_norm_l2(a: array, axes: maybe_ints, keepdims: flag);
 
     // Random numbers. The key is always given, so that no hidden state is shared between processes.
     random_bits = mlx_random_bits(shape: ints, width: int, key: maybe);
     random_uniform = mlx_random_uniform(low: array, high: array, shape: ints, dtype: dtype, key: maybe);
     random_normal = mlx_random_normal(shape: ints, dtype: dtype, loc: float, scale: float, key: maybe);
+    random_normal_broadcast = mlx_random_normal_broadcast(shape: ints, dtype: dtype, loc: maybe, scale: maybe, key: maybe);
+    random_multivariate_normal = mlx_random_multivariate_normal(mean: array, cov: array, shape: ints, dtype: dtype, key: maybe);
     random_randint = mlx_random_randint(low: array, high: array, shape: ints, dtype: dtype, key: maybe);
     random_bernoulli = mlx_random_bernoulli(p: array, shape: ints, key: maybe);
     random_truncated_normal = mlx_random_truncated_normal(low: array, high: array, shape: ints, dtype: dtype, key: maybe);
@@ -302,8 +325,13 @@ wrap! { one -> Array;
     ones = mlx_ones(shape: ints, dtype: dtype);
     arange = mlx_arange(start: double, stop: double, step: double, dtype: dtype);
     linspace = mlx_linspace(start: double, stop: double, num: int, dtype: dtype);
+    linspace_endpoint = mlx_linspace_endpoint(start: double, stop: double, num: int, endpoint: flag, dtype: dtype);
     eye = mlx_eye(n: int, m: int, k: int, dtype: dtype);
     tri = mlx_tri(n: int, m: int, k: int, dtype: dtype);
+    bartlett = mlx_bartlett(m: int);
+    blackman = mlx_blackman(m: int);
+    hamming = mlx_hamming(m: int);
+    hanning = mlx_hanning(m: int);
 
     // Fused.
     rms_norm = mlx_fast_rms_norm(x: array, weight: maybe, eps: float);
@@ -317,12 +345,16 @@ wrap! { one -> Array;
     quantized_matmul = mlx_quantized_matmul(x: array, w: array, scales: array, biases: maybe, transpose: flag, group_size: maybe_int, bits: maybe_int, mode: text);
     qqmm = mlx_qqmm(x: array, w: array, scales: maybe, group_size: maybe_int, bits: maybe_int, mode: text, global_scale_x: maybe, global_scale_w: maybe);
     gather_qmm = mlx_gather_qmm(x: array, w: array, scales: array, biases: maybe, lhs_indices: maybe, rhs_indices: maybe, transpose: flag, group_size: maybe_int, bits: maybe_int, mode: text, sorted: flag);
+    gather_qqmm = mlx_gather_qqmm(x: array, w: array, scales: maybe, lhs_indices: maybe, rhs_indices: maybe, group_size: maybe_int, bits: maybe_int, mode: text, global_scale_x: maybe, global_scale_w: maybe, sorted: flag);
 }
 
 wrap! { many -> Vec<Array>;
     lu = mlx_linalg_lu(a: array);
     svd = mlx_linalg_svd(a: array, compute_uv: flag);
     quantize = mlx_quantize(w: array, group_size: maybe_int, bits: maybe_int, mode: text, global_scale: maybe);
+    broadcast_arrays = mlx_broadcast_arrays(arrays: arrays);
+    meshgrid = mlx_meshgrid(arrays: arrays, sparse: flag, indexing: text);
+    unstack = mlx_unstack_axis(a: array, axis: int);
 }
 
 macro_rules! pairs {

@@ -189,7 +189,7 @@ pub fn bring_all(
     Ok(brought)
 }
 
-/// Every operation as a map: its name, its attributes, and what is true of it (op/traits.rs).
+/// Every operation as a map: its name, its attributes, and what is true of it ([`Op::traits`](op::Op::traits)).
 #[rustler::nif]
 fn op_table(env: Env) -> Answer<Vec<Term>> {
     Answer(guard("op_table", || {

@@ -2,12 +2,50 @@
 //! them mean. Called by [`Op::apply`] for operations of [`Class::Binary`](super::Class::Binary).
 
 use super::creation::{float, int};
+use super::table::family;
 use super::{cast, double, Binary, Inputs, Outputs};
 use crate::base::{Dtype, Error, Result};
 use crate::cpu::Pair;
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
 use smallvec::smallvec;
+
+family! { Binary, takes(2):
+    // Inputs: a, b, broadcast.
+    Add => simple(),
+    Subtract => simple(),
+    Multiply => simple(),
+    Divide,
+    FloorDivide,
+    /// Quotient rounded toward zero, integers only.
+    Quotient,
+    /// Remainder with the sign of b (Python's).
+    Remainder,
+    /// Remainder with the sign of a (C's, Erlang's).
+    Fmod,
+    Power,
+    Maximum => simple(),
+    Minimum => simple(),
+    Arctan2,
+    Logaddexp,
+    Equal => simple(),
+    NotEqual => simple(),
+    Less => simple(),
+    LessEqual => simple(),
+    Greater => simple(),
+    GreaterEqual => simple(),
+    LogicalAnd => simple(),
+    LogicalOr => simple(),
+    LogicalXor,
+    BitwiseAnd,
+    BitwiseOr,
+    BitwiseXor,
+    LeftShift,
+    RightShift,
+    /// Outputs: floor quotient, remainder.
+    Divmod => outputs(2),
+    Isclose { rtol: f64, atol: f64, equal_nan: bool },
+}
 
 impl Binary {
     /// The kernel of ours that computes it on the CPU.

@@ -2,10 +2,19 @@
 //! Called by [`Op::apply`] for operations of [`Class::Cast`](super::Class::Cast).
 
 use super::creation::{constant, int};
+use super::table::{family, others};
 use super::{Inputs, Number, Op, Outputs};
 use crate::base::{Device, Dtype, Result};
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
+
+family! { Cast, takes(1):
+    // Inputs: a.
+    Astype { dtype: Dtype } => converts().simple(),
+    /// To 8-bit floats (E4M3), as u8.
+    ToFp8,
+    FromFp8 { dtype: Dtype },
+}
 
 /// Builds an operation of the class.
 pub fn apply(op: &Op, inputs: &Inputs, s: &Stream) -> Result<Outputs> {
@@ -13,7 +22,7 @@ pub fn apply(op: &Op, inputs: &Inputs, s: &Stream) -> Result<Outputs> {
         Op::Astype { dtype } => inputs.unary(s, |a, s| astype(a, *dtype, s)),
         Op::ToFp8 => inputs.unary(s, to_fp8),
         Op::FromFp8 { dtype } => inputs.unary(s, |a, s| from_fp8(a, *dtype, s)),
-        _ => Err(super::no_case(op)),
+        others!(Cast) => Err(super::no_case(op)),
     }
 }
 

@@ -1,11 +1,27 @@
 //! Arrays made of attributes alone. Other families take from here the scalars that they compose with.
 //! Called by [`Op::apply`] for operations of [`Class::Creation`](super::Class::Creation).
 
+use super::table::{family, others};
 use super::{binary, cast, check, gpu, one, Inputs, NonFinite, Number, Op, Outputs};
 use crate::base::{Device, Dtype, Error, Result};
 use crate::mlx::{self, Stream};
 use half::{bf16, f16};
 use mlx_rs::Array;
+
+family! { Creation, takes(0):
+    // Inputs: none.
+    Constant { value: Number, dtype: Dtype },
+    /// Inputs: value.
+    Full { shape: Vec<i32>, dtype: Dtype } => takes(1),
+    Zeros { shape: Vec<i32>, dtype: Dtype },
+    Ones { shape: Vec<i32>, dtype: Dtype },
+    Arange { start: f64, stop: f64, step: f64, dtype: Dtype },
+    Linspace { start: f64, stop: f64, num: i32, dtype: Dtype },
+    /// Counts along one axis; `axis: nil` counts the elements in row-major order.
+    Iota { shape: Vec<i32>, axis: Option<i32>, dtype: Dtype },
+    Eye { n: i32, m: i32, k: i32, dtype: Dtype },
+    Tri { n: i32, m: i32, k: i32, dtype: Dtype },
+}
 
 /// Builds an operation of the class.
 pub fn apply(op: &Op, inputs: &Inputs, device: Device, s: &Stream) -> Result<Outputs> {
@@ -44,7 +60,7 @@ pub fn apply(op: &Op, inputs: &Inputs, device: Device, s: &Stream) -> Result<Out
             let k = check::matrix_size(*n, *m, *k, *dtype)?;
             gpu::tri(*n, *m, k, *dtype, device, s).map(one)
         }
-        _ => Err(super::no_case(op)),
+        others!(Creation) => Err(super::no_case(op)),
     }
 }
 

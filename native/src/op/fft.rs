@@ -2,10 +2,22 @@
 //! Called by [`Op::apply`] for operations of [`Class::Spectrum`](super::Class::Spectrum).
 
 use super::creation::int;
+use super::table::{family, others};
 use super::{check, one, shape, Inputs, Op, Outputs, PadMode};
 use crate::base::{Device, Dtype, Error, Result};
 use crate::mlx::{self, FftNorm, Stream};
 use mlx_rs::Array;
+
+family! { Spectrum, takes(1):
+    // Inputs: a.
+    HadamardTransform { scale: Option<f32> },
+    Fft { sizes: Vec<i32>, axes: Vec<i32>, norm: FftNorm },
+    Ifft { sizes: Vec<i32>, axes: Vec<i32>, norm: FftNorm },
+    Rfft { sizes: Vec<i32>, axes: Vec<i32>, norm: FftNorm },
+    Irfft { sizes: Vec<i32>, axes: Vec<i32>, norm: FftNorm },
+    Fftshift { axes: Vec<i32> },
+    Ifftshift { axes: Vec<i32> },
+}
 
 /// Builds an operation of the class.
 pub fn apply(op: &Op, inputs: &Inputs, device: Device, s: &Stream) -> Result<Outputs> {
@@ -31,7 +43,7 @@ pub fn apply(op: &Op, inputs: &Inputs, device: Device, s: &Stream) -> Result<Out
         Op::Ifftshift { axes } => {
             inputs.unary(s, |a, s| shift_spectrum(a, axes, mlx::ifftshift, s))
         }
-        _ => Err(super::no_case(op)),
+        others!(Spectrum) => Err(super::no_case(op)),
     }
 }
 

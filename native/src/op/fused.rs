@@ -4,6 +4,7 @@
 //! operations that they stand for. Called by [`Op::apply`] for operations of [`Class::Fused`](super::Class::Fused).
 
 use super::decode::{self, Heads, Operand};
+use super::table::{family, others};
 use super::{
     attention, check, norm, one, rope, softmax, AttentionLayout, Crossed, Inputs, MaskMode, Op,
     Outputs, QuantMode,
@@ -12,6 +13,39 @@ use crate::base::{Device, Dtype, Error, Result};
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
 use smallvec::SmallVec;
+
+family! { Fused, takes(1):
+    Softmax { axes: Option<Vec<i32>>, precise: bool },
+    /// Inputs: x, weight or nil.
+    RmsNorm { eps: f64 } => optional(1),
+    /// Inputs: x, weight or nil, bias or nil.
+    LayerNorm { eps: f64 } => optional(2),
+    /// Inputs: x, offset (scalar or one a batch row), freqs or nil (then `base` is given).
+    Rope { dims: i32, traditional: bool, base: Option<f32>, scale: f32 } => takes(2).optional(1),
+    /// Inputs: q, k, v, mask or nil, sinks or nil. q, k, v and the output lie as the layout says; nil is `bhsd`.
+    ScaledDotProductAttention { scale: f32, mask: MaskMode, layout: Option<AttentionLayout> } => takes(3).optional(2),
+    /// Products of one x. Inputs: x {…, k}, the weight of an RMS norm of x or nil, what is added to the only product
+    /// {…, n} or nil, then matrices {k, n}. Outputs {rows, n}: one for each matrix; where `gated`, silu of the first
+    /// product times the second. A `shape` is that of the only output.
+    Products { eps: Option<f64>, gated: bool, shape: Option<Vec<i32>> } => optional(2).more().any_outputs(),
+    /// What attention takes of one row a position. Inputs: q, k, v {rows, heads * size}, offsets {rows}, the weights
+    /// of the RMS norms of heads of q and of k or nil, freqs or nil (then `base` is given). Outputs {…lead, heads,
+    /// size}, q and k normed and turned, and heads of k and v `repeat` times each; `lead` multiplies to the rows.
+    RopeHeads {
+        lead: Vec<i32>,
+        size: i32,
+        repeat: i32,
+        eps: Option<f64>,
+        base: Option<f32>,
+        scale: f32,
+    } => takes(4).optional(3).outputs(3),
+    /// Attention of one position on a cache. Inputs: q {batch, 1, heads, size}, k, v {batch, length, kv_heads, size},
+    /// a mask of booleans {batch | 1, heads | 1, 1, length} or nil. The output has the elements of {batch, 1, heads,
+    /// size} in `shape`.
+    CacheAttention { scale: f32, shape: Vec<i32> } => takes(3).optional(1),
+    /// Inputs: logits, targets.
+    CrossEntropy => takes(2),
+}
 
 /// Builds an operation of the class.
 pub fn apply(
@@ -84,7 +118,7 @@ pub fn apply(
             }
         }
         Op::CrossEntropy => inputs.binary(s, |a, b, s| softmax::cross_entropy(a, b, device, s)),
-        _ => Err(super::no_case(op)),
+        others!(Fused) => Err(super::no_case(op)),
     }
 }
 

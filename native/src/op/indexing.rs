@@ -3,11 +3,31 @@
 //! Called by [`Op::apply`] for operations of [`Class::Index`](super::Class::Index).
 
 use super::creation::int;
+use super::table::{family, others};
 use super::{check, elementwise, one, shape, Inputs, Op, Outputs};
 use crate::base::{Device, Dtype, Error, Result};
 use crate::cpu;
 use crate::mlx::{self, Stream, Vector};
 use mlx_rs::Array;
+
+family! { Index, takes(2):
+    /// Inputs: a, indices. Indices out of range are clamped, negative ones count from the end.
+    Take { axis: i32 },
+    TakeAlongAxis { axis: i32 },
+    /// Inputs: a, indices, values.
+    PutAlongAxis { axis: i32 } => takes(3),
+    ScatterAddAxis { axis: i32 } => takes(3).narrow_on_gpu(&[0, 2]),
+    /// Inputs: a, then one index array an axis of `axes`. Indices out of range are clamped.
+    Gather { axes: Vec<i32>, slice_sizes: Vec<i32> } => takes(1).more(),
+    /// Inputs: a, updates, then one index array an axis of `axes`. Updates out of range are dropped.
+    Scatter { axes: Vec<i32> } => more().narrow_on_gpu(&[0, 1]),
+    ScatterAdd { axes: Vec<i32> } => more().narrow_on_gpu(&[0, 1]),
+    ScatterMax { axes: Vec<i32> } => more().narrow_on_gpu(&[0, 1]),
+    ScatterMin { axes: Vec<i32> } => more().narrow_on_gpu(&[0, 1]),
+    ScatterProd { axes: Vec<i32> } => more().narrow_on_gpu(&[0, 1]),
+    /// Inputs: a, mask, values.
+    MaskedScatter => takes(3),
+}
 
 /// Builds an operation of the class.
 pub fn apply(op: &Op, inputs: &Inputs, device: Device, s: &Stream) -> Result<Outputs> {
@@ -36,7 +56,7 @@ pub fn apply(op: &Op, inputs: &Inputs, device: Device, s: &Stream) -> Result<Out
             scatter_prod(a, updates, &indices, axes, s).map(one)
         }
         Op::MaskedScatter => inputs.ternary(s, masked_scatter),
-        _ => Err(super::no_case(op)),
+        others!(Index) => Err(super::no_case(op)),
     }
 }
 

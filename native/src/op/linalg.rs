@@ -2,10 +2,40 @@
 //! Called by [`Op::apply`] for operations of [`Class::LinearAlgebra`](super::Class::LinearAlgebra).
 
 use super::creation::constant;
+use super::table::{family, others};
 use super::{check, double, one, shape, Inputs, Number, Op, Outputs};
 use crate::base::{Dtype, Error, Result};
 use crate::mlx::{self, Stream, Vector};
 use mlx_rs::Array;
+
+family! { LinearAlgebra, takes(1):
+    // On the last two axes, inputs: a. On the CPU also where the arrays are the GPU's.
+    Cholesky { upper: bool },
+    CholeskyInv { upper: bool },
+    /// Outputs: q, r.
+    Qr => outputs(2),
+    /// Outputs: u, s, vt; only s without `compute_uv`.
+    Svd { compute_uv: bool } => any_outputs(),
+    /// Outputs: eigenvalues, eigenvectors.
+    Eigh { upper: bool } => outputs(2),
+    Eigvalsh { upper: bool },
+    Eig => outputs(2),
+    Eigvals,
+    /// Outputs: row order, l, u.
+    Lu => outputs(3),
+    /// Outputs: packed lu, pivots.
+    LuFactor => outputs(2),
+    Inv,
+    TriInv { upper: bool },
+    Pinv,
+    Det,
+    /// Outputs: sign, logarithm of the absolute determinant.
+    Slogdet => outputs(2),
+    /// Inputs: a, b.
+    Solve => takes(2),
+    /// Inputs: a, b.
+    SolveTriangular { upper: bool } => takes(2),
+}
 
 /// Builds an operation of the class.
 pub fn apply(op: &Op, inputs: &Inputs, s: &Stream) -> Result<Outputs> {
@@ -43,7 +73,7 @@ pub fn apply(op: &Op, inputs: &Inputs, s: &Stream) -> Result<Outputs> {
             check_system(a, b)?;
             solve_triangular(a, b, *upper, s).map(one)
         }
-        _ => Err(super::no_case(op)),
+        others!(LinearAlgebra) => Err(super::no_case(op)),
     }
 }
 

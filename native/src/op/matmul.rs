@@ -3,6 +3,7 @@
 //! of [`Class::Product`](super::Class::Product).
 
 use super::creation::constant;
+use super::table::{family, others};
 use super::{
     blocks, cast, check, einsum, indexing, integer_matmul, one, reduce, shape, Inputs, Number, Op,
     Outputs,
@@ -11,6 +12,23 @@ use crate::base::{Device, Dtype, Error, Result};
 use crate::cpu;
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
+
+family! { Product, takes(2):
+    // Inputs: a, b.
+    Matmul,
+    /// Inputs: c, a, b; alpha·(a·b) + beta·c.
+    Addmm { alpha: f32, beta: f32 } => takes(3),
+    Tensordot { axes_a: Vec<i32>, axes_b: Vec<i32> },
+    /// Inputs: any number of arrays.
+    Einsum { subscripts: String } => takes(0).more(),
+    Inner,
+    Outer,
+    Kron,
+    Vecdot { axis: i32 },
+    /// Inputs: a, b, lhs_indices or nil, rhs_indices or nil.
+    GatherMm { sorted: bool } => optional(2),
+    Cross { axis: i32 },
+}
 
 /// Builds an operation of the class.
 pub fn apply(op: &Op, inputs: &Inputs, device: Device, s: &Stream) -> Result<Outputs> {
@@ -35,7 +53,7 @@ pub fn apply(op: &Op, inputs: &Inputs, device: Device, s: &Stream) -> Result<Out
             gather_mm(a, b, lhs, rhs, *sorted, device, s).map(one)
         }
         Op::Cross { axis } => inputs.binary(s, |a, b, s| cross(a, b, *axis, s)),
-        _ => Err(super::no_case(op)),
+        others!(Product) => Err(super::no_case(op)),
     }
 }
 

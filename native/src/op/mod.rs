@@ -1,5 +1,5 @@
-//! Operations: the table (table.rs), facts about them (traits.rs), and [`Op::apply`], which builds their nodes. An
-//! eager call applies one; a program applies many. Nothing else in the crate knows what an operation does.
+//! Operations: the table (table.rs), which each family's file has a part of, and [`Op::apply`], which builds their
+//! nodes. An eager call applies one; a program applies many. Nothing else in the crate knows what an operation does.
 
 mod arg_reduce;
 mod attention;
@@ -68,7 +68,8 @@ fn one(array: Array) -> Outputs {
     smallvec![array]
 }
 
-/// The failure of an operation that its family does not build. A test finds it.
+/// The failure of an operation that its class's file does not build. The compiler finds it (`others!` in table.rs), in
+/// reduce.rs a test does.
 #[cold]
 fn no_case(op: &Op) -> Error {
     Error::invalid(format!(

@@ -1,11 +1,54 @@
 //! Quantizing weights, and products with quantized weights.
 //! Called by [`Op::apply`] for operations of [`Class::Quantized`](super::Class::Quantized).
 
+use super::table::{family, others};
 use super::{cast, check, fused, gpu, matmul, one, Crossed, Inputs, Op, Outputs};
 use crate::base::{Device, Dtype, Error, Result};
 use crate::cpu;
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
+
+family! { Quantized, takes(3):
+    /// [`Op::Products`] with quantized matrices (mode affine), three inputs each: words {n, k · bits / 32}, scales and
+    /// biases {n, k / group_size}.
+    QuantizedProducts {
+        eps: Option<f64>,
+        gated: bool,
+        shape: Option<Vec<i32>>,
+        bits: i32,
+        group_size: i32,
+    } => takes(1).optional(2).more().any_outputs(),
+    /// Inputs: w, global_scale or nil. Outputs: packed w, scales, and biases in mode affine.
+    Quantize {
+        group_size: Option<i32>,
+        bits: Option<i32>,
+        mode: QuantMode,
+    } => takes(1).optional(1).any_outputs().row_major_on_gpu(),
+    /// Inputs: w, scales, biases or nil, global_scale or nil.
+    Dequantize {
+        group_size: Option<i32>,
+        bits: Option<i32>,
+        mode: QuantMode,
+        dtype: Option<Dtype>,
+    } => takes(2).optional(2).row_major_on_gpu(),
+    /// Inputs: x, w, scales, biases or nil.
+    QuantizedMatmul {
+        transpose: bool,
+        group_size: Option<i32>,
+        bits: Option<i32>,
+        mode: QuantMode,
+    } => optional(1).row_major_on_gpu(),
+    /// Inputs: x, w, scales or nil, global_scale_x or nil, global_scale_w or nil.
+    Qqmm { group_size: Option<i32>, bits: Option<i32>, mode: QuantMode } => takes(2).optional(3).row_major_on_gpu(),
+    /// Inputs: x, w, scales, biases or nil, lhs_indices or nil, rhs_indices or nil.
+    GatherQmm {
+        transpose: bool,
+        group_size: Option<i32>,
+        bits: Option<i32>,
+        mode: QuantMode,
+        sorted: bool,
+    } => optional(3).row_major_on_gpu(),
+}
 
 /// Builds an operation of the class.
 pub fn apply(
@@ -144,7 +187,7 @@ pub fn apply(
                 .ok_or_else(|| Error::invalid("eps goes with the weight of a norm"))?;
             fused::products(wanted, device, s, crossed)
         }
-        _ => Err(super::no_case(op)),
+        others!(Quantized) => Err(super::no_case(op)),
     }
 }
 

@@ -1,10 +1,36 @@
 //! Random numbers from keys.
 //! Called by [`Op::apply`] for operations of [`Class::Random`](super::Class::Random).
 
+use super::table::{family, others};
 use super::{check, one, Inputs, Op, Outputs};
 use crate::base::{Error, Result};
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
+
+family! { Random, takes(1):
+    // Inputs: key.
+    /// Inputs: none.
+    RandomKey { seed: u64 } => takes(0),
+    RandomSplit { num: i32 },
+    RandomBits { shape: Vec<i32>, width: i32 },
+    /// Inputs: low, high, key.
+    RandomUniform { shape: Vec<i32>, dtype: Dtype } => takes(3),
+    /// Inputs: key.
+    RandomNormal { shape: Vec<i32>, dtype: Dtype, loc: f32, scale: f32 },
+    /// Inputs: low, high, key.
+    RandomRandint { shape: Vec<i32>, dtype: Dtype } => takes(3),
+    /// Inputs: p, key.
+    RandomBernoulli { shape: Vec<i32> } => takes(2),
+    /// Inputs: low, high, key.
+    RandomTruncatedNormal { shape: Vec<i32>, dtype: Dtype } => takes(3),
+    /// Inputs: key.
+    RandomGumbel { shape: Vec<i32>, dtype: Dtype },
+    RandomLaplace { shape: Vec<i32>, dtype: Dtype, loc: f32, scale: f32 },
+    /// Inputs: logits, key.
+    RandomCategorical { axis: i32, shape: Vec<i32> } => takes(2),
+    /// Inputs: a, key.
+    RandomPermutation { axis: i32 } => takes(2),
+}
 
 /// Builds an operation of the class.
 pub fn apply(op: &Op, inputs: &Inputs, s: &Stream) -> Result<Outputs> {
@@ -89,7 +115,7 @@ pub fn apply(op: &Op, inputs: &Inputs, s: &Stream) -> Result<Outputs> {
             }
             mlx::random_permutation(a, *axis, Some(key), s).map(one)
         }
-        _ => Err(super::no_case(op)),
+        others!(Random) => Err(super::no_case(op)),
     }
 }
 

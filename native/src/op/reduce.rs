@@ -3,12 +3,36 @@
 //! least, on every device. Called by [`Op::apply`] for operations of [`Class::Reduction`](super::Class::Reduction).
 
 use super::creation::{constant, float};
+use super::table::family;
 use super::{arg_reduce, blocks, cast, double, gpu, one, shape, Inputs, Number, Op, Outputs};
 use crate::base::{Device, Dtype, Result};
 use crate::cpu::{self, Reduction};
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
 use smallvec::SmallVec;
+
+family! { Reduction, takes(1):
+    // Inputs: a.
+    /// Inputs: a, b.
+    Allclose { rtol: f64, atol: f64, equal_nan: bool } => takes(2),
+    /// Inputs: a, b.
+    ArrayEqual { equal_nan: bool } => takes(2),
+    Sum { axes: Option<Vec<i32>>, keepdims: bool },
+    Prod { axes: Option<Vec<i32>>, keepdims: bool },
+    Max { axes: Option<Vec<i32>>, keepdims: bool },
+    Min { axes: Option<Vec<i32>>, keepdims: bool },
+    All { axes: Option<Vec<i32>>, keepdims: bool },
+    Any { axes: Option<Vec<i32>>, keepdims: bool },
+    Mean { axes: Option<Vec<i32>>, keepdims: bool },
+    Median { axes: Option<Vec<i32>>, keepdims: bool },
+    Var { axes: Option<Vec<i32>>, keepdims: bool, ddof: i32 },
+    Std { axes: Option<Vec<i32>>, keepdims: bool, ddof: i32 },
+    Logsumexp { axes: Option<Vec<i32>>, keepdims: bool },
+    /// The first of equals; NaN, of which `nan` says which one, before all. `axis: nil` looks at the flattened array.
+    Argmax { axis: Option<i32>, keepdims: bool, nan: Which },
+    Argmin { axis: Option<i32>, keepdims: bool, nan: Which },
+    Trace { offset: i32, axis1: i32, axis2: i32 },
+}
 
 /// What several elements become one by.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -2,11 +2,21 @@
 //! composed of MLX's in blocks (blocks.rs), as for reductions (reduce.rs). Called by [`Op::apply`] for operations of
 //! [`Class::Scan`](super::Class::Scan).
 
+use super::table::{family, others};
 use super::{blocks, cast, double, gpu, reduce, window, Inputs, Op, Outputs};
 use crate::base::{Device, Result};
 use crate::cpu::{self, Scan};
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
+
+family! { Scan, takes(1):
+    // Inputs: a.
+    Cumsum { axis: i32, reverse: bool, inclusive: bool },
+    Cumprod { axis: i32, reverse: bool, inclusive: bool },
+    Cummax { axis: i32, reverse: bool, inclusive: bool },
+    Cummin { axis: i32, reverse: bool, inclusive: bool },
+    Logcumsumexp { axis: i32, reverse: bool, inclusive: bool },
+}
 
 /// Builds an operation of the class.
 pub fn apply(op: &Op, inputs: &Inputs, device: Device, s: &Stream) -> Result<Outputs> {
@@ -65,7 +75,7 @@ pub fn apply(op: &Op, inputs: &Inputs, device: Device, s: &Stream) -> Result<Out
             reverse,
             inclusive,
         } => along(Scan::LogSum, *axis, *reverse, *inclusive),
-        _ => Err(super::no_case(op)),
+        others!(Scan) => Err(super::no_case(op)),
     }
 }
 

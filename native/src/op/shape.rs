@@ -1,10 +1,46 @@
 //! The same elements in another shape or at other places: reshaping, splitting, padding, diagonals, strided views.
 //! Called by [`Op::apply`] for operations of [`Class::Shape`](super::Class::Shape).
 
+use super::table::{family, others};
 use super::{check, gpu, one, Inputs, Op, Outputs, PadMode};
 use crate::base::{Device, Error, Result};
 use crate::mlx::{self, Stream, Vector};
 use mlx_rs::Array;
+
+family! { Shape, takes(1):
+    // Inputs: a.
+    /// The same bits read as another type; the last axis grows or shrinks with the size.
+    View { dtype: Dtype } => view(View::Reshape).converts(),
+    Reshape { shape: Vec<i32> } => view(View::Reshape).converts(),
+    Flatten { start_axis: i32, end_axis: i32 } => view(View::Reshape).converts(),
+    Unflatten { axis: i32, shape: Vec<i32> } => view(View::Reshape).converts(),
+    Squeeze { axes: Vec<i32> } => view(View::Reshape).converts(),
+    ExpandDims { axes: Vec<i32> } => view(View::Reshape).converts(),
+    Transpose { axes: Vec<i32> } => view(View::Strided),
+    Swapaxes { axis1: i32, axis2: i32 } => view(View::Strided),
+    Moveaxis { source: i32, destination: i32 } => view(View::Strided),
+    BroadcastTo { shape: Vec<i32> } => view(View::Strided).converts(),
+    /// Inputs: any number of arrays.
+    Concatenate { axis: i32 } => takes(0).more(),
+    /// Inputs: any number of arrays.
+    Stack { axis: i32 } => takes(0).more(),
+    /// Outputs: one more than there are indices.
+    Split { indices: Vec<i32>, axis: i32 } => view(View::Strided).any_outputs(),
+    Repeat { repeats: i32, axis: i32 },
+    Tile { repetitions: Vec<i32> },
+    Flip { axes: Vec<i32> },
+    Roll { shift: Vec<i32>, axes: Vec<i32> },
+    /// Inputs: a, value. Negative widths crop.
+    Pad { axes: Vec<i32>, low: Vec<i32>, high: Vec<i32>, mode: PadMode } => takes(2),
+    /// Inputs: a, value. `interior[i]` values between neighbours.
+    PadInterior { low: Vec<i32>, high: Vec<i32>, interior: Vec<i32> } => takes(2),
+    AsStrided { shape: Vec<i32>, strides: Vec<i64>, offset: u64 } => view(View::Strided),
+    Contiguous,
+    Diag { k: i32 } => narrow_on_gpu(&[0]),
+    Diagonal { offset: i32, axis1: i32, axis2: i32 } => view(View::Strided),
+    Tril { k: i32 },
+    Triu { k: i32 },
+}
 
 /// Builds an operation of the class.
 pub fn apply(op: &Op, inputs: &Inputs, device: Device, s: &Stream) -> Result<Outputs> {
@@ -96,7 +132,7 @@ pub fn apply(op: &Op, inputs: &Inputs, device: Device, s: &Stream) -> Result<Out
         } => inputs.unary(s, |a, s| diagonal(a, *offset, *axis1, *axis2, s)),
         Op::Tril { k } => inputs.unary(s, |a, s| triangle(a, *k, mlx::tril, s)),
         Op::Triu { k } => inputs.unary(s, |a, s| triangle(a, *k, mlx::triu, s)),
-        _ => Err(super::no_case(op)),
+        others!(Shape) => Err(super::no_case(op)),
     }
 }
 

@@ -2,12 +2,28 @@
 //! Called by [`Op::apply`] for operations of [`Class::Slice`](super::Class::Slice).
 
 use super::creation::int;
+use super::table::{family, others};
 use super::{check, gpu, indexing, one, Inputs, Op, Outputs};
 use crate::base::{Device, Dtype, Error, Result};
 use crate::cpu;
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
 use smallvec::SmallVec;
+
+family! { Slice, takes(2):
+    // Inputs: a, update.
+    /// Inputs: a.
+    Slice { start: Vec<i32>, stop: Vec<i32>, strides: Vec<i32> } => takes(1).view(View::Strided),
+    SliceUpdate { start: Vec<i32>, stop: Vec<i32>, strides: Vec<i32> },
+    SliceUpdateAdd { start: Vec<i32>, stop: Vec<i32>, strides: Vec<i32> },
+    SliceUpdateMax { start: Vec<i32>, stop: Vec<i32>, strides: Vec<i32> },
+    SliceUpdateMin { start: Vec<i32>, stop: Vec<i32>, strides: Vec<i32> },
+    SliceUpdateProd { start: Vec<i32>, stop: Vec<i32>, strides: Vec<i32> },
+    /// Inputs: a, start (one integer an axis); starts are clamped so that the slice fits.
+    SliceDynamic { axes: Vec<i32>, sizes: Vec<i32> },
+    /// Inputs: a, update, start; starts are clamped so that the update fits.
+    SliceUpdateDynamic { axes: Vec<i32> } => takes(3),
+}
 
 /// Builds an operation of the class.
 pub fn apply(op: &Op, inputs: &Inputs, device: Device, s: &Stream) -> Result<Outputs> {
@@ -54,7 +70,7 @@ pub fn apply(op: &Op, inputs: &Inputs, device: Device, s: &Stream) -> Result<Out
         Op::SliceUpdateDynamic { axes } => inputs.ternary(s, |a, b, c, s| {
             slice_update_dynamic(a, b, c, axes, device, s)
         }),
-        _ => Err(super::no_case(op)),
+        others!(Slice) => Err(super::no_case(op)),
     }
 }
 

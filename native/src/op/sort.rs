@@ -1,11 +1,25 @@
 //! Sorting, partitions, and searches in what is sorted.
 //! Called by [`Op::apply`] for operations of [`Class::Order`](super::Class::Order).
 
+use super::table::{family, others};
 use super::{cast, check, gpu, Inputs, Op, Outputs, Side};
 use crate::base::{Device, Dtype, Error, Result};
 use crate::cpu;
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
+
+family! { Order, takes(1):
+    // Inputs: a.
+    Sort { axis: i32 } => row_major_on_gpu(),
+    /// Stable.
+    Argsort { axis: i32 } => row_major_on_gpu(),
+    Partition { kth: i32, axis: i32 } => row_major_on_gpu(),
+    Argpartition { kth: i32, axis: i32 } => row_major_on_gpu(),
+    /// The k largest, in no order.
+    Topk { k: i32, axis: i32 } => row_major_on_gpu(),
+    /// Inputs: sorted (one axis), values.
+    Searchsorted { side: Side } => takes(2),
+}
 
 /// Builds an operation of the class.
 pub fn apply(op: &Op, inputs: &Inputs, device: Device, s: &Stream) -> Result<Outputs> {
@@ -25,7 +39,7 @@ pub fn apply(op: &Op, inputs: &Inputs, device: Device, s: &Stream) -> Result<Out
         }),
         Op::Topk { k, axis } => inputs.unary(s, |a, s| topk(a, *k, *axis, device, s)),
         Op::Searchsorted { side } => inputs.binary(s, |a, b, s| searchsorted(a, b, *side, s)),
-        _ => Err(super::no_case(op)),
+        others!(Order) => Err(super::no_case(op)),
     }
 }
 

@@ -2,11 +2,66 @@
 //! Called by [`Op::apply`] for operations of [`Class::Unary`](super::Class::Unary).
 
 use super::creation::{float, int};
+use super::table::family;
 use super::{cast, double, gpu, Inputs, Outputs, Unary};
 use crate::base::{Device, Dtype, Error, Result};
 use crate::cpu::Function;
 use crate::mlx::{self, Stream, Vector};
 use mlx_rs::Array;
+
+family! { Unary, takes(1):
+    // Inputs: a.
+    Abs,
+    Negative,
+    Sign,
+    Ceil,
+    Floor,
+    Trunc,
+    Round { decimals: i32 },
+    Exp,
+    Expm1,
+    Log,
+    Log1p,
+    Log2,
+    Log10,
+    Sin,
+    Cos,
+    Tan,
+    Arcsin,
+    Arccos,
+    Arctan,
+    Sinh,
+    Cosh,
+    Tanh,
+    Arcsinh,
+    Arccosh,
+    Arctanh,
+    Erf,
+    Erfc,
+    Erfinv,
+    Sqrt,
+    Rsqrt,
+    Cbrt,
+    Square,
+    Reciprocal,
+    Sigmoid,
+    Degrees,
+    Radians,
+    LogicalNot => simple(),
+    BitwiseInvert,
+    PopulationCount,
+    CountLeadingZeros,
+    Isnan,
+    Isinf,
+    Isposinf,
+    Isneginf,
+    Isfinite,
+    Real,
+    Imag,
+    Conjugate,
+    Copy,
+    NanToNum { nan: f32, posinf: Option<f32>, neginf: Option<f32> },
+}
 
 impl Unary {
     /// The kernel of ours that computes it on the CPU.

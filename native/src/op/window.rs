@@ -2,12 +2,47 @@
 //! Called by [`Op::apply`] for operations of [`Class::Window`](super::Class::Window).
 
 use super::creation::{self, constant};
+use super::table::{family, others};
 use super::{check, conv, indexing, shape, Inputs, Number, Op, Outputs, PadMode};
 use crate::base::{Device, Dtype, Error, Result};
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
 use rustler::NifUnitEnum;
 use serde::{Deserialize, Serialize};
+
+family! { Window, takes(2):
+    // Layout: batch, space…, channels; weights: out, space…, in / groups.
+    /// Inputs: a, weight.
+    Conv {
+        stride: Vec<i32>,
+        padding_low: Vec<i32>,
+        padding_high: Vec<i32>,
+        kernel_dilation: Vec<i32>,
+        input_dilation: Vec<i32>,
+        groups: i32,
+        flip: bool,
+    },
+    ConvTranspose { stride: Vec<i32>, padding: Vec<i32>, dilation: Vec<i32>, output_padding: Vec<i32>, groups: i32 },
+    /// Inputs: a. One entry an axis of a.
+    WindowReduce {
+        reduction: Reduction,
+        window: Vec<i32>,
+        strides: Vec<i32>,
+        padding_low: Vec<i32>,
+        padding_high: Vec<i32>,
+        dilation: Vec<i32>,
+    } => takes(1),
+    /// Inputs: a, source, init. Adds each source element at its window's first maximum (minimum).
+    WindowScatter {
+        reduction: Reduction,
+        window: Vec<i32>,
+        strides: Vec<i32>,
+        padding_low: Vec<i32>,
+        padding_high: Vec<i32>,
+    } => takes(3).narrow_on_gpu(&[0, 2]),
+    /// Inputs: a. All windows as an array: output axes, then window axes.
+    WindowView { window: Vec<i32>, strides: Vec<i32>, dilation: Vec<i32> } => takes(1).view(View::Strided),
+}
 
 /// Builds an operation of the class.
 pub fn apply(op: &Op, inputs: &Inputs, device: Device, s: &Stream) -> Result<Outputs> {
@@ -103,7 +138,7 @@ pub fn apply(op: &Op, inputs: &Inputs, device: Device, s: &Stream) -> Result<Out
             strides,
             dilation,
         } => inputs.unary(s, |a, s| view(a, window, strides, dilation, s)),
-        _ => Err(super::no_case(op)),
+        others!(Window) => Err(super::no_case(op)),
     }
 }
 

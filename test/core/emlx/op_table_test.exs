@@ -34,6 +34,22 @@ defmodule EMLX.OpTableTest do
     assert_raise KeyError, fn -> OpTable.fetch!(:matrix_norm) end
   end
 
+  test "a float attribute is one of 32 or 64 bits, also where it may be nil" do
+    assert OpTable.float?(:arange, :start)
+    assert OpTable.float?(:addmm, :alpha)
+    assert OpTable.float?(:nan_to_num, :posinf)
+    refute OpTable.float?(:sort, :axis)
+    refute OpTable.float?(:constant, :value)
+    refute OpTable.float?(:add, :alpha)
+  end
+
+  test "functions of EMLX.Ops take an integer for any float attribute, of whatever name" do
+    a = Array.from_list([1.0, :nan], :f32)
+    assert Array.to_list(Ops.arange(0, 3, step: 1)) == [0.0, 1.0, 2.0]
+    assert Array.to_list(Ops.nan_to_num(a, nan: 7, posinf: 1)) == [1.0, 7.0]
+    assert Array.to_list(Ops.hadamard_transform(Array.from_list([1.0, 2.0], :f32), scale: 1)) == [3.0, -1.0]
+  end
+
   test "a function of EMLX.Ops that returns several arrays is one of an operation that does" do
     {:ok, specs} = Code.Typespec.fetch_specs(Ops)
     names = OpTable.names()
