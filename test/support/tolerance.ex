@@ -77,6 +77,15 @@ defmodule EMLX.Tolerance do
     with {absolute, relative} <- of(class, dtype), do: {absolute * factor, relative}
   end
 
+  @doc """
+  A class for what is rounded in f32 with each of so many terms or factors: those that repeat are all rounded in one
+  direction.
+  """
+  @spec repeated(class, EMLX.Array.dtype(), non_neg_integer) :: t
+  def repeated(class, dtype, n) do
+    with {absolute, relative} when dtype in [:f32, :c64] <- of(class, dtype), do: {absolute, max(relative, n * 6.0e-8)}
+  end
+
   @doc "Whether two elements, as `EMLX.Golden.decode/2` gives them, are near."
   @spec near?(term, term, {float, float} | :exact) :: boolean
   def near?(same, same, _tolerance), do: true

@@ -76,7 +76,7 @@ pub fn hadamard_transform(a: &Array, scale: Option<f32>, s: &Stream) -> Result<A
 /// The real signal of half a spectrum. The first frequency, and of an even size the last, are real in the spectrum of
 /// a real signal, and their imaginary parts count for nothing. cuFFT takes them to be zero, and at some sizes computes
 /// with them.
-fn irfft_of_half(
+pub fn irfft_of_half(
     a: &Array,
     sizes: &[i32],
     axes: &[i32],

@@ -1,6 +1,7 @@
 //! What MLX's CUDA kernels lack or misread, so that operations mean the same on every device. Called by [`Op::apply`]
 //! and by the operations themselves. Found by running the golden tests on an H200 with MLX 0.32.2.
 
+use super::creation::int;
 use super::{cast, check, shape, window, Inputs, Op, PadMode, Reduction};
 use crate::base::{Device, Dtype, Error, Result};
 use crate::mlx::{self, Stream, Vector};
@@ -488,4 +489,68 @@ pub fn is_too_large(x: &Array, scales: &Array, group: Option<i32>, device: Devic
     let is_single = [x, scales].iter().any(|a| mlx::dtype(a) == Dtype::F32);
     let is_cuda = device == Device::Gpu && !cfg!(target_os = "macos");
     is_cuda && group == Some(128) && is_single && rows > 32
+}
+
+/// Rows of f32 that a block of CUDA's kernel for gathered products has shared memory for.
+const GATHERED_ROWS: i32 = 64;
+
+/// Products of gathered matrices. CUDA's kernel does not start for f32 of more than [`GATHERED_ROWS`] rows: these are
+/// products of more matrices of fewer rows.
+pub fn gather_mm(
+    a: &Array,
+    b: &Array,
+    lhs: Option<&Array>,
+    rhs: Option<&Array>,
+    sorted: bool,
+    device: Device,
+    s: &Stream,
+) -> Result<Array> {
+    let rows = a.shape().iter().rev().nth(1).copied().unwrap_or(1);
+    let is_single = mlx::promoted(mlx::dtype(a), mlx::dtype(b)) == Dtype::F32;
+    let is_cuda = device == Device::Gpu && !cfg!(target_os = "macos");
+    let is_gathered = lhs.is_some() || rhs.is_some();
+    match is_cuda && is_single && is_gathered && rows > GATHERED_ROWS {
+        true => gather_in_parts(a, b, lhs, rhs, sorted, s),
+        false => mlx::gather_mm(a, b, lhs, rhs, sorted, s),
+    }
+}
+
+/// The matrices of `a` in parts of [`GATHERED_ROWS`] rows, each a matrix of its own.
+pub fn gather_in_parts(
+    a: &Array,
+    b: &Array,
+    lhs: Option<&Array>,
+    rhs: Option<&Array>,
+    sorted: bool,
+    s: &Stream,
+) -> Result<Array> {
+    let ([.., rows, terms], [.., columns]) = (a.shape(), b.shape()) else {
+        return Err(Error::invalid("takes matrices"));
+    };
+    let parts = (rows + GATHERED_ROWS - 1) / GATHERED_ROWS;
+    let more = [parts * GATHERED_ROWS - rows];
+    let zero = int(0, mlx::dtype(a))?;
+    let padded = shape::pad(a, &zero, &[-2], &[0], &more, PadMode::Constant, s)?;
+    let padded = mlx::reshape(&padded, &[-1, GATHERED_ROWS, *terms], s)?;
+    let count = |array: &Array| -> Result<Array> {
+        let batch = &array.shape()[..array.ndim() - 2];
+        let count: i32 = batch.iter().product();
+        let numbers = mlx::arange(0.0, count.into(), 1.0, Dtype::U32, s)?;
+        mlx::reshape(&numbers, batch, s)
+    };
+    let indices = |array: &Array, given: Option<&Array>| match given {
+        Some(indices) => mlx::expand_dims(indices, &[-1], s),
+        None => mlx::expand_dims(&count(array)?, &[-1], s),
+    };
+    let first = mlx::multiply(&indices(a, lhs)?, &int(parts.into(), Dtype::U32)?, s)?;
+    let part = mlx::arange(0.0, parts.into(), 1.0, Dtype::U32, s)?;
+    let lhs = mlx::add(&first, &part, s)?;
+    let out = mlx::gather_mm(&padded, b, Some(&lhs), Some(&indices(b, rhs)?), sorted, s)?;
+    let batch = &out.shape()[..out.ndim() - 3];
+    let whole = [batch, &[parts * GATHERED_ROWS, *columns]].concat();
+    let start = vec![0; whole.len()];
+    let mut stop = whole.clone();
+    stop[batch.len()] = *rows;
+    let out = mlx::reshape(&out, &whole, s)?;
+    mlx::slice(&out, &start, &stop, &vec![1; whole.len()], s)
 }

@@ -5,8 +5,8 @@
 use super::creation::constant;
 use super::table::{family, others};
 use super::{
-    blocks, cast, check, einsum, indexing, integer_matmul, one, reduce, shape, Inputs, Number, Op,
-    Outputs,
+    blocks, cast, check, einsum, gpu, indexing, integer_matmul, one, reduce, shape, Inputs, Number,
+    Op, Outputs,
 };
 use crate::base::{Device, Dtype, Error, Result};
 use crate::cpu;
@@ -372,7 +372,7 @@ pub fn gather_mm(
     let (lhs, rhs) = matrix_indices(a, b, lhs, rhs, s)?;
     let single = |array: &Array| mlx::dtype(array) == Dtype::F32;
     if device == Device::Gpu || (single(a) && single(b) && !is_long(a, b, device)) {
-        return mlx::gather_mm(a, b, lhs.as_ref(), rhs.as_ref(), sorted, s);
+        return gpu::gather_mm(a, b, lhs.as_ref(), rhs.as_ref(), sorted, device, s);
     }
     // MLX's CPU form computes f32 only.
     let picked = |array: &Array, indices: &Option<Array>| -> Result<Array> {

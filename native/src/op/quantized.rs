@@ -161,7 +161,7 @@ pub fn apply(
             if gpu::is_too_large(x, scales, *group_size, device) {
                 let w = whole(w, scales, biases, *group_size, *bits, *transpose, s)?;
                 let (lhs, rhs) = (lhs.as_ref(), rhs.as_ref());
-                return mlx::gather_mm(x, &w, lhs, rhs, *sorted, s).map(one);
+                return gpu::gather_mm(x, &w, lhs, rhs, *sorted, device, s).map(one);
             }
             quantized_in_single(x, scales, biases, device, s, |x, scales, biases| {
                 mlx::gather_qmm(

@@ -273,3 +273,66 @@ fn the_file_of_its_class_builds_every_operation() {
         assert!(!error.to_string().contains("has no case"), "{error}");
     }
 }
+
+/// f32 of a computed array.
+fn floats(array: &Array) -> Vec<f32> {
+    bytes(array)
+        .chunks(4)
+        .map(|word| f32::from_ne_bytes(word.try_into().expect("four bytes")))
+        .collect()
+}
+
+/// Different numbers within -1..1.
+fn waves(shape: &[i32], step: f32, s: &Stream) -> Array {
+    mlx::init();
+    let count: i32 = shape.iter().product();
+    let places = mlx::arange(0.0, count.into(), 1.0, Dtype::F32, s).expect("numbers");
+    let step = creation::float(step.into(), Dtype::F32).expect("a number");
+    let wave = mlx::sin(&mlx::multiply(&places, &step, s).expect("angles"), s).expect("sines");
+    mlx::reshape(&wave, shape, s).expect("of that shape")
+}
+
+fn assert_near(have: &Array, want: &Array, tolerance: f32) {
+    assert_eq!(have.shape(), want.shape());
+    for (have, want) in floats(have).iter().zip(floats(want)) {
+        assert!((have - want).abs() <= tolerance, "{have} for {want}");
+    }
+}
+
+#[test]
+fn gathered_products_in_parts_are_those_of_whole_matrices() {
+    let s = Device::Cpu.stream().expect("the CPU is there");
+    let b = waves(&[3, 5, 7], 0.7, s);
+    let numbers = |list: &[i32]| {
+        let ints = ints(list, &[list.len() as i32]);
+        mlx::astype(&ints, Dtype::U32, s).expect("indices")
+    };
+    for rows in [1, 64, 65, 150] {
+        let a = waves(&[2, rows, 5], 0.3, s);
+        let (left, right, two) = (numbers(&[1, 1, 0]), numbers(&[2, 0, 1]), numbers(&[2, 1]));
+        for (lhs, rhs) in [(Some(&left), &right), (None, &two)] {
+            let have = gpu::gather_in_parts(&a, &b, lhs, Some(rhs), false, s).expect("in parts");
+            let want = mlx::gather_mm(&a, &b, lhs, Some(rhs), false, s).expect("whole");
+            assert_near(&have, &want, 1e-5);
+        }
+    }
+}
+
+#[test]
+fn half_a_spectrum_is_transformed_as_by_mlx() {
+    let s = Device::Cpu.stream().expect("the CPU is there");
+    for (size, shape, sizes, axes) in [
+        (16, [3, 9], vec![16], vec![-1]),
+        (15, [3, 8], vec![15], vec![-1]),
+        (16, [4, 9], vec![4, 16], vec![0, 1]),
+    ] {
+        let parts = waves(&[shape[0], shape[1] * 2], 0.9, s);
+        let half = mlx::view(&parts, Dtype::C64, s).expect("pairs");
+        let want = mlx::irfft(&half, &sizes, &axes, mlx::FftNorm::Backward, s).expect("MLX's");
+        let axes: Vec<i32> = axes.iter().map(|axis: &i32| axis.rem_euclid(2)).collect();
+        let norm = mlx::FftNorm::Backward;
+        let have = fft::irfft_of_half(&half, &sizes, &axes, norm, s).expect("ours");
+        assert_near(&have, &want, 1e-6);
+        assert_eq!(have.shape()[1], size);
+    }
+}

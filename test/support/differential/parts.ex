@@ -1,7 +1,7 @@
 defmodule EMLX.Differential.Parts do
   @moduledoc "Slices, gathers and scatters, for the differential suite: by where each element of the result comes from."
 
-  alias EMLX.{Array, Ops}
+  alias EMLX.{Array, Ops, Tolerance}
   alias EMLX.Differential.{Case, Draw, Input, Reductions, Shapes}
   alias EMLX.Differential.Reference, as: R
 
@@ -418,8 +418,7 @@ defmodule EMLX.Differential.Parts do
   defp scattered(_name, _dtype, _times), do: :any
 
   # CUDA's atomic additions round an element's sum with each of its updates.
-  defp tolerance(:scatter_add, %{device: :gpu, dtype: dtype}, times) when dtype in [:f32, :c64],
-    do: {1.0e-5, max(1.0e-5, times * 6.0e-8)}
+  defp tolerance(:scatter_add, %{device: :gpu, dtype: dtype}, times), do: Tolerance.repeated(:summed, dtype, times)
 
   defp tolerance(:scatter_add, _draw, _times), do: :summed
   defp tolerance(:scatter_prod, _draw, _times), do: :multiplied

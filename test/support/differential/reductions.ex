@@ -19,7 +19,7 @@ defmodule EMLX.Differential.Reductions do
   end
 
   def build(:prod, draw) do
-    over(:prod, draw, &factors/2, :multiplied, fn rows ->
+    over(:prod, draw, &factors/2, Tolerance.repeated(:multiplied, draw.dtype, R.size(draw.shape)), fn rows ->
       if Array.dtype(rows) == :c64,
         do: R.fold(rows, &Ops.multiply/2, 1),
         else: R.fold(R.split(rows), &Ops.multiply/2, 1)
