@@ -148,7 +148,7 @@ defmodule EMLXBumblebee.Captures do
           | :layer_norm
 
   @doc "Returns the Bumblebee layer of a node, or nil."
-  @spec layer(Axon.Node.t() | map) :: layer | nil
+  @spec layer(map) :: layer | nil
   def layer(%{op: op}) when is_function(op) do
     info = Function.info(op)
     Map.get(@known, {info[:module], info[:name], info[:arity]})

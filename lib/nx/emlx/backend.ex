@@ -69,6 +69,7 @@ defmodule EMLX.Backend do
   @enforce_keys [:array]
   defstruct [:array, :number]
 
+  @typedoc false
   @type t :: %__MODULE__{array: Array.t(), number: nil | Number.t()}
 
   # ---- conversion between tensors and arrays ----
