@@ -136,7 +136,8 @@ defmodule EMLX.Array do
   rescue
     # Raised here, or by the conversion of an integer that is too large for a float.
     ArgumentError ->
-      raise ArgumentError, "from_list: #{inspect(number, limit: 10)} is no number of type #{inspect(dtype)}"
+      message = "from_list: #{inspect(number, limit: 10)} is no number of type #{inspect(dtype)}"
+      reraise ArgumentError, [message: message], __STACKTRACE__
   end
 
   @non_finite [:nan, :infinity, :neg_infinity]
