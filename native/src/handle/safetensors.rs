@@ -1,5 +1,5 @@
-//! safetensors files, read and written through the format's own crate. MLX reads lazily, and gives whatever its buffer held
-//! where the file has become shorter meanwhile; here every array is read when it is asked for, one after another.
+//! safetensors files, read and written through the format's own crate. MLX reads lazily, and gives whatever its buffer
+//! held where the file has become shorter meanwhile; here every array is read when it is asked for, one after another.
 
 use crate::base::{Dtype, Error, Reason, Result};
 use crate::mlx;
@@ -185,7 +185,8 @@ pub fn save(path: &str, arrays: &[(String, Array)]) -> Result<()> {
             .collect::<Result<Vec<_>>>()?
     };
     write_whole(path, |unfinished| {
-        // The crate makes files that only their owner may read; this one is for whoever may read a file that is made here.
+        // The crate makes files that only their owner may read; this one is for whoever may read a file that is made
+        // here.
         let permissions = File::create(unfinished)
             .and_then(|file| file.metadata())
             .map_err(|error| failed(path, error))?
@@ -196,8 +197,8 @@ pub fn save(path: &str, arrays: &[(String, Array)]) -> Result<()> {
     })
 }
 
-/// Has a file written under another name, which it loses only once it is whole. Of several that are written for one path at
-/// a time each has a name of its own.
+/// Has a file written under another name, which it loses only once it is whole. Of several that are written for one
+/// path at a time each has a name of its own.
 pub fn write_whole(path: &str, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     static WRITTEN: AtomicU64 = AtomicU64::new(0);
     let number = WRITTEN.fetch_add(1, Ordering::Relaxed);

@@ -1,4 +1,5 @@
-//! MLX's operations, one line each. Functions are named as in MLX's own documentation and take the stream that the node will run on.
+//! MLX's operations, one line each. Functions are named as in MLX's own documentation and take the stream that the node
+//! will run on.
 
 use super::error::{one, raw_or_null, text};
 use super::vector::{many, Vector};

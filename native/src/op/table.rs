@@ -190,7 +190,8 @@ operations! {
         Std { axes: Option<Vec<i32>>, keepdims: bool, ddof: i32 },
         Logsumexp { axes: Option<Vec<i32>>, keepdims: bool },
         Softmax { axes: Option<Vec<i32>>, precise: bool },
-        /// The first of equals; NaN, of which `nan` says which one, before all. `axis: nil` looks at the flattened array.
+        /// The first of equals; NaN, of which `nan` says which one, before all. `axis: nil` looks at the flattened
+        /// array.
         Argmax { axis: Option<i32>, keepdims: bool, nan: Which },
         Argmin { axis: Option<i32>, keepdims: bool, nan: Which },
         Cumsum { axis: i32, reverse: bool, inclusive: bool },
@@ -403,20 +404,21 @@ operations! {
         Rope { dims: i32, traditional: bool, base: Option<f32>, scale: f32 },
         /// Inputs: q, k, v, mask or nil, sinks or nil. q, k, v and the output lie as the layout says; nil is `bhsd`.
         ScaledDotProductAttention { scale: f32, mask: MaskMode, layout: Option<AttentionLayout> },
-        /// Products of one x. Inputs: x {…, k}, the weight of an RMS norm of x or nil, what is added to the only product
-        /// {…, n} or nil, then matrices {k, n}. Outputs {rows, n}: one for each matrix; where `gated`, silu of the first
-        /// product times the second. A `shape` is that of the only output.
+        /// Products of one x. Inputs: x {…, k}, the weight of an RMS norm of x or nil, what is added to the only
+        /// product {…, n} or nil, then matrices {k, n}. Outputs {rows, n}: one for each matrix; where `gated`, silu of
+        /// the first product times the second. A `shape` is that of the only output.
         Products { eps: Option<f64>, gated: bool, shape: Option<Vec<i32>> },
-        /// [`Op::Products`] with quantized matrices (mode affine), three inputs each: words {n, k · bits / 32}, scales and
-        /// biases {n, k / group_size}.
+        /// [`Op::Products`] with quantized matrices (mode affine), three inputs each: words {n, k · bits / 32}, scales
+        /// and biases {n, k / group_size}.
         QuantizedProducts { eps: Option<f64>, gated: bool, shape: Option<Vec<i32>>, bits: i32, group_size: i32 },
-        /// What attention takes of one row a position. Inputs: q, k, v {rows, heads * size}, offsets {rows}, the weights
-        /// of the RMS norms of heads of q and of k or nil, freqs or nil (then `base` is given). Outputs {…lead, heads,
-        /// size}, q and k normed and turned, and heads of k and v `repeat` times each; `lead` multiplies to the rows.
+        /// What attention takes of one row a position. Inputs: q, k, v {rows, heads * size}, offsets {rows}, the
+        /// weights of the RMS norms of heads of q and of k or nil, freqs or nil (then `base` is given). Outputs {…lead,
+        /// heads, size}, q and k normed and turned, and heads of k and v `repeat` times each; `lead` multiplies to the
+        /// rows.
         RopeHeads { lead: Vec<i32>, size: i32, repeat: i32, eps: Option<f64>, base: Option<f32>, scale: f32 },
-        /// Attention of one position on a cache. Inputs: q {batch, 1, heads, size}, k, v {batch, length, kv_heads, size},
-        /// a mask of booleans {batch | 1, heads | 1, 1, length} or nil. The output has the elements of {batch, 1, heads,
-        /// size} in `shape`.
+        /// Attention of one position on a cache. Inputs: q {batch, 1, heads, size}, k, v {batch, length, kv_heads,
+        /// size}, a mask of booleans {batch | 1, heads | 1, 1, length} or nil. The output has the elements of {batch,
+        /// 1, heads, size} in `shape`.
         CacheAttention { scale: f32, shape: Vec<i32> },
         /// Inputs: logits, targets.
         CrossEntropy,
