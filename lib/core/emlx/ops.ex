@@ -25,6 +25,9 @@ defmodule EMLX.Ops do
 
   @type op :: atom | {atom, map}
 
+  @typedoc "An array, or a number that becomes a scalar of the other operand's type."
+  @type operand :: Array.t() | number | boolean | Array.non_finite()
+
   @doc """
   Runs an operation, given as its name or as `{name, attributes}` (`EMLX.OpTable` lists both). All functions of this
   module and of `EMLX.Kernels` call it.
@@ -178,7 +181,7 @@ defmodule EMLX.Ops do
   for {group, {name, doc}} <- grouped.(binary) do
     @doc group: group
     @doc doc
-    @spec unquote(name)(Array.t() | number, Array.t() | number) :: Array.t()
+    @spec unquote(name)(operand, operand) :: Array.t()
     def unquote(name)(a, b) do
       {a, b} = with_number(a, b)
       run(unquote(name), [a, b])
