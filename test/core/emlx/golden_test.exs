@@ -47,7 +47,8 @@ defmodule EMLX.GoldenTest do
     @operation operation
 
     describe "#{operation} (#{count} cases)" do
-      if Golden.device() == :gpu and @on_gpu[operation] != nil, do: @describetag(skip: @on_gpu[operation])
+      reason = @on_gpu[operation]
+      if reason && Golden.device() == :gpu, do: @describetag(skip: reason)
 
       test "an operation returns the reference's shapes, types and values" do
         check_all(@operation, &Golden.run/2)
