@@ -95,7 +95,7 @@ defmodule EMLX.MixProject do
       # These guides name functions of the C++ EMLX.
       skip_undefined_reference_warnings_on: ["guides/migration.md", "guides/compatibility.md"],
       # Internal pages name these modules, which have no page.
-      skip_code_autolink_to: &String.match?(&1, ~r/^EMLX\.(Application|Compiler|Native|Trace)\b/),
+      skip_code_autolink_to: &String.match?(&1, ~r/^EMLX\.(Application|Compiler|Native|Options|Trace)\b/),
       groups_for_extras: [
         Guides: ~r"^guides/",
         Decisions: ~r"^docs/adr/",
@@ -103,8 +103,10 @@ defmodule EMLX.MixProject do
       ],
       groups_for_modules: [
         Nx: [EMLX, EMLX.Backend, EMLX.Fast, EMLX.Block, ~r"^EMLX\.(Fast|Block)\."],
-        Core: [EMLX.Array, EMLX.Ops, EMLX.Kernels, EMLX.Program, EMLX.Safetensors],
-        Runtime: [EMLX.Queue, EMLX.CommandQueue, EMLX.Memory, EMLX.Telemetry, EMLX.Doctor, EMLX.Error]
+        Core: [EMLX.Array, EMLX.Ops, EMLX.OpTable, EMLX.Kernels, EMLX.Program, EMLX.Safetensors, EMLX.SharedMemory],
+        Runtime: [EMLX.Queue, EMLX.Memory, EMLX.Error],
+        Diagnostics: [EMLX.Debug, EMLX.Doctor, EMLX.Telemetry, EMLX.Table],
+        "Names of the C++ EMLX": [EMLX.CommandQueue, EMLX.NIFError, EMLX.Profiling]
       ]
     ]
   end

@@ -1,5 +1,6 @@
-# The CPU's kernels of our own against MLX's, operation by operation and size by size: microseconds and the ratio. MLX's are asked for
-# with EMLX_KERNELS=mlx, which is read once a VM and there for this alone; so this starts a second VM of itself and runs both in turn.
+# The CPU's kernels of our own against MLX's, operation by operation and size by size: microseconds and the ratio. MLX's
+# are asked for with EMLX_KERNELS=mlx, which is read once a VM and there for this alone; so this starts a second VM of
+# itself and runs both in turn.
 #
 #   mix run bench/cpu_kernels.exs [NAME]     # only the cases whose name begins with NAME
 defmodule CpuKernels do

@@ -1,5 +1,5 @@
-"""What operations of one token cost in Python MLX on CUDA: building a chain of each, submitting it, and all until it is computed, in
-microseconds an operation, medians of 7. `python3 bench/launches.py` with MLX's CUDA build."""
+"""What operations of one token cost in Python MLX on CUDA: building a chain of each, submitting it, and all until it is
+computed, in microseconds an operation, medians of 7. `python3 bench/launches.py` with MLX's CUDA build."""
 
 import time
 

@@ -1,5 +1,5 @@
-# Matrix products of 1024 × 1024 on the CPU, here and in Python MLX's own wheel, which has another BLAS: `mix run bench/products.exs`.
-# Prints medians and ratios of both sides in turn.
+# Matrix products of 1024 × 1024 on the CPU, here and in Python MLX's own wheel, which has another BLAS:
+# `mix run bench/products.exs`. Prints medians and ratios of both sides in turn.
 for file <- ~w(statistics measure table peer peers), do: Code.require_file("suite/#{file}.ex", __DIR__)
 
 alias EMLX.Bench.{Measure, Peer, Peers, Statistics, Table}

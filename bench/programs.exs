@@ -1,5 +1,5 @@
-# What a program's node costs to build, against the same operations called one by one, and what a step of a small loop costs:
-# `mix run bench/programs.exs`. The least of 200 runs, since other work on the machine only adds.
+# What a program's node costs to build, against the same operations called one by one, and what a step of a small loop
+# costs: `mix run bench/programs.exs`. The least of 200 runs, since other work on the machine only adds.
 alias EMLX.{Array, Ops, Program}
 
 one = EMLX.eval(Array.scalar(1.0, :f32))

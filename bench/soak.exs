@@ -1,7 +1,8 @@
-# A serving under load: `mix run bench/soak.exs [cpu|gpu] [seconds]`, 120 seconds by default. Eight clients ask one Nx.Serving on two
-# partitions, each with a queue, for a function with a loop, a branch and a fused norm; every answer is compared. Every tenth of
-# the time a line says how many answers there were, the longest wait, and what memory is held; the last one how much
-# resident memory grew after the first fifth. For two operating-system processes on one GPU start it twice.
+# A serving under load: `mix run bench/soak.exs [cpu|gpu] [seconds]`, 120 seconds by default. Eight clients ask one
+# Nx.Serving on two partitions, each with a queue, for a function with a loop, a branch and a fused norm; every answer
+# is compared. Every tenth of the time a line says how many answers there were, the longest wait, and what memory is
+# held; the last one how much resident memory grew after the first fifth. For two operating-system processes on one GPU
+# start it twice.
 {device, seconds} =
   case System.argv() do
     [device, seconds] when device in ~w(cpu gpu) -> {String.to_atom(device), String.to_integer(seconds)}

@@ -1,5 +1,5 @@
-# What the spans of telemetry cost where nobody listens: `mix run bench/telemetry.exs`. The same calls with spans and without, in turn
-# in one run; the median of 21 of each, of 2,000 calls. With a listener, which counts, on the right.
+# What the spans of telemetry cost where nobody listens: `mix run bench/telemetry.exs`. The same calls with spans and
+# without, in turn in one run; the median of 21 of each, of 2,000 calls. With a listener, which counts, on the right.
 alias EMLX.{Array, Ops, Program, Telemetry}
 
 chain = fn count -> Program.new(1, Enum.map(0..(count - 1), &{:negative, [&1], 1}), [count]) end

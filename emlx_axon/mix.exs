@@ -22,7 +22,11 @@ defmodule EMLXAxon.MixProject do
         links: %{},
         files: ~w(lib mix.exs .formatter.exs README.md)
       ],
-      docs: [main: "EMLXAxon", extras: ["README.md"]]
+      docs: [
+        main: "EMLXAxon",
+        extras: ["README.md"],
+        groups_for_modules: [Rewriting: [EMLXAxon, EMLXAxon.Layers], Blocks: ~r"^Axon\.Block\."]
+      ]
     ]
   end
 

@@ -25,7 +25,13 @@ defmodule EMLXBumblebee.MixProject do
         links: %{},
         files: ~w(lib mix.exs .formatter.exs README.md CONFORMANCE.md REFERENCES.md)
       ],
-      docs: [main: "EMLXBumblebee", extras: ["README.md", "CONFORMANCE.md", "REFERENCES.md"]]
+      docs: [
+        main: "EMLXBumblebee",
+        extras: ["README.md", "CONFORMANCE.md", "REFERENCES.md"],
+        # Bumblebee has no pages for these, which its layers and the tests of its values are named by.
+        skip_code_autolink_to: &String.match?(&1, ~r/^Bumblebee\.(Layers|Utils)\b/),
+        groups_for_modules: [Rewriting: EMLXBumblebee, Blocks: ~r"^Bumblebee\.Block\."]
+      ]
     ]
   end
 

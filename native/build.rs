@@ -20,7 +20,8 @@ fn main() {
     }
 }
 
-/// cpp/, with the compiler and against the headers that `tools/prepare` names; `cfg(emlx_kernels)` says that it is there.
+/// cpp/, with the compiler and against the headers that `tools/prepare` names; `cfg(emlx_kernels)` says that it is
+/// there.
 fn build_kernel_nodes() {
     let key = |name: &str| {
         println!("cargo:rerun-if-env-changed={name}");

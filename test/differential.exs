@@ -1,5 +1,5 @@
-# Runs the differential suite (test/support/differential.ex) with one line for each call that fails, and a summary. The operation that is
-# looked at is written to standard error:
+# Runs the differential suite (test/support/differential.ex) with one line for each call that fails, and a summary. The
+# operation that is looked at is written to standard error:
 #
 #     export MIX_ENV=test EMLX_TEST_DEVICE=gpu EMLX_DIFFERENTIAL=12
 #     EMLX_DIFFERENTIAL_OPS=sort,cumsum mix run test/differential.exs

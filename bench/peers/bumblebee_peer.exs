@@ -1,6 +1,6 @@
-# Bumblebee's side of the suite: `mix run ../bench/peers/bumblebee_peer.exs cpu|gpu` in emlx_bumblebee, a VM of its own that has all three
-# packages. Runs the models of the suite's checkpoints as Bumblebee has them, rewritten or not, compiled or by the evaluator.
-# EMLX.Bench.Peer is the other end.
+# Bumblebee's side of the suite: `mix run ../bench/peers/bumblebee_peer.exs cpu|gpu` in emlx_bumblebee, a VM of its own
+# that has all three packages. Runs the models of the suite's checkpoints as Bumblebee has them, rewritten or not,
+# compiled or by the evaluator. EMLX.Bench.Peer is the other end.
 for file <- ~w(statistics measure inputs), do: Code.require_file("../suite/#{file}.ex", __DIR__)
 Code.require_file("../suite/models/encoder.ex", __DIR__)
 

@@ -1,6 +1,7 @@
-"""mlx-lm's side of the suite: `python3 mlx_lm_peer.py cpu|gpu`. Its own models with the weights of the suite's checkpoints, driven as its
-`generate_step` drives them: the next token's graph is submitted before this one's is read. The prompt is taken in one piece, where
-`generate_step` takes the last token by itself. The libmlx is the one that the NIF has (LD_LIBRARY_PATH)."""
+"""mlx-lm's side of the suite: `python3 mlx_lm_peer.py cpu|gpu`. Its own models with the weights of the suite's
+checkpoints, driven as its `generate_step` drives them: the next token's graph is submitted before this one's is read.
+The prompt is taken in one piece, where `generate_step` takes the last token by itself. The libmlx is the one that the
+NIF has (LD_LIBRARY_PATH)."""
 
 import importlib
 import json
@@ -79,8 +80,8 @@ def generate(folder, inputs, type, bits, tokens):
 
 
 def below(folder, inputs, type, bits, ids):
-    """How far the logit of each of `ids`, which follow the prompt, is below the largest, as the model with the weights of `type`
-    computes it in f32; in standard deviations of the logits."""
+    """How far the logit of each of `ids`, which follow the prompt, is below the largest, as the model with the weights
+    of `type` computes it in f32; in standard deviations of the logits."""
     model, prompt = load(folder, type, bits), prompt_of(inputs)
     model.set_dtype(mx.float32)
     ids = mx.array([int(i) for i in ids.split(",")], prompt.dtype)

@@ -1,4 +1,5 @@
-"""Python MLX's side of the suite: `python3 mlx_peer.py cpu|gpu`. The libmlx is the one that the NIF has (LD_LIBRARY_PATH)."""
+"""Python MLX's side of the suite: `python3 mlx_peer.py cpu|gpu`. The libmlx is the one that the NIF has
+(LD_LIBRARY_PATH)."""
 
 import gc
 import platform
@@ -31,8 +32,8 @@ def uniform(shape, dtype, seed):
 
 
 def kernel(name, dtype, rows, heads, links):
-    """A chain of calls of one fused kernel, each on the result of the one before. `rows` is batch x tokens x size of what is
-    normalised, `heads` batch x heads x queries x keys x size."""
+    """A chain of calls of one fused kernel, each on the result of the one before. `rows` is batch x tokens x size of
+    what is normalised, `heads` batch x heads x queries x keys x size."""
     dtype, links = DTYPES[dtype], int(links)
     rows, heads = ([int(n) for n in numbers.split("x")] for numbers in (rows, heads))
     size = rows[-1]
@@ -153,7 +154,8 @@ def prefill(file, inputs, type, blocks, heads):
 
 
 def decode(file, inputs, type, blocks, heads, length, offset):
-    """A step with a cache of `length` positions, of which `offset` are filled at first; at the end it starts from there again."""
+    """A step with a cache of `length` positions, of which `offset` are filled at first; at the end it starts from there
+    again."""
     model, token = decoder(file, type, blocks, heads), mx.load(inputs)["input_ids"]
     start, length = int(offset), int(length)
     state = {}

@@ -1,5 +1,5 @@
-"""What the suite's Python peers share: commands on standard input, one a line, words with URL escapes; an answer each that begins
-with "= ". EMLX.Bench.Peer is the other end."""
+"""What the suite's Python peers share: commands on standard input, one a line, words with URL escapes; an answer each
+that begins with "= ". EMLX.Bench.Peer is the other end."""
 
 import sys
 import time
@@ -7,8 +7,8 @@ from urllib.parse import quote_plus, unquote_plus
 
 
 class Case:
-    """Something to run: `run` computes it and waits for it. A sample's time is that of a run divided by `links`, or what `run` gives:
-    the microseconds, or a tuple of several."""
+    """Something to run: `run` computes it and waits for it. A sample's time is that of a run divided by `links`, or
+    what `run` gives: the microseconds, or a tuple of several."""
 
     def __init__(self, run, links=1, sample=None):
         self.run, self.links, self.sample = run, links, sample

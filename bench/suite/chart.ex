@@ -1,7 +1,7 @@
 defmodule EMLX.Bench.Chart do
   @moduledoc """
-  The suite's charts, as SVG that reads on light and on dark ground: ratios as dots on a logarithmic axis, and figures that grow as
-  lines on two.
+  The suite's charts, as SVG that reads on light and on dark ground: ratios as dots on a logarithmic axis, and figures
+  that grow as lines on two.
   """
 
   alias EMLX.Bench.Statistics
@@ -27,8 +27,8 @@ defmodule EMLX.Bench.Chart do
   """
 
   @doc """
-  Ratios: `rows` are `{label, text, [{name, ratio}]}`, where `text` stands at the right. A dot for each ratio, left of the line at 1
-  where what is measured here is the better one. `axis` says what the ratios are of.
+  Ratios: `rows` are `{label, text, [{name, ratio}]}`, where `text` stands at the right. A dot for each ratio, left of
+  the line at 1 where what is measured here is the better one. `axis` says what the ratios are of.
   """
   def ratios(title, axis, rows) do
     names = for({_, _, ratios} <- rows, {name, _} <- ratios, do: name) |> Enum.uniq()
@@ -69,8 +69,8 @@ defmodule EMLX.Bench.Chart do
   end
 
   @doc """
-  Growth: `panels` are `{x_label, unit, [{name, [{x, figure}]}]}`, drawn beside one another, two in a row. Both axes are logarithmic;
-  the unit is `:time` or `:bytes`.
+  Growth: `panels` are `{x_label, unit, [{name, [{x, figure}]}]}`, drawn beside one another, two in a row. Both axes are
+  logarithmic; the unit is `:time` or `:bytes`.
   """
   def growth(title, panels) do
     names = for({_, _, series} <- panels, {name, _} <- series, do: name) |> Enum.uniq()
@@ -143,7 +143,8 @@ defmodule EMLX.Bench.Chart do
     if low == high, do: {low - 1, high + 1}, else: {low, high}
   end
 
-  # Round numbers between two powers of 2: for bytes those powers, for times 1, 2 and 5 or, where that is too many, powers of 10.
+  # Round numbers between two powers of 2: for bytes those powers, for times 1, 2 and 5 or, where that is too many,
+  # powers of 10.
   defp marks(:bytes, low, high), do: for(power <- ticks(low, high), do: :math.pow(2, power))
 
   defp marks(:time, low, high) do

@@ -1,8 +1,8 @@
 defmodule EMLX.Bench.Checkpoint do
   @moduledoc """
-  The weights of the suite's models: folders as Hugging Face's, with `config.json` and `model.safetensors`, that every side reads.
-  MiniLM's is the one that script/demo fetches; where that was not done, and for the decoder, numbers of a seed take the place of
-  weights, which changes no time.
+  The weights of the suite's models: folders as Hugging Face's, with `config.json` and `model.safetensors`, that every
+  side reads. MiniLM's is the one that script/demo fetches; where that was not done, and for the decoder, numbers of a
+  seed take the place of weights, which changes no time.
   """
 
   alias EMLX.{Array, Ops, Safetensors}
@@ -19,7 +19,8 @@ defmodule EMLX.Bench.Checkpoint do
     end
   end
 
-  # Of a checkpoint with a decoder. `kv_heads` is the heads of keys and values; `scaling` is the config's `rope_scaling`.
+  # Of a checkpoint with a decoder. `kv_heads` is the heads of keys and values; `scaling` is the config's
+  # `rope_scaling`.
   @decoder %{
     family: :llama,
     blocks: 8,
@@ -73,9 +74,9 @@ defmodule EMLX.Bench.Checkpoint do
   }
 
   @doc """
-  A model that generates text, with weights of a seed in bf16, which are the same numbers in any wider type: `:qwen3` and `:llama` have the
-  shapes of Qwen3-0.6B and Llama-3.2-1B, `:small_qwen3` and `:small_llama` are of the same families. `:title` is what it is called.
-  The weights are drawn on `device`.
+  A model that generates text, with weights of a seed in bf16, which are the same numbers in any wider type: `:qwen3`
+  and `:llama` have the shapes of Qwen3-0.6B and Llama-3.2-1B, `:small_qwen3` and `:small_llama` are of the same
+  families. `:title` is what it is called. The weights are drawn on `device`.
   """
   def text(temporary, name, device) do
     {title, sizes} = Map.fetch!(@text, name)

@@ -1,6 +1,7 @@
 defmodule EMLX.Bench.JSON do
   @moduledoc """
-  Writes the results file. Small, since Elixir has JSON of its own only from 1.18 on, and this keeps the order of what it is given.
+  Writes the results file. Small, since Elixir has JSON of its own only from 1.18 on, and this keeps the order of what
+  it is given.
   """
 
   @doc ~S"""

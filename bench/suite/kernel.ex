@@ -1,7 +1,7 @@
 defmodule EMLX.Bench.Kernel do
   @moduledoc """
-  The fused kernels as something to run: alone, as the formula that a block runs where there is no kernel (with Nx), and as what Python
-  MLX is to do. The parts `kernels` and `memory` share them.
+  The fused kernels as something to run: alone, as the formula that a block runs where there is no kernel (with Nx), and
+  as what Python MLX is to do. The parts `kernels` and `memory` share them.
 
   A sample is a chain of calls, each on the result of the one before, computed at its end.
   """

@@ -17,8 +17,8 @@ defmodule EMLX.Bench.Measure do
   defp plan(quick?), do: if(quick?, do: @quick, else: @full)
 
   @doc """
-  The figures of each side, `%{name => [figure]}`, for time (whether `--quick`) or memory (`:bytes`), after `warm` rounds that do not count. `step` is called after each round.
-  Every other round goes through the sides backwards.
+  The figures of each side, `%{name => [figure]}`, for time (whether `--quick`) or memory (`:bytes`), after `warm`
+  rounds that do not count. `step` is called after each round. Every other round goes through the sides backwards.
   """
   def in_turn(sides, what, step, warm \\ 2) do
     plan = plan(what)

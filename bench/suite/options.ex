@@ -18,7 +18,8 @@ defmodule EMLX.Bench.Options do
   ]
 
   @doc """
-  The options of some arguments, given the names of the parts that there are: `{:ok, options}`, `:list`, or `{:error, message}`.
+  The options of some arguments, given the names of the parts that there are: `{:ok, options}`, `:list`, or
+  `{:error, message}`.
 
       iex> {:ok, options} = EMLX.Bench.Options.parse(~w(kernels --device gpu --quick), ~w(dispatch kernels))
       iex> {options.parts, options.device, options.quick?, options.out}

@@ -3,8 +3,8 @@ defmodule EMLX.Bench.Part do
   A part of the suite: what a file in `bench/suite/parts` defines. The part's name is the file's, and the module is
   `EMLX.Bench.Parts.<Name>`; a new file there is a new part.
 
-  A part lists its groups. A group is what is measured in turn: sides, each a function that runs once and gives its figure, and the
-  rows that compare them. Groups are made one by one, since their inputs take memory.
+  A part lists its groups. A group is what is measured in turn: sides, each a function that runs once and gives its
+  figure, and the rows that compare them. Groups are made one by one, since their inputs take memory.
   """
 
   defmodule Group do
@@ -12,8 +12,8 @@ defmodule EMLX.Bench.Part do
     What is measured in turn.
 
       * `:sides` - `[{name, fun}]`; the function gives microseconds or bytes, or whatever the rows make such figures of
-      * `:rows` - `[{label, side here, [sides that it is compared with]}]`; sides that are not among `:sides` are left out. A row may
-        have a unit of its own, and a function of what a side's runs gave that gives as many figures:
+      * `:rows` - `[{label, side here, [sides that it is compared with]}]`; sides that are not among `:sides` are left
+        out. A row may have a unit of its own, and a function of what a side's runs gave that gives as many figures:
         `{label, side here, [sides], unit: unit, figures: function}`
       * `:unit` - `:time` (microseconds), `:token` (microseconds a token, written as tokens a second) or `:bytes`
       * `:point` - nil, or `{panel, x}` for what belongs to a chart of growth

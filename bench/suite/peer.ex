@@ -1,8 +1,8 @@
 defmodule EMLX.Bench.Peer do
   @moduledoc """
-  Another program that runs what is compared with: Python MLX, XLA, or a VM with Bumblebee. It reads commands from its standard input,
-  one a line, words with what a URL would escape escaped, and answers each with a line that begins with `= `. What else it prints is
-  passed over.
+  Another program that runs what is compared with: Python MLX, XLA, or a VM with Bumblebee. It reads commands from its
+  standard input, one a line, words with what a URL would escape escaped, and answers each with a line that begins with
+  `= `. What else it prints is passed over.
   """
 
   use GenServer

@@ -1,6 +1,7 @@
 defmodule EMLX.Bench.Peers do
   @moduledoc """
-  Finds and starts the programs that the suite compares with. What cannot be had is told in a line, and the suite goes on without.
+  Finds and starts the programs that the suite compares with. What cannot be had is told in a line, and the suite goes
+  on without.
   """
 
   alias EMLX.Bench.Peer
@@ -22,8 +23,8 @@ defmodule EMLX.Bench.Peers do
     end)
   end
 
-  # Those in Python: the script in bench/peers, what bench/python.sh calls the packages, and whether it has the NIF's libmlx instead of
-  # the one in its package.
+  # Those in Python: the script in bench/peers, what bench/python.sh calls the packages, and whether it has the NIF's
+  # libmlx instead of the one in its package.
   @python %{
     mlx: {"Python MLX", "mlx_peer.py", "mlx", true},
     mlx_lm: {"mlx-lm", "mlx_lm_peer.py", "mlx_lm", true},

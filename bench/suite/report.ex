@@ -31,8 +31,8 @@ defmodule EMLX.Bench.Report do
   end
 
   @doc """
-  A part of results: its rows and failures, from its groups as they were measured: `{:ok, name, group, %{side => [figure]}}` or
-  `{:error, name, message}`.
+  A part of results: its rows and failures, from its groups as they were measured:
+  `{:ok, name, group, %{side => [figure]}}` or `{:error, name, message}`.
   """
   def part(name, groups) do
     rows =

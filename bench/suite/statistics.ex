@@ -1,6 +1,7 @@
 defmodule EMLX.Bench.Statistics do
   @moduledoc """
-  Medians and ratios of what the suite measures, and how they are written. Used by the table, the charts and the results file.
+  Medians and ratios of what the suite measures, and how they are written. Used by the table, the charts and the results
+  file.
   """
 
   @doc """

@@ -1,7 +1,7 @@
 defmodule EMLX.Bench do
   @moduledoc """
-  The benchmark suite: what `mix emlx.bench` runs. Starts the programs that it compares with, goes through the parts, prints a table
-  for each, and writes results.json and the charts.
+  The benchmark suite: what `mix emlx.bench` runs. Starts the programs that it compares with, goes through the parts,
+  prints a table for each, and writes results.json and the charts.
 
   `bench/suite/parts` holds the parts; see `EMLX.Bench.Part` for how one is written.
   """
@@ -12,7 +12,10 @@ defmodule EMLX.Bench do
   # Parts that are not here come after those that are.
   @order ~w(kernels dispatch operations models generation memory growth)
 
-  @doc "The options of some arguments: `{:ok, options}`, `{:list, text}` or `{:error, message}`. `folder` is that of this file."
+  @doc """
+  The options of some arguments: `{:ok, options}`, `{:list, text}` or `{:error, message}`. `folder` is that of this
+  file.
+  """
   def parse(arguments, folder) do
     with :list <- Options.parse(arguments, names(folder)) do
       lines = for name <- names(folder), do: "#{String.pad_trailing(name, 12)}#{part(name).about()}"
@@ -29,8 +32,8 @@ defmodule EMLX.Bench do
   defp part(name), do: Module.concat(EMLX.Bench.Parts, Macro.camelize(name))
 
   @doc """
-  Runs the parts that the options name; `folder` is `bench/`. `:ok`, `:failed` if something that was to be measured here failed, or
-  `{:error, message}` if nothing can be measured.
+  Runs the parts that the options name; `folder` is `bench/`. `:ok`, `:failed` if something that was to be measured here
+  failed, or `{:error, message}` if nothing can be measured.
   """
   def run(options, folder) do
     nx? = Code.ensure_loaded?(EMLX.Backend)

@@ -1,5 +1,5 @@
-# Compares Axon's norms with the rewritten ones in the evaluator: `mix run bench/norms.exs` in emlx_axon. For each layer,
-# type and axis it prints both times for a {8, 512, 1024} tensor, the median of 9 runs, and the ratio.
+# Compares Axon's norms with the rewritten ones in the evaluator: `mix run bench/norms.exs` in emlx_axon. For each
+# layer, type and axis it prints both times for a {8, 512, 1024} tensor, the median of 9 runs, and the ratio.
 # EMLX_BENCH_DEVICE=gpu runs on the GPU.
 Nx.default_backend({EMLX.Backend, device: String.to_existing_atom(System.get_env("EMLX_BENCH_DEVICE", "cpu"))})
 

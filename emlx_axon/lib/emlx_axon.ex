@@ -55,7 +55,7 @@ defmodule EMLXAxon do
   nothing.
 
   The op of a rewritten layer is a function. Code that selects layers by their op, such as
-  `Axon.MixedPrecision.apply_policy/3` with `except: [:layer_norm]`, must run before `rewrite/2`.
+  `Axon.MixedPrecision.apply_policy(model, policy, except: [:layer_norm])`, must run before `rewrite/2`.
 
   Raises `ArgumentError` if the first argument is not a model or an option is invalid. Warns about layers of Bumblebee,
   which do not change; `EMLXBumblebee.rewrite/2` of the package `emlx_bumblebee` rewrites those.
@@ -148,7 +148,7 @@ defmodule EMLXAxon do
 
   Options:
 
-    * `:describe` - a function of an `Axon.Node` with the result of `describe/1`, for layers that other packages
+    * `:describe` - a function of an `%Axon.Node{}` with the result of `describe/1`, for layers that other packages
       rewrite; default `describe/1`
 
   Raises `ArgumentError` if the first argument is not a model.
@@ -176,7 +176,7 @@ defmodule EMLXAxon do
   Returns `{:block, module}` if a node is a block, `{:could, module}` if `rewrite/2` would replace it by one, and
   `{:left, reason}` otherwise.
   """
-  @spec describe(Axon.Node.t()) :: {:block, module} | {:could, module} | {:left, reason :: String.t()}
+  @spec describe(%Axon.Node{}) :: {:block, module} | {:could, module} | {:left, reason :: String.t()}
   def describe(%Axon.Node{op: op, opts: opts}) when op in @names do
     case Layers.block(op, opts) do
       {:ok, block} -> {:could, block.__struct__}

@@ -130,9 +130,9 @@ defmodule EMLXBumblebee do
       iex> info.model |> Axon.predict(info.params, Nx.iota({1, 64}, type: :f32)) |> Nx.shape()
       {1, 8}
   """
-  @spec quantize(%{model: Axon.t(), params: Axon.ModelState.t()}, keyword) :: %{
+  @spec quantize(%{model: Axon.t(), params: %Axon.ModelState{}}, keyword) :: %{
           model: Axon.t(),
-          params: Axon.ModelState.t()
+          params: %Axon.ModelState{}
         }
   def quantize(info, opts \\ [])
 

@@ -254,6 +254,7 @@ defmodule EMLX do
 
   # ---- names that the C++ EMLX has here ----
 
+  @doc group: "Names of the C++ EMLX"
   @doc """
   Returns the numbers of `EMLX.Memory` in one map.
 
@@ -263,18 +264,22 @@ defmodule EMLX do
   @spec memory_info :: %{active_memory: bytes, peak_memory: bytes, cache_memory: bytes} when bytes: non_neg_integer
   def memory_info, do: %{active_memory: Memory.active(), peak_memory: Memory.peak(), cache_memory: Memory.cached()}
 
+  @doc group: "Names of the C++ EMLX"
   @doc "See `EMLX.Memory.clear_cache/0`."
   @spec clear_cache :: :ok
   defdelegate clear_cache, to: Memory
 
+  @doc group: "Names of the C++ EMLX"
   @doc "See `EMLX.Memory.reset_peak/0`."
   @spec reset_peak_memory :: :ok
   defdelegate reset_peak_memory, to: Memory, as: :reset_peak
 
+  @doc group: "Names of the C++ EMLX"
   @doc "See `EMLX.Memory.set_limit/1`."
   @spec set_memory_limit(non_neg_integer) :: non_neg_integer
   defdelegate set_memory_limit(bytes), to: Memory, as: :set_limit
 
+  @doc group: "Names of the C++ EMLX"
   @doc "See `EMLX.Memory.set_cache_limit/1`."
   @spec set_cache_limit(non_neg_integer) :: non_neg_integer
   defdelegate set_cache_limit(bytes), to: Memory

@@ -1,8 +1,9 @@
-// Operations that MLX launches one by one, as one graph of CUDA's that is launched at once: what src/program/engine/captured decides on. MLX
-// brings the kernels of its nodes into CUDA graphs as it is, and makes them anew for each evaluation. Here the nodes are evaluated
-// once, on inputs that stay where they are, and the graph that MLX has made of them is kept, with all the memory that its kernels
-// use. From then on a run copies its inputs to where the graph reads them, launches it, and copies its outputs into arrays of their
-// own. Built by build.rs where cpp/kernel.cpp is; called through src/mlx/cuda/graph.rs alone.
+// Operations that MLX launches one by one, as one graph of CUDA's that is launched at once: what
+// src/program/engine/captured decides on. MLX brings the kernels of its nodes into CUDA graphs as it is, and makes them
+// anew for each evaluation. Here the nodes are evaluated once, on inputs that stay where they are, and the graph that
+// MLX has made of them is kept, with all the memory that its kernels use. From then on a run copies its inputs to where
+// the graph reads them, launches it, and copies its outputs into arrays of their own. Built by build.rs where
+// cpp/kernel.cpp is; called through src/mlx/cuda/graph.rs alone.
 
 #include <atomic>
 #include <cstdint>
@@ -35,7 +36,8 @@ struct emlx_copy {
   uint64_t bytes;
 };
 
-// What Rust does of it; the same in src/mlx/cuda/graph.rs. All but `destroy` and `drop` give false where they failed, after writing why into `message`.
+// What Rust does of it; the same in src/mlx/cuda/graph.rs. All but `destroy` and `drop` give false where they failed,
+// after writing why into `message`.
 struct emlx_capturing {
   const void* payload;
   // Builds nodes on top of the inputs, and hands over a handle of each output.
@@ -328,8 +330,8 @@ class Replay : public core::Primitive {
     return outs;
   }
 
-  // Evaluates all that these arrays need, and keeps the memory of all of it. False where that is not all on the stream; then nothing
-  // of it is evaluated.
+  // Evaluates all that these arrays need, and keeps the memory of all of it. False where that is not all on the stream;
+  // then nothing of it is evaluated.
   bool walk(const std::vector<core::array>& outs) {
     std::vector<core::array> order;
     std::unordered_set<std::uintptr_t> seen;
@@ -465,7 +467,8 @@ class Replay : public core::Primitive {
 
 } // namespace
 
-// A segment to be captured, which owns `capturing` from here on; `fixed` says of each input whether it is read where it lies.
+// A segment to be captured, which owns `capturing` from here on; `fixed` says of each input whether it is read where it
+// lies.
 extern "C" void* emlx_captured_new(emlx_capturing capturing, const bool* fixed, size_t count) {
   return new std::shared_ptr<Captured>(std::make_shared<Captured>(capturing, std::vector<bool>(fixed, fixed + count)));
 }

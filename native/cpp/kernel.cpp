@@ -157,8 +157,8 @@ class Kernel : public core::UnaryPrimitive {
     out.set_data(core::allocator::malloc(out.nbytes()));
   }
 
-  // The layout of all inputs of the result's shape, and the memory of one that nobody else needs. False where they do not agree and
-  // none of them that is laid out in rows can be taken.
+  // The layout of all inputs of the result's shape, and the memory of one that nobody else needs. False where they do
+  // not agree and none of them that is laid out in rows can be taken.
   static bool take_together(const std::vector<core::array>& inputs, core::array& out) {
     const core::array* like = nullptr;
     const core::array* taken = nullptr;
@@ -283,8 +283,9 @@ std::string key_of(const emlx_cuda_kernel& kernel, const std::vector<core::array
 
 } // namespace
 
-// The nodes of a kernel's outputs. MLX writes out the whole text of a kernel at each call, which takes longer than to launch it: here it
-// is done once for all calls that differ in their arrays alone. 0, or 1 with MLX's error handler called.
+// The nodes of a kernel's outputs. MLX writes out the whole text of a kernel at each call, which takes longer than to
+// launch it: here it is done once for all calls that differ in their arrays alone. 0, or 1 with MLX's error handler
+// called.
 extern "C" int emlx_cuda_node(
     mlx_array* res,
     const emlx_cuda_kernel* kernel,
@@ -362,8 +363,8 @@ extern "C" mlx_dtype emlx_promoted(mlx_dtype a, mlx_dtype b) {
   return mlx_dtype_to_c(core::promote_types(mlx_dtype_to_cpp(a), mlx_dtype_to_cpp(b)));
 }
 
-// Computes a kernel at once: 0. 2 where an input is not computed yet; 1 with MLX's error handler called. The graph's lock is held, and
-// `kernel` stays the caller's.
+// Computes a kernel at once: 0. 2 where an input is not computed yet; 1 with MLX's error handler called. The graph's
+// lock is held, and `kernel` stays the caller's.
 extern "C" int emlx_kernel_now(
     mlx_array* res,
     const emlx_kernel* kernel,

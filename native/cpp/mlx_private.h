@@ -1,5 +1,6 @@
-// The parts of MLX that are private: no header of MLX promises them, and another version may have others. All that C++ here knows of them
-// is in this file. `emlx_written_for` says which version that is; src/mlx/private.rs compares it with the libmlx that is loaded.
+// The parts of MLX that are private: no header of MLX promises them, and another version may have others. All that C++
+// here knows of them is in this file. `emlx_written_for` says which version that is; src/mlx/private.rs compares it
+// with the libmlx that is loaded.
 #pragma once
 
 #include <cstddef>
@@ -24,8 +25,8 @@ __attribute__((weak)) CommandEncoder& get_command_encoder(Stream s);
 
 namespace emlx {
 
-// The beginning of MLX's encoder of a CUDA stream (mlx/backend/cuda/device.h, whose headers need CUDA's own). A test in src/mlx/private.rs
-// compares it with that header.
+// The beginning of MLX's encoder of a CUDA stream (mlx/backend/cuda/device.h, whose headers need CUDA's own). A test in
+// src/mlx/private.rs compares it with that header.
 struct Encoder {
   struct Node {
     void* node;
@@ -54,7 +55,8 @@ inline Encoder& encoder_of(mlx::core::Stream s) {
 }
 
 // The address of what CUDA has computed, 0 where there is none. MLX's buffers on CUDA are handles of this form
-// (mlx/backend/cuda/allocator.h, whose headers need CUDA's own); `data` of an array would move it to where the CPU reads.
+// (mlx/backend/cuda/allocator.h, whose headers need CUDA's own); `data` of an array would move it to where the CPU
+// reads.
 inline uint64_t device_address(const mlx::core::array& a) {
   struct CudaBuffer {
     void* data;

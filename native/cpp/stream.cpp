@@ -1,5 +1,6 @@
-// What MLX's C interface does not have of the CPU's streams: tasks of our own between MLX's, how many tasks are under way, whether a
-// graph is small, and whether an array may have strides of 0. Built by build.rs where cpp/kernel.cpp is; called through src/mlx.rs alone.
+// What MLX's C interface does not have of the CPU's streams: tasks of our own between MLX's, how many tasks are under
+// way, whether a graph is small, and whether an array may have strides of 0. Built by build.rs where cpp/kernel.cpp is;
+// called through src/mlx.rs alone.
 
 #include <cstddef>
 #include <exception>
@@ -15,8 +16,9 @@
 
 namespace core = mlx::core;
 
-// Has the stream's thread call `run`, once, after what was submitted before. With `ask`, the stream is asked for its failure first,
-// which it then forgets: `failure` is its text, null where there is none. 0, or 1 with MLX's error handler called, and then `run` is not.
+// Has the stream's thread call `run`, once, after what was submitted before. With `ask`, the stream is asked for its
+// failure first, which it then forgets: `failure` is its text, null where there is none. 0, or 1 with MLX's error
+// handler called, and then `run` is not.
 extern "C" int emlx_stream_task(
     const mlx_stream stream,
     bool ask,
@@ -47,7 +49,8 @@ extern "C" int emlx_active_tasks() {
   return core::scheduler::n_active_tasks();
 }
 
-// Whether what is to be computed for these arrays is at most `most` nodes of together at most `bytes`, all of them on the stream.
+// Whether what is to be computed for these arrays is at most `most` nodes of together at most `bytes`, all of them on
+// the stream.
 extern "C" bool
 emlx_is_small(const mlx_array* arrays, size_t count, const mlx_stream stream, size_t most, size_t bytes) {
   const auto& s = *static_cast<const core::Stream*>(stream.ctx);
@@ -120,8 +123,8 @@ bool may_repeat(const core::array& a, size_t& visits) {
 
 } // namespace
 
-// Whether elements of an array may lie at one place in memory, as those of a broadcast array do: true where it would take long to find
-// out. The graph's lock is held.
+// Whether elements of an array may lie at one place in memory, as those of a broadcast array do: true where it would
+// take long to find out. The graph's lock is held.
 extern "C" bool emlx_may_repeat(const mlx_array array) {
   size_t visits = 64;
   return may_repeat(*static_cast<const core::array*>(array.ctx), visits);

@@ -1,5 +1,5 @@
-//! MLX for the BEAM: the native library of EMLX. Its layers, from the bottom to the top, each of which imports only from
-//! those below it (`test/core/emlx/layers_test.exs`):
+//! MLX for the BEAM: the native library of EMLX. Its layers, from the bottom to the top, each of which imports only
+//! from those below it (`test/core/emlx/layers_test.exs`):
 //!
 //! | layer | modules | what it is |
 //! |---|---|---|

@@ -1,5 +1,6 @@
-// What the kernels in native/src/op/cuda/ use of CUDA, on the CPU: a block's threads are fibers of one thread, which change places where
-// they wait for one another. So the kernels' arithmetic, indices and barriers are checked where there is no GPU. kernels.cpp uses it.
+// What the kernels in native/src/op/cuda/ use of CUDA, on the CPU: a block's threads are fibers of one thread, which
+// change places where they wait for one another. So the kernels' arithmetic, indices and barriers are checked where
+// there is no GPU. kernels.cpp uses it.
 #pragma once
 
 #include <ucontext.h>

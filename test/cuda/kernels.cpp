@@ -1,5 +1,5 @@
-// The kernels in native/src/op/cuda/*.cu, run by emulate.hpp, against their formulas. `check` beside this builds it with
-// -DT=float and -DT=bf16.
+// The kernels in native/src/op/cuda/*.cu, run by emulate.hpp, against their formulas. `check` beside this builds it
+// with -DT=float and -DT=bf16.
 #include <random>
 
 #include "emulate.hpp"
@@ -311,7 +311,8 @@ constexpr int threads(int size) {
   return least * 32;
 }
 
-// Three rows: around a centre, with numbers far from the others, and of one number. x and the weight lie some numbers off a pack.
+// Three rows: around a centre, with numbers far from the others, and of one number. x and the weight lie some numbers
+// off a pack.
 template <int SIZE, bool WEIGHTED, bool BIASED, int THREADS = threads(SIZE)>
 void layer_norm(const char* name, float centre = 0.0f, int x_off = 0, int weight_off = 0) {
   constexpr int ROWS = 3, VEC = width(SIZE);

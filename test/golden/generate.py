@@ -1,9 +1,9 @@
 """Makes the golden values that `test/core/emlx/golden_test.exs` and `kernels_test.exs` compare against.
 
 Every operation of the native crate's table is computed here by NumPy, in float64 where the operation is one of real
-numbers, after its inputs were rounded to their type. SciPy gives the few functions that NumPy lacks, and MLX's own Python
-package what only MLX defines (quantized formats, random numbers, result types). Each case that MLX can compute as well is
-computed by both here, and where they differ this prints it: such a case asks for what the table of
+numbers, after its inputs were rounded to their type. SciPy gives the few functions that NumPy lacks, and MLX's own
+Python package what only MLX defines (quantized formats, random numbers, result types). Each case that MLX can compute
+as well is computed by both here, and where they differ this prints it: such a case asks for what the table of
 operations documents (`native/src/op`), which is then not what MLX does by itself.
 
 `mix test` reads the files and needs none of this. To make them again, with any Python from 3.10 on:
@@ -18,9 +18,9 @@ Written are, for each family, `data/<family>.terms` (Erlang terms, one map a cas
       inputs => [{f32, [2,3], Offset, Length} | nil], outputs => [{f32, [3], Offset, Length}],
       tolerance => exact | … | {Absolute, Relative}, form => …}
 
-`tolerance` names a class of `test/support/tolerance.ex`. `form`, where there is one, says how outputs that are not unique (eigenvectors,
-partitions) are brought into a form that is; `outputs` are then in that form. The generator is seeded case by case, so that
-adding one changes no other.
+`tolerance` names a class of `test/support/tolerance.ex`. `form`, where there is one, says how outputs that are not
+unique (eigenvectors, partitions) are brought into a form that is; `outputs` are then in that form. The generator is
+seeded case by case, so that adding one changes no other.
 """
 
 import importlib

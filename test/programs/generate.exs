@@ -1,11 +1,11 @@
-# Makes the saved programs of this folder: tiny models of Bumblebee with weights from a seed, rewritten to blocks, compiled, and
-# saved with inputs and what the models give as they are, on Nx.BinaryBackend. test/core/emlx/saved_models_test.exs replays them
-# without Nx.
+# Makes the saved programs of this folder: tiny models of Bumblebee with weights from a seed, rewritten to blocks,
+# compiled, and saved with inputs and what the models give as they are, on Nx.BinaryBackend.
+# test/core/emlx/saved_models_test.exs replays them without Nx.
 #
 #   cd emlx_bumblebee && MIX_ENV=test mix run ../test/programs/generate.exs [name…]
 #
-# Each model is three files: name.emlx and name.safetensors, which EMLX.Program.save/3 writes, and name.golden.safetensors with the
-# tensors "input.…" and "output.…".
+# Each model is three files: name.emlx and name.safetensors, which EMLX.Program.save/3 writes, and
+# name.golden.safetensors with the tensors "input.…" and "output.…".
 defmodule EMLX.GeneratePrograms do
   alias EMLX.Program
   alias EMLXBumblebee.Models

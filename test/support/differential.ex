@@ -100,7 +100,7 @@ defmodule EMLX.Differential do
     case System.get_env("EMLX_DIFFERENTIAL", "") do
       "" -> @few
       "full" -> :full
-      number -> with n = String.to_integer(number), do: {n - div(n, 3), div(n, 3)}
+      number -> number |> String.to_integer() |> then(&{&1 - div(&1, 3), div(&1, 3)})
     end
   end
 

@@ -1,7 +1,8 @@
 defmodule EMLX.Golden do
   @moduledoc """
-  Reads the golden values under `test/golden/data` (made by `test/golden/generate.py`, which says what a case holds), runs
-  cases through `EMLX.Ops.run/3` and compares. On the CPU, or with EMLX_TEST_DEVICE=gpu on the GPU, which has no cases in f64.
+  Reads the golden values under `test/golden/data` (made by `test/golden/generate.py`, which says what a case holds),
+  runs cases through `EMLX.Ops.run/3` and compares. On the CPU, or with EMLX_TEST_DEVICE=gpu on the GPU, which has no
+  cases in f64.
   """
 
   alias EMLX.{Array, Kernels, Ops, Tolerance}
@@ -52,7 +53,8 @@ defmodule EMLX.Golden do
   @spec run(Ops.op(), [Array.t() | nil]) :: Array.t() | [Array.t()]
   def run(op, inputs), do: Ops.run(op, inputs, device: device())
 
-  # The fused kernels on the device under test, with arguments and results on the CPU, so that formulas can be composed of them.
+  # The fused kernels on the device under test, with arguments and results on the CPU, so that formulas can be composed
+  # of them.
   for {name, arity} <- [rms_norm: 2, layer_norm: 3, rope: 3, scaled_dot_product_attention: 4] do
     arguments = Macro.generate_arguments(arity, __MODULE__)
 
@@ -89,7 +91,8 @@ defmodule EMLX.Golden do
   def files, do: Path.wildcard(Path.join(@data, "*"))
 
   @doc """
-  Runs a case and compares: `:ok`, or `{:error, text}` that names the case, the first element that is off and both values.
+  Runs a case and compares: `:ok`, or `{:error, text}` that names the case, the first element that is off and both
+  values.
 
   `run` takes the operation and its inputs and gives an array or a list of arrays.
   """
@@ -115,8 +118,8 @@ defmodule EMLX.Golden do
   end
 
   @doc """
-  The same array as a view whose elements do not lie next to each other: what an operation makes of strides is part of its
-  meaning. Scalars and empty arrays stay as they are.
+  The same array as a view whose elements do not lie next to each other: what an operation makes of strides is part of
+  its meaning. Scalars and empty arrays stay as they are.
   """
   @spec scattered(Array.t() | nil) :: Array.t() | nil
   def scattered(nil), do: nil
@@ -245,7 +248,8 @@ defmodule EMLX.Golden do
   # ---- elements ----
 
   @doc """
-  The elements of a binary: integers, floats, `{real, imaginary}`, `:nan`, `:infinity`, `:neg_infinity`; booleans as 0 and 1.
+  The elements of a binary: integers, floats, `{real, imaginary}`, `:nan`, `:infinity`, `:neg_infinity`; booleans as 0
+  and 1.
   """
   @spec decode(binary, Array.dtype()) :: [term]
   def decode(binary, :c64) do

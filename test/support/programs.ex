@@ -1,5 +1,7 @@
 defmodule EMLX.Programs do
-  @moduledoc "Programs that tests save, load and damage, each with inputs to run it on. Together they have every kind of attribute."
+  @moduledoc """
+  Programs that tests save, load and damage, each with inputs to run it on. Together they have every kind of attribute.
+  """
 
   alias EMLX.{Array, Ops, Program}
 
@@ -23,7 +25,9 @@ defmodule EMLX.Programs do
     end
   end
 
-  @doc "Writes a program's file with a right digest, whatever is in it. The digest is in the error of one with a wrong one."
+  @doc """
+  Writes a program's file with a right digest, whatever is in it. The digest is in the error of one with a wrong one.
+  """
   @spec forge(Path.t(), binary) :: :ok
   def forge(path, body) do
     File.write!(path, ["emlx-program 1 ", String.duplicate("0", 64), "\n", body])

@@ -10,8 +10,8 @@ defmodule EMLX.Tolerance do
     * `:exact` - equal numbers, in types that are exact or after operations that are
     * `:rounded` - an elementary function, or a handful of roundings
     * `:summed` - sums along an axis, of numbers around 1
-    * `:accumulated` - sums and means of any length, relative to those of the magnitudes, and what is made of sums, relative to
-      itself: 16-bit types are rounded once
+    * `:accumulated` - sums and means of any length, relative to those of the magnitudes, and what is made of sums,
+      relative to itself: 16-bit types are rounded once
     * `:running` - running sums along an axis as long as a million numbers, which are added one after the other
     * `:multiplied` - products along an axis, of numbers around 1
     * `:product` - matrix products and convolutions of numbers around 1; 16-bit types are summed in their own width on

@@ -1,7 +1,7 @@
 defmodule EMLX.Bench.Decoder do
   @moduledoc """
-  The suite's decoder as a function of `Nx.Defn` on EMLX's fused kernels; what bench/peers/mlx_models.py is in Python. A Llama, on
-  the names that its checkpoint has.
+  The suite's decoder as a function of `Nx.Defn` on EMLX's fused kernels; what bench/peers/mlx_models.py is in Python. A
+  Llama, on the names that its checkpoint has.
   """
 
   import Nx.Defn
@@ -32,8 +32,8 @@ defmodule EMLX.Bench.Decoder do
   end
 
   @doc """
-  One more token, `{batch, 1}`, at position `offset`: logits and the cache with its keys and values. The cache is a tuple of `{keys,
-  values}` a block, `{batch, heads, length, size}` each.
+  One more token, `{batch, 1}`, at position `offset`: logits and the cache with its keys and values. The cache is a
+  tuple of `{keys, values}` a block, `{batch, heads, length, size}` each.
   """
   defn step(token, offset, cache, w, opts \\ []) do
     one_token(token, offset, cache, w, opts)

@@ -1,7 +1,7 @@
 defmodule EMLX.Bench.Encoder do
   @moduledoc """
-  The suite's encoder as a function of `Nx.Defn` on EMLX's fused kernels; what bench/peers/mlx_models.py is in Python. A BERT with the
-  mean over its tokens, scaled to length 1, on the names that MiniLM's checkpoint has.
+  The suite's encoder as a function of `Nx.Defn` on EMLX's fused kernels; what bench/peers/mlx_models.py is in Python. A
+  BERT with the mean over its tokens, scaled to length 1, on the names that MiniLM's checkpoint has.
   """
 
   import Nx.Defn

@@ -7,8 +7,8 @@ defmodule EMLX.Bench.Here do
   alias EMLX.Bench.{Checkpoint, Decoder, Encoder, Inputs}
 
   @doc """
-  A model and its inputs: `:encoder`, `:prefill` or `:decode`. `sizes` may hold `:batch`, `:length` (tokens; for `:decode` positions of
-  the cache), `:blocks`. `:options` is what peers are told.
+  A model and its inputs: `:encoder`, `:prefill` or `:decode`. `sizes` may hold `:batch`, `:length` (tokens; for
+  `:decode` positions of the cache), `:blocks`. `:options` is what peers are told.
   """
   def spec(model, context, sizes \\ []) do
     sizes = Map.merge(sizes(model), Map.new(sizes))
@@ -41,7 +41,10 @@ defmodule EMLX.Bench.Here do
   def title(%{model: :prefill} = spec), do: "decoder, #{spec.batch} × #{spec.length} tokens"
   def title(%{model: :decode} = spec), do: "decoder, 1 token, #{spec.offset} before it"
 
-  @doc "`%{run:, sample:}`: a function that computes the model once and waits, and one that gives a sample of its first result."
+  @doc """
+  `%{run:, sample:}`: a function that computes the model once and waits, and one that gives a sample of its first
+  result.
+  """
   def compiled(spec, device, type) do
     Nx.default_backend({Backend, device: device})
     weights = load(spec.checkpoint.file, device, type)

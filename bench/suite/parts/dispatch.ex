@@ -1,7 +1,7 @@
 defmodule EMLX.Bench.Parts.Dispatch do
   @moduledoc """
-  What it costs to have something done, with next to nothing to do: an eager operation, a program of 1, 100 and 1,000 instructions,
-  a scalar read; against the same in Python MLX.
+  What it costs to have something done, with next to nothing to do: an eager operation, a program of 1, 100 and 1,000
+  instructions, a scalar read; against the same in Python MLX.
   """
 
   use EMLX.Bench.Part,

@@ -1,13 +1,14 @@
 defmodule EMLX.Bench.Parts.Generation do
   @moduledoc """
-  Greedy generation of text by Bumblebee compiled with EMLX: tokens a second, and the time to the first token, against mlx-lm with the same
-  weights. Bumblebee's model is rewritten by `EMLXBumblebee`, as it is compiled by default on the CPU, with merged operations, as by
-  default on the GPU, and running ahead too; and it is as it is. On the GPU the shapes are those of Qwen3-0.6B and Llama-3.2-1B, on the CPU small ones of the same families
-  unless `--full` asks for those too.
+  Greedy generation of text by Bumblebee compiled with EMLX: tokens a second, and the time to the first token, against
+  mlx-lm with the same weights. Bumblebee's model is rewritten by `EMLXBumblebee`, as it is compiled by default on the
+  CPU, with merged operations, as by default on the GPU, and running ahead too; and it is as it is. On the GPU the
+  shapes are those of Qwen3-0.6B and Llama-3.2-1B, on the CPU small ones of the same families unless `--full` asks for
+  those too.
 
-  Before anything is timed, each side's tokens are laid before mlx-lm's model in f32, with the same weights: no token may be clearly
-  below the one that it takes. Sides that round, or add in another order, take another token where two are nearly as good, and
-  their texts part there; how many first tokens are mlx-lm's is told under the table.
+  Before anything is timed, each side's tokens are laid before mlx-lm's model in f32, with the same weights: no token
+  may be clearly below the one that it takes. Sides that round, or add in another order, take another token where two
+  are nearly as good, and their texts part there; how many first tokens are mlx-lm's is told under the table.
   """
 
   use EMLX.Bench.Part,
@@ -27,8 +28,8 @@ defmodule EMLX.Bench.Parts.Generation do
     {@plain, [rewritten: false]}
   ]
 
-  # How far below the best in f32 a side's token may be, in standard deviations of the logits. A model that computes something else
-  # is some 4 below; rounding to bf16 moves a logit by 0.01 to 0.02.
+  # How far below the best in f32 a side's token may be, in standard deviations of the logits. A model that computes
+  # something else is some 4 below; rounding to bf16 moves a logit by 0.01 to 0.02.
   @limits %{f32: 0.005, bf16: 0.25}
 
   @impl true
@@ -93,8 +94,8 @@ defmodule EMLX.Bench.Parts.Generation do
     {all, first}
   end
 
-  # From all that it takes and that to the first token. By rank, the shortest with the shortest: other work on the machine that comes upon
-  # one of a pair would make the difference anything.
+  # From all that it takes and that to the first token. By rank, the shortest with the shortest: other work on the
+  # machine that comes upon one of a pair would make the difference anything.
   defp each_token(runs, tokens) do
     {all, first} = Enum.unzip(runs)
     Enum.zip_with(Enum.sort(all), Enum.sort(first), &((&1 - &2) / (tokens - 1)))

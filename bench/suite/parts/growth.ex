@@ -1,6 +1,7 @@
 defmodule EMLX.Bench.Parts.Growth do
   @moduledoc """
-  Time and memory of the decoder's prompt as its tokens, its batch and its blocks double, here and in Python MLX, as a chart.
+  Time and memory of the decoder's prompt as its tokens, its batch and its blocks double, here and in Python MLX, as a
+  chart.
   """
 
   use EMLX.Bench.Part,

@@ -1,7 +1,8 @@
 defmodule EMLX.Bench.Parts.Kernels do
   @moduledoc """
-  Each fused kernel against its composed form (the formula that a block runs where there is no kernel, as a program), against Python
-  MLX's own call, and, where it reads and writes each number once, against a copy of the same bytes. From one token on, in f32 and bf16.
+  Each fused kernel against its composed form (the formula that a block runs where there is no kernel, as a program),
+  against Python MLX's own call, and, where it reads and writes each number once, against a copy of the same bytes. From
+  one token on, in f32 and bf16.
   """
 
   use EMLX.Bench.Part,

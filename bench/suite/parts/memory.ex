@@ -1,7 +1,7 @@
 defmodule EMLX.Bench.Parts.Memory do
   @moduledoc """
-  The most memory that a run takes beyond its weights and inputs, here and in Python MLX, by MLX's own count: kernels of a large
-  size (a chain of four calls), and the models.
+  The most memory that a run takes beyond its weights and inputs, here and in Python MLX, by MLX's own count: kernels of
+  a large size (a chain of four calls), and the models.
   """
 
   use EMLX.Bench.Part,

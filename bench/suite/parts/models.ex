@@ -1,8 +1,8 @@
 defmodule EMLX.Bench.Parts.Models do
   @moduledoc """
-  An encoder with MiniLM's weights and a decoder, a prompt and a single token: compiled with EMLX, against bare Python MLX and XLA;
-  and the same models of Bumblebee, rewritten by `EMLXBumblebee` and as they are, compiled and by the evaluator. Without Nx it is the
-  encoder's saved program (examples/minilm) alone.
+  An encoder with MiniLM's weights and a decoder, a prompt and a single token: compiled with EMLX, against bare Python
+  MLX and XLA; and the same models of Bumblebee, rewritten by `EMLXBumblebee` and as they are, compiled and by the
+  evaluator. Without Nx it is the encoder's saved program (examples/minilm) alone.
   """
 
   use EMLX.Bench.Part,
@@ -80,7 +80,8 @@ defmodule EMLX.Bench.Parts.Models do
     }
   end
 
-  # The files that script/demo runs where Bumblebee is not: what EMLXBumblebee makes of the model, and the model as it is.
+  # The files that script/demo runs where Bumblebee is not: what EMLXBumblebee makes of the model, and the model as it
+  # is.
   defp saved(context) do
     minilm = Checkpoint.minilm(context.temporary)
     [fused, composed] = for name <- ["minilm", "minilm_composed"], do: program(context, name, minilm)

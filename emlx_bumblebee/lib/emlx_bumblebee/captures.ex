@@ -66,8 +66,9 @@ defmodule EMLXBumblebee.Captures do
     )
 
   {attention_weights, attention_output} =
-    with %{op: output_op, parent: [dropout, value], args: [:layer, :layer]} = output_node when is_function(output_op, 3) <-
+    with %{op: output_op, parent: [dropout, value], args: [:layer, :layer]} = output_node <-
            output.nodes[output.output],
+         true <- is_function(output_op, 3),
          true <- dropout == weights.output and value == z.output and output_node.opts[:dropout_rate] == 0.5,
          %{op: :dropout, parent: [weights], opts: [rate: 0.5], mode: :train} <- output.nodes[dropout],
          %{op: weights_op, parent: [query, key | rest], args: args} = node when is_function(weights_op, 7) <-
@@ -148,7 +149,7 @@ defmodule EMLXBumblebee.Captures do
           | :layer_norm
 
   @doc "Returns the Bumblebee layer of a node, or nil."
-  @spec layer(Axon.Node.t() | map) :: layer | nil
+  @spec layer(map) :: layer | nil
   def layer(%{op: op}) when is_function(op) do
     info = Function.info(op)
     Map.get(@known, {info[:module], info[:name], info[:arity]})

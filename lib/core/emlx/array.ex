@@ -21,7 +21,8 @@ defmodule EMLX.Array do
   # `weight` is a binary of the array's size whose bytes take no memory. It makes the garbage collector see that size.
   defstruct [:ref, :weight]
 
-  @opaque t :: %__MODULE__{ref: reference, weight: binary | nil}
+  @typedoc "An array. Its fields are internal."
+  @type t :: %__MODULE__{ref: reference, weight: binary | nil}
   @type dtype ::
           :bool
           | :u8
@@ -39,6 +40,8 @@ defmodule EMLX.Array do
           | :c64
   @type shape :: tuple | [non_neg_integer]
   @type non_finite :: :nan | :infinity | :neg_infinity
+  @typedoc "A number of some type, see `from_list/3`."
+  @type element :: number | boolean | non_finite | {number | non_finite, number | non_finite}
 
   # Copying more bytes than this would block a scheduler for too long.
   @large_binary 1_048_576
@@ -83,7 +86,7 @@ defmodule EMLX.Array do
       iex> EMLX.Array.to_list(EMLX.Array.scalar(3, :s64))
       3
   """
-  @spec scalar(number | {number | non_finite, number | non_finite} | non_finite, dtype, keyword) :: t
+  @spec scalar(element, dtype, keyword) :: t
   def scalar(number, dtype, opts \\ []) do
     EMLX.Debug.created(Queue.device(opts))
     constant(number, dtype, opts)
@@ -107,7 +110,7 @@ defmodule EMLX.Array do
       iex> EMLX.Array.shape(EMLX.Array.from_list([[1, 2, 3], [4, 5, 6]], :s32))
       {2, 3}
   """
-  @spec from_list(list | number, dtype, keyword) :: t
+  @spec from_list(list | element, dtype, keyword) :: t
   def from_list(list, dtype, opts \\ []) do
     # Raises for an unknown type, before the numbers are converted.
     _bytes = dtype_size(dtype)
@@ -136,7 +139,8 @@ defmodule EMLX.Array do
   rescue
     # Raised here, or by the conversion of an integer that is too large for a float.
     ArgumentError ->
-      raise ArgumentError, "from_list: #{inspect(number, limit: 10)} is no number of type #{inspect(dtype)}"
+      message = "from_list: #{inspect(number, limit: 10)} is no number of type #{inspect(dtype)}"
+      reraise ArgumentError, [message: message], __STACKTRACE__
   end
 
   @non_finite [:nan, :infinity, :neg_infinity]

@@ -604,7 +604,7 @@ defmodule EMLX.Compatibility do
     {~S|fast_sdpa_causal(q, k, v, scale, sinks \\ nil)|, "EMLX.Kernels.scaled_dot_product_attention/5"},
     {~S|fast_sdpa_causal_key_masked(q, k, v, scale, key_mask, kv_offset, sinks \\ nil)|,
      "EMLX.Kernels.scaled_dot_product_attention/5` where query i sees the keys up to i + kv_offset that " <>
-       "`key_mask` `{batch, keys}` has, and is 0 without any"},
+       "`key_mask` has, and is 0 without any; the shape of `key_mask` is `{batch, keys}"},
     {"fast_swiglu(gate, up)", "gate · EMLX.Ops.sigmoid(gate) · up"},
     {"kv_cache_attention(q, new_k, new_v, k_cache, v_cache, offset, scale)",
      "EMLX.Kernels.scaled_dot_product_attention/5` of `{batch, length, heads, size}` after the new keys and " <>

@@ -298,19 +298,16 @@ defmodule EMLX.Debug do
   # The first non-finite element that an operation produced.
   defp non_finite(op, inputs, results) do
     name = op_name(op)
+    unless name in @unchecked, do: Enum.find_value(results, &non_finite_of(name, inputs, &1))
+  end
 
-    if name in @unchecked do
-      nil
-    else
-      Enum.find_value(results, fn result ->
-        case kinds(result) do
-          {false, false} ->
-            nil
+  defp non_finite_of(name, inputs, result) do
+    case kinds(result) do
+      {false, false} ->
+        nil
 
-          {nan?, infinity?} ->
-            if name in @products or made?(inputs, nan?, infinity?), do: {:non_finite, name, first(result)}
-        end
-      end)
+      {nan?, infinity?} ->
+        if name in @products or made?(inputs, nan?, infinity?), do: {:non_finite, name, first(result)}
     end
   end
 

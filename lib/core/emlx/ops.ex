@@ -25,6 +25,9 @@ defmodule EMLX.Ops do
 
   @type op :: atom | {atom, map}
 
+  @typedoc "An array, or a number that becomes a scalar of the other operand's type."
+  @type operand :: Array.t() | number | boolean | Array.non_finite()
+
   @doc """
   Runs an operation, given as its name or as `{name, attributes}` (`EMLX.OpTable` lists both). All functions of this
   module and of `EMLX.Kernels` call it.
@@ -59,9 +62,21 @@ defmodule EMLX.Ops do
   def shape_to_list(shape) when is_tuple(shape), do: Tuple.to_list(shape)
   def shape_to_list(shape), do: shape
 
-  # ---- elementwise ----
+  # A row `group: title` starts a group of the documentation.
+  grouped = fn rows ->
+    {rows, _title} =
+      Enum.flat_map_reduce(rows, nil, fn
+        {:group, title}, _title -> {[], title}
+        row, title -> {[{title, row}], title}
+      end)
+
+    rows
+  end
+
+  # ---- operations of one and two arrays ----
 
   unary = [
+    group: "Elementwise",
     abs: "Absolute value.",
     negative: "-a.",
     sign: "-1, 0 or 1; for complex numbers a / |a|.",
@@ -109,18 +124,22 @@ defmodule EMLX.Ops do
     real: "The real part.",
     imag: "The imaginary part.",
     conjugate: "The complex conjugate.",
+    group: "Shapes",
     copy: "An equal array with its own memory.",
     contiguous: "An equal array that is contiguous in row-major order.",
+    group: "Casts",
     to_fp8: "Rounds to 8-bit floats (E4M3), returned as their bits in `:u8`."
   ]
 
-  for {name, doc} <- unary do
+  for {group, {name, doc}} <- grouped.(unary) do
+    @doc group: group
     @doc doc
     @spec unquote(name)(Array.t()) :: Array.t()
     def unquote(name)(a), do: run(unquote(name), [a])
   end
 
   binary = [
+    group: "Elementwise",
     add: "a + b.",
     subtract: "a - b.",
     multiply: "a · b.",
@@ -148,17 +167,21 @@ defmodule EMLX.Ops do
     bitwise_xor: "Bits set in exactly one.",
     left_shift: "Shifts a left by b bits; the result is 0 for b of at least the width of the type.",
     right_shift: "Shifts a right by b bits. Signed types keep their sign.",
+    group: "Matrix products",
     matmul: "Matrix product of the last two axes; the others are broadcast. Integers wrap around in their type.",
     inner: "The sum of products over the last axes.",
     outer: "The outer product of two flattened arrays.",
     kron: "The Kronecker product.",
+    group: "Linear algebra",
     solve: "Solves a·x = b for x; a is {…, n, n}, b is {…, n} or {…, n, m}. Runs on the CPU.",
+    group: "Reductions",
     cross_entropy: "The cross entropy of logits {…, classes} and integer targets {…}."
   ]
 
-  for {name, doc} <- binary do
+  for {group, {name, doc}} <- grouped.(binary) do
+    @doc group: group
     @doc doc
-    @spec unquote(name)(Array.t() | number, Array.t() | number) :: Array.t()
+    @spec unquote(name)(operand, operand) :: Array.t()
     def unquote(name)(a, b) do
       {a, b} = with_number(a, b)
       run(unquote(name), [a, b])
@@ -197,18 +220,20 @@ defmodule EMLX.Ops do
   cumulative = [axis: -1, reverse: false, inclusive: true]
 
   table = [
+    {:group, "Elementwise"},
     {:round, [:a], [], [decimals: 0], "Rounds to a number of decimals, ties to even."},
     {:nan_to_num, [:a], [], [nan: 0.0, posinf: nil, neginf: nil],
      "Replaces NaN and infinities; nil means the largest finite number of the same sign."},
-    {:hadamard_transform, [:a], [], [scale: nil],
-     "The Hadamard transform of the last axis; `scale` is 1/sqrt(length) by default."},
     {:isclose, [:a, :b], [], [rtol: 1.0e-5, atol: 1.0e-8, equal_nan: false], "|a - b| ≤ atol + rtol·|b|."},
+    {:group, "Reductions"},
     {:allclose, [:a, :b], [], [rtol: 1.0e-5, atol: 1.0e-8, equal_nan: false],
      "Whether all elements are close, as one `:bool`."},
     {:array_equal, [:a, :b], [], [equal_nan: false], "Whether shapes and elements are equal."},
+    {:group, "Casts"},
     {:astype, [:a], [:dtype], [], "Casts the elements to another type."},
     {:view, [:a], [:dtype], [], "Reinterprets the bits as another type; the last axis changes with the element size."},
     {:from_fp8, [:a], [], [dtype: :f32], "Converts 8-bit floats (E4M3, as their bits in `:u8`) to floats."},
+    {:group, "Reductions"},
     {:sum, [:a], [], reduction, "Sum over axes."},
     {:prod, [:a], [], reduction, "Product over axes."},
     {:max, [:a], [], reduction, "Maximum over axes."},
@@ -226,11 +251,13 @@ defmodule EMLX.Ops do
      "Index of the first largest element as `:u32`. NaN counts as largest; `nan: :last` selects the last NaN."},
     {:argmin, [:a], [], [axis: nil, keepdims: false, nan: :first],
      "Index of the first smallest element as `:u32`. NaN counts as smallest; `nan: :last` selects the last NaN."},
+    {:group, "Scans"},
     {:cumsum, [:a], [], cumulative, "Running sums."},
     {:cumprod, [:a], [], cumulative, "Running products."},
     {:cummax, [:a], [], cumulative, "Running maxima."},
     {:cummin, [:a], [], cumulative, "Running minima."},
     {:logcumsumexp, [:a], [], cumulative, "Running logarithm of sums of exponentials."},
+    {:group, "Sorting"},
     {:sort, [:a], [], [axis: -1], "Sorts in ascending order, NaN last."},
     {:argsort, [:a], [], [axis: -1], "The indices of a stable ascending sort, as `:u32`."},
     {:partition, [:a], [:kth], [axis: -1],
@@ -239,6 +266,7 @@ defmodule EMLX.Ops do
     {:topk, [:a], [:k], [axis: -1], "The k largest elements, in undefined order."},
     {:searchsorted, [:sorted, :values], [], [side: :left],
      "The indices to insert values into a sorted vector at, before (`:left`) or after (`:right`) equal elements."},
+    {:group, "Shapes"},
     {:reshape, [:a], [:shape], [], "Changes the shape; one size may be -1."},
     {:flatten, [:a], [], [start_axis: 0, end_axis: -1], "Merges axes into one."},
     {:unflatten, [:a], [:axis, :shape], [], "Splits one axis into several."},
@@ -258,11 +286,13 @@ defmodule EMLX.Ops do
      "Pads every axis, with `interior` values between adjacent elements."},
     {:as_strided, [:a], [:shape, :strides], [offset: 0],
      "A view of the elements in row-major order with any strides, in elements."},
+    {:group, "Diagonals"},
     {:diag, [:a], [], [k: 0], "A vector as a diagonal, or the diagonal of a matrix."},
     {:diagonal, [:a], [], [offset: 0, axis1: 0, axis2: 1], "The diagonal of two axes."},
     {:tril, [:a], [], [k: 0], "The lower triangle: zero above diagonal k."},
     {:triu, [:a], [], [k: 0], "The upper triangle: zero below diagonal k."},
     {:trace, [:a], [], [offset: 0, axis1: 0, axis2: 1], "The sum of a diagonal."},
+    {:group, "Slices and indices"},
     {:slice, [:a], [:start, :stop, :strides], [], "Elements start, start + stride, … before stop, for each axis."},
     {:slice_update, [:a, :update], [:start, :stop, :strides], [], "Replaces a slice."},
     {:slice_update_add, [:a, :update], [:start, :stop, :strides], [], "Adds to a slice."},
@@ -280,13 +310,16 @@ defmodule EMLX.Ops do
     {:put_along_axis, [:a, :indices, :values], [], [axis: -1], "The inverse of `take_along_axis`."},
     {:scatter_add_axis, [:a, :indices, :values], [], [axis: -1], "Adds values at indices along an axis."},
     {:masked_scatter, [:a, :mask, :values], [], [], "Replaces the elements selected by a mask by values, in order."},
+    {:group, "Elementwise"},
     {:where, [:condition, :a, :b], [], [], "a where the condition is non-zero, else b."},
     {:clip, [:a, :low, :high], [], [], "Clamps to the range from low to high; either may be nil."},
+    {:group, "Matrix products"},
     {:addmm, [:c, :a, :b], [], [alpha: 1.0, beta: 1.0], "alpha·(a·b) + beta·c."},
     {:tensordot, [:a, :b], [:axes_a, :axes_b], [], "The sum of products over pairs of axes."},
     {:vecdot, [:a, :b], [], [axis: -1], "The sum of products over one axis, with a conjugated."},
     {:gather_mm, [:a, :b, :lhs_indices, :rhs_indices], [], [sorted: false],
      "Matrix products of matrices selected by index; either index array may be nil."},
+    {:group, "Convolutions and windows"},
     {:conv, [:a, :weight], [],
      [
        stride: 1,
@@ -306,12 +339,16 @@ defmodule EMLX.Ops do
     {:window_scatter, [:a, :source, :init], [:reduction, :window, :strides, :padding_low, :padding_high], [],
      "`init`, plus each element of `source` at its window's first maximum (`:max`) or minimum (`:min`)."},
     {:window_view, [:a], [:window, :strides], [dilation: nil], "All windows: the output's axes, then the window's."},
+    {:group, "Transforms"},
     {:fft, [:a], [:sizes, :axes], [norm: :backward], "Discrete Fourier transform over axes."},
     {:ifft, [:a], [:sizes, :axes], [norm: :backward], "Inverse discrete Fourier transform."},
     {:rfft, [:a], [:sizes, :axes], [norm: :backward], "Fourier transform of real numbers."},
     {:irfft, [:a], [:sizes, :axes], [norm: :backward], "The inverse of `rfft`."},
     {:fftshift, [:a], [:axes], [], "Moves frequency 0 to the middle."},
     {:ifftshift, [:a], [:axes], [], "The inverse of `fftshift`."},
+    {:hadamard_transform, [:a], [], [scale: nil],
+     "The Hadamard transform of the last axis; `scale` is 1/sqrt(length) by default."},
+    {:group, "Linear algebra"},
     {:cholesky, [:a], [], [upper: false], "The Cholesky factor of {…, n, n}. On the CPU."},
     {:cholesky_inv, [:a], [], [upper: false], "The inverse from a Cholesky factor. On the CPU."},
     {:eigvalsh, [:a], [], [upper: false], "The eigenvalues of a symmetric matrix. On the CPU."},
@@ -322,6 +359,7 @@ defmodule EMLX.Ops do
     {:det, [:a], [], [], "The determinant. On the CPU."},
     {:solve_triangular, [:a, :b], [], [upper: false], "Solves a·x = b for x with a triangular matrix. On the CPU."},
     {:cross, [:a, :b], [], [axis: -1], "The cross product of vectors of 3 (or 2) elements."},
+    {:group, "Random numbers"},
     {:random_key, [], [:seed], [], "A key of the counter-based generator (Threefry)."},
     {:random_split, [:key], [], [num: 2], "Splits a key into new keys, {num, 2}."},
     {:random_bits, [:key], [:shape], [width: 4], "Random bits in unsigned integers of `width` bytes."},
@@ -336,6 +374,7 @@ defmodule EMLX.Ops do
     {:random_categorical, [:logits, :key], [:shape], [axis: -1],
      "Samples indices with the probabilities softmax(logits)."},
     {:random_permutation, [:a, :key], [], [axis: 0], "Permutes randomly along an axis."},
+    {:group, "Creation"},
     {:full, [:value], [:shape, :dtype], [], "An array filled with `value`."},
     {:zeros, [], [:shape, :dtype], [], "An array of zeros."},
     {:ones, [], [:shape, :dtype], [], "An array of ones."},
@@ -348,8 +387,11 @@ defmodule EMLX.Ops do
 
   # Operations that return lists of arrays.
   lists = [
+    {:group, "Elementwise"},
     {:divmod, [:a, :b], [], [], "`[a / b rounded down, remainder]`."},
+    {:group, "Slices and indices"},
     {:split, [:a], [:indices], [axis: 0], "Splits at indices. Returns a list of the parts."},
+    {:group, "Linear algebra"},
     {:qr, [:a], [], [], "`[q, r]`. On the CPU."},
     {:svd, [:a], [], [compute_uv: true], "`[u, s, vt]`, or only s. On the CPU."},
     {:eigh, [:a], [], [upper: false],
@@ -364,7 +406,7 @@ defmodule EMLX.Ops do
   @spaces [:stride, :padding_low, :padding_high, :kernel_dilation, :input_dilation] ++
             [:padding, :dilation, :output_padding]
 
-  for {name, arrays, attributes, options, doc} <- table ++ lists do
+  for {group, {name, arrays, attributes, options, doc}} <- grouped.(table ++ lists) do
     inputs = Enum.map(arrays, &Macro.var(&1, nil))
     required = Enum.map(attributes, &Macro.var(&1, nil))
     given = Enum.zip(attributes, required)
@@ -385,6 +427,7 @@ defmodule EMLX.Ops do
         true -> quote(do: Array.t())
       end
 
+    @doc group: group
     @doc doc <> defaults
     @spec unquote(name)(
             unquote_splicing(types ++ Enum.map(attributes, fn _ -> quote(do: term) end)),
@@ -432,10 +475,12 @@ defmodule EMLX.Ops do
 
   # ---- any number of arrays ----
 
+  @doc group: "Shapes"
   @doc "Concatenates arrays along an axis. Options: `axis: 0`."
   @spec concatenate([Array.t()], keyword) :: Array.t()
   def concatenate(arrays, opts \\ []), do: joined(:concatenate, arrays, opts)
 
+  @doc group: "Shapes"
   @doc "Stacks arrays along a new axis. Options: `axis: 0`."
   @spec stack([Array.t()], keyword) :: Array.t()
   def stack(arrays, opts \\ []), do: joined(:stack, arrays, opts)
@@ -445,6 +490,7 @@ defmodule EMLX.Ops do
     run({name, Map.new(Keyword.validate!(opts, axis: 0))}, arrays, where)
   end
 
+  @doc group: "Matrix products"
   @doc """
   The Einstein sum of an equation such as `"bij,bjk->bik"`.
 
@@ -456,6 +502,7 @@ defmodule EMLX.Ops do
   def einsum(subscripts, operands, opts \\ []),
     do: run({:einsum, %{subscripts: subscripts}}, operands, opts)
 
+  @doc group: "Slices and indices"
   @doc """
   Gathers slices of a at the positions in `indices`, which has one index array for each of `axes`. The axes of the
   result are those of the broadcast index arrays, followed by those of a slice of `slice_sizes`. Indices are clamped so
@@ -474,6 +521,7 @@ defmodule EMLX.Ops do
         scatter_min: "Takes the minimum of slices of a and updates.",
         scatter_prod: "Multiplies slices of a by updates."
       ] do
+    @doc group: "Slices and indices"
     @doc """
     #{doc}
 

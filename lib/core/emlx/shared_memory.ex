@@ -9,7 +9,7 @@ defmodule EMLX.SharedMemory do
   With Nx, `Nx.to_pointer/2` and `Nx.from_pointer/5` with `mode: :ipc` call these functions.
   """
 
-  alias EMLX.{Array, Native, Options, Ops, Queue}
+  alias EMLX.{Array, Native, Ops, Options, Queue}
 
   @create Options.schema([permissions: [type: :any, default: 0o400]] ++ Options.place())
   @take Options.schema(Options.place())

@@ -69,6 +69,7 @@ defmodule EMLX.Backend do
   @enforce_keys [:array]
   defstruct [:array, :number]
 
+  @typedoc false
   @type t :: %__MODULE__{array: Array.t(), number: nil | Number.t()}
 
   # ---- conversion between tensors and arrays ----
@@ -549,12 +550,10 @@ defmodule EMLX.Backend do
     raw = if is_narrow(from) and is_float_type(from), do: Type.encode(to_array(tensor), from), else: to_array(tensor)
 
     array =
-      cond do
-        is_narrow(to) and is_float_type(to) ->
-          Type.decode(Ops.run({:view, %{dtype: :u8}}, [raw]), to)
-
-        true ->
-          Type.narrow(Ops.run({:view, %{dtype: Type.dtype(to)}}, [raw]), to)
+      if is_narrow(to) and is_float_type(to) do
+        Type.decode(Ops.run({:view, %{dtype: :u8}}, [raw]), to)
+      else
+        Type.narrow(Ops.run({:view, %{dtype: Type.dtype(to)}}, [raw]), to)
       end
 
     tensor(array, out)

@@ -1,5 +1,6 @@
-//! Scaled dot product attention: softmax(scale · q·kᵀ + mask) · v, head by head, a block of queries at a time, so that scores are
-//! never written to memory as a whole. Operands are read through their strides: heads that lie inside rows take no copy.
+//! Scaled dot product attention: softmax(scale · q·kᵀ + mask) · v, head by head, a block of queries at a time, so that
+//! scores are never written to memory as a whole. Operands are read through their strides: heads that lie inside rows
+//! take no copy.
 
 use super::element::Element;
 use super::few;
@@ -101,7 +102,8 @@ unsafe fn head_body<S: Simd, T: Element>(head: &Head<T>, parts: &[*mut f32; 5], 
     }
 }
 
-/// Makes weights of a query's scores, not yet divided by their sum, which is the result; 0 for keys that it does not see.
+/// Makes weights of a query's scores, not yet divided by their sum, which is the result; 0 for keys that it does not
+/// see.
 #[inline(always)]
 unsafe fn weigh<S: Simd, T: Element>(
     head: &Head<T>,
@@ -122,7 +124,8 @@ unsafe fn weigh<S: Simd, T: Element>(
     total as f32
 }
 
-/// Heads that share keys and values, all of their few queries as rows of one product, keys and values read where they lie.
+/// Heads that share keys and values, all of their few queries as rows of one product, keys and values read where they
+/// lie.
 #[inline(always)]
 unsafe fn few_body<S: Simd, T: Element>(heads: &[Head<T>], parts: &[*mut f32; 3], room: *mut f64) {
     let [wide, scores, sums] = *parts;
@@ -218,8 +221,8 @@ dispatch! {
     fn run_head<T: Element>(head: &Head<T>, parts: &[*mut f32; 5], wide: *mut f64) = head_body
 }
 
-/// Calls `work` with room of the thread's own. (Vector code must not stand in closures: they are compiled without the instructions of
-/// the function around them.)
+/// Calls `work` with room of the thread's own. (Vector code must not stand in closures: they are compiled without the
+/// instructions of the function around them.)
 fn with_room<const N: usize>(
     sizes: [usize; N],
     wide: usize,

@@ -1,5 +1,5 @@
-//! The axes of an array that is reduced, with the place of each result: what the reductions that add (`reduce`) and those
-//! that compare (`extreme`) go through.
+//! The axes of an array that is reduced, with the place of each result: what the reductions that add (`reduce`) and
+//! those that compare (`extreme`) go through.
 
 use smallvec::SmallVec;
 use std::cmp::Reverse;

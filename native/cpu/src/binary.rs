@@ -121,9 +121,8 @@ pub unsafe fn apply<T: Element>(
             }
         };
     }
-    // Those of the second kind are long. They stand once in their loop, not once more for the rest of the elements,
-    // and are compiled
-    // for f32 alone.
+    // Those of the second kind are long. They stand once in their loop, not once more for the rest of the elements, and
+    // are compiled for f32 alone.
     each!(
         [
             Add = add,

@@ -48,7 +48,8 @@ pub unsafe fn by_rows<T: Element>(x: &View, rest: &[View], out: &View, work: &Ro
                     let to = to.offset(out.row(row));
                     let mut x = from.offset(x.row(row)).cast_const();
                     if step != 1 {
-                        // The row of the result serves as the place to copy to: each kernel reads a row before it writes it.
+                        // The row of the result serves as the place to copy to: each kernel reads a row before it
+                        // writes it.
                         for i in 0..count {
                             to.add(i).write(x.offset(i as isize * step).read());
                         }

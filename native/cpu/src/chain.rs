@@ -1,4 +1,5 @@
-//! Functions of elements, one after another, in one pass: what one gives the next is a block that stays in a core's own cache.
+//! Functions of elements, one after another, in one pass: what one gives the next is a block that stays in a core's own
+//! cache.
 
 use super::elementwise::{self, Action, Argument};
 use super::pool::{self, Shared, PART, WORTH_SHARING};
@@ -60,7 +61,8 @@ pub const MAX_LINKS: usize = 24;
 /// Elements of a block.
 const BLOCK: usize = 1024;
 
-/// The axes that remain where those that no array needs are left out, the outermost first, in the order in which the result lies.
+/// The axes that remain where those that no array needs are left out, the outermost first, in the order in which the
+/// result lies.
 struct Axes {
     sizes: SmallVec<[usize; 4]>,
     /// Of each input, in elements; 0 along axes that it is repeated over.

@@ -1,6 +1,6 @@
-//! Matrix products of few rows, where reading the other operand is most of the work: it is read once, where it lies, whatever its
-//! type, and never rearranged. Rows of `a` are f32 with zeros up to whole vectors behind them. Called by gemm.rs, which chooses between
-//! this and packed panels, and by attention.rs.
+//! Matrix products of few rows, where reading the other operand is most of the work: it is read once, where it lies,
+//! whatever its type, and never rearranged. Rows of `a` are f32 with zeros up to whole vectors behind them. Called by
+//! gemm.rs, which chooses between this and packed panels, and by attention.rs.
 
 use super::element::Element;
 use super::gemm::{self, Matrix};
@@ -11,7 +11,8 @@ use super::simd::{load_part, store_part, Simd};
 const ROWS: usize = 4;
 /// Columns that are summed side by side where `b` lies column by column.
 const COLUMNS: usize = 4;
-/// Terms that are added in one pass over the sums where `b` lies row by row: as many streams as the machine prefetches well.
+/// Terms that are added in one pass over the sums where `b` lies row by row: as many streams as the machine prefetches
+/// well.
 const TERMS: usize = 8;
 /// Columns of such a pass: the sums then stay in the first cache.
 const WIDTH: usize = 1024;

@@ -1,5 +1,6 @@
-//! Matrix products of rows, columns and types as they come: operands are packed into panels of f32, whatever their strides and
-//! type, and multiplied by a kernel that keeps a tile of the result in registers (Goto and van de Geijn, 2008).
+//! Matrix products of rows, columns and types as they come: operands are packed into panels of f32, whatever their
+//! strides and type, and multiplied by a kernel that keeps a tile of the result in registers (Goto and van de Geijn,
+//! 2008).
 
 use super::element::Element;
 use super::pool::{self, Shared};
@@ -64,7 +65,8 @@ impl<T> Matrix<T> {
 // SAFETY: operands are only read.
 unsafe impl<T> Sync for Matrix<T> {}
 
-/// A product's right operand: a matrix as it lies, or something that becomes one, some columns at a time (quantized.rs).
+/// A product's right operand: a matrix as it lies, or something that becomes one, some columns at a time
+/// (quantized.rs).
 pub trait Right: Sync {
     type T: Element;
 
@@ -154,7 +156,8 @@ unsafe fn pack_panel<S: Simd, T: Element, const N: usize>(
     to: *mut f32,
 ) {
     let count = if N == 0 { count } else { N };
-    // Rows that lie in one piece are turned a square of vectors at a time; what a vector has too much, the next one overwrites.
+    // Rows that lie in one piece are turned a square of vectors at a time; what a vector has too much, the next one
+    // overwrites.
     let turned = if N != 0 && N <= S::LANES && a.column == 1 {
         terms / S::LANES * S::LANES
     } else {

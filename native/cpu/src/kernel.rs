@@ -1,4 +1,5 @@
-//! What kernels there are, and how one is run.
+//! What kernels there are, and how one is run. Names are written out, since nodes of MLX take C strings, which the crate
+//! strum does not derive.
 
 use super::by_rows::by_rows;
 use super::element::{Element, ElementType};

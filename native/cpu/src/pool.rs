@@ -1,5 +1,6 @@
-//! Threads that share a kernel's work: as many as there are cores, the calling one among them. One kernel has them at a time;
-//! another that comes meanwhile, from another stream, works alone. A thread that has done its part waits a moment before it sleeps.
+//! Threads that share a kernel's work: as many as there are cores, the calling one among them. One kernel has them at a
+//! time; another that comes meanwhile, from another stream, works alone. A thread that has done its part waits a moment
+//! before it sleeps.
 
 use super::cpu_core;
 use once_cell::sync::OnceCell;
@@ -8,8 +9,8 @@ use std::panic::{catch_unwind, resume_unwind, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-/// How long a thread turns round before it sleeps. Waking one takes 20 to 50 µs on a virtual machine, and the kernels of a model follow one
-/// another closer than that.
+/// How long a thread turns round before it sleeps. Waking one takes 20 to 50 µs on a virtual machine, and the kernels
+/// of a model follow one another closer than that.
 const SPIN: Duration = Duration::from_micros(50);
 
 /// Elements from which a second thread pays: below, waking it takes longer than the work.
@@ -26,8 +27,8 @@ struct Config {
 
 static CONFIG: OnceCell<Config> = OnceCell::new();
 
-/// How many threads share a kernel's work, the calling one among them (None is one for each core), and whether they turn round for
-/// a moment before they sleep. To be called before the first kernel runs; later it has no effect.
+/// How many threads share a kernel's work, the calling one among them (None is one for each core), and whether they
+/// turn round for a moment before they sleep. To be called before the first kernel runs; later it has no effect.
 pub fn configure(threads: Option<usize>, spin: bool) {
     let _ = CONFIG.set(Config { threads, spin });
 }

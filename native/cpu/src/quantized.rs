@@ -1,5 +1,6 @@
-//! Products with matrices of 4 or 8 bits a number (MLX's affine quantization): number i of a row is scale · q + bias, q its bits, scale
-//! and bias those of its group. Some rows at a time are widened to f32 and multiplied while the cache has them.
+//! Products with matrices of 4 or 8 bits a number (MLX's affine quantization): number i of a row is scale · q + bias, q
+//! its bits, scale and bias those of its group. Some rows at a time are widened to f32 and multiplied while the cache
+//! has them.
 
 use super::element::Element;
 use super::gemm::{self, Matrix, Right};
@@ -92,7 +93,8 @@ impl<T: Element> Right for Weights<T> {
     }
 }
 
-/// x is {rows, terms}, weights {columns, terms · bits / 32} of 32-bit words, scales and biases {columns, terms / group} of x's type.
+/// x is {rows, terms}, weights {columns, terms · bits / 32} of 32-bit words, scales and biases {columns, terms / group}
+/// of x's type.
 ///
 /// # Safety
 /// The views are of live arrays of these shapes, and `group` is a multiple of 16.

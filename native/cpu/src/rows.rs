@@ -1,5 +1,5 @@
-//! Softmax and the two norms over rows whose elements lie next to each other. Each works through one row; `scratch` holds a row
-//! in f32, so that 16-bit types are rounded once, at the end.
+//! Softmax and the two norms over rows whose elements lie next to each other. Each works through one row; `scratch`
+//! holds a row in f32, so that 16-bit types are rounded once, at the end.
 
 use super::element::Element;
 use super::fold::{sums, Moments};

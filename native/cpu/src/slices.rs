@@ -1,5 +1,5 @@
-//! A slice of an array from where numbers say that are known only when it runs, and an array with such a slice written over. A copy of
-//! a cache is as much memory as attention reads, so threads share it.
+//! A slice of an array from where numbers say that are known only when it runs, and an array with such a slice written
+//! over. A copy of a cache is as much memory as attention reads, so threads share it.
 
 use super::element::Element;
 use super::pool::{self, Shared, PART, WORTH_SHARING};
@@ -20,7 +20,8 @@ unsafe fn offset(start: &View, axes: &[u8], is_wide: bool, slice: &View, whole: 
     offset
 }
 
-/// As many elements as `slice` has, row by row: from `from` on in rows that begin at `from_row` and go by `step`, to `to`.
+/// As many elements as `slice` has, row by row: from `from` on in rows that begin at `from_row` and go by `step`, to
+/// `to`.
 unsafe fn copy<T: Element>(
     slice: &View,
     (from, from_row, step): (Shared<T>, &Row, isize),
@@ -47,7 +48,8 @@ unsafe fn copy<T: Element>(
 type Row<'a> = dyn Fn(usize) -> isize + Sync + 'a;
 
 /// # Safety
-/// `out` lies in rows and is no larger than the array along any axis, and `start` has a whole number for each of the axes.
+/// `out` lies in rows and is no larger than the array along any axis, and `start` has a whole number for each of the
+/// axes.
 pub unsafe fn slice<T: Element>(axes: &[u8], is_wide: bool, inputs: &[View], out: &View) {
     let [a, start] = inputs else {
         return;

@@ -1,5 +1,5 @@
-//! Each kernel in every form that the machine has, against f64: the functions over the whole range of f32, the others over sizes
-//! that fill vectors and panels and that do not.
+//! Each kernel in every form that the machine has, against f64: the functions over the whole range of f32, the others
+//! over sizes that fill vectors and panels and that do not.
 
 use super::binary::{self, Pair};
 use super::gemm::{self, Matrix};

@@ -104,7 +104,8 @@ impl Reason {
         Reason::NoMemory { text, figures }
     }
 
-    /// Whether MLX's words are of a call of CUDA's that failed: `cudaMallocAsync(&data, size, stream) failed: out of memory`.
+    /// Whether MLX's words are of a call of CUDA's that failed:
+    /// `cudaMallocAsync(&data, size, stream) failed: out of memory`.
     pub fn is_of_cuda(text: &str) -> bool {
         text.split_once("failed: ")
             .is_some_and(|(call, _)| call.starts_with("cu") || call.starts_with("CU"))

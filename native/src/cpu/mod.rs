@@ -270,7 +270,8 @@ pub fn slices(device: Device, dtype: Dtype) -> bool {
     device == Device::Cpu && are_there() && (dtype.is_half() || dtype.size() == 4)
 }
 
-/// `a` with `update` in place of a slice, as far inside as it fits. Both are of one type, and `start` is of 32 or 64 bits with signs.
+/// `a` with `update` in place of a slice, as far inside as it fits. Both are of one type, and `start` is of 32 or 64
+/// bits with signs.
 pub fn update(
     a: &Array,
     update: &Array,

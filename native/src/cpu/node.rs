@@ -137,9 +137,11 @@ unsafe extern "C" fn drop_kernel(kernel: *const c_void) {
 pub enum Layout {
     /// Row after row.
     Rows = 0,
-    /// As all inputs of the result's shape, where they agree; else row after row. The kernel may be given the memory of one of them.
+    /// As all inputs of the result's shape, where they agree; else row after row. The kernel may be given the memory of
+    /// one of them.
     Together = 1,
-    /// As the first input, where its rows have no gaps; else row after row. The kernel may be given the first input's memory.
+    /// As the first input, where its rows have no gaps; else row after row. The kernel may be given the first input's
+    /// memory.
     LikeFirst = 2,
     /// {batch, heads, length, size} with the heads of one position beside each other, as what follows wants them.
     HeadsInside = 3,

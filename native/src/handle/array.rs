@@ -11,8 +11,9 @@ use std::mem::ManuallyDrop;
 use std::sync::atomic::{fence, AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::Arc;
 
-/// Longest chain of nodes that is left unsubmitted: it bounds the memory of a program that never reads. A GPU should be given
-/// work early. On the CPU, submitting takes the cores that build the next nodes, and 32,768 nodes take about 20 MiB.
+/// Longest chain of nodes that is left unsubmitted: it bounds the memory of a program that never reads. A GPU should be
+/// given work early. On the CPU, submitting takes the cores that build the next nodes, and 32,768 nodes take about 20
+/// MiB.
 fn max_depth(device: Device) -> u32 {
     match device {
         Device::Cpu => 32_768,
@@ -22,8 +23,8 @@ fn max_depth(device: Device) -> u32 {
 /// Most bytes of inputs that unsubmitted nodes may keep alive.
 const MAX_HELD: u64 = 256 << 20;
 
-/// Whether a computation that can fail late (linear algebra, reading a file) did. Shared by everything computed from it, so
-/// that no result of a failed computation is ever read as if it were one.
+/// Whether a computation that can fail late (linear algebra, reading a file) did. Shared by everything computed from
+/// it, so that no result of a failed computation is ever read as if it were one.
 pub struct Outcome {
     failure: OnceCell<Error>,
     succeeded: AtomicBool,
@@ -301,8 +302,8 @@ impl Handle {
                 || self.held.load(Ordering::Relaxed) >= MAX_HELD)
     }
 
-    /// Keeps computed elements in rows as long as the array lives; gives their address and number of bytes. The first ones given
-    /// are kept.
+    /// Keeps computed elements in rows as long as the array lives; gives their address and number of bytes. The first
+    /// ones given are kept.
     pub fn pin(&self, rows: Array) -> Result<(usize, usize)> {
         let buffer = self.pinned.get_or_init(|| Buffer::new(rows));
         let _lock = mlx::graph_lock();
@@ -365,8 +366,8 @@ mod atoms {
     }
 }
 
-/// Refuses a result beyond the memory limit. Views are counted as if they were copies: MLX ends the process where more elements than
-/// fit 32 bits are reduced, which no memory would hold.
+/// Refuses a result beyond the memory limit. Views are counted as if they were copies: MLX ends the process where more
+/// elements than fit 32 bits are reduced, which no memory would hold.
 pub fn check_size(array: &Array) -> Result<()> {
     let dtype = mlx::dtype(array);
     let bytes = byte_size(array.shape().iter().map(|d| i64::from(*d)), dtype);
@@ -467,14 +468,14 @@ impl Buffer {
     }
 }
 
-/// As many bytes in front of a binary's memory the VM may read: for an integer of less than 64 bits its compiled code loads the 8 bytes that
-/// end with it. In front of the VM's own binaries stands their header.
+/// As many bytes in front of a binary's memory the VM may read: for an integer of less than 64 bits its compiled code
+/// loads the 8 bytes that end with it. In front of the VM's own binaries stands their header.
 pub const BYTES_IN_FRONT: usize = 8;
 /// The smallest page of the systems that this library runs on.
 const PAGE: usize = 1 << 12;
 
-/// A buffer as a binary term that keeps it alive, or a copy of it where the memory in front of it may belong to nobody, as in front of a
-/// GPU's buffers.
+/// A buffer as a binary term that keeps it alive, or a copy of it where the memory in front of it may belong to nobody,
+/// as in front of a GPU's buffers.
 pub struct BinaryTerm(pub ResourceArc<Buffer>, pub &'static [u8]);
 
 impl BinaryTerm {
@@ -504,7 +505,8 @@ pub fn are_there(arrays: &[ResourceArc<Handle>]) -> bool {
     })
 }
 
-/// The array's bytes where they are already computed, in rows and in the CPU's memory: reading them then takes no queue.
+/// The array's bytes where they are already computed, in rows and in the CPU's memory: reading them then takes no
+/// queue.
 pub fn read_now(handle: &Handle) -> Result<Option<BinaryTerm>> {
     let outcomes = outcomes_of([handle]);
     check_outcomes(&outcomes)?;

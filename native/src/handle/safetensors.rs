@@ -1,5 +1,6 @@
-//! safetensors files, read and written through the format's own crate. MLX reads lazily, and gives whatever its buffer held
-//! where the file has become shorter meanwhile; here every array is read when it is asked for, one after another.
+//! safetensors files, read and written through the format's own crate. MLX reads lazily, and gives whatever its buffer
+//! held where the file has become shorter meanwhile; here every array is read when it is asked for, one after another.
+//! Files are not mapped (the crate memmap2): reading a mapping of a file that has become shorter ends the process.
 
 use crate::base::{Dtype, Error, Reason, Result};
 use crate::mlx;
@@ -112,7 +113,7 @@ pub fn load_seen(
         mlx::check_bytes(size as u128)?;
         // Words rather than bytes, for the alignment that MLX reads with.
         buffer.resize(size.div_ceil(8), 0);
-        let bytes = &mut as_bytes(&mut buffer)[..size];
+        let bytes = &mut bytemuck::cast_slice_mut(&mut buffer)[..size];
         file.seek(SeekFrom::Start(start + begin as u64))
             .and_then(|_| file.read_exact(bytes))
             .map_err(|error| failed(path, error))?;
@@ -120,11 +121,6 @@ pub fn load_seen(
         arrays.push((name, mlx::from_bytes(bytes, &shape, dtype)?));
     }
     Ok(arrays)
-}
-
-fn as_bytes(words: &mut [u64]) -> &mut [u8] {
-    // SAFETY: any bytes are valid words and the other way round; the length is that of the words.
-    unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast(), size_of_val(words)) }
 }
 
 /// Where the data begins, and what the header says of it.
@@ -185,7 +181,8 @@ pub fn save(path: &str, arrays: &[(String, Array)]) -> Result<()> {
             .collect::<Result<Vec<_>>>()?
     };
     write_whole(path, |unfinished| {
-        // The crate makes files that only their owner may read; this one is for whoever may read a file that is made here.
+        // The crate makes files that only their owner may read; this one is for whoever may read a file that is made
+        // here.
         let permissions = File::create(unfinished)
             .and_then(|file| file.metadata())
             .map_err(|error| failed(path, error))?
@@ -196,8 +193,8 @@ pub fn save(path: &str, arrays: &[(String, Array)]) -> Result<()> {
     })
 }
 
-/// Has a file written under another name, which it loses only once it is whole. Of several that are written for one path at
-/// a time each has a name of its own.
+/// Has a file written under another name, which it loses only once it is whole. Of several that are written for one
+/// path at a time each has a name of its own.
 pub fn write_whole(path: &str, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     static WRITTEN: AtomicU64 = AtomicU64::new(0);
     let number = WRITTEN.fetch_add(1, Ordering::Relaxed);

@@ -1,8 +1,11 @@
 //! Lets the BEAM feel how much memory an array holds.
 //!
-//! The BEAM collects a process when the binaries it refers to grow large, and a resource counts for nothing there. So each
-//! array's term carries a binary of the array's size, whose bytes are untouched zero pages: address space, not memory. It is
-//! counted, and collected, as any binary is.
+//! The BEAM collects a process when the binaries it refers to grow large, and a resource counts for nothing there. So
+//! each array's term carries a binary of the array's size, whose bytes are untouched zero pages: address space, not
+//! memory. It is counted, and collected, as any binary is.
+//!
+//! The crate memmap2 maps anonymous memory writable at first. A system with strict overcommit refuses that for this much
+//! address space, and does not count a mapping that is read-only from the start.
 
 use crate::base::Settings;
 use crate::handle::array::{self, Handle};

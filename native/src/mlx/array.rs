@@ -69,8 +69,8 @@ pub unsafe fn bytes<'a>(array: &Array) -> Option<&'a [u8]> {
     Some(std::slice::from_raw_parts(data, size))
 }
 
-/// The same values in row-major order and in a buffer of their own. On CUDA, what the CPU is to read is moved to other memory,
-/// whoever else computes from it: so it reads this.
+/// The same values in row-major order and in a buffer of their own. On CUDA, what the CPU is to read is moved to other
+/// memory, whoever else computes from it: so it reads this.
 pub fn copy_apart(array: &Array, s: &Stream) -> Result<Array> {
     let given = dtype(array);
     let bits = match given.size() {
@@ -89,8 +89,8 @@ pub fn copy_apart(array: &Array, s: &Stream) -> Result<Array> {
     view(&apart, given, s)
 }
 
-/// The elements in row-major order, or in column-major order where that is allowed and they lie so. A scalar is copied as a vector of one:
-/// CUDA's copy of arrays without axes launches nothing where the scalar is part of a larger buffer.
+/// The elements in row-major order, or in column-major order where that is allowed and they lie so. A scalar is copied
+/// as a vector of one: CUDA's copy of arrays without axes launches nothing where the scalar is part of a larger buffer.
 pub fn contiguous(array: &Array, allow_col_major: bool, s: &Stream) -> Result<Array> {
     if array.ndim() > 0 || !s.is_gpu() {
         return contiguous_of_axes(array, allow_col_major, s);

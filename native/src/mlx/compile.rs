@@ -11,15 +11,15 @@ use std::sync::Arc;
 
 type Build = dyn Fn(&[Array]) -> Result<Vec<Array>> + Send + Sync;
 
-/// A function of arrays that MLX traces once for each set of shapes, and whose elementwise parts it makes into kernels of their
-/// own. Its cache belongs to the thread that made it: it is used there, and may be dropped anywhere.
+/// A function of arrays that MLX traces once for each set of shapes, and whose elementwise parts it makes into kernels
+/// of their own. Its cache belongs to the thread that made it: it is used there, and may be dropped anywhere.
 pub struct Compiled {
     closure: sys::mlx_closure,
     failure: Arc<Mutex<Option<Error>>>,
 }
 
-// SAFETY: using it elsewhere is the callers' to avoid, and would trace once more; dropping takes it out of the thread's cache by way
-// of a weak pointer and a lock of MLX's.
+// SAFETY: using it elsewhere is the callers' to avoid, and would trace once more; dropping takes it out of the thread's
+// cache by way of a weak pointer and a lock of MLX's.
 
 unsafe impl Send for Compiled {}
 unsafe impl Sync for Compiled {}
@@ -68,7 +68,8 @@ pub fn compile(build: Box<Build>) -> Result<Compiled> {
         build,
         failure: failure.clone(),
     });
-    // SAFETY: the payload goes to the closure, which drops it; the plain closure is freed here and lives on in the compiled one.
+    // SAFETY: the payload goes to the closure, which drops it; the plain closure is freed here and lives on in the
+    // compiled one.
     unsafe {
         let payload = Box::into_raw(payload).cast();
         let plain =

@@ -54,7 +54,8 @@ pub fn kernel_node(
         }
         let handles: SmallVec<[sys::mlx_array; 4]> =
             inputs.iter().map(|array| array.as_ptr()).collect();
-        // SAFETY: every pointer comes from a live reference and every length from its slice; exceptions are caught there.
+        // SAFETY: every pointer comes from a live reference and every length from its slice; exceptions are caught
+        // there.
         one(|res| unsafe {
             emlx_kernel_node(
                 res,

@@ -35,7 +35,8 @@ pub struct CudaDriver {
     pub failure: Option<String>,
 }
 
-/// None where libmlx is for the CPU alone. The driver is asked directly: MLX says how many devices there are, and not why none is.
+/// None where libmlx is for the CPU alone. The driver is asked directly: MLX says how many devices there are, and not
+/// why none is.
 #[cfg(target_os = "linux")]
 pub fn cuda_driver() -> Option<CudaDriver> {
     type Init = unsafe extern "C" fn(flags: u32) -> c_int;

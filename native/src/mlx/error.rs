@@ -38,8 +38,8 @@ pub(in crate::mlx) fn take_error() -> Error {
     Reason::of_mlx(text, memory_figures).into()
 }
 
-/// Whether a call of CUDA's has failed on the calling thread. CUDA keeps a thread's last error, and MLX asks for it after each wait:
-/// from then on nothing that this thread waits for is told from a failure.
+/// Whether a call of CUDA's has failed on the calling thread. CUDA keeps a thread's last error, and MLX asks for it
+/// after each wait: from then on nothing that this thread waits for is told from a failure.
 pub fn thread_is_spent() -> bool {
     IS_SPENT.get()
 }

@@ -25,8 +25,9 @@ pub fn has_tasks() -> bool {
     cfg!(emlx_kernels) && !Device::Gpu.is_available()
 }
 
-/// Has a CPU stream's thread do `task` after all that was submitted to it before. With `ask` it asks for the first failure since
-/// somebody asked last, as [`Stream::synchronize`] does. The thread must not wait there for the graph's lock: who has that may wait for it.
+/// Has a CPU stream's thread do `task` after all that was submitted to it before. With `ask` it asks for the first
+/// failure since somebody asked last, as [`Stream::synchronize`] does. The thread must not wait there for the graph's
+/// lock: who has that may wait for it.
 pub fn then(stream: &Stream, ask: bool, task: Task) {
     #[cfg(emlx_kernels)]
     {
@@ -96,7 +97,8 @@ pub fn active_tasks() -> usize {
 /// MLX's constant of that name.
 pub const MAX_ACTIVE_TASKS: usize = 10;
 
-/// Whether elements of an array may lie at one place in memory, as those of a broadcast array do. Also where that is not known.
+/// Whether elements of an array may lie at one place in memory, as those of a broadcast array do. Also where that is
+/// not known.
 pub fn may_repeat(array: &Array) -> bool {
     #[cfg(emlx_kernels)]
     {

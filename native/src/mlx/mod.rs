@@ -1,5 +1,5 @@
-//! The one place that sees MLX: mlx-c's functions (mlx-sys), the C++ in native/cpp and CUDA's driver. Everything here is safe to call
-//! unless it says otherwise, and gives MLX's words as an error.
+//! The one place that sees MLX: mlx-c's functions (mlx-sys), the C++ in native/cpp and CUDA's driver. Everything here
+//! is safe to call unless it says otherwise, and gives MLX's words as an error.
 //!
 //! mlx-rs gives the array handle. Its operations are not used: they take their stream from a type that cannot hold
 //! a stream which is usable from any thread, and every operation here needs one.

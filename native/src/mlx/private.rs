@@ -4,7 +4,8 @@ use super::error::string_of;
 use mlx_sys as sys;
 use once_cell::sync::OnceCell;
 
-/// The versions of MLX that its private parts are known of, and that is loaded, where the two differ. Then nothing is captured.
+/// The versions of MLX that its private parts are known of, and that is loaded, where the two differ. Then nothing is
+/// captured.
 pub fn unknown_version() -> Option<&'static (String, String)> {
     static UNKNOWN: OnceCell<Option<(String, String)>> = OnceCell::new();
     let compare = || {

@@ -7,12 +7,13 @@ use once_cell::sync::OnceCell;
 use std::ffi::{c_int, c_void};
 use std::sync::Once;
 
-/// Installs the error handler (mlx-c's own ends the process) and lets MLX set itself up on a thread that does nothing else,
-/// since MLX treats the first thread it sees as special.
+/// Installs the error handler (mlx-c's own ends the process) and lets MLX set itself up on a thread that does nothing
+/// else, since MLX treats the first thread it sees as special.
 pub fn init() {
     static INIT: Once = Once::new();
     INIT.call_once(|| {
-        // MLX raises an error where more than twice as many different graphs were launched on CUDA as it keeps (400 by default).
+        // MLX raises an error where more than twice as many different graphs were launched on CUDA as it keeps (400 by
+        // default).
         let _ = set_default_variable("MLX_ENABLE_CACHE_THRASHING_CHECK", "0");
         if Settings::get().malloc {
             settle_malloc();
@@ -22,8 +23,8 @@ pub fn init() {
             unsafe {
                 sys::mlx_set_error_handler(Some(error::keep_error), std::ptr::null_mut(), None)
             };
-            // What MLX makes when it is first used, its allocator for one, is made here: what is older than `leave_at_exit` is not taken
-            // down before it.
+            // What MLX makes when it is first used, its allocator for one, is made here: what is older than
+            // `leave_at_exit` is not taken down before it.
             if let Ok(stream) = Stream::new(Device::Cpu) {
                 if let Ok(array) = zeros(&[2], Dtype::F32, &stream) {
                     let _ = async_eval(&[&array], &graph_lock());
@@ -31,8 +32,9 @@ pub fn init() {
                 let _ = stream.synchronize();
             }
         };
-        // MLX knows its first thread by an id that the system gives to another thread once this one has ended, and a thread that is
-        // taken for it has its submissions broken off by failures of others, after which MLX waits for work that never comes.
+        // MLX knows its first thread by an id that the system gives to another thread once this one has ended, and a
+        // thread that is taken for it has its submissions broken off by failures of others, after which MLX waits for
+        // work that never comes.
         let (done, wait) = std::sync::mpsc::channel();
         let first = std::thread::Builder::new().name("emlx_init".into());
         let spawned = first.spawn(move || {
@@ -48,24 +50,26 @@ pub fn init() {
     });
 }
 
-/// Has the C library join small chunks with their neighbours as they are freed. It would keep them in lists, last one first: after
-/// one graph is taken apart, each allocation of the next (some ten a node, of which the lists hold most) then goes to
-/// another place in memory, a third of a node's cost. The VM has allocators of its own and is not concerned.
+/// Has the C library join small chunks with their neighbours as they are freed. It would keep them in lists, last one
+/// first: after one graph is taken apart, each allocation of the next (some ten a node, of which the lists hold most)
+/// then goes to another place in memory, a third of a node's cost. The VM has allocators of its own and is not
+/// concerned.
 fn settle_malloc() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: a setting that the C library allows at any time, under its own lock.
     unsafe {
         libc::mallopt(libc::M_MXFAST, 0);
-        // On the CPU MLX takes an array's memory from here and gives it back: memory that goes back to the system each time comes
-        // as pages to clear and map, which costs as much as a pass over the array.
+        // On the CPU MLX takes an array's memory from here and gives it back: memory that goes back to the system each
+        // time comes as pages to clear and map, which costs as much as a pass over the array.
         libc::mallopt(libc::M_MMAP_THRESHOLD, 32 << 20);
         libc::mallopt(libc::M_TRIM_THRESHOLD, 256 << 20);
     }
 }
 
-/// Has the process end without taking down MLX, which queues, MLX's own threads and the VM's may still be in, nor CUDA, whose driver goes
-/// first. Called after [`init`], and renewed once CUDA is there, since the system undoes in reverse. Where a process cannot leave with
-/// its status from such a function, `stop` is called instead. What other libraries asked for before is not called.
+/// Has the process end without taking down MLX, which queues, MLX's own threads and the VM's may still be in, nor CUDA,
+/// whose driver goes first. Called after [`init`], and renewed once CUDA is there, since the system undoes in reverse.
+/// Where a process cannot leave with its status from such a function, `stop` is called instead. What other libraries
+/// asked for before is not called.
 pub fn leave_at_exit(stop: extern "C" fn()) {
     let _ = STOP.set(stop);
     renew_exit_handler();
@@ -103,11 +107,12 @@ pub(super) fn renew_exit_handler() {
     let _ = unsafe { libc::atexit(stop) };
 }
 
-/// Sets a variable of the environment that MLX reads later, unless the user has set it. The VM's own environment is apart from the one
-/// that C code sees.
+/// Sets a variable of the environment that MLX reads later, unless the user has set it. The VM's own environment is
+/// apart from the one that C code sees.
 pub fn set_default_variable(name: &str, value: &str) -> Result<()> {
     let (name, value) = (error::text(name)?, error::text(value)?);
-    // SAFETY: both strings end in NUL. Called while the application starts, before anything of MLX's reads the environment.
+    // SAFETY: both strings end in NUL. Called while the application starts, before anything of MLX's reads the
+    // environment.
     match unsafe { libc::setenv(name.as_ptr(), value.as_ptr(), 0) } {
         0 => Ok(()),
         _ => Err(Error::invalid("the environment cannot be changed")),

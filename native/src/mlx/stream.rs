@@ -18,7 +18,8 @@ unsafe impl Sync for Stream {}
 
 impl Clone for Stream {
     fn clone(&self) -> Self {
-        // Streams live as long as the process (MLX has no call that ends one of several), so sharing the pointer is sound.
+        // Streams live as long as the process (MLX has no call that ends one of several), so sharing the pointer is
+        // sound.
         Stream(self.0, self.1)
     }
 }

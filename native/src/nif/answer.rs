@@ -18,7 +18,8 @@ impl<T: Encoder> Encoder for Answer<T> {
     }
 }
 
-/// What a queue has been given to do: `{:queued, device, bytes}` with the bytes of the arrays it is about. The answer follows by message.
+/// What a queue has been given to do: `{:queued, device, bytes}` with the bytes of the arrays it is about. The answer
+/// follows by message.
 pub struct Queued {
     pub device: Device,
     pub bytes: usize,

@@ -1,5 +1,5 @@
-//! Arguments of the functions of `EMLX.Native`: plain terms are decoded here, so that a bad one becomes an error that says
-//! what was expected instead of a bare ArgumentError.
+//! Arguments of the functions of `EMLX.Native`: plain terms are decoded here, so that a bad one becomes an error that
+//! says what was expected instead of a bare ArgumentError.
 
 use super::atoms;
 use crate::base::{Device, Dtype, Error, Reason, Result};
@@ -265,7 +265,8 @@ pub fn op_name(term: Term) -> String {
 pub enum Target {
     Default(&'static Arc<Shared>),
     Own(ResourceArc<Queue>),
-    /// A device's default queue, for a function that is being traced: what grows large is recorded though its inputs are known.
+    /// A device's default queue, for a function that is being traced: what grows large is recorded though its inputs
+    /// are known.
     Trace(&'static Arc<Shared>),
 }
 

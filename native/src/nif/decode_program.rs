@@ -1,5 +1,5 @@
-//! Programs from Elixir terms, as `EMLX.Program.new/4` documents them. Called by the border. Nothing here trusts a number: the
-//! counts are checked by [`Block::new`], the depth here.
+//! Programs from Elixir terms, as `EMLX.Program.new/4` documents them. Called by the border. Nothing here trusts a
+//! number: the counts are checked by [`Block::new`], the depth here.
 
 use super::decode::{argument, decode_op, shown};
 use crate::base::{Dtype, Error, Result, Signature};

@@ -7,7 +7,8 @@ use crate::mlx;
 use crate::runtime::guard;
 use rustler::{Encoder, Env, Term};
 
-/// `{written_for, loaded}` where the libmlx that is loaded is of another version than the one whose private parts are known, else nil.
+/// `{written_for, loaded}` where the libmlx that is loaded is of another version than the one whose private parts are
+/// known, else nil.
 #[rustler::nif]
 fn unknown_mlx() -> Answer<Option<(String, String)>> {
     Answer(guard("unknown_mlx", || Ok(mlx::unknown_version().cloned())))

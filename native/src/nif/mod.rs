@@ -1,5 +1,5 @@
-//! The border to the BEAM: the functions of `EMLX.Native`, terms in and terms out. `{:ok, value}` or `{:error, map}` comes back;
-//! no panic crosses.
+//! The border to the BEAM: the functions of `EMLX.Native`, terms in and terms out. `{:ok, value}` or `{:error, map}`
+//! comes back; no panic crosses.
 
 mod answer;
 mod arrays;

@@ -43,8 +43,8 @@ impl Encoder for AppliedTerm {
 /// Most bytes of a result that a traced function takes as a constant, where everything it is made of is known.
 pub const MAX_FOLDED: usize = 1 << 20;
 
-/// A bare reference for the one array of an operation, so that the most frequent answer is the cheapest to make and to read;
-/// else `{:ok | :wait, array | [array]}` or `{:error, map}`. In debugging modes, answers that are no error are
+/// A bare reference for the one array of an operation, so that the most frequent answer is the cheapest to make and to
+/// read; else `{:ok | :wait, array | [array]}` or `{:error, map}`. In debugging modes, answers that are no error are
 /// `{:check, answer}`.
 #[rustler::nif]
 fn apply<'a>(env: Env<'a>, op: Term<'a>, inputs: Term<'a>, target: Term<'a>) -> Term<'a> {
@@ -197,7 +197,8 @@ fn op_table(env: Env) -> Answer<Vec<Term>> {
     }))
 }
 
-/// Whether products of f32 on NVIDIA GPUs may round their operands to 10 bits (TF32), for the speed of it. MLX reads this once.
+/// Whether products of f32 on NVIDIA GPUs may round their operands to 10 bits (TF32), for the speed of it. MLX reads
+/// this once.
 #[rustler::nif]
 fn allow_tf32(allowed: Term) -> Answer<Done> {
     Answer(guard("allow_tf32", || {

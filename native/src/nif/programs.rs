@@ -13,7 +13,8 @@ use crate::program::{self, Inputs, Options, Program};
 use crate::runtime::{guard, Done, Job, Reply, Running, Suspended};
 use rustler::{Encoder, Env, ResourceArc, Term};
 
-/// `inputs` is a count or a list of `{name, shape, dtype}`, `constants` a list of arrays; the rest as `EMLX.Program.new/4` has it.
+/// `inputs` is a count or a list of `{name, shape, dtype}`, `constants` a list of arrays; the rest as
+/// `EMLX.Program.new/4` has it.
 #[rustler::nif(schedule = "DirtyCpu")]
 fn program_new<'a>(
     inputs: Term<'a>,
@@ -187,9 +188,9 @@ impl Encoder for Outputs {
     }
 }
 
-/// `{:ok, [array]}`, or `{:wait, [array]}` where the queue is behind. A program with branches, loops or calls gives `:ok`; then
-/// `{tag, {:call, id, [array], suspended}}` may come, which `program_resume` answers, and `{tag, {:ok, [array]} | {:error, map}}`
-/// comes once the outputs are submitted.
+/// `{:ok, [array]}`, or `{:wait, [array]}` where the queue is behind. A program with branches, loops or calls gives
+/// `:ok`; then `{tag, {:call, id, [array], suspended}}` may come, which `program_resume` answers, and
+/// `{tag, {:ok, [array]} | {:error, map}}` comes once the outputs are submitted.
 #[rustler::nif]
 fn program_run<'a>(
     env: Env<'a>,

@@ -24,7 +24,8 @@ fn queue_close(queue: Term) -> Answer<Done> {
     }))
 }
 
-/// Submits arrays. With a tag, `{tag, {:ok, :ok} | {:error, map}}` follows once they are computed, unless they are already: then `:ok`.
+/// Submits arrays. With a tag, `{tag, {:ok, :ok} | {:error, map}}` follows once they are computed, unless they are
+/// already: then `:ok`.
 #[rustler::nif]
 fn eval<'a>(
     env: Env<'a>,

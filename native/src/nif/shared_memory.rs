@@ -6,11 +6,14 @@ use super::decode::{argument, decode_made};
 use crate::base::{Dtype, Error, Reason, Result};
 use crate::handle::array::{self, ArrayTerm};
 use crate::runtime::{guard, Done};
+use memmap2::MmapOptions;
 use rustler::{Binary, ResourceArc, Term};
 use std::ffi::CString;
+use std::fs::{File, Permissions};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::FromRawFd;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 
 /// Names tried before it is given up that one is free.
 const ATTEMPTS: usize = 8;
@@ -20,7 +23,7 @@ const MAX_NAME: usize = 255;
 /// A segment under a name, open.
 struct Segment {
     name: CString,
-    file: OwnedFd,
+    file: File,
 }
 
 impl Segment {
@@ -46,25 +49,20 @@ impl Segment {
 
     /// Gives the segment its size, with memory behind it, and takes the process's umask out of its permissions.
     fn prepare(&self, bytes: usize, permissions: u32) -> Result<()> {
-        let file = self.file.as_raw_fd();
-        let size = libc::off_t::try_from(bytes)
-            .map_err(|_| Error::invalid(format!("{bytes} bytes are too many for a segment")))?;
-        // SAFETY: the descriptor is open.
-        self.check("ftruncate", unsafe { libc::ftruncate(file, size) })?;
+        self.check("ftruncate", self.file.set_len(bytes as u64))?;
         // Without memory behind it, writing would end the process where there is too little.
         #[cfg(target_os = "linux")]
-        if size > 0 {
-            // SAFETY: as above.
-            match unsafe { libc::posix_fallocate(file, 0, size) } {
-                0 => {}
-                code => return Err(self.failed("posix_fallocate", code)),
+        if bytes > 0 {
+            let file = std::os::fd::AsRawFd::as_raw_fd(&self.file);
+            // SAFETY: the descriptor is open. The segment has this size, which is a file's then.
+            let code = unsafe { libc::posix_fallocate(file, 0, bytes as libc::off_t) };
+            if code != 0 {
+                self.check("posix_fallocate", Err(io::Error::from_raw_os_error(code)))?;
             }
         }
         if self.permissions()? != permissions {
-            // SAFETY: as above.
-            self.check("fchmod", unsafe {
-                libc::fchmod(file, permissions as libc::mode_t)
-            })?;
+            let permissions = Permissions::from_mode(permissions);
+            self.check("fchmod", self.file.set_permissions(permissions))?;
         }
         Ok(())
     }
@@ -76,62 +74,25 @@ impl Segment {
         }
     }
 
-    fn status(&self) -> Result<libc::stat> {
-        let mut status = std::mem::MaybeUninit::<libc::stat>::uninit();
-        // SAFETY: the descriptor is open, and the structure is of the kind that is written.
-        let code = unsafe { libc::fstat(self.file.as_raw_fd(), status.as_mut_ptr()) };
-        self.check("fstat", code)?;
-        // SAFETY: written, since fstat says so.
-        Ok(unsafe { status.assume_init() })
-    }
-
-    // macOS has 16 bits for it.
-    #[allow(clippy::unnecessary_cast)]
     fn permissions(&self) -> Result<u32> {
-        Ok(self.status()?.st_mode as u32 & 0o777)
+        let status = self.check("fstat", self.file.metadata())?;
+        Ok(status.permissions().mode() & 0o777)
     }
 
     /// The bytes that the segment has.
     fn size(&self) -> Result<usize> {
-        Ok(usize::try_from(self.status()?.st_size).unwrap_or_default())
-    }
-
-    /// Calls `use_bytes` with the first bytes of the segment, which it has.
-    fn with_bytes<T>(
-        &self,
-        count: usize,
-        protection: libc::c_int,
-        use_bytes: impl FnOnce(*mut u8) -> T,
-    ) -> Result<T> {
-        if count == 0 {
-            return Ok(use_bytes(std::ptr::NonNull::dangling().as_ptr()));
-        }
-        // SAFETY: a new mapping at an address of the kernel's choice, of a descriptor that is open.
-        let start = unsafe {
-            let file = self.file.as_raw_fd();
-            libc::mmap(
-                std::ptr::null_mut(),
-                count,
-                protection,
-                libc::MAP_SHARED,
-                file,
-                0,
-            )
-        };
-        if start == libc::MAP_FAILED {
-            return Err(failed("mmap", &self.name, &io::Error::last_os_error()));
-        }
-        let value = use_bytes(start.cast());
-        // SAFETY: mapped above, with this size, and used no more.
-        unsafe { libc::munmap(start, count) };
-        Ok(value)
+        let status = self.check("fstat", self.file.metadata())?;
+        Ok(usize::try_from(status.len()).unwrap_or_default())
     }
 
     fn write(&self, data: &[u8]) -> Result<()> {
-        self.with_bytes(data.len(), libc::PROT_READ | libc::PROT_WRITE, |start| {
-            // SAFETY: the mapping has as many bytes, and nobody else has it.
-            unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), start, data.len()) }
-        })
+        if data.is_empty() {
+            return Ok(());
+        }
+        // SAFETY: the segment has as many bytes, with memory behind them, and nobody else knows its name yet.
+        let mapping = unsafe { MmapOptions::new().len(data.len()).map_mut(&self.file) };
+        self.check("mmap", mapping)?.copy_from_slice(data);
+        Ok(())
     }
 
     /// The first bytes of the segment. On Linux they are read, since a mapping of a segment that somebody cuts off
@@ -139,19 +100,11 @@ impl Segment {
     fn read(&self, count: usize) -> Result<Vec<u8>> {
         let mut data = vec![0u8; count];
         if cfg!(target_os = "linux") {
-            use std::os::unix::fs::FileExt;
-            let file = std::fs::File::from(
-                self.file
-                    .try_clone()
-                    .map_err(|error| failed("dup", &self.name, &error))?,
-            );
-            file.read_exact_at(&mut data, 0)
-                .map_err(|error| failed("read", &self.name, &error))?;
-        } else {
-            self.with_bytes(count, libc::PROT_READ, |start| {
-                // SAFETY: the mapping has as many bytes, by its size.
-                unsafe { std::ptr::copy_nonoverlapping(start, data.as_mut_ptr(), count) }
-            })?;
+            self.check("read", self.file.read_exact_at(&mut data, 0))?;
+        } else if count > 0 {
+            // SAFETY: the segment has as many bytes. They are copied at once.
+            let mapping = unsafe { MmapOptions::new().len(count).map(&self.file) };
+            data.copy_from_slice(&self.check("mmap", mapping)?);
         }
         Ok(data)
     }
@@ -161,25 +114,18 @@ impl Segment {
         unsafe { libc::shm_unlink(self.name.as_ptr()) };
     }
 
-    fn check(&self, call: &str, code: libc::c_int) -> Result<()> {
-        match code {
-            -1 => Err(failed(call, &self.name, &io::Error::last_os_error())),
-            _ => Ok(()),
-        }
-    }
-
-    fn failed(&self, call: &str, code: libc::c_int) -> Error {
-        failed(call, &self.name, &io::Error::from_raw_os_error(code))
+    fn check<T>(&self, call: &str, result: io::Result<T>) -> Result<T> {
+        result.map_err(|error| failed(call, &self.name, &error))
     }
 }
 
-fn open(name: &CString, flags: libc::c_int, permissions: u32) -> io::Result<OwnedFd> {
+fn open(name: &CString, flags: libc::c_int, permissions: u32) -> io::Result<File> {
     // SAFETY: the name ends in NUL.
     let file = unsafe { libc::shm_open(name.as_ptr(), flags, permissions as libc::c_uint) };
     match file {
         -1 => Err(io::Error::last_os_error()),
         // SAFETY: just opened, and owned by nobody else.
-        file => Ok(unsafe { OwnedFd::from_raw_fd(file) }),
+        file => Ok(unsafe { File::from_raw_fd(file) }),
     }
 }
 

@@ -6,8 +6,8 @@ use crate::cpu;
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
 
-/// What attention gives of q, k and v {batch, length, heads, size}, laid out so, too. Nothing is moved: the kernels read and write
-/// any strides.
+/// What attention gives of q, k and v {batch, length, heads, size}, laid out so, too. Nothing is moved: the kernels
+/// read and write any strides.
 pub fn by_length(
     qkv: [&Array; 3],
     attend: impl Fn(&Array, &Array, &Array) -> Result<Array>,

@@ -176,7 +176,8 @@ fn own_index(index: &Array, s: &Stream) -> Result<Array> {
 type Scatter = fn(&Array, &Vector, &Array, &[i32], &Stream) -> Result<Array>;
 
 /// `compute` of the array and the updates in f32 where the array is of 16-bit floats, whose sums and products are
-/// rounded once; on the GPU, which has no addition to memory of less than 32 bits, in s32 where it is of short integers.
+/// rounded once; on the GPU, which has no addition to memory of less than 32 bits, in s32 where it is of short
+/// integers.
 fn scatter_in_wide(
     a: &Array,
     updates: &Array,

@@ -387,8 +387,8 @@ fn spread_of_complex(
 /// Elements of one sum from which a thread of CUDA's kernel for some of the axes adds up so many that it drifts.
 const LONG_SUM: i64 = 1 << 13;
 
-/// CUDA's kernel for all elements of a buffer adds up as a tree; those for some axes, and for elements that are in the buffer once and
-/// count several times, have each thread keep a running total.
+/// CUDA's kernel for all elements of a buffer adds up as a tree; those for some axes, and for elements that are in the
+/// buffer once and count several times, have each thread keep a running total.
 fn on_gpu(
     reduction: Reduction,
     a: &Array,

@@ -221,8 +221,8 @@ pub fn cbrt(a: &Array, s: &Stream) -> Result<Array> {
     mlx::multiply(&mlx::sign(&a, s)?, &root, s)
 }
 
-/// The principal root, of which the parts are computed apart: of an infinite number one part may be 0, and a product of complex
-/// numbers would make it NaN.
+/// The principal root, of which the parts are computed apart: of an infinite number one part may be 0, and a product of
+/// complex numbers would make it NaN.
 fn cbrt_of_complex(a: &Array, s: &Stream) -> Result<Array> {
     let radius = cbrt(&mlx::abs(a, s)?, s)?;
     let phase = mlx::arctan2(&mlx::imag(a, s)?, &mlx::real(a, s)?, s)?;

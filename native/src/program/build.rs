@@ -40,8 +40,8 @@ pub fn check_outputs(outputs: Outputs, expected: usize) -> Result<Outputs> {
     )))
 }
 
-/// The values of code that has operations alone, by number, `inputs` being its first, and what crosses between devices; `seen` is
-/// told of each operation.
+/// The values of code that has operations alone, by number, `inputs` being its first, and what crosses between devices;
+/// `seen` is told of each operation.
 pub fn values(
     code: &Code,
     inputs: Vec<Array>,

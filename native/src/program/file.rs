@@ -1,9 +1,9 @@
-//! Saved programs: one header line (format, version, digest of the body), then the body as JSON; small constants in it, large
-//! ones by name in a safetensors file beside it. `guides/programs.md` has the format field by field. Called by the border and, to
-//! save, by queues.
+//! Saved programs: one header line (format, version, digest of the body), then the body as JSON; small constants in it,
+//! large ones by name in a safetensors file beside it. `guides/programs.md` has the format field by field. Called by
+//! the border and, to save, by queues.
 //!
-//! A file is data of whoever wrote it. Reading one creates no atom and runs no code, every number in it is checked before anything
-//! follows from it, and what comes out is checked as a program made from terms is.
+//! A file is data of whoever wrote it. Reading one creates no atom and runs no code, every number in it is checked
+//! before anything follows from it, and what comes out is checked as a program made from terms is.
 
 use super::types::Types;
 use super::{Block, Input, Inputs, Instruction, Options, Program, Step, MAX_DEPTH};

@@ -19,8 +19,8 @@ pub enum Step {
         then: Arc<Block>,
         otherwise: Arc<Block>,
     },
-    /// Inputs: initial state (as many as there are outputs), then captured values. Both blocks take the state and the captured
-    /// values; the condition gives one scalar, the body the new state.
+    /// Inputs: initial state (as many as there are outputs), then captured values. Both blocks take the state and the
+    /// captured values; the condition gives one scalar, the body the new state.
     While {
         condition: Arc<Block>,
         body: Arc<Block>,
@@ -99,7 +99,8 @@ pub struct Block {
 }
 
 impl Block {
-    /// Checks the numbers, and finds out after which instruction each value is spent. Blocks inside are already checked.
+    /// Checks the numbers, and finds out after which instruction each value is spent. Blocks inside are already
+    /// checked.
     pub fn new(
         inputs: usize,
         mut instructions: Vec<Instruction>,

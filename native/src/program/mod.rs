@@ -1,5 +1,5 @@
-//! Programs: operations over numbered values, with branches, loops and questions to the calling process, replayed on new inputs.
-//! An eager call is the program of one operation.
+//! Programs: operations over numbered values, with branches, loops and questions to the calling process, replayed on
+//! new inputs. An eager call is the program of one operation.
 //!
 //! | file | holds |
 //! |---|---|

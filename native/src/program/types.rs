@@ -1,5 +1,5 @@
-//! Shapes and types of a program's values, found by building its operations lazily on placeholders: nothing is computed. For
-//! programs whose inputs have shapes; used to describe, save and check them.
+//! Shapes and types of a program's values, found by building its operations lazily on placeholders: nothing is
+//! computed. For programs whose inputs have shapes; used to describe, save and check them.
 
 use super::build::{build, check_outputs};
 use super::{shown, Block, Inputs, Instruction, Program, Step};
@@ -67,7 +67,8 @@ fn placeholder((shape, dtype): &Signature, stream: &Stream) -> Result<Array> {
     Ok(array)
 }
 
-/// Values by number, until their last use. They are given up as all nodes are: below them are the program's constants, which others have too.
+/// Values by number, until their last use. They are given up as all nodes are: below them are the program's constants,
+/// which others have too.
 #[derive(Default)]
 struct Values(Vec<Option<Array>>);
 

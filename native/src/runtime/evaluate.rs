@@ -163,8 +163,8 @@ impl Shared {
             return Ok(submitted);
         };
         make_room(&error);
-        // A long graph can meet its own failure while the rest of it is still being submitted. What the stream kept is taken
-        // along, so that the next job does not find it.
+        // A long graph can meet its own failure while the rest of it is still being submitted. What the stream kept is
+        // taken along, so that the next job does not find it.
         for outcome in outcomes {
             let _ = outcome.stream.synchronize();
             outcome.fail(&error);
@@ -202,8 +202,8 @@ impl Shared {
         Ok(())
     }
 
-    /// Waits where somebody waits, or where an answer must be known: on the CPU a failure is kept by the stream, and only asking
-    /// after every job tells whose it was.
+    /// Waits where somebody waits, or where an answer must be known: on the CPU a failure is kept by the stream, and
+    /// only asking after every job tells whose it was.
     pub(super) fn finish(
         &self,
         _submitted: Submitted,
@@ -335,8 +335,8 @@ impl Evaluator for OfRun<'_> {
 /// Written while a graph that can fail late is under way.
 pub(super) static LATE: RwLock<()> = RwLock::new(());
 
-/// A graph that has been submitted and not yet asked for its outcome. Those that can fail late go one at a time, over all queues:
-/// they may share a stream, and a stream tells of a failure once, whoever asks.
+/// A graph that has been submitted and not yet asked for its outcome. Those that can fail late go one at a time, over
+/// all queues: they may share a stream, and a stream tells of a failure once, whoever asks.
 pub(super) struct Submitted(#[allow(dead_code)] Option<RwLockWriteGuard<'static, ()>>);
 
 impl Submitted {

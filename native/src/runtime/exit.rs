@@ -30,8 +30,8 @@ impl Drop for Busy {
     }
 }
 
-/// Has every queue stop after its job, and every run at its next step: MLX must not be used while the process takes it down.
-/// A job that takes longer than a second is not waited for.
+/// Has every queue stop after its job, and every run at its next step: MLX must not be used while the process takes it
+/// down. A job that takes longer than a second is not waited for.
 pub extern "C" fn stop_all() {
     IS_EXITING.store(true, Ordering::SeqCst);
     for _ in 0..1000 {

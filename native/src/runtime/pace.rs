@@ -1,5 +1,6 @@
-//! Keeps a CPU stream's thread awake for a moment after it has computed something: who reads a value often wants the next one, and
-//! waking a thread takes 20 to 50 µs on a virtual machine, as long as a small graph takes altogether. Used by queues.
+//! Keeps a CPU stream's thread awake for a moment after it has computed something: who reads a value often wants the
+//! next one, and waking a thread takes 20 to 50 µs on a virtual machine, as long as a small graph takes altogether.
+//! Used by queues.
 
 use crate::base::Settings;
 use crate::mlx::{self, GraphLock};
@@ -10,8 +11,8 @@ use std::time::{Duration, Instant};
 
 /// How long the thread waits for the next graph to come.
 const LINGER: Duration = Duration::from_micros(50);
-/// How long it waits for one that is on its way: MLX submits node by node, and a thread that computed each at once would sleep and be
-/// woken in between.
+/// How long it waits for one that is on its way: MLX submits node by node, and a thread that computed each at once
+/// would sleep and be woken in between.
 const HOLD: Duration = Duration::from_micros(100);
 
 /// What is submitted to one stream.
@@ -73,7 +74,8 @@ impl Pace {
                 }
                 std::hint::spin_loop();
             }
-            // On the same core it would keep the very thread waiting that it waits for; and with much submitted that thread waits in MLX.
+            // On the same core it would keep the very thread waiting that it waits for; and with much submitted that
+            // thread waits in MLX.
             if cpu_core::current() == self.core.load(Ordering::Relaxed)
                 || start.elapsed() >= limit
                 || mlx::active_tasks() > mlx::MAX_ACTIVE_TASKS / 2

@@ -117,7 +117,8 @@ pub enum Pushed {
 }
 
 impl Shared {
-    /// Starts a queue. Streams outlive their queues (MLX cannot end one), so a new queue takes over the stream of a closed one.
+    /// Starts a queue. Streams outlive their queues (MLX cannot end one), so a new queue takes over the stream of a
+    /// closed one.
     pub fn start(device: Device) -> Result<Arc<Shared>> {
         device.require()?;
         let idle = free_streams(device).pop();

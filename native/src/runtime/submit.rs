@@ -1,5 +1,5 @@
-//! Jobs that are submitted and answered by the stream's thread, so that nobody waits for what is computed; small ones by their
-//! caller.
+//! Jobs that are submitted and answered by the stream's thread, so that nobody waits for what is computed; small ones
+//! by their caller.
 
 use super::evaluate::{make_room, LATE};
 use super::guard;
@@ -16,7 +16,8 @@ use std::slice;
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
-/// Nodes that a caller submits itself, a scheduler of the VM's: at 2 to 4 µs each, and so few that MLX does not have it wait.
+/// Nodes that a caller submits itself, a scheduler of the VM's: at 2 to 4 µs each, and so few that MLX does not have it
+/// wait.
 const MAX_AT_ONCE: usize = 32;
 /// Bytes that these nodes may take.
 const MAX_BYTES_AT_ONCE: usize = 4 << 20;
@@ -68,8 +69,9 @@ impl Shared {
         }
     }
 
-    /// Whether what becomes of these arrays can be told by the stream's thread: they are this stream's own and cannot fail late, and as long
-    /// as the result lives nothing is submitted that can. A stream tells of a failure once, whoever asks.
+    /// Whether what becomes of these arrays can be told by the stream's thread: they are this stream's own and cannot
+    /// fail late, and as long as the result lives nothing is submitted that can. A stream tells of a failure once,
+    /// whoever asks.
     pub(super) fn first_of(
         &self,
         arrays: &[ResourceArc<Handle>],
@@ -124,12 +126,14 @@ impl Shared {
         }
     }
 
-    /// Has the stream's thread say that something was not submitted: the VM's own threads cannot send as other threads do.
+    /// Has the stream's thread say that something was not submitted: the VM's own threads cannot send as other threads
+    /// do.
     pub(super) fn tell<T>(&self, error: Error, then: impl FnOnce(Result<T>) + Send + 'static) {
         mlx::then(&self.stream, false, Box::new(move |_| then(Err(error))));
     }
 
-    /// Calls `submit`; once all of it is computed the stream's thread calls `then`. An error of `submit` comes back with it.
+    /// Calls `submit`; once all of it is computed the stream's thread calls `then`. An error of `submit` comes back
+    /// with it.
     pub(super) fn submit_then<T: Send + 'static, F: FnOnce(Result<T>) + Send + 'static>(
         self: &Arc<Self>,
         op: &'static str,

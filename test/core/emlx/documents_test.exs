@@ -68,4 +68,27 @@ defmodule EMLX.DocumentsTest do
     pages = Enum.map(Mix.Project.config()[:docs][:extras], &Path.basename/1)
     assert pages == Enum.uniq(pages)
   end
+
+  test "every module with a page is in a group, and every operation, too" do
+    groups = Mix.Project.config()[:docs][:groups_for_modules] |> Keyword.values() |> List.flatten()
+
+    pages =
+      for module <- Application.spec(:emlx, :modules),
+          String.starts_with?("#{module.module_info(:compile)[:source]}", Path.join(@root, "lib")),
+          {:docs_v1, _, _, _, %{}, _, _} <- [Code.fetch_docs(module)],
+          "EMLX" <> _ = name <- [inspect(module)],
+          do: {module, name}
+
+    assert {EMLX, "EMLX"} in pages
+
+    in_no_group =
+      for {module, name} <- pages,
+          not Enum.any?(groups, &if(is_atom(&1), do: &1 == module, else: name =~ &1)),
+          do: module
+
+    assert in_no_group == []
+
+    {:docs_v1, _, _, _, _, _, docs} = Code.fetch_docs(EMLX.Ops)
+    assert [:run] == for({{:function, name, _}, _, _, %{}, %{} = metadata} <- docs, metadata[:group] == nil, do: name)
+  end
 end

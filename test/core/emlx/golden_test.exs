@@ -47,7 +47,8 @@ defmodule EMLX.GoldenTest do
     @operation operation
 
     describe "#{operation} (#{count} cases)" do
-      if (reason = @on_gpu[operation]) && Golden.device() == :gpu, do: @describetag(skip: reason)
+      reason = @on_gpu[operation]
+      if reason && Golden.device() == :gpu, do: @describetag(skip: reason)
 
       test "an operation returns the reference's shapes, types and values" do
         check_all(@operation, &Golden.run/2)

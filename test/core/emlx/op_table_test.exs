@@ -1,7 +1,7 @@
 defmodule EMLX.OpTableTest do
   use ExUnit.Case, async: true
 
-  alias EMLX.{Array, OpTable, Ops}
+  alias EMLX.{Array, Ops, OpTable}
 
   doctest OpTable
 

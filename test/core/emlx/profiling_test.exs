@@ -6,8 +6,11 @@ defmodule EMLX.ProfilingTest do
 
   alias EMLX.{Array, Ops, Profiling}
 
+  # The core's tests run without telemetry, too.
+  @compile {:no_warn_undefined, :telemetry}
+
   defp stop do
-    if Code.ensure_loaded?(:telemetry), do: apply(:telemetry, :detach, [Profiling])
+    if Code.ensure_loaded?(:telemetry), do: :telemetry.detach(Profiling)
     :persistent_term.erase({EMLX, :profiling_counters})
     Application.delete_env(:emlx, :profile_eval)
   end

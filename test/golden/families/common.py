@@ -229,7 +229,8 @@ class Cases:
         return (Atom(name_of(array)), list(array.shape), offset, len(data))
 
     def add(self, label, operation, inputs, outputs, tolerance="exact", form="values", mlx=None, mlx_differs=None):
-        """One case. `outputs` None takes MLX's own; `mlx` computes the same with MLX, `mlx_differs` says why it cannot agree."""
+        """One case. `outputs` None takes MLX's own; `mlx` computes the same with MLX, `mlx_differs` says why it cannot
+        agree."""
         name = operation[0] if isinstance(operation, tuple) else operation
         full = f"{name}/{label}" if label else str(name)
         if full in self.names:

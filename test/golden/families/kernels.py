@@ -1,4 +1,5 @@
-"""The fused kernels, by their formulas in float64, of inputs rounded to their type. MLX's own call is compared with as well."""
+"""The fused kernels, by their formulas in float64, of inputs rounded to their type. MLX's own call is compared with as
+well."""
 
 import itertools
 

@@ -1,4 +1,5 @@
-"""Quantized weights, in the formats that MLX 0.32.2 has for the CPU. The reference is MLX itself, and the formula of its documentation."""
+"""Quantized weights, in the formats that MLX 0.32.2 has for the CPU. The reference is MLX itself, and the formula of
+its documentation."""
 
 import mlx.core as mx
 import numpy as np

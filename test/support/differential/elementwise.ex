@@ -1,9 +1,9 @@
 defmodule EMLX.Differential.Elementwise do
   @moduledoc "Functions of elements, alone or in pairs, choices and casts, for the differential suite."
 
+  alias EMLX.{Array, Ops}
   alias EMLX.Differential.{Case, Draw, Input}
   alias EMLX.Differential.Reference, as: R
-  alias EMLX.{Array, Ops}
 
   # By the operation itself in pieces, in the type itself: what is exact, and what a wider type would answer otherwise.
   @same %{

@@ -65,7 +65,7 @@ defmodule EMLX.Differential.Fused do
           lines = if name == :layer_norm, do: Ops.subtract(lines, R.column(Reductions.mean(lines))), else: lines
           lines = normed(lines, eps)
           lines = if weight, do: Ops.multiply(lines, R.shaped(R.f64(weight), [1, n])), else: lines
-          lines = if bias not in [[], [nil]], do: Ops.add(lines, R.shaped(R.f64(hd(bias)), [1, n])), else: lines
+          lines = if bias in [[], [nil]], do: lines, else: Ops.add(lines, R.shaped(R.f64(hd(bias)), [1, n]))
           R.shaped(lines, draw.shape)
         end
       end,

@@ -1,9 +1,9 @@
 defmodule EMLX.Differential.Products do
   @moduledoc "Products of matrices and what is made of them, for the differential suite: by sums in 64 bits."
 
-  alias EMLX.Ops
   alias EMLX.Differential.{Case, Draw, Input, Reductions}
   alias EMLX.Differential.Reference, as: R
+  alias EMLX.Ops
 
   # {batch, rows, inner, columns}
   @small [

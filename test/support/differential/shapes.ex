@@ -1,5 +1,7 @@
 defmodule EMLX.Differential.Shapes do
-  @moduledoc "Operations that move elements, for the differential suite: by where each element of the result comes from."
+  @moduledoc """
+  Operations that move elements, for the differential suite: by where each element of the result comes from.
+  """
 
   alias EMLX.{Array, Ops}
   alias EMLX.Differential.{Case, Draw, Input, Reductions}

@@ -2,9 +2,9 @@ defmodule EMLX.Doctests do
   @moduledoc """
   Nx's own doctests on the backend under test, with the exceptions named.
 
-  `run/2` defines the doctests of some modules. Those that `exceptions` names, as `{function, example}` with the number of the
-  example within its function, are not run as they are: each becomes a test that the result differs from the printed one in
-  its last digits only, or whatever else the exception says that has to hold instead.
+  `run/2` defines the doctests of some modules. Those that `exceptions` names, as `{function, example}` with the number
+  of the example within its function, are not run as they are: each becomes a test that the result differs from the
+  printed one in its last digits only, or whatever else the exception says that has to hold instead.
   """
 
   import ExUnit.Assertions
@@ -103,8 +103,8 @@ defmodule EMLX.Doctests do
   end
 
   @doc """
-  Asserts that a doctest prints what it should but for digits within a relative tolerance, or that it passes, or that the GPU refuses
-  its f64.
+  Asserts that a doctest prints what it should but for digits within a relative tolerance, or that it passes, or that
+  the GPU refuses its f64.
   """
   def assert_digits(:passed, _rtol), do: :ok
 

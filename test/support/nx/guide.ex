@@ -1,8 +1,8 @@
 if Code.ensure_loaded?(Nx) do
   defmodule EMLX.Guide do
     @moduledoc """
-    The modules that guides define, compiled from the guides themselves: an implementation of EMLX.Block from outside, known
-    when the protocol is consolidated, for one.
+    The modules that guides define, compiled from the guides themselves: an implementation of EMLX.Block from outside,
+    known when the protocol is consolidated, for one.
     """
 
     @guides Path.expand("../../../guides", __DIR__)

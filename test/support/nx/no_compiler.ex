@@ -1,5 +1,8 @@
 defmodule EMLX.NoCompiler do
-  @moduledoc "A compiler that must not be asked, for the tests of what runs while another one is at work. The packages' tests use it too."
+  @moduledoc """
+  A compiler that must not be asked, for the tests of what runs while another one is at work. The packages' tests use it
+  too.
+  """
 
   @behaviour Nx.Defn.Compiler
 

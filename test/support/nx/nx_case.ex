@@ -41,8 +41,9 @@ defmodule EMLX.NxCase do
   def tolerance(type), do: Map.get(@tolerances, type, {0, 0})
 
   @doc """
-  Asserts that `fun`, applied to `tensors` on the backend under test, gives what it gives on the binary backend, in shape,
-  type, names and values. Where the binary backend fails there is nothing to compare, and the result is `:skipped`.
+  Asserts that `fun`, applied to `tensors` on the backend under test, gives what it gives on the binary backend, in
+  shape, type, names and values. Where the binary backend fails there is nothing to compare, and the result is
+  `:skipped`.
 
   The same is asserted of `fun` compiled with `compiler: EMLX`, unless `compiled: false` says that it reads values.
 
@@ -186,9 +187,9 @@ defmodule EMLX.NxCase do
 
   @doc """
   Calls `fun` `times` times, each with a random generator of its own. A failure names the seed that repeats it:
-  `EMLX_SEED=<seed> mix test <file>:<line>` runs that one alone. `EMLX_TIMES=10` tries ten times as much. Each run of the tests
-  draws other cases, except under continuous integration (`CI=true`), which must not fail by chance. Not more than half of
-  the calls may end as `:skipped`.
+  `EMLX_SEED=<seed> mix test <file>:<line>` runs that one alone. `EMLX_TIMES=10` tries ten times as much. Each run of
+  the tests draws other cases, except under continuous integration (`CI=true`), which must not fail by chance. Not more
+  than half of the calls may end as `:skipped`.
 
   Where tests tagged `:slow` are left out, it is a third of `times`, rounded up, and skipped calls are not counted.
   """

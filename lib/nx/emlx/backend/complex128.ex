@@ -10,8 +10,8 @@ defmodule EMLX.Backend.Complex128 do
   # names is c128.
 
   alias EMLX.{Array, Backend, Ops}
-  alias EMLX.Backend.{Fold, Pair, Product, Type, Window}
   alias EMLX.Backend.Complex128.{Fourier, Math, Triangular}
+  alias EMLX.Backend.{Fold, Pair, Product, Type, Window}
   alias Nx.Tensor, as: T
 
   @c128 {:c, 128}

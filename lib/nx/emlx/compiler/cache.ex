@@ -78,8 +78,11 @@ defmodule EMLX.Compiler.Cache do
     :ets.lookup(table, key)
   rescue
     ArgumentError ->
-      raise "the application :emlx is not started, which compiler: EMLX needs; " <>
-              "Application.ensure_all_started(:emlx) starts it"
+      message =
+        "the application :emlx is not started, which compiler: EMLX needs; " <>
+          "Application.ensure_all_started(:emlx) starts it"
+
+      reraise message, __STACKTRACE__
   end
 
   defp small?(term, captured) do

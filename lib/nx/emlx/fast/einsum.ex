@@ -234,6 +234,7 @@ defmodule EMLX.Fast.Einsum do
     |> Enum.unzip()
   end
 
+  @spec differ!({String.t(), [tuple]}, char, map, integer, non_neg_integer) :: no_return
   defp differ!({_, shapes} = context, letter, known, size, operand) do
     {other_size, other} = known[letter]
 

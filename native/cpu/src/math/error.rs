@@ -40,8 +40,7 @@ pub unsafe fn erf<S: Simd>(x: S::V) -> S::V {
 }
 
 /// e^(-x²)·t·P(t) with t = 1 / (1 + 0.35·x) for x from 0 on, where that is not 0; 2 less it for the opposite of x. In
-/// f64, as an
-/// error of the exponent is one of the whole.
+/// f64, as an error of the exponent is one of the whole.
 #[inline(always)]
 pub unsafe fn erfc<S: Simd>(x: S::V) -> S::V {
     const RATE: f64 = 0.35;

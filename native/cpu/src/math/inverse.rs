@@ -23,8 +23,7 @@ unsafe fn arcsine<S: Simd>(square: S::V) -> S::V {
 }
 
 /// Of a magnitude up to ½ that itself, beyond it √((1 - |x|) / 2), and the square of it: arcsin |x| is π/2 less twice
-/// the arc
-/// sine of the root.
+/// the arc sine of the root.
 #[inline(always)]
 unsafe fn halved<S: Simd>(size: S::V) -> (S::V, S::V, S::M) {
     let half = S::splat(0.5);

@@ -1,7 +1,6 @@
 //! Elementary functions of vectors of f32, each within 2 units in the last place of the exact value (with FMA; 3
-//! without) and
-//! right for NaN, infinities, zeros' signs and subnormal numbers. The coefficients are minimax fits of our own, made by
-//! iteratively reweighted least squares in f64.
+//! without) and right for NaN, infinities, zeros' signs and subnormal numbers. The coefficients are minimax fits of our
+//! own, made by iteratively reweighted least squares in f64.
 
 mod arithmetic;
 mod error;

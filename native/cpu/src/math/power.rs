@@ -5,8 +5,7 @@ use super::{exp2_parts, polynomial, wide_polynomial};
 use crate::simd::Simd;
 
 /// 2^(b·log2 |a|), the exponent in f64: its error grows with the size of the power. Squares and cubes are products,
-/// within 1.5 units
-/// in the last place; where there is nothing else, nothing else is computed.
+/// within 1.5 units in the last place; where there is nothing else, nothing else is computed.
 #[inline(always)]
 pub unsafe fn power<S: Simd>(a: S::V, b: S::V) -> S::V {
     let square = S::mul(a, a);

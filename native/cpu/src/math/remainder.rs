@@ -5,9 +5,8 @@ use crate::simd::Simd;
 /// Below this the whole part of a quotient is right, or one too large.
 const EXACT: f32 = 4_194_304.0;
 
-/// What remains of |a| when the quotient's whole part is taken off is exact, and negative where that was one too
-/// large. Where the
-/// quotient is so large that it may be wrong by more, the C library computes it.
+/// What remains of |a| when the quotient's whole part is taken off is exact, and negative where that was one too large.
+/// Where the quotient is so large that it may be wrong by more, the C library computes it.
 #[inline(always)]
 pub unsafe fn fmod<S: Simd>(a: S::V, b: S::V) -> S::V {
     let (x, y) = (S::abs(a), S::abs(b));

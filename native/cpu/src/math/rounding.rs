@@ -24,8 +24,7 @@ pub unsafe fn round<S: Simd>(x: S::V) -> S::V {
 }
 
 /// Halves away from zero. What is added is the largest number below a half: with a half itself the sum of that number
-/// would be
-/// rounded up to 1.
+/// would be rounded up to 1.
 #[inline(always)]
 pub unsafe fn round_away<S: Simd>(x: S::V) -> S::V {
     let below_half = S::copysign(S::splat(0.499_999_97), x);

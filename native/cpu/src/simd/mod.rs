@@ -3,9 +3,8 @@
 //! has.
 //!
 //! The crate pulp (0.22) has such a trait and picks the form as well. Its trait cannot be extended outside of it, and
-//! has
-//! no conversion between f32 and bf16, f16, f64 or integers of 8 bits, which nearly every kernel here begins or ends
-//! with.
+//! has no conversion between f32 and bf16, f16, f64 or integers of 8 bits, which nearly every kernel here begins or
+//! ends with.
 
 mod portable;
 #[cfg(target_arch = "x86_64")]
@@ -17,8 +16,7 @@ pub use portable::Portable;
 pub use x86::{Avx2, Avx512};
 
 /// Operations on `LANES` numbers. All are unsafe to call where the machine lacks the form's instructions; `max` and
-/// `min` give
-/// their second argument where either is NaN.
+/// `min` give their second argument where either is NaN.
 pub trait Simd: Copy + 'static {
     type V: Copy;
     type M: Copy;
@@ -182,8 +180,7 @@ impl Level {
 }
 
 /// Defines `$name`, which runs `$body::<S, …>` in the form that `level` says: the generic function is compiled anew,
-/// with all that
-/// it inlines, for each.
+/// with all that it inlines, for each.
 macro_rules! dispatch {
     ($(#[$doc:meta])* $vis:vis fn $name:ident $(<$($T:ident: $bound:path),+>)? ($($arg:ident: $type:ty),* $(,)?) = $body:ident) => {
         $(#[$doc])*

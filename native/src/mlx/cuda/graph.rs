@@ -260,7 +260,8 @@ impl Captured {
             };
             outputs.len()
         ];
-        // SAFETY: every list lives through the call and is as long as is said. Handles that were given are owned from here on.
+        // SAFETY: every list lives through the call and is as long as is said. Handles that were given are owned from
+        // here on.
         unsafe {
             let status = emlx_captured_nodes(
                 made.as_mut_ptr(),

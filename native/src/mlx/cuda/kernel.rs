@@ -7,8 +7,9 @@ use mlx_sys as sys;
 use smallvec::SmallVec;
 use std::ffi::CStr;
 
-/// A kernel in CUDA's C++, as `mx.fast.cuda_kernel` takes it: the body of a function in which its inputs, its outputs, integer constants
-/// and the first input's type `T` have names. MLX compiles it when it first runs, once for each set of types and constants.
+/// A kernel in CUDA's C++, as `mx.fast.cuda_kernel` takes it: the body of a function in which its inputs, its outputs,
+/// integer constants and the first input's type `T` have names. MLX compiles it when it first runs, once for each set
+/// of types and constants.
 pub struct CudaKernel {
     pub name: &'static CStr,
     pub inputs: &'static [&'static CStr],
@@ -154,8 +155,9 @@ mod node {
             blocks: launch.blocks,
             threads: launch.threads,
         };
-        // SAFETY: every pointer comes from something that lives through the call, every length is that of its list, there is room for
-        // as many handles as there are outputs, and exceptions are caught there. Handles that were given are owned from here on.
+        // SAFETY: every pointer comes from something that lives through the call, every length is that of its list,
+        // there is room for as many handles as there are outputs, and exceptions are caught there. Handles that were
+        // given are owned from here on.
         unsafe {
             let mut made: SmallVec<[sys::mlx_array; 3]> = (0..outputs.len())
                 .map(|_| sys::mlx_array {

@@ -1,5 +1,5 @@
-//! How often a loop turns, found before it runs where its condition hangs on whole numbers alone that count by themselves: then no
-//! step waits for an answer.
+//! How often a loop turns, found before it runs where its condition hangs on whole numbers alone that count by
+//! themselves: then no step waits for an answer.
 
 use crate::base::Dtype;
 use crate::op::{Number, Op};
@@ -63,7 +63,8 @@ struct Part {
 }
 
 impl Counters {
-    /// The other side gives the operation that it cannot count with. `state` is how many of the blocks' inputs are the loop's state.
+    /// The other side gives the operation that it cannot count with. `state` is how many of the blocks' inputs are the
+    /// loop's state.
     pub fn of(condition: &Arc<Code>, body: &Arc<Code>, state: usize) -> Result<Counters, String> {
         let (mut inputs, of_condition) = needs(condition, condition.outputs.first().copied())?;
         loop {
@@ -108,7 +109,8 @@ impl Counters {
     }
 }
 
-/// The inputs and the nodes that values of a block hang on. The other side gives a node of another kind that is among them.
+/// The inputs and the nodes that values of a block hang on. The other side gives a node of another kind that is among
+/// them.
 fn needs(
     code: &Code,
     values: impl IntoIterator<Item = u32>,

@@ -1,6 +1,6 @@
-//! Engines: how what a plan has brought together runs. A segment is a part of a program without branches, loops and calls; an engine
-//! for segments builds its nodes as one. An engine for loops runs all steps of a loop. Which engine takes what, the passes decide
-//! (`plan/`).
+//! Engines: how what a plan has brought together runs. A segment is a part of a program without branches, loops and
+//! calls; an engine for segments builds its nodes as one. An engine for loops runs all steps of a loop. Which engine
+//! takes what, the passes decide (`plan/`).
 
 pub mod captured;
 pub mod chain;
@@ -50,8 +50,8 @@ impl Given<'_> {
 /// Runs whole loops.
 pub trait LoopEngine: Debug + Send + Sync {
     fn name(&self) -> &'static str;
-    /// Takes a loop over. Its inputs, the first `state` of which are its state, have been submitted. None where the engine has nothing
-    /// for arrays that lie as these do.
+    /// Takes a loop over. Its inputs, the first `state` of which are its state, have been submitted. None where the
+    /// engine has nothing for arrays that lie as these do.
     fn start(&self, state: usize, inputs: &[&Array]) -> Result<Option<Box<dyn RunningLoop>>>;
 }
 
@@ -71,8 +71,8 @@ pub enum Progress {
     Going,
 }
 
-/// How a loop is to run. The first that can takes it: steps that are counted before they run, the engine, and steps that are asked
-/// one by one, which may run ahead of the answer.
+/// How a loop is to run. The first that can takes it: steps that are counted before they run, the engine, and steps
+/// that are asked one by one, which may run ahead of the answer.
 #[derive(Debug, Default)]
 pub struct LoopPlan {
     pub counters: Option<Counters>,

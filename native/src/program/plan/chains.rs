@@ -1,5 +1,5 @@
-//! Operations on elements, one after another, become one kernel of our own for the CPU: a link goes into the chain that alone takes
-//! what it gives.
+//! Operations on elements, one after another, become one kernel of our own for the CPU: a link goes into the chain that
+//! alone takes what it gives.
 
 use super::{Code, Node, Pass, Scope, Target, Work};
 use crate::base::{Dtype, Result};

@@ -1,6 +1,6 @@
-//! Code: what runs in place of a block. Values keep the numbers that they have in the block, so that what is known of the block's
-//! values, such as their types, is known of the code's too. Not every number has a value: an operation that is merged with others
-//! leaves none.
+//! Code: what runs in place of a block. Values keep the numbers that they have in the block, so that what is known of
+//! the block's values, such as their types, is known of the code's too. Not every number has a value: an operation that
+//! is merged with others leaves none.
 
 use crate::base::{Error, Result, Signature};
 use crate::op::Op;
@@ -161,7 +161,8 @@ impl Code {
         self.nodes = nodes;
     }
 
-    /// Finds after which node each value is spent, here and in the blocks inside, and checks that what a node takes is there.
+    /// Finds after which node each value is spent, here and in the blocks inside, and checks that what a node takes is
+    /// there.
     pub fn settle(&mut self) -> Result<()> {
         let mut is_known = vec![false; self.values];
         is_known[..self.inputs].fill(true);

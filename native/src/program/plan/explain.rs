@@ -1,4 +1,5 @@
-//! A plan as text, for `EMLX.Program.explain/2`: what runs and by which engine, then what each pass took and left, with the reasons.
+//! A plan as text, for `EMLX.Program.explain/2`: what runs and by which engine, then what each pass took and left, with
+//! the reasons.
 
 use super::notes::{Note, Notes};
 use super::{Code, Node, Plan, Target, Work, PASSES};

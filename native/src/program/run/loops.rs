@@ -38,13 +38,14 @@ pub(super) struct Loop {
     pub(super) running: Option<Box<dyn RunningLoop>>,
     /// Whether its engine, if there is one, has been asked.
     pub(super) is_tried: bool,
-    /// Whether there is the step that the state comes from, which is not known yet, and the loop's result if there is not.
+    /// Whether there is the step that the state comes from, which is not known yet, and the loop's result if there is
+    /// not.
     pub(super) doubt: Option<(Asked, Values)>,
 }
 
 impl Loop {
-    /// Whether the next step can be computed before it is known that there is one: it asks nobody, reads nothing and cannot fail late,
-    /// and what it would be computed in vain from is small enough to be kept.
+    /// Whether the next step can be computed before it is known that there is one: it asks nobody, reads nothing and
+    /// cannot fail late, and what it would be computed in vain from is small enough to be kept.
     pub(super) fn can_run_ahead(&self, outcomes: &Outcomes) -> bool {
         let kept = self.signatures.iter().zip(&self.needed);
         let bytes: usize = kept

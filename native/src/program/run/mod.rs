@@ -1,5 +1,5 @@
-//! Replays programs: straight ones on the calling scheduler, all others on a queue's thread, as a stack of blocks that can be left
-//! and taken up again. Called by the border and by queues.
+//! Replays programs: straight ones on the calling scheduler, all others on a queue's thread, as a stack of blocks that
+//! can be left and taken up again. Called by the border and by queues.
 
 pub mod frame;
 mod loops;
@@ -91,7 +91,8 @@ pub struct Run {
     levels: Vec<Level>,
     /// What the caller gave, at first and in answer to questions, and whose late failures are still to be known.
     open: Vec<ResourceArc<Handle>>,
-    /// Of this run's own late failures. It is closed with the outputs, for no step before computes all that the run built.
+    /// Of this run's own late failures. It is closed with the outputs, for no step before computes all that the run
+    /// built.
     pub outcomes: Outcomes,
     /// Steps that a loop takes before it runs ahead.
     run_ahead: Option<usize>,

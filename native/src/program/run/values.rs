@@ -39,7 +39,8 @@ impl Slot {
     }
 }
 
-/// The values of a block. They are given up under the graph's lock, or by whoever has it: the nodes below may be shared.
+/// The values of a block. They are given up under the graph's lock, or by whoever has it: the nodes below may be
+/// shared.
 #[derive(Default)]
 pub(super) struct Values(pub(super) Vec<Slot>);
 

@@ -88,7 +88,10 @@ defmodule EMLX.Backend.CallbacksTest do
         Enum.map(@bits, &apply(Nx, &1, [n, Nx.add(n, 1)])) ++
         Enum.map([:bitwise_not, :population_count, :count_leading_zeros], &apply(Nx, &1, [n])) ++
         for(name <- [:window_max, :window_min, :window_product, :window_sum], do: apply(Nx, name, [t, window])) ++
-        for(name <- [:window_scatter_max, :window_scatter_min], do: apply(Nx, name, [t, t[[.., 0..1]], 0, window, []])) ++
+        for(
+          name <- [:window_scatter_max, :window_scatter_min],
+          do: apply(Nx, name, [t, t[[.., 0..1]], 0, window, []])
+        ) ++
         [
           Nx.real(Nx.complex(t, t)),
           Nx.imag(Nx.complex(t, t)),

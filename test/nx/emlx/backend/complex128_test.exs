@@ -544,7 +544,7 @@ defmodule EMLX.Backend.Complex128Test do
   end
 
   defn called(z) do
-    y = Nx.runtime_call(z, z * 1, [by: 2], &__MODULE__.times/2)
+    y = Nx.runtime_call(z, Nx.multiply(z, 1), [by: 2], &__MODULE__.times/2)
     y + 1
   end
 

@@ -177,7 +177,12 @@ defmodule EMLX.Compiler.MergeTest do
     text = text(fn x, a, b -> {Nx.dot(x, a), Nx.multiply(silu(Nx.dot(x, a)), Nx.dot(x, b))} end, [x, a, b])
     assert count(text, "sigmoid") == 1
 
-    text = text(fn x, g, a -> with(h = EMLX.Fast.rms_norm(x, g), do: {h, Nx.dot(h, a)}) end, [x, g, a])
+    normed = fn x, g, a ->
+      h = EMLX.Fast.rms_norm(x, g)
+      {h, Nx.dot(h, a)}
+    end
+
+    text = text(normed, [x, g, a])
     assert count(text, "rms_norm") == 1
 
     # A sum of two products is merged into one of them.
@@ -201,7 +206,11 @@ defmodule EMLX.Compiler.MergeTest do
   end
 
   test "a matrix that is computed after the first product is not used before it" do
-    fun = fn x, a -> with(y = Nx.dot(x, a), do: {y, Nx.dot(x, Nx.multiply(a, Nx.sum(y)))}) end
+    fun = fn x, a ->
+      y = Nx.dot(x, a)
+      {y, Nx.dot(x, Nx.multiply(a, Nx.sum(y)))}
+    end
+
     text = text(fun, [random({1, 8}, 1), random({8, 16}, 2)])
     assert count(text, "products") + count(text, "matmul") == 2
   end

@@ -1,6 +1,7 @@
-//! Segments that CUDA launches as one graph. Launching a model's kernels one by one takes the host longer than the GPU takes to run
-//! them; a graph of them is launched at once. A segment is run node by node until it is known which of its inputs stay the same arrays,
-//! as weights do; then it is captured by cpp/captured.cpp, with those read where they lie and the others copied for each run.
+//! Segments that CUDA launches as one graph. Launching a model's kernels one by one takes the host longer than the GPU
+//! takes to run them; a graph of them is launched at once. A segment is run node by node until it is known which of its
+//! inputs stay the same arrays, as weights do; then it is captured by cpp/captured.cpp, with those read where they lie
+//! and the others copied for each run.
 
 #[cfg(not(emlx_kernels))]
 mod absent;
@@ -29,8 +30,8 @@ use std::time::{Duration, Instant};
 const MIN_SAME: u32 = 2;
 /// Runs after which a segment whose inputs never settle is left to run node by node.
 const MAX_WATCHED: u32 = 32;
-/// Bytes of a segment's values up to which it is captured: they are held as long as the graph is, and none is written over. What takes
-/// more is not limited by launches.
+/// Bytes of a segment's values up to which it is captured: they are held as long as the graph is, and none is written
+/// over. What takes more is not limited by launches.
 const MAX_BYTES: usize = 1 << 32;
 /// Bytes of inputs that are copied for each run.
 const MAX_COPIED: usize = 1 << 28;
@@ -125,7 +126,8 @@ enum Next {
 
 static ALL: Mutex<Vec<Weak<Captures>>> = Mutex::new(Vec::new());
 
-/// Those that are there. Nobody may have a segment's lock and wait for the list's, and the other way round: the list's is left first.
+/// Those that are there. Nobody may have a segment's lock and wait for the list's, and the other way round: the list's
+/// is left first.
 fn all() -> Vec<Arc<Captures>> {
     locked(&ALL).iter().filter_map(Weak::upgrade).collect()
 }

@@ -1,4 +1,5 @@
-//! A step's kernels compiled, and their launches as one CUDA graph. The driver and the compiler are those that libmlx has loaded.
+//! A step's kernels compiled, and their launches as one CUDA graph. The driver and the compiler are those that libmlx
+//! has loaded.
 
 use super::lower::{Argument, Kernel, StepKernels};
 use super::text;
@@ -358,8 +359,8 @@ impl Graph {
         addresses: &[u64],
     ) -> Result<sys::CUgraphExec> {
         use sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL as OF_THIS_THREAD;
-        // SAFETY: the stream is ours; the functions take as many addresses as they are given, which live as long as the graph. Capturing
-        // ends where it began, also where a launch is refused.
+        // SAFETY: the stream is ours; the functions take as many addresses as they are given, which live as long as the
+        // graph. Capturing ends where it began, also where a launch is refused.
         unsafe {
             driver::stream::begin_capture(self.stream, OF_THIS_THREAD)
                 .map_err(|error| failed("cuStreamBeginCapture", error))?;

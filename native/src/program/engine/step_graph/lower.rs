@@ -1,5 +1,5 @@
-//! What a loop's step is as launches of kernels: the operations of its two blocks, brought into an order in which operations on a few
-//! elements go together. It knows shapes, types and layouts, and no addresses.
+//! What a loop's step is as launches of kernels: the operations of its two blocks, brought into an order in which
+//! operations on a few elements go together. It knows shapes, types and layouts, and no addresses.
 
 use super::text::{self, Elements};
 use crate::base::{Dtype, Signature};
@@ -174,8 +174,8 @@ struct Lowering {
 }
 
 impl StepKernels {
-    /// The step of a loop with a state of `state` values. `types` are those of the values of the condition and of the body. The other
-    /// side says which operation has no kernel here.
+    /// The step of a loop with a state of `state` values. `types` are those of the values of the condition and of the
+    /// body. The other side says which operation has no kernel here.
     pub fn of(
         condition: &Code,
         body: &Code,

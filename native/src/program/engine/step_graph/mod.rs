@@ -1,7 +1,8 @@
-//! A loop on CUDA whose step is launched as one CUDA graph: a model that generates text spends its time on launching, node by node,
-//! what the GPU computes faster than that. Here a step's kernels are made ready once, with memory of their own in which the state
-//! lies, and the graph of their launches is launched again and again; whether the loop goes on is found on the GPU, and told to the
-//! host while the next step is on its way. [`lower`] says which kernels those are, [`text`] writes them, [`cuda`] runs them.
+//! A loop on CUDA whose step is launched as one CUDA graph: a model that generates text spends its time on launching,
+//! node by node, what the GPU computes faster than that. Here a step's kernels are made ready once, with memory of
+//! their own in which the state lies, and the graph of their launches is launched again and again; whether the loop
+//! goes on is found on the GPU, and told to the host while the next step is on its way. [`lower`] says which kernels
+//! those are, [`text`] writes them, [`cuda`] runs them.
 
 #[cfg(not(emlx_kernels))]
 mod absent;
@@ -44,8 +45,8 @@ pub struct StepGraph {
 }
 
 impl StepGraph {
-    /// The engine for a loop, or why there is none. `types` are those of the loop's inputs and of the values of its blocks; without
-    /// them it is known when the loop starts.
+    /// The engine for a loop, or why there is none. `types` are those of the loop's inputs and of the values of its
+    /// blocks; without them it is known when the loop starts.
     pub fn of(
         condition: &Arc<Code>,
         body: &Arc<Code>,

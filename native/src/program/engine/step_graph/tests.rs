@@ -1,4 +1,5 @@
-//! A saved model's loop, merged, and its step's kernels run on the CPU (test/cuda/emulate.hpp), against the loop run node by node.
+//! A saved model's loop, merged, and its step's kernels run on the CPU (test/cuda/emulate.hpp), against the loop run
+//! node by node.
 
 use super::lower::{Argument, Layout, StepKernels};
 use super::{kernels_of, types_of};

@@ -1,6 +1,6 @@
-//! The text of a step's kernels in CUDA's C++: operations on few elements, which one block of threads does one after the other, what
-//! goes around the kernels of op/cuda, and what writes a cache or finds the largest element. The text has no
-//! addresses, so that equal steps have equal kernels.
+//! The text of a step's kernels in CUDA's C++: operations on few elements, which one block of threads does one after
+//! the other, what goes around the kernels of op/cuda, and what writes a cache or finds the largest element. The text
+//! has no addresses, so that equal steps have equal kernels.
 
 use super::lower::{rows, Argument, Base, Kernel, View};
 use crate::base::Dtype;

@@ -1,5 +1,5 @@
-//! Of three products of one input: two whose heads are turned alike, queries and keys, and one whose heads are not, values; those of
-//! keys and values are each repeated.
+//! Of three products of one input: two whose heads are turned alike, queries and keys, and one whose heads are not,
+//! values; those of keys and values are each repeated.
 
 use super::facts::{inputs, is_float, output, Facts};
 use super::Change;
@@ -16,7 +16,8 @@ struct Rotation {
     scale: f32,
 }
 
-/// What becomes of a product, as far as it is reshapes, one norm, one rotation and one repetition that nothing else uses.
+/// What becomes of a product, as far as it is reshapes, one norm, one rotation and one repetition that nothing else
+/// uses.
 #[derive(Clone, Debug)]
 struct Heads {
     value: u32,

@@ -1,7 +1,8 @@
-//! Where a program computes a few rows, as a model does for each token that it generates, launching kernels takes longer than running
-//! them. Here runs of operations become one that the GPU has a kernel for (`op/fused.rs`): [`products`] of one input, with the norm
-//! before them and the gate or the sum after them; the norm, the rotation and the repetition of [`heads`]; [`attention`] of one position
-//! on a cache, as both lie. All but the last round where the operations that they stand for round.
+//! Where a program computes a few rows, as a model does for each token that it generates, launching kernels takes
+//! longer than running them. Here runs of operations become one that the GPU has a kernel for (`op/fused.rs`):
+//! [`products`] of one input, with the norm before them and the gate or the sum after them; the norm, the rotation and
+//! the repetition of [`heads`]; [`attention`] of one position on a cache, as both lie. All but the last round where the
+//! operations that they stand for round.
 
 mod attention;
 mod facts;

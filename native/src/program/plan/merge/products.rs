@@ -1,4 +1,5 @@
-//! Products of a few rows with matrices: with the norm before them, the gate or the sum after them, and up to three of one input.
+//! Products of a few rows with matrices: with the norm before them, the gate or the sum after them, and up to three of
+//! one input.
 
 use super::facts::{either, inputs, is_float, output, Facts};
 use super::Change;
@@ -192,8 +193,8 @@ fn silu(facts: &Facts, value: u32) -> Option<u32> {
     (facts.has_one_use(value) && facts.users(x).len() == 2).then_some(x)
 }
 
-/// A value that is, seen through reshapes, a product of few rows with a matrix: what it is a product of. Besides the uses of `value`
-/// there are none. The other side says why it is none.
+/// A value that is, seen through reshapes, a product of few rows with a matrix: what it is a product of. Besides the
+/// uses of `value` there are none. The other side says why it is none.
 fn product(facts: &Facts, value: u32) -> Result<Product, String> {
     let none = || "is no product with a matrix".to_string();
     let (op, node) = facts.through_reshapes(value).ok_or_else(none)?;
