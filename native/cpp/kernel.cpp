@@ -378,7 +378,7 @@ extern "C" int emlx_kernel_now(
     arrays.reserve(count);
     for (size_t i = 0; i < count; ++i) {
       arrays.push_back(*static_cast<const core::array*>(inputs[i].ctx));
-      // A failure stays with the stream and with the outcomes of the array; see `Shared::finish`.
+      // Asking may take a stream's failure along; the caller sees to it that there is none.
       if (!arrays.back().is_available()) {
         return 2;
       }

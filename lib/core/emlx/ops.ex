@@ -389,7 +389,7 @@ defmodule EMLX.Ops do
   lists = [
     {:group, "Elementwise"},
     {:divmod, [:a, :b], [], [], "`[a / b rounded down, remainder]`."},
-    {:group, "Slices and indices"},
+    {:group, "Shapes"},
     {:split, [:a], [:indices], [axis: 0], "Splits at indices. Returns a list of the parts."},
     {:group, "Linear algebra"},
     {:qr, [:a], [], [], "`[q, r]`. On the CPU."},

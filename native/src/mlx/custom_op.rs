@@ -97,7 +97,7 @@ pub fn promoted(a: Dtype, b: Dtype) -> Dtype {
 }
 
 /// Computes a kernel of ours at once, on the calling thread. None where an input is not computed yet, and where the
-/// graph is somebody else's at the moment. What `kernel` points to stays the caller's.
+/// graph is somebody else's at the moment, or a failure may be under way. What `kernel` points to stays the caller's.
 pub fn kernel_now(
     kernel: &Functions,
     inputs: &[&Array],
@@ -117,7 +117,8 @@ pub fn kernel_now(
                 dtype: sys::mlx_dtype,
             ) -> c_int;
         }
-        let Some(_lock) = super::try_graph_lock() else {
+        let (Some(_no_failure), Some(_lock)) = (super::LATE.try_read(), super::try_graph_lock())
+        else {
             return Ok(None);
         };
         let handles: SmallVec<[sys::mlx_array; 4]> =
@@ -158,7 +159,8 @@ pub fn look(array: &Array) {
         extern "C" {
             fn emlx_look(array: sys::mlx_array);
         }
-        if let Some(_lock) = super::try_graph_lock() {
+        if let (Some(_no_failure), Some(_lock)) = (super::LATE.try_read(), super::try_graph_lock())
+        {
             // SAFETY: the array is live, and nobody changes the graph meanwhile.
             unsafe { emlx_look(array.as_ptr()) }
         }

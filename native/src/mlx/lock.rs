@@ -1,7 +1,7 @@
 //! The lock under which MLX's graphs are walked, and how arrays are given up without waiting for it.
 
 use mlx_rs::Array;
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::{Mutex, MutexGuard, RwLock};
 use smallvec::SmallVec;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -9,6 +9,10 @@ static GRAPH: Mutex<()> = Mutex::new(());
 static DROPPED: Mutex<Vec<Dropped>> = Mutex::new(Vec::new());
 /// Whether `DROPPED` may hold anything, so that mostly nobody has to look.
 static IS_PENDING: AtomicBool = AtomicBool::new(false);
+
+/// Written while a graph that can fail late is under way, from its submission until its stream has been asked for the
+/// failure. A stream tells of it once, whoever asks, and asking whether an array is computed can be asking.
+pub static LATE: RwLock<()> = RwLock::new(());
 
 struct Dropped(#[allow(dead_code)] Array);
 

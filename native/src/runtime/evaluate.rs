@@ -10,7 +10,7 @@ use crate::op::Crossed;
 use crate::program::evaluator::{Asked, Evaluator, Pressure};
 use crate::program::Whole;
 use mlx_rs::Array;
-use parking_lot::{Condvar, Mutex, RwLock, RwLockWriteGuard};
+use parking_lot::{Condvar, Mutex, RwLockWriteGuard};
 use rustler::ResourceArc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
@@ -332,16 +332,13 @@ impl Evaluator for OfRun<'_> {
     }
 }
 
-/// Written while a graph that can fail late is under way.
-pub(super) static LATE: RwLock<()> = RwLock::new(());
-
 /// A graph that has been submitted and not yet asked for its outcome. Those that can fail late go one at a time, over
 /// all queues: they may share a stream, and a stream tells of a failure once, whoever asks.
 pub(super) struct Submitted(#[allow(dead_code)] Option<RwLockWriteGuard<'static, ()>>);
 
 impl Submitted {
     pub(super) fn of(outcomes: &Outcomes) -> Submitted {
-        let lock = || LATE.write();
+        let lock = || mlx::LATE.write();
         Submitted((!outcomes.is_empty()).then(lock))
     }
 }

@@ -1,7 +1,7 @@
 //! Jobs that are submitted and answered by the stream's thread, so that nobody waits for what is computed; small ones
 //! by their caller.
 
-use super::evaluate::{make_room, LATE};
+use super::evaluate::make_room;
 use super::guard;
 use super::queue::{Job, Shared};
 use super::reply::{Done, Reply};
@@ -82,7 +82,7 @@ impl Shared {
             && arrays.iter().all(is_own)
             && outcomes_of(arrays.iter().map(|array| &**array)).is_empty();
         match can_tell {
-            true => LATE.try_read(),
+            true => mlx::LATE.try_read(),
             false => None,
         }
     }
