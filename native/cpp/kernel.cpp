@@ -123,12 +123,12 @@ class Kernel : public core::UnaryPrimitive {
     return out;
   }
 
- private:
   static emlx_view view(core::array& a) {
     // An empty array has no buffer.
     return {a.size() == 0 ? nullptr : a.data<void>(), a.shape().data(), a.strides().data(), a.ndim()};
   }
 
+ private:
   // Gives `out` its memory, as src/cpu/node.rs says of each layout.
   void allocate(const std::vector<core::array>& inputs, core::array& out) const {
     const auto& first = inputs[0];
@@ -390,6 +390,11 @@ extern "C" int emlx_kernel_now(
     mlx_error("%s", e.what());
     return 1;
   }
+}
+
+// How a computed array lies, as long as it lives.
+extern "C" void emlx_view_of(const mlx_array array, emlx_view* view) {
+  *view = Kernel::view(*static_cast<core::array*>(array.ctx));
 }
 
 namespace {

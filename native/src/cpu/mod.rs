@@ -166,8 +166,19 @@ pub fn chain_at_once(
     inputs: &[&Array],
     shape: &[i32],
     dtype: Dtype,
+    s: &Stream,
 ) -> Result<Option<Array>> {
-    node::at_once(Kernel::Chain(links), inputs, shape, dtype)
+    node::at_once(Kernel::Chain(links), inputs, shape, dtype, s)
+}
+
+/// A small computed array once more, in rows and in memory of its own; else None.
+pub fn copy_at_once(a: &Array, s: &Stream) -> Result<Option<Array>> {
+    let dtype = mlx::dtype(a);
+    let Some(of) = type_of(dtype) else {
+        return Ok(None);
+    };
+    let links = [Link::new(Action::Cast, of, of, &[Operand::Input(0)])];
+    chain_at_once(links.into_iter().collect(), &[a], a.shape(), dtype, s)
 }
 
 /// Over the last axis, which is not empty.

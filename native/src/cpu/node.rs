@@ -56,12 +56,22 @@ struct Owned {
 
 impl Owned {
     /// Computes a small kernel whose inputs are computed on the calling thread. Else None.
-    fn at_once(&self, inputs: &[&Array], shape: &[i32], dtype: Dtype) -> Result<Option<Array>> {
+    fn at_once(
+        &self,
+        inputs: &[&Array],
+        shape: &[i32],
+        dtype: Dtype,
+        s: &Stream,
+    ) -> Result<Option<Array>> {
         if !is_small(&self.kernel, inputs, shape) || !mlx::has_tasks() {
             return Ok(None);
         }
         let functions = functions(self, self.kernel.name().as_ptr());
-        mlx::kernel_now(&functions, inputs, shape, dtype)
+        let array = mlx::kernel_now(&functions, inputs, shape, dtype, s)?;
+        if let (Some(array), Some(tape)) = (&array, s.tape()) {
+            tape.push(self.kernel.clone(), self.element, inputs, array)?;
+        }
+        Ok(array)
     }
 }
 
@@ -82,9 +92,10 @@ pub fn at_once(
     inputs: &[&Array],
     shape: &[i32],
     dtype: Dtype,
+    s: &Stream,
 ) -> Result<Option<Array>> {
     let element = ElementType::F32;
-    Owned { kernel, element }.at_once(inputs, shape, dtype)
+    Owned { kernel, element }.at_once(inputs, shape, dtype, s)
 }
 
 unsafe extern "C" fn run(
@@ -182,7 +193,7 @@ fn node(
     s: &Stream,
 ) -> Result<Array> {
     let owned = Owned { kernel, element };
-    if let Some(array) = owned.at_once(inputs, shape, dtype)? {
+    if let Some(array) = owned.at_once(inputs, shape, dtype, s)? {
         return Ok(array);
     }
     let name = owned.kernel.name().as_ptr();

@@ -1,11 +1,12 @@
 //! Nodes of MLX's graph that run a function of ours on the CPU: the Rust side of cpp/kernel.cpp.
 
 use super::error::{check, one};
-use super::Stream;
+use super::{GraphLock, Stream};
 use crate::base::{Dtype, Result};
 use emlx_cpu::View;
 use mlx_rs::Array;
 use mlx_sys as sys;
+use parking_lot::RwLockReadGuard;
 use smallvec::SmallVec;
 use std::ffi::{c_char, c_int, c_void};
 
@@ -96,6 +97,16 @@ pub fn promoted(a: Dtype, b: Dtype) -> Dtype {
     }
 }
 
+/// The graph's lock, while no failure is under way. Schedulers must not wait for either; what is recorded is recorded
+/// on a queue's thread, which may.
+#[cfg(emlx_kernels)]
+fn quiet(s: &Stream) -> Option<(RwLockReadGuard<'static, ()>, GraphLock)> {
+    match s.tape() {
+        Some(_) => Some((super::LATE.read(), super::graph_lock())),
+        None => Some((super::LATE.try_read()?, super::try_graph_lock()?)),
+    }
+}
+
 /// Computes a kernel of ours at once, on the calling thread. None where an input is not computed yet, and where the
 /// graph is somebody else's at the moment, or a failure may be under way. What `kernel` points to stays the caller's.
 pub fn kernel_now(
@@ -103,6 +114,7 @@ pub fn kernel_now(
     inputs: &[&Array],
     shape: &[i32],
     dtype: Dtype,
+    s: &Stream,
 ) -> Result<Option<Array>> {
     #[cfg(emlx_kernels)]
     {
@@ -117,8 +129,7 @@ pub fn kernel_now(
                 dtype: sys::mlx_dtype,
             ) -> c_int;
         }
-        let (Some(_no_failure), Some(_lock)) = (super::LATE.try_read(), super::try_graph_lock())
-        else {
+        let Some(_quiet) = quiet(s) else {
             return Ok(None);
         };
         let handles: SmallVec<[sys::mlx_array; 4]> =
@@ -147,24 +158,23 @@ pub fn kernel_now(
     }
     #[cfg(not(emlx_kernels))]
     {
-        let _ = (kernel, inputs, shape, dtype);
+        let _ = (kernel, inputs, shape, dtype, s);
         Ok(None)
     }
 }
 
 /// Computes an array that is a view of a computed one, where the graph is not somebody else's at the moment.
-pub fn look(array: &Array) {
+pub fn look(array: &Array, s: &Stream) {
     #[cfg(emlx_kernels)]
     {
         extern "C" {
             fn emlx_look(array: sys::mlx_array);
         }
-        if let (Some(_no_failure), Some(_lock)) = (super::LATE.try_read(), super::try_graph_lock())
-        {
+        if let Some(_quiet) = quiet(s) {
             // SAFETY: the array is live, and nobody changes the graph meanwhile.
             unsafe { emlx_look(array.as_ptr()) }
         }
     }
     #[cfg(not(emlx_kernels))]
-    let _ = array;
+    let _ = (array, s);
 }

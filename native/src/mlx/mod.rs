@@ -19,6 +19,7 @@ mod ops;
 mod private;
 mod process;
 mod stream;
+mod tape;
 mod vector;
 
 pub use array::*;
@@ -36,4 +37,5 @@ pub use ops::*;
 pub use private::unknown_version;
 pub use process::*;
 pub use stream::Stream;
+pub use tape::{Recorded, Tape};
 pub use vector::Vector;

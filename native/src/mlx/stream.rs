@@ -3,6 +3,7 @@
 use super::device::device_handle;
 use super::error::{check, take_error};
 use super::graph_lock;
+use super::Tape;
 use crate::base::{Device, Result};
 use mlx_sys as sys;
 use std::cell::Cell;
@@ -10,7 +11,12 @@ use std::ffi::c_void;
 
 /// A stream that any thread may build nodes for. Evaluation on it goes through [`graph_lock`].
 #[derive(Debug)]
-pub struct Stream(pub(in crate::mlx) sys::mlx_stream, Device);
+pub struct Stream(
+    pub(in crate::mlx) sys::mlx_stream,
+    Device,
+    /// Where kernels that are computed on the spot are written to.
+    pub(in crate::mlx) Option<Tape>,
+);
 
 // SAFETY: the wrapped object is an index and a device, never written after it is made.
 unsafe impl Send for Stream {}
@@ -20,7 +26,7 @@ impl Clone for Stream {
     fn clone(&self) -> Self {
         // Streams live as long as the process (MLX has no call that ends one of several), so sharing the pointer is
         // sound.
-        Stream(self.0, self.1)
+        Stream(self.0, self.1, self.2.clone())
     }
 }
 
@@ -35,7 +41,7 @@ impl Stream {
         if raw.ctx.is_null() {
             return Err(take_error());
         }
-        Ok(Stream(raw, device))
+        Ok(Stream(raw, device, None))
     }
 
     pub fn is_gpu(&self) -> bool {

@@ -272,6 +272,6 @@ pub fn by_kernel(op: &Op, inputs: &Inputs, device: Device, s: &Stream) -> Result
     match is_worth {
         true => cpu::chain(links, &arrays, &shape, dtype, s).map(Some),
         // As a node, MLX's own does as well, and is one that MLX compiles with others.
-        false => cpu::chain_at_once(links, &arrays, &shape, dtype),
+        false => cpu::chain_at_once(links, &arrays, &shape, dtype, s),
     }
 }

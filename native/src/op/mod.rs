@@ -100,7 +100,7 @@ impl Op {
             if let (Some(_), true, [output]) =
                 (self.traits().view, mlx::has_tasks(), outputs.as_slice())
             {
-                mlx::look(output);
+                mlx::look(output, stream);
             }
             return Ok(outputs);
         }

@@ -1,5 +1,6 @@
 //! Nodes of MLX's graph for operations, and for code that has operations alone.
 
+use super::engine::Given;
 use super::ir::place;
 use super::plan::{Code, Node, Work};
 use super::run::frame::signatures;
@@ -76,17 +77,22 @@ fn node_of_operation(
         .iter()
         .map(|value| value.and_then(|value| values.get(value as usize)?.as_ref()))
         .collect();
-    let Work::Op(op) = &node.work else {
-        return Err(Error::invalid("a segment has operations alone"));
+    let applied = match &node.work {
+        Work::Op(op) => build(op, &inputs, device, stream),
+        Work::Segment(segment) => {
+            let (arrays, number) = (&inputs[..], &|_| None);
+            segment.build(&Given { arrays, number }, device, stream)
+        }
+        _ => return Err(Error::invalid("has branches, loops or calls")),
     };
-    build(op, &inputs, device, stream)
+    applied
         .and_then(|applied| {
             crossed.append(applied.crossed);
             check_outputs(applied.outputs, node.outputs.len())
         })
         .map_err(|error| {
             let error = error.with_inputs(signatures(&inputs), Some(device));
-            error.within(&place(node.at, op.name(), node.label.as_deref()))
+            error.within(&place(node.at, &node.name(), node.label.as_deref()))
         })
 }
 

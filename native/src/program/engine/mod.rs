@@ -6,6 +6,7 @@ pub mod captured;
 pub mod chain;
 pub mod compiled;
 pub mod counted;
+pub mod recorded;
 pub mod step_graph;
 
 use crate::base::{Device, Result};
@@ -71,12 +72,14 @@ pub enum Progress {
     Going,
 }
 
-/// How a loop is to run. The first that can takes it: steps that are counted before they run, the engine, and steps
-/// that are asked one by one, which may run ahead of the answer.
+/// How a loop is to run. The first that can takes it: a recorded step, steps that are counted before they run, the
+/// engine, and steps that are asked one by one, which may run ahead of the answer.
 #[derive(Debug, Default)]
 pub struct LoopPlan {
     pub counters: Option<Counters>,
     pub engine: Option<Arc<dyn LoopEngine>>,
     /// Whether the condition and the body have operations alone.
     pub is_plain: bool,
+    /// How a loop on the CPU runs whose step is written down once and then repeated.
+    pub recorded: Option<recorded::Recordings>,
 }

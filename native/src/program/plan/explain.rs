@@ -82,6 +82,9 @@ fn title(node: &Node) -> String {
         }
         Work::While { plan, .. } => {
             let mut ways = Vec::new();
+            if let Some(recorded) = &plan.recorded {
+                ways.push(recorded.state());
+            }
             if plan.counters.is_some() {
                 ways.push("steps counted before they run".to_string());
             }

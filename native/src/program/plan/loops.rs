@@ -1,8 +1,10 @@
-//! Finds how each loop runs: its steps counted before they run, all steps by an engine, or asked for one by one.
+//! Finds how each loop runs: its step recorded and repeated, its steps counted before they run, all steps by an engine,
+//! or asked for one by one.
 
 use super::{Code, Node, Pass, Scope, Target, Work};
 use crate::base::Result;
 use crate::program::engine::counted::Counters;
+use crate::program::engine::recorded::Recordings;
 use crate::program::engine::step_graph::StepGraph;
 use crate::program::engine::{LoopEngine, LoopPlan};
 use std::sync::Arc;
@@ -54,13 +56,22 @@ fn planned(node: &Node, scope: &Scope) -> Option<LoopPlan> {
             None
         }
     };
+    let recorded = (is_plain && scope.target.kernels).then(Recordings::default);
+    if recorded.is_some() {
+        scope.took(|| {
+            format!("loop {at}: its step is recorded and repeated, if it is small kernels of ours alone")
+        });
+    }
     let engine = match engine(node, condition, body, scope) {
         Ok(engine) => {
             scope.took(|| format!("loop {at}: its step is one {}", engine.name()));
             Some(engine)
         }
         Err(reason) => {
-            scope.left(|| format!("loop {at} runs on the host: {reason}"));
+            match recorded {
+                None => scope.left(|| format!("loop {at} runs on the host: {reason}")),
+                Some(_) => scope.left(|| format!("loop {at}: {reason}")),
+            }
             None
         }
     };
@@ -77,6 +88,7 @@ fn planned(node: &Node, scope: &Scope) -> Option<LoopPlan> {
         counters,
         engine,
         is_plain,
+        recorded,
     })
 }
 
@@ -88,7 +100,7 @@ fn engine(
     scope: &Scope,
 ) -> std::result::Result<Arc<dyn LoopEngine>, String> {
     if !scope.target.step_graphs {
-        return Err("engines for whole loops are CUDA's".into());
+        return Err("a step as one graph is CUDA's".into());
     }
     let types = scope.types.and_then(|types| {
         let inputs = node.inputs.iter().flatten();
@@ -156,8 +168,10 @@ mod tests {
     fn a_loop_without_an_engine_has_a_reason() {
         let (plan, notes) = planned(Device::Cpu, Op::Less, Op::Add);
         assert!(plan.engine.is_none());
+        assert!(plan.recorded.is_some());
+        assert!(notes[1].contains("its step is recorded"), "{notes:?}");
         assert!(
-            notes[1].contains("runs on the host: engines for whole loops are CUDA's"),
+            notes[2].contains("a step as one graph is CUDA's"),
             "{notes:?}"
         );
         let (plan, notes) = planned(Device::Gpu, Op::Less, Op::Add);

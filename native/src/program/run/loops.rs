@@ -1,4 +1,4 @@
-//! A loop that is being run: step by step, ahead of its condition, counted, or as one graph.
+//! A loop that is being run: step by step, ahead of its condition, counted, recorded, or as one graph.
 
 use super::frame::Frame;
 use super::values::{Slot, Values};
@@ -71,6 +71,40 @@ impl Loop {
         }
         self.running = running;
         // The engine has its own.
+        self.state = Values::default();
+        Ok(true)
+    }
+
+    /// Has the loop's step recorded, if that can be.
+    pub(super) fn try_recording(&mut self, queue: &dyn Evaluator) -> Result<bool> {
+        let Some(recordings) = &self.plan.recorded else {
+            return Ok(false);
+        };
+        if !recordings.is_worth_trying(&self.signatures) {
+            return Ok(false);
+        }
+        let slots = self.state.0.iter().chain(&self.captured.0);
+        let inputs = slots.map(Slot::array).collect::<Result<Vec<_>>>()?;
+        let is_ready = {
+            let lock = mlx::graph_lock();
+            inputs.iter().all(|array| mlx::is_available(array, &lock))
+        };
+        if !is_ready {
+            queue.compute(&inputs, &Outcomes::new())?;
+        }
+        let count = self.state.0.len();
+        let running = recordings.start(
+            [&self.condition, &self.body],
+            count,
+            &inputs,
+            queue.stream(),
+        )?;
+        drop(inputs);
+        if running.is_none() {
+            return Ok(false);
+        }
+        self.running = running;
+        // The recording has its own.
         self.state = Values::default();
         Ok(true)
     }

@@ -249,6 +249,10 @@ impl Run {
             is_tried: plan.engine.is_none(),
             doubt: None,
         };
+        if self.outcomes.is_empty() && repeated.try_recording(queue)? {
+            self.levels.push(Level::Loop(Box::new(repeated)));
+            return Ok(());
+        }
         let first = match repeated.count(queue, &self.outcomes)? {
             Some(counted) if counted.left == 0 => {
                 frame.deliver(std::mem::take(&mut repeated.state));

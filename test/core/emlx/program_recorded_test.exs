@@ -1,0 +1,140 @@
+# Loops over small arrays on the CPU, whose step is recorded once and repeated.
+defmodule EMLX.ProgramRecordedTest do
+  use ExUnit.Case, async: true
+
+  alias EMLX.{Array, Ops, Program, Queue}
+
+  @moduletag skip: if(EMLX.Golden.device() == :gpu, do: "recorded steps are the CPU's")
+
+  defp constant(value, dtype), do: {{:constant, %{value: value, dtype: dtype}}, [], 1}
+  defp loop(state, captured, condition, body), do: {{:while, %{condition: condition, body: body}}, captured, state}
+
+  # Over {i, state…}, up to the last input's steps; `body` gives the instructions over {i, state…, n} and its outputs.
+  defp counted(values, body, outputs) do
+    inputs = values + 2
+    condition = {inputs, [{:less, [0, inputs - 1], 1}], [inputs]}
+    next = inputs + Enum.sum(Enum.map(body, &elem(&1, 2)))
+    body = {inputs, body ++ [constant(1, :s64), {:add, [0, next], 1}], [next + 1 | outputs]}
+    all = Enum.to_list(0..(inputs - 1))
+    Program.new(inputs, [loop(values + 1, all, condition, body)], Enum.map(1..values, &(inputs + &1)))
+  end
+
+  defp run(program, state, steps) do
+    [Array.scalar(0, :s64) | state]
+    |> Kernel.++([Array.scalar(steps, :s64)])
+    |> then(&Program.run(program, &1, device: :cpu))
+    |> Enum.map(&Array.to_list/1)
+  end
+
+  defp recorded?(program), do: Program.explain(program, device: :cpu) =~ ~r/its step recorded \(\d+ runs\)/
+
+  test "a recorded loop computes what its steps compute one by one, for any number of steps and type" do
+    for dtype <- [:f32, :f16, :bf16, :f64, :s32, :u8, :s64], steps <- [0, 1, 2, 3, 10, 1_000] do
+      program = counted(1, [constant(3, dtype), {:add, [1, 3], 1}], [4])
+      x = Array.from_list([1, 2, 5], dtype)
+      three = Array.scalar(3, dtype)
+      expected = Enum.reduce(List.duplicate(three, steps), x, &Ops.add(&2, &1)) |> Array.to_list()
+      assert run(program, [x], steps) == [expected]
+      assert recorded?(program)
+    end
+  end
+
+  test "values of the state that change places, stay, or are views of others are the next step's" do
+    # {a, b, c} becomes {b, a + b, c}.
+    program = counted(3, [{:add, [1, 2], 1}], [2, 5, 3])
+    one = Array.scalar(1, :s64)
+    c = Array.from_list([7, 8], :s64)
+    assert run(program, [one, one, c], 50) == [20_365_011_074, 32_951_280_099, [7, 8]]
+    assert recorded?(program)
+
+    # A matrix becomes its transposed one, another one its first row repeated.
+    program =
+      counted(
+        2,
+        [
+          {{:transpose, %{axes: [1, 0]}}, [1], 1},
+          {{:slice, %{start: [0, 0], stop: [1, 2], strides: [1, 1]}}, [2], 1},
+          {{:broadcast_to, %{shape: [2, 2]}}, [5], 1}
+        ],
+        [4, 6]
+      )
+
+    m = Array.from_list([[1.0, 2.0], [3.0, 4.0]], :f32)
+    assert run(program, [m, m], 3) == [[[1.0, 3.0], [2.0, 4.0]], [[1.0, 2.0], [1.0, 2.0]]]
+    assert run(program, [m, m], 4) == [[[1.0, 2.0], [3.0, 4.0]], [[1.0, 2.0], [1.0, 2.0]]]
+    assert recorded?(program)
+  end
+
+  test "a recorded loop leaves its inputs as they are, and its results when it runs again" do
+    program = counted(1, [{:add, [1, 1], 1}], [3])
+    x = Array.from_list([1.0, 2.0], :f32)
+    inputs = &[Array.scalar(0, :s64), x, Array.scalar(&1, :s64)]
+    [first] = Program.run(program, inputs.(3), device: :cpu)
+    [second] = Program.run(program, inputs.(5), device: :cpu)
+    assert Enum.map([x, first, second], &Array.to_list/1) == [[1.0, 2.0], [8.0, 16.0], [32.0, 64.0]]
+  end
+
+  test "slices, updates, sums and searches at places that the state names are computed anew each step" do
+    body = [
+      constant(8, :s64),
+      {:remainder, [0, 3], 1},
+      {{:reshape, %{shape: [1]}}, [4], 1},
+      {{:sum, %{axes: nil, keepdims: false}}, [1], 1},
+      {{:reshape, %{shape: [1]}}, [6], 1},
+      {{:slice_update_dynamic, %{axes: [0]}}, [1, 7, 5], 1}
+    ]
+
+    program = counted(1, body, [8])
+    x = Enum.map(1..8, &(&1 * 1.0))
+
+    expected =
+      Enum.reduce(0..20, x, fn i, x -> List.replace_at(x, rem(i, 8), Enum.sum(x)) end)
+
+    [have] = run(program, [Array.from_list(x, :f32)], 21)
+    for {have, want} <- Enum.zip(have, expected), do: assert_in_delta(have / want, 1.0, 1.0e-5)
+    assert recorded?(program)
+  end
+
+  test "a loop with large arrays or with an operation without a kernel runs without a recording, and says so" do
+    large = counted(1, [{:add, [1, 1], 1}], [3])
+    assert [list] = run(large, [Ops.ones({5_000}, :f32)], 3)
+    assert Enum.uniq(list) == [8.0]
+    refute recorded?(large)
+
+    inverse = counted(1, [{:inv, [1], 1}], [3])
+    m = Array.from_list([[2.0, 0.0], [0.0, 4.0]], :f32)
+    for _ <- 1..4, do: assert([[[0.5, _], [_, 0.25]]] = run(inverse, [m], 3))
+    refute recorded?(inverse)
+  end
+
+  test "a state that changes its type or shape is refused as in other loops" do
+    program = counted(1, [{{:reshape, %{shape: [1, 2]}}, [1], 1}], [3])
+
+    assert_raise EMLX.Error, ~r/value 1 of the state is f32\[2\] and becomes f32\[1\]\[2\]/, fn ->
+      run(program, [Ops.ones({2}, :f32)], 2)
+    end
+  end
+
+  test "a loop inside a loop is recorded by itself, with the values of the outer step" do
+    inner = {3, [{:less, [0, 2], 1}], [3]}
+    step = {3, [constant(1, :s64), {:add, [0, 3], 1}, {:add, [1, 1], 1}], [4, 5]}
+    body = [constant(0, :s64), constant(2, :s64), loop(2, [3, 1, 4], inner, step)]
+    program = counted(1, body, [6])
+    assert run(program, [Array.scalar(1.0, :f32)], 5) == [1024.0]
+    assert Program.explain(program, device: :cpu) =~ "its step recorded (5 runs)"
+  end
+
+  test "an endless recorded loop lets other jobs of its queue run, and ends with its caller" do
+    queue = Queue.start()
+    endless = loop(1, [0], {1, [constant(1, :s64)], [1]}, {1, [constant(1, :s64), {:add, [0, 1], 1}], [2]})
+    program = Program.new(1, [endless], [1])
+    caller = spawn(fn -> Program.run(program, [Array.scalar(0, :s64)], queue: queue) end)
+    EMLX.Poll.until(fn -> recorded?(program) end)
+    assert Ops.add(Array.scalar(1, :s64), 1) |> EMLX.eval(queue: queue) |> Array.to_list() == 2
+    Process.exit(caller, :kill)
+    finite = counted(1, [{:add, [1, 1], 1}], [3])
+    inputs = [Array.scalar(0, :s64), Array.scalar(1.0, :f32), Array.scalar(4, :s64)]
+    assert [sixteen] = Program.run(finite, inputs, queue: queue)
+    assert Array.to_list(sixteen) == 16.0
+  end
+end
