@@ -19,7 +19,8 @@ defmodule EMLX.DeallocateTest do
   test "deallocate/1 frees memory immediately, although the array is still referenced" do
     before = active()
     array = large()
-    assert active() - before >= 16 * @mib
+    # Small arrays of before may be freed meanwhile.
+    assert active() - before >= 16 * @mib - 65_536
     assert Array.deallocate(array) == :ok
     assert active() - before < @mib
     assert Array.deallocate(array) == :already_deallocated

@@ -148,7 +148,8 @@ impl Repeated {
             });
         }
         let all = Held(all);
-        let (asks, answers) = record(condition, &all.0, stream)?;
+        let (asks, answers) =
+            record(condition, &all.0, stream).map_err(|error| error.within("condition"))?;
         let asked = answers
             .0
             .first()
@@ -175,7 +176,8 @@ impl Repeated {
         if repeated.has_ended {
             return Ok(Some(repeated));
         }
-        let (steps, results) = record(body, &repeated._held[0].0, stream)?;
+        let (steps, results) =
+            record(body, &repeated._held[0].0, stream).map_err(|error| error.within("body"))?;
         if results.0.len() != count || !repeated.take(steps, &results.0) {
             return Ok(None);
         }
