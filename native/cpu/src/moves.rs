@@ -268,10 +268,9 @@ unsafe fn padded<T: Copy>(low: &[i32], interior: &[i32], x: &View, value: &View,
     } else {
         // What lies before and behind the array along an axis, within it along those before.
         let mut start = 0;
-        for i in 0..rank {
-            let (size, own) = (out.shape()[i], x.shape()[i]);
-            let behind = low[i] + own;
-            for (first, count) in [(0, low[i]), (behind, size - behind)] {
+        for (i, before) in low.iter().enumerate() {
+            let behind = before + x.shape()[i];
+            for (first, count) in [(0, *before), (behind, out.shape()[i] - behind)] {
                 let side = joined((0..rank).map(|j| {
                     let size = match j {
                         _ if j < i => x.shape()[j],
@@ -282,7 +281,7 @@ unsafe fn padded<T: Copy>(low: &[i32], interior: &[i32], x: &View, value: &View,
                 }));
                 moved(&side, value, to.wrapping_offset(start + ahead(i, first)));
             }
-            start += ahead(i, low[i]);
+            start += ahead(i, *before);
         }
     }
     let start: isize = (0..rank).map(|i| ahead(i, low[i])).sum();

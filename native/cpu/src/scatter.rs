@@ -20,6 +20,9 @@ const ORDERED: usize = 32;
 /// result.
 type Axis = (usize, isize, isize);
 
+/// Where a slice goes, and where it comes from.
+type Pair = (isize, isize);
+
 /// Where numbers go: index arrays of one shape, each for an axis of the result.
 struct Places<'a> {
     indices: &'a [View],
@@ -81,8 +84,8 @@ impl Places<'_> {
         }
     }
 
-    /// The places in the order of where they go, those to one place in their own order: first where, then from where.
-    unsafe fn in_order(&self) -> Vec<(isize, isize)> {
+    /// The places in the order of where they go, those to one place in their own order.
+    unsafe fn in_order(&self) -> Vec<Pair> {
         let mut all = Vec::new();
         self.each(|from, to| all.push((to, from)));
         all.sort_by_key(|(to, _)| *to);
@@ -124,8 +127,8 @@ impl Slice {
 }
 
 /// Calls `work` with the places that go to one place, on several threads where the slices are large.
-fn by_place(places: &[(isize, isize)], size: usize, work: &(dyn Fn(&[(isize, isize)]) + Sync)) {
-    let groups: Vec<&[(isize, isize)]> = places.chunk_by(|a, b| a.0 == b.0).collect();
+fn by_place(places: &[Pair], size: usize, work: &(dyn Fn(&[Pair]) + Sync)) {
+    let groups: Vec<&[Pair]> = places.chunk_by(|a, b| a.0 == b.0).collect();
     let batch = (PART / size).max(1);
     let is_worth = places.len() * size >= WORTH_SHARING;
     pool::parallel(groups.len().div_ceil(batch), is_worth, &|part| {

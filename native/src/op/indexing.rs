@@ -233,15 +233,17 @@ pub fn scatter_prod(
     })
 }
 
-/// What the kernels that scatter take: index arrays of one shape and type, updates of the array's type, and axes. None
-/// where the shapes do not fit, of which MLX says why.
+/// Updates of the array's type, index arrays of one shape and type, and their axes.
+type ScatterParts = (Array, Vec<Array>, SmallVec<[u8; 8]>);
+
+/// What the kernels that scatter take. None where the shapes do not fit, of which MLX says why.
 fn scatter_parts(
     a: &Array,
     updates: &Array,
     indices: &[&Array],
     axes: &[i32],
     s: &Stream,
-) -> Result<Option<(Array, Vec<Array>, SmallVec<[u8; 8]>)>> {
+) -> Result<Option<ScatterParts>> {
     check::lengths(&[("axes", axes.len())], indices.len())?;
     let axes = check::axes(a, axes)?;
     let mut shape = Vec::new();
