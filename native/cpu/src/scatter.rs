@@ -1,5 +1,5 @@
-//! Numbers added or written where indices say. What comes to one place is added up in f64 and rounded once, however many
-//! numbers there are; of what is written to one place the last stays.
+//! Numbers added or written where indices say. What comes to one place is added up in f64 and rounded once, however
+//! many numbers there are; of what is written to one place the last stays.
 
 use super::element::Element;
 use super::gather::of_size;
@@ -181,8 +181,8 @@ unsafe fn add_by_place<T: Element>(places: &Places, slice: &Slice, updates: &Vie
     });
 }
 
-/// Adds slices of `updates` to `out`, which already holds what they are added to. Where they are apart, those at different
-/// places do not overlap.
+/// Adds slices of `updates` to `out`, which already holds what they are added to. Where they are apart, those at
+/// different places do not overlap.
 unsafe fn add<T: Element>(
     places: &Places,
     slice: SmallVec<[Axis; 4]>,
