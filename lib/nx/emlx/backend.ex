@@ -498,24 +498,8 @@ defmodule EMLX.Backend do
 
   defp unary(op, tensor, %T{type: type}), do: Ops.run(op, [operand(tensor, type)])
 
-  @below_half %{
-    f16: 0.5 - 1 / 4096,
-    bf16: 0.5 - 1 / 512,
-    f32: 0.5 - 1 / 33_554_432,
-    f64: 0.5 - 1 / 18_014_398_509_481_984
-  }
-
   @impl true
-  def round(out, tensor) do
-    # Rounds half away from zero. Together with the largest number below 0.5, a half reaches the next integer by the
-    # rounding of the sum, and a number just below a half does not.
-    array = to_array(tensor)
-    dtype = Type.dtype(tensor.type)
-    below_half = Map.fetch!(@below_half, dtype)
-    [zero, up, down] = for number <- [0.0, below_half, -below_half], do: Type.constant(number, dtype, [])
-    toward = Ops.run(:where, [Ops.run(:less, [array, zero]), down, up])
-    elementwise(Ops.run(:trunc, [Ops.run(:add, [array, toward])]), out)
-  end
+  def round(out, tensor), do: elementwise(Ops.run(:round_away, [to_array(tensor)]), out)
 
   @impl true
   def bitwise_not(out, tensor), do: elementwise(Ops.run(:bitwise_invert, [to_array(tensor)]), out)

@@ -1,9 +1,11 @@
 //! Elements and slices at places that are data: whole slices ([`slices`]), and elements along one axis ([`along`]).
-//! An index counts from the end where it is negative, and is brought into the array where it is beyond. Numbers are
-//! moved by their size alone.
+//! An index of any integer type counts from the end where it is negative, and is brought into the array where it is
+//! beyond. Numbers are moved by their size alone.
 
+use super::indices::{self, bring_within, BLOCK};
+use super::moves::line;
 use super::pool::{self, Shared, WORTH_SHARING};
-use super::View;
+use super::{Type, View};
 use smallvec::SmallVec;
 
 /// Elements of a part of shared work, at least.
@@ -21,12 +23,7 @@ macro_rules! of_size {
     };
 }
 
-/// An index into an axis of which `last` is the largest.
-#[inline(always)]
-fn within(index: i64, length: i64, last: i64) -> isize {
-    let counted = if index < 0 { index + length } else { index };
-    counted.clamp(0, last) as isize
-}
+pub(super) use of_size;
 
 /// The offset of element number `at` of an array, and of those beyond it one after another.
 struct Walk<'a> {
@@ -70,21 +67,28 @@ impl<'a> Walk<'a> {
 }
 
 /// Slices of `sizes` of the first input, which begin at an index for each of `axes`: the other inputs, of one shape
-/// and s64. `out` {of the indices' shape, then `sizes`} lies in rows; `bytes` are those of an element.
+/// and of the type `of`. `out` {of the indices' shape, then `sizes`} lies in rows; `bytes` are those of an element.
 ///
 /// # Safety
 /// As [`super::Kernel::run`]; each slice fits.
-pub unsafe fn slices(axes: &[u8], sizes: &[i32], bytes: usize, inputs: &[View], out: &View) {
+pub unsafe fn slices(
+    axes: &[u8],
+    sizes: &[i32],
+    of: Type,
+    bytes: usize,
+    inputs: &[View],
+    out: &View,
+) {
     macro_rules! call {
         ($T:ty) => {
-            slices_of::<$T>(axes, sizes, inputs, out)
+            slices_of::<$T>(axes, sizes, of, inputs, out)
         };
     }
     of_size!(bytes, call)
 }
 
-unsafe fn slices_of<T: Copy>(axes: &[u8], sizes: &[i32], inputs: &[View], out: &View) {
-    let (a, indices) = (&inputs[0], &inputs[1..]);
+unsafe fn slices_of<T: Copy>(axes: &[u8], sizes: &[i32], of: Type, inputs: &[View], out: &View) {
+    let (a, tables) = (&inputs[0], &inputs[1..]);
     let size: usize = sizes.iter().map(|size| *size as usize).product();
     let count = out.size() / size.max(1);
     // The axes at the end that lie in rows, and are taken whole but for the first: one run of memory.
@@ -100,41 +104,42 @@ unsafe fn slices_of<T: Copy>(axes: &[u8], sizes: &[i32], inputs: &[View], out: &
     let runs = size / run.max(1);
     let from = Shared(a.data.cast::<T>());
     let to = Shared(out.data.cast::<T>());
-    let tables: SmallVec<[Shared<i64>; 4]> = indices
-        .iter()
-        .map(|index| Shared(index.data.cast::<i64>()))
-        .collect();
     let part = (PART / size.max(1)).max(1);
     let is_worth = out.size() >= WORTH_SHARING;
     pool::parallel(count.div_ceil(part), is_worth, &|number| {
-        let (first, end) = (number * part, count.min((number + 1) * part));
-        let mut walks: SmallVec<[Walk; 4]> = indices
-            .iter()
-            .map(|index| Walk::new(index.shape(), index.strides(), first))
-            .collect();
-        for place in first..end {
-            let mut start = 0isize;
-            for ((axis, table), walk) in axes.iter().zip(&tables).zip(&mut walks) {
+        let end = count.min((number + 1) * part);
+        let (mut starts, mut read) = ([0isize; BLOCK], [0i64; BLOCK]);
+        for first in (number * part..end).step_by(BLOCK) {
+            let count = BLOCK.min(end - first);
+            let (starts, read) = (&mut starts[..count], &mut read[..count]);
+            starts.fill(0);
+            for (axis, table) in axes.iter().zip(tables) {
                 let axis = usize::from(*axis);
                 let length = i64::from(a.shape()[axis]);
-                // SAFETY: an element of the index array.
-                let index = unsafe { table.offset(walk.offset).read() };
-                let last = length - i64::from(sizes[axis]);
-                start += within(index, length, last) * a.strides()[axis] as isize;
-                walk.next();
+                let step = a.strides()[axis] as isize;
+                // SAFETY: elements of the index array.
+                unsafe { indices::read(of, table, first, read) };
+                bring_within(read, length, length - i64::from(sizes[axis]));
+                for (start, index) in starts.iter_mut().zip(&*read) {
+                    *start += *index as isize * step;
+                }
             }
-            // SAFETY: the slice lies in the array, and this part of the result is nobody else's.
+            // SAFETY: the slices lie in the array, and this part of the result is nobody else's.
             unsafe {
-                let mut to = to.at(place * size);
-                if run == 1 && runs == 1 {
-                    to.write(from.offset(start).read());
+                let mut to = to.at(first * size);
+                if size == 1 {
+                    for (i, start) in starts.iter().enumerate() {
+                        to.add(i).write(from.offset(*start).read());
+                    }
                     continue;
                 }
-                let mut walk = Walk::new(&sizes[..outer], &a.strides()[..outer], 0);
-                for _ in 0..runs {
-                    std::ptr::copy_nonoverlapping(from.offset(start + walk.offset), to, run);
-                    to = to.add(run);
-                    walk.next();
+                for start in starts {
+                    let mut walk = Walk::new(&sizes[..outer], &a.strides()[..outer], 0);
+                    for _ in 0..runs {
+                        std::ptr::copy_nonoverlapping(from.offset(*start + walk.offset), to, run);
+                        to = to.add(run);
+                        walk.next();
+                    }
                 }
             }
         }
@@ -142,20 +147,20 @@ unsafe fn slices_of<T: Copy>(axes: &[u8], sizes: &[i32], inputs: &[View], out: &
 }
 
 /// Elements along an axis: of `indices` {count}, for all places of the other axes, or, where `each`, of one index for
-/// each place of the result, of its shape. `out` lies in rows.
+/// each place of the result, of its shape. Indices are of the type `of`. `out` lies in rows.
 ///
 /// # Safety
-/// As [`super::Kernel::run`]; indices are s64, and the axis is not empty.
-pub unsafe fn along(axis: usize, each: bool, bytes: usize, inputs: &[View], out: &View) {
+/// As [`super::Kernel::run`]; the axis is not empty.
+pub unsafe fn along(axis: usize, each: bool, of: Type, bytes: usize, inputs: &[View], out: &View) {
     macro_rules! call {
         ($T:ty) => {
-            along_of::<$T>(axis, each, inputs, out)
+            along_of::<$T>(axis, each, of, inputs, out)
         };
     }
     of_size!(bytes, call)
 }
 
-unsafe fn along_of<T: Copy>(axis: usize, each: bool, inputs: &[View], out: &View) {
+unsafe fn along_of<T: Copy>(axis: usize, each: bool, of: Type, inputs: &[View], out: &View) {
     let (a, index) = (&inputs[0], &inputs[1]);
     let rank = out.shape().len();
     let length = i64::from(a.shape()[axis]);
@@ -164,20 +169,19 @@ unsafe fn along_of<T: Copy>(axis: usize, each: bool, inputs: &[View], out: &View
     let last = rank - 1;
     let row = out.shape()[last] as usize;
     let rows = out.size() / row.max(1);
-    let along_row = last == axis;
-    let zeros: SmallVec<[i64; 8]> = (0..rank).map(|_| 0).collect();
-    let index_strides: SmallVec<[i64; 8]> = match each {
-        true => index.strides().into(),
-        false => {
-            let mut strides = zeros;
-            strides[axis] = index.strides()[0];
-            strides
-        }
-    };
+    // What is the same for all places of the other axes is read once.
+    let mut same = vec![0; if each { 0 } else { index.size() }];
+    indices::read(of, index, 0, &mut same);
+    bring_within(&mut same, length, length - 1);
+    let same: Vec<isize> = same.iter().map(|index| *index as isize * step).collect();
+    let mut index_strides: SmallVec<[i64; 8]> = SmallVec::from_elem(0, rank);
+    match each {
+        true => index_strides.copy_from_slice(index.strides()),
+        false => index_strides[axis] = 1,
+    }
     let mut a_strides: SmallVec<[i64; 8]> = a.strides().into();
     a_strides[axis] = 0;
     let from = Shared(a.data.cast::<T>());
-    let table = Shared(index.data.cast::<i64>());
     let to = Shared(out.data.cast::<T>());
     let part = (PART / row.max(1)).max(1);
     pool::parallel(
@@ -188,29 +192,28 @@ unsafe fn along_of<T: Copy>(axis: usize, each: bool, inputs: &[View], out: &View
             let shape = &out.shape()[..last];
             let mut base = Walk::new(shape, &a_strides[..last], first);
             let mut places = Walk::new(shape, &index_strides[..last], first);
+            let (across, next) = (a_strides[last] as isize, index_strides[last] as isize);
+            let mut read = [0i64; BLOCK];
             for number in first..end {
                 let (start, place) = (base.offset, places.offset);
-                let (across, next) = (a_strides[last] as isize, index_strides[last] as isize);
                 // SAFETY: within the arrays; the row is nobody else's.
                 unsafe {
-                    let to = to.at(number * row);
-                    let at = |i: usize| table.offset(place + i as isize * next).read();
-                    if next == 0 && !along_row {
-                        // One index for the row.
-                        let start = start + within(at(0), length, length - 1) * step;
-                        if across == 1 {
-                            std::ptr::copy_nonoverlapping(from.offset(start), to, row);
-                        } else {
-                            for i in 0..row {
-                                to.add(i)
-                                    .write(from.offset(start + i as isize * across).read());
-                            }
+                    let (from, to) = (from.offset(start), to.at(number * row));
+                    if !each && last != axis {
+                        line(from.offset(same[place as usize]), across, to, 1, row);
+                    } else if !each {
+                        for (i, offset) in same.iter().enumerate() {
+                            to.add(i).write(from.offset(*offset).read());
                         }
                     } else {
-                        for i in 0..row {
-                            let chosen = within(at(i), length, length - 1) * step;
-                            let start = start + i as isize * across + chosen;
-                            to.add(i).write(from.offset(start).read());
+                        for i in (0..row).step_by(BLOCK) {
+                            let read = &mut read[..BLOCK.min(row - i)];
+                            indices::line(of, index, place + i as isize * next, next, read);
+                            bring_within(read, length, length - 1);
+                            for (own, index) in read.iter().enumerate() {
+                                let offset = (i + own) as isize * across + *index as isize * step;
+                                to.add(i + own).write(from.offset(offset).read());
+                            }
                         }
                     }
                 }
@@ -274,7 +277,7 @@ mod tests {
                             .map(|(data, strides)| View::of(data.as_ptr(), &many, strides)),
                     );
                     let to = View::of(out.as_mut_ptr().cast_const(), &out_shape, &strides);
-                    slices(&axes, &sizes, 4, &inputs, &to);
+                    slices(&axes, &sizes, Type::S64, 4, &inputs, &to);
                 }
                 for at in each_place(&out_shape) {
                     let mut from = at[2..].to_vec();
@@ -314,7 +317,7 @@ mod tests {
                     unsafe {
                         let inputs = [a.view(), View::of(table.as_ptr(), &many, &table_strides)];
                         let to = View::of(out.as_mut_ptr().cast_const(), &out_shape, &strides);
-                        along(axis, each, 4, &inputs, &to);
+                        along(axis, each, Type::S64, 4, &inputs, &to);
                     }
                     for at in each_place(&out_shape) {
                         let which = if each {

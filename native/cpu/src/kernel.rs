@@ -4,7 +4,7 @@
 use super::by_rows::by_rows;
 use super::element::{Element, ElementType};
 use super::simd::Level;
-use super::{arg_extreme, extreme, gather, select_top, sort};
+use super::{arg_extreme, extreme, gather, moves, select_top, sort};
 use super::{attention, chain, product, quantized, reduce, rope, rows, scan, scatter, slices};
 use super::{Links, Mask, Reduction, Rope, Scan, Type, View};
 use half::{bf16, f16};
@@ -41,19 +41,45 @@ pub enum Kernel {
         axes: SmallVec<[u8; 8]>,
         is_wide: bool,
     },
-    /// a, and a whole number of 64 bits for each slice of `sizes` and each of these axes. Elements are of `bytes`.
+    /// a, and an index of the type `of` for each slice of `sizes` and each of these axes. Elements are of `bytes`.
     Gather {
         axes: SmallVec<[u8; 8]>,
         sizes: SmallVec<[i32; 8]>,
+        of: Type,
         bytes: u8,
     },
-    /// a, and whole numbers of 64 bits: for each place of the result where it is `each`, else in a row, for all places
+    /// a, and indices of the type `of`: for each place of the result where it is `each`, else in a row, for all places
     /// of the other axes. Elements are of `bytes`.
-    Along { axis: u8, each: bool, bytes: u8 },
-    /// a, updates, and a whole number of 64 bits for each update and each of these axes.
-    ScatterAdd { axes: SmallVec<[u8; 8]> },
-    /// a, updates, and a whole number of 64 bits for each of these, which says where it goes along the axis.
-    ScatterAddAlong { axis: u8 },
+    Along {
+        axis: u8,
+        each: bool,
+        of: Type,
+        bytes: u8,
+    },
+    /// a, updates, and an index of the type `of` for each update and each of these axes.
+    ScatterAdd { axes: SmallVec<[u8; 8]>, of: Type },
+    /// a, updates that are written over it, and indices likewise. Elements are of `bytes`.
+    Scatter {
+        axes: SmallVec<[u8; 8]>,
+        of: Type,
+        bytes: u8,
+    },
+    /// a, updates, and an index of the type `of` for each of these, which says where it goes along the axis.
+    ScatterAddAlong { axis: u8, of: Type },
+    /// Arrays along an axis, one after another. Elements are of `bytes`.
+    Concatenate { axis: u8, bytes: u8 },
+    /// a, so many times along each axis, or `each` of its elements. Elements are of `bytes`.
+    Tile {
+        times: SmallVec<[i32; 8]>,
+        each: bool,
+        bytes: u8,
+    },
+    /// a, and the value before it, between its elements, and behind it. Elements are of `bytes`.
+    Pad {
+        low: SmallVec<[i32; 8]>,
+        interior: SmallVec<[i32; 8]>,
+        bytes: u8,
+    },
     /// x; over these axes. Of complex numbers as pairs.
     Reduce {
         reduction: Reduction,
@@ -129,7 +155,12 @@ impl Kernel {
             Kernel::Gather { .. } => c"gather",
             Kernel::Along { .. } => c"take",
             Kernel::ScatterAdd { .. } => c"scatter_add",
+            Kernel::Scatter { .. } => c"scatter",
             Kernel::ScatterAddAlong { .. } => c"scatter_add_axis",
+            Kernel::Concatenate { .. } => c"concatenate",
+            Kernel::Tile { each: true, .. } => c"repeat",
+            Kernel::Tile { .. } => c"tile",
+            Kernel::Pad { .. } => c"pad",
             Kernel::Reduce { reduction, .. } => reduction.name(),
             Kernel::Scan { scan, .. } => scan.name(),
             Kernel::Extreme { is_max: true, .. } => c"max",
@@ -219,11 +250,33 @@ impl Kernel {
             Kernel::Gather {
                 ref axes,
                 ref sizes,
+                of,
                 bytes,
-            } => gather::slices(axes, sizes, bytes.into(), inputs, out),
-            Kernel::Along { axis, each, bytes } => {
-                gather::along(axis.into(), each, bytes.into(), inputs, out)
+            } => gather::slices(axes, sizes, of, bytes.into(), inputs, out),
+            Kernel::Along {
+                axis,
+                each,
+                of,
+                bytes,
+            } => gather::along(axis.into(), each, of, bytes.into(), inputs, out),
+            Kernel::Scatter {
+                ref axes,
+                of,
+                bytes,
+            } => scatter::put_slices(axes, of, bytes.into(), inputs, out),
+            Kernel::Concatenate { axis, bytes } => {
+                moves::concatenate(axis.into(), bytes.into(), inputs, out)
             }
+            Kernel::Tile {
+                ref times,
+                each,
+                bytes,
+            } => moves::tile(times, each, bytes.into(), x, out),
+            Kernel::Pad {
+                ref low,
+                ref interior,
+                bytes,
+            } => moves::pad(low, interior, bytes.into(), inputs, out),
             Kernel::Argsort { axis, of } => sort::argsort(of, axis.into(), x, out),
             _ => return false,
         }
@@ -243,8 +296,10 @@ impl Kernel {
             }
             Kernel::Update { ref axes, is_wide } => slices::update::<T>(axes, is_wide, inputs, out),
             Kernel::Slice { ref axes, is_wide } => slices::slice::<T>(axes, is_wide, inputs, out),
-            Kernel::ScatterAdd { ref axes } => scatter::add_slices::<T>(axes, inputs, out),
-            Kernel::ScatterAddAlong { axis } => scatter::add_along::<T>(axis.into(), inputs, out),
+            Kernel::ScatterAdd { ref axes, of } => scatter::add_slices::<T>(axes, of, inputs, out),
+            Kernel::ScatterAddAlong { axis, of } => {
+                scatter::add_along::<T>(axis.into(), of, inputs, out)
+            }
             Kernel::Reduce {
                 reduction,
                 ref axes,
@@ -275,7 +330,11 @@ impl Kernel {
             | Kernel::Sort { .. }
             | Kernel::Argsort { .. }
             | Kernel::Gather { .. }
-            | Kernel::Along { .. } => {}
+            | Kernel::Along { .. }
+            | Kernel::Scatter { .. }
+            | Kernel::Concatenate { .. }
+            | Kernel::Tile { .. }
+            | Kernel::Pad { .. } => {}
             Kernel::Softmax => by_rows::<T>(&inputs[0], &[], out, &|x, _, to, count, scratch| {
                 rows::softmax::<T>(level, x, to, count, scratch)
             }),

@@ -15,7 +15,8 @@
 //! | `axes`, `reduce`, `scan`, `fold` | reductions and running reductions, and what both keep of numbers |
 //! | `extreme`, `arg_extreme` | the largest and the smallest, their places, and other reductions that are exact |
 //! | `sort`, `select_top`, `keys`, `lines` | sorting and the k largest, and the keys that all of these compare |
-//! | `slices`, `gather`, `scatter` | slices and elements at positions that are data, sums into an array |
+//! | `slices`, `gather`, `scatter`, `indices` | slices and elements at positions that are data, read, written and added |
+//! | `moves` | arrays beside each other, repeated and padded |
 //! | `simd`, `math` | vectors, and functions of them |
 //! | `pool`, `cpu_core` | the threads that share a kernel's work |
 //!
@@ -36,10 +37,12 @@ mod few;
 mod fold;
 mod gather;
 mod gemm;
+mod indices;
 mod kernel;
 mod keys;
 mod lines;
 mod math;
+mod moves;
 mod pool;
 mod product;
 mod quantized;

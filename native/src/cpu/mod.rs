@@ -315,8 +315,8 @@ pub fn slice(
     node::new(kernel, Layout::Rows, &[a, start], shape, a, s)
 }
 
-/// The slices of `sizes` of `a` that begin at s64 `indices` of one shape, one for each of `axes`: {of that shape, then
-/// `sizes`}. A negative index counts from the end, and each is brought into the array.
+/// The slices of `sizes` of `a` that begin at `indices` of one shape and type, one for each of `axes`: {of that shape,
+/// then `sizes`}. A negative index counts from the end, and each is brought into the array.
 pub fn gather(
     a: &Array,
     indices: &[Array],
@@ -329,13 +329,14 @@ pub fn gather(
     let kernel = Kernel::Gather {
         axes,
         sizes: sizes.into(),
+        of: mlx::dtype(inputs[1]).try_into()?,
         bytes: mlx::dtype(a).size() as u8,
     };
     node::typed(kernel, Layout::Rows, &inputs, &shape, mlx::dtype(a), s)
 }
 
-/// Elements of `a` along an axis at s64 indices: {n} for all places of the other axes, or, where `each`, of a's shape
-/// but for the axis.
+/// Elements of `a` along an axis at integers: {n} for all places of the other axes, or, where `each`, of a's shape but
+/// for the axis.
 pub fn along(a: &Array, index: &Array, axis: usize, each: bool, s: &Stream) -> Result<Array> {
     let mut shape: SmallVec<[i32; 8]> = a.shape().into();
     shape[axis] = index.shape()[if each { axis } else { 0 }];
@@ -343,14 +344,15 @@ pub fn along(a: &Array, index: &Array, axis: usize, each: bool, s: &Stream) -> R
     let kernel = Kernel::Along {
         axis: axis as u8,
         each,
+        of: mlx::dtype(index).try_into()?,
         bytes: dtype.size() as u8,
     };
     node::typed(kernel, Layout::Rows, &[a, index], &shape, dtype, s)
 }
 
-/// `a` with slices of `updates` {of the index arrays' shape, then of an axis for each of a's} added where s64
-/// `indices` of one shape say, one for each of `axes`. A negative index counts from the end, and what does not fit is
-/// left out.
+/// `a` with slices of `updates` {of the index arrays' shape, then of an axis for each of a's} added where `indices` of
+/// one shape and type say, one for each of `axes`. A negative index counts from the end, and what does not fit is left
+/// out.
 pub fn scatter_add(
     a: &Array,
     updates: &Array,
@@ -359,12 +361,31 @@ pub fn scatter_add(
     s: &Stream,
 ) -> Result<Array> {
     let inputs: SmallVec<[&Array; 6]> = [a, updates].into_iter().chain(indices).collect();
-    let kernel = Kernel::ScatterAdd { axes };
+    let of = mlx::dtype(inputs[2]).try_into()?;
+    let kernel = Kernel::ScatterAdd { axes, of };
     node::new(kernel, Layout::LikeFirst, &inputs, a.shape(), a, s)
 }
 
+/// The same, written over what is there: of several at one place the last. Of elements of any type.
+pub fn scatter(
+    a: &Array,
+    updates: &Array,
+    indices: &[Array],
+    axes: SmallVec<[u8; 8]>,
+    s: &Stream,
+) -> Result<Array> {
+    let inputs: SmallVec<[&Array; 6]> = [a, updates].into_iter().chain(indices).collect();
+    let dtype = mlx::dtype(a);
+    let kernel = Kernel::Scatter {
+        axes,
+        of: mlx::dtype(inputs[2]).try_into()?,
+        bytes: dtype.size() as u8,
+    };
+    node::typed(kernel, Layout::LikeFirst, &inputs, a.shape(), dtype, s)
+}
+
 /// `a` with each of `updates`, of a's shape but for `axis`, added where it lies itself but for `axis`, along which its
-/// s64 index says where.
+/// index says where.
 pub fn scatter_add_along(
     a: &Array,
     updates: &Array,
@@ -372,9 +393,56 @@ pub fn scatter_add_along(
     axis: u8,
     s: &Stream,
 ) -> Result<Array> {
-    let kernel = Kernel::ScatterAddAlong { axis };
+    let of = mlx::dtype(index).try_into()?;
+    let kernel = Kernel::ScatterAddAlong { axis, of };
     let inputs = [a, updates, index];
     node::new(kernel, Layout::LikeFirst, &inputs, a.shape(), a, s)
+}
+
+/// Whether kernels here move elements of arrays on a stream.
+pub fn moves(s: &Stream) -> bool {
+    !s.is_gpu() && are_there()
+}
+
+/// Arrays of one type and of `shape` but for the axis, one after another.
+pub fn concatenate(arrays: &[&Array], axis: usize, shape: &[i32], s: &Stream) -> Result<Array> {
+    let dtype = mlx::dtype(arrays[0]);
+    let kernel = Kernel::Concatenate {
+        axis: axis as u8,
+        bytes: dtype.size() as u8,
+    };
+    node::typed(kernel, Layout::Rows, arrays, shape, dtype, s)
+}
+
+/// The array so many times along each axis or, where `each`, each of its elements.
+pub fn tile(a: &Array, times: &[i32], each: bool, s: &Stream) -> Result<Array> {
+    let sizes = a.shape().iter().zip(times);
+    let shape: SmallVec<[i32; 8]> = sizes.map(|(size, times)| size * times).collect();
+    let dtype = mlx::dtype(a);
+    let kernel = Kernel::Tile {
+        times: times.into(),
+        each,
+        bytes: dtype.size() as u8,
+    };
+    node::typed(kernel, Layout::Rows, &[a], &shape, dtype, s)
+}
+
+/// The array with a scalar of its type before it, between its elements and behind it, so that it has `shape`.
+pub fn pad(
+    a: &Array,
+    value: &Array,
+    low: &[i32],
+    interior: &[i32],
+    shape: &[i32],
+    s: &Stream,
+) -> Result<Array> {
+    let dtype = mlx::dtype(a);
+    let kernel = Kernel::Pad {
+        low: low.into(),
+        interior: interior.into(),
+        bytes: dtype.size() as u8,
+    };
+    node::typed(kernel, Layout::Rows, &[a, value], shape, dtype, s)
 }
 
 /// Whether [`reduce`] takes numbers of a type: complex ones where their parts are each reduced by themselves.

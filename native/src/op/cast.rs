@@ -4,13 +4,15 @@
 use super::creation::{constant, int};
 use super::table::{family, others};
 use super::{Inputs, Number, Op, Outputs};
-use crate::base::{Device, Dtype, Result};
+use crate::base::{Device, Dtype, Error, Result};
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
 
 family! { Cast, takes(1):
     // Inputs: a.
     Astype { dtype: Dtype } => converts().simple(),
+    /// To an integer type. Floats beyond it wrap around, NaN is 0, and an infinity the largest or smallest integer.
+    ToInteger { dtype: Dtype },
     /// To 8-bit floats (E4M3), as u8.
     ToFp8,
     FromFp8 { dtype: Dtype },
@@ -20,6 +22,7 @@ family! { Cast, takes(1):
 pub fn apply(op: &Op, inputs: &Inputs, s: &Stream) -> Result<Outputs> {
     match op {
         Op::Astype { dtype } => inputs.unary(s, |a, s| astype(a, *dtype, s)),
+        Op::ToInteger { dtype } => inputs.unary(s, |a, s| to_integer(a, *dtype, s)),
         Op::ToFp8 => inputs.unary(s, to_fp8),
         Op::FromFp8 { dtype } => inputs.unary(s, |a, s| from_fp8(a, *dtype, s)),
         others!(Cast) => Err(super::no_case(op)),
@@ -59,6 +62,36 @@ pub fn astype(a: &Array, dtype: Dtype, s: &Stream) -> Result<Array> {
         }
         _ => mlx::astype(a, dtype, s),
     }
+}
+
+/// See [`Op::ToInteger`].
+pub fn to_integer(a: &Array, dtype: Dtype, s: &Stream) -> Result<Array> {
+    if !dtype.is_integer() {
+        return Err(Error::invalid(format!(
+            "dtype must be an integer type, got {}",
+            dtype.name()
+        )));
+    }
+    if !mlx::dtype(a).is_float() {
+        return astype(a, dtype, s);
+    }
+    let is_positive = mlx::greater(a, &int(0, Dtype::S32)?, s)?;
+    // In C, the conversion of a float that an integer type cannot represent is undefined. From s64, integers wrap.
+    let wrapped = mlx::astype(&mlx::astype(a, Dtype::S64, s)?, dtype, s)?;
+    let wide = match dtype {
+        // Numbers above the range of s64 have to be converted directly.
+        Dtype::U64 => mlx::where_(&is_positive, &mlx::astype(a, dtype, s)?, &wrapped, s)?,
+        _ => wrapped,
+    };
+    let bits = 8 * dtype.size() as u32;
+    let (low, high) = match dtype.is_signed_integer() {
+        true => (i64::MIN >> (64 - bits), u64::MAX >> (65 - bits)),
+        false => (0, u64::MAX >> (64 - bits)),
+    };
+    let (low, high) = (int(low, dtype)?, constant(Number::Uint(high), dtype)?);
+    let limit = mlx::where_(&is_positive, &high, &low, s)?;
+    let limit = mlx::where_(&mlx::isnan(a, s)?, &int(0, dtype)?, &limit, s)?;
+    mlx::where_(&mlx::isfinite(a, s)?, &wide, &limit, s)
 }
 
 /// In f32 for 16-bit floats on the CPU, where MLX adds them up in their own width and so loses most of a long sum.

@@ -41,6 +41,16 @@ impl Builder<'_> {
                 let from = cpu::type_of(self.dtype(0)?)?;
                 self.push(Action::Cast, from, to, &[Operand::Input(0)])
             }
+            Op::ToInteger { dtype } if count == 1 => {
+                let to = cpu::type_of(*dtype)?;
+                let from = cpu::type_of(self.dtype(0)?)?;
+                let action = if from.is_float() {
+                    Action::ToInteger
+                } else {
+                    Action::Cast
+                };
+                self.push(action, from, to, &[Operand::Input(0)])
+            }
             Op::Where if count == 3 => {
                 let both = self.promoted(1, 2)?;
                 let operands = [
@@ -176,7 +186,12 @@ impl Builder<'_> {
 fn changes_integers(op: Unary) -> bool {
     !matches!(
         op,
-        Unary::Ceil | Unary::Floor | Unary::Trunc | Unary::Round { .. } | Unary::Sign
+        Unary::Ceil
+            | Unary::Floor
+            | Unary::Trunc
+            | Unary::Round { .. }
+            | Unary::RoundAway
+            | Unary::Sign
     )
 }
 
@@ -234,7 +249,7 @@ fn is_simple(link: &Link) -> bool {
         Action::Unary(function) => function.is_simple(),
         Action::Binary(pair) => pair != Pair::Power && link.from == Type::F32,
         Action::Cast | Action::Compare(_) | Action::Bits(_) | Action::Not => true,
-        Action::Test(_) | Action::Division(_) | Action::Select => false,
+        Action::Test(_) | Action::Division(_) | Action::Select | Action::ToInteger => false,
     }
 }
 

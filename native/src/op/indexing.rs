@@ -4,11 +4,12 @@
 
 use super::creation::int;
 use super::table::{family, others};
-use super::{check, elementwise, one, shape, Inputs, Op, Outputs};
+use super::{check, one, shape, Inputs, Op, Outputs};
 use crate::base::{Device, Dtype, Error, Result};
 use crate::cpu;
 use crate::mlx::{self, Stream, Vector};
 use mlx_rs::Array;
+use smallvec::SmallVec;
 
 family! { Index, takes(2):
     /// Inputs: a, indices. Indices out of range are clamped, negative ones count from the end.
@@ -44,7 +45,14 @@ pub fn apply(op: &Op, inputs: &Inputs, device: Device, s: &Stream) -> Result<Out
             let ([a], indices) = inputs.and_more()?;
             gather(a, &indices, axes, slice_sizes, s).map(one)
         }
-        Op::Scatter { axes } => scattered(inputs, axes, s, mlx::scatter),
+        Op::Scatter { axes } => {
+            let ([a, updates], indices) = inputs.and_more()?;
+            let own = own_scatter(a, updates, &indices, axes, s)?;
+            match own {
+                Some(array) => Ok(one(array)),
+                None => scattered(inputs, axes, s, mlx::scatter),
+            }
+        }
         Op::ScatterAdd { axes } => {
             let ([a, updates], indices) = inputs.and_more()?;
             scatter_add(a, updates, &indices, axes, device, s).map(one)
@@ -139,9 +147,8 @@ pub fn gather(
         .windows(2)
         .all(|two| two[0].shape() == two[1].shape());
     if is_one_shape && indices.iter().all(|index| has_own(a, index, s)) && !indices.is_empty() {
-        let wide = indices.iter().map(|index| own_index(index, s));
         let axes = axes.iter().map(|axis| *axis as u8).collect();
-        return cpu::gather(a, &wide.collect::<Result<Vec<_>>>()?, axes, slice_sizes, s);
+        return cpu::gather(a, &own_indices(indices, s)?, axes, slice_sizes, s);
     }
     let within = indices
         .iter()
@@ -156,21 +163,23 @@ pub fn gather(
 
 /// Whether the kernels of ours take elements of an array by an index.
 fn has_own(a: &Array, index: &Array, s: &Stream) -> bool {
-    !s.is_gpu() && cpu::are_there() && a.size() > 0 && index.size() > 0
+    cpu::moves(s) && a.size() > 0 && index.size() > 0
 }
 
-/// An index as those kernels have it, which count from the end and clamp by themselves.
-fn own_index(index: &Array, s: &Stream) -> Result<Array> {
-    check_index_type(index)?;
-    let op = Op::Astype { dtype: Dtype::S64 };
-    match mlx::dtype(index) {
-        Dtype::S64 => mlx::share(index),
-        Dtype::U64 => signed_index(index, s),
-        _ => match elementwise::by_kernel(&op, &Inputs(&[Some(index)]), Device::Cpu, s)? {
-            Some(wide) => Ok(wide),
-            None => signed_index(index, s),
-        },
+/// Indices of one type, as those kernels take them, which count from the end and clamp by themselves.
+fn own_indices(indices: &[&Array], s: &Stream) -> Result<Vec<Array>> {
+    for index in indices {
+        check_index_type(index)?;
     }
+    let mut types = indices
+        .windows(2)
+        .map(|two| (mlx::dtype(two[0]), mlx::dtype(two[1])));
+    let is_one_type = types.all(|(a, b)| a == b);
+    let own = |index: &&Array| match is_one_type {
+        true => mlx::share(index),
+        false => signed_index(index, s),
+    };
+    indices.iter().map(own).collect()
 }
 
 type Scatter = fn(&Array, &Vector, &Array, &[i32], &Stream) -> Result<Array>;
@@ -225,27 +234,21 @@ pub fn scatter_prod(
     })
 }
 
-/// The kernel of ours, for floats and complex numbers; None where it is not for them, or where the shapes do not fit,
-/// of which MLX says why.
-fn own_scatter_add(
+/// Updates of the array's type, index arrays of one shape and type, and their axes.
+type ScatterParts = (Array, Vec<Array>, SmallVec<[u8; 8]>);
+
+/// What the kernels that scatter take. None where the shapes do not fit, of which MLX says why.
+fn scatter_parts(
     a: &Array,
     updates: &Array,
     indices: &[&Array],
     axes: &[i32],
-    device: Device,
     s: &Stream,
-) -> Result<Option<Array>> {
-    let dtype = mlx::dtype(a);
-    let is_pair = dtype == Dtype::C64;
-    let takes = device == Device::Cpu && cpu::are_there();
-    if !takes || !(cpu::has_type(dtype) || is_pair) || a.size() == 0 {
-        return Ok(None);
-    }
+) -> Result<Option<ScatterParts>> {
     check::lengths(&[("axes", axes.len())], indices.len())?;
     let axes = check::axes(a, axes)?;
     let mut shape = Vec::new();
     for index in indices {
-        check_index_type(index)?;
         match shape::broadcast_shape(&shape, index.shape()) {
             Some(both) => shape = both,
             None => return Ok(None),
@@ -261,12 +264,51 @@ fn own_scatter_add(
     if !fits || indices.is_empty() {
         return Ok(None);
     }
-    let indices = indices
+    let indices = own_indices(indices, s)?
         .iter()
-        .map(|index| mlx::broadcast_to(&signed_index(index, s)?, &shape, s))
+        .map(|index| mlx::broadcast_to(index, &shape, s))
         .collect::<Result<Vec<_>>>()?;
-    let updates = mlx::astype(updates, dtype, s)?;
+    let updates = mlx::astype(updates, mlx::dtype(a), s)?;
     let axes = axes.iter().map(|axis| *axis as u8).collect();
+    Ok(Some((updates, indices, axes)))
+}
+
+/// The kernel of ours that writes slices. None as in [`scatter_parts`].
+fn own_scatter(
+    a: &Array,
+    updates: &Array,
+    indices: &[&Array],
+    axes: &[i32],
+    s: &Stream,
+) -> Result<Option<Array>> {
+    if !cpu::moves(s) || a.size() == 0 || updates.size() == 0 {
+        return Ok(None);
+    }
+    match scatter_parts(a, updates, indices, axes, s)? {
+        Some((updates, indices, axes)) => cpu::scatter(a, &updates, &indices, axes, s).map(Some),
+        None => Ok(None),
+    }
+}
+
+/// The kernel of ours that adds, for floats and complex numbers; None where it is not for them, or as in
+/// [`scatter_parts`].
+fn own_scatter_add(
+    a: &Array,
+    updates: &Array,
+    indices: &[&Array],
+    axes: &[i32],
+    device: Device,
+    s: &Stream,
+) -> Result<Option<Array>> {
+    let dtype = mlx::dtype(a);
+    let is_pair = dtype == Dtype::C64;
+    let takes = device == Device::Cpu && cpu::are_there();
+    if !takes || !(cpu::has_type(dtype) || is_pair) || a.size() == 0 {
+        return Ok(None);
+    }
+    let Some((updates, indices, axes)) = scatter_parts(a, updates, indices, axes, s)? else {
+        return Ok(None);
+    };
     if !is_pair {
         return cpu::scatter_add(a, &updates, &indices, axes, s).map(Some);
     }
@@ -373,7 +415,8 @@ fn on_axis(a: &Array, index: &Array, axis: i32, s: &Stream) -> Result<(usize, Ar
 pub fn take(a: &Array, indices: &Array, axis: i32, s: &Stream) -> Result<Array> {
     if has_own(a, indices, s) {
         let axis = check::axis(a, axis)?;
-        let row = mlx::reshape(&own_index(indices, s)?, &[-1], s)?;
+        check_index_type(indices)?;
+        let row = mlx::reshape(indices, &[-1], s)?;
         let taken = cpu::along(a, &row, axis, false, s)?;
         if indices.ndim() == 1 {
             return Ok(taken);
@@ -391,7 +434,8 @@ pub fn take_along_axis(a: &Array, indices: &Array, axis: i32, s: &Stream) -> Res
     let is_of_its_shape =
         indices.ndim() == a.ndim() && sizes.all(|(i, (index, size))| i == own || index == size);
     if is_of_its_shape && has_own(a, indices, s) {
-        return cpu::along(a, &own_index(indices, s)?, own, true, s);
+        check_index_type(indices)?;
+        return cpu::along(a, indices, own, true, s);
     }
     let (axis, indices) = on_axis(a, indices, axis, s)?;
     mlx::take_along_axis(a, &indices, axis as i32, s)
@@ -426,7 +470,7 @@ pub fn scatter_add_axis(
         for (i, size) in a.shape().iter().enumerate().filter(|(i, _)| *i != axis) {
             shape[i] = *size;
         }
-        let index = mlx::broadcast_to(&mlx::astype(&indices, Dtype::S64, s)?, &shape, s)?;
+        let index = mlx::broadcast_to(&indices, &shape, s)?;
         let values = mlx::astype(values, mlx::dtype(a), s)?;
         let values = mlx::broadcast_to(&values, &shape, s)?;
         return cpu::scatter_add_along(a, &values, &index, axis as u8, s);

@@ -4,6 +4,7 @@
 use super::table::{family, others};
 use super::{check, gpu, one, Inputs, Op, Outputs, PadMode};
 use crate::base::{Device, Error, Result};
+use crate::cpu;
 use crate::mlx::{self, Stream, Vector};
 use mlx_rs::Array;
 
@@ -82,11 +83,11 @@ pub fn apply(op: &Op, inputs: &Inputs, device: Device, s: &Stream) -> Result<Out
             if let [a] = arrays[..] {
                 check::axis(a, *axis)?;
             }
-            mlx::concatenate(&Vector::new(arrays), *axis, s).map(one)
+            concatenate(&arrays, *axis, s).map(one)
         }
         Op::Stack { axis } => {
             let ([], arrays) = inputs.and_more()?;
-            mlx::stack(&Vector::new(arrays), *axis, s).map(one)
+            stack(&arrays, *axis, s).map(one)
         }
         Op::Split { indices, axis } => {
             let [a] = inputs.exactly()?;
@@ -96,11 +97,14 @@ pub fn apply(op: &Op, inputs: &Inputs, device: Device, s: &Stream) -> Result<Out
             let [a] = inputs.exactly()?;
             check::at_least("repeats", *repeats, 0)?;
             let axis = check::axis(a, *axis)? as i32;
-            mlx::repeat(a, *repeats, axis, s).map(one)
+            let mut times = vec![1; a.ndim()];
+            times[axis as usize] = *repeats;
+            match own_tile(a, &times, true, s)? {
+                Some(array) => Ok(one(array)),
+                None => mlx::repeat(a, *repeats, axis, s).map(one),
+            }
         }
-        Op::Tile { repetitions } => {
-            inputs.unary(s, |a, s| mlx::tile(a, check::shape(repetitions)?, s))
-        }
+        Op::Tile { repetitions } => inputs.unary(s, |a, s| tile(a, check::shape(repetitions)?, s)),
         Op::Flip { axes } => {
             let [a] = inputs.exactly()?;
             let flipped = mlx::flip(a, &check::axes(a, axes)?, s)?;
@@ -158,6 +162,94 @@ pub fn split(a: &Array, indices: &[i32], axis: i32, s: &Stream) -> Result<Vec<Ar
     edges.windows(2).map(part).collect()
 }
 
+/// The arrays along an axis. On the CPU by a kernel of ours where they are of one type.
+fn concatenate(arrays: &[&Array], axis: i32, s: &Stream) -> Result<Array> {
+    if let ([first, _, ..], true) = (arrays, cpu::moves(s)) {
+        let (rank, dtype) = (first.ndim(), mlx::dtype(first));
+        let own = check::axis(first, axis)?;
+        let is_like_first = |array: &&Array| {
+            let mut sizes = array.shape().iter().zip(first.shape()).enumerate();
+            mlx::dtype(array) == dtype
+                && array.ndim() == rank
+                && sizes.all(|(i, (size, of_first))| i == own || size == of_first)
+        };
+        let sizes = arrays.iter().filter_map(|array| array.shape().get(own));
+        let whole = i32::try_from(sizes.map(|size| i64::from(*size)).sum::<i64>());
+        if let (Ok(whole), true) = (whole, arrays.iter().all(is_like_first)) {
+            let mut shape = first.shape().to_vec();
+            shape[own] = whole;
+            if shape.iter().all(|size| *size > 0) {
+                return cpu::concatenate(arrays, own, &shape, s);
+            }
+        }
+    }
+    mlx::concatenate(&Vector::new(arrays.iter().copied()), axis, s)
+}
+
+/// The arrays along a new axis.
+fn stack(arrays: &[&Array], axis: i32, s: &Stream) -> Result<Array> {
+    let is_of_one = arrays
+        .windows(2)
+        .all(|two| two[0].shape() == two[1].shape() && mlx::dtype(two[0]) == mlx::dtype(two[1]));
+    if arrays.len() < 2 || !is_of_one || !cpu::moves(s) {
+        return mlx::stack(&Vector::new(arrays.iter().copied()), axis, s);
+    }
+    let axes = check::new_axes(&[axis], arrays[0].ndim() + 1)?;
+    let parts = arrays.iter().map(|array| mlx::expand_dims(array, &axes, s));
+    let parts = parts.collect::<Result<Vec<_>>>()?;
+    concatenate(&parts.iter().collect::<Vec<_>>(), axes[0], s)
+}
+
+/// The array so many times along each axis; more numbers than axes stand for axes before its own.
+fn tile(a: &Array, times: &[i32], s: &Stream) -> Result<Array> {
+    let (rank, own) = (a.ndim().max(times.len()), times.len());
+    let mut all = vec![1; rank];
+    all[rank - own..].copy_from_slice(times);
+    let mut shape = vec![1; rank];
+    shape[rank - a.ndim()..].copy_from_slice(a.shape());
+    let wide = match rank == a.ndim() {
+        true => mlx::share(a)?,
+        false => mlx::reshape(a, &shape, s)?,
+    };
+    match own_tile(&wide, &all, false, s)? {
+        Some(array) => Ok(array),
+        None => mlx::tile(a, times, s),
+    }
+}
+
+/// The kernel of ours that repeats arrays or, where `each`, elements. None where nothing or none of it is there.
+fn own_tile(a: &Array, times: &[i32], each: bool, s: &Stream) -> Result<Option<Array>> {
+    let mut sizes = a.shape().iter().zip(times);
+    let has_room =
+        sizes.all(|(size, times)| *size > 0 && *times > 0 && size.checked_mul(*times).is_some());
+    if !has_room || times.iter().all(|times| *times == 1) || !cpu::moves(s) {
+        return Ok(None);
+    }
+    cpu::tile(a, times, each, s).map(Some)
+}
+
+/// The kernel of ours that pads with values before, behind and between elements, none of which is negative. None where
+/// there are no elements or nothing is to do.
+fn own_pad(
+    a: &Array,
+    value: &Array,
+    [low, high, interior]: [&[i32]; 3],
+    s: &Stream,
+) -> Result<Option<Array>> {
+    if !cpu::moves(s) || a.size() == 0 || value.size() != 1 {
+        return Ok(None);
+    }
+    let size = |(i, size): (usize, &i32)| {
+        let (size, low, high) = (i64::from(*size), i64::from(low[i]), i64::from(high[i]));
+        i32::try_from(size + (size - 1) * i64::from(interior[i]) + low + high)
+    };
+    let shape = a.shape().iter().enumerate().map(size);
+    match shape.collect::<std::result::Result<Vec<_>, _>>() {
+        Ok(shape) if shape != a.shape() => cpu::pad(a, value, low, interior, &shape, s).map(Some),
+        _ => Ok(None),
+    }
+}
+
 /// Padding on the given axes; a negative width crops.
 pub fn pad(
     a: &Array,
@@ -196,6 +288,12 @@ pub fn pad(
     };
     let (low, high) = (positive(low), positive(high));
     let value = mlx::astype(value, mlx::dtype(a), s)?;
+    if mode == PadMode::Constant {
+        let none = vec![0; a.ndim()];
+        if let Some(array) = own_pad(&cropped, &value, [&low, &high, &none], s)? {
+            return Ok(array);
+        }
+    }
     let mode = match mode {
         PadMode::Constant if cropped.size() == 0 => {
             // CUDA's form fills nothing in around no elements.
@@ -247,6 +345,11 @@ pub fn pad_interior(
         .collect();
     let steps: Vec<i32> = interior.iter().map(|between| between + 1).collect();
     let value = mlx::astype(value, mlx::dtype(a), s)?;
+    if low.iter().chain(high).all(|width| *width >= 0) {
+        if let Some(array) = own_pad(a, &value, [low, high, interior], s)? {
+            return Ok(array);
+        }
+    }
     let canvas = mlx::full(&spread, &value, mlx::dtype(a), s)?;
     let spread_out = if a.size() == 0 {
         canvas

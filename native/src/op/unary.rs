@@ -18,6 +18,8 @@ family! { Unary, takes(1):
     Floor,
     Trunc,
     Round { decimals: i32 },
+    /// Halves away from zero.
+    RoundAway,
     Exp,
     Expm1,
     Log,
@@ -80,6 +82,7 @@ impl Unary {
             Unary::Ceil => Function::Ceil,
             Unary::Trunc => Function::Trunc,
             Unary::Round { decimals: 0 } => Function::Round,
+            Unary::RoundAway => Function::RoundAway,
             Unary::Log => Function::Log,
             Unary::Log1p => Function::Log1p,
             Unary::Log2 => Function::Log2,
@@ -115,6 +118,7 @@ pub fn apply(op: Unary, inputs: &Inputs, device: Device, s: &Stream) -> Result<O
         Unary::Floor => inputs.unary(s, mlx::floor),
         Unary::Trunc => inputs.unary(s, mlx::trunc),
         Unary::Round { decimals } => inputs.unary(s, |a, s| double::round(a, decimals, s)),
+        Unary::RoundAway => inputs.unary(s, round_away),
         Unary::Exp => inputs.unary(s, |a, s| double::either(a, double::exp, mlx::exp, s)),
         Unary::Expm1 => inputs.unary(s, expm1),
         Unary::Log => inputs.unary(s, mlx::log),
@@ -278,6 +282,25 @@ pub fn erfc(a: &Array, s: &Stream) -> Result<Array> {
     let near = mlx::subtract(&one, &mlx::erf(&x, s)?, s)?;
     let is_near = mlx::less(&z, &float(0.5, work)?, s)?;
     mlx::astype(&mlx::where_(&is_near, &near, &far, s)?, out, s)
+}
+
+/// Rounds halves away from zero. Together with the largest number below 0.5, a half reaches the next integer by the
+/// rounding of the sum, and a number just below a half does not.
+pub fn round_away(a: &Array, s: &Stream) -> Result<Array> {
+    let dtype = mlx::dtype(a);
+    let bits = match dtype {
+        Dtype::F16 => 12,
+        Dtype::Bf16 => 9,
+        Dtype::F32 => 25,
+        Dtype::F64 => 54,
+        Dtype::C64 => return Err(Error::invalid("takes real numbers, got c64")),
+        _ => return mlx::share(a),
+    };
+    let below_half = 0.5 - 2f64.powi(-bits);
+    let is_negative = mlx::less(a, &float(0.0, dtype)?, s)?;
+    let (up, down) = (float(below_half, dtype)?, float(-below_half, dtype)?);
+    let toward = mlx::where_(&is_negative, &down, &up, s)?;
+    mlx::trunc(&mlx::add(a, &toward, s)?, s)
 }
 
 /// Counts set bits by adding neighbours, then pairs, then nibbles (Hacker's Delight, section 5-1).

@@ -122,6 +122,25 @@ def add_round(cases):
     cases.like_mlx("s32 tens", op("round", decimals=-1), [tens], lambda x: np.round(x, -1), lambda x: mx.round(x, -1))
 
 
+def add_round_away(cases):
+    def away(x):
+        return np.trunc(x + np.copysign(0.5, x)) if x.dtype.kind == "f" else x
+
+    for dtype in REAL:
+        values = arr([0, 1, 2, 100] if dtype in UNSIGNED + ["bool"] else [0, 1, -1, 100, -100], dtype)
+        if dtype in FLOATS:
+            values = arr([0.5, -0.5, 1.5, -1.5, 2.5, 2.25, -2.75, 0.25, -0.25, 0.0, 100.5, -100.5, NAN, INF, -INF], dtype)
+        wanted = arr(away(wide(values)), dtype) if dtype in FLOATS else values
+        cases.add(dtype, op("round_away"), [values], wanted)
+    # The sum with a half itself would be 1, and odd numbers whose neighbours are 1 apart would become even.
+    values = arr([0.49999997, -0.49999997, 8388609.0, -8388609.0, 8388607.5, 16777215.0], "f32")
+    wanted = arr([0, 0, 8388609.0, -8388609.0, 8388608.0, 16777215.0], "f32")
+    cases.add("f32 borders", op("round_away"), [values], wanted)
+    for shape in ((), (0,), (2, 0, 3), (2, 1, 3, 2)):
+        values = noise(shape, "f32")
+        cases.add(f"f32 {list(shape)}", op("round_away"), [values], arr(away(wide(values)), "f32"))
+
+
 def add_rounded(cases):
     for name, (reference, floats, ints, plane) in ROUNDED.items():
         mlx = getattr(mx, name)
@@ -261,3 +280,4 @@ def add(cases):
     add_bits(cases)
     add_nan_to_num(cases)
     add_hadamard(cases)
+    add_round_away(cases)

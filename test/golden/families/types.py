@@ -49,6 +49,29 @@ def add_astype(cases):
         cases.add(f"f32 to bf16 {list(shape)}", op("astype", dtype=Atom("bf16")), [values], values.astype(bf16))
 
 
+def add_to_integer(cases):
+    for source in FLOATS:
+        for target in INTS:
+            info = np.iinfo(np_dtype(target))
+            given = arr([0, 1.75, -1.75, 100.5, -100.5, 300.5, -300.5, 65000.0, -0.0, 3e9, 1e19, 5e18, -5e18], source)
+            given = given[np.isfinite(wide(given))]
+            if target != "u64":
+                given = given[np.abs(wide(given)) < 2.0**63]
+            # From 64 bits, integers wrap around.
+            numbers = [int(number) % 2**64 for number in wide(given)]
+            wanted = np.array(numbers, np.uint64).astype(np_dtype(target))
+            cases.add(f"{source} to {target}", op("to_integer", dtype=Atom(target)), [given], wanted)
+            special = arr([NAN, INF, -INF, 1.5], source)
+            wanted = np.array([0, info.max, info.min, 1], np_dtype(target))
+            cases.add(f"{source} to {target} special", op("to_integer", dtype=Atom(target)), [special], wanted)
+    values = arr([-1, 2, 100], "s32")
+    cases.add("s32 to u8", op("to_integer", dtype=Atom("u8")), [values], values.astype(np.uint8))
+    cases.add("bool to s32", op("to_integer", dtype=Atom("s32")), [arr([True, False], "bool")], arr([1, 0], "s32"))
+    for shape in ((), (0,), (2, 0), (2, 1, 3, 2)):
+        values = noise(shape, "f32")
+        cases.add(f"f32 to s32 {list(shape)}", op("to_integer", dtype=Atom("s32")), [values], np.trunc(values).astype(np.int32))
+
+
 def add_view(cases):
     pairs = [
         ("f32", "u32"), ("f32", "u8"), ("f32", "s16"), ("f32", "f64"), ("u8", "f32"), ("u8", "u8"), ("f16", "bf16"), ("bf16", "u16"),
@@ -86,3 +109,4 @@ def add(cases):
     add_astype(cases)
     add_view(cases)
     add_fp8(cases)
+    add_to_integer(cases)

@@ -13,6 +13,7 @@ defmodule EMLX.Differential.Elementwise do
     ceil: {:exact, :special},
     floor: {:exact, :special},
     trunc: {:exact, :special},
+    round_away: {:exact, :special},
     square: {:rounded, {-100, 100}},
     logical_not: {:exact, {:few, 2}},
     bitwise_invert: {:exact, :any},
@@ -117,6 +118,12 @@ defmodule EMLX.Differential.Elementwise do
     types = if draw.device == :cpu, do: [:f64 | types], else: types
     op = {:astype, %{dtype: Enum.random(types)}}
     unary(op, draw, {0, 100}, :exact, &Ops.run(op, [&1]))
+  end
+
+  def build(:to_integer, draw) do
+    op = {:to_integer, %{dtype: Enum.random([:u8, :u16, :u32, :u64, :s8, :s16, :s32, :s64])}}
+    domain = Enum.random([:special, domain(draw.dtype, {:steps, -70_000, 70_000, 0.25}, :any)])
+    unary(op, draw, domain, :exact, &Ops.run(op, [&1]))
   end
 
   def build(:to_fp8, draw), do: unary(:to_fp8, draw, {-300, 300}, :exact, &Ops.run(:to_fp8, [&1]))

@@ -132,7 +132,7 @@ defmodule EMLX.Backend.Index do
 
     for i <- 0..(depth - 1)//1 do
       column = if depth == 1, do: array, else: static(array, zeros ++ [i], dims ++ [i + 1], ones)
-      Ops.run({:reshape, %{shape: dims}}, [column])
+      Ops.run({:squeeze, %{axes: [-1]}}, [column])
     end
   end
 

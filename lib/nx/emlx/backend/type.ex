@@ -192,25 +192,15 @@ defmodule EMLX.Backend.Type do
   # From f64 to 16 bits, MLX converts directly if the hardware can, and rounds twice if not.
   def convert(array, _from, to), do: narrow(Ops.run({:astype, %{dtype: dtype(to)}}, [array]), to)
 
-  defp to_integer(array, {kind, size} = type) do
-    dtype = dtype(type)
-    zero = Ops.run({:constant, %{value: 0, dtype: :s32}}, [])
-    is_positive = Ops.run(:greater, [array, zero])
-
-    wide =
-      if type == {:u, 64} do
-        # Numbers above the range of s64 have to be converted directly.
-        Ops.run(:where, [is_positive, astype(array, :u64), astype(astype(array, :s64), :u64)])
-      else
-        # In C, the conversion of a float that an integer type cannot represent is undefined. From s64, integers wrap.
-        astype(astype(array, :s64), dtype)
-      end
-
-    {low, high} = range(kind, size)
-    limit = Ops.run(:where, [is_positive, constant(high, dtype, []), constant(low, dtype, [])])
-    limit = Ops.run(:where, [Ops.run(:isnan, [array]), constant(0, dtype, []), limit])
-    Ops.run(:where, [Ops.run(:isfinite, [array]), wide, limit])
+  # An infinity becomes the largest or smallest s8, of which only the lowest bits would remain.
+  defp to_integer(array, {:s, size}) when size < 8 do
+    wide = Ops.run({:to_integer, %{dtype: :s8}}, [array])
+    {low, high} = range(:s, size)
+    clipped = Ops.run(:clip, [wide, constant(low, :s8, []), constant(high, :s8, [])])
+    Ops.run(:where, [Ops.run(:isfinite, [array]), wide, clipped])
   end
+
+  defp to_integer(array, type), do: Ops.run({:to_integer, %{dtype: dtype(type)}}, [array])
 
   @doc "Returns the smallest and largest number of an integer type."
   @spec range(:s | :u, pos_integer) :: {integer, integer}

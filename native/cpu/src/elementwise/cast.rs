@@ -22,7 +22,7 @@ fn wide_to_i32(x: f64) -> i32 {
     }
 }
 
-fn to_i64(x: f64) -> i64 {
+pub fn to_i64(x: f64) -> i64 {
     if (-9_223_372_036_854_775_808.0..9_223_372_036_854_775_808.0).contains(&x) {
         x as i64
     } else {
@@ -31,7 +31,7 @@ fn to_i64(x: f64) -> i64 {
 }
 
 /// As two conversions to signed integers, of which the second takes what is beyond the first's.
-fn to_u64(x: f64) -> u64 {
+pub fn to_u64(x: f64) -> u64 {
     const HALF: f64 = 9_223_372_036_854_775_808.0;
     if x >= HALF {
         to_i64(x - HALF) as u64 ^ (1 << 63)

@@ -131,6 +131,25 @@ pub unsafe fn map<S: Simd, A: Cell, O: Cell>(
     }
 }
 
+/// A function of chunks of one argument.
+#[inline(always)]
+pub unsafe fn map_chunks<S: Simd, A: Cell, O: Cell>(
+    a: Argument,
+    to: *mut u8,
+    count: usize,
+    f: impl Fn(&[A::Wide; CHUNK], &mut [O::Wide; CHUNK]),
+) {
+    let one = single::<S, A>(a);
+    let mut at = 0;
+    while at < count {
+        let x = read::<S, A>(a, one, at, count);
+        let mut out = [O::Wide::default(); CHUNK];
+        f(&x, &mut out);
+        write::<S, O>(&out, to.cast(), at, count);
+        at += CHUNK;
+    }
+}
+
 /// A function of pairs of elements of two arguments.
 #[inline(always)]
 pub unsafe fn map_pairs<S: Simd, A: Cell, O: Cell>(

@@ -9,6 +9,7 @@ mod numbers;
 mod select;
 #[cfg(test)]
 mod tests;
+mod whole;
 
 use super::simd::Level;
 use super::{binary, unary, Function, Pair, Type};
@@ -35,6 +36,8 @@ pub enum Action {
     /// Of a boolean, and of two elements of one type.
     Select,
     Cast,
+    /// Of floats, to integers: beyond the type they wrap around, NaN is 0, and an infinity the largest or smallest.
+    ToInteger,
 }
 
 impl Action {
@@ -49,13 +52,16 @@ impl Action {
             Action::Test(test) => test.name(),
             Action::Select => c"where",
             Action::Cast => c"astype",
+            Action::ToInteger => c"to_integer",
         }
     }
 
     /// How many operands it has.
     pub fn arity(self) -> usize {
         match self {
-            Action::Unary(_) | Action::Not | Action::Test(_) | Action::Cast => 1,
+            Action::Unary(_) | Action::Not | Action::Test(_) | Action::Cast | Action::ToInteger => {
+                1
+            }
             Action::Select => 3,
             _ => 2,
         }
@@ -87,6 +93,7 @@ impl Action {
             Action::Test(_) => from.is_float() && to == Type::Bool,
             Action::Select => from == to,
             Action::Cast => true,
+            Action::ToInteger => from.is_float() && to.is_integer(),
         }
     }
 }
@@ -149,5 +156,6 @@ pub unsafe fn apply(
         Action::Test(test) => compare::test(level, test, from, a, to, count),
         Action::Select => select::select(level, from.size(), a, b, c, to, count),
         Action::Cast => cast::cast(level, from, into, a, to, count),
+        Action::ToInteger => whole::to_integer(level, from, into, a, to, count),
     }
 }

@@ -94,6 +94,11 @@ fn random(dice: &mut Dice, of: Type) -> Value {
         f64::NEG_INFINITY,
         -0.0,
         300.7,
+        -70_000.4,
+        3e9,
+        -1.2e19,
+        1.5e19,
+        4e19,
         -1.5,
     ];
     match (of.is_float(), dice.below(4)) {
@@ -203,7 +208,27 @@ fn reference(action: Action, from: Type, to: Type, x: [Value; 3]) -> Value {
             _ => b,
         },
         Action::Cast => cast(a, from, to),
+        Action::ToInteger => to_integer(a.float(), to),
     }
+}
+
+fn to_integer(x: f64, to: Type) -> Value {
+    let (low, high) = match is_signed(to) {
+        true => (-(1i128 << (bits(to) - 1)), (1i128 << (bits(to) - 1)) - 1),
+        false => (0, (1i128 << bits(to)) - 1),
+    };
+    let edge = 2f64.powi(63);
+    Value::Whole(match x {
+        _ if x.is_nan() => 0,
+        _ if x == f64::INFINITY => high,
+        _ if x == f64::NEG_INFINITY => low,
+        _ if to == Type::U64 && x >= edge => match x < 2.0 * edge {
+            true => x as i128,
+            false => 0,
+        },
+        _ if x < -edge || x >= edge => -(1i128 << 63),
+        _ => x.trunc() as i128,
+    })
 }
 
 fn cast(a: Value, from: Type, to: Type) -> Value {
@@ -271,7 +296,7 @@ fn actions() -> Vec<Action> {
         .chain(divisions.map(Action::Division))
         .chain(comparisons.map(Action::Compare))
         .chain(tests.map(Action::Test))
-        .chain([Action::Not, Action::Select, Action::Cast])
+        .chain([Action::Not, Action::Select, Action::Cast, Action::ToInteger])
         .collect()
 }
 

@@ -1,0 +1,472 @@
+//! Elements moved to other places: arrays copied ([`copy`]), put beside each other ([`concatenate`]), repeated
+//! ([`tile`]) and surrounded by one value ([`pad`]). Numbers are moved by their size alone.
+
+use super::gather::of_size;
+use super::pool::{self, Shared, PART, WORTH_SHARING};
+use super::View;
+use smallvec::SmallVec;
+use std::cmp::Reverse;
+
+/// Elements from which a row is copied by `memcpy`.
+const LONG: usize = 16;
+
+/// Elements of a row below which another axis takes its place.
+const SHORT: usize = 8;
+
+/// An axis: its size, and the elements between its places where they come from and where they go.
+#[derive(Clone, Copy)]
+pub struct Axis {
+    pub size: usize,
+    pub from: isize,
+    pub to: isize,
+}
+
+type Axes = SmallVec<[Axis; 8]>;
+
+/// The axes from the outermost, those that go on as one joined.
+fn joined(axes: impl Iterator<Item = Axis>) -> Axes {
+    let mut all = Axes::new();
+    for axis in axes.filter(|axis| axis.size != 1) {
+        let size = axis.size as isize;
+        match all.last_mut() {
+            Some(last) if last.from == axis.from * size && last.to == axis.to * size => {
+                *last = Axis {
+                    size: last.size * axis.size,
+                    ..axis
+                };
+            }
+            _ => all.push(axis),
+        }
+    }
+    // The innermost axis is a loop without a step to another row.
+    let count = all.len();
+    if count > 1 && all[count - 1].size < SHORT && all[count - 2].size > all[count - 1].size {
+        all.swap(count - 1, count - 2);
+    }
+    all
+}
+
+/// The axes of a shape, with the steps of two arrays.
+fn axes_of<'a>(
+    shape: &'a [i32],
+    from: &'a [i64],
+    to: &'a [i64],
+) -> impl Iterator<Item = Axis> + 'a {
+    shape
+        .iter()
+        .zip(from)
+        .zip(to)
+        .map(|((size, from), to)| Axis {
+            size: *size as usize,
+            from: *from as isize,
+            to: *to as isize,
+        })
+}
+
+/// Where a row begins, and those beyond it one after another.
+struct Place<'a> {
+    axes: &'a [Axis],
+    at: SmallVec<[usize; 8]>,
+    from: isize,
+    to: isize,
+}
+
+impl<'a> Place<'a> {
+    fn new(axes: &'a [Axis], mut row: usize) -> Place<'a> {
+        let mut at = SmallVec::from_elem(0, axes.len());
+        let (mut from, mut to) = (0, 0);
+        for (own, axis) in at.iter_mut().zip(axes).rev() {
+            *own = row % axis.size;
+            from += *own as isize * axis.from;
+            to += *own as isize * axis.to;
+            row /= axis.size;
+        }
+        Place { axes, at, from, to }
+    }
+
+    #[inline(always)]
+    fn next(&mut self) {
+        for (at, axis) in self.at.iter_mut().zip(self.axes).rev() {
+            *at += 1;
+            self.from += axis.from;
+            self.to += axis.to;
+            if *at < axis.size {
+                return;
+            }
+            *at = 0;
+            self.from -= axis.size as isize * axis.from;
+            self.to -= axis.size as isize * axis.to;
+        }
+    }
+}
+
+/// `count` elements that lie `step` apart, to places that lie `to_step` apart.
+///
+/// # Safety
+/// They are within both arrays, which do not overlap.
+#[inline(always)]
+pub unsafe fn line<T: Copy>(from: *const T, step: isize, to: *mut T, to_step: isize, count: usize) {
+    match (step, to_step) {
+        (1, 1) if count >= LONG => std::ptr::copy_nonoverlapping(from, to, count),
+        (0, 1) => std::slice::from_raw_parts_mut(to, count).fill(from.read()),
+        (-1, 1) => (0..count).for_each(|i| to.add(i).write(from.sub(i).read())),
+        (_, 1) => {
+            (0..count).for_each(|i| to.add(i).write(from.offset(i as isize * step).read()));
+        }
+        _ => (0..count as isize)
+            .for_each(|i| to.offset(i * to_step).write(from.offset(i * step).read())),
+    }
+}
+
+/// The elements of all places of the axes.
+unsafe fn moved<T: Copy>(axes: &[Axis], from: *const T, to: *mut T) {
+    let one = Axis {
+        size: 1,
+        from: 1,
+        to: 1,
+    };
+    let (row, outer) = match axes.split_last() {
+        Some((row, outer)) => (*row, outer),
+        None => (one, axes),
+    };
+    let rows: usize = outer.iter().map(|axis| axis.size).product();
+    let size = rows * row.size;
+    if size == 0 {
+        return;
+    }
+    let (from, to) = (Shared(from.cast_mut()), Shared(to));
+    // Parts of a long row, or several short rows.
+    let (pieces, batch) = (row.size.div_ceil(PART), (PART / row.size).max(1));
+    let parts = if pieces > 1 {
+        rows * pieces
+    } else {
+        rows.div_ceil(batch)
+    };
+    pool::parallel(parts, size >= WORTH_SHARING, &|part| {
+        let (first, end, start) = match pieces {
+            1 => (part * batch, rows.min((part + 1) * batch), 0),
+            _ => (part / pieces, part / pieces + 1, part % pieces * PART),
+        };
+        let count = PART.min(row.size - start);
+        let (ahead, to_ahead) = (start as isize * row.from, start as isize * row.to);
+        let mut place = Place::new(outer, first);
+        for _ in first..end {
+            // SAFETY: within the arrays; places of the result that are this part's alone.
+            unsafe {
+                let (from, to) = (
+                    from.offset(place.from + ahead),
+                    to.offset(place.to + to_ahead),
+                );
+                line(from, row.from, to, row.to, count);
+            }
+            place.next();
+        }
+    });
+}
+
+/// # Safety
+/// Both are of one shape and of elements of `bytes`, and do not overlap.
+pub unsafe fn copy(bytes: usize, x: &View, out: &View) {
+    // In the order in which the result lies.
+    let mut axes: Axes = axes_of(x.shape(), x.strides(), out.strides()).collect();
+    axes.sort_by_key(|axis| Reverse(axis.to.unsigned_abs()));
+    let axes = joined(axes.into_iter());
+    macro_rules! call {
+        ($T:ty) => {
+            moved::<$T>(&axes, x.data.cast(), out.data.cast())
+        };
+    }
+    of_size!(bytes, call)
+}
+
+/// The inputs one after another along an axis.
+///
+/// # Safety
+/// As [`super::Kernel::run`]; the inputs are of `out`'s shape but for the axis, where their sizes are `out`'s together.
+pub unsafe fn concatenate(axis: usize, bytes: usize, inputs: &[View], out: &View) {
+    let mut start = 0;
+    for x in inputs {
+        let axes = joined(axes_of(x.shape(), x.strides(), out.strides()));
+        let ahead = start * out.strides()[axis] as isize;
+        macro_rules! call {
+            ($T:ty) => {
+                moved::<$T>(
+                    &axes,
+                    x.data.cast(),
+                    out.data.cast::<$T>().wrapping_offset(ahead),
+                )
+            };
+        }
+        of_size!(bytes, call);
+        start += x.shape()[axis] as isize;
+    }
+}
+
+/// The array so many times along each axis; where `each`, each of its elements so many times after another.
+///
+/// # Safety
+/// As [`super::Kernel::run`]; `out` is so many times as large along each axis.
+pub unsafe fn tile(times: &[i32], each: bool, bytes: usize, x: &View, out: &View) {
+    let axes = axes_of(x.shape(), x.strides(), out.strides())
+        .zip(times)
+        .flat_map(|(axis, times)| {
+            let (inner, count) = (axis.size as isize, *times as usize);
+            let (own, again) = match each {
+                true => (axis.to * count as isize, axis.to),
+                false => (axis.to, axis.to * inner),
+            };
+            let again = Axis {
+                size: count,
+                from: 0,
+                to: again,
+            };
+            let own = Axis { to: own, ..axis };
+            if each {
+                [own, again]
+            } else {
+                [again, own]
+            }
+        });
+    let axes = joined(axes);
+    macro_rules! call {
+        ($T:ty) => {
+            moved::<$T>(&axes, x.data.cast(), out.data.cast())
+        };
+    }
+    of_size!(bytes, call)
+}
+
+/// An array with so many values before it along each axis, so many between two neighbours, and as many behind it as
+/// `out` has room for. The value is a scalar.
+///
+/// # Safety
+/// As [`super::Kernel::run`]; the array has room in `out`.
+pub unsafe fn pad(low: &[i32], interior: &[i32], bytes: usize, inputs: &[View], out: &View) {
+    macro_rules! call {
+        ($T:ty) => {
+            padded::<$T>(low, interior, &inputs[0], &inputs[1], out)
+        };
+    }
+    of_size!(bytes, call)
+}
+
+unsafe fn padded<T: Copy>(low: &[i32], interior: &[i32], x: &View, value: &View, out: &View) {
+    let value = value.data.cast::<T>().cast_const();
+    let to = out.data.cast::<T>();
+    let steps = out.strides();
+    let rank = steps.len();
+    let axis = |axis: usize, size: i32| Axis {
+        size: size as usize,
+        from: 0,
+        to: steps[axis] as isize,
+    };
+    let ahead = |axis: usize, places: i32| places as isize * steps[axis] as isize;
+    let is_spread = interior.iter().any(|between| *between > 0);
+    if is_spread || x.size() == 0 {
+        let all = joined((0..rank).map(|i| axis(i, out.shape()[i])));
+        moved(&all, value, to);
+    } else {
+        // What lies before and behind the array along an axis, within it along those before.
+        let mut start = 0;
+        for (i, before) in low.iter().enumerate() {
+            let behind = before + x.shape()[i];
+            for (first, count) in [(0, *before), (behind, out.shape()[i] - behind)] {
+                let side = joined((0..rank).map(|j| {
+                    let size = match j {
+                        _ if j < i => x.shape()[j],
+                        _ if j == i => count,
+                        _ => out.shape()[j],
+                    };
+                    axis(j, size)
+                }));
+                moved(&side, value, to.wrapping_offset(start + ahead(i, first)));
+            }
+            start += ahead(i, *before);
+        }
+    }
+    let start: isize = (0..rank).map(|i| ahead(i, low[i])).sum();
+    let axes = axes_of(x.shape(), x.strides(), steps).zip(interior);
+    let axes = joined(axes.map(|(axis, between)| Axis {
+        to: axis.to * (*between as isize + 1),
+        ..axis
+    }));
+    moved(&axes, x.data.cast(), to.wrapping_offset(start));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tests::{in_rows, Dice, Scattered};
+
+    fn shape(dice: &mut Dice) -> Vec<i32> {
+        let rank = 1 + dice.below(4);
+        let large = dice.below(10) == 0;
+        (0..rank)
+            .map(|_| dice.below(if large { 40 } else { 7 }) as i32)
+            .collect()
+    }
+
+    fn array(dice: &mut Dice, shape: &[i32]) -> Scattered<f32> {
+        let shape: Vec<i32> = shape.iter().map(|size| *size.max(&1)).collect();
+        Scattered::new(dice, &shape, |dice| dice.below(1000) as f32)
+    }
+
+    fn each_place(shape: &[i32]) -> Vec<Vec<i64>> {
+        let mut all = vec![vec![]];
+        for size in shape {
+            let longer = all.iter().flat_map(|at: &Vec<i64>| {
+                (0..i64::from(*size)).map(|i| [at.clone(), vec![i]].concat())
+            });
+            all = longer.collect();
+        }
+        all
+    }
+
+    /// Runs a kernel that writes an array of a shape, and compares each of its elements.
+    fn check(shape: &[i32], run: impl Fn(&View), want: impl Fn(&[i64]) -> f32) {
+        let strides = in_rows(shape);
+        let mut out = vec![f32::NAN; shape.iter().product::<i32>() as usize];
+        // SAFETY: of arrays of the test's own, which outlive it.
+        run(&unsafe { View::of(out.as_mut_ptr().cast_const(), shape, &strides) });
+        for (i, at) in each_place(shape).iter().enumerate() {
+            assert_eq!(out[i], want(at), "{shape:?} {at:?}");
+        }
+    }
+
+    #[test]
+    fn arrays_of_any_layout_are_copied_into_rows() {
+        for seed in 0..200 {
+            let mut dice = Dice::new(seed);
+            let shape = shape(&mut dice);
+            let x = array(&mut dice, &shape);
+            // SAFETY: arrays that live, of one shape.
+            check(
+                &x.shape,
+                |out| unsafe { copy(4, &x.view(), out) },
+                |at| x.at(at),
+            );
+        }
+    }
+
+    #[test]
+    fn arrays_stand_one_after_another_along_an_axis() {
+        for seed in 0..200 {
+            let mut dice = Dice::new(seed);
+            let mut shape = shape(&mut dice);
+            let axis = dice.below(shape.len());
+            let parts: Vec<_> = (0..1 + dice.below(3))
+                .map(|_| {
+                    shape[axis] = 1 + dice.below(40) as i32;
+                    array(&mut dice, &shape)
+                })
+                .collect();
+            let mut whole = parts[0].shape.clone();
+            whole[axis] = parts.iter().map(|part| part.shape[axis]).sum();
+            let views: Vec<View> = parts.iter().map(Scattered::view).collect();
+            let want = |at: &[i64]| {
+                let mut at = at.to_vec();
+                let own = parts.iter().find(|part| {
+                    let size = i64::from(part.shape[axis]);
+                    let is_within = at[axis] < size;
+                    at[axis] -= if is_within { 0 } else { size };
+                    is_within
+                });
+                own.expect("within one of them").at(&at)
+            };
+            // SAFETY: arrays that live, of the shapes that are asked for.
+            check(
+                &whole,
+                |out| unsafe { concatenate(axis, 4, &views, out) },
+                want,
+            );
+        }
+    }
+
+    #[test]
+    fn arrays_and_elements_are_repeated() {
+        for seed in 0..200 {
+            let mut dice = Dice::new(seed);
+            let shape = shape(&mut dice);
+            let x = array(&mut dice, &shape);
+            let times: Vec<i32> = x.shape.iter().map(|_| 1 + dice.below(3) as i32).collect();
+            let whole: Vec<i32> = x.shape.iter().zip(&times).map(|(n, k)| n * k).collect();
+            for each in [false, true] {
+                let own = |at: &[i64]| -> Vec<i64> {
+                    let axes = at.iter().zip(&times).zip(&x.shape);
+                    axes.map(|((at, times), size)| match each {
+                        true => at / i64::from(*times),
+                        false => at % i64::from(*size),
+                    })
+                    .collect()
+                };
+                // SAFETY: arrays that live, of the shapes that are asked for.
+                check(
+                    &whole,
+                    |out| unsafe { tile(&times, each, 4, &x.view(), out) },
+                    |at| x.at(&own(at)),
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn arrays_are_surrounded_by_one_value() {
+        for seed in 0..300 {
+            let mut dice = Dice::new(seed);
+            let shape = shape(&mut dice);
+            let x = array(&mut dice, &shape);
+            let spread = dice.below(2) * 2 + 1;
+            let mut widths =
+                |n| -> Vec<i32> { shape.iter().map(|_| dice.below(n) as i32).collect() };
+            let (low, high, interior) = (widths(3), widths(3), widths(spread));
+            let axes = x.shape.iter().zip(&interior).zip(low.iter().zip(&high));
+            let whole: Vec<i32> = axes
+                .map(|((size, between), (low, high))| size + (size - 1) * between + low + high)
+                .collect();
+            let value = [-7f32];
+            let want = |at: &[i64]| {
+                let mut own = Vec::new();
+                for (i, at) in at.iter().enumerate() {
+                    let step = i64::from(interior[i]) + 1;
+                    let from = at - i64::from(low[i]);
+                    if from < 0 || from % step != 0 || from / step >= i64::from(x.shape[i]) {
+                        return value[0];
+                    }
+                    own.push(from / step);
+                }
+                x.at(&own)
+            };
+            // SAFETY: arrays that live, of the shapes that are asked for.
+            unsafe {
+                let inputs = [x.view(), View::of(value.as_ptr(), &[], &[])];
+                check(&whole, |out| pad(&low, &interior, 4, &inputs, out), want);
+            }
+        }
+    }
+
+    #[test]
+    fn threads_share_long_rows_and_many_rows() {
+        for shape in [
+            vec![100_003],
+            vec![5, 20_001],
+            vec![20_001, 3],
+            vec![300, 257],
+        ] {
+            let size = shape.iter().product::<i32>();
+            let numbers = (0..size).map(|i| i as f32).collect();
+            let x = Scattered::<f32>::in_rows(numbers, &shape);
+            let times: Vec<i32> = shape.iter().map(|_| 2).collect();
+            let whole: Vec<i32> = shape.iter().map(|n| n * 2).collect();
+            let own = |at: &[i64]| -> Vec<i64> {
+                let axes = at.iter().zip(&shape);
+                axes.map(|(at, size)| at % i64::from(*size)).collect()
+            };
+            // SAFETY: arrays that live, of the shapes that are asked for.
+            check(
+                &whole,
+                |out| unsafe { tile(&times, false, 4, &x.view(), out) },
+                |at| x.at(&own(at)),
+            );
+        }
+    }
+}
