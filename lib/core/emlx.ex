@@ -120,7 +120,7 @@ defmodule EMLX do
 
     @doc ~S"""
     Returns the execution plan of a function of Nx as text: that of its compiled program, as in
-    `EMLX.Program.explain/2`.
+    `EMLX.Program.explain/2`, and which loops are unrolled.
 
     `args` and `opts` are those of `compile_to_program/3`. Nothing is computed. Functions with hooks or runtime calls
     raise as in `compile_to_program/3`.
@@ -130,9 +130,7 @@ defmodule EMLX do
         "plan for cpu"
     """
     @spec explain(fun, [Nx.Container.t()], keyword) :: String.t()
-    def explain(fun, args, opts \\ []) do
-      fun |> EMLX.Compiler.to_program(args, opts, "EMLX.explain") |> EMLX.Program.explain(Keyword.take(opts, [:device]))
-    end
+    def explain(fun, args, opts \\ []), do: EMLX.Compiler.explain(fun, args, opts)
 
     @doc """
     Returns the number of compiled functions in the cache, and the bytes of the constants that only the cache keeps.

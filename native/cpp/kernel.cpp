@@ -415,7 +415,7 @@ bool is_view(const core::array& a) {
   if (name == "Reshape" || name == "Flatten" || name == "Unflatten") {
     return in_rows;
   }
-  return name == "View" && in_rows && in.itemsize() == a.itemsize();
+  return name.starts_with("View ") && in_rows && in.itemsize() == a.itemsize();
 }
 
 bool look(core::array& a, int depth) {

@@ -40,8 +40,8 @@ defmodule EMLX.Program do
 
   alias EMLX.{Array, Native, Options, Queue}
 
-  @enforce_keys [:ref, :inputs, :output_names, :constants, :calls, :size, :straight?]
-  defstruct [:ref, :inputs, :output_names, :constants, :calls, :size, :straight?, :constant_names]
+  @enforce_keys [:ref, :inputs, :output_names, :constants, :calls, :size, :straight?, :long?]
+  defstruct [:ref, :inputs, :output_names, :constants, :calls, :size, :straight?, :long?, :constant_names]
 
   @type input :: {name :: String.t(), [non_neg_integer], Array.dtype()}
   @type t :: %__MODULE__{
@@ -52,7 +52,8 @@ defmodule EMLX.Program do
           constant_names: nil | [String.t()],
           calls: [non_neg_integer],
           size: non_neg_integer,
-          straight?: boolean
+          straight?: boolean,
+          long?: boolean
         }
   @type value :: non_neg_integer
   @type block :: {inputs :: non_neg_integer, [instruction], outputs :: [value]}
@@ -64,9 +65,6 @@ defmodule EMLX.Program do
   @type instruction ::
           {op, [value | nil], outputs :: non_neg_integer}
           | {op, [value | nil], outputs :: non_neg_integer, label :: String.t() | nil}
-
-  # Above this number of instructions (about 1 µs each), building the nodes would block a scheduler for too long.
-  @large_program 256
 
   @device [device: [type: {:in, [:cpu, :gpu]}]]
   @new Options.schema(
@@ -137,8 +135,10 @@ defmodule EMLX.Program do
   end
 
   defp from_ref(ref) do
-    {straight?, info} = Map.pop!(Native.call!(Native.program_info(ref)), :is_straight)
-    struct!(__MODULE__, Map.merge(info, %{ref: ref, straight?: straight?}))
+    {%{is_straight: straight?, is_long: long?}, info} =
+      Map.split(Native.call!(Native.program_info(ref)), [:is_straight, :is_long])
+
+    struct!(__MODULE__, Map.merge(info, %{ref: ref, straight?: straight?, long?: long?}))
   end
 
   @doc """
@@ -318,9 +318,9 @@ defmodule EMLX.Program do
     end
   end
 
-  defp start(%{straight?: true, size: size} = program, inputs, target, tag) when size > @large_program do
-    Native.program_run_dirty(program.ref, inputs, target, tag)
-  end
+  # Building the nodes would block a scheduler for too long.
+  defp start(%{straight?: true, long?: true} = program, inputs, target, tag),
+    do: Native.program_run_dirty(program.ref, inputs, target, tag)
 
   defp start(program, inputs, target, tag), do: Native.program_run(program.ref, inputs, target, tag)
 

@@ -45,7 +45,10 @@ defmodule EMLX.Trace do
       constants: %{},
       calls: %{},
       instructions: [],
-      label: nil
+      recorded: 0,
+      limit: :infinity,
+      label: nil,
+      notes: []
     }
 
     Process.put(__MODULE__, state)
@@ -74,8 +77,81 @@ defmodule EMLX.Trace do
     {%{params: params, instructions: instructions, results: results}, term}
   end
 
-  @doc "Records an operation on arrays (nil for absent ones) with its `result`. Returns `result`."
-  def record(op, inputs, result) do
+  # Constants of up to this many bytes are computed while a function is traced. EMLX.Trace.Passes merges equal ones.
+  @small 4096
+
+  @doc """
+  Calls `fun`, which may record up to `limit` operations. Returns `{:ok, result}`, or `{:abandoned, reason}` if the
+  function calls `abandon/1`, records more or a call, or computes a constant of more than #{@small} bytes that an
+  operation needs. In this case nothing is recorded.
+  """
+  def attempt(limit, fun) do
+    before = state!("attempt")
+    Process.put(__MODULE__, %{before | limit: min(before.limit, before.recorded + limit)})
+
+    try do
+      result = fun.()
+      put(:limit, before.limit)
+      {:ok, result}
+    catch
+      :throw, {__MODULE__, reason} ->
+        Process.put(__MODULE__, before)
+        {:abandoned, reason}
+    end
+  end
+
+  @doc "Ends the innermost `attempt/2`."
+  def abandon(reason), do: throw({__MODULE__, reason})
+
+  @doc "Adds a note on what a pass takes (`:took`) or leaves (`:left`), for `EMLX.explain/3`."
+  def note(pass, kind, text), do: put(:notes, [{pass, kind, text} | state!("note").notes])
+
+  @doc "Returns the notes in their order."
+  def notes, do: Enum.reverse(state!("notes").notes)
+
+  @doc """
+  Returns whether an array is a constant that is small enough to be computed while the function is traced.
+  """
+  def known?(%Array{} = array), do: not Array.traced?(array) and small?(array)
+
+  defp small?(array), do: Array.bytes(array) <= @small
+
+  @doc "Returns an array, or a placeholder for it if it is a large constant, so that operations on it are recorded."
+  def opaque(%Array{} = array) do
+    if Array.traced?(array) or small?(array) do
+      array
+    else
+      value = value(array)
+      placeholder = placeholder({Array.shape(array), Array.dtype(array)})
+      put(:values, Map.put(state!("opaque").values, placeholder.ref, value))
+      placeholder
+    end
+  end
+
+  @doc "Calls `fun`, which reads arrays that are no placeholders."
+  def untraced(fun) do
+    queue = Process.delete(Queue)
+
+    try do
+      fun.()
+    after
+      if queue, do: Process.put(Queue, queue)
+    end
+  end
+
+  @doc """
+  Records an operation on arrays (nil for absent ones) with its `result`. Returns `result`, or a constant for a small
+  `:iota`.
+  """
+  def record({:iota, _attributes} = op, [], result) do
+    if small?(result),
+      do: untraced(fn -> EMLX.Ops.run(op, [], device: state!("iota").device) end),
+      else: recorded(op, [], result)
+  end
+
+  def record(op, inputs, result), do: recorded(op, inputs, result)
+
+  defp recorded(op, inputs, result) do
     if debugs?(), do: EMLX.Debug.record(op, inputs)
     if same?(op, inputs, result), do: alias_value(hd(inputs), result), else: append(op, inputs, result)
     result
@@ -96,8 +172,10 @@ defmodule EMLX.Trace do
     inputs = Enum.map(inputs, &value/1)
     outputs = result |> List.wrap() |> Enum.map(&define/1)
     state = state!(name(op))
+    if state.recorded >= state.limit, do: abandon("it has too many operations")
     label = if state.unchecked?, do: EMLX.Debug.mark(state.label), else: state.label
-    put(:instructions, [{op, inputs, outputs, label} | state.instructions])
+    instructions = [{op, inputs, outputs, label} | state.instructions]
+    Process.put(__MODULE__, %{state | instructions: instructions, recorded: state.recorded + 1})
   end
 
   @doc "Records an operation that only programs have. Returns placeholders for `templates`."
@@ -111,7 +189,8 @@ defmodule EMLX.Trace do
   arrays like `templates`.
   """
   def call(fun, inputs, templates) do
-    calls = state!("call").calls
+    %{calls: calls, limit: limit} = state!("call")
+    if limit != :infinity, do: abandon("it calls a function of the process")
     id = map_size(calls)
     put(:calls, Map.put(calls, id, fun))
     emit({:call, %{id: id, outputs: templates}}, inputs, templates)
@@ -180,6 +259,7 @@ defmodule EMLX.Trace do
 
       _ ->
         if Array.traced?(array), do: escaped("an operation")
+        if state!("an operation").limit != :infinity and not small?(array), do: abandon("it computes large constants")
         value = define(array)
         put(:constants, Map.put(state!("constants").constants, value, array))
         value

@@ -186,7 +186,7 @@ defmodule EMLX.Compiler do
     templates = for var <- Composite.flatten_list(vars), do: Nx.devectorize(var)
 
     try do
-      {used, constants, calls, instructions, results} = record(expr, templates, %{}, opts)
+      {{used, constants, calls, instructions, results}, _notes} = record(expr, templates, %{}, opts)
       count = length(used) + length(constants)
 
       {instructions, calls} =
@@ -218,21 +218,22 @@ defmodule EMLX.Compiler do
 
   defp evaluator(key, vars, fun, opts), do: Nx.Defn.Evaluator.__compile__(key, vars, fun, hooks: opts.hooks)
 
-  # Returns the parts of a program. `templates` are its parameters; `known` maps positions of some of them to arrays.
+  # Returns the parts of a program, and the notes of its trace. `templates` are its parameters; `known` maps positions of
+  # some of them to arrays.
   defp record(expr, templates, known, opts) do
-    {block, constants, calls, nil} =
+    {block, constants, calls, notes} =
       Defaults.with_device(opts.device, fn ->
         Trace.run(opts.device, Walk.templates(List.to_tuple(templates)), opts.debug, fn placeholders ->
           params =
             for {{template, placeholder}, i} <- templates |> Enum.zip(placeholders) |> Enum.with_index(),
                 do: Backend.tensor(Map.get(known, i, placeholder), Nx.to_template(template))
 
-          {expr |> Walk.run(List.to_tuple(params), opts.hooks) |> Walk.arrays(), nil}
+          {expr |> Walk.run(List.to_tuple(params), opts.hooks) |> Walk.arrays(), Trace.notes()}
         end)
       end)
 
     {used, constants, instructions, results} = Trace.Passes.run(block, constants)
-    {used, constants, calls, instructions, results}
+    {{used, constants, calls, instructions, results}, notes}
   end
 
   defp input(%T{shape: shape, type: type}, name) do
@@ -249,14 +250,31 @@ defmodule EMLX.Compiler do
               )
 
   @doc "See `EMLX.compile_to_program/3`."
-  def to_program(fun, args, opts, function \\ "EMLX.compile_to_program") do
+  def to_program(fun, args, opts) do
+    {program, _notes} = noted_program(fun, args, opts, "EMLX.compile_to_program")
+    program
+  end
+
+  @doc "See `EMLX.explain/3`."
+  def explain(fun, args, opts) do
+    {program, notes} = noted_program(fun, args, opts, "EMLX.explain")
+    plan = Program.explain(program, Keyword.take(opts, [:device]))
+
+    passes =
+      for notes = [{pass, _, _} | _] <- Enum.chunk_by(notes, &elem(&1, 0)),
+          do: [pass, "\n" | for({_pass, kind, text} <- notes, do: "  #{kind} #{text}\n")]
+
+    IO.iodata_to_binary([plan | passes])
+  end
+
+  defp noted_program(fun, args, opts, function) do
     {names, opts} = opts |> Options.validate!(@to_program, function) |> Keyword.pop(:names)
     names = argument_names(names, args)
     opts = options(opts)
 
     told(fun, opts, fn ->
-      program = program(fun, args, names, opts)
-      {program, size(program), %{path: :program, reason: nil}}
+      {program, notes} = program(fun, args, names, opts)
+      {{program, notes}, size(program), %{path: :program, reason: nil}}
     end)
   end
 
@@ -271,7 +289,7 @@ defmodule EMLX.Compiler do
         {i, array(fn -> Nx.to_tensor(leaf) end, opts.device)}
       end
 
-    {used, constants, calls, instructions, results} =
+    {{used, constants, calls, instructions, results}, notes} =
       try do
         record(expr, templates, known, opts)
       rescue
@@ -295,7 +313,7 @@ defmodule EMLX.Compiler do
       for {name, _leaf} <- Path.names(outputs, ""), do: if(name == "", do: "output", else: name)
 
     names = [constant_names: Path.unique(constant_names), output_names: Path.unique(output_names)]
-    Program.new(inputs, instructions, results, [constants: constants] ++ names ++ planning(opts))
+    {Program.new(inputs, instructions, results, [constants: constants] ++ names ++ planning(opts)), notes}
   end
 
   defp planning(opts), do: opts |> Map.take([:device, :fuse, :merge, :run_ahead]) |> Map.to_list()

@@ -1,5 +1,5 @@
 //! Functions of elements, one after another, in one pass: what one gives the next is a block that stays in a core's own
-//! cache.
+//! cache. A chain has one result, or several of one type, which then lie one after another along a first axis.
 
 use super::elementwise::{self, Action, Argument};
 use super::pool::{self, Shared, PART, WORTH_SHARING};
@@ -22,6 +22,8 @@ pub struct Link {
     pub from: Type,
     pub to: Type,
     operands: [Operand; 3],
+    /// Whether its values are a result of the chain, as the last link's are.
+    pub is_kept: bool,
 }
 
 impl Link {
@@ -37,26 +39,34 @@ impl Link {
             from,
             to,
             operands: all,
+            is_kept: false,
+        }
+    }
+
+    /// The link with other operands.
+    pub fn over(&self, operands: &[Operand]) -> Link {
+        Link {
+            is_kept: self.is_kept,
+            ..Link::new(self.action, self.from, self.to, operands)
         }
     }
 
     pub fn operands(&self) -> &[Operand] {
         &self.operands[..self.action.arity()]
     }
-
-    /// Whether a link takes an input, and as what type.
-    fn takes(&self, input: usize) -> Option<Type> {
-        let is_it = |operand: &Operand| *operand == Operand::Input(input as u8);
-        let place = self.operands().iter().position(is_it)?;
-        Some(self.action.operand(place, self.from))
-    }
 }
 
-/// Each takes inputs and links before it; the last one's values are the chain's.
+/// Each takes inputs and links before it; the last one's values are the chain's, and those of links that are kept.
 pub type Links = SmallVec<[Link; 4]>;
 
-/// Links of a chain, at most.
-pub const MAX_LINKS: usize = 24;
+/// Links of a chain, at most. Each may take two inputs besides a link before it, and a byte numbers the inputs.
+pub const MAX_LINKS: usize = 124;
+
+/// How many results a chain has.
+pub fn results(links: &[Link]) -> usize {
+    let inner = links.iter().rev().skip(1);
+    1 + inner.filter(|link| link.is_kept).count()
+}
 
 /// Elements of a block.
 const BLOCK: usize = 1024;
@@ -133,8 +143,53 @@ impl Axes {
     }
 }
 
-/// The block that each link but the last writes to, and how many there are. A block is free again after its last use.
-fn places(links: &[Link]) -> ([usize; MAX_LINKS], usize) {
+/// Where a link writes to.
+#[derive(Clone, Copy)]
+enum Place {
+    Block(usize),
+    /// A result, by its number.
+    Result(usize),
+}
+
+/// Whether each link is no result and has a single element, because all that it takes have one.
+fn singles(links: &[Link], inputs: &[View]) -> [bool; MAX_LINKS] {
+    let mut is_single = [false; MAX_LINKS];
+    for (i, link) in links.iter().enumerate() {
+        let mut operands = link.operands().iter();
+        let is_result = link.is_kept || i + 1 == links.len();
+        is_single[i] = !is_result
+            && operands.all(|operand| match *operand {
+                Operand::Link(link) => is_single[link as usize],
+                Operand::Input(input) => inputs[input as usize].size() == 1,
+            });
+    }
+    is_single
+}
+
+/// The elements of the links that have a single one, each in its link's place.
+unsafe fn elements(
+    level: Level,
+    links: &[Link],
+    inputs: &[View],
+    is_single: &[bool],
+) -> [u64; MAX_LINKS] {
+    let mut elements = [0; MAX_LINKS];
+    for (i, link) in links.iter().enumerate().filter(|(i, _)| is_single[*i]) {
+        let arguments = link.operands.map(|operand| Argument {
+            at: match operand {
+                Operand::Link(link) => (&raw const elements[link as usize]).cast::<u8>(),
+                Operand::Input(input) => inputs[input as usize].data.cast_const().cast::<u8>(),
+            },
+            is_one: true,
+        });
+        let to = (&raw mut elements[i]).cast::<u8>();
+        elementwise::apply(level, link.action, link.from, link.to, arguments, to, 1);
+    }
+    elements
+}
+
+/// The place of each link of several elements, and how many blocks there are. A block is free again after its last use.
+fn places(links: &[Link], is_single: &[bool]) -> ([Place; MAX_LINKS], usize) {
     let mut last_use = [0; MAX_LINKS];
     for (i, link) in links.iter().enumerate() {
         for operand in link.operands() {
@@ -143,19 +198,32 @@ fn places(links: &[Link]) -> ([usize; MAX_LINKS], usize) {
             }
         }
     }
-    let (mut places, mut count) = ([0; MAX_LINKS], 0);
-    for i in 0..links.len().saturating_sub(1) {
+    let mut places = [Place::Block(0); MAX_LINKS];
+    // The last link that writes to each block.
+    let mut owners: SmallVec<[usize; 8]> = SmallVec::new();
+    let mut results = 0;
+    for (i, link) in links.iter().enumerate() {
+        if is_single[i] {
+            continue;
+        }
+        if link.is_kept || i + 1 == links.len() {
+            places[i] = Place::Result(results);
+            results += 1;
+            continue;
+        }
         // An action may write over operands whose elements are as large as its own.
-        let is_over = |link: usize| match links[link].to.size() == links[i].to.size() {
-            true => last_use[link] <= i,
-            false => last_use[link] < i,
+        let is_over = |owner: &usize| match links[*owner].to.size() == link.to.size() {
+            true => last_use[*owner] <= i,
+            false => last_use[*owner] < i,
         };
-        let is_taken = |place: usize| (0..i).any(|link| places[link] == place && !is_over(link));
-        let place = (0..count).find(|place| !is_taken(*place)).unwrap_or(count);
-        places[i] = place;
-        count = count.max(place + 1);
+        let block = owners.iter().position(is_over).unwrap_or(owners.len());
+        match owners.get_mut(block) {
+            Some(owner) => *owner = i,
+            None => owners.push(i),
+        }
+        places[i] = Place::Block(block);
     }
-    (places, count)
+    (places, owners.len())
 }
 
 /// An input as the chain reads it.
@@ -191,27 +259,38 @@ unsafe fn fill(size: usize, to: *mut u8, count: usize) {
 }
 
 /// # Safety
-/// `out` lies without gaps, the inputs broadcast to it, and all are of the types that the links take and give. `out`
-/// may be an input of its own layout and size of element.
+/// `out` lies without gaps, the inputs broadcast to a result, and all are of the types that the links take and give.
+/// `out` has one more axis, the first, if there are several results, and lies in rows then. Where there is one, `out` may
+/// be an input of its own layout and size of element.
 pub unsafe fn run(level: Level, links: &[Link], inputs: &[View], out: &View) {
     thread_local! {
         static BLOCKS: RefCell<Vec<u64>> = const { RefCell::new(Vec::new()) };
     }
-    let axes = Axes::new(inputs, out);
+    let first = usize::from(results(links) > 1);
+    // SAFETY: of the same array.
+    let one = unsafe { View::of(out.data, &out.shape()[first..], &out.strides()[first..]) };
+    let axes = Axes::new(inputs, &one);
     let count = axes.count();
-    let (places, own) = places(links);
-    let from: SmallVec<[Input; 4]> = (0..inputs.len())
-        .map(|i| Input {
-            data: Shared(inputs[i].data.cast::<u8>()),
-            size: links
-                .iter()
-                .find_map(|link| link.takes(i))
-                .map_or(1, Type::size),
+    let is_single = singles(links, inputs);
+    let elements = elements(level, links, inputs, &is_single);
+    let (places, own) = places(links, &is_single);
+    let mut from: SmallVec<[Input; 4]> = inputs
+        .iter()
+        .map(|input| Input {
+            data: Shared(input.data.cast::<u8>()),
+            size: 1,
         })
         .collect();
+    for link in links {
+        for (place, operand) in link.operands().iter().enumerate() {
+            if let Operand::Input(input) = *operand {
+                from[input as usize].size = link.action.operand(place, link.from).size();
+            }
+        }
+    }
     let to = Shared(out.data.cast::<u8>());
     let to_size = links.last().map_or(1, |link| link.to.size());
-    let size = out.size();
+    let size = one.size();
     pool::parallel(size.div_ceil(PART), size >= WORTH_SHARING, &|part| {
         BLOCKS.with_borrow_mut(|blocks| {
             let wanted = (own + inputs.len()) * BLOCK;
@@ -221,16 +300,24 @@ pub unsafe fn run(level: Level, links: &[Link], inputs: &[View], out: &View) {
             let blocks = blocks.as_mut_ptr();
             // SAFETY: a block has room for as many elements of any type.
             let block = |i: usize| unsafe { blocks.add(i * BLOCK).cast::<u8>() };
+            // SAFETY: the results' elements from `at` on, which are this part's alone.
+            let place = |link: usize, at: usize| match places[link] {
+                Place::Block(i) => block(i),
+                Place::Result(i) => unsafe { to.at((i * size + at) * to_size) },
+            };
             let mut at = part * PART;
             let end = size.min(at + PART);
             while at < end {
                 let (row, column) = (at / count, at % count);
                 let length = BLOCK.min(count - column).min(end - at);
-                let mut is_one = [false; MAX_LINKS];
-                for (i, link) in links.iter().enumerate() {
+                let mut is_one = is_single;
+                for (i, link) in links.iter().enumerate().filter(|(i, _)| !is_single[*i]) {
                     let argument = |operand: Operand| match operand {
                         Operand::Link(link) => Argument {
-                            at: block(places[link as usize]),
+                            at: match is_single[link as usize] {
+                                true => (&raw const elements[link as usize]).cast(),
+                                false => place(link as usize, at).cast_const(),
+                            },
                             is_one: is_one[link as usize],
                         },
                         Operand::Input(input) => {
@@ -264,13 +351,9 @@ pub unsafe fn run(level: Level, links: &[Link], inputs: &[View], out: &View) {
                         *own = argument(*operand);
                     }
                     let all_one = arguments.iter().all(|argument| argument.is_one);
-                    let is_last = i + 1 == links.len();
-                    // SAFETY: the result's elements from `at` on, which are this part's alone.
+                    // SAFETY: as many elements as a block and the part have room for.
                     unsafe {
-                        let to = match is_last {
-                            true => to.at(at * to_size),
-                            false => block(places[i]),
-                        };
+                        let to = place(i, at);
                         let count = if all_one { 1 } else { length };
                         elementwise::apply(
                             level,
@@ -281,7 +364,7 @@ pub unsafe fn run(level: Level, links: &[Link], inputs: &[View], out: &View) {
                             to,
                             count,
                         );
-                        if all_one && is_last {
+                        if all_one && matches!(places[i], Place::Result(_)) {
                             fill(to_size, to, length);
                         }
                     }

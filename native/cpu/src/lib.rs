@@ -65,7 +65,7 @@ mod view;
 
 pub use attention::Mask;
 pub use binary::Pair;
-pub use chain::{Link, Links, Operand, MAX_LINKS};
+pub use chain::{results, Link, Links, Operand, MAX_LINKS};
 pub use element::ElementType;
 pub use elementwise::{Action, Bits, Comparison, Division, Test};
 pub use kernel::Kernel;

@@ -128,12 +128,13 @@ pub fn renumbered(links: Links, number: impl Fn(usize) -> usize) -> Links {
         .iter()
         .map(|link| {
             let operands: SmallVec<[Operand; 3]> = link.operands().iter().map(operand).collect();
-            Link::new(link.action, link.from, link.to, &operands)
+            link.over(&operands)
         })
         .collect()
 }
 
 /// Links over arrays that broadcast to `shape`, whose types are those that the links take; `dtype` is the last one's.
+/// Where there are several results, the array has them along a first axis of its own.
 pub fn chain(
     links: Links,
     inputs: &[&Array],
@@ -150,14 +151,15 @@ pub fn chain(
             input.shape()
         )));
     }
-    node::typed(
-        Kernel::Chain(links),
-        Layout::Together,
-        inputs,
-        shape,
-        dtype,
-        s,
-    )
+    let results = emlx_cpu::results(&links) as i32;
+    let kernel = Kernel::Chain(links);
+    match results {
+        1 => node::typed(kernel, Layout::Together, inputs, shape, dtype, s),
+        _ => {
+            let shape = [&[results], shape].concat();
+            node::typed(kernel, Layout::Rows, inputs, &shape, dtype, s)
+        }
+    }
 }
 
 /// The same where it is small and the inputs are computed, by the caller; else None.

@@ -68,6 +68,7 @@ pub struct ProgramInfo {
     pub calls: Vec<u64>,
     pub size: usize,
     pub is_straight: bool,
+    is_long: bool,
 }
 
 pub enum InputsTerm {
@@ -99,6 +100,7 @@ fn program_info(program: Term) -> Answer<ProgramInfo> {
             calls: program.calls.clone(),
             size: program.size,
             is_straight: program.is_straight,
+            is_long: program.is_long(),
         })
     }))
 }
@@ -202,7 +204,7 @@ fn program_run<'a>(
     run_program(env, [program, inputs, target, tag])
 }
 
-/// The same for programs of so many instructions that building them takes long.
+/// The same for programs that take long to build.
 #[rustler::nif(schedule = "DirtyCpu")]
 fn program_run_dirty<'a>(
     env: Env<'a>,

@@ -141,6 +141,18 @@ impl Program {
         plan.get_or_init(make).as_ref().map_err(Clone::clone)
     }
 
+    /// Whether building its nodes, at about a microsecond each, would keep a scheduler for too long. What has a plan for one
+    /// device may run on another, whose plan can have a node for each instruction.
+    pub fn is_long(&self) -> bool {
+        const NODES: usize = 256;
+        let plans = self
+            .plans
+            .iter()
+            .filter_map(|plan| plan.get()?.as_ref().ok());
+        let nodes = plans.map(|plan| plan.body.nodes.len()).max();
+        nodes.unwrap_or(self.size) > NODES || self.size > 4 * NODES
+    }
+
     /// The types of all values. None where the inputs may have any, and where instructions do not fit: a run says so.
     pub(super) fn types(&self) -> Option<Types> {
         // Shapes and types are the same on every device, and the CPU needs no kernels for them.

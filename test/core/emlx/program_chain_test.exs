@@ -80,6 +80,44 @@ defmodule EMLX.ProgramChainTest do
     end
   end
 
+  # Rounds of two values that each take both, and scalars among them; the last two values are sorted or concatenated.
+  defp rounds(count, inputs) do
+    {rounds, {a, b, known}} =
+      Enum.flat_map_reduce(1..count, {0, 1, inputs}, fn _, {a, b, known} ->
+        scalar = {pick([:bitwise_xor, :add]), [pick(2..3), pick(3..(inputs - 1))], 1}
+        first = {pick([:add, :subtract, :multiply]), [a, pick([b, known])], 1}
+        second = {pick([:bitwise_xor, :bitwise_or, :left_shift]), [known + 1, pick([b, known])], 1}
+        {[scalar, first, second], {known + 1, known + 2, known + 3}}
+      end)
+
+    case pick([:concatenate, :mirrored, :sort, :output]) do
+      :concatenate -> {rounds ++ [{{:concatenate, %{axis: 0}}, [a, b], 1}], [known]}
+      :mirrored -> {rounds ++ [{{:concatenate, %{axis: -1}}, [b, a], 1}], [known]}
+      :sort -> {rounds ++ for(v <- [a, b], do: {{:sort, %{axis: 0}}, [v], 1}), [known, known + 1]}
+      :output -> {rounds, [a, b]}
+    end
+  end
+
+  test "chains of several results compute the same bits as single operations" do
+    for seed <- seeds() do
+      :rand.seed(:exsss, {seed, 3, 4})
+      shape = pick([[1], [2], [7], [40], [3, 5], [33, 1030], [5000], [0], [20_000]])
+      dtype = pick([:u32, :s32, :u8, :s64])
+
+      whole =
+        for i <- 0..1,
+            do: numbers(shape, :f32, seed * 2 + i) |> Ops.multiply(Array.scalar(50, :f32)) |> Ops.astype(dtype)
+
+      whole = if :rand.uniform() < 0.3, do: Enum.map(whole, &Golden.scattered/1), else: whole
+      inputs = whole ++ for(number <- [3, 7, 1], do: Array.scalar(number, dtype))
+      EMLX.eval(inputs)
+      {instructions, outputs} = rounds(pick(4..40), length(inputs))
+      want = shown(Program.run(Program.new(length(inputs), instructions, outputs), inputs))
+      chained = Program.new(named(inputs), instructions, outputs)
+      for _ <- 1..2, do: assert(shown(Program.run(chained, inputs)) == want, "EMLX_SEED=#{seed} gives something else")
+    end
+  end
+
   test "chains in loops and branches compute the same bits as single operations" do
     # x ← tanh(x · y + 1), then its square or its cube, n times.
     one = {{:constant, %{value: 1, dtype: :f32}}, [], 1}

@@ -8,7 +8,7 @@ defmodule EMLX.Backend.Mixed do
 
   import EMLX.Backend.Type, only: [is_narrow: 1, is_integer_type: 1, is_float_type: 1]
 
-  alias EMLX.{Array, Backend, Ops}
+  alias EMLX.{Array, Backend, Ops, Trace}
   alias EMLX.Backend.{Number, Type}
   alias Nx.Tensor, as: T
 
@@ -26,8 +26,14 @@ defmodule EMLX.Backend.Mixed do
 
     # If MLX promotes both operands to that type, no cast is needed.
     if Type.promote(Type.dtype(left_type), Type.dtype(right_type)) == Type.dtype(work),
-      do: rounded(Ops.run(op, [Backend.to_array(left), Backend.to_array(right)]), work, type),
+      do: rounded(Ops.run(op, [given(left, work), given(right, work)]), work, type),
       else: rounded(Ops.run(op, [Backend.operand(left, work), Backend.operand(right, work)]), work, type)
+  end
+
+  # Constants of a function that is traced are cast once.
+  defp given(tensor, type) do
+    array = Backend.to_array(tensor)
+    if Trace.active?() and Trace.known?(array), do: Backend.operand(tensor, type), else: array
   end
 
   @doc "Casts a result that was computed in `work` to the dtype that stores `type`."

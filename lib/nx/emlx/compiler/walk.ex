@@ -10,6 +10,7 @@ defmodule EMLX.Compiler.Walk do
 
   alias EMLX.{Backend, Ops, Trace}
   alias EMLX.Backend.{Complex128, Type}
+  alias EMLX.Compiler.Unroll
   alias Nx.Defn.{Composite, Expr, Tree}
   alias Nx.Tensor, as: T
 
@@ -116,26 +117,18 @@ defmodule EMLX.Compiler.Walk do
 
   defp node(:while, [initial, _arg, condition, body], _out, state, cache) do
     {initial, cache} = composite(initial, state, cache)
-    templates = templates(initial)
+    like = Composite.flatten_list([initial])
 
-    block = fn expr, finish ->
-      {block, nil} =
-        Trace.block(templates, fn arrays ->
-          {params, []} = fill(initial, arrays)
-          {expr |> run(one_or_tuple_list(params), state.hooks) |> finish.(), nil}
-        end)
-
-      block
+    step = fn expr, arrays ->
+      {params, []} = fill(initial, arrays)
+      run(expr, one_or_tuple_list(params), state.hooks)
     end
 
     # The gradient through a loop may have another type than the state it belongs to (observed with Nx 0.12.1 and
     # 0.13.1).
-    blocks = %{
-      condition: block.(condition, &arrays/1),
-      body: block.(body, &arrays_like(&1, Composite.flatten_list([initial])))
-    }
-
-    results = Trace.emit({:while, blocks}, arrays(initial), templates)
+    condition = &(condition |> step.(&1) |> arrays())
+    body = &(body |> step.(&1) |> arrays_like(like))
+    results = Unroll.run(arrays(initial), condition, body) || loop(initial, condition, body)
     {result, []} = fill(initial, results)
     {result, cache}
   end
@@ -236,6 +229,17 @@ defmodule EMLX.Compiler.Walk do
       not function_exported?(Backend, op, length(args) + 1) -> unknown(op)
       true -> {Trace.named(op, fn -> apply(Backend, op, [out | args]) end), cache}
     end
+  end
+
+  defp loop(initial, condition, body) do
+    templates = templates(initial)
+
+    block = fn fun ->
+      {block, nil} = Trace.block(templates, &{fun.(&1), nil})
+      block
+    end
+
+    Trace.emit({:while, %{condition: block.(condition), body: block.(body)}}, arrays(initial), templates)
   end
 
   defp unknown(op) do

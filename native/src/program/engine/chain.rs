@@ -3,16 +3,19 @@
 use super::{Given, Segment};
 use crate::base::{Device, Result, Signature};
 use crate::cpu::{self, Links};
-use crate::mlx::Stream;
+use crate::mlx::{self, Stream};
 use crate::op::{Applied, Crossed};
 use crate::program::ir::place;
-use smallvec::smallvec;
+use mlx_rs::Array;
+use smallvec::{smallvec, SmallVec};
 
-/// Links over a segment's inputs, and the shape and type of what they give.
+/// Links over a segment's inputs, and the shape and type of a result.
 #[derive(Debug)]
 pub struct Chain {
     pub links: Links,
     pub signature: Signature,
+    /// Whether several results are one array, one behind the other along its first axis.
+    pub is_joined: bool,
 }
 
 impl Segment for Chain {
@@ -31,9 +34,37 @@ impl Segment for Chain {
     fn build(&self, inputs: &Given, _: Device, stream: &Stream) -> Result<Applied> {
         let (shape, dtype) = &self.signature;
         let array = cpu::chain(self.links.clone(), &inputs.present(), shape, *dtype, stream)?;
+        let outputs = match (array.ndim() == shape.len(), self.is_joined) {
+            (true, _) => smallvec![array],
+            (false, true) => smallvec![joined(&array, stream)?],
+            (false, false) => parts(&array, shape, stream)?,
+        };
         Ok(Applied {
-            outputs: smallvec![array],
+            outputs,
             crossed: Crossed::default(),
         })
     }
+}
+
+/// The results that lie along the first axis of an array, as one along the next.
+fn joined(array: &Array, stream: &Stream) -> Result<Array> {
+    let shape = array.shape();
+    let shape = [&[shape[0] * shape[1]], &shape[2..]].concat();
+    let joined = mlx::reshape(array, &shape, stream)?;
+    mlx::look(&joined, stream);
+    Ok(joined)
+}
+
+/// The results that lie along the first axis of an array.
+fn parts(array: &Array, shape: &[i32], stream: &Stream) -> Result<SmallVec<[Array; 2]>> {
+    let steps = vec![1; array.ndim()];
+    let part = |i: i32| {
+        let start = [&[i], vec![0; shape.len()].as_slice()].concat();
+        let stop = [&[i + 1], shape].concat();
+        let part = mlx::slice(array, &start, &stop, &steps, stream)?;
+        let part = mlx::reshape(&part, shape, stream)?;
+        mlx::look(&part, stream);
+        Ok(part)
+    };
+    (0..array.shape()[0]).map(part).collect()
 }

@@ -1,10 +1,10 @@
 //! Operations on elements, one after another, become one kernel of our own for the CPU: a link goes into the chain that
-//! alone takes what it gives.
+//! alone takes what it gives. Long chains that take the same values become one with several results.
 
 use super::{Code, Node, Pass, Scope, Target, Work};
 use crate::base::{Dtype, Result};
-use crate::cpu::{self, Link, Links, Operand, MAX_LINKS};
-use crate::op;
+use crate::cpu::{self, Links, Operand, MAX_LINKS};
+use crate::op::{self, Op};
 use crate::program::engine::chain::Chain;
 use crate::program::types::Types;
 use smallvec::SmallVec;
@@ -37,16 +37,29 @@ impl Pass for Chains {
     }
 }
 
+/// Links of chains with several results, at least: the results lie in one buffer, which lives as long as any of them.
+const MIN_SHARED: usize = 32;
+
+/// Results of a chain, at most.
+const MAX_RESULTS: usize = 4;
+
 /// Chains of two links and more stand in the place of their last link.
 fn chained(code: Code, types: &Types, scope: &Scope) -> Code {
-    let ends = ends(&code, types);
+    let Chained { ends, is_kept } = ends(&code, types);
     let mut links = vec![Vec::new(); ends.len()];
     for (i, end) in ends.iter().enumerate() {
         links[*end].push(i);
     }
+    let joints: Vec<Option<usize>> = links
+        .iter()
+        .map(|links| joint(&code, links, &is_kept))
+        .collect();
+    let mut is_joint = vec![false; code.nodes.len()];
+    joints.iter().flatten().for_each(|i| is_joint[*i] = true);
     let mut nodes = Vec::with_capacity(code.nodes.len());
     for (i, node) in code.nodes.iter().enumerate() {
         match links[i].len() {
+            _ if is_joint[i] => {}
             0 => {}
             1 => nodes.push(node.clone()),
             _ => {
@@ -55,59 +68,205 @@ fn chained(code: Code, types: &Types, scope: &Scope) -> Code {
                     let names = names.collect::<Vec<_>>().join(", ");
                     format!("instruction {}: {names}", node.at)
                 });
-                nodes.push(linked(&code, &links[i], types));
+                let joint = joints[i].map(|joint| &code.nodes[joint]);
+                nodes.push(linked(&code, &links[i], &is_kept, joint, types));
             }
         }
     }
     Code { nodes, ..code }
 }
 
+/// The concatenation that alone takes the results of a chain, as they lie.
+fn joint(code: &Code, numbers: &[usize], is_kept: &[bool]) -> Option<usize> {
+    let (last, inner) = numbers.split_last()?;
+    let results = inner.iter().filter(|i| is_kept[**i]).chain([last]);
+    let results: Vec<Option<u32>> = results
+        .map(|i| code.nodes[*i].outputs.first().copied())
+        .collect();
+    if results.len() < 2 {
+        return None;
+    }
+    let is_result = |value: &u32| results.contains(&Some(*value));
+    let mut takers =
+        code.nodes.iter().enumerate().filter(|(i, node)| {
+            !numbers.contains(i) && node.inputs.iter().flatten().any(is_result)
+        });
+    let (i, node) = takers.next()?;
+    let is_alone = takers.next().is_none() && !code.outputs.iter().any(is_result);
+    let is_join = matches!(node.op(), Some(Op::Concatenate { axis: 0 }));
+    (is_alone && is_join && node.inputs[..] == results[..]).then_some(i)
+}
+
 fn first_output(node: &Node) -> Option<usize> {
     node.outputs.first().map(|value| *value as usize)
 }
 
-/// For each node the one that its chain ends with.
-fn ends(code: &Code, types: &Types) -> Vec<usize> {
-    #[derive(Clone, Copy, PartialEq)]
-    enum Taken {
-        Never,
-        By(usize),
-        BySeveral,
+/// What becomes of the nodes.
+struct Chained {
+    /// For each node the one that its chain ends with.
+    ends: Vec<usize>,
+    /// Whether its value is a result of its chain beside that of the last node.
+    is_kept: Vec<bool>,
+}
+
+fn ends(code: &Code, types: &Types) -> Chained {
+    let mut apart = vec![false; code.nodes.len()];
+    for _ in 0..4 {
+        let mut groups = Groups::new(code, types);
+        groups.join(&apart);
+        match groups.short() {
+            short if short.is_empty() => return groups.chained(),
+            short => short.into_iter().for_each(|i| apart[i] = true),
+        }
     }
-    let mut taken = vec![Taken::Never; code.values];
-    for value in &code.outputs {
-        taken[*value as usize] = Taken::BySeveral;
-    }
-    let mut ends: Vec<usize> = (0..code.nodes.len()).collect();
-    let mut lengths: Vec<usize> = code
-        .nodes
-        .iter()
-        .map(|node| links(node, types).map_or(0, |links| links.len()))
-        .collect();
-    let own = lengths.clone();
-    for (i, node) in code.nodes.iter().enumerate().rev() {
-        let first = first_output(node);
-        match first.map(|first| taken[first]) {
-            Some(Taken::By(end)) if own[i] > 0 && own[end] > 0 => {
-                let shape = |value: Option<usize>| value.map(|value| &types.values[value].0);
-                let is_same = shape(first) == shape(first_output(&code.nodes[end]));
-                if is_same && lengths[end] + own[i] <= MAX_LINKS {
-                    ends[i] = end;
-                    lengths[end] += own[i];
-                }
+    let mut groups = Groups::new(code, types);
+    groups.join(&vec![true; code.nodes.len()]);
+    groups.chained()
+}
+
+/// Chains while they are found, from the last node to the first.
+struct Groups<'a> {
+    code: &'a Code,
+    types: &'a Types,
+    /// Links of each node; 0 where it has no kernel of elements.
+    own: Vec<usize>,
+    /// Links of the chain that ends with a node.
+    lengths: Vec<usize>,
+    /// A later node of the same chain, or itself.
+    next: Vec<usize>,
+    /// The nodes that take a value.
+    takers: Vec<SmallVec<[usize; 4]>>,
+    is_output: Vec<bool>,
+    is_kept: Vec<bool>,
+    /// The nodes whose value brought chains together.
+    shared: Vec<usize>,
+}
+
+impl<'a> Groups<'a> {
+    fn new(code: &'a Code, types: &'a Types) -> Groups<'a> {
+        let count = code.nodes.len();
+        let own = code.nodes.iter();
+        let own = own.map(|node| links(node, types).map_or(0, |links| links.len()));
+        let own: Vec<usize> = own.collect();
+        let mut takers = vec![SmallVec::new(); code.values];
+        for (i, node) in code.nodes.iter().enumerate() {
+            for value in node.inputs.iter().flatten() {
+                takers[*value as usize].push(i);
             }
-            _ => {}
         }
-        for value in node.inputs.iter().flatten() {
-            let taken = &mut taken[*value as usize];
-            *taken = match *taken {
-                Taken::Never => Taken::By(ends[i]),
-                Taken::By(end) if end == ends[i] => Taken::By(end),
-                _ => Taken::BySeveral,
-            };
+        let mut is_output = vec![false; code.values];
+        for value in &code.outputs {
+            is_output[*value as usize] = true;
+        }
+        Groups {
+            code,
+            types,
+            lengths: own.clone(),
+            own,
+            next: (0..count).collect(),
+            takers,
+            is_output,
+            is_kept: vec![false; count],
+            shared: Vec::new(),
         }
     }
-    ends
+
+    fn end(&self, mut node: usize) -> usize {
+        while self.next[node] != node {
+            node = self.next[node];
+        }
+        node
+    }
+
+    /// Puts each node into the chain of those that take its value. Values of nodes that are `apart` bring no chains together.
+    fn join(&mut self, apart: &[bool]) {
+        for i in (0..self.code.nodes.len()).rev() {
+            let Some(value) = first_output(&self.code.nodes[i]) else {
+                continue;
+            };
+            if self.own[i] == 0 || self.is_output[value] {
+                continue;
+            }
+            let takers = self.takers[value].iter();
+            let mut ends: SmallVec<[usize; 4]> = takers.map(|taker| self.end(*taker)).collect();
+            ends.sort_unstable();
+            ends.dedup();
+            let shape = |value: Option<usize>| value.map(|value| &self.types.values[value].0);
+            let own = shape(Some(value));
+            let result = shape(
+                ends.last()
+                    .and_then(|end| first_output(&self.code.nodes[*end])),
+            );
+            let is_alike = |end: &usize| {
+                self.own[*end] > 0 && shape(first_output(&self.code.nodes[*end])) == result
+            };
+            // A single element is computed once, beside those that take it.
+            let is_single = |of: &Vec<i32>| of.iter().all(|size| *size == 1);
+            let is_link = own == result
+                || ends.len() == 1
+                    && own.is_some_and(is_single)
+                    && own.map(Vec::len) <= result.map(Vec::len);
+            let links: usize = ends.iter().map(|end| self.lengths[*end]).sum();
+            let fits = links + self.own[i] <= MAX_LINKS;
+            if !is_link || !fits || !ends.iter().all(is_alike) {
+                continue;
+            }
+            if ends.len() > 1 && (apart[i] || !self.unite(&ends)) {
+                continue;
+            }
+            let end = ends[ends.len() - 1];
+            if ends.len() > 1 {
+                self.shared.push(i);
+            }
+            self.next[i] = end;
+            self.lengths[end] = links + self.own[i];
+        }
+    }
+
+    /// Makes one chain of several, if what takes their results comes after the last of them.
+    fn unite(&mut self, ends: &[usize]) -> bool {
+        let last = ends[ends.len() - 1];
+        let of = |node: usize| first_output(&self.code.nodes[node]).unwrap_or(0);
+        let results: Vec<usize> = (0..=last)
+            .filter(|i| self.is_kept[*i] || self.next[*i] == *i)
+            .filter(|i| self.own[*i] > 0 && ends.contains(&self.end(*i)))
+            .collect();
+        let dtype = self.types.values[of(last)].1;
+        let is_later = |i: &usize| *i > last;
+        let fits = results.iter().all(|result| {
+            let value = of(*result);
+            let mut takers = self.takers[value].iter();
+            !self.is_output[value]
+                && self.types.values[value].1 == dtype
+                && takers.all(|taker| is_later(taker) || ends.contains(&self.end(*taker)))
+        });
+        if !fits || results.len() > MAX_RESULTS {
+            return false;
+        }
+        for result in results {
+            self.is_kept[result] = self.takers[of(result)].iter().any(is_later);
+        }
+        self.is_kept[last] = true;
+        for end in ends {
+            self.next[*end] = last;
+        }
+        true
+    }
+
+    /// The nodes that brought chains together which are too short to have several results.
+    fn short(&self) -> Vec<usize> {
+        let shared = self.shared.iter().copied();
+        shared
+            .filter(|i| self.lengths[self.end(*i)] < MIN_SHARED)
+            .collect()
+    }
+
+    fn chained(self) -> Chained {
+        Chained {
+            ends: (0..self.next.len()).map(|i| self.end(i)).collect(),
+            is_kept: self.is_kept,
+        }
+    }
 }
 
 /// The links of a node that a kernel of ours computes from operands that go into its result's shape.
@@ -128,11 +287,18 @@ fn links(node: &Node, types: &Types) -> Option<Links> {
 }
 
 /// The chain of these nodes, and the values that it takes from elsewhere.
-fn linked(code: &Code, numbers: &[usize], types: &Types) -> Node {
+fn linked(
+    code: &Code,
+    numbers: &[usize],
+    is_kept: &[bool],
+    joint: Option<&Node>,
+    types: &Types,
+) -> Node {
     let mut inputs: SmallVec<[Option<u32>; 4]> = SmallVec::new();
     let mut chain = Links::new();
     // The link that has a node's value.
     let mut made: SmallVec<[(u32, u8); 8]> = SmallVec::new();
+    let mut outputs: SmallVec<[u32; 2]> = SmallVec::new();
     for number in numbers {
         let node = &code.nodes[*number];
         let first = chain.len() as u8;
@@ -154,7 +320,12 @@ fn linked(code: &Code, numbers: &[usize], types: &Types) -> Node {
                 }
             };
             let operands: SmallVec<[Operand; 3]> = link.operands().iter().map(operand).collect();
-            chain.push(Link::new(link.action, link.from, link.to, &operands));
+            chain.push(link.over(&operands));
+        }
+        let is_last = Some(number) == numbers.last();
+        if let (true, Some(link)) = (is_kept[*number] || is_last, chain.last_mut()) {
+            link.is_kept = !is_last;
+            outputs.extend(node.outputs.first().copied());
         }
         let last = (chain.len() as u8).saturating_sub(1);
         made.extend(node.outputs.first().map(|value| (*value, last)));
@@ -165,8 +336,10 @@ fn linked(code: &Code, numbers: &[usize], types: &Types) -> Node {
         work: Work::Segment(Arc::new(Chain {
             links: chain,
             signature,
+            is_joined: joint.is_some(),
         })),
         inputs,
+        outputs: joint.map_or(outputs, |joint| joint.outputs.clone()),
         ..last.clone()
     }
 }
@@ -175,7 +348,7 @@ fn linked(code: &Code, numbers: &[usize], types: &Types) -> Node {
 mod tests {
     use super::*;
     use crate::base::{Dtype, Signature};
-    use crate::op::Op;
+    use crate::cpu::Link;
     use crate::program::{Block, Instruction, Step};
 
     fn op(op: Op, inputs: &[u32]) -> Instruction {
@@ -192,7 +365,7 @@ mod tests {
     fn ends_of(instructions: Vec<Instruction>, outputs: &[u32], given: &Types) -> Vec<usize> {
         let inputs = given.values.len() - instructions.len();
         let block = Block::new(inputs, instructions, outputs.to_vec()).expect("well-formed");
-        ends(&Code::of(&block), given)
+        ends(&Code::of(&block), given).ends
     }
 
     #[test]
@@ -239,6 +412,91 @@ mod tests {
         assert!(ends[3..].iter().all(|end| *end == count - 1));
     }
 
+    /// Two values that each round adds to one another, `rounds` times, and what is made of them at last.
+    fn rounds<const N: usize>(rounds: usize, last: [Instruction; N]) -> Vec<Instruction> {
+        let mut instructions = Vec::new();
+        let (mut a, mut b, mut next) = (0, 1, 2);
+        for _ in 0..rounds {
+            instructions.extend([op(Op::Add, &[a, b]), op(Op::BitwiseXor, &[next, b])]);
+            (a, b, next) = (next, next + 1, next + 2);
+        }
+        instructions.extend(last);
+        instructions
+    }
+
+    fn run(instructions: Vec<Instruction>, outputs: &[u32], dtype: Dtype) -> Code {
+        let values: Vec<(&[i32], Dtype)> = vec![(&[20], dtype); instructions.len() + 2];
+        let types = types(&values);
+        let block = Block::new(2, instructions, outputs.to_vec()).expect("well-formed");
+        let target = Target::of_test(crate::base::Device::Cpu);
+        let scope = Scope::of_test(&target, &types, "chains");
+        let mut chained = Chains.run(Code::of(&block), &scope).expect("chained");
+        chained.settle().expect("well-formed");
+        chained
+    }
+
+    fn names(code: &Code) -> Vec<String> {
+        code.nodes.iter().map(Node::name).collect()
+    }
+
+    #[test]
+    fn long_chains_of_the_same_values_are_one_with_several_results() {
+        // The results are 40 and 41.
+        let sorted = |value| op(Op::Sort { axis: 0 }, &[value]);
+        let code = run(rounds(20, [sorted(40), sorted(41)]), &[42, 43], Dtype::U32);
+        assert_eq!(names(&code), ["chain", "sort", "sort"]);
+        assert_eq!(code.nodes[0].outputs[..], [40, 41]);
+        let Work::Segment(segment) = &code.nodes[0].work else {
+            panic!("no chain")
+        };
+        assert_eq!(segment.operations(), 40);
+        let is_alone = |code: &Code, value: u32| {
+            let mut nodes = code.nodes.iter();
+            nodes.any(|node| node.outputs[..] == [value])
+        };
+        // A result that the caller is given would keep the other one's memory.
+        let code = run(rounds(20, [sorted(40)]), &[42, 41], Dtype::U32);
+        assert!(is_alone(&code, 41));
+        // Something takes the first result before there is the second.
+        let last = [
+            op(Op::Abs, &[40]),
+            sorted(42),
+            op(Op::BitwiseXor, &[41, 40]),
+            sorted(44),
+        ];
+        let code = run(rounds(20, last), &[43, 45], Dtype::U32);
+        assert!(is_alone(&code, 42) && is_alone(&code, 44));
+    }
+
+    #[test]
+    fn short_chains_of_the_same_values_stay_apart() {
+        let sorted = |value| op(Op::Sort { axis: 0 }, &[value]);
+        let code = run(rounds(4, [sorted(8), sorted(9)]), &[10, 11], Dtype::U32);
+        assert!(code.nodes.iter().all(|node| node.outputs.len() == 1));
+    }
+
+    #[test]
+    fn results_that_are_concatenated_are_one_array() {
+        let concatenated = |axis, values: &[u32]| op(Op::Concatenate { axis }, values);
+        let code = run(rounds(20, [concatenated(0, &[40, 41])]), &[42], Dtype::U32);
+        assert_eq!(names(&code), ["chain"]);
+        assert_eq!(code.nodes[0].outputs[..], [42]);
+        for values in [[41, 40], [40, 40]] {
+            let code = run(rounds(20, [concatenated(0, &values)]), &[42], Dtype::U32);
+            assert_eq!(names(&code).last().map(String::as_str), Some("concatenate"));
+        }
+    }
+
+    #[test]
+    fn a_single_element_is_a_link_beside_what_takes_it() {
+        let instructions = || vec![op(Op::Exp, &[0]), op(Op::Add, &[2, 1])];
+        let whole: (&[i32], Dtype) = (&[3, 20], Dtype::F32);
+        let one: (&[i32], Dtype) = (&[], Dtype::F32);
+        let given = types(&[one, whole, one, whole]);
+        assert_eq!(ends_of(instructions(), &[3], &given), [1, 1]);
+        assert_eq!(ends_of(instructions(), &[3, 2], &given), [0, 1]);
+    }
+
     #[test]
     fn values_keep_their_numbers() {
         let instructions = vec![
@@ -261,7 +519,7 @@ mod tests {
             panic!("no chain")
         };
         assert_eq!((segment.name(), segment.operations()), ("chain", 2));
-        let links = linked(&Code::of(&block), &[2, 3], &types);
+        let links = linked(&Code::of(&block), &[2, 3], &[false; 4], None, &types);
         let Work::Segment(segment) = links.work else {
             panic!("no chain")
         };
