@@ -44,7 +44,7 @@ defmodule Mix.Tasks.Compile.EmlxNative do
         {Path.relative_to(path, @root), mtime, size}
       end
 
-    variables = Enum.map(~w(EMLX_MLX EMLX_CACHE XDG_CACHE_HOME), &System.get_env/1)
+    variables = Enum.map(~w(EMLX_MLX EMLX_CACHE XDG_CACHE_HOME CARGO_PROFILE_RELEASE_LTO), &System.get_env/1)
     {@root, files, variables} |> :erlang.term_to_binary() |> :erlang.md5() |> Base.encode16(case: :lower)
   end
 
