@@ -184,7 +184,10 @@ mod tests {
         let lines: Vec<&str> = text.lines().map(str::trim).collect();
         assert_eq!(lines[0], "plan for cpu");
         assert_eq!(lines[1], "0–1: node by node: exp ×2");
-        assert_eq!(lines[2], "2: while: its step recorded, else steps asked for one by one");
+        assert_eq!(
+            lines[2],
+            "2: while: its step recorded, else steps asked for one by one"
+        );
         assert_eq!(
             lines[3..7],
             [
