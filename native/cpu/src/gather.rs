@@ -227,7 +227,7 @@ unsafe fn along_of<T: Copy>(axis: usize, each: bool, of: Type, inputs: &[View], 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tests::{in_rows, Dice, Scattered};
+    use crate::tests::{each_place, in_rows, Dice, Scattered};
 
     fn indices(dice: &mut Dice, shape: &[i32]) -> (Vec<i64>, Vec<i64>) {
         let size: i32 = shape.iter().product();
@@ -237,17 +237,6 @@ mod tests {
 
     fn place(strides: &[i64], at: &[i64]) -> usize {
         strides.iter().zip(at).map(|(s, i)| s * i).sum::<i64>() as usize
-    }
-
-    fn each_place(shape: &[i32]) -> Vec<Vec<i64>> {
-        let mut all = vec![vec![]];
-        for size in shape {
-            let longer = all.iter().flat_map(|at: &Vec<i64>| {
-                (0..i64::from(*size)).map(|i| [at.clone(), vec![i]].concat())
-            });
-            all = longer.collect();
-        }
-        all
     }
 
     #[test]

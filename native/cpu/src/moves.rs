@@ -296,7 +296,7 @@ unsafe fn padded<T: Copy>(low: &[i32], interior: &[i32], x: &View, value: &View,
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tests::{in_rows, Dice, Scattered};
+    use crate::tests::{each_place, in_rows, Dice, Scattered};
 
     fn shape(dice: &mut Dice) -> Vec<i32> {
         let rank = 1 + dice.below(4);
@@ -309,17 +309,6 @@ mod tests {
     fn array(dice: &mut Dice, shape: &[i32]) -> Scattered<f32> {
         let shape: Vec<i32> = shape.iter().map(|size| *size.max(&1)).collect();
         Scattered::new(dice, &shape, |dice| dice.below(1000) as f32)
-    }
-
-    fn each_place(shape: &[i32]) -> Vec<Vec<i64>> {
-        let mut all = vec![vec![]];
-        for size in shape {
-            let longer = all.iter().flat_map(|at: &Vec<i64>| {
-                (0..i64::from(*size)).map(|i| [at.clone(), vec![i]].concat())
-            });
-            all = longer.collect();
-        }
-        all
     }
 
     /// Runs a kernel that writes an array of a shape, and compares each of its elements.

@@ -632,3 +632,15 @@ fn long_rows_far_from_zero_are_normalized() {
         );
     }
 }
+
+/// The indices of each element, in rows.
+pub fn each_place(shape: &[i32]) -> Vec<Vec<i64>> {
+    let mut all = vec![vec![]];
+    for size in shape {
+        let longer = all.iter().flat_map(|at: &Vec<i64>| {
+            (0..i64::from(*size)).map(|i| [at.clone(), vec![i]].concat())
+        });
+        all = longer.collect();
+    }
+    all
+}

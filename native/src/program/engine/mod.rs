@@ -9,9 +9,10 @@ pub mod counted;
 pub mod recorded;
 pub mod step_graph;
 
-use crate::base::{Device, Result};
+use crate::base::{Device, Result, Signature};
 use crate::mlx::Stream;
 use crate::op::Applied;
+use crate::program::plan::Code;
 use counted::Counters;
 use mlx_rs::Array;
 use std::fmt::Debug;
@@ -51,9 +52,28 @@ impl Given<'_> {
 /// Runs whole loops.
 pub trait LoopEngine: Debug + Send + Sync {
     fn name(&self) -> &'static str;
-    /// Takes a loop over. Its inputs, the first `state` of which are its state, have been submitted. None where the
-    /// engine has nothing for arrays that lie as these do.
-    fn start(&self, state: usize, inputs: &[&Array]) -> Result<Option<Box<dyn RunningLoop>>>;
+    /// Whether it takes a loop before its first condition is known, and of a state like this. Else the loop is counted
+    /// where that can be, and the engine is asked once there is a first step.
+    fn takes_first(&self, _state: &[Signature]) -> bool {
+        false
+    }
+    /// Takes a loop over. None where the engine has nothing for arrays that lie as these do.
+    fn start(&self, given: &Begun) -> Result<Option<Box<dyn RunningLoop>>>;
+    /// How it runs by now, where it learns.
+    fn state(&self) -> Option<String> {
+        None
+    }
+}
+
+/// A loop as its engine is given it.
+pub struct Begun<'a> {
+    pub condition: &'a Code,
+    pub body: &'a Code,
+    /// How many of the inputs are its state: the first ones.
+    pub state: usize,
+    /// They have been submitted, and on the CPU they are computed.
+    pub inputs: &'a [&'a Array],
+    pub stream: &'a Stream,
 }
 
 /// A loop that an engine runs. It is used by one thread at a time.
@@ -72,14 +92,12 @@ pub enum Progress {
     Going,
 }
 
-/// How a loop is to run. The first that can takes it: a recorded step, steps that are counted before they run, the
-/// engine, and steps that are asked one by one, which may run ahead of the answer.
+/// How a loop is to run. The first that can takes it: an engine that takes loops first, steps that are counted before
+/// they run, another engine, and steps that are asked one by one, which may run ahead of the answer.
 #[derive(Debug, Default)]
 pub struct LoopPlan {
     pub counters: Option<Counters>,
     pub engine: Option<Arc<dyn LoopEngine>>,
     /// Whether the condition and the body have operations alone.
     pub is_plain: bool,
-    /// How a loop on the CPU runs whose step is written down once and then repeated.
-    pub recorded: Option<recorded::Recordings>,
 }

@@ -2,7 +2,7 @@
 //! are written down with the memory that they read and write. Each further step is these kernels once more: no nodes,
 //! no other thread, and no memory. At the end of a step its results are copied to where the next one reads the state.
 
-use super::{Progress, RunningLoop};
+use super::{Begun, LoopEngine, Progress, RunningLoop};
 use crate::base::{Device, Dtype, Error, Result, Signature};
 use crate::cpu;
 use crate::mlx::{self, Recorded, Stream, Tape};
@@ -27,44 +27,41 @@ pub struct Recordings {
     failed: AtomicUsize,
 }
 
-impl Recordings {
-    /// For `EMLX.Program.explain/2`.
-    pub fn state(&self) -> String {
-        let made = self.made.load(Ordering::Relaxed);
-        match (made, self.failed.load(Ordering::Relaxed)) {
-            (0, 0) => "its step recorded".into(),
-            (0, failed) if failed >= MAX_FAILURES => {
-                "its step not recorded: an operation has no kernel of ours, or arrays are large"
-                    .into()
-            }
-            (made, _) => format!("its step recorded ({made} runs)"),
-        }
+impl LoopEngine for Recordings {
+    fn name(&self) -> &'static str {
+        "recorded step"
     }
 
-    pub fn is_worth_trying(&self, state: &[Signature]) -> bool {
+    fn takes_first(&self, state: &[Signature]) -> bool {
         let size = |shape: &[i32]| shape.iter().map(|n| i64::from(*n)).product::<i64>();
         let has_failed = self.failed.load(Ordering::Relaxed) >= MAX_FAILURES;
-        mlx::has_tasks()
-            && !has_failed
-            && state.iter().all(|(shape, _)| size(shape) <= MAX_ELEMENTS)
+        let is_small = || state.iter().all(|(shape, _)| size(shape) <= MAX_ELEMENTS);
+        mlx::has_tasks() && !has_failed && is_small()
     }
 
-    /// Takes a loop over whose inputs, the first `count` of which are its state, are computed. None where a step has
-    /// something that is not a small kernel of ours.
-    pub fn start(
-        &self,
-        [condition, body]: [&Code; 2],
-        count: usize,
-        inputs: &[&Array],
-        stream: &Stream,
-    ) -> Result<Option<Box<dyn RunningLoop>>> {
-        let repeated = Repeated::of(condition, body, count, inputs, stream)?;
+    /// None where a step has something that is not a small kernel of ours.
+    fn start(&self, given: &Begun) -> Result<Option<Box<dyn RunningLoop>>> {
+        if !mlx::has_tasks() {
+            return Ok(None);
+        }
+        let repeated = Repeated::of(given)?;
         let counter = match repeated {
             Some(_) => &self.made,
             None => &self.failed,
         };
         counter.fetch_add(1, Ordering::Relaxed);
         Ok(repeated.map(|repeated| Box::new(repeated) as _))
+    }
+
+    fn state(&self) -> Option<String> {
+        let made = self.made.load(Ordering::Relaxed);
+        match (made, self.failed.load(Ordering::Relaxed)) {
+            (0, failed) if failed >= MAX_FAILURES => {
+                Some("none: an operation has no kernel of ours, or arrays are large".into())
+            }
+            (0, _) => None,
+            (made, _) => Some(format!("{made} runs")),
+        }
     }
 }
 
@@ -130,13 +127,8 @@ fn record(code: &Code, inputs: &[Array], stream: &Stream) -> Result<(Vec<Recorde
 }
 
 impl Repeated {
-    fn of(
-        condition: &Code,
-        body: &Code,
-        count: usize,
-        inputs: &[&Array],
-        stream: &Stream,
-    ) -> Result<Option<Repeated>> {
+    fn of(given: &Begun) -> Result<Option<Repeated>> {
+        let (count, inputs, stream) = (given.state, given.inputs, given.stream);
         let mut all = Vec::with_capacity(inputs.len());
         for (i, input) in inputs.iter().enumerate() {
             all.push(match i < count {
@@ -149,7 +141,7 @@ impl Repeated {
         }
         let all = Held(all);
         let (asks, answers) =
-            record(condition, &all.0, stream).map_err(|error| error.within("condition"))?;
+            record(given.condition, &all.0, stream).map_err(|error| error.within("condition"))?;
         let asked = answers
             .0
             .first()
@@ -176,8 +168,8 @@ impl Repeated {
         if repeated.has_ended {
             return Ok(Some(repeated));
         }
-        let (steps, results) =
-            record(body, &repeated._held[0].0, stream).map_err(|error| error.within("body"))?;
+        let (steps, results) = record(given.body, &repeated._held[0].0, stream)
+            .map_err(|error| error.within("body"))?;
         if results.0.len() != count || !repeated.take(steps, &results.0) {
             return Ok(None);
         }

@@ -82,13 +82,16 @@ fn title(node: &Node) -> String {
         }
         Work::While { plan, .. } => {
             let mut ways = Vec::new();
-            if let Some(recorded) = &plan.recorded {
-                ways.push(recorded.state());
+            let engine = plan.engine.iter().map(|engine| match engine.state() {
+                Some(state) => format!("{} ({state})", engine.name()),
+                None => engine.name().to_string(),
+            });
+            let counted = "steps counted before they run".to_string();
+            ways.extend(plan.counters.is_some().then_some(counted));
+            ways.extend(engine);
+            if plan.engine.iter().any(|engine| engine.takes_first(&[])) {
+                ways.rotate_right(1);
             }
-            if plan.counters.is_some() {
-                ways.push("steps counted before they run".to_string());
-            }
-            ways.extend(plan.engine.iter().map(|engine| engine.name().to_string()));
             ways.push("steps asked for one by one".to_string());
             format!(": {}", ways.join(", else "))
         }
@@ -186,7 +189,7 @@ mod tests {
         assert_eq!(lines[1], "0–1: node by node: exp ×2");
         assert_eq!(
             lines[2],
-            "2: while: its step recorded, else steps asked for one by one"
+            "2: while: recorded step, else steps asked for one by one"
         );
         assert_eq!(
             lines[3..7],

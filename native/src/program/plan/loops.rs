@@ -56,22 +56,13 @@ fn planned(node: &Node, scope: &Scope) -> Option<LoopPlan> {
             None
         }
     };
-    let recorded = (is_plain && scope.target.kernels).then(Recordings::default);
-    if recorded.is_some() {
-        scope.took(|| {
-            format!("loop {at}: its step is recorded and repeated, if it is small kernels of ours alone")
-        });
-    }
     let engine = match engine(node, condition, body, scope) {
         Ok(engine) => {
             scope.took(|| format!("loop {at}: its step is one {}", engine.name()));
             Some(engine)
         }
         Err(reason) => {
-            match recorded {
-                None => scope.left(|| format!("loop {at} runs on the host: {reason}")),
-                Some(_) => scope.left(|| format!("loop {at}: {reason}")),
-            }
+            scope.left(|| format!("loop {at} runs on the host: {reason}"));
             None
         }
     };
@@ -88,7 +79,6 @@ fn planned(node: &Node, scope: &Scope) -> Option<LoopPlan> {
         counters,
         engine,
         is_plain,
-        recorded,
     })
 }
 
@@ -99,8 +89,16 @@ fn engine(
     body: &Arc<Code>,
     scope: &Scope,
 ) -> std::result::Result<Arc<dyn LoopEngine>, String> {
+    if scope.target.kernels {
+        return match condition.is_plain() && body.is_plain() {
+            true => Ok(Arc::new(Recordings::default())),
+            false => Err("a step with branches, loops or calls is not recorded".into()),
+        };
+    }
     if !scope.target.step_graphs {
-        return Err("a step as one graph is CUDA's".into());
+        return Err(
+            "a step as one graph is CUDA's, and steps are recorded by kernels of our own".into(),
+        );
     }
     let types = scope.types.and_then(|types| {
         let inputs = node.inputs.iter().flatten();
@@ -165,13 +163,14 @@ mod tests {
     }
 
     #[test]
-    fn a_loop_without_an_engine_has_a_reason() {
+    fn a_loop_has_an_engine_or_a_reason() {
         let (plan, notes) = planned(Device::Cpu, Op::Less, Op::Add);
-        assert!(plan.engine.is_none());
-        assert!(plan.recorded.is_some());
-        assert!(notes[1].contains("its step is recorded"), "{notes:?}");
+        assert_eq!(
+            plan.engine.map(|engine| engine.name()),
+            Some("recorded step")
+        );
         assert!(
-            notes[2].contains("a step as one graph is CUDA's"),
+            notes[1].contains("its step is one recorded step"),
             "{notes:?}"
         );
         let (plan, notes) = planned(Device::Gpu, Op::Less, Op::Add);

@@ -3,13 +3,14 @@
 use super::frame::Frame;
 use super::values::{Slot, Values};
 use super::TURN;
-use crate::base::{Error, Result, Signature};
+use crate::base::{Device, Error, Result, Signature};
 use crate::handle::array::Outcomes;
 use crate::mlx::{self};
-use crate::program::engine::{LoopPlan, RunningLoop};
+use crate::program::engine::{Begun, LoopPlan, RunningLoop};
 use crate::program::evaluator::{Asked, Evaluator};
 use crate::program::plan::Code;
 use crate::program::shown;
+use mlx_rs::Array;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -57,54 +58,36 @@ impl Loop {
         self.plan.is_plain && outcomes.is_empty() && bytes <= MAX_KEPT
     }
 
-    /// Hands the loop over to its engine, if that can take it. All that the loop takes has been submitted.
-    pub(super) fn try_engine(&mut self) -> Result<bool> {
+    /// Whether its engine takes it before the first condition is known.
+    pub(super) fn is_taken_first(&self) -> bool {
+        let engine = self.plan.engine.as_ref();
+        engine.is_some_and(|engine| engine.takes_first(&self.signatures))
+    }
+
+    /// Hands the loop over to its engine, if that can take it.
+    pub(super) fn try_engine(&mut self, queue: &dyn Evaluator) -> Result<bool> {
+        self.is_tried = true;
         let Some(engine) = &self.plan.engine else {
             return Ok(false);
         };
         let slots = self.state.0.iter().chain(&self.captured.0);
         let inputs = slots.map(Slot::array).collect::<Result<Vec<_>>>()?;
-        let running = engine.start(self.state.0.len(), &inputs)?;
+        if queue.device() == Device::Cpu && !are_available(&inputs) {
+            queue.compute(&inputs, &Outcomes::new())?;
+        }
+        let running = engine.start(&Begun {
+            condition: &self.condition,
+            body: &self.body,
+            state: self.state.0.len(),
+            inputs: &inputs,
+            stream: queue.stream(),
+        })?;
         drop(inputs);
         if running.is_none() {
             return Ok(false);
         }
         self.running = running;
         // The engine has its own.
-        self.state = Values::default();
-        Ok(true)
-    }
-
-    /// Has the loop's step recorded, if that can be.
-    pub(super) fn try_recording(&mut self, queue: &dyn Evaluator) -> Result<bool> {
-        let Some(recordings) = &self.plan.recorded else {
-            return Ok(false);
-        };
-        if !recordings.is_worth_trying(&self.signatures) {
-            return Ok(false);
-        }
-        let slots = self.state.0.iter().chain(&self.captured.0);
-        let inputs = slots.map(Slot::array).collect::<Result<Vec<_>>>()?;
-        let is_ready = {
-            let lock = mlx::graph_lock();
-            inputs.iter().all(|array| mlx::is_available(array, &lock))
-        };
-        if !is_ready {
-            queue.compute(&inputs, &Outcomes::new())?;
-        }
-        let count = self.state.0.len();
-        let running = recordings.start(
-            [&self.condition, &self.body],
-            count,
-            &inputs,
-            queue.stream(),
-        )?;
-        drop(inputs);
-        if running.is_none() {
-            return Ok(false);
-        }
-        self.running = running;
-        // The recording has its own.
         self.state = Values::default();
         Ok(true)
     }
@@ -208,6 +191,11 @@ impl Loop {
         self.state = state;
         Ok(())
     }
+}
+
+fn are_available(arrays: &[&Array]) -> bool {
+    let lock = mlx::graph_lock();
+    arrays.iter().all(|array| mlx::is_available(array, &lock))
 }
 
 /// The steps of a loop that need not be asked whether there is another one.

@@ -246,10 +246,11 @@ impl Run {
             until_ahead: None,
             counted: None,
             running: None,
-            is_tried: plan.engine.is_none(),
+            is_tried: plan.engine.is_none() || device == Device::Cpu,
             doubt: None,
         };
-        if self.outcomes.is_empty() && repeated.try_recording(queue)? {
+        let is_first = self.outcomes.is_empty() && repeated.is_taken_first();
+        if is_first && repeated.try_engine(queue)? {
             self.levels.push(Level::Loop(Box::new(repeated)));
             return Ok(());
         }
@@ -318,7 +319,7 @@ impl Run {
                 self.finish(state);
                 return Ok(None);
             }
-            return match self.outcomes.is_empty() && repeated.try_engine()? {
+            return match self.outcomes.is_empty() && repeated.try_engine(queue)? {
                 true => self.replay(queue),
                 false => self.next_step(queue, began),
             };

@@ -22,14 +22,13 @@ use cuda as runner;
 #[cfg(emlx_kernels)]
 pub(super) use cuda::{failed, Gpu};
 
-use super::{LoopEngine, RunningLoop};
+use super::{Begun, LoopEngine, RunningLoop};
 use crate::base::{Device, Result, Signature};
 use crate::mlx;
 use crate::program::build;
 use crate::program::plan::Code;
 use crate::program::types::Types;
 use lower::{Layout, StepKernels};
-use mlx_rs::Array;
 use std::sync::Arc;
 
 /// Whether loops are run so at all.
@@ -73,7 +72,8 @@ impl LoopEngine for StepGraph {
         "CUDA graph"
     }
 
-    fn start(&self, state: usize, inputs: &[&Array]) -> Result<Option<Box<dyn RunningLoop>>> {
+    fn start(&self, given: &Begun) -> Result<Option<Box<dyn RunningLoop>>> {
+        let (state, inputs) = (given.state, given.inputs);
         let layouts: Vec<Layout> = inputs.iter().map(|array| Layout::of(array)).collect();
         let kernels = kernels_of(&self.condition, &self.body, state, &layouts)?;
         match kernels {
