@@ -146,9 +146,9 @@ impl Axes {
 /// Where a link writes to.
 #[derive(Clone, Copy)]
 enum Place {
-    Block(usize),
+    Block(u8),
     /// A result, by its number.
-    Result(usize),
+    Result(u8),
 }
 
 /// Whether each link is no result and has a single element, because all that it takes have one.
@@ -164,28 +164,6 @@ fn singles(links: &[Link], inputs: &[View]) -> [bool; MAX_LINKS] {
             });
     }
     is_single
-}
-
-/// The elements of the links that have a single one, each in its link's place.
-unsafe fn elements(
-    level: Level,
-    links: &[Link],
-    inputs: &[View],
-    is_single: &[bool],
-) -> [u64; MAX_LINKS] {
-    let mut elements = [0; MAX_LINKS];
-    for (i, link) in links.iter().enumerate().filter(|(i, _)| is_single[*i]) {
-        let arguments = link.operands.map(|operand| Argument {
-            at: match operand {
-                Operand::Link(link) => (&raw const elements[link as usize]).cast::<u8>(),
-                Operand::Input(input) => inputs[input as usize].data.cast_const().cast::<u8>(),
-            },
-            is_one: true,
-        });
-        let to = (&raw mut elements[i]).cast::<u8>();
-        elementwise::apply(level, link.action, link.from, link.to, arguments, to, 1);
-    }
-    elements
 }
 
 /// The place of each link of several elements, and how many blocks there are. A block is free again after its last use.
@@ -221,16 +199,9 @@ fn places(links: &[Link], is_single: &[bool]) -> ([Place; MAX_LINKS], usize) {
             Some(owner) => *owner = i,
             None => owners.push(i),
         }
-        places[i] = Place::Block(block);
+        places[i] = Place::Block(block as u8);
     }
     (places, owners.len())
-}
-
-/// An input as the chain reads it.
-struct Input {
-    data: Shared<u8>,
-    /// Bytes of an element.
-    size: usize,
 }
 
 /// `count` elements of `size` bytes beside each other, of elements that lie `step` apart.
@@ -258,6 +229,219 @@ unsafe fn fill(size: usize, to: *mut u8, count: usize) {
     }
 }
 
+/// A call that a chain's work consists of.
+#[derive(Clone, Copy)]
+enum Call {
+    Apply {
+        link: Link,
+        arguments: [Argument; 3],
+        to: *mut u8,
+        count: usize,
+    },
+    /// Elements beside each other, of elements that lie `step` apart.
+    Gather {
+        size: usize,
+        from: *const u8,
+        step: isize,
+        to: *mut u8,
+        count: usize,
+    },
+    /// The first element in the places of all.
+    Fill {
+        size: usize,
+        to: *mut u8,
+        count: usize,
+    },
+}
+
+impl Call {
+    unsafe fn run(&self, level: Level) {
+        match *self {
+            Call::Apply {
+                ref link,
+                arguments,
+                to,
+                count,
+            } => elementwise::apply(level, link.action, link.from, link.to, arguments, to, count),
+            Call::Gather {
+                size,
+                from,
+                step,
+                to,
+                count,
+            } => gather(size, from, step, to, count),
+            Call::Fill { size, to, count } => fill(size, to, count),
+        }
+    }
+}
+
+/// A chain and its arrays: which calls compute it.
+struct Layout<'a> {
+    links: &'a [Link],
+    axes: Axes,
+    is_single: [bool; MAX_LINKS],
+    places: [Place; MAX_LINKS],
+    /// How many blocks the links need, and those of the inputs after them.
+    blocks: usize,
+    /// Each input's elements, and the bytes of one.
+    from: SmallVec<[(Shared<u8>, usize); 4]>,
+    to: Shared<u8>,
+    to_size: usize,
+    /// Elements of a result.
+    size: usize,
+}
+
+/// Memory between the links of a chain.
+#[derive(Clone, Copy)]
+struct Scratch {
+    /// A number for each link that has a single element.
+    elements: *mut u64,
+    /// Blocks, each of `block` numbers.
+    blocks: *mut u64,
+    block: usize,
+}
+
+impl Scratch {
+    /// A block has room for as many elements of any type.
+    unsafe fn block(&self, i: usize) -> *mut u8 {
+        self.blocks.add(i * self.block).cast()
+    }
+}
+
+impl<'a> Layout<'a> {
+    unsafe fn new(links: &'a [Link], inputs: &[View], out: &View) -> Layout<'a> {
+        let first = usize::from(results(links) > 1);
+        // SAFETY: of the same array.
+        let one = unsafe { View::of(out.data, &out.shape()[first..], &out.strides()[first..]) };
+        let is_single = singles(links, inputs);
+        let (places, own) = places(links, &is_single);
+        let mut from: SmallVec<[_; 4]> = inputs
+            .iter()
+            .map(|input| (Shared(input.data.cast::<u8>()), 1))
+            .collect();
+        for link in links {
+            for (place, operand) in link.operands().iter().enumerate() {
+                if let Operand::Input(input) = *operand {
+                    from[input as usize].1 = link.action.operand(place, link.from).size();
+                }
+            }
+        }
+        Layout {
+            links,
+            axes: Axes::new(inputs, &one),
+            is_single,
+            places,
+            blocks: own,
+            from,
+            to: Shared(out.data.cast::<u8>()),
+            to_size: links.last().map_or(1, |link| link.to.size()),
+            size: one.size(),
+        }
+    }
+
+    /// Numbers of all blocks of `block` numbers each.
+    fn numbers(&self, block: usize) -> usize {
+        (self.blocks + self.from.len()) * block
+    }
+
+    /// Computes the links that have a single element.
+    unsafe fn singles(&self, scratch: Scratch, mut call: impl FnMut(Call)) {
+        let singles = self.links.iter().enumerate();
+        for (i, link) in singles.filter(|(i, _)| self.is_single[*i]) {
+            let arguments = link.operands.map(|operand| Argument {
+                at: match operand {
+                    Operand::Link(link) => scratch.elements.add(link as usize).cast_const().cast(),
+                    Operand::Input(input) => self.from[input as usize].0.at(0).cast_const(),
+                },
+                is_one: true,
+            });
+            let to = scratch.elements.add(i).cast();
+            call(Call::Apply {
+                link: *link,
+                arguments,
+                to,
+                count: 1,
+            });
+        }
+    }
+
+    /// Where a link writes its elements from `at` on.
+    unsafe fn place(&self, link: usize, at: usize, scratch: Scratch) -> *mut u8 {
+        match self.places[link] {
+            Place::Block(i) => scratch.block(i.into()),
+            Place::Result(i) => self.to.at((usize::from(i) * self.size + at) * self.to_size),
+        }
+    }
+
+    /// Computes the elements from `at` to `end` of all results.
+    unsafe fn part(&self, mut at: usize, end: usize, scratch: Scratch, mut call: impl FnMut(Call)) {
+        let count = self.axes.count();
+        let links = self.links.iter().enumerate();
+        while at < end {
+            let (row, column) = (at / count, at % count);
+            let length = scratch.block.min(count - column).min(end - at);
+            let mut is_one = self.is_single;
+            for (i, link) in links.clone().filter(|(i, _)| !self.is_single[*i]) {
+                let mut arguments = [Argument {
+                    at: std::ptr::null(),
+                    is_one: true,
+                }; 3];
+                for (argument, operand) in arguments.iter_mut().zip(link.operands()) {
+                    *argument = match *operand {
+                        Operand::Link(link) => Argument {
+                            at: match self.is_single[link as usize] {
+                                true => scratch.elements.add(link as usize).cast_const().cast(),
+                                false => self.place(link as usize, at, scratch).cast_const(),
+                            },
+                            is_one: is_one[link as usize],
+                        },
+                        Operand::Input(input) => {
+                            let input = input as usize;
+                            let (data, size) = &self.from[input];
+                            let step = self.axes.steps[input][self.axes.sizes.len() - 1];
+                            let start = self.axes.offset(input, row) + column as isize * step;
+                            let mut from = data.offset(start * *size as isize).cast_const();
+                            if !(0..=1).contains(&step) {
+                                // Once more for each use.
+                                let to = scratch.block(self.blocks + input);
+                                call(Call::Gather {
+                                    size: *size,
+                                    from,
+                                    step,
+                                    to,
+                                    count: length,
+                                });
+                                from = to.cast_const();
+                            }
+                            Argument {
+                                at: from,
+                                is_one: step == 0,
+                            }
+                        }
+                    };
+                }
+                let all_one = arguments.iter().all(|argument| argument.is_one);
+                let to = self.place(i, at, scratch);
+                call(Call::Apply {
+                    link: *link,
+                    arguments,
+                    to,
+                    count: if all_one { 1 } else { length },
+                });
+                if all_one && matches!(self.places[i], Place::Result(_)) {
+                    call(Call::Fill {
+                        size: self.to_size,
+                        to,
+                        count: length,
+                    });
+                }
+                is_one[i] = all_one;
+            }
+            at += length;
+        }
+    }
+}
+
 /// # Safety
 /// `out` lies without gaps, the inputs broadcast to a result, and all are of the types that the links take and give.
 /// `out` has one more axis, the first, if there are several results, and lies in rows then. Where there is one, `out` may
@@ -266,112 +450,88 @@ pub unsafe fn run(level: Level, links: &[Link], inputs: &[View], out: &View) {
     thread_local! {
         static BLOCKS: RefCell<Vec<u64>> = const { RefCell::new(Vec::new()) };
     }
-    let first = usize::from(results(links) > 1);
-    // SAFETY: of the same array.
-    let one = unsafe { View::of(out.data, &out.shape()[first..], &out.strides()[first..]) };
-    let axes = Axes::new(inputs, &one);
-    let count = axes.count();
-    let is_single = singles(links, inputs);
-    let elements = elements(level, links, inputs, &is_single);
-    let (places, own) = places(links, &is_single);
-    let mut from: SmallVec<[Input; 4]> = inputs
-        .iter()
-        .map(|input| Input {
-            data: Shared(input.data.cast::<u8>()),
-            size: 1,
-        })
-        .collect();
-    for link in links {
-        for (place, operand) in link.operands().iter().enumerate() {
-            if let Operand::Input(input) = *operand {
-                from[input as usize].size = link.action.operand(place, link.from).size();
-            }
-        }
-    }
-    let to = Shared(out.data.cast::<u8>());
-    let to_size = links.last().map_or(1, |link| link.to.size());
-    let size = one.size();
+    let layout = Layout::new(links, inputs, out);
+    let mut elements = [0; MAX_LINKS];
+    let scratch = Scratch {
+        elements: elements.as_mut_ptr(),
+        blocks: std::ptr::null_mut(),
+        block: BLOCK,
+    };
+    layout.singles(scratch, |call| call.run(level));
+    let (size, elements) = (layout.size, Shared(scratch.elements));
     pool::parallel(size.div_ceil(PART), size >= WORTH_SHARING, &|part| {
         BLOCKS.with_borrow_mut(|blocks| {
-            let wanted = (own + inputs.len()) * BLOCK;
+            let wanted = layout.numbers(BLOCK);
             if blocks.len() < wanted {
                 blocks.resize(wanted, 0);
             }
-            let blocks = blocks.as_mut_ptr();
-            // SAFETY: a block has room for as many elements of any type.
-            let block = |i: usize| unsafe { blocks.add(i * BLOCK).cast::<u8>() };
-            // SAFETY: the results' elements from `at` on, which are this part's alone.
-            let place = |link: usize, at: usize| match places[link] {
-                Place::Block(i) => block(i),
-                Place::Result(i) => unsafe { to.at((i * size + at) * to_size) },
-            };
-            let mut at = part * PART;
-            let end = size.min(at + PART);
-            while at < end {
-                let (row, column) = (at / count, at % count);
-                let length = BLOCK.min(count - column).min(end - at);
-                let mut is_one = is_single;
-                for (i, link) in links.iter().enumerate().filter(|(i, _)| !is_single[*i]) {
-                    let argument = |operand: Operand| match operand {
-                        Operand::Link(link) => Argument {
-                            at: match is_single[link as usize] {
-                                true => (&raw const elements[link as usize]).cast(),
-                                false => place(link as usize, at).cast_const(),
-                            },
-                            is_one: is_one[link as usize],
-                        },
-                        Operand::Input(input) => {
-                            let input = input as usize;
-                            let Input { data, size } = &from[input];
-                            let step = axes.steps[input][axes.sizes.len() - 1];
-                            let start = axes.offset(input, row) + column as isize * step;
-                            // SAFETY: within the array; elements apart are put beside each other once more for each
-                            // use.
-                            let at = unsafe {
-                                let start = data.offset(start * *size as isize).cast_const();
-                                if (0..=1).contains(&step) {
-                                    start
-                                } else {
-                                    let beside = block(own + input);
-                                    gather(*size, start, step, beside, length);
-                                    beside.cast_const()
-                                }
-                            };
-                            Argument {
-                                at,
-                                is_one: step == 0,
-                            }
-                        }
-                    };
-                    let mut arguments = link.operands.map(|_| Argument {
-                        at: std::ptr::null(),
-                        is_one: true,
-                    });
-                    for (own, operand) in arguments.iter_mut().zip(link.operands()) {
-                        *own = argument(*operand);
-                    }
-                    let all_one = arguments.iter().all(|argument| argument.is_one);
-                    // SAFETY: as many elements as a block and the part have room for.
-                    unsafe {
-                        let to = place(i, at);
-                        let count = if all_one { 1 } else { length };
-                        elementwise::apply(
-                            level,
-                            link.action,
-                            link.from,
-                            link.to,
-                            arguments,
-                            to,
-                            count,
-                        );
-                        if all_one && matches!(places[i], Place::Result(_)) {
-                            fill(to_size, to, length);
-                        }
-                    }
-                    is_one[i] = all_one;
-                }
-                at += length;
+            let at = part * PART;
+            // SAFETY: elements of the results that are this part's alone, and blocks that are this thread's.
+            unsafe {
+                let scratch = Scratch {
+                    elements: elements.at(0),
+                    blocks: blocks.as_mut_ptr(),
+                    block: BLOCK,
+                };
+                layout.part(at, size.min(at + PART), scratch, |call| call.run(level));
             }
         })
     });
+}
+
+/// The calls of a small chain whose arrays stay where they are.
+pub struct Prepared {
+    level: Level,
+    calls: Vec<Call>,
+    /// What the calls keep between them.
+    _scratch: Box<[u64]>,
+}
+
+// SAFETY: the calls go to arrays that whoever prepared them keeps, and to the scratch memory.
+unsafe impl Send for Prepared {}
+
+/// Calls of a prepared chain, at most: from there on its work takes longer than finding the calls.
+const MAX_CALLS: usize = 512;
+
+impl Prepared {
+    /// None for a chain that several threads share, and for one of too many calls.
+    ///
+    /// # Safety
+    /// As for [`run`], and nobody moves the arrays as long as the calls are run.
+    pub unsafe fn new(links: &[Link], inputs: &[View], out: &View) -> Option<Prepared> {
+        let layout = Layout::new(links, inputs, out);
+        if layout.size >= WORTH_SHARING {
+            return None;
+        }
+        let block = layout.size.clamp(1, BLOCK);
+        let mut memory = vec![0; links.len() + layout.numbers(block)].into_boxed_slice();
+        let elements = memory.as_mut_ptr();
+        let scratch = Scratch {
+            elements,
+            blocks: elements.add(links.len()),
+            block,
+        };
+        let rows = layout.size / layout.axes.count().max(1);
+        if rows * links.len() > MAX_CALLS {
+            return None;
+        }
+        let mut calls = Vec::new();
+        layout.singles(scratch, |call| calls.push(call));
+        layout.part(0, layout.size, scratch, |call| calls.push(call));
+        (calls.len() <= MAX_CALLS).then_some(Prepared {
+            level: Level::best(),
+            calls,
+            _scratch: memory,
+        })
+    }
+
+    /// Computes the chain, from what its inputs hold now.
+    ///
+    /// # Safety
+    /// Nobody else reads or writes the arrays meanwhile.
+    pub unsafe fn run(&self) {
+        for call in &self.calls {
+            call.run(self.level);
+        }
+    }
 }

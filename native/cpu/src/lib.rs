@@ -7,7 +7,7 @@
 //!
 //! | modules | what they have |
 //! |---|---|
-//! | `kernel`, `view`, `element`, `types` | the kernels, and what they run on |
+//! | `kernel`, `prepared`, `view`, `element`, `types` | the kernels, and what they run on |
 //! | `elementwise`, `unary`, `binary` | actions on elements of every type |
 //! | `chain` | such actions, one after another |
 //! | `by_rows`, `rows`, `rope` | softmax, norms and rotary embeddings, by rows |
@@ -44,6 +44,7 @@ mod lines;
 mod math;
 mod moves;
 mod pool;
+mod prepared;
 mod product;
 mod quantized;
 mod reduce;
@@ -70,6 +71,7 @@ pub use element::ElementType;
 pub use elementwise::{Action, Bits, Comparison, Division, Test};
 pub use kernel::Kernel;
 pub use pool::{configure, WORTH_SHARING};
+pub use prepared::Prepared;
 pub use reduce::Reduction;
 pub use rope::Rope;
 pub use scan::Scan;

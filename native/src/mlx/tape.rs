@@ -3,7 +3,7 @@
 use super::release_all;
 use super::Stream;
 use crate::base::Result;
-use emlx_cpu::{ElementType, Kernel, View};
+use emlx_cpu::{ElementType, Kernel, Prepared, View};
 use mlx_rs::Array;
 use mlx_sys as sys;
 use parking_lot::Mutex;
@@ -28,13 +28,9 @@ impl Tape {
         let held = held.collect::<Result<SmallVec<[Array; 4]>>>()?;
         let mut views: SmallVec<[View; 4]> = held.iter().map(view).collect();
         if let Some(out) = views.pop() {
-            self.0.lock().push(Recorded {
-                kernel,
-                element,
-                inputs: views,
-                out,
-                held,
-            });
+            // SAFETY: it has computed these arrays, which are held.
+            let kernel = unsafe { Prepared::new(kernel, element, views, out) };
+            self.0.lock().push(Recorded { kernel, held });
         }
         Ok(())
     }
@@ -47,10 +43,7 @@ impl Tape {
 
 /// A kernel and the memory that it reads and writes.
 pub struct Recorded {
-    kernel: Kernel,
-    element: ElementType,
-    inputs: SmallVec<[View; 4]>,
-    out: View,
+    kernel: Prepared,
     held: SmallVec<[Array; 4]>,
 }
 
@@ -59,7 +52,7 @@ unsafe impl Send for Recorded {}
 
 impl std::fmt::Debug for Recorded {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        self.kernel.fmt(f)
+        f.debug_struct("Recorded").finish_non_exhaustive()
     }
 }
 
@@ -69,7 +62,7 @@ impl Recorded {
     /// # Safety
     /// Nobody else reads or writes the memory meanwhile.
     pub unsafe fn run(&self) {
-        self.kernel.run(self.element, &self.inputs, &self.out)
+        self.kernel.run()
     }
 }
 

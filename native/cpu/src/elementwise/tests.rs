@@ -439,3 +439,53 @@ fn a_chain_goes_through_several_types() {
         }
     }
 }
+
+/// A chain with every kind of input (in rows, transposed, a row, a number), a link with a single element and two
+/// results, computed and computed again after the inputs have changed, as `run` computes it.
+#[test]
+fn a_prepared_chain_computes_what_its_inputs_hold() {
+    let (input, link) = (Operand::Input, Operand::Link);
+    let float = |pair, operands: &[Operand]| {
+        Link::new(Action::Binary(pair), Type::F32, Type::F32, operands)
+    };
+    let mut links = [
+        float(Pair::Add, &[input(3), input(3)]),
+        float(Pair::Multiply, &[input(0), link(0)]),
+        float(Pair::Add, &[link(1), input(1)]),
+        float(Pair::Subtract, &[link(2), input(2)]),
+    ];
+    links[1].is_kept = true;
+    for (rows, columns) in [(1, 1), (1, 7), (5, 3), (3, 1100), (40, 1), (100, 2)] {
+        let size = rows * columns;
+        let mut x: Vec<f32> = (0..size).map(|i| i as f32).collect();
+        let turned: Vec<f32> = (0..size).map(|i| (i % 13) as f32).collect();
+        let row: Vec<f32> = (0..columns).map(|i| i as f32 * 0.5).collect();
+        let mut number = 0f32;
+        let [mut out, mut again] = [(); 2].map(|()| vec![0f32; 2 * size]);
+        let shape = [rows as i32, columns as i32];
+        let results = [2, rows as i32, columns as i32];
+        let (strides, other) = ([columns as i64, 1], [1, rows as i64]);
+        let (x, number) = (x.as_mut_ptr(), &raw mut number);
+        // SAFETY: of arrays that live on and stay where they are.
+        unsafe {
+            let views = [
+                View::of(x.cast_const(), &shape, &strides),
+                View::of(turned.as_ptr(), &shape, &other),
+                View::of(row.as_ptr(), &shape[1..], &[1]),
+                View::of(number.cast_const(), &[], &[]),
+            ];
+            let strides = [size as i64, columns as i64, 1];
+            let to = View::of(again.as_mut_ptr().cast_const(), &results, &strides);
+            let prepared = crate::chain::Prepared::new(&links, &views, &to).expect("a small chain");
+            for value in [3.0, -1.5] {
+                number.write(value);
+                (0..size).for_each(|i| x.add(i).write(x.add(i).read() + 1.0));
+                let to = View::of(out.as_mut_ptr().cast_const(), &results, &strides);
+                crate::chain::run(Level::best(), &links, &views, &to);
+                prepared.run();
+                assert!(out == again, "{rows} × {columns}");
+                assert_eq!(again[size - 1], x.add(size - 1).read() * 2.0 * value);
+            }
+        }
+    }
+}

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 /// Elements of a value of the state, at most: from there on a copy of it each step is worth avoiding.
 const MAX_ELEMENTS: i64 = 4096;
-/// Recordings that fail before no further one is tried. One can fail because a lock is taken.
+/// Recordings that fail before no further one is tried. One can fail because an input is not computed yet.
 const MAX_FAILURES: usize = 3;
 /// Steps between two looks at the time.
 const STEPS: usize = 64;
@@ -130,9 +130,11 @@ impl Repeated {
     fn of(given: &Begun) -> Result<Option<Repeated>> {
         let (count, inputs, stream) = (given.state, given.inputs, given.stream);
         let mut all = Vec::with_capacity(inputs.len());
+        // Copied on a recording stream, which waits for the graph's lock. The copies' kernels are not repeated.
+        let waiting = stream.recording(&Tape::default());
         for (i, input) in inputs.iter().enumerate() {
             all.push(match i < count {
-                true => match cpu::copy_at_once(input, stream)? {
+                true => match cpu::copy_at_once(input, &waiting)? {
                     Some(own) => own,
                     None => return Ok(None),
                 },
