@@ -363,35 +363,6 @@ extern "C" mlx_dtype emlx_promoted(mlx_dtype a, mlx_dtype b) {
   return mlx_dtype_to_c(core::promote_types(mlx_dtype_to_cpp(a), mlx_dtype_to_cpp(b)));
 }
 
-// Computes a kernel at once: 0. 2 where an input is not computed yet; 1 with MLX's error handler called. The graph's
-// lock is held, and `kernel` stays the caller's.
-extern "C" int emlx_kernel_now(
-    mlx_array* res,
-    const emlx_kernel* kernel,
-    const mlx_array* inputs,
-    size_t count,
-    const int* shape,
-    size_t rank,
-    mlx_dtype dtype) {
-  try {
-    std::vector<core::array> arrays;
-    arrays.reserve(count);
-    for (size_t i = 0; i < count; ++i) {
-      arrays.push_back(*static_cast<const core::array*>(inputs[i].ctx));
-      // Asking may take a stream's failure along; the caller sees to it that there is none.
-      if (!arrays.back().is_available()) {
-        return 2;
-      }
-    }
-    res->ctx = new core::array(
-        Kernel::now(*kernel, arrays, core::Shape(shape, shape + rank), mlx_dtype_to_cpp(dtype)));
-    return 0;
-  } catch (const std::exception& e) {
-    mlx_error("%s", e.what());
-    return 1;
-  }
-}
-
 // How a computed array lies, as long as it lives.
 extern "C" void emlx_view_of(const mlx_array array, emlx_view* view) {
   *view = Kernel::view(*static_cast<core::array*>(array.ctx));
@@ -436,15 +407,49 @@ bool look(core::array& a, int depth) {
   return true;
 }
 
-} // namespace
-
-// Computes an array that is a view of a computed one, or a view of such a view. The graph's lock is held.
-extern "C" void emlx_look(const mlx_array array) {
-  auto& a = *static_cast<core::array*>(array.ctx);
+// Whether an array is computed, after it has been if it is a view of a computed one, or a view of such a view.
+bool is_computed(core::array& a) {
   try {
-    look(a, 4);
+    return look(a, 4);
   } catch (const std::exception&) {
     // It stays a node, which says what is wrong when it is evaluated.
+    return false;
+  }
+}
+
+} // namespace
+
+// Computes an array that is a view of a computed one. The graph's lock is held.
+extern "C" void emlx_look(const mlx_array array) {
+  is_computed(*static_cast<core::array*>(array.ctx));
+}
+
+// Computes a kernel at once: 0. 2 where an input is neither computed nor a view of what is; 1 with MLX's error handler called. The graph's
+// lock is held, and `kernel` stays the caller's.
+extern "C" int emlx_kernel_now(
+    mlx_array* res,
+    const emlx_kernel* kernel,
+    const mlx_array* inputs,
+    size_t count,
+    const int* shape,
+    size_t rank,
+    mlx_dtype dtype) {
+  try {
+    std::vector<core::array> arrays;
+    arrays.reserve(count);
+    for (size_t i = 0; i < count; ++i) {
+      arrays.push_back(*static_cast<const core::array*>(inputs[i].ctx));
+      // Asking may take a stream's failure along; the caller sees to it that there is none.
+      if (!is_computed(arrays.back())) {
+        return 2;
+      }
+    }
+    res->ctx = new core::array(
+        Kernel::now(*kernel, arrays, core::Shape(shape, shape + rank), mlx_dtype_to_cpp(dtype)));
+    return 0;
+  } catch (const std::exception& e) {
+    mlx_error("%s", e.what());
+    return 1;
   }
 }
 

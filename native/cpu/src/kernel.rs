@@ -4,8 +4,8 @@
 use super::by_rows::by_rows;
 use super::element::{Element, ElementType};
 use super::simd::Level;
-use super::{arg_extreme, extreme, gather, moves, select_top, sort};
-use super::{attention, chain, product, quantized, reduce, rope, rows, scan, scatter, slices};
+use super::{arg_extreme, extreme, gather, moves, select_top, slices, sort};
+use super::{attention, chain, product, quantized, reduce, rope, rows, scan, scatter};
 use super::{Links, Mask, Reduction, Rope, Scan, Type, View};
 use half::{bf16, f16};
 use smallvec::SmallVec;
@@ -30,16 +30,18 @@ pub enum Kernel {
     Product,
     /// x {n, k}, weights {m, k · bits / 32}, scales and biases {m, k / group}.
     QuantizedProduct { group: usize, bits: usize },
-    /// a, what is written over a slice of it, and where the slice begins: a whole number for each of these axes, of 64
-    /// bits or 32.
+    /// a, what is written over a slice of it, and where the slice begins: an integer of the type `of` for each of these
+    /// axes. Elements are of `bytes`.
     Update {
         axes: SmallVec<[u8; 8]>,
-        is_wide: bool,
+        of: Type,
+        bytes: u8,
     },
     /// a, and where a slice of it begins, likewise.
     Slice {
         axes: SmallVec<[u8; 8]>,
-        is_wide: bool,
+        of: Type,
+        bytes: u8,
     },
     /// a, and an index of the type `of` for each slice of `sizes` and each of these axes. Elements are of `bytes`.
     Gather {
@@ -247,6 +249,16 @@ impl Kernel {
                 select_top::run(level, of, &how, x, out)
             }
             Kernel::Sort { axis, of } => sort::sort(of, axis.into(), x, out),
+            Kernel::Update {
+                ref axes,
+                of,
+                bytes,
+            } => slices::update(axes, of, bytes.into(), inputs, out),
+            Kernel::Slice {
+                ref axes,
+                of,
+                bytes,
+            } => slices::slice(axes, of, bytes.into(), inputs, out),
             Kernel::Gather {
                 ref axes,
                 ref sizes,
@@ -294,8 +306,6 @@ impl Kernel {
             Kernel::QuantizedProduct { group, bits } => {
                 quantized::run::<T>(level, inputs, group, bits, out)
             }
-            Kernel::Update { ref axes, is_wide } => slices::update::<T>(axes, is_wide, inputs, out),
-            Kernel::Slice { ref axes, is_wide } => slices::slice::<T>(axes, is_wide, inputs, out),
             Kernel::ScatterAdd { ref axes, of } => scatter::add_slices::<T>(axes, of, inputs, out),
             Kernel::ScatterAddAlong { axis, of } => {
                 scatter::add_along::<T>(axis.into(), of, inputs, out)
@@ -328,6 +338,8 @@ impl Kernel {
             | Kernel::ArgExtreme { .. }
             | Kernel::TopK { .. }
             | Kernel::Sort { .. }
+            | Kernel::Update { .. }
+            | Kernel::Slice { .. }
             | Kernel::Argsort { .. }
             | Kernel::Gather { .. }
             | Kernel::Along { .. }

@@ -1,28 +1,26 @@
 //! A slice of an array from where numbers say that are known only when it runs, and an array with such a slice written
 //! over. A copy of a cache is as much memory as attention reads, so threads share it.
 
-use super::element::Element;
+use super::gather::of_size;
+use super::indices;
 use super::pool::{self, Shared, PART, WORTH_SHARING};
-use super::View;
+use super::{Type, View};
 
 /// Where the slice begins in `whole`, in elements: within it along every axis, whatever `start` says.
-unsafe fn offset(start: &View, axes: &[u8], is_wide: bool, slice: &View, whole: &View) -> isize {
+unsafe fn offset(start: &View, axes: &[u8], of: Type, slice: &View, whole: &View) -> isize {
     let mut offset = 0;
     for (i, axis) in axes.iter().enumerate() {
-        let (at, axis) = (i as isize * start.step(), *axis as usize);
-        let first = match is_wide {
-            true => start.data.cast::<i64>().offset(at).read(),
-            false => i64::from(start.data.cast::<i32>().offset(at).read()),
-        };
+        let (axis, mut first) = (*axis as usize, [0]);
+        indices::line(of, start, i as isize * start.step(), 1, &mut first);
         let last = i64::from(whole.shape()[axis] - slice.shape()[axis]);
-        offset += first.clamp(0, last) as isize * whole.strides()[axis] as isize;
+        offset += first[0].clamp(0, last) as isize * whole.strides()[axis] as isize;
     }
     offset
 }
 
 /// As many elements as `slice` has, row by row: from `from` on in rows that begin at `from_row` and go by `step`, to
 /// `to`.
-unsafe fn copy<T: Element>(
+unsafe fn copy<T: Copy>(
     slice: &View,
     (from, from_row, step): (Shared<T>, &Row, isize),
     (to, to_row): (Shared<T>, &Row),
@@ -48,23 +46,28 @@ unsafe fn copy<T: Element>(
 type Row<'a> = dyn Fn(usize) -> isize + Sync + 'a;
 
 /// # Safety
-/// `out` lies in rows and is no larger than the array along any axis, and `start` has a whole number for each of the
-/// axes.
-pub unsafe fn slice<T: Element>(axes: &[u8], is_wide: bool, inputs: &[View], out: &View) {
+/// `out` lies in rows and is no larger than the array along any axis, and `start` has an integer of the type `of` for
+/// each of the axes. Elements are of `bytes`.
+pub unsafe fn slice(axes: &[u8], of: Type, bytes: usize, inputs: &[View], out: &View) {
     let [a, start] = inputs else {
         return;
     };
-    let (from, to) = (Shared(a.data.cast::<T>()), Shared(out.data.cast::<T>()));
-    let first = offset(start, axes, is_wide, out, a);
+    let first = offset(start, axes, of, out, a);
     let from_row = |row| first + out.row_in(row, a);
-    copy(out, (from, &from_row, a.step()), (to, &|row| out.row(row)));
+    macro_rules! call {
+        ($T:ty) => {{
+            let (from, to) = (Shared(a.data.cast::<$T>()), Shared(out.data.cast::<$T>()));
+            copy(out, (from, &from_row, a.step()), (to, &|row| out.row(row)));
+        }};
+    }
+    of_size!(bytes, call)
 }
 
 /// `a` to `out`, unless this is `a`'s own memory.
 ///
 /// # Safety
 /// Both are of one shape, and `out` lies without gaps.
-pub unsafe fn copy_whole<T: Element>(a: &View, out: &View) {
+pub unsafe fn copy_whole<T: Copy>(a: &View, out: &View) {
     let (from, to) = (Shared(a.data.cast::<T>()), Shared(out.data.cast::<T>()));
     if a.strides() == out.strides() && out.data != a.data {
         let size = out.size();
@@ -87,14 +90,23 @@ pub unsafe fn copy_whole<T: Element>(a: &View, out: &View) {
 
 /// # Safety
 /// `update` is no larger than `out` along any axis, `out` is of `a`'s shape, lies without gaps, in rows, and may have
-/// `a`'s memory, and `start` has a whole number for each of the axes.
-pub unsafe fn update<T: Element>(axes: &[u8], is_wide: bool, inputs: &[View], out: &View) {
+/// `a`'s memory, and `start` has an integer of the type `of` for each of the axes. Elements are of `bytes`.
+pub unsafe fn update(axes: &[u8], of: Type, bytes: usize, inputs: &[View], out: &View) {
+    macro_rules! call {
+        ($T:ty) => {
+            update_of::<$T>(axes, of, inputs, out)
+        };
+    }
+    of_size!(bytes, call)
+}
+
+unsafe fn update_of<T: Copy>(axes: &[u8], of: Type, inputs: &[View], out: &View) {
     let [a, update, start] = inputs else {
         return;
     };
     copy_whole::<T>(a, out);
     if update.size() > 0 {
-        let first = offset(start, axes, is_wide, update, out);
+        let first = offset(start, axes, of, update, out);
         let to_row = |row| first + update.row_in(row, out);
         let (from, to) = (
             Shared(update.data.cast::<T>()),

@@ -278,13 +278,12 @@ pub fn quantized_product(
     node::new(kernel, Layout::Rows, inputs, &shape, inputs[0], s)
 }
 
-/// Whether [`slice`] and [`update`] take arrays of this type on this device.
-pub fn slices(device: Device, dtype: Dtype) -> bool {
-    device == Device::Cpu && are_there() && (dtype.is_half() || dtype.size() == 4)
+/// Whether there are [`slice`] and [`update`] on this device.
+pub fn slices(device: Device) -> bool {
+    device == Device::Cpu && are_there()
 }
 
-/// `a` with `update` in place of a slice, as far inside as it fits. Both are of one type, and `start` is of 32 or 64
-/// bits with signs.
+/// `a` with `update` in place of a slice, as far inside as it fits. Both are of one type, and `start` has integers.
 pub fn update(
     a: &Array,
     update: &Array,
@@ -292,16 +291,11 @@ pub fn update(
     axes: SmallVec<[u8; 8]>,
     s: &Stream,
 ) -> Result<Array> {
-    let is_wide = mlx::dtype(start) == Dtype::S64;
-    let kernel = Kernel::Update { axes, is_wide };
-    node::new(
-        kernel,
-        Layout::LikeFirst,
-        &[a, update, start],
-        a.shape(),
-        a,
-        s,
-    )
+    let (of, dtype) = (mlx::dtype(start).try_into()?, mlx::dtype(a));
+    let bytes = dtype.size() as u8;
+    let kernel = Kernel::Update { axes, of, bytes };
+    let inputs = [a, update, start];
+    node::typed(kernel, Layout::LikeFirst, &inputs, a.shape(), dtype, s)
 }
 
 /// The slice of `shape` that begins at `start`, as far inside as it fits.
@@ -312,9 +306,10 @@ pub fn slice(
     shape: &[i32],
     s: &Stream,
 ) -> Result<Array> {
-    let is_wide = mlx::dtype(start) == Dtype::S64;
-    let kernel = Kernel::Slice { axes, is_wide };
-    node::new(kernel, Layout::Rows, &[a, start], shape, a, s)
+    let (of, dtype) = (mlx::dtype(start).try_into()?, mlx::dtype(a));
+    let bytes = dtype.size() as u8;
+    let kernel = Kernel::Slice { axes, of, bytes };
+    node::typed(kernel, Layout::Rows, &[a, start], shape, dtype, s)
 }
 
 /// The slices of `sizes` of `a` that begin at `indices` of one shape and type, one for each of `axes`: {of that shape,

@@ -36,7 +36,9 @@ impl TryFrom<Dtype> for Type {
 /// thread: its node would take longer.
 const SMALL: usize = 4096;
 
-fn is_small(kernel: &Kernel, inputs: &[&Array], shape: &[i32]) -> bool {
+/// Whether a kernel runs at once. Where it is recorded its inputs may be large: a step that reads a part of one would
+/// not be recorded otherwise, and no scheduler waits.
+fn is_small(kernel: &Kernel, inputs: &[&Array], shape: &[i32], is_recorded: bool) -> bool {
     let size: usize = shape.iter().map(|size| *size as usize).product();
     let steps = match kernel {
         Kernel::Product => inputs[0].shape().last().map_or(1, |size| *size as usize),
@@ -45,7 +47,7 @@ fn is_small(kernel: &Kernel, inputs: &[&Array], shape: &[i32]) -> bool {
     };
     size > 0
         && size.saturating_mul(steps) <= SMALL
-        && inputs.iter().all(|array| array.size() <= SMALL)
+        && (is_recorded || inputs.iter().all(|array| array.size() <= SMALL))
 }
 
 /// A kernel with the type it was asked for.
@@ -63,7 +65,7 @@ impl Owned {
         dtype: Dtype,
         s: &Stream,
     ) -> Result<Option<Array>> {
-        if !is_small(&self.kernel, inputs, shape) || !mlx::has_tasks() {
+        if !is_small(&self.kernel, inputs, shape, s.tape().is_some()) || !mlx::has_tasks() {
             return Ok(None);
         }
         let functions = functions(self, self.kernel.name().as_ptr());

@@ -123,19 +123,10 @@ fn clamp_starts(start: &Array, limits: &[i32], s: &Stream) -> Result<Array> {
     mlx::astype(&within, Dtype::S32, s)
 }
 
-/// Where a slice begins, and along which axes, as the kernels for slices take it.
-fn places(
-    a: &Array,
-    start: &Array,
-    axes: &[i32],
-    s: &Stream,
-) -> Result<(Array, SmallVec<[u8; 8]>)> {
-    let start = match mlx::dtype(start) {
-        Dtype::S32 => mlx::share(start)?,
-        _ => indexing::signed_index(start, s)?,
-    };
+/// Axes as the kernels for slices take them.
+fn places(a: &Array, axes: &[i32]) -> Result<SmallVec<[u8; 8]>> {
     let axes = axes.iter().map(|axis| Ok(check::axis(a, *axis)? as u8));
-    Ok((start, axes.collect::<Result<_>>()?))
+    axes.collect()
 }
 
 pub fn slice_dynamic(
@@ -152,9 +143,8 @@ pub fn slice_dynamic(
     for (axis, size) in axes.iter().zip(sizes) {
         whole[check::axis(a, *axis)?] = *size;
     }
-    if cpu::slices(device, mlx::dtype(a)) {
-        let (start, axes) = places(a, start, axes, s)?;
-        return cpu::slice(a, &start, axes, &whole, s);
+    if cpu::slices(device) {
+        return cpu::slice(a, start, places(a, axes)?, &whole, s);
     }
     let start = clamp_starts(start, &limits, s)?;
     mlx::slice_dynamic(a, &start, axes, &whole, s)
@@ -182,9 +172,8 @@ pub fn slice_update_dynamic(
     let limits = check_starts(a, start, axes, &sizes)?;
     let update = mlx::astype(update, mlx::dtype(a), s)?;
     let mut sizes = update.shape().iter().zip(a.shape());
-    if cpu::slices(device, mlx::dtype(a)) && sizes.all(|(own, whole)| own <= whole) {
-        let (start, axes) = places(a, start, axes, s)?;
-        return cpu::update(a, &update, &start, axes, s);
+    if cpu::slices(device) && sizes.all(|(own, whole)| own <= whole) {
+        return cpu::update(a, &update, start, places(a, axes)?, s);
     }
     let start = clamp_starts(start, &limits, s)?;
     mlx::slice_update_dynamic(a, &update, &start, axes, s)

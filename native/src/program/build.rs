@@ -65,6 +65,16 @@ pub fn values(
     Ok((values, crossed))
 }
 
+/// What an operation or a segment gives of these values, without what crosses between devices.
+pub fn node(
+    node: &Node,
+    values: &[Option<Array>],
+    device: Device,
+    stream: &Stream,
+) -> Result<Outputs> {
+    node_of_operation(node, values, device, stream, &mut Crossed::default())
+}
+
 fn node_of_operation(
     node: &Node,
     values: &[Option<Array>],

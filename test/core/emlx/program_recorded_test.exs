@@ -115,13 +115,113 @@ defmodule EMLX.ProgramRecordedTest do
     end
   end
 
-  test "a loop inside a loop is recorded by itself, with the values of the outer step" do
+  test "a loop inside a loop is recorded with it, and begins anew in each outer step" do
     inner = {3, [{:less, [0, 2], 1}], [3]}
     step = {3, [constant(1, :s64), {:add, [0, 3], 1}, {:add, [1, 1], 1}], [4, 5]}
     body = [constant(0, :s64), constant(2, :s64), loop(2, [3, 1, 4], inner, step)]
     program = counted(1, body, [6])
     assert run(program, [Array.scalar(1.0, :f32)], 5) == [1024.0]
-    assert Program.explain(program, device: :cpu) =~ "recorded step (5 runs)"
+    assert Program.explain(program, device: :cpu) =~ "recorded step (1 runs)"
+  end
+
+  test "a loop inside that takes another number of steps each time, or none" do
+    # x becomes x + i, by i steps of one: 0 + 0 + 1 + 2 + ….
+    inner = {3, [{:less, [0, 2], 1}], [3]}
+    step = {3, [constant(1, :s64), {:add, [0, 3], 1}, {:add, [1, 3], 1}], [4, 5]}
+    body = [constant(0, :s64), loop(2, [3, 1, 0], inner, step)]
+    program = counted(1, body, [5])
+
+    for steps <- [0, 1, 2, 10],
+        do: assert(run(program, [Array.scalar(7, :s64)], steps) == [7 + div(steps * (steps - 1), 2)])
+
+    assert recorded?(program)
+  end
+
+  defp branch(inputs, then, otherwise, outputs), do: {{:if, %{then: then, else: otherwise}}, inputs, outputs}
+
+  test "a step takes the branch that its values say" do
+    # Collatz: {n, steps} until n is 1.
+    even = {1, [constant(2, :s64), {:quotient, [0, 1], 1}], [2]}
+    odd = {1, [constant(3, :s64), {:multiply, [0, 1], 1}, constant(1, :s64), {:add, [2, 3], 1}], [4]}
+
+    body =
+      {2,
+       [
+         constant(2, :s64),
+         {:remainder, [0, 2], 1},
+         constant(0, :s64),
+         {:equal, [3, 4], 1},
+         branch([5, 0], even, odd, 1),
+         constant(1, :s64),
+         {:add, [1, 7], 1}
+       ], [6, 8]}
+
+    condition = {2, [constant(1, :s64), {:not_equal, [0, 2], 1}], [3]}
+    program = Program.new(2, [loop(2, [0, 1], condition, body)], [2, 3])
+
+    for {n, steps} <- [{1, 0}, {6, 8}, {27, 111}] do
+      outputs = Program.run(program, [Array.scalar(n, :s64), Array.scalar(0, :s64)], device: :cpu)
+      assert Enum.map(outputs, &Array.to_list/1) == [1, steps]
+    end
+
+    assert recorded?(program)
+  end
+
+  test "branches exchange values, leave them, read views and have loops inside" do
+    # {a, b} over three columns: where i is odd {b, a}, else {a turned round, b doubled i times}.
+    exchange = {3, [], [1, 0]}
+    inner = {3, [{:less, [0, 2], 1}], [3]}
+    double = {3, [constant(1, :s64), {:add, [0, 3], 1}, {:add, [1, 1], 1}], [4, 5]}
+
+    other =
+      {3,
+       [
+         {{:slice, %{start: [2], stop: [-4], strides: [-1]}}, [0], 1},
+         constant(0, :s64),
+         loop(2, [4, 1, 2], inner, double)
+       ], [3, 6]}
+
+    body = [
+      constant(2, :s64),
+      {:remainder, [0, 4], 1},
+      branch([5, 1, 2, 0], exchange, other, 2)
+    ]
+
+    program = counted(2, body, [6, 7])
+
+    expected = fn steps ->
+      Enum.reduce(0..(steps - 1)//1, {[1, 2, 3], [4, 5, 6]}, fn
+        i, {a, b} when rem(i, 2) == 1 -> {b, a}
+        i, {a, b} -> {Enum.reverse(a), Enum.map(b, &(&1 * 2 ** i))}
+      end)
+    end
+
+    for steps <- 0..6 do
+      state = [Array.from_list([1, 2, 3], :s64), Array.from_list([4, 5, 6], :s64)]
+      assert {steps, run(program, state, steps)} == {steps, Tuple.to_list(expected.(steps))}
+      assert recorded?(program)
+    end
+  end
+
+  test "values that steps leave as they are may be large, also through branches and loops inside" do
+    # The sum of every element of a table, one each step, read at the place i; {sum, table} with a table of 20,000.
+    pick =
+      {3,
+       [
+         {{:reshape, %{shape: [1]}}, [2], 1},
+         {{:slice_dynamic, %{axes: [0], sizes: [1]}}, [1, 3], 1},
+         {{:reshape, %{shape: []}}, [4], 1},
+         {:add, [0, 5], 1}
+       ], [6, 1]}
+
+    none = {3, [], [0, 1]}
+    body = [constant(10_000, :s64), {:less, [0, 4], 1}, branch([5, 1, 2, 0], pick, none, 2)]
+    program = counted(2, body, [6, 7])
+    table = Ops.arange(0, 20_000, dtype: :s64)
+    [sum, same] = run(program, [Array.scalar(0, :s64), table], 12_000)
+    assert sum == div(9_999 * 10_000, 2)
+    assert same == Enum.to_list(0..19_999)
+    assert recorded?(program)
   end
 
   test "an endless recorded loop lets other jobs of its queue run, and ends with its caller" do

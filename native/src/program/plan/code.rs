@@ -115,7 +115,8 @@ impl Code {
         }
     }
 
-    fn has_effect(&self) -> bool {
+    /// Whether it may do more than give values.
+    pub fn has_effect(&self) -> bool {
         self.nodes.iter().any(Node::has_effect)
     }
 

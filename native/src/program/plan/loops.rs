@@ -90,9 +90,9 @@ fn engine(
     scope: &Scope,
 ) -> std::result::Result<Arc<dyn LoopEngine>, String> {
     if scope.target.kernels {
-        return match condition.is_plain() && body.is_plain() {
-            true => Ok(Arc::new(Recordings::default())),
-            false => Err("a step with branches, loops or calls is not recorded".into()),
+        return match condition.has_effect() || body.has_effect() {
+            true => Err("a step with calls is not recorded".into()),
+            false => Ok(Arc::new(Recordings::of(body))),
         };
     }
     if !scope.target.step_graphs {
