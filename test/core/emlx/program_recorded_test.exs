@@ -224,6 +224,24 @@ defmodule EMLX.ProgramRecordedTest do
     assert recorded?(program)
   end
 
+  test "a loop after an operation that can fail late is recorded, and the failure is the run's" do
+    body = {3, [constant(1, :s64), {:add, [0, 3], 1}, {:add, [1, 1], 1}], [4, 5]}
+    condition = {3, [{:less, [0, 2], 1}], [3]}
+    instructions = [{:inv, [2], 1}, loop(2, [0, 3, 1], condition, body)]
+    program = Program.new(3, instructions, [5])
+    counters = [Array.scalar(0, :s64), Array.scalar(3, :s64)]
+    m = Array.from_list([[2.0, 0.0], [0.0, 4.0]], :f32)
+    [out] = Program.run(program, counters ++ [m], device: :cpu)
+    assert Array.to_list(out) == [[4.0, 0.0], [0.0, 2.0]]
+    assert recorded?(program)
+
+    assert_raise EMLX.Error, ~r/inv|singular|inverse/i, fn ->
+      Program.run(program, counters ++ [Ops.zeros({2, 2}, :f32)], device: :cpu) |> EMLX.eval()
+    end
+
+    assert [_] = Program.run(program, counters ++ [m], device: :cpu) |> EMLX.eval()
+  end
+
   test "an endless recorded loop lets other jobs of its queue run, and ends with its caller" do
     queue = Queue.start()
     endless = loop(1, [0], {1, [constant(1, :s64)], [1]}, {1, [constant(1, :s64), {:add, [0, 1], 1}], [2]})

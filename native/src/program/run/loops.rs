@@ -64,16 +64,21 @@ impl Loop {
         engine.is_some_and(|engine| engine.takes_first(&self.signatures))
     }
 
-    /// Hands the loop over to its engine, if that can take it.
-    pub(super) fn try_engine(&mut self, queue: &dyn Evaluator) -> Result<bool> {
+    /// Hands the loop over to its engine, if that can take it. What can fail late until here is known by then on the CPU.
+    pub(super) fn try_engine(
+        &mut self,
+        queue: &dyn Evaluator,
+        outcomes: &Outcomes,
+    ) -> Result<bool> {
         self.is_tried = true;
         let Some(engine) = &self.plan.engine else {
             return Ok(false);
         };
         let slots = self.state.0.iter().chain(&self.captured.0);
         let inputs = slots.map(Slot::array).collect::<Result<Vec<_>>>()?;
-        if queue.device() == Device::Cpu && !are_available(&inputs) {
-            queue.compute(&inputs, &Outcomes::new())?;
+        let is_known = outcomes.is_empty() && are_available(&inputs);
+        if queue.device() == Device::Cpu && !is_known {
+            queue.compute(&inputs, outcomes)?;
         }
         let running = engine.start(&Begun {
             condition: &self.condition,

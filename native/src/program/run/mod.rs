@@ -249,8 +249,7 @@ impl Run {
             is_tried: plan.engine.is_none() || device == Device::Cpu,
             doubt: None,
         };
-        let is_first = self.outcomes.is_empty() && repeated.is_taken_first();
-        if is_first && repeated.try_engine(queue)? {
+        if repeated.is_taken_first() && repeated.try_engine(queue, &self.outcomes)? {
             self.levels.push(Level::Loop(Box::new(repeated)));
             return Ok(());
         }
@@ -319,7 +318,7 @@ impl Run {
                 self.finish(state);
                 return Ok(None);
             }
-            return match self.outcomes.is_empty() && repeated.try_engine(queue)? {
+            return match self.outcomes.is_empty() && repeated.try_engine(queue, &self.outcomes)? {
                 true => self.replay(queue),
                 false => self.next_step(queue, began),
             };
