@@ -1,10 +1,13 @@
 //! Functions of elements, one after another, in one pass: what one gives the next is a block that stays in a core's own
 //! cache. A chain has one result, or several of one type, which then lie one after another along a first axis.
 
+mod axes;
+
 use super::elementwise::{self, Action, Argument};
 use super::pool::{self, Shared, PART, WORTH_SHARING};
 use super::simd::Level;
 use super::{Type, View};
+use axes::Axes;
 use smallvec::SmallVec;
 use std::cell::RefCell;
 
@@ -70,78 +73,6 @@ pub fn results(links: &[Link]) -> usize {
 
 /// Elements of a block.
 const BLOCK: usize = 1024;
-
-/// The axes that remain where those that no array needs are left out, the outermost first, in the order in which the
-/// result lies.
-struct Axes {
-    sizes: SmallVec<[usize; 4]>,
-    /// Of each input, in elements; 0 along axes that it is repeated over.
-    steps: SmallVec<[SmallVec<[isize; 4]>; 4]>,
-}
-
-impl Axes {
-    fn new(inputs: &[View], out: &View) -> Axes {
-        let rank = out.shape().len();
-        let mut order: SmallVec<[usize; 8]> =
-            (0..rank).filter(|axis| out.shape()[*axis] != 1).collect();
-        order.sort_by_key(|axis| std::cmp::Reverse(out.strides()[*axis]));
-        let step = |input: &View, axis: usize| {
-            let own = (axis + input.shape().len()).checked_sub(rank);
-            match own.filter(|own| input.shape()[*own] != 1) {
-                Some(own) => input.strides()[own] as isize,
-                None => 0,
-            }
-        };
-        let mut axes = Axes {
-            sizes: SmallVec::new(),
-            steps: inputs.iter().map(|_| SmallVec::new()).collect(),
-        };
-        for axis in order {
-            let size = out.shape()[axis] as usize;
-            let goes_on = !axes.sizes.is_empty()
-                && inputs.iter().zip(&axes.steps).all(|(input, steps)| {
-                    steps.last() == Some(&(step(input, axis) * size as isize))
-                });
-            if !goes_on {
-                axes.sizes.push(1);
-            }
-            if let Some(last) = axes.sizes.last_mut() {
-                *last *= size;
-            }
-            for (input, steps) in inputs.iter().zip(&mut axes.steps) {
-                if goes_on {
-                    steps.pop();
-                }
-                steps.push(step(input, axis));
-            }
-        }
-        if axes.sizes.is_empty() {
-            axes.sizes.push(1);
-            axes.steps.iter_mut().for_each(|steps| steps.push(0));
-        }
-        axes
-    }
-
-    /// How long a row along the innermost axis is.
-    fn count(&self) -> usize {
-        self.sizes.last().copied().unwrap_or(1)
-    }
-
-    /// Where an input's row begins.
-    fn offset(&self, input: usize, mut row: usize) -> isize {
-        let outer = self.sizes.len() - 1;
-        let mut offset = 0;
-        for (size, step) in self.sizes[..outer]
-            .iter()
-            .zip(&self.steps[input][..outer])
-            .rev()
-        {
-            offset += (row % size) as isize * step;
-            row /= size;
-        }
-        offset
-    }
-}
 
 /// Where a link writes to.
 #[derive(Clone, Copy)]
@@ -246,6 +177,15 @@ enum Call {
         to: *mut u8,
         count: usize,
     },
+    /// Elements of an input beside each other, from number `at` on in the result's order.
+    Spread {
+        size: usize,
+        input: usize,
+        from: *const u8,
+        at: usize,
+        to: *mut u8,
+        count: usize,
+    },
     /// The first element in the places of all.
     Fill {
         size: usize,
@@ -255,7 +195,7 @@ enum Call {
 }
 
 impl Call {
-    unsafe fn run(&self, level: Level) {
+    unsafe fn run(&self, level: Level, axes: &Axes) {
         match *self {
             Call::Apply {
                 ref link,
@@ -270,6 +210,19 @@ impl Call {
                 to,
                 count,
             } => gather(size, from, step, to, count),
+            Call::Spread {
+                size,
+                input,
+                from,
+                at,
+                to,
+                count,
+            } => match size {
+                1 => axes.spread(input, from, at, to, count),
+                2 => axes.spread::<u16>(input, from.cast(), at, to.cast(), count),
+                4 => axes.spread::<u32>(input, from.cast(), at, to.cast(), count),
+                _ => axes.spread::<u64>(input, from.cast(), at, to.cast(), count),
+            },
             Call::Fill { size, to, count } => fill(size, to, count),
         }
     }
@@ -373,13 +326,76 @@ impl<'a> Layout<'a> {
         }
     }
 
+    /// An input's elements from `at` on, which are of one row. Elements apart are put beside each other once more for
+    /// each use.
+    unsafe fn of_row(
+        &self,
+        input: usize,
+        at: usize,
+        count: usize,
+        scratch: Scratch,
+        call: &mut impl FnMut(Call),
+    ) -> Argument {
+        let (data, size) = &self.from[input];
+        let (row, column) = (at / self.axes.count(), at % self.axes.count());
+        let step = self.axes.steps[input][self.axes.sizes.len() - 1];
+        let start = self.axes.offset(input, row) + column as isize * step;
+        let (size, from) = (*size, data.offset(start * *size as isize).cast_const());
+        let is_one = step == 0;
+        if matches!(step, 0 | 1) {
+            return Argument { at: from, is_one };
+        }
+        let to = scratch.block(self.blocks + input);
+        call(Call::Gather {
+            size,
+            from,
+            step,
+            to,
+            count,
+        });
+        let at = to.cast_const();
+        Argument { at, is_one }
+    }
+
+    /// An input's elements from `at` on, which are of several rows.
+    unsafe fn of_rows(
+        &self,
+        input: usize,
+        at: usize,
+        count: usize,
+        scratch: Scratch,
+        call: &mut impl FnMut(Call),
+    ) -> Argument {
+        let (data, size) = &self.from[input];
+        let is_one = self.axes.is_one(input);
+        if is_one || self.axes.is_in_order(input) {
+            let start = if is_one { 0 } else { at };
+            let at = data.at(start * size).cast_const();
+            return Argument { at, is_one };
+        }
+        let to = scratch.block(self.blocks + input);
+        call(Call::Spread {
+            size: *size,
+            input,
+            from: data.at(0).cast_const(),
+            at,
+            to,
+            count,
+        });
+        let at = to.cast_const();
+        Argument { at, is_one }
+    }
+
     /// Computes the elements from `at` to `end` of all results.
     unsafe fn part(&self, mut at: usize, end: usize, scratch: Scratch, mut call: impl FnMut(Call)) {
-        let count = self.axes.count();
+        let (count, is_short) = (self.axes.count(), self.axes.is_short());
         let links = self.links.iter().enumerate();
         while at < end {
-            let (row, column) = (at / count, at % count);
-            let length = scratch.block.min(count - column).min(end - at);
+            let row_end = match is_short {
+                true => end,
+                false => (at / count + 1) * count,
+            };
+            let length = scratch.block.min(row_end.min(end) - at);
             let mut is_one = self.is_single;
             for (i, link) in links.clone().filter(|(i, _)| !self.is_single[*i]) {
                 let mut arguments = [Argument {
@@ -395,28 +411,11 @@ impl<'a> Layout<'a> {
                             },
                             is_one: is_one[link as usize],
                         },
+                        Operand::Input(input) if is_short => {
+                            self.of_rows(input as usize, at, length, scratch, &mut call)
+                        }
                         Operand::Input(input) => {
-                            let input = input as usize;
-                            let (data, size) = &self.from[input];
-                            let step = self.axes.steps[input][self.axes.sizes.len() - 1];
-                            let start = self.axes.offset(input, row) + column as isize * step;
-                            let mut from = data.offset(start * *size as isize).cast_const();
-                            if !(0..=1).contains(&step) {
-                                // Once more for each use.
-                                let to = scratch.block(self.blocks + input);
-                                call(Call::Gather {
-                                    size: *size,
-                                    from,
-                                    step,
-                                    to,
-                                    count: length,
-                                });
-                                from = to.cast_const();
-                            }
-                            Argument {
-                                at: from,
-                                is_one: step == 0,
-                            }
+                            self.of_row(input as usize, at, length, scratch, &mut call)
                         }
                     };
                 }
@@ -457,7 +456,7 @@ pub unsafe fn run(level: Level, links: &[Link], inputs: &[View], out: &View) {
         blocks: std::ptr::null_mut(),
         block: BLOCK,
     };
-    layout.singles(scratch, |call| call.run(level));
+    layout.singles(scratch, |call| call.run(level, &layout.axes));
     let (size, elements) = (layout.size, Shared(scratch.elements));
     pool::parallel(size.div_ceil(PART), size >= WORTH_SHARING, &|part| {
         BLOCKS.with_borrow_mut(|blocks| {
@@ -473,7 +472,9 @@ pub unsafe fn run(level: Level, links: &[Link], inputs: &[View], out: &View) {
                     blocks: blocks.as_mut_ptr(),
                     block: BLOCK,
                 };
-                layout.part(at, size.min(at + PART), scratch, |call| call.run(level));
+                layout.part(at, size.min(at + PART), scratch, |call| {
+                    call.run(level, &layout.axes)
+                });
             }
         })
     });
@@ -483,6 +484,7 @@ pub unsafe fn run(level: Level, links: &[Link], inputs: &[View], out: &View) {
 pub struct Prepared {
     level: Level,
     calls: Vec<Call>,
+    axes: Axes,
     /// What the calls keep between them.
     _scratch: Box<[u64]>,
 }
@@ -511,7 +513,10 @@ impl Prepared {
             blocks: elements.add(links.len()),
             block,
         };
-        let rows = layout.size / layout.axes.count().max(1);
+        let rows = match layout.axes.is_short() {
+            true => layout.size.div_ceil(block),
+            false => layout.size / layout.axes.count().max(1),
+        };
         if rows * links.len() > MAX_CALLS {
             return None;
         }
@@ -521,6 +526,7 @@ impl Prepared {
         (calls.len() <= MAX_CALLS).then_some(Prepared {
             level: Level::best(),
             calls,
+            axes: layout.axes,
             _scratch: memory,
         })
     }
@@ -531,7 +537,7 @@ impl Prepared {
     /// Nobody else reads or writes the arrays meanwhile.
     pub unsafe fn run(&self) {
         for call in &self.calls {
-            call.run(self.level);
+            call.run(self.level, &self.axes);
         }
     }
 }

@@ -17,9 +17,6 @@ use node::Layout;
 pub use order::{arg_extreme, argsort, extreme, orders, sort, top, total, totals, truth};
 use smallvec::SmallVec;
 
-/// Elements of a row from which operands that are repeated along rows are worth a kernel here.
-const SHORTEST_ROW: i32 = 16;
-
 /// Whether operations on this device, of this type, have kernels here.
 pub fn takes(device: Device, x: &Array) -> bool {
     device == Device::Cpu && has_type(mlx::dtype(x)) && are_there()
@@ -104,16 +101,8 @@ pub fn broadcast<'a>(shapes: impl Iterator<Item = &'a [i32]>) -> Option<SmallVec
     Some(all)
 }
 
-/// Whether a kernel of elements takes an operand of a shape beside a result of another that it broadcasts to: whole, a
-/// single element, or repeated along rows that are worth it.
-pub fn goes_into(own: &[i32], shape: &[i32]) -> bool {
-    let is_single = own.iter().all(|size| *size == 1);
-    let is_long = shape.last().is_some_and(|n| *n >= SHORTEST_ROW);
-    own == shape || is_repeated_to(own, shape) && (is_single || is_long)
-}
-
 /// Whether an array of `from`'s shape broadcasts to `shape`.
-fn is_repeated_to(from: &[i32], shape: &[i32]) -> bool {
+pub fn goes_into(from: &[i32], shape: &[i32]) -> bool {
     let mut sizes = from.iter().rev().zip(shape.iter().rev());
     from.len() <= shape.len() && sizes.all(|(own, size)| own == size || *own == 1)
 }
@@ -142,10 +131,7 @@ pub fn chain(
     dtype: Dtype,
     s: &Stream,
 ) -> Result<Array> {
-    if let Some(input) = inputs
-        .iter()
-        .find(|input| !is_repeated_to(input.shape(), shape))
-    {
+    if let Some(input) = inputs.iter().find(|input| !goes_into(input.shape(), shape)) {
         return Err(Error::invalid(format!(
             "a chain of shape {shape:?} is given an array of shape {:?}",
             input.shape()
@@ -264,6 +250,11 @@ pub fn attention(
 /// a·b of at least two axes each and of one type, whose sizes have been checked.
 pub fn product(a: &Array, b: &Array, shape: &[i32], s: &Stream) -> Result<Array> {
     node::new(Kernel::Product, Layout::Rows, &[a, b], shape, a, s)
+}
+
+/// [`product`] where it is small and the operands are computed, by the caller; else None.
+pub fn product_at_once(a: &Array, b: &Array, shape: &[i32], s: &Stream) -> Result<Option<Array>> {
+    node::at_once_like(Kernel::Product, &[a, b], shape, a, s)
 }
 
 /// x {n, k} times the rows of quantized weights, whose types and shapes have been checked.

@@ -36,8 +36,10 @@ impl TryFrom<Dtype> for Type {
 /// thread: its node would take longer.
 const SMALL: usize = 4096;
 
-/// Whether a kernel runs at once. Where it is recorded its inputs may be large: a step that reads a part of one would
-/// not be recorded otherwise, and no scheduler waits.
+/// The same where it is recorded: no scheduler waits, and a step with a single larger kernel would not be recorded.
+/// Inputs may be of any size then, since steps read parts of large ones.
+const SMALL_RECORDED: usize = 16 * SMALL;
+
 fn is_small(kernel: &Kernel, inputs: &[&Array], shape: &[i32], is_recorded: bool) -> bool {
     let size: usize = shape.iter().map(|size| *size as usize).product();
     let steps = match kernel {
@@ -45,9 +47,11 @@ fn is_small(kernel: &Kernel, inputs: &[&Array], shape: &[i32], is_recorded: bool
         Kernel::Attention { .. } | Kernel::QuantizedProduct { .. } => return false,
         _ => 1,
     };
-    size > 0
-        && size.saturating_mul(steps) <= SMALL
-        && (is_recorded || inputs.iter().all(|array| array.size() <= SMALL))
+    let work = size.saturating_mul(steps);
+    match is_recorded {
+        true => size > 0 && size <= SMALL_RECORDED && work <= 16 * SMALL_RECORDED,
+        false => size > 0 && work <= SMALL && inputs.iter().all(|array| array.size() <= SMALL),
+    }
 }
 
 /// A kernel with the type it was asked for.
@@ -97,6 +101,19 @@ pub fn at_once(
     s: &Stream,
 ) -> Result<Option<Array>> {
     let element = ElementType::F32;
+    Owned { kernel, element }.at_once(inputs, shape, dtype, s)
+}
+
+/// The same of a kernel that computes with numbers of `like`'s type, to a result of this type.
+pub fn at_once_like(
+    kernel: Kernel,
+    inputs: &[&Array],
+    shape: &[i32],
+    like: &Array,
+    s: &Stream,
+) -> Result<Option<Array>> {
+    let dtype = mlx::dtype(like);
+    let element = dtype.try_into()?;
     Owned { kernel, element }.at_once(inputs, shape, dtype, s)
 }
 

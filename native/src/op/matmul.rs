@@ -100,14 +100,21 @@ pub fn matmul(a: &Array, b: &Array, device: Device, s: &Stream) -> Result<Array>
         return integer_matmul::integer_matmul(a, b, device, s);
     }
     if is_long(a, b, device) {
-        return of_matrices(a, b, s, |a, b| long_matmul(a, b, device, s));
+        let product = of_matrices(a, b, s, |a, b| long_matmul(a, b, device, s).map(Some))?;
+        return product.ok_or_else(|| Error::invalid("there is no product"));
     }
     short_matmul(a, b, device, s)
 }
 
 fn short_matmul(a: &Array, b: &Array, device: Device, s: &Stream) -> Result<Array> {
-    if let Some(shape) = own_product_shape(a, b, device) {
-        return own_product(a, b, &shape, s);
+    if is_own(a, b, device) {
+        if work(a, b) < OWN_PRODUCT_BREAK_EVEN {
+            if let Some(product) = product_at_once(a, b, s)? {
+                return Ok(product);
+            }
+        } else if let Some(shape) = product_shape(a, b) {
+            return own_product(a, b, &shape, s);
+        }
     }
     match widened(&[a, b], work(a, b), device, s)? {
         Some((wide, dtype)) => mlx::astype(&mlx::matmul(&wide[0], &wide[1], s)?, dtype, s),
@@ -149,13 +156,13 @@ fn is_long(a: &Array, b: &Array, device: Device) -> bool {
         && is_float(b)
 }
 
-/// The product of arrays of one axis or more as that of matrices.
+/// The product of arrays of one axis or more as that of matrices, if there is one.
 fn of_matrices(
     a: &Array,
     b: &Array,
     s: &Stream,
-    product: impl FnOnce(&Array, &Array) -> Result<Array>,
-) -> Result<Array> {
+    product: impl FnOnce(&Array, &Array) -> Result<Option<Array>>,
+) -> Result<Option<Array>> {
     let mut dropped = Vec::new();
     let (mut left, mut right) = (mlx::share(a)?, mlx::share(b)?);
     if b.ndim() == 1 {
@@ -166,10 +173,12 @@ fn of_matrices(
         left = mlx::expand_dims(a, &[0], s)?;
         dropped.push(-2);
     }
-    let product = product(&left, &right)?;
+    let Some(product) = product(&left, &right)? else {
+        return Ok(None);
+    };
     match dropped[..] {
-        [] => Ok(product),
-        _ => mlx::squeeze(&product, &dropped, s),
+        [] => Ok(Some(product)),
+        _ => mlx::squeeze(&product, &dropped, s).map(Some),
     }
 }
 
@@ -195,13 +204,20 @@ fn long_matmul(a: &Array, b: &Array, device: Device, s: &Stream) -> Result<Array
 /// Multiply-adds from which a product is the kernel's here (`bench/cpu_kernels.exs`).
 const OWN_PRODUCT_BREAK_EVEN: u64 = 64 * 64 * 64;
 
-/// The shape of a product that the kernel here takes.
-fn own_product_shape(a: &Array, b: &Array, device: Device) -> Option<Vec<i32>> {
-    let fits = cpu::takes(device, a)
-        && cpu::has_vectors()
-        && mlx::dtype(a) == mlx::dtype(b)
-        && work(a, b) >= OWN_PRODUCT_BREAK_EVEN;
-    fits.then(|| product_shape(a, b)).flatten()
+/// Whether the kernel here takes such operands and is quick with them.
+fn is_own(a: &Array, b: &Array, device: Device) -> bool {
+    cpu::takes(device, a) && cpu::has_vectors() && mlx::dtype(a) == mlx::dtype(b)
+}
+
+/// A small product of computed operands of one axis or more; else None.
+fn product_at_once(a: &Array, b: &Array, s: &Stream) -> Result<Option<Array>> {
+    if a.ndim() == 0 || b.ndim() == 0 {
+        return Ok(None);
+    }
+    of_matrices(a, b, s, |a, b| match product_shape(a, b) {
+        Some(shape) => cpu::product_at_once(a, b, &shape, s),
+        None => Ok(None),
+    })
 }
 
 /// The shape of a product of arrays of two axes and more that are not empty.

@@ -7,8 +7,8 @@ use super::{Begun, LoopEngine, Progress, RunningLoop};
 use crate::base::{Device, Dtype, Error, Result, Signature};
 use crate::cpu;
 use crate::mlx::{self, Recorded, Stream, Tape};
-use crate::program::build;
 use crate::program::plan::{Code, Node, Work};
+use crate::program::{build, shown};
 use mlx_rs::Array;
 use parking_lot::Mutex;
 use smallvec::SmallVec;
@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// Elements of a value of the state that steps change, at most: from there on a copy of it each step is worth avoiding.
-const MAX_ELEMENTS: i64 = 4096;
+const MAX_ELEMENTS: i64 = 16_384;
 /// Recordings that fail before no further one is tried. One can fail because an input is not computed yet.
 const MAX_FAILURES: usize = 3;
 /// Steps between two looks at the time.
@@ -343,7 +343,12 @@ impl<'a> Recorder<'a> {
         for output in &outputs.0 {
             mlx::look(output, &self.recording);
             if !mlx::is_available(output, &mlx::graph_lock()) {
-                self.obstacle = Some(node.name());
+                let inputs = node.inputs.iter().flatten();
+                let inputs = inputs.filter_map(|value| values.get(*value as usize)?.as_ref());
+                let inputs =
+                    inputs.map(|array| shown(&(array.shape().to_vec(), mlx::dtype(array))));
+                let inputs = inputs.collect::<Vec<_>>().join(", ");
+                self.obstacle = Some(format!("{} of {inputs}", node.name()));
                 return Ok(None);
             }
         }
