@@ -419,9 +419,9 @@ bool is_computed(core::array& a) {
 
 } // namespace
 
-// Computes an array that is a view of a computed one. The graph's lock is held.
-extern "C" void emlx_look(const mlx_array array) {
-  is_computed(*static_cast<core::array*>(array.ctx));
+// Computes an array that is a view of a computed one. Whether it is computed now. The graph's lock is held.
+extern "C" bool emlx_look(const mlx_array array) {
+  return is_computed(*static_cast<core::array*>(array.ctx));
 }
 
 // Computes a kernel at once: 0. 2 where an input is neither computed nor a view of what is; 1 with MLX's error handler called. The graph's

@@ -163,18 +163,20 @@ pub fn kernel_now(
     }
 }
 
-/// Computes an array that is a view of a computed one, where the graph is not somebody else's at the moment.
-pub fn look(array: &Array, s: &Stream) {
+/// Computes an array that is a view of a computed one, where the graph is not somebody else's at the moment. Whether it
+/// is known to be computed now.
+pub fn look(array: &Array, s: &Stream) -> bool {
     #[cfg(emlx_kernels)]
     {
         extern "C" {
-            fn emlx_look(array: sys::mlx_array);
+            fn emlx_look(array: sys::mlx_array) -> bool;
         }
-        if let Some(_quiet) = quiet(s) {
-            // SAFETY: the array is live, and nobody changes the graph meanwhile.
-            unsafe { emlx_look(array.as_ptr()) }
-        }
+        // SAFETY: the array is live, and nobody changes the graph meanwhile.
+        quiet(s).is_some_and(|_quiet| unsafe { emlx_look(array.as_ptr()) })
     }
     #[cfg(not(emlx_kernels))]
-    let _ = (array, s);
+    {
+        let _ = (array, s);
+        false
+    }
 }

@@ -47,11 +47,15 @@ family! { Shape, takes(1):
 pub fn apply(op: &Op, inputs: &Inputs, device: Device, s: &Stream) -> Result<Outputs> {
     match op {
         Op::View { dtype } => inputs.unary(s, |a, s| mlx::view(a, *dtype, s)),
-        Op::Reshape { shape } => inputs.unary(s, |a, s| reshape(a, shape, s)),
+        Op::Reshape { shape } => inputs.unary(s, |a, s| {
+            in_rows_at_once(a, device, s, |a| reshape(a, shape, s))
+        }),
         Op::Flatten {
             start_axis,
             end_axis,
-        } => inputs.unary(s, |a, s| mlx::flatten(a, *start_axis, *end_axis, s)),
+        } => inputs.unary(s, |a, s| {
+            in_rows_at_once(a, device, s, |a| mlx::flatten(a, *start_axis, *end_axis, s))
+        }),
         Op::Unflatten { axis, shape } => inputs.unary(s, |a, s| unflatten(a, *axis, shape, s)),
         Op::Squeeze { axes } => {
             let [a] = inputs.exactly()?;
@@ -160,6 +164,23 @@ pub fn split(a: &Array, indices: &[i32], axis: i32, s: &Stream) -> Result<Vec<Ar
         mlx::slice(a, &start, &stop, &vec![1; a.ndim()], s)
     };
     edges.windows(2).map(part).collect()
+}
+
+/// A view of an array, or, of a small computed one that lies otherwise, of its copy in rows, so that what follows can be
+/// computed at once.
+fn in_rows_at_once(
+    a: &Array,
+    device: Device,
+    s: &Stream,
+    view: impl Fn(&Array) -> Result<Array>,
+) -> Result<Array> {
+    let output = view(a)?;
+    if device == Device::Cpu && mlx::has_tasks() && !mlx::look(&output, s) {
+        if let Some(copy) = cpu::copy_at_once(a, s)? {
+            return view(&copy);
+        }
+    }
+    Ok(output)
 }
 
 /// The arrays along an axis. On the CPU by a kernel of ours where they are of one type.

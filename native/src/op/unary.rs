@@ -75,6 +75,7 @@ impl Unary {
             Unary::Erf => Function::Erf,
             Unary::Sqrt => Function::Sqrt,
             Unary::Rsqrt => Function::Rsqrt,
+            Unary::Sign => Function::Sign,
             Unary::Negative => Function::Negative,
             Unary::Abs => Function::Abs,
             Unary::Square => Function::Square,

@@ -31,9 +31,10 @@ pub unsafe fn round_away<S: Simd>(x: S::V) -> S::V {
     S::trunc(S::add(x, below_half))
 }
 
-/// NaN of NaN, and a zero of a zero, with its sign.
+/// 0 of NaN and of zeros.
 #[inline(always)]
 pub unsafe fn sign<S: Simd>(x: S::V) -> S::V {
-    let one = S::copysign(S::splat(1.0), x);
-    S::select(S::less(S::splat(0.0), S::abs(x)), one, x)
+    let zero = S::splat(0.0);
+    let below = S::select(S::less(x, zero), S::splat(-1.0), zero);
+    S::select(S::less(zero, x), S::splat(1.0), below)
 }

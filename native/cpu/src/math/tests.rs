@@ -18,10 +18,9 @@ fn step() -> usize {
 }
 
 fn sign(x: f64) -> f64 {
-    if x == 0.0 {
-        x
-    } else {
-        x.signum()
+    match x == 0.0 || x.is_nan() {
+        true => 0.0,
+        false => x.signum(),
     }
 }
 

@@ -341,8 +341,7 @@ impl<'a> Recorder<'a> {
         let outputs = Held(outputs.into_iter().collect());
         self.take_kernels();
         for output in &outputs.0 {
-            mlx::look(output, &self.recording);
-            if !mlx::is_available(output, &mlx::graph_lock()) {
+            if !mlx::look(output, &self.recording) {
                 let inputs = node.inputs.iter().flatten();
                 let inputs = inputs.filter_map(|value| values.get(*value as usize)?.as_ref());
                 let inputs =
