@@ -165,6 +165,11 @@ defmodule EMLX.Array do
     Native.await!(:to_binary, [ref], opts, &Native.read(ref, target, &1))
   end
 
+  @doc false
+  # The binary of an array that is computed already, on the CPU; nil for any other.
+  def computed(%__MODULE__{ref: ref}), do: Native.call!(Native.computed(ref))
+  def computed(_array), do: nil
+
   @doc """
   Evaluates an array and returns `{address, bytes}` of its elements in row-major order, for other libraries in the same
   operating-system process. The memory belongs to the array. It must not be written to, and it is valid as long as a

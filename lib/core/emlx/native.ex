@@ -57,6 +57,7 @@ defmodule EMLX.Native do
   def queue_close(_queue), do: missing()
   def eval(_arrays, _target, _tag), do: missing()
   def read(_array, _target, _tag), do: missing()
+  def computed(_array), do: missing()
   def pin(_array, _target, _tag), do: missing()
   def from_address(_address, _shape, _dtype, _target), do: missing()
   def shm_create(_binary, _permissions), do: missing()

@@ -124,6 +124,15 @@ fn read<'a>(
     }))
 }
 
+/// The binary of an array that is computed, on the CPU; else nil, also for one that is traced or refused.
+#[rustler::nif]
+fn computed(array: Term) -> Answer<Option<BinaryTerm>> {
+    Answer(guard("to_binary", || {
+        let array = decode_valued(array, 0).ok();
+        Ok(array.and_then(|array| array::read_now(&array).ok().flatten()))
+    }))
+}
+
 /// `{tag, {:ok, {address, bytes}} | {:error, map}}` follows. The address holds as long as the array lives.
 #[rustler::nif]
 fn pin<'a>(env: Env<'a>, array: Term<'a>, target: Term<'a>, tag: Term<'a>) -> Answer<Queued> {

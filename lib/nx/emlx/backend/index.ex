@@ -16,6 +16,7 @@ defmodule EMLX.Backend.Index do
   def slice(%T{shape: shape} = tensor, starts, lengths, strides) do
     dims = Tuple.to_list(shape)
     array = Backend.to_array(tensor)
+    starts = Enum.map(starts, &known/1)
 
     case dynamic(starts) do
       [] ->
@@ -51,6 +52,7 @@ defmodule EMLX.Backend.Index do
     inputs = [Backend.operand(tensor, type), Backend.operand(slice, type)]
     lengths = Tuple.to_list(slice_shape)
     dims = Tuple.to_list(shape)
+    starts = Enum.map(starts, &known/1)
 
     case dynamic(starts) do
       [] ->
@@ -65,6 +67,20 @@ defmodule EMLX.Backend.Index do
         Ops.run({:slice_update_dynamic, %{axes: axes}}, inputs ++ [start_vector(starts)])
     end
   end
+
+  # The number of a start that is computed already. With such numbers a slice is a view.
+  defp known(%T{type: {kind, _size}, data: %Backend{array: array}} = start) do
+    binary = EMLX.Array.computed(array)
+    bits = if binary, do: bit_size(binary)
+
+    case {kind, binary} do
+      {_kind, nil} -> start
+      {:u, binary} -> with <<number::unsigned-native-size(bits)>> <- binary, do: number
+      {:s, binary} -> with <<number::signed-native-size(bits)>> <- binary, do: number
+    end
+  end
+
+  defp known(start), do: start
 
   defp dynamic(starts), do: for({%T{}, axis} <- Enum.with_index(starts), do: axis)
 
