@@ -10,7 +10,7 @@ defmodule EMLX.Bench do
   alias EMLX.Bench.Part.Group
 
   # Parts that are not here come after those that are.
-  @order ~w(kernels dispatch operations models generation memory growth)
+  @order ~w(kernels dispatch operations small models generation memory growth)
 
   @doc """
   The options of some arguments: `{:ok, options}`, `{:list, text}` or `{:error, message}`. `folder` is that of this
