@@ -14,6 +14,7 @@ import operations
 import server
 import small
 from server import Case, evenly
+from xla_training import training
 
 DTYPES = {"f32": jnp.float32, "bf16": jnp.bfloat16}
 
@@ -204,5 +205,5 @@ def conditional(file, name, links):
 
 
 OPERATIONS = operations.table(jnp, jax)
-kinds = {f.__name__: f for f in (prefill, decode, encoder, operation, small_operation, counted, conditional)}
+kinds = {f.__name__: f for f in (prefill, decode, encoder, operation, small_operation, counted, conditional, training)}
 server.serve(kinds, {"Python": platform.python_version(), "JAX": jax.__version__})

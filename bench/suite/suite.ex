@@ -10,7 +10,7 @@ defmodule EMLX.Bench do
   alias EMLX.Bench.Part.Group
 
   # Parts that are not here come after those that are.
-  @order ~w(kernels dispatch operations small models generation memory growth)
+  @order ~w(kernels dispatch operations small models training generation memory growth)
 
   @doc """
   The options of some arguments: `{:ok, options}`, `{:list, text}` or `{:error, message}`. `folder` is that of this
@@ -60,8 +60,7 @@ defmodule EMLX.Bench do
 
     wanted = parts |> Enum.flat_map(fn {_, part} -> part.peers() end) |> Enum.uniq()
 
-    # Bumblebee's VM computes with EMLX, too.
-    wanted = if options.peers?, do: wanted, else: Enum.filter(wanted, &(&1 == :bumblebee))
+    wanted = if options.peers?, do: wanted, else: Enum.filter(wanted, &(&1 in Peers.ours()))
     {peers, notes} = Peers.start(wanted, options, folder)
     notes = if options.peers?, do: notes, else: ["without peers: --no-peers" | notes]
     notes = if absent == [], do: notes, else: notes ++ ["without #{names_of(absent)}: Nx is not there"]
