@@ -30,7 +30,9 @@ defmodule EMLX.Bench.Peers do
     mlx_lm: {"mlx-lm", "mlx_lm_peer.py", "mlx_lm", true},
     wheel: {"Python MLX's wheel", "mlx_peer.py", "mlx", false},
     xla: {"XLA", "xla_peer.py", "xla", false},
-    numpy: {"NumPy", "numpy_peer.py", "numpy", false}
+    numpy: {"NumPy", "numpy_peer.py", "numpy", false},
+    onnxruntime: {"ONNX Runtime", "onnxruntime_peer.py", "onnxruntime", false},
+    openvino: {"OpenVINO", "openvino_peer.py", "openvino", false}
   }
 
   # VMs of their own: the project that they run in, which has all that they need, and the package of that name.
@@ -45,7 +47,8 @@ defmodule EMLX.Bench.Peers do
   defp called(name) when is_map_key(@elixir, name), do: elem(@elixir[name], 0)
   defp called(name), do: elem(@python[name], 0)
 
-  defp prepare(name, %{device: :gpu}, _folder) when name in [:xla, :numpy], do: {:absent, "it is compared on the CPU"}
+  defp prepare(name, %{device: :gpu}, _folder) when name in [:xla, :numpy, :onnxruntime, :openvino],
+    do: {:absent, "it is compared on the CPU"}
 
   defp prepare(name, options, folder) when is_map_key(@python, name) do
     {_, script, packages, same?} = @python[name]
