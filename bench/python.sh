@@ -47,5 +47,5 @@ python_onnxruntime() {
 
 # OpenVINO, with the package that writes its models; sets `packages` to where they are.
 python_openvino() {
-  packages=$(python_package openvino-2026.4.1 "OpenVINO (80 MB)" openvino==2026.4.1 onnx==1.23.2 safetensors==0.8.0)
+  packages=$(python_package openvino-2026.4.1 "OpenVINO (90 MB)" openvino==2026.4.1 onnx==1.23.2 safetensors==0.8.0)
 }
