@@ -1,5 +1,6 @@
-"""The suite's encoder as an ONNX graph, on the names that its checkpoint has: what mlx_models.py is in MLX. Attention is
-products and a softmax, a dense layer a product and an addition, so that a runtime's own passes find and fuse them."""
+"""The suite's encoder as an ONNX graph, on the names that its checkpoint has: what mlx_models.py is in MLX. Attention
+is products and a softmax, and a dense layer a product and an addition, in the form that the runtimes' own passes find
+and fuse."""
 
 import numpy as np
 import onnx

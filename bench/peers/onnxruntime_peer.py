@@ -1,5 +1,5 @@
-"""ONNX Runtime's side of the suite, on the CPU: the graph of onnx_models.py, fused by the optimizer for transformers that
-its package has, in f32 and quantized dynamically to 8-bit integers by its own tool."""
+"""ONNX Runtime's side of the suite, on the CPU: the graph of onnx_models.py, fused by the optimizer for transformers of
+its package, in f32 and quantized dynamically to 8-bit integers by its own tool."""
 
 import logging
 import platform

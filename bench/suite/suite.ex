@@ -53,11 +53,7 @@ defmodule EMLX.Bench do
   end
 
   defp run(options, folder, parts, absent, nx?) do
-    if nx? and not Code.ensure_loaded?(EMLX.Bench.Here) do
-      {:ok, _, _} =
-        Kernel.ParallelCompiler.compile(Path.wildcard(Path.join(folder, "suite/models/*.ex")), return_diagnostics: true)
-    end
-
+    if nx?, do: load_models(folder)
     wanted = parts |> Enum.flat_map(fn {_, part} -> part.peers() end) |> Enum.uniq()
 
     wanted = if options.peers?, do: wanted, else: Enum.filter(wanted, &(&1 in Peers.ours()))
@@ -88,6 +84,16 @@ defmodule EMLX.Bench do
       for {_, peer} <- peers, do: Peer.stop(peer)
       File.rm_rf!(temporary)
     end
+  end
+
+  @doc "Compiles the modules that need Nx, once; `folder` is `bench/`."
+  def load_models(folder) do
+    unless Code.ensure_loaded?(EMLX.Bench.Here) do
+      {:ok, _, _} =
+        Kernel.ParallelCompiler.compile(Path.wildcard(Path.join(folder, "suite/models/*.ex")), return_diagnostics: true)
+    end
+
+    :ok
   end
 
   defp names_of(parts), do: Enum.map_join(parts, ", ", &elem(&1, 0))

@@ -15,7 +15,8 @@ defmodule EMLX.Bench.Training do
   def shapes("mlp"), do: dense("hidden_0", 784, 512) ++ dense("hidden_1", 512, 256) ++ dense("head", 256, @classes)
 
   def shapes("convolutional") do
-    [{"conv_0.kernel", [3, 3, 1, 32]}, {"conv_0.bias", [32]}, {"conv_1.kernel", [3, 3, 32, 64]}, {"conv_1.bias", [64]}] ++
+    [{"conv_0.kernel", [3, 3, 1, 32]}, {"conv_0.bias", [32]}] ++
+      [{"conv_1.kernel", [3, 3, 32, 64]}, {"conv_1.bias", [64]}] ++
       dense("hidden", 7 * 7 * 64, 128) ++ dense("head", 128, @classes)
   end
 

@@ -416,6 +416,64 @@ defmodule EMLX.BenchTest do
     end
   end
 
+  describe "the encoder" do
+    # A fake runtime of ONNX: `define` and `sample` are its answers to an encoder's options.
+    defp runtime(name, define, sample) do
+      Played.peer(name, fn
+        "define", ["encoder" | words] -> {:ok, [define.(Enum.join(words, " "))]}
+        "sample", [case] -> {:ok, Enum.map(sample.(case), &to_string/1)}
+        "time", _ -> {:ok, ["1000.0"]}
+        "drop", _ -> {:ok, []}
+      end)
+    end
+
+    @tag :tmp_dir
+    @tag skip: if(not Code.ensure_loaded?(EMLX.Backend), do: "Nx is not there")
+    test "int8 has rows of its own, other results are not timed, and an absent type is left out", %{tmp_dir: folder} do
+      EMLX.Bench.load_models(@folder)
+      context = %{device: :cpu, quick?: true, full?: false, nx?: true, folder: @folder, temporary: folder, peers: %{}}
+      spec = apply(EMLX.Bench.Here, :spec, [:encoder, context, [batch: 1]])
+      expected = apply(EMLX.Bench.Here, :compiled, [spec, :cpu, :f32]).sample.()
+      threads = "threads=#{System.schedulers_online()}"
+
+      onnxruntime =
+        runtime(
+          "ONNX Runtime",
+          fn options ->
+            assert String.contains?(options, threads)
+            if options =~ "type=int8", do: "int8", else: "f32"
+          end,
+          # Rounding to 8 bits is no error in int8.
+          &Enum.map(expected, fn number -> if &1 == "int8", do: number * 1.05, else: number end)
+        )
+
+      openvino =
+        runtime("OpenVINO", &if(&1 =~ "type=int8", do: "none", else: "f32"), fn _ ->
+          Enum.map(expected, &(&1 * 1.05))
+        end)
+
+      groups = Parts.Models.groups(%{context | peers: %{onnxruntime: onnxruntime, openvino: openvino}})
+      made = fn name -> groups |> List.keyfind(name, 0) |> elem(1) |> then(& &1.()) end
+
+      group = made.("encoder of one, int8")
+      assert group.missing == []
+      assert Enum.map(group.sides, &elem(&1, 0)) == ["EMLX in f32", "ONNX Runtime int8"]
+      figures = %{"EMLX in f32" => [2.0e3], "ONNX Runtime int8" => [1.0e3]}
+      text = Report.text(Report.part("models", [{:ok, "int8", group, figures}]))
+      assert text =~ ~r/1 × 64, int8 +ONNX Runtime int8 +1\.00 ms +EMLX in f32 +2\.00 ms +0\.500/
+      refute text =~ "OpenVINO"
+
+      group = made.("encoder of one, f32")
+      assert ["OpenVINO computes something else: results are 0.0500 of the largest number apart"] = group.missing
+      assert Enum.map(group.sides, &elem(&1, 0)) == ["EMLX", "ONNX Runtime"]
+
+      # Without the runtimes nothing has int8.
+      names = for {name, _} <- Parts.Models.groups(context), do: name
+      assert "encoder of one, bf16" in names
+      refute "encoder, int8" in names
+    end
+  end
+
   describe "training" do
     # A fake Axon or JAX, whose updated weights are the initial ones and `change`.
     defp trainer(name, losses, change) do
@@ -469,14 +527,13 @@ defmodule EMLX.BenchTest do
       xla = trainer("XLA", ~w(2.0 1.0), 0.01)
 
       for {axon, message} <- [
-            {trainer("Axon", ~w(2.0 1.1), 0.01), "Axon computes something else: results are"},
-            {trainer("Axon", ~w(2.0 1.0), 0.011),
-             "Axon computes something else: weights are 0.100 of the update apart"},
-            {trainer("Axon", ~w(2.0 nan), 0.01), "Axon computes something else"}
+            {trainer("Axon", ~w(2.0 1.1), 0.01), "results are"},
+            {trainer("Axon", ~w(2.0 1.0), 0.011), "weights are 0.100 of the update apart"},
+            {trainer("Axon", ~w(2.0 nan), 0.01), "results are"}
           ] do
         group = training(folder, %{axon: axon, xla: xla}, "mlp, f32, batch 1")
         assert [text] = group.missing
-        assert text =~ message
+        assert text =~ "Axon computes something else: " <> message
         assert Enum.map(group.sides, &elem(&1, 0)) == ["XLA"]
       end
 
