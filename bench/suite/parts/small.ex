@@ -144,15 +144,7 @@ defmodule EMLX.Bench.Parts.Small do
     do: Nx.Defn.compile(function, tensors, compiler: EMLX, device: context.device)
 
   # Constants of a function are on the default backend.
-  defp on_binary(function) do
-    before = Nx.default_backend(Nx.BinaryBackend)
-
-    try do
-      function.()
-    after
-      Nx.default_backend(before)
-    end
-  end
+  defp on_binary(function), do: Nx.with_default_backend(Nx.BinaryBackend, function)
 
   defp binary_side(run) do
     links = on_binary(fn -> links(run) end)
