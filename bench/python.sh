@@ -39,3 +39,13 @@ python_xla() {
 python_numpy() {
   packages=$(python_package numpy-2.3.5-safetensors "NumPy (17 MB)" numpy==2.3.5 safetensors==0.8.0)
 }
+
+# ONNX Runtime, with the package that writes its models; sets `packages` to where they are.
+python_onnxruntime() {
+  packages=$(python_package onnxruntime-1.32.0 "ONNX Runtime (60 MB)" onnxruntime==1.32.0 onnx==1.23.2 safetensors==0.8.0)
+}
+
+# OpenVINO, with the package that writes its models; sets `packages` to where they are.
+python_openvino() {
+  packages=$(python_package openvino-2026.4.1 "OpenVINO (90 MB)" openvino==2026.4.1 onnx==1.23.2 safetensors==0.8.0)
+}

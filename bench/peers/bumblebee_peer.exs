@@ -3,37 +3,23 @@
 # compiled or by the evaluator. EMLX.Bench.Peer is the other end.
 for file <- ~w(statistics measure inputs), do: Code.require_file("../suite/#{file}.ex", __DIR__)
 Code.require_file("../suite/models/encoder.ex", __DIR__)
+Code.require_file("server.ex", __DIR__)
 
 defmodule EMLX.Bench.BumblebeePeer do
   alias Bumblebee.Text.{Generation, GenerationConfig}
   alias EMLX.Backend
-  alias EMLX.Bench.{Encoder, Inputs, Measure}
+  alias EMLX.Bench.{Encoder, Inputs, Measure, Server}
 
   def serve(device) do
     Nx.default_backend({Backend, device: device})
 
-    Enum.reduce(IO.stream(:stdio, :line), %{device: device}, fn line, cases ->
-      [command | words] = line |> String.split() |> Enum.map(&URI.decode_www_form/1)
-
-      try do
-        {answer, cases} = answer(command, words, cases)
-        IO.puts(Enum.join(["= ok" | Enum.map(answer, &to_string/1)], " "))
-        cases
-      rescue
-        error ->
-          IO.puts("= error " <> URI.encode_www_form(Exception.message(error)))
-          cases
-      end
-    end)
+    Server.serve(%{device: device}, &answer/3)
   end
 
-  defp answer("versions", [], cases) do
-    versions = for app <- [:bumblebee, :axon], do: "#{app}=#{Application.spec(app, :vsn)}"
-    {versions, cases}
-  end
+  defp answer("versions", [], cases), do: {Server.versions([:bumblebee, :axon]), cases}
 
   defp answer("define", [kind | options], cases) do
-    options = Map.new(options, &(&1 |> String.split("=", parts: 2) |> List.to_tuple()))
+    options = Server.options(options)
     number = "#{map_size(cases)}-#{System.unique_integer([:positive])}"
     {cases, made} = define(kind, options, cases)
     {[number], Map.put(cases, number, made)}

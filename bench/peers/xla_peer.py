@@ -12,7 +12,9 @@ from safetensors.numpy import load_file
 
 import operations
 import server
+import small
 from server import Case, evenly
+from xla_training import training
 
 DTYPES = {"f32": jnp.float32, "bf16": jnp.bfloat16}
 
@@ -162,6 +164,46 @@ def operation(file, name, inputs, links):
     return Case(run, links, lambda: sample(jnp.real(jax.tree.leaves(compiled(*arguments))[0])))
 
 
+def small_case(function, arguments, links):
+    """A function of small arrays, jitted, and its value read. Integers have 64 bits, as here and in NumPy."""
+    compiled, links = jax.jit(function), int(links)
+    with jax.enable_x64(True):
+        arguments = [jnp.asarray(argument) for argument in arguments]
+
+    def run():
+        with jax.enable_x64(True):
+            for _ in range(links):
+                np.asarray(compiled(*arguments))
+
+    def first():
+        with jax.enable_x64(True):
+            return sample(compiled(*arguments))
+
+    return Case(run, links, first)
+
+
+def small_operation(file, name, links):
+    function = small.operations(jnp, jax).get(name)
+    return function and small_case(function, small.inputs(file), links)
+
+
+def counted(file, count, steps, links):
+    (x,), steps = small.inputs(file), int(steps)
+    step = small.steps(jnp, jax)[int(count), x.dtype.kind]
+    x = x * 0 if count == "0" else x
+    return small_case(lambda x: jax.lax.fori_loop(0, steps, lambda _, x: step(x), x), [x], links)
+
+
+def conditional(file, name, links):
+    start, condition, step = small.conditional(jnp)[name]
+
+    def function(x):
+        state = (start(x), jnp.int32(0))
+        return jax.lax.while_loop(lambda s: condition(s[0]), lambda s: (step(s[0]), s[1] + 1), state)[1]
+
+    return small_case(function, small.inputs(file), links)
+
+
 OPERATIONS = operations.table(jnp, jax)
-kinds = {f.__name__: f for f in (prefill, decode, encoder, operation)}
+kinds = {f.__name__: f for f in (prefill, decode, encoder, operation, small_operation, counted, conditional, training)}
 server.serve(kinds, {"Python": platform.python_version(), "JAX": jax.__version__})

@@ -81,12 +81,12 @@ defmodule EMLX.Bench.Measure do
   end
 
   @doc """
-  How many runs to make one sample of, so that it takes some milliseconds: from 1 to 64.
+  How many runs to make one sample of, so that it takes some milliseconds: from 1 to `most`.
   """
-  def links(run) do
+  def links(run, most \\ 64) do
     run.()
     once = Enum.min(for _ <- 1..3, do: time(run))
-    round(4_000 / max(once, 1)) |> max(1) |> min(64)
+    round(4_000 / max(once, 0.1)) |> max(1) |> min(most)
   end
 
   defp now, do: System.monotonic_time(:millisecond)

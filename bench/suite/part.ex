@@ -39,7 +39,7 @@ defmodule EMLX.Bench.Part do
   @doc "What the part needs: `:core`, or `:nx` where it has nothing to show without Nx."
   @callback needs() :: :core | :nx
 
-  @doc "The other programs that the part compares with: `:mlx`, `:mlx_lm`, `:xla`, `:numpy`, `:bumblebee`."
+  @doc "The other programs that the part compares with: the keys of `EMLX.Bench.Peers`, as `:mlx`."
   @callback peers() :: [atom]
 
   @doc "The groups, `{name, function that makes the group}` each."

@@ -30,13 +30,25 @@ defmodule EMLX.Bench.Peers do
     mlx_lm: {"mlx-lm", "mlx_lm_peer.py", "mlx_lm", true},
     wheel: {"Python MLX's wheel", "mlx_peer.py", "mlx", false},
     xla: {"XLA", "xla_peer.py", "xla", false},
-    numpy: {"NumPy", "numpy_peer.py", "numpy", false}
+    numpy: {"NumPy", "numpy_peer.py", "numpy", false},
+    onnxruntime: {"ONNX Runtime", "onnxruntime_peer.py", "onnxruntime", false},
+    openvino: {"OpenVINO", "openvino_peer.py", "openvino", false}
   }
 
-  defp called(:bumblebee), do: "Bumblebee"
+  # VMs of their own: the project that they run in, which has all that they need, and the package of that name.
+  @elixir %{
+    axon: {"Axon", "emlx_axon", Axon},
+    bumblebee: {"Bumblebee", "emlx_bumblebee", Bumblebee}
+  }
+
+  @doc "The peers that compute with EMLX, too."
+  def ours, do: Map.keys(@elixir)
+
+  defp called(name) when is_map_key(@elixir, name), do: elem(@elixir[name], 0)
   defp called(name), do: elem(@python[name], 0)
 
-  defp prepare(name, %{device: :gpu}, _folder) when name in [:xla, :numpy], do: {:absent, "it is compared on the CPU"}
+  defp prepare(name, %{device: :gpu}, _folder) when name in [:xla, :numpy, :onnxruntime, :openvino],
+    do: {:absent, "it is compared on the CPU"}
 
   defp prepare(name, options, folder) when is_map_key(@python, name) do
     {_, script, packages, same?} = @python[name]
@@ -50,26 +62,27 @@ defmodule EMLX.Bench.Peers do
     end
   end
 
-  # A VM in emlx_bumblebee, which has all three packages. Hex's Bumblebee counts once it is fetched.
-  defp prepare(:bumblebee, options, folder) do
-    project = Path.expand("../emlx_bumblebee", folder)
+  # Hex's package counts once it is fetched.
+  defp prepare(name, options, folder) do
+    {_, project, module} = @elixir[name]
+    path = Path.expand("../#{project}", folder)
 
     there? =
       if Code.ensure_loaded?(Hex),
-        do: File.dir?(Path.join(project, "deps/bumblebee")),
-        else: Code.ensure_loaded?(Bumblebee)
+        do: File.dir?(Path.join(path, "deps/#{name}")),
+        else: Code.ensure_loaded?(module)
 
     cond do
       not Code.ensure_loaded?(EMLX.Backend) ->
         {:absent, "Nx is not there"}
 
       not there? ->
-        {:absent, "it is not there (with Hex: mix deps.get in emlx_bumblebee)"}
+        {:absent, "it is not there (with Hex: mix deps.get in #{project})"}
 
       true ->
         flags = if options.compile?, do: [], else: ["--no-compile"]
-        arguments = ["run"] ++ flags ++ ["../bench/peers/bumblebee_peer.exs", to_string(options.device)]
-        {:ok, System.find_executable("mix"), arguments, cd: project, env: []}
+        arguments = ["run"] ++ flags ++ ["../bench/peers/#{name}_peer.exs", to_string(options.device)]
+        {:ok, System.find_executable("mix"), arguments, cd: path, env: []}
     end
   end
 

@@ -76,6 +76,25 @@ defmodule EMLX.Bench.Statistics do
   end
 
   @doc """
+  The geometric mean.
+
+      iex> EMLX.Bench.Statistics.geometric_mean([1, 4])
+      2.0
+  """
+  def geometric_mean([_ | _] = numbers), do: :math.exp(Enum.sum(Enum.map(numbers, &:math.log/1)) / length(numbers))
+
+  @doc """
+  A line about the ratios of a side here to another.
+
+      iex> EMLX.Bench.Statistics.means("eager", "XLA", [1, 4])
+      "eager: geometric mean of 2 ratios to XLA 2.00; 1 above 1.5"
+  """
+  def means(here, side, ratios) do
+    "#{here}: geometric mean of #{length(ratios)} ratios to #{side} #{digits(geometric_mean(ratios))}; " <>
+      "#{Enum.count(ratios, &(&1 > 1.5))} above 1.5"
+  end
+
+  @doc """
   What a ratio of times says in words.
 
       iex> Enum.map([0.5, 1.02, 2.0, nil], &EMLX.Bench.Statistics.verdict/1)

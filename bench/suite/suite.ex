@@ -10,7 +10,7 @@ defmodule EMLX.Bench do
   alias EMLX.Bench.Part.Group
 
   # Parts that are not here come after those that are.
-  @order ~w(kernels dispatch operations models generation memory growth)
+  @order ~w(kernels dispatch operations small models training generation memory growth)
 
   @doc """
   The options of some arguments: `{:ok, options}`, `{:list, text}` or `{:error, message}`. `folder` is that of this
@@ -53,15 +53,10 @@ defmodule EMLX.Bench do
   end
 
   defp run(options, folder, parts, absent, nx?) do
-    if nx? and not Code.ensure_loaded?(EMLX.Bench.Here) do
-      {:ok, _, _} =
-        Kernel.ParallelCompiler.compile(Path.wildcard(Path.join(folder, "suite/models/*.ex")), return_diagnostics: true)
-    end
-
+    if nx?, do: load_models(folder)
     wanted = parts |> Enum.flat_map(fn {_, part} -> part.peers() end) |> Enum.uniq()
 
-    # Bumblebee's VM computes with EMLX, too.
-    wanted = if options.peers?, do: wanted, else: Enum.filter(wanted, &(&1 == :bumblebee))
+    wanted = if options.peers?, do: wanted, else: Enum.filter(wanted, &(&1 in Peers.ours()))
     {peers, notes} = Peers.start(wanted, options, folder)
     notes = if options.peers?, do: notes, else: ["without peers: --no-peers" | notes]
     notes = if absent == [], do: notes, else: notes ++ ["without #{names_of(absent)}: Nx is not there"]
@@ -89,6 +84,16 @@ defmodule EMLX.Bench do
       for {_, peer} <- peers, do: Peer.stop(peer)
       File.rm_rf!(temporary)
     end
+  end
+
+  @doc "Compiles the modules that need Nx, once; `folder` is `bench/`."
+  def load_models(folder) do
+    unless Code.ensure_loaded?(EMLX.Bench.Here) do
+      {:ok, _, _} =
+        Kernel.ParallelCompiler.compile(Path.wildcard(Path.join(folder, "suite/models/*.ex")), return_diagnostics: true)
+    end
+
+    :ok
   end
 
   defp names_of(parts), do: Enum.map_join(parts, ", ", &elem(&1, 0))

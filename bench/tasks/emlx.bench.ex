@@ -1,10 +1,10 @@
 defmodule Mix.Tasks.Emlx.Bench do
-  @shortdoc "Compares EMLX with Python MLX, mlx-lm and XLA on this machine"
+  @shortdoc "Compares EMLX with Python MLX, mlx-lm, XLA and others on this machine"
 
   @moduledoc """
-  Runs the benchmark suite: kernels, dispatch, models, generation, memory and growth, here and in Python MLX (text
-  generation in mlx-lm; models on the CPU in XLA too), in turn, in one command. Prints a table for each part, and writes
-  the figures as JSON and as SVG charts.
+  Runs the benchmark suite: kernels, dispatch, operations, small arrays and loops, models, training, generation, memory
+  and growth, here and in Python MLX (text generation in mlx-lm; on the CPU in XLA, NumPy, ONNX Runtime and OpenVINO,
+  too), in turn, in one command. Prints a table for each part, and writes the figures as JSON and as SVG charts.
 
       mix emlx.bench                                 # everything
       mix emlx.bench kernels dispatch                # some parts
@@ -27,9 +27,9 @@ defmodule Mix.Tasks.Emlx.Bench do
     * `--no-compile` - runs what is compiled already
     * `--list` - prints the parts and ends
 
-  Python MLX, mlx-lm and JAX are fetched into the cache folder once, by pip. Where there is no Python, or no network,
-  the suite runs this side alone and says so. What needs Nx, or Bumblebee, is left out where they are not there, with a
-  line that says so.
+  Python MLX, mlx-lm, JAX, NumPy, ONNX Runtime and OpenVINO are fetched into the cache folder once, by pip. Where there
+  is no Python, or no network, the suite runs this side alone and says so. What needs Nx, Axon or Bumblebee is left out
+  where they are not there, with a line that says so.
 
   Ends with status 1 if something that was to be measured here failed.
   """

@@ -32,6 +32,9 @@ defmodule EMLX.Bench.Here do
   defp sizes(:prefill), do: %{batch: 1, length: 128}
   defp sizes(:decode), do: %{batch: 1, length: 256}
 
+  @doc "The types that models are compiled in. With `:int8` among them, the part `models` compares the encoder's, too."
+  def types, do: [:f32, :bf16]
+
   @doc "What a model is called in the tables."
   def title(%{model: :encoder} = spec) do
     weights = if spec.checkpoint.weights == :real, do: "MiniLM", else: "MiniLM's shape"

@@ -1,16 +1,21 @@
 defmodule EMLX.Bench.Parts.Models do
   @moduledoc """
   An encoder with MiniLM's weights and a decoder, a prompt and a single token: compiled with EMLX, against bare Python
-  MLX and XLA; and the same models of Bumblebee, rewritten by `EMLXBumblebee` and as they are, compiled and by the
-  evaluator. Without Nx it is the encoder's saved program (examples/minilm) alone.
+  MLX and XLA, the encoder against ONNX Runtime and OpenVINO, too; and the same models of Bumblebee, rewritten by
+  `EMLXBumblebee` and as they are, compiled and by the evaluator. Without Nx it is the encoder's saved program
+  (examples/minilm) alone.
   """
 
   use EMLX.Bench.Part,
-    about: "an encoder and a decoder against Python MLX and XLA; Bumblebee's, rewritten and not",
-    peers: [:mlx, :xla, :bumblebee]
+    about:
+      "an encoder and a decoder against Python MLX, XLA, ONNX Runtime and OpenVINO; Bumblebee's, rewritten and not",
+    peers: [:mlx, :xla, :onnxruntime, :openvino, :bumblebee]
 
   alias EMLX.{Array, Program, Safetensors}
   alias EMLX.Bench.{Checkpoint, Here, Inputs, Measure, Peer}
+
+  # Those that run the encoder only, in 8-bit integers, too.
+  @encoders [:onnxruntime, :openvino]
 
   @impl true
   def groups(context) do
@@ -19,30 +24,50 @@ defmodule EMLX.Bench.Parts.Models do
     if context.nx? do
       for model <- [:encoder, :prefill, :decode],
           group <-
-            [{"#{model}, #{main}", fn -> compiled(context, model, main) end}] ++
+            [{"#{model}, #{main}", fn -> compiled(context, Here.spec(model, context), main) end}] ++
               if(context.peers[:bumblebee],
                 do: [{"#{model}, evaluator", fn -> evaluated(context, model, main) end}],
                 else: []
               ) ++
-              [{"#{model}, #{other}", fn -> other_type(context, model, other, main) end}],
+              [{"#{model}, #{other}", fn -> other_type(context, Here.spec(model, context), other, main) end}],
           do: group
     else
       []
-    end ++ [{"saved program", fn -> saved(context) end}]
+    end ++ encoders(context, main, other) ++ [{"saved program", fn -> saved(context) end}]
+  end
+
+  # The encoder for one text, and in 8-bit integers.
+  defp encoders(%{nx?: false}, _main, _other), do: []
+
+  defp encoders(context, main, other) do
+    one = fn -> Here.spec(:encoder, context, batch: 1) end
+    int8? = :int8 in Here.types() or Enum.any?(@encoders, &context.peers[&1])
+
+    [
+      {"encoder of one, #{main}", fn -> compiled(context, one.(), main) end},
+      {"encoder of one, #{other}", fn -> other_type(context, one.(), other, main) end}
+    ] ++
+      if int8? do
+        [
+          {"encoder, int8", fn -> int8(context, Here.spec(:encoder, context), main) end},
+          {"encoder of one, int8", fn -> int8(context, one.(), main) end}
+        ]
+      else
+        []
+      end
   end
 
   # Everything that is compiled, in the type that the device is best at.
-  defp compiled(context, model, type) do
-    spec = Here.spec(model, context)
+  defp compiled(context, spec, type) do
     title = "#{title(spec)}, #{type}"
     here = here(spec, context, type)
-    peers = peers(context, spec, type, [:mlx, :xla], here.sample.())
+    peers = peers(context, spec, type, [:mlx, :xla, :onnxruntime, :openvino], here.sample.())
     bumblebee = bumblebee(context, spec, type, "emlx", here.sample.())
 
     %Group{
       sides: [{"EMLX", fn -> Measure.time(here.run) end} | sides(peers ++ bumblebee)],
       rows: [
-        {title, "EMLX", ["Python MLX", "XLA"]},
+        {title, "EMLX", ["Python MLX", "XLA", "ONNX Runtime", "OpenVINO"]},
         {title, "Bumblebee rewritten", ["Bumblebee as it is", "Python MLX", "XLA"]}
       ],
       missing: missing(peers ++ bumblebee),
@@ -64,18 +89,45 @@ defmodule EMLX.Bench.Parts.Models do
     }
   end
 
-  defp other_type(context, model, type, main) do
-    spec = Here.spec(model, context)
+  defp other_type(context, spec, type, main) do
     [here, other] = for type <- [type, main], do: here(spec, context, type)
-    peers = peers(context, spec, type, [:mlx], here.sample.())
+    peers = peers(context, spec, type, [:mlx, :openvino], here.sample.())
 
     %Group{
       sides: [
         {"EMLX", fn -> Measure.time(here.run) end},
         {"EMLX in #{main}", fn -> Measure.time(other.run) end} | sides(peers)
       ],
-      rows: [{"#{title(spec)}, #{type}", "EMLX", ["Python MLX", "EMLX in #{main}"]}],
+      rows: [{"#{title(spec)}, #{type}", "EMLX", ["Python MLX", "OpenVINO", "EMLX in #{main}"]}],
       missing: missing(peers),
+      tidy: fn -> drop(peers) end
+    }
+  end
+
+  # Products of 8-bit integers, each side beside what EMLX takes in the device's type.
+  defp int8(context, spec, main) do
+    title = "#{title(spec)}, int8"
+    other = here(spec, context, main)
+    expected = other.sample.()
+    named = fn name -> "#{name} int8" end
+    defined = peers(context, spec, :int8, @encoders, expected)
+    peers = for {name, peer, number} <- defined, do: {named.(name), peer, number}
+
+    ours =
+      for type <- Here.types(),
+          type == :int8,
+          here = here(spec, context, type),
+          do: {named.("EMLX"), fn -> Measure.time(here.run) end}
+
+    there = Enum.map(@encoders, &named.(called(&1)))
+
+    %Group{
+      sides: ours ++ [{"EMLX in #{main}", fn -> Measure.time(other.run) end} | sides(peers)],
+      rows: [
+        {title, named.("EMLX"), ["EMLX in #{main}" | there]}
+        | for(side <- there, do: {title, side, ["EMLX in #{main}"]})
+      ],
+      missing: missing(defined),
       tidy: fn -> drop(peers) end
     }
   end
@@ -127,12 +179,16 @@ defmodule EMLX.Bench.Parts.Models do
 
   defp peers(context, spec, type, names, expected) do
     for name <- names,
-        side <- defined(context, name, spec.model, spec.options ++ [type: type], called(name), expected, type),
+        name not in @encoders or spec.model == :encoder,
+        more = if(name in @encoders, do: [threads: System.schedulers_online()], else: []),
+        side <- defined(context, name, spec.model, spec.options ++ [type: type] ++ more, called(name), expected, type),
         do: side
   end
 
   defp called(:mlx), do: "Python MLX"
   defp called(:xla), do: "XLA"
+  defp called(:onnxruntime), do: "ONNX Runtime"
+  defp called(:openvino), do: "OpenVINO"
 
   defp bumblebee(context, spec, type, compiler, expected) do
     for {rewritten?, name} <- [{true, "Bumblebee rewritten"}, {false, "Bumblebee as it is"}],
@@ -148,9 +204,15 @@ defmodule EMLX.Bench.Parts.Models do
 
       peer ->
         try do
-          number = Peer.define(peer, kind, options)
-          Inputs.check!(name, Peer.sample(peer, number), expected, type)
-          [{name, peer, number}]
+          case Peer.define(peer, kind, options) do
+            # The peer has no such type on this machine.
+            "none" ->
+              []
+
+            number ->
+              Inputs.check!(name, Peer.sample(peer, number), expected, type)
+              [{name, peer, number}]
+          end
         rescue
           # The others are measured all the same.
           error -> [{:missing, Exception.message(error)}]

@@ -89,11 +89,7 @@ defmodule EMLX.Bench.Parts.Operations do
   def summary(rows) do
     for here <- ["eager", "compiled"],
         ratios = for(row <- rows, row.here == here, %{side: "XLA", ratio: ratio} <- row.against, ratio, do: ratio),
-        ratios != [] do
-      mean = :math.exp(Enum.sum(Enum.map(ratios, &:math.log/1)) / length(ratios))
-      slow = Enum.count(ratios, &(&1 > 1.5))
-
-      "#{here}: geometric mean of #{length(ratios)} ratios to XLA #{Statistics.digits(mean)}; #{slow} above 1.5"
-    end
+        ratios != [],
+        do: Statistics.means(here, "XLA", ratios)
   end
 end

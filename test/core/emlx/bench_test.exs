@@ -34,7 +34,8 @@ defmodule EMLX.BenchTest do
     Progress,
     Report,
     Statistics,
-    Table
+    Table,
+    Training
   }
 
   doctest EMLX.Bench.Statistics
@@ -42,6 +43,7 @@ defmodule EMLX.BenchTest do
   doctest EMLX.Bench.Table
   doctest EMLX.Bench.Progress
   doctest EMLX.Bench.Options
+  doctest EMLX.Bench.Parts.Small
 
   @parts EMLX.Bench.names(Path.join(@folder, "suite"))
 
@@ -235,26 +237,26 @@ defmodule EMLX.BenchTest do
     end
   end
 
-  describe "text generation" do
-    # A fake program: a function of a command and its arguments.
-    defmodule Played do
-      use GenServer
+  # A fake program: a function of a command and its arguments.
+  defmodule Played do
+    use GenServer
 
-      def peer(name, answer) do
-        {:ok, owner} = GenServer.start_link(__MODULE__, answer)
-        %Peer{name: name, owner: owner}
-      end
-
-      @impl true
-      def init(answer), do: {:ok, answer}
-
-      @impl true
-      def handle_call(line, _from, answer) do
-        [command | words] = line |> String.split() |> Enum.map(&URI.decode_www_form/1)
-        {:reply, answer.(command, words), answer}
-      end
+    def peer(name, answer) do
+      {:ok, owner} = GenServer.start_link(__MODULE__, answer)
+      %Peer{name: name, owner: owner}
     end
 
+    @impl true
+    def init(answer), do: {:ok, answer}
+
+    @impl true
+    def handle_call(line, _from, answer) do
+      [command | words] = line |> String.split() |> Enum.map(&URI.decode_www_form/1)
+      {:reply, answer.(command, words), answer}
+    end
+  end
+
+  describe "text generation" do
     # A fake Bumblebee, whose case is named by its options; `texts` maps cases to tokens.
     defp bumblebee(texts) do
       Played.peer("Bumblebee", fn
@@ -382,6 +384,185 @@ defmodule EMLX.BenchTest do
         config = File.read!(Path.join(checkpoint.folder, "config.json"))
         assert config =~ ~s("tie_word_embeddings": true)
         assert config =~ ~s("rope_type": "llama3") == not own?
+      end
+    end
+  end
+
+  describe "small arrays" do
+    defp row(label, here, least, ratio) do
+      figure = %{median: 2 * least, least: least, quartiles: {least, least}, runs: 1}
+      %{label: label, here: here, figure: figure, against: [%{side: "XLA", ratio: ratio}], unit: :time}
+    end
+
+    test "the summary has mean ratios, and the figures of the goals from least times" do
+      rows =
+        [row("add, f32[8]", "eager", 4.0, 1), row("add, f32[1024]", "eager", 90.0, 4)] ++
+          [row("add, f32[8]", "compiled", 4.0, 9), row("loop of 0, s64, a step", "compiled", 0.1, 1)] ++
+          for({count, least} <- [{2, 1.0}, {7, 2.0}], do: row("loop of #{count}, f32[8], a step", "compiled", least, 1)) ++
+          [row("loop of 7, f32[8], an operation", "compiled", 0.3, 100)]
+
+      assert Parts.Small.summary(rows) == [
+               "eager: geometric mean of 2 ratios to XLA 2.00; 1 above 1.5",
+               "compiled: geometric mean of 1 ratios to XLA 9.00; 1 above 1.5",
+               "loops: geometric mean of 3 ratios to XLA 1.00; 0 above 1.5",
+               "goal, an eager operation on up to 64 elements and its value, 3.00 µs: 4.00 µs in the median of 1, " <>
+                 "4.00 µs to 4.00 µs (least times)",
+               "goal, an operation on up to 64 elements in a compiled loop, 0.300 µs: 0.200 µs in the median of 1, " <>
+                 "0.200 µs to 0.200 µs (least times)",
+               "goal, a loop step's own cost, 0.200 µs: 0.100 µs in the median of 1, 0.100 µs to 0.100 µs (least times)"
+             ]
+
+      assert Parts.Small.summary([]) == []
+    end
+  end
+
+  describe "the encoder" do
+    # A fake runtime of ONNX: `define` and `sample` are its answers to an encoder's options.
+    defp runtime(name, define, sample) do
+      Played.peer(name, fn
+        "define", ["encoder" | words] -> {:ok, [define.(Enum.join(words, " "))]}
+        "sample", [case] -> {:ok, Enum.map(sample.(case), &to_string/1)}
+        "time", _ -> {:ok, ["1000.0"]}
+        "drop", _ -> {:ok, []}
+      end)
+    end
+
+    @tag :tmp_dir
+    @tag skip: if(not Code.ensure_loaded?(EMLX.Backend), do: "Nx is not there")
+    test "int8 has rows of its own, other results are not timed, and an absent type is left out", %{tmp_dir: folder} do
+      EMLX.Bench.load_models(@folder)
+      context = %{device: :cpu, quick?: true, full?: false, nx?: true, folder: @folder, temporary: folder, peers: %{}}
+      spec = apply(EMLX.Bench.Here, :spec, [:encoder, context, [batch: 1]])
+      expected = apply(EMLX.Bench.Here, :compiled, [spec, :cpu, :f32]).sample.()
+      threads = "threads=#{System.schedulers_online()}"
+
+      onnxruntime =
+        runtime(
+          "ONNX Runtime",
+          fn options ->
+            assert String.contains?(options, threads)
+            if options =~ "type=int8", do: "int8", else: "f32"
+          end,
+          # Rounding to 8 bits is no error in int8.
+          &Enum.map(expected, fn number -> if &1 == "int8", do: number * 1.05, else: number end)
+        )
+
+      openvino =
+        runtime("OpenVINO", &if(&1 =~ "type=int8", do: "none", else: "f32"), fn _ ->
+          Enum.map(expected, &(&1 * 1.05))
+        end)
+
+      groups = Parts.Models.groups(%{context | peers: %{onnxruntime: onnxruntime, openvino: openvino}})
+      made = fn name -> groups |> List.keyfind(name, 0) |> elem(1) |> then(& &1.()) end
+
+      group = made.("encoder of one, int8")
+      assert group.missing == []
+      assert Enum.map(group.sides, &elem(&1, 0)) == ["EMLX in f32", "ONNX Runtime int8"]
+      figures = %{"EMLX in f32" => [2.0e3], "ONNX Runtime int8" => [1.0e3]}
+      text = Report.text(Report.part("models", [{:ok, "int8", group, figures}]))
+      assert text =~ ~r/1 × 64, int8 +ONNX Runtime int8 +1\.00 ms +EMLX in f32 +2\.00 ms +0\.500/
+      refute text =~ "OpenVINO"
+
+      group = made.("encoder of one, f32")
+      assert ["OpenVINO computes something else: results are 0.0500 of the largest number apart"] = group.missing
+      assert Enum.map(group.sides, &elem(&1, 0)) == ["EMLX", "ONNX Runtime"]
+
+      # Without the runtimes nothing has int8.
+      names = for {name, _} <- Parts.Models.groups(context), do: name
+      assert "encoder of one, bf16" in names
+      refute "encoder, int8" in names
+    end
+  end
+
+  describe "training" do
+    # A fake Axon or JAX, whose updated weights are the initial ones and `change`.
+    defp trainer(name, losses, change) do
+      Played.peer(name, fn
+        "define", ["training" | words] ->
+          options = Map.new(words, &(&1 |> String.split("=", parts: 2) |> List.to_tuple()))
+
+          weights =
+            for {name, array} <- EMLX.Safetensors.load(options["file"]),
+                into: %{},
+                do: {name, EMLX.Ops.add(array, change)}
+
+          EMLX.Safetensors.save(options["out"], weights)
+          {:ok, [options["model"]]}
+
+        "sample", _ ->
+          {:ok, losses}
+
+        "time", _ ->
+          {:ok, ["3000.0"]}
+
+        "drop", _ ->
+          {:ok, []}
+      end)
+    end
+
+    defp training(folder, peers, name) do
+      context = %{device: :cpu, quick?: true, full?: false, temporary: folder, peers: peers}
+      {^name, make} = List.keyfind(Parts.Training.groups(context), name, 0)
+      make.()
+    end
+
+    @tag :tmp_dir
+    test "a training step is timed if losses and updated weights are XLA's", %{tmp_dir: folder} do
+      peers = %{axon: trainer("Axon", ~w(2.0 1.0), 0.01), xla: trainer("XLA", ~w(2.0 1.0001), 0.01)}
+      group = training(folder, peers, "mlp, f32, batch 1")
+      assert group.missing == []
+      assert [note] = group.notes
+      assert note =~ ~r/^mlp, f32, batch 1, Axon: losses are 0.0000500 and weights 0 of the update from XLA's$/
+      figures = Measure.in_turn(group.sides, :bytes, fn -> :ok end, 0)
+      assert figures == %{"Axon" => [3000.0, 3000.0, 3000.0], "XLA" => [3000.0, 3000.0, 3000.0]}
+      part = Report.part("training", [{:ok, "mlp", group, figures}])
+      assert Parts.Training.summary(part.rows) == ["Axon: geometric mean of 1 ratios to XLA 1.00; 0 above 1.5"]
+
+      sides = training(folder, peers, "transformer, bf16, batch 32").sides
+      assert Enum.map(sides, &elem(&1, 0)) == ["Axon", "Axon rewritten", "XLA"]
+    end
+
+    @tag :tmp_dir
+    test "training with other losses or other updates is not timed", %{tmp_dir: folder} do
+      xla = trainer("XLA", ~w(2.0 1.0), 0.01)
+
+      for {axon, message} <- [
+            {trainer("Axon", ~w(2.0 1.1), 0.01), "results are"},
+            {trainer("Axon", ~w(2.0 1.0), 0.011), "weights are 0.100 of the update apart"},
+            {trainer("Axon", ~w(2.0 nan), 0.01), "results are"}
+          ] do
+        group = training(folder, %{axon: axon, xla: xla}, "mlp, f32, batch 1")
+        assert [text] = group.missing
+        assert text =~ "Axon computes something else: " <> message
+        assert Enum.map(group.sides, &elem(&1, 0)) == ["XLA"]
+      end
+
+      assert Parts.Training.groups(%{peers: %{xla: xla}}) == []
+    end
+
+    @tag :tmp_dir
+    test "initial weights and batches are files that are the same each time", %{tmp_dir: folder} do
+      again = Path.join(folder, "again")
+      File.mkdir_p!(again)
+
+      for {model, steps} <- Training.models() do
+        assert steps > 0
+        file = Training.weights(folder, model)
+        arrays = EMLX.Safetensors.load(file)
+        shapes = Map.new(Training.shapes(model), fn {name, shape} -> {name, List.to_tuple(shape)} end)
+        assert Map.new(arrays, fn {name, array} -> {name, EMLX.Array.shape(array)} end) == shapes
+        assert File.read!(file) == File.read!(Training.weights(again, model))
+        batch = EMLX.Safetensors.load(Training.batch(folder, model, 3))
+        assert EMLX.Array.shape(batch["y"]) == {3, 10}
+        assert elem(EMLX.Array.shape(batch["x"]), 0) == 3
+        assert EMLX.Array.to_list(EMLX.Ops.sum(batch["y"])) == 3.0
+        assert Training.distance(file, file, file) == 0.0
+      end
+
+      mlp = Training.weights(folder, "mlp")
+
+      assert_raise RuntimeError, ~r/^weights of other names/, fn ->
+        Training.distance(mlp, Training.weights(folder, "transformer"), mlp)
       end
     end
   end
