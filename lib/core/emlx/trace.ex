@@ -122,7 +122,7 @@ defmodule EMLX.Trace do
       array
     else
       value = value(array)
-      placeholder = placeholder({Array.shape(array), Array.dtype(array)})
+      placeholder = placeholder({Tuple.to_list(Array.shape(array)), Array.dtype(array)})
       put(:values, Map.put(state!("opaque").values, placeholder.ref, value))
       placeholder
     end

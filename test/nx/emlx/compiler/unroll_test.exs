@@ -206,6 +206,23 @@ defmodule EMLX.Compiler.UnrollTest do
     assert compiled == evaluated
   end
 
+  # The ones are too large a constant to be computed with while the function is traced.
+  defn on_large(x) do
+    ones = Nx.broadcast(Nx.tensor(1.0), {20, 40, 3})
+    large = [ones, ones * x] |> Nx.concatenate() |> Nx.slice_along_axis(20, 20)
+
+    {sums, _large, _i} =
+      while {sums = ones, large, i = 0}, i < 3 do
+        {sums + large, large, i + 1}
+      end
+
+    sums
+  end
+
+  test "a loop is unrolled whose state begins with a large constant of several axes" do
+    refute loop?(&on_large/1, [@x])
+  end
+
   describe "Nx.Random" do
     @fold_in Nx.tensor([[1, 99], [1234, 13]], backend: Nx.BinaryBackend)
 
