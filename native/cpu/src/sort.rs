@@ -43,7 +43,7 @@ impl Digits {
 }
 
 /// Sorts by keys, those that are equal in the order in which they are. `other` is as long, of no account.
-fn sort_items<I: Item>(items: &mut Vec<I>, other: &mut Vec<I>, is_alone: bool) {
+pub(super) fn sort_items<I: Item>(items: &mut Vec<I>, other: &mut Vec<I>, is_alone: bool) {
     let count = items.len();
     if count < LONG_ROW {
         // Places make them differ; without places nobody tells equal ones apart.

@@ -9,13 +9,15 @@ use crate::base::{Device, Dtype, Error, Result};
 use crate::mlx::{self, Stream};
 use emlx_cpu::Kernel;
 pub use emlx_cpu::{
-    has_vectors, Action, Bits, Comparison, Division, Function, Link, Links, Mask, Operand, Pair,
-    Reduction, Rope, Scan, Test, Type, MAX_LINKS, WORTH_SHARING,
+    has_vectors, Action, Bits, Comparison, Division, Function, Link, Links, Mask, Masked, Operand,
+    Pair, Reduction, Rope, Scan, Step as RowStep, Test, Total, Type, MAX_LINKS, MAX_STEPS,
+    WORTH_SHARING,
 };
 use mlx_rs::Array;
 use node::Layout;
 pub use order::{arg_extreme, argsort, extreme, orders, sort, top, total, totals, truth};
 use smallvec::SmallVec;
+use std::sync::Arc;
 
 /// Elements of a row from which operands that are repeated along rows are worth a kernel here.
 const SHORTEST_ROW: i32 = 16;
@@ -491,4 +493,17 @@ pub fn scan(
         is_pair: mlx::dtype(x) == Dtype::C64,
     };
     node::new(kernel, Layout::Rows, &[x], x.shape(), x, s)
+}
+
+/// What is computed of rows that a mask fills but in few places: arrays that broadcast to them, and arrays with one
+/// number for each row, to a result of `shape` with as many.
+pub fn masked(
+    masked: Arc<Masked>,
+    inputs: &[&Array],
+    shape: &[i32],
+    dtype: Dtype,
+    s: &Stream,
+) -> Result<Array> {
+    let kernel = Kernel::Masked(masked);
+    node::typed(kernel, Layout::Rows, inputs, shape, dtype, s)
 }

@@ -5,7 +5,7 @@
 //! operations that they stand for round.
 
 mod attention;
-mod facts;
+
 mod heads;
 mod products;
 #[cfg(test)]
@@ -14,7 +14,7 @@ mod tests;
 use super::{Code, Node, Pass, Scope, Target};
 use crate::base::{Result, Signature};
 use crate::op::Op;
-use facts::Facts;
+use super::facts::Facts;
 
 pub struct Merge;
 

@@ -1,7 +1,7 @@
 //! Products of a few rows with matrices: with the norm before them, the gate or the sum after them, and up to three of
 //! one input.
 
-use super::facts::{either, inputs, is_float, output, Facts};
+use crate::program::plan::facts::{either, inputs, is_float, output, Facts};
 use super::Change;
 use crate::op::decode::MAX_ROWS;
 use crate::op::{Op, QuantMode};
