@@ -122,6 +122,32 @@ impl Axes {
         axes
     }
 
+    /// Puts the elements of inputs that are repeated along rows, or that do not lie in the result's order, beside each
+    /// other, so that all of a small result is one row. What holds them is returned.
+    unsafe fn lay_out(&mut self, inputs: &mut [Input]) -> SmallVec<[Vec<u64>; 4]> {
+        let (size, count) = (self.sizes.iter().product::<usize>(), self.count());
+        let last = self.sizes.len() - 1;
+        let mut laid = SmallVec::new();
+        for (i, input) in inputs.iter_mut().enumerate() {
+            if self.steps[i].iter().all(|step| *step == 0) {
+                self.steps[i] = SmallVec::from_elem(0, 1);
+                continue;
+            }
+            let mut room = vec![0u64; (size * input.size).div_ceil(8)];
+            let to = room.as_mut_ptr().cast::<u8>();
+            for row in 0..size / count {
+                let from = input.data.offset(self.offset(i, row) * input.size as isize);
+                let to = to.add(row * count * input.size);
+                gather(input.size, from, self.steps[i][last], to, count);
+            }
+            input.data = Shared(to);
+            self.steps[i] = SmallVec::from_elem(1, 1);
+            laid.push(room);
+        }
+        self.sizes = SmallVec::from_elem(size, 1);
+        laid
+    }
+
     /// How long a row along the innermost axis is.
     fn count(&self) -> usize {
         self.sizes.last().copied().unwrap_or(1)
@@ -269,8 +295,7 @@ pub unsafe fn run(level: Level, links: &[Link], inputs: &[View], out: &View) {
     let first = usize::from(results(links) > 1);
     // SAFETY: of the same array.
     let one = unsafe { View::of(out.data, &out.shape()[first..], &out.strides()[first..]) };
-    let axes = Axes::new(inputs, &one);
-    let count = axes.count();
+    let mut axes = Axes::new(inputs, &one);
     let is_single = singles(links, inputs);
     let elements = elements(level, links, inputs, &is_single);
     let (places, own) = places(links, &is_single);
@@ -288,6 +313,10 @@ pub unsafe fn run(level: Level, links: &[Link], inputs: &[View], out: &View) {
             }
         }
     }
+    let is_small = axes.sizes.len() > 1 && one.size() <= BLOCK;
+    // SAFETY: of the inputs' own shapes and strides.
+    let _laid = is_small.then(|| unsafe { axes.lay_out(&mut from) });
+    let (axes, count) = (&axes, axes.count());
     let to = Shared(out.data.cast::<u8>());
     let to_size = links.last().map_or(1, |link| link.to.size());
     let size = one.size();

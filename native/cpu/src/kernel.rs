@@ -5,7 +5,9 @@ use super::by_rows::by_rows;
 use super::element::{Element, ElementType};
 use super::simd::Level;
 use super::{arg_extreme, extreme, gather, moves, select_top, sort};
-use super::{attention, chain, masked, product, quantized, reduce, rope, rows, scan, scatter, slices};
+use super::{
+    attention, chain, masked, product, quantized, reduce, rope, rows, scan, scatter, slices,
+};
 use super::{Links, Mask, Masked, Reduction, Rope, Scan, Type, View};
 use half::{bf16, f16};
 use smallvec::SmallVec;

@@ -46,7 +46,10 @@ pub enum Step {
         of: Type,
     },
     /// The order that sorts a row which lies in its own, stable, NaN last.
-    Order { value: u8, of: Type },
+    Order {
+        value: u8,
+        of: Type,
+    },
     /// Running sums in an order, of floats of at most 32 bits.
     Sums {
         value: u8,
@@ -121,7 +124,10 @@ impl Masked {
         let mut are_rows = vec![true];
         for step in &self.steps {
             let is_row = match step {
-                Step::Link(_) => step.takes().iter().any(|value| are_rows[usize::from(*value)]),
+                Step::Link(_) => step
+                    .takes()
+                    .iter()
+                    .any(|value| are_rows[usize::from(*value)]),
                 Step::Order { .. } | Step::Sums { .. } => true,
                 Step::Total { .. } | Step::At { .. } | Step::Extreme { .. } => false,
             };
@@ -231,7 +237,9 @@ fn rooms(masked: &Masked) -> (Vec<usize>, usize) {
     }
     let (mut rooms, mut owners) = (vec![0], vec![0usize]);
     for i in 0..masked.steps.len() {
-        let free = owners.iter().position(|owner| last_use[*owner] < i && *owner <= i);
+        let free = owners
+            .iter()
+            .position(|owner| last_use[*owner] < i && *owner <= i);
         let room = free.unwrap_or(owners.len());
         match owners.get_mut(room) {
             Some(owner) => *owner = i + 1,
@@ -319,7 +327,15 @@ unsafe fn search(plan: &Plan, row: usize, first: usize, end: usize, left: &mut L
             is_one[i] = arguments.iter().all(|argument| argument.is_one);
             let count = if is_one[i] { 1 } else { length };
             let (level, action) = (plan.level, link.action);
-            elementwise::apply(level, action, link.from, link.to, arguments, block(i), count);
+            elementwise::apply(
+                level,
+                action,
+                link.from,
+                link.to,
+                arguments,
+                block(i),
+                count,
+            );
         }
         let (fill, numbers) = (plan.row(plan.masked.fill, row), block(links.len() - 1));
         let size = links.last().map_or(1, |link| link.to.size());
@@ -372,13 +388,12 @@ impl<'a> Runs<'a> {
                     starts.push(start as u32);
                 };
                 let mut next = 0;
-                let between = |next: usize, end: usize, push: &mut dyn FnMut(usize, $T)| {
-                    match is_single {
+                let between =
+                    |next: usize, end: usize, push: &mut dyn FnMut(usize, $T)| match is_single {
                         true => (next..end).for_each(|at| push(at, fill)),
                         false if next < end => push(next, fill),
                         false => {}
-                    }
-                };
+                    };
                 for left in left {
                     for (place, bits) in left.places.iter().zip(&left.bits) {
                         between(next, *place as usize, &mut push);
@@ -401,21 +416,32 @@ impl<'a> Runs<'a> {
     }
 
     fn length(&self, run: usize) -> usize {
-        let end = self.starts.get(run + 1).map_or(self.plan.count, |start| *start as usize);
+        let end = self
+            .starts
+            .get(run + 1)
+            .map_or(self.plan.count, |start| *start as usize);
         end - self.starts[run] as usize
     }
 
     /// The numbers of a value.
     unsafe fn numbers<T>(&self, value: u8) -> &[T] {
         let value = usize::from(value);
-        let count = if self.plan.are_rows[value] { self.starts.len() } else { 1 };
+        let count = if self.plan.are_rows[value] {
+            self.starts.len()
+        } else {
+            1
+        };
         let from = self.rooms[self.plan.rooms[value]].as_ptr();
         std::slice::from_raw_parts(from.cast(), count)
     }
 
     /// Room for the numbers of a value.
     fn room<T>(&mut self, value: usize) -> *mut T {
-        let count = if self.plan.are_rows[value] { self.starts.len() } else { 1 };
+        let count = if self.plan.are_rows[value] {
+            self.starts.len()
+        } else {
+            1
+        };
         let room = &mut self.rooms[self.plan.rooms[value]];
         let words = (count * size_of::<T>()).div_ceil(8);
         if room.len() < words {
@@ -520,7 +546,11 @@ impl<'a> Runs<'a> {
                 },
             };
         }
-        let count = if self.plan.are_rows[value] { self.starts.len() } else { 1 };
+        let count = if self.plan.are_rows[value] {
+            self.starts.len()
+        } else {
+            1
+        };
         let (level, action) = (self.plan.level, link.action);
         elementwise::apply(level, action, link.from, link.to, arguments, to, count);
     }
@@ -593,7 +623,11 @@ impl<'a> Runs<'a> {
         self.in_order(order, |run, start| {
             let key = numbers[run].key();
             let is_nan = T::IS_FLOAT && key == T::Key::MAX;
-            let rank = if is_max || is_nan { key } else { key.reversed() };
+            let rank = if is_max || is_nan {
+                key
+            } else {
+                key.reversed()
+            };
             if is_nan && is_last_nan {
                 (best, at) = (Some(T::Key::MAX), start + self.length(run) - 1);
             } else if best.is_none_or(|best| rank > best) {

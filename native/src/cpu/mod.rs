@@ -115,7 +115,7 @@ pub fn goes_into(own: &[i32], shape: &[i32]) -> bool {
 }
 
 /// Whether an array of `from`'s shape broadcasts to `shape`.
-fn is_repeated_to(from: &[i32], shape: &[i32]) -> bool {
+pub fn is_repeated_to(from: &[i32], shape: &[i32]) -> bool {
     let mut sizes = from.iter().rev().zip(shape.iter().rev());
     from.len() <= shape.len() && sizes.all(|(own, size)| own == size || *own == 1)
 }

@@ -63,7 +63,10 @@ impl<'a> Facts<'a> {
 
     /// How many elements a value has.
     pub fn size(&self, value: u32) -> usize {
-        self.shape(value).iter().map(|size| *size as usize).product()
+        self.shape(value)
+            .iter()
+            .map(|size| *size as usize)
+            .product()
     }
 
     pub fn dtype(&self, value: u32) -> Dtype {

@@ -190,7 +190,10 @@ impl Builder<'_> {
                 continue;
             };
             let is_inside = !facts.users(value).is_empty()
-                && facts.users(value).iter().all(|user| user.is_in(&self.nodes));
+                && facts
+                    .users(value)
+                    .iter()
+                    .all(|user| user.is_in(&self.nodes));
             let fits = facts.shape(value) == shape && value != fill;
             if is_inside && fits && self.links(node).is_some() {
                 self.nodes.insert(i);
@@ -505,7 +508,8 @@ impl Builder<'_> {
 
     /// The node in the place of all, if one value of theirs is taken elsewhere.
     fn finish(self, seed: usize, mask: Links, fill: u8) -> std::result::Result<Rows, Refused> {
-        let is_worth = |step: &RowStep| matches!(step, RowStep::Order { .. } | RowStep::Sums { .. });
+        let is_worth =
+            |step: &RowStep| matches!(step, RowStep::Order { .. } | RowStep::Sums { .. });
         if !self.steps.iter().any(is_worth) {
             return Err(None);
         }
@@ -514,11 +518,18 @@ impl Builder<'_> {
         nodes.sort_unstable();
         let values = nodes.iter().filter_map(|i| output(&facts.code.nodes[*i]));
         let needed: Vec<u32> = values
-            .filter(|value| facts.users(*value).iter().any(|user| !user.is_in(&self.nodes)))
+            .filter(|value| {
+                facts
+                    .users(*value)
+                    .iter()
+                    .any(|user| !user.is_in(&self.nodes))
+            })
             .collect();
         let [needed] = needed[..] else {
             let count = needed.len();
-            return Err(Some(format!("{count} values of its rows are taken elsewhere")));
+            return Err(Some(format!(
+                "{count} values of its rows are taken elsewhere"
+            )));
         };
         let last = nodes[nodes.len() - 1];
         let is_last = match self.known.get(&needed) {

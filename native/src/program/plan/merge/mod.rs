@@ -11,10 +11,10 @@ mod products;
 #[cfg(test)]
 mod tests;
 
+use super::facts::Facts;
 use super::{Code, Node, Pass, Scope, Target};
 use crate::base::{Result, Signature};
 use crate::op::Op;
-use super::facts::Facts;
 
 pub struct Merge;
 
