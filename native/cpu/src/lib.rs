@@ -60,6 +60,8 @@ mod sort;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
+mod tests_of_masked;
+#[cfg(test)]
 mod tests_of_order;
 mod types;
 mod unary;

@@ -6,7 +6,7 @@
 //! runs, and only the mask itself is computed place by place. What a mask leaves is data: where it leaves all of a row,
 //! or a running sum rises within a run, the runs are single places, and the result is the same.
 
-use super::chain::{Link, Links, Operand};
+use super::chain::{Link, Links, Operand, MAX_LINKS};
 use super::elementwise::{self, Argument};
 use super::gather::of_size;
 use super::keys::{with_type, Key, Number, Place};
@@ -257,23 +257,30 @@ struct Left {
     bits: Vec<u64>,
 }
 
+/// Adds the places of a block from `first` on where the mask leaves a number that is not `fill`.
 #[inline(always)]
-unsafe fn differing_body<S: Simd, T: Copy + PartialEq + Into<u64>>(
-    block: *const T,
-    fill: *const T,
-    count: usize,
+unsafe fn left_body<S: Simd, T: Bits>(
+    mask: &[u8],
+    is_filled: bool,
+    numbers: *const T,
+    step: isize,
+    fill: T,
     first: usize,
     left: &mut Left,
 ) {
     const CHUNK: usize = 64;
-    let (block, fill) = (std::slice::from_raw_parts(block, count), *fill);
-    for (i, chunk) in block.chunks(CHUNK).enumerate() {
-        if !chunk.iter().fold(false, |any, x| any | (*x != fill)) {
+    let is_left = |byte: &u8| (*byte != 0) != is_filled;
+    for (i, chunk) in mask.chunks(CHUNK).enumerate() {
+        if !chunk.iter().fold(false, |any, byte| any | is_left(byte)) {
             continue;
         }
-        for (own, x) in chunk.iter().enumerate().filter(|(_, x)| **x != fill) {
-            left.places.push((first + i * CHUNK + own) as u32);
-            left.bits.push((*x).into());
+        for (own, _) in chunk.iter().enumerate().filter(|(_, byte)| is_left(byte)) {
+            let at = i * CHUNK + own;
+            let x = *numbers.offset(at as isize * step);
+            if x != fill {
+                left.places.push((first + at) as u32);
+                left.bits.push(x.into());
+            }
         }
     }
 }
@@ -282,46 +289,71 @@ trait Bits: Copy + PartialEq + Into<u64> + 'static {}
 impl<T: Copy + PartialEq + Into<u64> + 'static> Bits for T {}
 
 dispatch! {
-    fn differing<T: Bits>(block: *const T, fill: *const T, count: usize, first: usize, left: &mut Left) = differing_body
+    fn find_left<T: Bits>(
+        mask: &[u8],
+        is_filled: bool,
+        numbers: *const T,
+        step: isize,
+        fill: T,
+        first: usize,
+        left: &mut Left,
+    ) = left_body
 }
 
-/// The mask of a row from `first` to `end`, and what it leaves there.
+/// The mask of a row from `first` to `end`, and what it leaves there. The choice itself is not computed: few numbers of
+/// what it is made from are read.
 unsafe fn search(plan: &Plan, row: usize, first: usize, end: usize, left: &mut Left) {
-    let links = &plan.masked.mask;
+    let Some((choice, links)) = plan.masked.mask.split_last() else {
+        return;
+    };
     let last = plan.masked.shape.len() - 1;
-    let mut room = vec![0u64; (links.len() + plan.inputs.len()) * BLOCK];
+    let mut room = vec![0u64; (links.len() + plan.inputs.len() + 1) * BLOCK];
     let room = room.as_mut_ptr();
     let block = |i: usize| room.add(i * BLOCK).cast::<u8>();
+    let fill = plan.row(plan.masked.fill, row);
+    let [mask, a, b] = [0, 1, 2].map(|i| choice.operands()[i]);
+    let is_filled = a == Operand::Input(plan.masked.fill);
+    let numbers = if is_filled { b } else { a };
     let mut at = first;
     while at < end {
         let length = BLOCK.min(end - at);
-        let mut is_one = [false; MAX_STEPS];
+        let mut is_one = [false; MAX_LINKS];
+        // Where an operand begins, and how far its elements are apart.
+        let place = |operand: Operand, is_one: &[bool]| match operand {
+            Operand::Link(link) => {
+                let link = usize::from(link);
+                (block(link).cast_const(), isize::from(!is_one[link]))
+            }
+            Operand::Input(number) => {
+                let input = &plan.inputs[usize::from(number)];
+                let step = input.steps[last];
+                let bytes = at as isize * step * input.size as isize;
+                (plan.row(number, row).offset(bytes), step)
+            }
+        };
+        let beside = |operand: Operand, is_one: &[bool], size: usize| {
+            let (from, step) = place(operand, is_one);
+            match (operand, step) {
+                (_, 0..=1) => (from, step),
+                (Operand::Link(_), _) => (from, step),
+                (Operand::Input(input), _) => {
+                    let to = block(links.len() + usize::from(input));
+                    beside_each_other(size, from, step, to, length);
+                    (to.cast_const(), 1)
+                }
+            }
+        };
         for (i, link) in links.iter().enumerate() {
             let mut arguments = [Argument {
                 at: std::ptr::null(),
                 is_one: true,
             }; 3];
-            for (own, operand) in arguments.iter_mut().zip(link.operands()) {
-                *own = match *operand {
-                    Operand::Link(link) => Argument {
-                        at: block(usize::from(link)),
-                        is_one: is_one[usize::from(link)],
-                    },
-                    Operand::Input(number) => {
-                        let input = &plan.inputs[usize::from(number)];
-                        let step = input.steps[last];
-                        let bytes = input.size as isize;
-                        let mut from = plan.row(number, row).offset(at as isize * step * bytes);
-                        if !(0..=1).contains(&step) {
-                            let beside = block(links.len() + usize::from(number));
-                            beside_each_other(input.size, from, step, beside, length);
-                            from = beside;
-                        }
-                        Argument {
-                            at: from,
-                            is_one: step == 0,
-                        }
-                    }
+            for (n, operand) in link.operands().iter().enumerate() {
+                let size = link.action.operand(n, link.from).size();
+                let (at, step) = beside(*operand, &is_one, size);
+                arguments[n] = Argument {
+                    at,
+                    is_one: step == 0,
                 };
             }
             is_one[i] = arguments.iter().all(|argument| argument.is_one);
@@ -337,14 +369,24 @@ unsafe fn search(plan: &Plan, row: usize, first: usize, end: usize, left: &mut L
                 count,
             );
         }
-        let (fill, numbers) = (plan.row(plan.masked.fill, row), block(links.len() - 1));
-        let size = links.last().map_or(1, |link| link.to.size());
+        let (bytes, step) = beside(mask, &is_one, 1);
+        let bytes = match step {
+            0 => {
+                let all = block(links.len() + plan.inputs.len());
+                all.write_bytes(*bytes, length);
+                all.cast_const()
+            }
+            _ => bytes,
+        };
+        let bytes = std::slice::from_raw_parts(bytes, length);
+        let (from, step) = place(numbers, &is_one);
         macro_rules! call {
-            ($T:ty) => {
-                differing::<$T>(plan.level, numbers.cast(), fill.cast(), length, at, left)
-            };
+            ($T:ty) => {{
+                let (level, fill) = (plan.level, *fill.cast::<$T>());
+                find_left::<$T>(level, bytes, is_filled, from.cast(), step, fill, at, left)
+            }};
         }
-        of_size!(size, call);
+        of_size!(choice.to.size(), call);
         at += length;
     }
 }

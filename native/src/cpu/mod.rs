@@ -135,6 +135,55 @@ pub fn renumbered(links: Links, number: impl Fn(usize) -> usize) -> Links {
         .collect()
 }
 
+/// Adds a link to a chain. Returns what has its value: a boolean that goes through a number is itself.
+pub fn push_link(links: &mut Links, link: Link) -> Operand {
+    if let (Action::Cast, Type::Bool, Operand::Link(number)) =
+        (link.action, link.to, link.operands()[0])
+    {
+        let before = &links[usize::from(number)];
+        if before.action == Action::Cast && before.from == Type::Bool {
+            return before.operands()[0];
+        }
+    }
+    links.push(link);
+    Operand::Link(links.len() as u8 - 1)
+}
+
+/// The links that the last one needs, and those that are kept.
+pub fn needed_links(links: Links) -> Links {
+    let mut is_needed: SmallVec<[bool; 8]> = links.iter().map(|link| link.is_kept).collect();
+    if let Some(last) = is_needed.last_mut() {
+        *last = true;
+    }
+    for (i, link) in links.iter().enumerate().rev() {
+        if !is_needed[i] {
+            continue;
+        }
+        for operand in link.operands() {
+            if let Operand::Link(number) = operand {
+                is_needed[usize::from(*number)] = true;
+            }
+        }
+    }
+    let number = |old: u8| {
+        is_needed[..usize::from(old)]
+            .iter()
+            .filter(|is| **is)
+            .count() as u8
+    };
+    let needed = links.iter().zip(&is_needed).filter(|(_, is)| **is);
+    needed
+        .map(|(link, _)| {
+            let operand = |operand: &Operand| match *operand {
+                Operand::Link(old) => Operand::Link(number(old)),
+                input => input,
+            };
+            let operands: SmallVec<[Operand; 3]> = link.operands().iter().map(operand).collect();
+            link.over(&operands)
+        })
+        .collect()
+}
+
 /// Links over arrays that broadcast to `shape`, whose types are those that the links take; `dtype` is the last one's.
 /// Where there are several results, the array has them along a first axis of its own.
 pub fn chain(

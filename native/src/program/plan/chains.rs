@@ -391,23 +391,31 @@ fn linked(
             }
             Operand::Input(number as u8)
         };
-        let first = chain.len() as u8;
-        let mut last = None;
+        let is_last = Some(number) == numbers.last();
+        let is_result = is_kept[*number] || is_last;
+        let mut own: SmallVec<[Operand; 4]> = SmallVec::new();
         for link in links(node, types).unwrap_or_default() {
             let operand = |operand: &Operand| match *operand {
-                Operand::Link(link) => Operand::Link(first + link),
+                Operand::Link(link) => own[link as usize],
                 Operand::Input(number) => input(node.inputs[number as usize].unwrap_or_default()),
             };
             let operands: SmallVec<[Operand; 3]> = link.operands().iter().map(operand).collect();
-            chain.push(link.over(&operands));
-            last = Some(Operand::Link(chain.len() as u8 - 1));
+            let link = link.over(&operands);
+            own.push(match is_result {
+                // A result is a link of its own.
+                true => {
+                    chain.push(link);
+                    Operand::Link(chain.len() as u8 - 1)
+                }
+                false => cpu::push_link(&mut chain, link),
+            });
         }
-        let is_last = Some(number) == numbers.last();
-        if let (true, Some(link)) = (is_kept[*number] || is_last, chain.last_mut()) {
+        if let (true, Some(link)) = (is_result, chain.last_mut()) {
             link.is_kept = !is_last;
             outputs.extend(node.outputs.first().copied());
         }
         // In the shape that the chain has it, a reshaped value is the value.
+        let last = own.last().copied();
         let last = last.or_else(|| node.inputs.first().copied().flatten().map(input));
         made.extend(node.outputs.first().copied().zip(last));
     }
@@ -419,7 +427,7 @@ fn linked(
     let signature = types.values[last.outputs[0] as usize].clone();
     Node {
         work: Work::Segment(Arc::new(Chain {
-            links: chain,
+            links: cpu::needed_links(chain),
             shapes,
             signature,
             is_joined: joint.is_some(),

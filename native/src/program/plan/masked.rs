@@ -204,25 +204,26 @@ impl Builder<'_> {
         let (mut mask, mut made) = (Links::new(), HashMap::new());
         for i in inside {
             let node = &facts.code.nodes[i];
-            let first = mask.len() as u8;
+            let mut own: SmallVec<[Operand; 4]> = SmallVec::new();
             for link in self.links(node)? {
                 let mut operands: SmallVec<[Operand; 3]> = SmallVec::new();
                 for operand in link.operands() {
                     operands.push(match *operand {
-                        Operand::Link(own) => Operand::Link(first + own),
+                        Operand::Link(link) => own[usize::from(link)],
                         Operand::Input(input) => {
                             let value = node.inputs[usize::from(input)]?;
                             match made.get(&value) {
-                                Some(link) => Operand::Link(*link),
+                                Some(operand) => *operand,
                                 None => Operand::Input(self.input(value)?),
                             }
                         }
                     });
                 }
-                mask.push(link.over(&operands));
+                own.push(cpu::push_link(&mut mask, link.over(&operands)));
             }
-            made.insert(output(node)?, mask.len() as u8 - 1);
+            made.insert(output(node)?, *own.last()?);
         }
+        let mask = cpu::needed_links(mask);
         let fits = mask.len() <= cpu::MAX_LINKS && mask.last()?.action == cpu::Action::Select;
         Some((mask, self.input(fill)?)).filter(|_| fits)
     }
