@@ -481,8 +481,12 @@ mod tests {
         assert_eq!(ends_of(instructions(), &[7, 3], &given), [0, 1, 2, 3, 5, 5]);
         // A row goes into the result's shape, but is no link of its chain.
         let row: (&[i32], Dtype) = (&[20], Dtype::F32);
-        let given = types(&[row, row, row, row, whole, whole, whole, whole]);
+        let long: (&[i32], Dtype) = (&[300, 20], Dtype::F32);
+        let given = types(&[row, row, row, row, long, long, long, long]);
         assert_eq!(ends_of(instructions(), &[7], &given), [0, 1, 2, 3, 5, 5]);
+        // Of a few elements it is one.
+        let given = types(&[row, row, row, row, whole, whole, whole, whole]);
+        assert_eq!(ends_of(instructions(), &[7], &given), [2, 2, 2, 3, 5, 5]);
     }
 
     #[test]
@@ -589,6 +593,36 @@ mod tests {
         let given = types(&[one, whole, one, whole]);
         assert_eq!(ends_of(instructions(), &[3], &given), [1, 1]);
         assert_eq!(ends_of(instructions(), &[3, 2], &given), [0, 1]);
+    }
+
+    #[test]
+    fn few_elements_are_chained_through_reshapes_and_broadcasts() {
+        // 3 = 0 + 1 {2}, 4 = 3 as {2, 1}, 5 = 4 · 2 {2, 3}
+        let reshape = Op::Reshape { shape: vec![2, 1] };
+        let instructions = || {
+            vec![
+                op(Op::Add, &[0, 1]),
+                op(reshape.clone(), &[3]),
+                op(Op::Multiply, &[4, 2]),
+            ]
+        };
+        let chained = |n: i32, outputs: &[u32]| {
+            let column: (&[i32], Dtype) = (&[n], Dtype::F32);
+            let one: (&[i32], Dtype) = (&[], Dtype::F32);
+            let (reshaped, whole) = ([n, 1], [n, 3]);
+            let (reshaped, whole) = ((&reshaped[..], Dtype::F32), (&whole[..], Dtype::F32));
+            let types = types(&[column, one, whole, column, reshaped, whole]);
+            let block = Block::new(3, instructions(), outputs.to_vec()).expect("well-formed");
+            let target = Target::of_test(crate::base::Device::Cpu);
+            let scope = Scope::of_test(&target, &types, "chains");
+            Chains.run(Code::of(&block), &scope).expect("chained")
+        };
+        let code = chained(2, &[5]);
+        assert_eq!(names(&code), ["chain"]);
+        assert_eq!(code.nodes[0].inputs[..], [Some(0), Some(1), Some(2)]);
+        // Many elements are computed once, and a value that is an output in its own shape.
+        assert_eq!(names(&chained(1000, &[5])), ["add", "reshape", "multiply"]);
+        assert_eq!(names(&chained(2, &[5, 3])), ["add", "chain"]);
     }
 
     #[test]

@@ -575,3 +575,119 @@ impl Builder<'_> {
 fn is_narrow(of: Type) -> bool {
     matches!(of, Type::F32 | Type::F16 | Type::Bf16)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::Device;
+    use crate::program::plan::Code;
+    use crate::program::types::Types;
+    use crate::program::{Block, Instruction, Step};
+
+    type Of = (&'static [i32], Dtype);
+    type Line = (Op, &'static [u32], Of);
+
+    const ROWS: Of = (&[2, 300], Dtype::F32);
+    const MASK: Of = (&[2, 300], Dtype::Bool);
+    const EACH: Of = (&[2, 1], Dtype::F32);
+    const PLACE: Of = (&[2], Dtype::U32);
+    const ORDER: Of = (&[2, 300], Dtype::U32);
+
+    /// Instructions with what each gives, after x {2, 300} as 0, and the least and the fill {2, 1} as 1 and 2. The mask is 3,
+    /// the masked rows are 4.
+    fn run(instructions: Vec<Line>, outputs: &[u32], count: i32) -> (Vec<String>, usize) {
+        let mut all = vec![
+            (Op::Less, &[0, 1][..], MASK),
+            (Op::Where, &[3, 2, 0][..], ROWS),
+        ];
+        all.extend(instructions);
+        let values = [ROWS, EACH, EACH]
+            .into_iter()
+            .chain(all.iter().map(|(.., of)| *of));
+        let values: Vec<Signature> = values
+            .map(|(shape, dtype)| {
+                let sizes = shape
+                    .iter()
+                    .map(|size| if *size == 300 { count } else { *size });
+                (sizes.collect(), dtype)
+            })
+            .collect();
+        let inside = values.iter().map(|_| Vec::new()).collect();
+        let types = Types { values, inside };
+        let instructions = all.into_iter().map(|(op, inputs, _)| {
+            let inputs = inputs.iter().copied().map(Some);
+            Instruction::new(Step::Op(op), inputs, 1, None)
+        });
+        let block = Block::new(3, instructions.collect(), outputs.to_vec()).expect("well-formed");
+        let target = Target::of_test(Device::Cpu);
+        let scope = Scope::of_test(&target, &types, "masked");
+        let mut code = MaskedPass.run(Code::of(&block), &scope).expect("a plan");
+        code.settle().expect("well-formed");
+        let names = code.nodes.iter().map(Node::name).collect();
+        let mut inputs = code.nodes.iter().map(|node| node.inputs.len());
+        (names, inputs.next().unwrap_or(0))
+    }
+
+    fn sums(value: &'static [u32]) -> Line {
+        let (axis, reverse, inclusive) = (1, false, true);
+        let op = Op::Cumsum {
+            axis,
+            reverse,
+            inclusive,
+        };
+        (op, value, ROWS)
+    }
+
+    fn argmax(value: &'static [u32]) -> Line {
+        let op = Op::Argmax {
+            axis: Some(1),
+            keepdims: false,
+            nan: Which::Last,
+        };
+        (op, value, PLACE)
+    }
+
+    #[test]
+    fn rows_become_one_node_up_to_their_number() {
+        let along = Op::TakeAlongAxis { axis: 1 };
+        let instructions = || {
+            vec![
+                (Op::Argsort { axis: 1 }, &[4][..], ORDER),
+                (along.clone(), &[4, 5][..], ROWS),
+                sums(&[6]),
+                argmax(&[7]),
+            ]
+        };
+        assert_eq!(run(instructions(), &[8], 300), (vec!["masked".into()], 3));
+        // A short row, and one that something else takes whole.
+        assert_eq!(run(instructions(), &[8], 200).0.len(), 6);
+        assert_eq!(run(instructions(), &[8, 7], 300).0.len(), 6);
+        assert_eq!(run(instructions(), &[8, 5], 300).0.len(), 6);
+        // The mask is taken elsewhere: it stays, and the kernel reads it.
+        let (names, _) = run(instructions(), &[8, 3], 300);
+        assert_eq!(names, ["less", "masked"]);
+    }
+
+    #[test]
+    fn rows_in_different_orders_are_not_joined() {
+        let along = Op::TakeAlongAxis { axis: 1 };
+        let instructions = vec![
+            (Op::Argsort { axis: 1 }, &[4][..], ORDER),
+            (along, &[4, 5][..], ROWS),
+            (Op::Add, &[6, 4][..], ROWS),
+            sums(&[7]),
+            argmax(&[8]),
+        ];
+        assert!(!run(instructions, &[9], 300).0.contains(&"masked".into()));
+    }
+
+    #[test]
+    fn other_rows_than_those_of_the_mask_are_no_part() {
+        // x itself is added to the masked rows.
+        let instructions = vec![(Op::Add, &[4, 0][..], ROWS), sums(&[5]), argmax(&[6])];
+        assert!(!run(instructions, &[7], 300).0.contains(&"masked".into()));
+        // One number for each row is.
+        let instructions = vec![(Op::Add, &[4, 1][..], ROWS), sums(&[5]), argmax(&[6])];
+        assert_eq!(run(instructions, &[7], 300).0, ["masked"]);
+    }
+}
