@@ -396,8 +396,8 @@ defmodule EMLX.Ops do
     {:split, [:a], [:indices], [axis: 0], "Splits at indices. Returns a list of the parts."},
     {:group, "Sorting"},
     {:top_k, [:a], [:k], [axis: -1],
-     "`[the k largest elements in descending order, their indices as :u32]`. NaN comes first, and of equal elements the " <>
-       "first; k may be 0."},
+     "`[the k largest elements in descending order, their indices as :u32]`. NaN comes first, and of equal elements " <>
+       "the first; k may be 0."},
     {:group, "Linear algebra"},
     {:qr, [:a], [], [], "`[q, r]`. On the CPU."},
     {:svd, [:a], [], [compute_uv: true], "`[u, s, vt]`, or only s. On the CPU."},

@@ -361,7 +361,7 @@ defmodule EMLX.BenchTest do
     end
 
     @tag :tmp_dir
-    test "tokens that are drawn are measured against greedy ones, and compared with the evaluator's", %{tmp_dir: folder} do
+    test "drawn tokens are measured against greedy ones and compared with the evaluator's", %{tmp_dir: folder} do
       texts = fn options -> {:ok, if(options =~ "compiler=evaluator", do: ~w(4 5 7), else: ~w(4 5 6))} end
       group = folder |> context(%{bumblebee: bumblebee(texts)}) |> group("small_qwen3, f32, sampled, 1 row")
       assert group.notes == ["small Qwen3, f32, 1 row: the first 2 of 3 tokens that are drawn are the evaluator's"]

@@ -61,7 +61,8 @@ pub enum Step {
         order: Option<u8>,
         place: u32,
     },
-    /// The place of the largest or smallest in an order, as u32: of the first of several, or of the last of several NaN.
+    /// The place of the largest or smallest in an order, as u32: of the first of several, or of the last of several
+    /// NaN.
     Extreme {
         is_max: bool,
         is_last_nan: bool,

@@ -1,6 +1,6 @@
 //! Rows that a mask fills with one number, as a selection with a scalar does, become one kernel of our own for the CPU
-//! where all that is computed of them comes down to one number for each row. The kernel goes along the runs of a row, so
-//! that it takes as long as the mask leaves numbers.
+//! where all that is computed of them comes down to one number for each row. The kernel goes along the runs of a row,
+//! so that it takes as long as the mask leaves numbers.
 
 use super::facts::{output, Facts};
 use super::{Code, Node, Pass, Scope, Target, Work};
@@ -593,8 +593,8 @@ mod tests {
     const PLACE: Of = (&[2], Dtype::U32);
     const ORDER: Of = (&[2, 300], Dtype::U32);
 
-    /// Instructions with what each gives, after x {2, 300} as 0, and the least and the fill {2, 1} as 1 and 2. The mask is 3,
-    /// the masked rows are 4.
+    /// Instructions with what each gives, after x {2, 300} as 0, and the least and the fill {2, 1} as 1 and 2. The mask
+    /// is 3, the masked rows are 4.
     fn run(instructions: Vec<Line>, outputs: &[u32], count: i32) -> (Vec<String>, usize) {
         let mut all = vec![
             (Op::Less, &[0, 1][..], MASK),
