@@ -85,17 +85,18 @@ defmodule EMLX.Bench.BumblebeePeer do
     end
   end
 
-  # So many tokens, greedily, none of which ends the text: the time of all, and that to the first.
+  # So many tokens of each row, none of which ends the text: the time of all, and that to the first.
   defp generation(info, options, device) do
     tokens = String.to_integer(options["tokens"])
     ahead = with "" <> steps <- options["run_ahead"], do: String.to_integer(steps)
-    compiler = compiler("emlx", device) ++ [merge: options["merge"] == "true", run_ahead: ahead]
+    compiler = compiler(options["compiler"] || "emlx", device) ++ ways(options, ahead)
     ids = inputs(options["inputs"], device)["input_ids"]
-    inputs = %{"input_ids" => ids, "attention_mask" => Nx.broadcast(Nx.tensor(1), ids), "seed" => Nx.tensor([0])}
+    seeds = Nx.iota({Nx.axis_size(ids, 0)}, type: :s64)
+    inputs = %{"input_ids" => ids, "attention_mask" => Nx.broadcast(Nx.tensor(1), ids), "seed" => seeds}
 
     [first, all] =
       for count <- [1, tokens] do
-        limits = [max_new_tokens: count, pad_token_id: 0, eos_token_id: nil, strategy: %{type: :greedy_search}]
+        limits = [max_new_tokens: count, pad_token_id: 0, eos_token_id: nil, strategy: strategy(options)]
 
         run =
           info.model
@@ -107,6 +108,16 @@ defmodule EMLX.Bench.BumblebeePeer do
 
     %{times: fn -> [Measure.time(all), Measure.time(first)] end, sample: all.()}
   end
+
+  defp strategy(%{"strategy" => "sampled"} = options) do
+    top_k = String.to_integer(options["top_k"])
+    %{type: :multinomial_sampling, top_k: top_k, top_p: String.to_float(options["top_p"])}
+  end
+
+  defp strategy(_options), do: %{type: :greedy_search}
+
+  defp ways(%{"compiler" => "evaluator"}, _ahead), do: []
+  defp ways(options, ahead), do: [merge: options["merge"] == "true", run_ahead: ahead]
 
   defp compiler("emlx", device), do: [compiler: EMLX, device: device, cache: false]
   defp compiler("evaluator", _device), do: [compiler: Nx.Defn.Evaluator]

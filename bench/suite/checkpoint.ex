@@ -66,6 +66,9 @@ defmodule EMLX.Bench.Checkpoint do
        %{blocks: 28, heads: 16, kv_heads: 8, head_size: 128, size: 1024, hidden: 3072, vocabulary: 151_936}},
     small_qwen3:
       {"small Qwen3", %{blocks: 4, heads: 8, kv_heads: 4, head_size: 64, size: 256, hidden: 768, vocabulary: 8192}},
+    wide_qwen3:
+      {"small Qwen3, Qwen3's vocabulary",
+       %{blocks: 4, heads: 8, kv_heads: 4, head_size: 64, size: 256, hidden: 768, vocabulary: 151_936}},
     llama:
       {"Llama-3.2-1B's shape",
        %{blocks: 16, heads: 32, kv_heads: 8, head_size: 64, size: 2048, hidden: 8192, vocabulary: 128_256}},
@@ -80,7 +83,7 @@ defmodule EMLX.Bench.Checkpoint do
   """
   def text(temporary, name, device) do
     {title, sizes} = Map.fetch!(@text, name)
-    family = if name in [:qwen3, :small_qwen3], do: @qwen3, else: @llama3
+    family = if name in [:qwen3, :small_qwen3, :wide_qwen3], do: @qwen3, else: @llama3
     sizes = @decoder |> Map.merge(family) |> Map.merge(sizes) |> Map.put(:title, title)
     make(temporary, "#{name}", sizes, &decoder_shapes/1, decoder_config(sizes), device)
   end

@@ -9,6 +9,9 @@ defmodule EMLX.Bench.Parts.Generation do
   Before anything is timed, each side's tokens are laid before mlx-lm's model in f32, with the same weights: no token
   may be clearly below the one that it takes. Sides that round, or add in another order, take another token where two
   are nearly as good, and their texts part there; how many first tokens are mlx-lm's is told under the table.
+
+  Sampling is compared with greedy generation of the same model: tokens drawn by top-k and top-p from a seed for each
+  row. Its first tokens are laid beside those of Nx's evaluator, which runs one operation after another.
   """
 
   use EMLX.Bench.Part,
@@ -34,9 +37,17 @@ defmodule EMLX.Bench.Parts.Generation do
 
   @impl true
   def groups(%{peers: %{bumblebee: _}} = context) do
-    for model <- models(context), {type, bits} <- types(context.device) do
-      {"#{model}, #{type}, #{bits} bits", fn -> group(context, model, type, bits) end}
-    end
+    greedy =
+      for model <- models(context), {type, bits} <- types(context.device) do
+        {"#{model}, #{type}, #{bits} bits", fn -> group(context, model, type, bits) end}
+      end
+
+    sampled =
+      for {model, type} <- sampled(context), rows <- if(context.quick?, do: [1], else: [1, 8]) do
+        {"#{model}, #{type}, sampled, #{counted(rows)}", fn -> sampled_group(context, model, type, rows) end}
+      end
+
+    greedy ++ sampled
   end
 
   # All that is measured here is Bumblebee's; what is missing of it stands above the tables.
@@ -45,6 +56,11 @@ defmodule EMLX.Bench.Parts.Generation do
   defp models(%{quick?: true} = context), do: Enum.take(models(%{context | quick?: false}), 1)
   defp models(%{device: :cpu, full?: false}), do: [:small_qwen3, :small_llama]
   defp models(_context), do: [:qwen3, :llama]
+
+  # Of a small and of a large vocabulary.
+  defp sampled(%{device: :gpu}), do: [qwen3: :bf16]
+  defp sampled(%{quick?: true}), do: [small_qwen3: :f32]
+  defp sampled(_context), do: [small_qwen3: :f32, wide_qwen3: :f32]
 
   defp types(:gpu), do: [f32: 16, bf16: 16, bf16: 4]
   defp types(:cpu), do: [f32: 16, bf16: 16, f32: 4]
@@ -74,6 +90,39 @@ defmodule EMLX.Bench.Parts.Generation do
       tidy: fn -> drop(kept) end
     }
   end
+
+  @drawn [strategy: :sampled, top_k: 50, top_p: 0.9]
+  # Tokens that the evaluator draws for comparison.
+  @compared 8
+
+  defp sampled_group(context, model, type, rows) do
+    model = Checkpoint.text(context.temporary, model, context.device)
+    {prompt, tokens} = lengths(context)
+    inputs = Checkpoint.inputs(context.temporary, rows, prompt, model.vocabulary)
+    options = [folder: model.folder, inputs: inputs, bits: 16, type: type, rewritten: true, tokens: tokens]
+    title = "#{model.title}, #{type}, #{counted(rows)}"
+    peer = context.peers[:bumblebee]
+
+    define = fn name, own ->
+      number = Peer.define(peer, :generate, Keyword.merge(options, own))
+      %{name: name, peer: peer, number: number, ids: ids(peer, number)}
+    end
+
+    sides = [define.("greedy", []), define.("sampled", @drawn)]
+    [drawn, same] = for own <- [[], [compiler: :evaluator]], do: define.("drawn", @drawn ++ own ++ [tokens: @compared])
+    drop([drawn, same])
+    count = common(drawn.ids, same.ids)
+
+    %Group{
+      sides: for(side <- sides, do: {side.name, fn -> times(side) end}),
+      rows: [{title, "sampled", ["greedy"], [unit: :token, figures: &each_token(&1, tokens)]}],
+      notes: ["#{title}: the first #{count} of #{length(same.ids)} tokens that are drawn are the evaluator's"],
+      tidy: fn -> drop(sides) end
+    }
+  end
+
+  defp counted(1), do: "1 row"
+  defp counted(rows), do: "#{rows} rows"
 
   # Only the last way runs ahead, and that starts after the first token.
   defp rows(title, tokens) do

@@ -207,8 +207,9 @@ defmodule EMLX.Program do
 
   A plan is made once for each device. Its lines have the numbers of the program's instructions, as `inspect/2` shows
   them, and the engine that runs them: MLX node by node, a chain (one kernel of EMLX for several element-wise
-  operations), a segment compiled by MLX (`fused`), or a segment launched as one CUDA graph (`captured`). For a loop,
-  the line lists the engines in the order in which they are tried.
+  operations), masked rows (one kernel for what is computed of rows that a mask fills, `masked`), a segment compiled
+  by MLX (`fused`), or a segment launched as one CUDA graph (`captured`). For a loop, the line lists the engines in the
+  order in which they are tried.
 
   Options: `:device`, default `EMLX.default_device/0`. On a machine without a GPU, `device: :gpu` returns the plan for
   CUDA.

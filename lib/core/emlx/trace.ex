@@ -42,6 +42,7 @@ defmodule EMLX.Trace do
       unchecked?: false,
       next: 0,
       values: %{},
+      sources: %{},
       constants: %{},
       calls: %{},
       instructions: [],
@@ -128,6 +129,17 @@ defmodule EMLX.Trace do
     end
   end
 
+  @doc """
+  Returns the operation that an array is the only result of, with its arrays: `{op, [array | nil]}`. Returns nil for
+  other arrays, and if no function is being traced.
+  """
+  def source(%Array{ref: ref}) do
+    case Process.get(__MODULE__) do
+      %{sources: %{^ref => source}} -> source
+      _ -> nil
+    end
+  end
+
   @doc "Calls `fun`, which reads arrays that are no placeholders."
   def untraced(fun) do
     queue = Process.delete(Queue)
@@ -166,16 +178,18 @@ defmodule EMLX.Trace do
   defp alias_value(array, %Array{ref: ref}) do
     value = value(array)
     put(:values, Map.put(state!("alias").values, ref, value))
+    put(:sources, Map.put(state!("alias").sources, ref, source(array)))
   end
 
-  defp append(op, inputs, result) do
-    inputs = Enum.map(inputs, &value/1)
+  defp append(op, arrays, result) do
+    inputs = Enum.map(arrays, &value/1)
     outputs = result |> List.wrap() |> Enum.map(&define/1)
     state = state!(name(op))
+    sources = if match?(%Array{}, result), do: Map.put(state.sources, result.ref, {op, arrays}), else: state.sources
     if state.recorded >= state.limit, do: abandon("it has too many operations")
     label = if state.unchecked?, do: EMLX.Debug.mark(state.label), else: state.label
     instructions = [{op, inputs, outputs, label} | state.instructions]
-    Process.put(__MODULE__, %{state | instructions: instructions, recorded: state.recorded + 1})
+    Process.put(__MODULE__, %{state | instructions: instructions, sources: sources, recorded: state.recorded + 1})
   end
 
   @doc "Records an operation that only programs have. Returns placeholders for `templates`."

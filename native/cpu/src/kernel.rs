@@ -5,11 +5,12 @@ use super::by_rows::by_rows;
 use super::element::{Element, ElementType};
 use super::simd::Level;
 use super::{arg_extreme, extreme, gather, moves, select_top, slices, sort};
-use super::{attention, chain, product, quantized, reduce, rope, rows, scan, scatter};
-use super::{Links, Mask, Reduction, Rope, Scan, Type, View};
+use super::{attention, chain, masked, product, quantized, reduce, rope, rows, scan, scatter};
+use super::{Links, Mask, Masked, Reduction, Rope, Scan, Type, View};
 use half::{bf16, f16};
 use smallvec::SmallVec;
 use std::ffi::CStr;
+use std::sync::Arc;
 
 /// What a node computes, with all that tells it from another. Each names its inputs.
 #[derive(Clone, Debug, PartialEq)]
@@ -135,6 +136,8 @@ pub enum Kernel {
     Sort { axis: u8, of: Type },
     /// x; the places of that sort, as u32.
     Argsort { axis: u8, of: Type },
+    /// Arrays that broadcast to the rows, or that have one number for each.
+    Masked(Arc<Masked>),
 }
 
 impl Kernel {
@@ -178,6 +181,7 @@ impl Kernel {
             Kernel::TopK { .. } => c"topk",
             Kernel::Sort { .. } => c"sort",
             Kernel::Argsort { .. } => c"argsort",
+            Kernel::Masked(_) => c"masked",
         }
     }
 
@@ -290,6 +294,7 @@ impl Kernel {
                 bytes,
             } => moves::pad(low, interior, bytes.into(), inputs, out),
             Kernel::Argsort { axis, of } => sort::argsort(of, axis.into(), x, out),
+            Kernel::Masked(ref rows) => masked::run(level, rows, inputs, out),
             _ => return false,
         }
         true
@@ -341,6 +346,7 @@ impl Kernel {
             | Kernel::Update { .. }
             | Kernel::Slice { .. }
             | Kernel::Argsort { .. }
+            | Kernel::Masked(_)
             | Kernel::Gather { .. }
             | Kernel::Along { .. }
             | Kernel::Scatter { .. }

@@ -123,6 +123,11 @@ pub trait Number: Copy + Send + Sync + 'static {
     /// A number that has this key.
     fn of_key(key: Self::Key) -> Self;
     fn is_negative_zero(self) -> bool;
+    /// Whether its key is larger than another's; true also where the other is NaN.
+    #[inline(always)]
+    fn may_be_above(self, other: Self) -> bool {
+        self.key() > other.key()
+    }
 }
 
 macro_rules! integers {
@@ -150,7 +155,7 @@ macro_rules! integers {
 integers!(u8 => u8, u16 => u16, u32 => u32, u64 => u64, i8 => u8, i16 => u16, i32 => u32, i64 => u64);
 
 macro_rules! floats {
-    ($($number:ty => $key:ty, $signed:ty);+) => { $(
+    ($($number:ty => $key:ty, $signed:ty $(, $above:item)?);+) => { $(
         impl Number for $number {
             type Key = $key;
             const IS_FLOAT: bool = true;
@@ -175,11 +180,28 @@ macro_rules! floats {
             fn is_negative_zero(self) -> bool {
                 self.to_bits() == 1 << (<$key>::BITS - 1)
             }
+            $($above)?
         }
     )+ };
 }
 
-floats!(f16 => u16, i16; bf16 => u16, i16; f32 => u32, i32; f64 => u64, i64);
+floats!(
+    f16 => u16, i16;
+    bf16 => u16, i16;
+    f32 => u32, i32,
+    // One comparison, which is false of NaN.
+    #[inline(always)]
+    #[allow(clippy::neg_cmp_op_on_partial_ord)]
+    fn may_be_above(self, other: f32) -> bool {
+        !(self <= other)
+    };
+    f64 => u64, i64,
+    #[inline(always)]
+    #[allow(clippy::neg_cmp_op_on_partial_ord)]
+    fn may_be_above(self, other: f64) -> bool {
+        !(self <= other)
+    }
+);
 
 #[inline(always)]
 fn largest_of_lanes<T: Copy, K: Key, const N: usize>(row: &[T], key: impl Fn(T) -> K) -> K {

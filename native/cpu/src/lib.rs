@@ -15,6 +15,7 @@
 //! | `axes`, `reduce`, `scan`, `fold` | reductions and running reductions, and what both keep of numbers |
 //! | `extreme`, `arg_extreme` | the largest and the smallest, their places, and other reductions that are exact |
 //! | `sort`, `select_top`, `keys`, `lines` | sorting and the k largest, and the keys that all of these compare |
+//! | `masked` | rows that a mask fills with one number but in few places |
 //! | `slices`, `gather`, `scatter`, `indices` | slices and elements at positions that are data, read, written and added |
 //! | `moves` | arrays beside each other, repeated and padded |
 //! | `simd`, `math` | vectors, and functions of them |
@@ -41,6 +42,7 @@ mod indices;
 mod kernel;
 mod keys;
 mod lines;
+mod masked;
 mod math;
 mod moves;
 mod pool;
@@ -59,6 +61,8 @@ mod sort;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
+mod tests_of_masked;
+#[cfg(test)]
 mod tests_of_order;
 mod types;
 mod unary;
@@ -70,6 +74,7 @@ pub use chain::{results, Link, Links, Operand, MAX_LINKS};
 pub use element::ElementType;
 pub use elementwise::{Action, Bits, Comparison, Division, Test};
 pub use kernel::Kernel;
+pub use masked::{Masked, Step, Total, MAX_STEPS};
 pub use pool::{configure, WORTH_SHARING};
 pub use prepared::Prepared;
 pub use reduce::Reduction;

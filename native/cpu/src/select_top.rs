@@ -7,8 +7,9 @@ use super::pool::{self, Shared, PART, WORTH_SHARING};
 use super::simd::{dispatch, Level, Simd};
 use super::{Type, View};
 
-/// Numbers that are passed over together.
+/// Numbers that are passed over together, and of those among which there is one to put aside.
 const BLOCK: usize = 128;
+const FEW: usize = 16;
 /// Candidates that are put aside at least before they are sorted out.
 const FEWEST: usize = 64;
 
@@ -52,18 +53,29 @@ unsafe fn select<T: Number>(
         let count = BLOCK.min(end - start);
         let from = line.offset(start as isize * lines.step);
         let block = lines.read(from, count, scratch);
-        let is_above = |x: &T| least.is_none_or(|least| x.key() > least);
-        if block.iter().fold(false, |any, x| any | is_above(x)) {
-            for (i, x) in block.iter().enumerate() {
-                if is_above(x) {
-                    found.push(Place::new(x.key().reversed(), (start + i) as u32));
+        let is_any = |numbers: &[T]| match least {
+            None => true,
+            Some(least) => {
+                let numbers = numbers.iter();
+                numbers.fold(false, |any, x: &T| any | x.may_be_above(least))
+            }
+        };
+        if is_any(block) {
+            let is_above = |x: &T| least.is_none_or(|least: T| x.key() > least.key());
+            for (part, numbers) in block.chunks(FEW).enumerate() {
+                if !is_any(numbers) {
+                    continue;
+                }
+                for (i, x) in numbers.iter().enumerate().filter(|(_, x)| is_above(x)) {
+                    let place = (start + part * FEW + i) as u32;
+                    found.push(Place::new(x.key().reversed(), place));
                 }
             }
             if found.len() >= most {
                 thin_out(found, k);
                 // Which is the last of them.
                 let last = found[k - 1].place() as usize;
-                least = Some((*line.offset(last as isize * lines.step)).key());
+                least = Some(*line.offset(last as isize * lines.step));
             }
         }
         start += count;

@@ -1,7 +1,8 @@
 //! Sorting along an axis, and the order that sorts, both stable; NaN comes last, and the zeros are the same. Short rows
-//! are sorted by comparison, long ones by the digits of their keys.
+//! are sorted by comparison, long ones by the digits of their keys. In the order, a row's smallest numbers, where they
+//! are most of it, are not sorted: their places are the first ones.
 
-use super::keys::{with_type, Item, Key, Number, Place};
+use super::keys::{largest, with_type, Item, Key, Number, Place};
 use super::lines::Lines;
 use super::pool::{self, Shared, PART, WORTH_SHARING};
 use super::{Type, View};
@@ -43,7 +44,7 @@ impl Digits {
 }
 
 /// Sorts by keys, those that are equal in the order in which they are. `other` is as long, of no account.
-fn sort_items<I: Item>(items: &mut Vec<I>, other: &mut Vec<I>, is_alone: bool) {
+pub(super) fn sort_items<I: Item>(items: &mut Vec<I>, other: &mut Vec<I>, is_alone: bool) {
     let count = items.len();
     if count < LONG_ROW {
         // Places make them differ; without places nobody tells equal ones apart.
@@ -204,6 +205,23 @@ unsafe fn sort_as<T: Number>(axis: usize, x: &View, out: &View) {
     });
 }
 
+/// The smallest key of a row and how many numbers have it, if these are most of a long row.
+fn most_common_least<T: Number>(line: &[T]) -> Option<(T::Key, usize)> {
+    const FEW: usize = 64;
+    if line.len() < LONG_ROW {
+        return None;
+    }
+    // A few numbers tell of most rows that it is not so.
+    let few = || line.iter().step_by(line.len() / FEW).map(|x| x.key());
+    let likely = few().min()?;
+    if few().filter(|key| *key == likely).count() < FEW / 4 {
+        return None;
+    }
+    let least = largest(line, |x: T| x.key().reversed()).reversed();
+    let many = line.iter().filter(|x| x.key() == least).count();
+    (many > line.len() / 2).then_some((least, many))
+}
+
 unsafe fn argsort_as<T: Number>(axis: usize, x: &View, out: &View) {
     let lines = Lines::new(x, axis, x.shape()[axis] as usize);
     let (x, out) = (Shared(x.data.cast::<T>()), Shared(out.data.cast::<u32>()));
@@ -211,16 +229,27 @@ unsafe fn argsort_as<T: Number>(axis: usize, x: &View, out: &View) {
         // SAFETY: within both arrays; a line that is this call's alone.
         unsafe {
             let line = lines.read(x.offset(from), lines.count, &mut scratch.line);
-            let placed = line
-                .iter()
-                .enumerate()
-                .map(|(i, x)| <T::Key as Key>::Placed::new(x.key(), i as u32));
+            let at = |i: usize| out.offset(to + i as isize * lines.to_step);
+            let placed = |(i, x): (usize, &T)| <T::Key as Key>::Placed::new(x.key(), i as u32);
             scratch.items.clear();
-            scratch.items.extend(placed);
+            let mut first = 0;
+            match most_common_least(line) {
+                None => scratch.items.extend(line.iter().enumerate().map(placed)),
+                Some((least, many)) => {
+                    scratch.items.reserve(line.len() - many);
+                    for (i, x) in line.iter().enumerate() {
+                        if x.key() == least {
+                            at(first).write(i as u32);
+                            first += 1;
+                        } else {
+                            scratch.items.push(placed((i, x)));
+                        }
+                    }
+                }
+            }
             sort_items(&mut scratch.items, &mut scratch.other, is_alone);
             for (i, item) in scratch.items.iter().enumerate() {
-                out.offset(to + i as isize * lines.to_step)
-                    .write(item.place());
+                at(first + i).write(item.place());
             }
         }
     });

@@ -103,17 +103,21 @@ struct Array<T> {
 
 impl<T: Case> Array<T> {
     fn new(dice: &mut Dice, shape: &[i32], is_in_rows: bool) -> Array<T> {
-        let mut layout = match is_in_rows {
+        let layout = match is_in_rows {
             true => {
                 let size: i32 = shape.iter().product();
                 Scattered::<f32>::in_rows(vec![0.0; size as usize], shape)
             }
             false => Scattered::<f32>::new(dice, shape, |_| 0.0),
         };
+        let data = layout.data.iter().map(|_| T::draw(dice)).collect();
+        Array::of(layout, data)
+    }
+
+    fn of(mut layout: Scattered<f32>, data: Vec<T>) -> Array<T> {
         for (i, slot) in layout.data.iter_mut().enumerate() {
             *slot = i as f32;
         }
-        let data: Vec<T> = layout.data.iter().map(|_| T::draw(dice)).collect();
         let (mut first, mut each) = (None, Vec::new());
         layout.each(|place, at| {
             first.get_or_insert(at as usize);
@@ -121,7 +125,7 @@ impl<T: Case> Array<T> {
         });
         Array {
             data,
-            shape: shape.to_vec(),
+            shape: layout.shape.clone(),
             strides: layout.strides.clone(),
             first: first.unwrap_or(0),
             each,
@@ -397,6 +401,33 @@ fn floats_are_compared_whatever_the_axes_and_the_layout() {
     check_shapes::<bf16>();
     check_shapes::<f32>();
     check_shapes::<f64>();
+}
+
+/// Rows of which most is the smallest number, or another.
+fn check_common<T: Case>() {
+    for (seed, count) in [600, 601, 5_000, 70_000].into_iter().enumerate() {
+        let mut dice = Dice::new(seed as u64);
+        let drawn = Array::<T>::new(&mut dice, &[2, count], true).data;
+        let sorted = order(&drawn);
+        for common in [sorted[0], sorted[sorted.len() / 2]] {
+            let data = drawn.iter().map(|x| match dice.below(10) {
+                0 => *x,
+                _ => drawn[common as usize],
+            });
+            let layout = Scattered::in_rows(vec![0.0; drawn.len()], &[2, count]);
+            let x = Array::of(layout, data.collect());
+            check_order(&mut dice, &x, 1, &format!("{:?} of 2 x {count}", T::OF));
+        }
+    }
+}
+
+#[test]
+fn rows_of_mostly_one_number_are_ordered() {
+    check_common::<u8>();
+    check_common::<i64>();
+    check_common::<bf16>();
+    check_common::<f32>();
+    check_common::<f64>();
 }
 
 fn check_long<T: Case>() {

@@ -9,13 +9,15 @@ use crate::base::{Device, Dtype, Error, Result};
 use crate::mlx::{self, Stream};
 use emlx_cpu::Kernel;
 pub use emlx_cpu::{
-    has_vectors, Action, Bits, Comparison, Division, Function, Link, Links, Mask, Operand, Pair,
-    Reduction, Rope, Scan, Test, Type, MAX_LINKS, WORTH_SHARING,
+    has_vectors, Action, Bits, Comparison, Division, Function, Link, Links, Mask, Masked, Operand,
+    Pair, Reduction, Rope, Scan, Step as RowStep, Test, Total, Type, MAX_LINKS, MAX_STEPS,
+    WORTH_SHARING,
 };
 use mlx_rs::Array;
 use node::Layout;
 pub use order::{arg_extreme, argsort, extreme, orders, sort, top, total, totals, truth};
 use smallvec::SmallVec;
+use std::sync::Arc;
 
 /// Whether operations on this device, of this type, have kernels here.
 pub fn takes(device: Device, x: &Array) -> bool {
@@ -116,6 +118,55 @@ pub fn renumbered(links: Links, number: impl Fn(usize) -> usize) -> Links {
     links
         .iter()
         .map(|link| {
+            let operands: SmallVec<[Operand; 3]> = link.operands().iter().map(operand).collect();
+            link.over(&operands)
+        })
+        .collect()
+}
+
+/// Adds a link to a chain. Returns what has its value: a boolean that goes through a number is itself.
+pub fn push_link(links: &mut Links, link: Link) -> Operand {
+    if let (Action::Cast, Type::Bool, Operand::Link(number)) =
+        (link.action, link.to, link.operands()[0])
+    {
+        let before = &links[usize::from(number)];
+        if before.action == Action::Cast && before.from == Type::Bool {
+            return before.operands()[0];
+        }
+    }
+    links.push(link);
+    Operand::Link(links.len() as u8 - 1)
+}
+
+/// The links that the last one needs, and those that are kept.
+pub fn needed_links(links: Links) -> Links {
+    let mut is_needed: SmallVec<[bool; 8]> = links.iter().map(|link| link.is_kept).collect();
+    if let Some(last) = is_needed.last_mut() {
+        *last = true;
+    }
+    for (i, link) in links.iter().enumerate().rev() {
+        if !is_needed[i] {
+            continue;
+        }
+        for operand in link.operands() {
+            if let Operand::Link(number) = operand {
+                is_needed[usize::from(*number)] = true;
+            }
+        }
+    }
+    let number = |old: u8| {
+        is_needed[..usize::from(old)]
+            .iter()
+            .filter(|is| **is)
+            .count() as u8
+    };
+    let needed = links.iter().zip(&is_needed).filter(|(_, is)| **is);
+    needed
+        .map(|(link, _)| {
+            let operand = |operand: &Operand| match *operand {
+                Operand::Link(old) => Operand::Link(number(old)),
+                input => input,
+            };
             let operands: SmallVec<[Operand; 3]> = link.operands().iter().map(operand).collect();
             link.over(&operands)
         })
@@ -477,4 +528,17 @@ pub fn scan(
         is_pair: mlx::dtype(x) == Dtype::C64,
     };
     node::new(kernel, Layout::Rows, &[x], x.shape(), x, s)
+}
+
+/// What is computed of rows that a mask fills but in few places: arrays that broadcast to them, and arrays with one
+/// number for each row, to a result of `shape` with as many.
+pub fn masked(
+    masked: Arc<Masked>,
+    inputs: &[&Array],
+    shape: &[i32],
+    dtype: Dtype,
+    s: &Stream,
+) -> Result<Array> {
+    let kernel = Kernel::Masked(masked);
+    node::typed(kernel, Layout::Rows, inputs, shape, dtype, s)
 }

@@ -109,11 +109,7 @@ pub fn apply(op: &Op, inputs: &Inputs, device: Device, s: &Stream) -> Result<Out
             }
         }
         Op::Tile { repetitions } => inputs.unary(s, |a, s| tile(a, check::shape(repetitions)?, s)),
-        Op::Flip { axes } => {
-            let [a] = inputs.exactly()?;
-            let flipped = mlx::flip(a, &check::axes(a, axes)?, s)?;
-            gpu::without_negative_strides(flipped, true, device, s).map(one)
-        }
+        Op::Flip { axes } => inputs.unary(s, |a, s| flip(a, axes, device, s)),
         Op::Roll { shift, axes } => inputs.unary(s, |a, s| roll(a, shift, axes, s)),
         Op::Pad {
             axes,
@@ -142,6 +138,12 @@ pub fn apply(op: &Op, inputs: &Inputs, device: Device, s: &Stream) -> Result<Out
         Op::Triu { k } => inputs.unary(s, |a, s| triangle(a, *k, mlx::triu, s)),
         others!(Shape) => Err(super::no_case(op)),
     }
+}
+
+/// An array with axes in the opposite direction.
+pub fn flip(a: &Array, axes: &[i32], device: Device, s: &Stream) -> Result<Array> {
+    let flipped = mlx::flip(a, &check::axes(a, axes)?, s)?;
+    gpu::without_negative_strides(flipped, true, device, s)
 }
 
 pub fn split(a: &Array, indices: &[i32], axis: i32, s: &Stream) -> Result<Vec<Array>> {

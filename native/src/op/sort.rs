@@ -2,11 +2,12 @@
 //! Called by [`Op::apply`] for operations of [`Class::Order`](super::Class::Order).
 
 use super::table::{family, others};
-use super::{cast, check, gpu, Inputs, Op, Outputs, Side};
+use super::{cast, check, creation, gpu, shape, Inputs, Op, Outputs, Side};
 use crate::base::{Device, Dtype, Error, Result};
 use crate::cpu;
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
+use smallvec::smallvec;
 
 family! { Order, takes(1):
     // Inputs: a.
@@ -17,6 +18,8 @@ family! { Order, takes(1):
     Argpartition { kth: i32, axis: i32 } => row_major_on_gpu(),
     /// The k largest, in no order.
     Topk { k: i32, axis: i32 } => row_major_on_gpu(),
+    /// Outputs: the k largest in descending order, and their places. NaN comes first, and of equals the first.
+    TopK { k: i32, axis: i32 } => outputs(2).row_major_on_gpu(),
     /// Inputs: sorted (one axis), values.
     Searchsorted { side: Side } => takes(2),
 }
@@ -38,6 +41,10 @@ pub fn apply(op: &Op, inputs: &Inputs, device: Device, s: &Stream) -> Result<Out
             partition(a, *kth, *axis, mlx::argpartition, device, s)
         }),
         Op::Topk { k, axis } => inputs.unary(s, |a, s| topk(a, *k, *axis, device, s)),
+        Op::TopK { k, axis } => {
+            let [a] = inputs.exactly()?;
+            top_k(a, *k, *axis, device, s)
+        }
         Op::Searchsorted { side } => inputs.binary(s, |a, b, s| searchsorted(a, b, *side, s)),
         others!(Order) => Err(super::no_case(op)),
     }
@@ -88,6 +95,38 @@ pub fn topk(a: &Array, k: i32, axis: i32, device: Device, s: &Stream) -> Result<
         return cpu::top(a, k, axis, false, s);
     }
     gpu::sorted(a, axis, device, s, |a, axis| mlx::topk(a, k, axis, s))
+}
+
+/// The k largest along an axis, and their places. Without a kernel of ours these are the first k of a sort.
+pub fn top_k(a: &Array, k: i32, axis: i32, device: Device, s: &Stream) -> Result<Outputs> {
+    let axis = check::axis(a, axis)?;
+    let size = a.shape()[axis];
+    if k < 0 || k > size {
+        return Err(Error::invalid(format!(
+            "k must be within 0..{size} for axis {axis} of shape {:?}, got {k}",
+            a.shape()
+        )));
+    }
+    let mut shape = a.shape().to_vec();
+    shape[axis] = k;
+    if shape.contains(&0) {
+        let values = mlx::zeros(&shape, mlx::dtype(a), s)?;
+        return Ok(smallvec![values, mlx::zeros(&shape, Dtype::U32, s)?]);
+    }
+    if cpu::orders(device, a) {
+        let places = cpu::top(a, k, axis, true, s)?;
+        return Ok(smallvec![cpu::along(a, &places, axis, true, s)?, places]);
+    }
+    // An ascending sort of the array from its end is stable from there.
+    let turned = |a: &Array| shape::flip(a, &[axis as i32], device, s);
+    let upwards = argsort(&turned(a)?, axis as i32, device, s)?;
+    let start = vec![0; shape.len()];
+    let steps = vec![1; shape.len()];
+    let largest = mlx::slice(&turned(&upwards)?, &start, &shape, &steps, s)?;
+    let last = creation::int(i64::from(size) - 1, Dtype::U32)?;
+    let places = mlx::subtract(&last, &largest, s)?;
+    let values = mlx::take_along_axis(a, &places, axis as i32, s)?;
+    Ok(smallvec![values, places])
 }
 
 pub fn searchsorted(sorted: &Array, values: &Array, side: Side, s: &Stream) -> Result<Array> {

@@ -362,6 +362,19 @@ defmodule EMLX.BenchTest do
       assert Report.text(Report.part("generation", [])) == "generation: nothing to show"
     end
 
+    @tag :tmp_dir
+    test "drawn tokens are measured against greedy ones and compared with the evaluator's", %{tmp_dir: folder} do
+      texts = fn options -> {:ok, if(options =~ "compiler=evaluator", do: ~w(4 5 7), else: ~w(4 5 6))} end
+      group = folder |> context(%{bumblebee: bumblebee(texts)}) |> group("small_qwen3, f32, sampled, 1 row")
+      assert group.notes == ["small Qwen3, f32, 1 row: the first 2 of 3 tokens that are drawn are the evaluator's"]
+      figures = Measure.in_turn(group.sides, :bytes, fn -> :ok end, 0)
+      text = Report.text(Report.part("generation", [{:ok, "sampled", group, figures}]))
+      assert text =~ ~r/small Qwen3, f32, 1 row +sampled +400 tokens\/s +greedy +400 tokens\/s +1\.00/
+
+      names = for {name, _} <- Parts.Generation.groups(%{context(folder, %{bumblebee: nil}) | quick?: false}), do: name
+      for name <- ["small_qwen3, f32, sampled, 8 rows", "wide_qwen3, f32, sampled, 1 row"], do: assert(name in names)
+    end
+
     test "generation has models of full shapes on the GPU, and on the CPU if asked" do
       names = fn context -> for {name, _} <- Parts.Generation.groups(context), do: name end
       context = %{context("", %{bumblebee: nil}) | quick?: false}

@@ -74,6 +74,32 @@ def add_topk(cases):
             cases.add(f"f32 axis {axis} k {k}", op("topk", k=k, axis=axis), [values], wanted, form=(Atom("sorted"), place))
 
 
+def add_top_k(cases):
+    """The k largest in order, NaN first and the first of equals first, and their places."""
+
+    def largest(label, values, k, axis):
+        # A stable sort of what is negated would not do: there is no -min of integers.
+        turned = np.flip(wide(values), axis)
+        upwards = np.argsort(turned, axis, kind="stable")
+        places = values.shape[axis] - 1 - np.take(np.flip(upwards, axis), np.arange(k), axis)
+        wanted = [arr(np.take_along_axis(values, places, axis), name_of(values)), arr(places, "u32")]
+        cases.add(label, op("top_k", k=k, axis=axis), [values], wanted)
+
+    for dtype in REAL:
+        largest(dtype, sample(dtype, (2, 9)), 4, -1)
+    for axis in (0, 1, -1):
+        for k in (0, 1, 3):
+            largest(f"f32 axis {axis} k {k}", noise((3, 4, 3), "f32"), k, axis)
+    for dtype in FLOATS:
+        largest(f"{dtype} nan first", arr([3, NAN, -INF, 2, INF, -0.0, 0.0, NAN, -1], dtype), 9, 0)
+    for dtype in INTS:
+        largest(f"{dtype} extremes", extremes(dtype), 2, 0)
+    # Few values in many places: only the first of equals are these.
+    largest("s32 equal", arr(noise((2, 600), "s32", -1, 1), "s32"), 250, 1)
+    largest("f32 long", noise((1, 4_000), "f32").round(2), 50, 1)
+    largest("f32 [0, 3]", noise((0, 3), "f32"), 2, -1)
+
+
 def add_searchsorted(cases):
     for side in ("left", "right"):
         operation = op("searchsorted", side=Atom(side))
@@ -94,4 +120,5 @@ def add(cases):
     add_sort(cases)
     add_partition(cases)
     add_topk(cases)
+    add_top_k(cases)
     add_searchsorted(cases)

@@ -36,6 +36,20 @@ defmodule EMLX.Differential.Order do
     end)
   end
 
+  def build(:top_k, draw) do
+    draw = lined(draw)
+    axis = Draw.axis(draw)
+    n = Enum.at(draw.shape, axis)
+    k = Enum.random(0..min(n, 40))
+
+    along({:top_k, %{k: k, axis: written(axis, draw)}}, draw, axis, fn rows ->
+      # From the end, so that an ascending stable sort has the first of equals last.
+      order = rows |> Ops.flip([1]) |> R.argsort() |> R.s64() |> Ops.flip([1])
+      places = Ops.subtract(n - 1, order) |> R.columns(0, k)
+      fn [values, at] -> [{values, R.gather(rows, places)}, {at, places}] end
+    end)
+  end
+
   def build(name, draw) when name in [:partition, :argpartition] do
     draw = lined(draw)
     axis = Draw.axis(draw)
@@ -97,7 +111,9 @@ defmodule EMLX.Differential.Order do
       :exact,
       fn [x] ->
         if 0 in draw.shape do
-          fn [have] -> [{"result", have, R.full(0, R.dims(have), Array.dtype(have)), :exact}] end
+          fn results ->
+            for have <- results, do: {"result", have, R.full(0, R.dims(have), Array.dtype(have)), :exact}
+          end
         else
           {rows, _} = R.rows(x, [axis])
           look = fun.(rows)
@@ -109,7 +125,7 @@ defmodule EMLX.Differential.Order do
         end
       end,
       # The places of equals in a partition are anyone's.
-      if(elem(op, 0) in [:sort, :argsort], do: rows, else: [])
+      if(elem(op, 0) in [:sort, :argsort, :top_k], do: rows, else: [])
     )
   end
 end

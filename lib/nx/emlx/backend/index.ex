@@ -4,7 +4,7 @@ defmodule EMLX.Backend.Index do
   # sorting. The functions take tensors and return the array of the result.
 
   alias EMLX.Backend
-  alias EMLX.Backend.{Mixed, Type}
+  alias EMLX.Backend.{KnownIndex, Mixed, Type}
   alias EMLX.Ops
   alias Nx.Tensor, as: T
 
@@ -106,16 +106,21 @@ defmodule EMLX.Backend.Index do
     sizes = for {dim, axis} <- Enum.with_index(Tuple.to_list(shape)), do: if(axis in axes, do: 1, else: dim)
     check("gather", shape, axes, indices, :columns)
 
-    # In EMLX.Ops negative indices count from the end; Nx clamps them to 0.
-    places =
-      case indices.type do
-        {:u, _} -> Backend.to_array(indices)
-        type -> Ops.run(:maximum, [Backend.to_array(indices), Type.constant(0, Type.dtype(type), [])])
-      end
-
-    columns = columns(places, indices.shape)
+    columns = indices |> Backend.to_array() |> from_zero(indices.type) |> columns(indices.shape)
     gathered = Ops.run({:gather, %{axes: axes, slice_sizes: sizes}}, [Backend.to_array(tensor) | columns])
     Ops.run({:reshape, %{shape: Tuple.to_list(out_shape)}}, [gathered])
+  end
+
+  @doc """
+  Returns indices of a type of Nx for `EMLX.Ops`, where negative ones count from the end: Nx clamps them to 0 where
+  elements are read.
+  """
+  def from_zero(indices, {:u, _}), do: indices
+
+  def from_zero(indices, type) do
+    if KnownIndex.natural?(indices),
+      do: indices,
+      else: Ops.run(:maximum, [indices, Type.constant(0, Type.dtype(type), [])])
   end
 
   @doc "Returns `tensor` with slices of `updates` written (`:scatter`) or added (`:scatter_add`) at `indices`."
@@ -124,6 +129,22 @@ defmodule EMLX.Backend.Index do
     axes = axes || Enum.to_list(0..(elem(indices.shape, tuple_size(indices.shape) - 1) - 1)//1)
     name = if op == :scatter, do: "indexed_put", else: "indexed_add"
     check(name, shape, axes, indices, :columns)
+    array = Backend.to_array(indices)
+
+    # A permutation along the last axis needs no position of the other axes.
+    case axes == Enum.to_list(0..(tuple_size(shape) - 1)//1) and KnownIndex.along_last_axis(array, shape) do
+      %EMLX.Array{} = order ->
+        along = if op == :scatter, do: :put_along_axis, else: :scatter_add_axis
+        updates = Ops.run({:reshape, %{shape: Tuple.to_list(shape)}}, [Backend.operand(updates, work)])
+        scattered = Ops.run({along, %{axis: -1}}, [Backend.operand(tensor, work), order, updates])
+        Mixed.rounded(scattered, work, type)
+
+      _ ->
+        scatter_slices(op, {work, type}, tensor, indices, updates, axes)
+    end
+  end
+
+  defp scatter_slices(op, {work, type}, %T{shape: shape} = tensor, indices, updates, axes) do
     index_dims = indices.shape |> Tuple.to_list() |> Enum.drop(-1)
     rest = for {dim, axis} <- Enum.with_index(Tuple.to_list(shape)), do: if(axis in axes, do: 1, else: dim)
     updates = Ops.run({:reshape, %{shape: index_dims ++ rest}}, [Backend.operand(updates, work)])

@@ -13,6 +13,8 @@ use smallvec::{smallvec, SmallVec};
 #[derive(Debug)]
 pub struct Chain {
     pub links: Links,
+    /// The shape that each input is taken in, where that is not its own.
+    pub shapes: SmallVec<[Option<Vec<i32>>; 4]>,
     pub signature: Signature,
     /// Whether several results are one array, one behind the other along its first axis.
     pub is_joined: bool,
@@ -33,7 +35,21 @@ impl Segment for Chain {
 
     fn build(&self, inputs: &Given, _: Device, stream: &Stream) -> Result<Applied> {
         let (shape, dtype) = &self.signature;
-        let array = cpu::chain(self.links.clone(), &inputs.present(), shape, *dtype, stream)?;
+        let reshaped = inputs.present().into_iter().zip(&self.shapes);
+        let reshaped = reshaped.map(|(array, shape)| match shape {
+            None => Ok(None),
+            Some(shape) => {
+                let array = mlx::reshape(array, shape, stream)?;
+                mlx::look(&array, stream);
+                Ok(Some(array))
+            }
+        });
+        let reshaped: SmallVec<[Option<Array>; 4]> = reshaped.collect::<Result<_>>()?;
+        let given = inputs.present().into_iter().zip(&reshaped);
+        let given: SmallVec<[&Array; 4]> = given
+            .map(|(array, reshaped)| reshaped.as_ref().unwrap_or(array))
+            .collect();
+        let array = cpu::chain(self.links.clone(), &given, shape, *dtype, stream)?;
         let outputs = match (array.ndim() == shape.len(), self.is_joined) {
             (true, _) => smallvec![array],
             (false, true) => smallvec![joined(&array, stream)?],

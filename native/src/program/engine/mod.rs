@@ -6,6 +6,7 @@ pub mod captured;
 pub mod chain;
 pub mod compiled;
 pub mod counted;
+pub mod masked;
 pub mod recorded;
 pub mod step_graph;
 

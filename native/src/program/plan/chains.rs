@@ -43,9 +43,21 @@ const MIN_SHARED: usize = 32;
 /// Results of a chain, at most.
 const MAX_RESULTS: usize = 4;
 
+/// Elements of a result up to which links may also have other shapes: those that are broadcast to the result's, and the
+/// same elements in another shape. What is computed twice then takes less than a node.
+const SMALL: usize = 1024;
+
+fn size(shape: &[i32]) -> usize {
+    shape.iter().map(|size| *size as usize).product()
+}
+
 /// Chains of two links and more stand in the place of their last link.
 fn chained(code: Code, types: &Types, scope: &Scope) -> Code {
-    let Chained { ends, is_kept } = ends(&code, types);
+    let Chained {
+        ends,
+        is_kept,
+        shapes,
+    } = ends(&code, types);
     let mut links = vec![Vec::new(); ends.len()];
     for (i, end) in ends.iter().enumerate() {
         links[*end].push(i);
@@ -69,7 +81,7 @@ fn chained(code: Code, types: &Types, scope: &Scope) -> Code {
                     format!("instruction {}: {names}", node.at)
                 });
                 let joint = joints[i].map(|joint| &code.nodes[joint]);
-                nodes.push(linked(&code, &links[i], &is_kept, joint, types));
+                nodes.push(linked(&code, &links[i], &is_kept, &shapes, joint, types));
             }
         }
     }
@@ -107,6 +119,8 @@ struct Chained {
     ends: Vec<usize>,
     /// Whether its value is a result of its chain beside that of the last node.
     is_kept: Vec<bool>,
+    /// The shape in which its chain has its value, where that is not its own.
+    shapes: Vec<Option<Vec<i32>>>,
 }
 
 fn ends(code: &Code, types: &Types) -> Chained {
@@ -130,6 +144,9 @@ struct Groups<'a> {
     types: &'a Types,
     /// Links of each node; 0 where it has no kernel of elements.
     own: Vec<usize>,
+    /// Whether a node has the elements of its input, few, in another shape.
+    is_reshape: Vec<bool>,
+    shapes: Vec<Option<Vec<i32>>>,
     /// Links of the chain that ends with a node.
     lengths: Vec<usize>,
     /// A later node of the same chain, or itself.
@@ -163,6 +180,12 @@ impl<'a> Groups<'a> {
             types,
             lengths: own.clone(),
             own,
+            is_reshape: code
+                .nodes
+                .iter()
+                .map(|node| is_small_reshape(node, types))
+                .collect(),
+            shapes: vec![None; count],
             next: (0..count).collect(),
             takers,
             is_output,
@@ -184,28 +207,27 @@ impl<'a> Groups<'a> {
             let Some(value) = first_output(&self.code.nodes[i]) else {
                 continue;
             };
-            if self.own[i] == 0 || self.is_output[value] {
+            if self.own[i] == 0 && !self.is_reshape[i] || self.is_output[value] {
                 continue;
             }
             let takers = self.takers[value].iter();
             let mut ends: SmallVec<[usize; 4]> = takers.map(|taker| self.end(*taker)).collect();
             ends.sort_unstable();
             ends.dedup();
-            let shape = |value: Option<usize>| value.map(|value| &self.types.values[value].0);
-            let own = shape(Some(value));
-            let result = shape(
-                ends.last()
-                    .and_then(|end| first_output(&self.code.nodes[*end])),
-            );
+            let end = ends.last().and_then(|end| self.shape_of(*end));
+            let (Some(own), Some(result)) = (self.shape_of(i), end) else {
+                continue;
+            };
+            let Some(shape) = self.shape_for_takers(i, value) else {
+                continue;
+            };
             let is_alike = |end: &usize| {
-                self.own[*end] > 0 && shape(first_output(&self.code.nodes[*end])) == result
+                self.own[*end] > 0 && self.shape_of(*end).is_some_and(|s| s == result)
             };
             // A single element is computed once, beside those that take it.
-            let is_single = |of: &Vec<i32>| of.iter().all(|size| *size == 1);
-            let is_link = own == result
-                || ends.len() == 1
-                    && own.is_some_and(is_single)
-                    && own.map(Vec::len) <= result.map(Vec::len);
+            let is_link = &shape == result
+                || ends.len() == 1 && size(own) == 1 && own.len() <= result.len()
+                || size(result) <= SMALL && cpu::goes_into(&shape, result);
             let links: usize = ends.iter().map(|end| self.lengths[*end]).sum();
             let fits = links + self.own[i] <= MAX_LINKS;
             if !is_link || !fits || !ends.iter().all(is_alike) {
@@ -220,7 +242,38 @@ impl<'a> Groups<'a> {
             }
             self.next[i] = end;
             self.lengths[end] = links + self.own[i];
+            self.shapes[i] = (&shape != own).then_some(shape);
         }
+    }
+
+    fn shape_of(&self, node: usize) -> Option<&'a Vec<i32>> {
+        first_output(&self.code.nodes[node]).map(|value| &self.types.values[value].0)
+    }
+
+    /// The shape in which all that take a node's value want it; None where they do not agree, or the node has no links
+    /// in it.
+    fn shape_for_takers(&self, i: usize, value: usize) -> Option<Vec<i32>> {
+        let own = self.shape_of(i)?;
+        let mut takers = self.takers[value].iter().map(|taker| {
+            let of_taker = self.shape_of(*taker)?;
+            match (&self.shapes[*taker], self.is_reshape[*taker]) {
+                // What is no link of a chain takes the value as it is.
+                _ if self.next[*taker] == *taker => Some(own),
+                (shape, true) => Some(shape.as_ref().unwrap_or(of_taker)),
+                (None, false) => Some(own),
+                (Some(shape), false) if own == of_taker => Some(shape),
+                (Some(_), false) => (size(own) == 1).then_some(own),
+            }
+        });
+        let shape = takers.next()??;
+        if takers.any(|other| other != Some(shape)) {
+            return None;
+        }
+        let operands = self.code.nodes[i].inputs.iter().flatten();
+        let mut operands = operands.map(|operand| &self.types.values[*operand as usize].0);
+        let moves = |operand: &Vec<i32>| operand == own || size(operand) == 1;
+        let fits = shape == own || self.is_reshape[i] || operands.all(moves);
+        fits.then(|| shape.clone())
     }
 
     /// Makes one chain of several, if what takes their results comes after the last of them.
@@ -265,8 +318,21 @@ impl<'a> Groups<'a> {
         Chained {
             ends: (0..self.next.len()).map(|i| self.end(i)).collect(),
             is_kept: self.is_kept,
+            shapes: self.shapes,
         }
     }
+}
+
+/// Whether a node has the elements of its input, few, in another shape.
+fn is_small_reshape(node: &Node, types: &Types) -> bool {
+    let is_reshape = matches!(
+        node.op(),
+        Some(Op::Reshape { .. } | Op::Squeeze { .. } | Op::ExpandDims { .. })
+    );
+    let output = first_output(node).map(|value| &types.values[value]);
+    is_reshape
+        && output
+            .is_some_and(|(shape, dtype)| size(shape) <= SMALL && cpu::type_of(*dtype).is_some())
 }
 
 /// The links of a node that a kernel of ours computes from operands that go into its result's shape.
@@ -280,7 +346,8 @@ fn links(node: &Node, types: &Types) -> Option<Links> {
         .map(|value| of(value).map(|signature| signature.1))
         .collect();
     let mut operands = node.inputs.iter().filter_map(of);
-    let fits = operands.all(|operand| cpu::goes_into(&operand.0, shape));
+    let is_small = size(shape) <= SMALL;
+    let fits = operands.all(|operand| is_small || cpu::goes_into(&operand.0, shape));
     let links = op::links(op, &given).filter(|_| fits)?;
     let is_of_its_type = links.last()?.to == cpu::type_of(*dtype)?;
     is_of_its_type.then_some(links)
@@ -291,50 +358,77 @@ fn linked(
     code: &Code,
     numbers: &[usize],
     is_kept: &[bool],
+    shapes: &[Option<Vec<i32>>],
     joint: Option<&Node>,
     types: &Types,
 ) -> Node {
-    let mut inputs: SmallVec<[Option<u32>; 4]> = SmallVec::new();
+    // Values in the shape that the chain takes them in, where that is not their own.
+    let mut inputs: SmallVec<[(u32, Option<Vec<i32>>); 4]> = SmallVec::new();
     let mut chain = Links::new();
-    // The link that has a node's value.
-    let mut made: SmallVec<[(u32, u8); 8]> = SmallVec::new();
+    // What has a node's value.
+    let mut made: SmallVec<[(u32, Operand); 8]> = SmallVec::new();
     let mut outputs: SmallVec<[u32; 2]> = SmallVec::new();
     for number in numbers {
         let node = &code.nodes[*number];
-        let first = chain.len() as u8;
+        let shape = &shapes[*number];
+        let mut input = |value: u32| {
+            if let Some((_, operand)) = made.iter().find(|(of, _)| *of == value) {
+                return *operand;
+            }
+            let own = &types.values[value as usize].0;
+            let wanted = match first_output(node) {
+                Some(out) if is_small_reshape(node, types) => {
+                    Some(shape.as_ref().unwrap_or(&types.values[out].0))
+                }
+                _ => shape.as_ref().filter(|_| size(own) != 1),
+            };
+            let wanted = wanted.filter(|wanted| *wanted != own).cloned();
+            let taken = (value, wanted);
+            let known = inputs.iter().position(|input| *input == taken);
+            let number = known.unwrap_or(inputs.len());
+            if known.is_none() {
+                inputs.push(taken);
+            }
+            Operand::Input(number as u8)
+        };
+        let is_last = Some(number) == numbers.last();
+        let is_result = is_kept[*number] || is_last;
+        let mut own: SmallVec<[Operand; 4]> = SmallVec::new();
         for link in links(node, types).unwrap_or_default() {
             let operand = |operand: &Operand| match *operand {
-                Operand::Link(link) => Operand::Link(first + link),
-                Operand::Input(input) => {
-                    let value = node.inputs[input as usize];
-                    match made.iter().find(|(of, _)| Some(*of) == value) {
-                        Some((_, link)) => Operand::Link(*link),
-                        None => {
-                            let known = inputs.iter().position(|input| *input == value);
-                            if known.is_none() {
-                                inputs.push(value);
-                            }
-                            Operand::Input(known.unwrap_or(inputs.len() - 1) as u8)
-                        }
-                    }
-                }
+                Operand::Link(link) => own[link as usize],
+                Operand::Input(number) => input(node.inputs[number as usize].unwrap_or_default()),
             };
             let operands: SmallVec<[Operand; 3]> = link.operands().iter().map(operand).collect();
-            chain.push(link.over(&operands));
+            let link = link.over(&operands);
+            own.push(match is_result {
+                // A result is a link of its own.
+                true => {
+                    chain.push(link);
+                    Operand::Link(chain.len() as u8 - 1)
+                }
+                false => cpu::push_link(&mut chain, link),
+            });
         }
-        let is_last = Some(number) == numbers.last();
-        if let (true, Some(link)) = (is_kept[*number] || is_last, chain.last_mut()) {
+        if let (true, Some(link)) = (is_result, chain.last_mut()) {
             link.is_kept = !is_last;
             outputs.extend(node.outputs.first().copied());
         }
-        let last = (chain.len() as u8).saturating_sub(1);
-        made.extend(node.outputs.first().map(|value| (*value, last)));
+        // In the shape that the chain has it, a reshaped value is the value.
+        let last = own.last().copied();
+        let last = last.or_else(|| node.inputs.first().copied().flatten().map(input));
+        made.extend(node.outputs.first().copied().zip(last));
     }
+    let (inputs, shapes): (SmallVec<_>, SmallVec<_>) = inputs
+        .into_iter()
+        .map(|(value, shape)| (Some(value), shape))
+        .unzip();
     let last = &code.nodes[numbers[numbers.len() - 1]];
     let signature = types.values[last.outputs[0] as usize].clone();
     Node {
         work: Work::Segment(Arc::new(Chain {
-            links: chain,
+            links: cpu::needed_links(chain),
+            shapes,
             signature,
             is_joined: joint.is_some(),
         })),
@@ -387,8 +481,12 @@ mod tests {
         assert_eq!(ends_of(instructions(), &[7, 3], &given), [0, 1, 2, 3, 5, 5]);
         // A row goes into the result's shape, but is no link of its chain.
         let row: (&[i32], Dtype) = (&[20], Dtype::F32);
-        let given = types(&[row, row, row, row, whole, whole, whole, whole]);
+        let long: (&[i32], Dtype) = (&[300, 20], Dtype::F32);
+        let given = types(&[row, row, row, row, long, long, long, long]);
         assert_eq!(ends_of(instructions(), &[7], &given), [0, 1, 2, 3, 5, 5]);
+        // Of a few elements it is one.
+        let given = types(&[row, row, row, row, whole, whole, whole, whole]);
+        assert_eq!(ends_of(instructions(), &[7], &given), [2, 2, 2, 3, 5, 5]);
     }
 
     #[test]
@@ -498,6 +596,36 @@ mod tests {
     }
 
     #[test]
+    fn few_elements_are_chained_through_reshapes_and_broadcasts() {
+        // 3 = 0 + 1 {2}, 4 = 3 as {2, 1}, 5 = 4 · 2 {2, 3}
+        let reshape = Op::Reshape { shape: vec![2, 1] };
+        let instructions = || {
+            vec![
+                op(Op::Add, &[0, 1]),
+                op(reshape.clone(), &[3]),
+                op(Op::Multiply, &[4, 2]),
+            ]
+        };
+        let chained = |n: i32, outputs: &[u32]| {
+            let column: (&[i32], Dtype) = (&[n], Dtype::F32);
+            let one: (&[i32], Dtype) = (&[], Dtype::F32);
+            let (reshaped, whole) = ([n, 1], [n, 3]);
+            let (reshaped, whole) = ((&reshaped[..], Dtype::F32), (&whole[..], Dtype::F32));
+            let types = types(&[column, one, whole, column, reshaped, whole]);
+            let block = Block::new(3, instructions(), outputs.to_vec()).expect("well-formed");
+            let target = Target::of_test(crate::base::Device::Cpu);
+            let scope = Scope::of_test(&target, &types, "chains");
+            Chains.run(Code::of(&block), &scope).expect("chained")
+        };
+        let code = chained(2, &[5]);
+        assert_eq!(names(&code), ["chain"]);
+        assert_eq!(code.nodes[0].inputs[..], [Some(0), Some(1), Some(2)]);
+        // Many elements are computed once, and a value that is an output in its own shape.
+        assert_eq!(names(&chained(1000, &[5])), ["add", "reshape", "multiply"]);
+        assert_eq!(names(&chained(2, &[5, 3])), ["add", "chain"]);
+    }
+
+    #[test]
     fn values_keep_their_numbers() {
         let instructions = vec![
             op(Op::Exp, &[0]),
@@ -519,7 +647,15 @@ mod tests {
             panic!("no chain")
         };
         assert_eq!((segment.name(), segment.operations()), ("chain", 2));
-        let links = linked(&Code::of(&block), &[2, 3], &[false; 4], None, &types);
+        let shapes = vec![None; 4];
+        let links = linked(
+            &Code::of(&block),
+            &[2, 3],
+            &[false; 4],
+            &shapes,
+            None,
+            &types,
+        );
         let Work::Segment(segment) = links.work else {
             panic!("no chain")
         };

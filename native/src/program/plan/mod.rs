@@ -7,8 +7,10 @@ mod chains;
 mod code;
 mod compile;
 pub mod explain;
+mod facts;
 mod group;
 mod loops;
+mod masked;
 mod merge;
 mod notes;
 
@@ -69,9 +71,10 @@ impl<'a> Scope<'a> {
 }
 
 /// The passes in their order. Each sees what those before it made.
-static PASSES: [&dyn Pass; 5] = [
+static PASSES: [&dyn Pass; 6] = [
     &merge::Merge,
     &loops::Loops,
+    &masked::MaskedPass,
     &chains::Chains,
     &compile::Compile,
     &capture::Capture,

@@ -56,4 +56,27 @@ defmodule EMLX.Backend.OrderTest do
       same(&Nx.top_k(&1, k: k), [Nx.reshape(line, shape)])
     end)
   end
+
+  test "top_k of long rows is the start of a stable descending sort, whatever the layout" do
+    for_all(20, :long_top_k, fn ->
+      type = one_of(real_types())
+      size = one_of([300, 3000, 40_000])
+      tensor = tensor({2, size}, type, range: {-6, 6}, special: one_of([0, 0.01]))
+      # Few different numbers, so that there are ties.
+      tensor = tensor |> Nx.backend_copy(backend()) |> Nx.floor()
+      k = one_of([1, 7, 50, 299])
+      # Columns of a contiguous array.
+      turned = tensor |> Nx.transpose() |> Nx.add(Nx.tensor(0, type: type)) |> Nx.transpose()
+      {values, places} = Nx.top_k(turned, k: k)
+      order = Nx.argsort(tensor, axis: 1, direction: :desc, stable: true)
+      assert_same(places, Nx.as_type(order[[.., 0..(k - 1)]], :s32))
+      assert_same(values, Nx.take_along_axis(tensor, places, axis: 1))
+    end)
+  end
+
+  test "top_k refuses what Nx refuses" do
+    assert_raise ArgumentError, ~r/greater than or equal to 1/, fn -> Nx.top_k(Nx.tensor([1, 2]), k: 0) end
+    reason = ~r/top_k: k must be within 0..2 for axis 0 of shape \[2\], got 3/
+    assert_raise EMLX.Error, reason, fn -> EMLX.Ops.top_k(EMLX.Array.from_list([1, 2], :s32), 3) end
+  end
 end

@@ -190,6 +190,41 @@ defmodule EMLX.Compiler.UnrollTest do
     refute_received {:step, _}
   end
 
+  defn summed(large, x) do
+    {_i, large} =
+      while {i = 0, large}, i < 3 do
+        {i + 1, large + i}
+      end
+
+    Nx.sum(large) + x
+  end
+
+  test "a loop whose state begins with a large constant is explained, and computes the same" do
+    # A tensor instead of a template is a constant.
+    large = Nx.iota({2000}, type: :f32)
+    assert EMLX.explain(&summed/2, [large, Nx.template({}, :f32)]) =~ "left a loop: it computes large constants"
+    [compiled, evaluated] = numbers(&summed/2, [large, Nx.tensor(1.5)])
+    assert compiled == evaluated
+  end
+
+  test "the numbers of vectorized keys are those of Nx, bit for bit, in a few chains" do
+    fun = fn keys ->
+      {numbers, _} = Nx.Random.uniform(Nx.vectorize(keys, :rows), shape: {3})
+      Nx.devectorize(numbers, keep_names: false)
+    end
+
+    for rows <- [1, 2, 5] do
+      keys = Nx.as_type(Nx.iota({rows, 2}), :u32)
+      [compiled, evaluated] = numbers(fun, [keys])
+      assert compiled == evaluated
+
+      if EMLX.Golden.device() == :cpu do
+        plan = EMLX.explain(fun, [Nx.template({rows, 2}, :u32)], device: :cpu)
+        assert length(Regex.scan(~r/: chain: /, plan)) <= 10
+      end
+    end
+  end
+
   test "EMLX.explain names the loops that are unrolled, and why others are not" do
     template = [Nx.template({3}, :f32)]
     assert EMLX.explain(&up(&1, steps: 3), template) =~ "unroll\n  took a loop of 3 steps\n"

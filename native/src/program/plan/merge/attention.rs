@@ -1,9 +1,9 @@
 //! Attention of one query a head on keys and values that lie by position, as what comes out does.
 
-use super::facts::{is_float, output, Facts};
 use super::Change;
 use crate::base::Dtype;
 use crate::op::{AttentionLayout, MaskMode, Op};
+use crate::program::plan::facts::{is_float, output, Facts};
 use crate::program::plan::{Node, Work};
 use smallvec::{smallvec, SmallVec};
 

@@ -1,9 +1,9 @@
 //! Of three products of one input: two whose heads are turned alike, queries and keys, and one whose heads are not,
 //! values; those of keys and values are each repeated.
 
-use super::facts::{inputs, is_float, output, Facts};
 use super::Change;
 use crate::op::Op;
+use crate::program::plan::facts::{inputs, is_float, output, Facts};
 use crate::program::plan::{Node, Work};
 use smallvec::{smallvec, SmallVec};
 

@@ -5,16 +5,16 @@
 //! operations that they stand for round.
 
 mod attention;
-mod facts;
+
 mod heads;
 mod products;
 #[cfg(test)]
 mod tests;
 
+use super::facts::Facts;
 use super::{Code, Node, Pass, Scope, Target};
 use crate::base::{Result, Signature};
 use crate::op::Op;
-use facts::Facts;
 
 pub struct Merge;
 

@@ -1,10 +1,10 @@
 //! Products of a few rows with matrices: with the norm before them, the gate or the sum after them, and up to three of
 //! one input.
 
-use super::facts::{either, inputs, is_float, output, Facts};
 use super::Change;
 use crate::op::decode::MAX_ROWS;
 use crate::op::{Op, QuantMode};
+use crate::program::plan::facts::{either, inputs, is_float, output, Facts};
 use crate::program::plan::{Node, Work};
 use smallvec::{smallvec, SmallVec};
 

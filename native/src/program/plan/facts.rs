@@ -1,9 +1,10 @@
-//! What the rules of merging know of code: types, what defines a value, and what uses it.
+//! What passes know of code: types, what defines a value, and what uses it.
 
 use crate::base::{Dtype, Signature};
 use crate::op::Op;
 use crate::program::plan::{Code, Node, Work};
 use smallvec::SmallVec;
+use std::collections::HashSet;
 
 /// What takes a value.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -11,6 +12,18 @@ pub enum User {
     Node(usize),
     /// It is one of the block's outputs.
     Output,
+}
+
+impl User {
+    /// Whether it is one of these nodes.
+    pub fn is_in(&self, nodes: &HashSet<usize>) -> bool {
+        matches!(self, User::Node(at) if nodes.contains(at))
+    }
+
+    /// Whether it comes after a node.
+    pub fn is_after(&self, place: usize) -> bool {
+        !matches!(self, User::Node(at) if *at <= place)
+    }
 }
 
 pub struct Facts<'a> {
@@ -46,6 +59,14 @@ impl<'a> Facts<'a> {
 
     pub fn shape(&self, value: u32) -> &'a [i32] {
         &self.types[value as usize].0
+    }
+
+    /// How many elements a value has.
+    pub fn size(&self, value: u32) -> usize {
+        self.shape(value)
+            .iter()
+            .map(|size| *size as usize)
+            .product()
     }
 
     pub fn dtype(&self, value: u32) -> Dtype {
