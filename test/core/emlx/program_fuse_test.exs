@@ -146,7 +146,8 @@ defmodule EMLX.ProgramFuseTest do
 
         code = """
         x = EMLX.Array.scalar(2.0, :f32)
-        run = fn fuse -> EMLX.Program.run(EMLX.Program.new(1, [{:floor_divide, [0, 0], 1}, {:square, [1], 1}], [2], fuse: fuse), [x]) end
+        steps = [{:floor_divide, [0, 0], 1}, {:square, [1], 1}]
+        run = fn fuse -> EMLX.Program.run(EMLX.Program.new(1, steps, [2], fuse: fuse), [x]) end
         try do
           EMLX.eval(run.(true))
         rescue
