@@ -50,62 +50,45 @@ macro_rules! extremes_of_integers {
 extremes_of_integers!(u8, u16, u32, u64, i8, i16, i32, i64);
 
 macro_rules! extremes_of_floats {
-    ($($t:ty),+) => { $(
+    ($($t:ty as $whole:ty, $bits:ty),+) => { $(
+        /// As whole numbers in the same order, where NaN is the furthest out. The compiler makes vectors of these.
         impl<const MAX: bool> Fold for Extreme<$t, MAX> {
             type Number = $t;
-            type State = $t;
+            type State = $whole;
             type Out = $t;
-            const NONE: $t = if MAX { <$t>::NEG_INFINITY } else { <$t>::INFINITY };
-            // A number beats no NaN that is there already.
+            const NONE: $whole = if MAX { <$whole>::MIN } else { <$whole>::MAX };
             #[inline(always)]
-            fn join(state: $t, x: $t) -> $t {
-                let beats = if MAX { x > state } else { x < state };
-                if beats | x.is_nan() { x } else { state }
-            }
-            #[inline(always)]
-            fn merge(a: $t, b: $t) -> $t {
-                Self::join(a, b)
-            }
-            #[inline(always)]
-            fn out(state: $t) -> $t {
-                state
-            }
-        }
-    )+ };
-}
-
-extremes_of_floats!(f32, f64);
-
-macro_rules! extremes_of_halves {
-    ($($t:ty),+) => { $(
-        /// As whole numbers in the same order, where NaN is the furthest out.
-        impl<const MAX: bool> Fold for Extreme<$t, MAX> {
-            type Number = $t;
-            type State = i16;
-            type Out = $t;
-            const NONE: i16 = if MAX { i16::MIN } else { i16::MAX };
-            #[inline(always)]
-            fn join(state: i16, x: $t) -> i16 {
-                const INFINITY: i16 = <$t>::INFINITY.to_bits() as i16;
-                let bits = x.to_bits() as i16;
-                let whole = bits ^ ((bits >> 15) & i16::MAX);
-                let is_nan = bits & i16::MAX > INFINITY;
-                let nan = if MAX { i16::MAX } else { i16::MIN };
+            fn join(state: $whole, x: $t) -> $whole {
+                const INFINITY: $whole = <$t>::INFINITY.to_bits() as $whole;
+                let bits = x.to_bits() as $whole;
+                let whole = bits ^ ((bits >> (<$whole>::BITS - 1)) & <$whole>::MAX);
+                let is_nan = bits & <$whole>::MAX > INFINITY;
+                let nan = if MAX { <$whole>::MAX } else { <$whole>::MIN };
                 Self::merge(state, if is_nan { nan } else { whole })
             }
             #[inline(always)]
-            fn merge(a: i16, b: i16) -> i16 {
+            fn merge(a: $whole, b: $whole) -> $whole {
                 if MAX { a.max(b) } else { a.min(b) }
             }
             #[inline(always)]
-            fn out(state: i16) -> $t {
-                <$t>::from_bits((state ^ ((state >> 15) & i16::MAX)) as u16)
+            fn out(state: $whole) -> $t {
+                let bits = state ^ ((state >> (<$whole>::BITS - 1)) & <$whole>::MAX);
+                <$t>::from_bits(bits as $bits)
             }
         }
     )+ };
 }
 
-extremes_of_halves!(f16, bf16);
+extremes_of_floats!(
+    f16 as i16,
+    u16,
+    bf16 as i16,
+    u16,
+    f32 as i32,
+    u32,
+    f64 as i64,
+    u64
+);
 
 /// Whether all, or any, of what is as large as `T` are other than zero. Of floats the sign is left out.
 struct Truth<T, const ALL: bool, const FLOAT: bool>(PhantomData<T>);

@@ -202,7 +202,7 @@ impl Copies {
 }
 
 enum Instruction {
-    Kernel(Recorded),
+    Kernel(Box<Recorded>),
     Copies(Copies),
     /// Goes on at another instruction if a number is zero.
     JumpIfZero {
@@ -296,8 +296,8 @@ impl<'a> Recorder<'a> {
     }
 
     fn take_kernels(&mut self) {
-        let kernels = self.tape.take().into_iter().map(Instruction::Kernel);
-        self.instructions.extend(kernels);
+        let kernels = self.tape.take().into_iter().map(Box::new);
+        self.instructions.extend(kernels.map(Instruction::Kernel));
     }
 
     /// The outputs of code.
