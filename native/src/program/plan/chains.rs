@@ -18,11 +18,7 @@ impl Pass for Chains {
     }
 
     fn is_off(&self, target: &Target) -> Option<&'static str> {
-        match target {
-            Target { kernels: false, .. } => Some("its kernels are the CPU's, on Linux"),
-            Target { fuse: true, .. } => Some("fuse: true has MLX compile them"),
-            _ => None,
-        }
+        target.lacks_kernels()
     }
 
     fn needs_types(&self, _: &Target) -> bool {

@@ -118,6 +118,15 @@ impl Target {
             step_graphs: is_gpu && step_graph::is_there(),
         }
     }
+
+    /// Why passes that bring operations together for kernels of our own do nothing; None where they work.
+    fn lacks_kernels(&self) -> Option<&'static str> {
+        match self {
+            Target { kernels: false, .. } => Some("its kernels are the CPU's, on Linux"),
+            Target { fuse: true, .. } => Some("fuse: true has MLX compile them"),
+            _ => None,
+        }
+    }
 }
 
 /// What runs in place of a program.
