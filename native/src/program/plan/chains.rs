@@ -460,13 +460,13 @@ mod tests {
 
     #[test]
     fn a_link_goes_where_alone_it_is_needed() {
-        // 0, 1 | 2 = 0 + 1, 3 = exp 2, 4 = 3 · 2 | 5 = sign 4 | 6 = |4|, 7 = 6 + 5
+        // 0, 1 | 2 = 0 + 1, 3 = exp 2, 4 = 3 · 2 | 5 = degrees 4 | 6 = |4|, 7 = 6 + 5
         let instructions = || {
             vec![
                 op(Op::Add, &[0, 1]),
                 op(Op::Exp, &[2]),
                 op(Op::Multiply, &[3, 2]),
-                op(Op::Sign, &[4]),
+                op(Op::Degrees, &[4]),
                 op(Op::Abs, &[4]),
                 op(Op::Add, &[6, 5]),
             ]
@@ -625,7 +625,7 @@ mod tests {
     fn values_keep_their_numbers() {
         let instructions = vec![
             op(Op::Exp, &[0]),
-            op(Op::Sign, &[1]),
+            op(Op::Degrees, &[1]),
             op(Op::Exp, &[2]),
             op(Op::Multiply, &[3, 0]),
         ];
