@@ -135,24 +135,6 @@ fn places(links: &[Link], is_single: &[bool]) -> ([Place; MAX_LINKS], usize) {
     (places, owners.len())
 }
 
-/// `count` elements of `size` bytes beside each other, of elements that lie `step` apart.
-unsafe fn gather(size: usize, from: *const u8, step: isize, to: *mut u8, count: usize) {
-    macro_rules! copy {
-        ($T:ty) => {{
-            let (from, to) = (from.cast::<$T>(), to.cast::<$T>());
-            for i in 0..count {
-                to.add(i).write(from.offset(i as isize * step).read());
-            }
-        }};
-    }
-    match size {
-        1 => copy!(u8),
-        2 => copy!(u16),
-        4 => copy!(u32),
-        _ => copy!(u64),
-    }
-}
-
 /// The first of `count` elements in the places of all.
 unsafe fn fill(size: usize, to: *mut u8, count: usize) {
     for i in 1..count {
@@ -166,14 +148,6 @@ enum Call {
     Apply {
         link: Link,
         arguments: [Argument; 3],
-        to: *mut u8,
-        count: usize,
-    },
-    /// Elements beside each other, of elements that lie `step` apart.
-    Gather {
-        size: usize,
-        from: *const u8,
-        step: isize,
         to: *mut u8,
         count: usize,
     },
@@ -203,13 +177,6 @@ impl Call {
                 to,
                 count,
             } => elementwise::apply(level, link.action, link.from, link.to, arguments, to, count),
-            Call::Gather {
-                size,
-                from,
-                step,
-                to,
-                count,
-            } => gather(size, from, step, to, count),
             Call::Spread {
                 size,
                 input,
@@ -326,9 +293,9 @@ impl<'a> Layout<'a> {
         }
     }
 
-    /// An input's elements from `at` on, which are of one row. Elements apart are put beside each other once more for
-    /// each use.
-    unsafe fn of_row(
+    /// An input's elements from `at` on: where they are, or put beside each other, once more for each use. They are of
+    /// one row unless rows are short.
+    unsafe fn input(
         &self,
         input: usize,
         at: usize,
@@ -337,40 +304,22 @@ impl<'a> Layout<'a> {
         call: &mut impl FnMut(Call),
     ) -> Argument {
         let (data, size) = &self.from[input];
-        let (row, column) = (at / self.axes.count(), at % self.axes.count());
-        let step = self.axes.steps[input][self.axes.sizes.len() - 1];
-        let start = self.axes.offset(input, row) + column as isize * step;
-        let (size, from) = (*size, data.offset(start * *size as isize).cast_const());
-        let is_one = step == 0;
-        if matches!(step, 0 | 1) {
-            return Argument { at: from, is_one };
-        }
-        let to = scratch.block(self.blocks + input);
-        call(Call::Gather {
-            size,
-            from,
-            step,
-            to,
-            count,
-        });
-        let at = to.cast_const();
-        Argument { at, is_one }
-    }
-
-    /// An input's elements from `at` on, which are of several rows.
-    unsafe fn of_rows(
-        &self,
-        input: usize,
-        at: usize,
-        count: usize,
-        scratch: Scratch,
-        call: &mut impl FnMut(Call),
-    ) -> Argument {
-        let (data, size) = &self.from[input];
-        let is_one = self.axes.is_one(input);
-        if is_one || self.axes.is_in_order(input) {
-            let start = if is_one { 0 } else { at };
-            let at = data.at(start * size).cast_const();
+        let axes = &self.axes;
+        let (start, is_one, is_beside) = match axes.is_short() {
+            true => {
+                let is_one = axes.is_one(input);
+                let start = if is_one { 0 } else { at as isize };
+                (start, is_one, is_one || axes.is_in_order(input))
+            }
+            false => {
+                let step = axes.steps[input][axes.sizes.len() - 1];
+                let (row, column) = (at / axes.count(), at % axes.count());
+                let start = axes.offset(input, row) + column as isize * step;
+                (start, step == 0, matches!(step, 0 | 1))
+            }
+        };
+        if is_beside {
+            let at = data.offset(start * *size as isize).cast_const();
             return Argument { at, is_one };
         }
         let to = scratch.block(self.blocks + input);
@@ -411,11 +360,8 @@ impl<'a> Layout<'a> {
                             },
                             is_one: is_one[link as usize],
                         },
-                        Operand::Input(input) if is_short => {
-                            self.of_rows(input as usize, at, length, scratch, &mut call)
-                        }
                         Operand::Input(input) => {
-                            self.of_row(input as usize, at, length, scratch, &mut call)
+                            self.input(input as usize, at, length, scratch, &mut call)
                         }
                     };
                 }

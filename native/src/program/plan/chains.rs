@@ -26,10 +26,7 @@ impl Pass for Chains {
     }
 
     fn run(&self, code: Code, scope: &Scope) -> Result<Code> {
-        match scope.types {
-            Some(types) => Ok(chained(code, types, scope)),
-            None => Ok(code),
-        }
+        scope.rewritten(code, |code, types| chained(code, types, scope))
     }
 }
 
@@ -334,17 +331,14 @@ fn is_small_reshape(node: &Node, types: &Types) -> bool {
 /// The links of a node that a kernel of ours computes from operands that go into its result's shape.
 fn links(node: &Node, types: &Types) -> Option<Links> {
     let op = node.op()?;
-    let (shape, dtype) = &types.values[first_output(node)?];
+    let (_, dtype) = &types.values[first_output(node)?];
     let of = |value: &Option<u32>| value.map(|value| &types.values[value as usize]);
     let given: SmallVec<[Option<Dtype>; 3]> = node
         .inputs
         .iter()
         .map(|value| of(value).map(|signature| signature.1))
         .collect();
-    let mut operands = node.inputs.iter().filter_map(of);
-    let is_small = size(shape) <= SMALL;
-    let fits = operands.all(|operand| is_small || cpu::goes_into(&operand.0, shape));
-    let links = op::links(op, &given).filter(|_| fits)?;
+    let links = op::links(op, &given)?;
     let is_of_its_type = links.last()?.to == cpu::type_of(*dtype)?;
     is_of_its_type.then_some(links)
 }

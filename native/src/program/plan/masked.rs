@@ -31,10 +31,7 @@ impl Pass for MaskedPass {
     }
 
     fn run(&self, code: Code, scope: &Scope) -> Result<Code> {
-        match scope.types {
-            Some(types) => Ok(rewritten(code, &types.values, scope)),
-            None => Ok(code),
-        }
+        scope.rewritten(code, |code, types| rewritten(code, &types.values, scope))
     }
 }
 

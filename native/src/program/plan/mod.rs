@@ -219,6 +219,14 @@ impl<'a> Scope<'a> {
         }
     }
 
+    /// The code as `rewrite` makes it of shapes and types; as it is where these are not known.
+    fn rewritten(&self, code: Code, rewrite: impl FnOnce(Code, &Types) -> Code) -> Result<Code> {
+        Ok(match self.types {
+            Some(types) => rewrite(code, types),
+            None => code,
+        })
+    }
+
     /// Notes what the pass took.
     fn took(&self, text: impl FnOnce() -> String) {
         self.notes.add(self.pass, &self.place, true, text);
