@@ -1,5 +1,5 @@
 // What MLX's C interface does not have of the CPU's streams: tasks of our own between MLX's, how many tasks are under
-// way, whether a graph is small, and whether an array may have strides of 0. Built by build.rs where cpp/kernel.cpp is;
+// way, whether a graph is small, and how an array may lie in memory. Built by build.rs where cpp/kernel.cpp is;
 // called through src/mlx.rs alone.
 
 #include <cstddef>
@@ -128,6 +128,46 @@ bool may_repeat(const core::array& a, size_t& visits) {
 extern "C" bool emlx_may_repeat(const mlx_array array) {
   size_t visits = 64;
   return may_repeat(*static_cast<const core::array*>(array.ctx), visits);
+}
+
+namespace {
+
+// An array's own strides, or those that a transposition of its last two axes leaves in front of them.
+bool has_dense_matrices(const core::array& a) {
+  if (a.ndim() < 3) {
+    return true;
+  }
+  if (a.status() == core::array::Status::unscheduled && a.has_primitive()) {
+    if (std::string(a.primitive().name()) != "Transpose") {
+      return false;
+    }
+    const auto axes = static_cast<const core::Transpose&>(a.primitive()).state();
+    for (size_t axis = 0; axis + 2 < axes.size(); ++axis) {
+      if (axes[axis] != static_cast<int>(axis)) {
+        return false;
+      }
+    }
+    return has_dense_matrices(a.inputs()[0]);
+  }
+  auto stride = static_cast<int64_t>(a.shape(-1)) * a.shape(-2);
+  for (int axis = static_cast<int>(a.ndim()) - 3; axis >= 0; --axis) {
+    if (a.shape(axis) > 1 && a.strides(axis) != stride) {
+      return false;
+    }
+    stride *= a.shape(axis);
+  }
+  return true;
+}
+
+} // namespace
+
+// Whether the matrices of an array surely lie one after another, in rows or in columns. The graph's lock is held.
+extern "C" bool emlx_has_dense_matrices(const mlx_array array) {
+  try {
+    return has_dense_matrices(*static_cast<const core::array*>(array.ctx));
+  } catch (const std::exception&) {
+    return false;
+  }
 }
 
 // Frees the buffer of a computed array if nothing else holds the array or the buffer. A small one takes its place. The

@@ -118,6 +118,24 @@ pub fn may_repeat(array: &Array) -> bool {
     }
 }
 
+/// Whether the matrices of an array lie one after another, in rows or in columns. False also where that is not known.
+pub fn has_dense_matrices(array: &Array) -> bool {
+    #[cfg(emlx_kernels)]
+    {
+        extern "C" {
+            fn emlx_has_dense_matrices(array: sys::mlx_array) -> bool;
+        }
+        // SAFETY: the array is live, and nobody changes the graph meanwhile.
+        super::try_graph_lock()
+            .is_some_and(|_lock| unsafe { emlx_has_dense_matrices(array.as_ptr()) })
+    }
+    #[cfg(not(emlx_kernels))]
+    {
+        let _ = array;
+        false
+    }
+}
+
 /// Whether computing these arrays takes at most `most` nodes of together at most `bytes`, all of them on one stream.
 pub fn is_small(
     arrays: &[&Array],

@@ -110,6 +110,13 @@ pub fn as_its_kernels_take(
         Op::Fft { .. } | Op::Ifft { .. } | Op::Rfft { .. } | Op::Irfft { .. } => {
             changed(&|_, array| mlx::contiguous(&number(array, s)?, false, s))
         }
+        // Without a look at their stride, the matrices of one batch axis are taken to lie one after another.
+        Op::GatherMm { .. } => {
+            changed(&|i, array| match i < 2 && !mlx::has_dense_matrices(array) {
+                true => mlx::contiguous(array, false, s),
+                false => mlx::share(array),
+            })
+        }
         Op::ScaledDotProductAttention { .. } => {
             // The sinks are the last input. The result of cuDNN is laid out as the queries are, which must not repeat.
             let last = inputs.0.len().saturating_sub(1);

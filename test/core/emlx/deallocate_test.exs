@@ -55,7 +55,8 @@ defmodule EMLX.DeallocateTest do
     array = large()
     largest = Ops.max(Ops.add(array, 1))
     :ok = Array.deallocate(array)
-    assert active() - before >= 16 * @mib
+    # Another test may have freed a few bytes.
+    assert active() - before >= 16 * @mib - 4096
     assert Array.to_list(largest) == 4.0 * @mib
     # The stream's thread drops the memory after it has told of the result.
     assert Poll.until(fn -> active() - before < @mib end)
@@ -66,7 +67,8 @@ defmodule EMLX.DeallocateTest do
     array = large()
     view = EMLX.eval(Ops.reshape(array, {2, 2 * @mib}))
     :ok = Array.deallocate(array)
-    assert active() - before >= 16 * @mib
+    # Another test may have freed a few bytes.
+    assert active() - before >= 16 * @mib - 4096
     assert [[+0.0], [first]] = view |> Ops.slice([0, 0], [2, 1], [1, 1]) |> Array.to_list()
     assert first == 2.0 * @mib
     :ok = Array.deallocate(view)
