@@ -232,7 +232,16 @@ defmodule EMLX do
   then neither device is.
   """
   @spec device_available?(:cpu | :gpu) :: boolean
-  def device_available?(device), do: Native.call!(Native.device_available(device))
+  def device_available?(device) do
+    # It is asked for each constant of Nx's evaluator, and the answer stays what it is.
+    key = {__MODULE__, :device_available, device}
+
+    with nil <- :persistent_term.get(key, nil) do
+      available = Native.call!(Native.device_available(device))
+      :persistent_term.put(key, available)
+      available
+    end
+  end
 
   @doc """
   Returns the default device of `EMLX.Backend` and the compiler: that of `config :emlx, default_device: :cpu`, else the

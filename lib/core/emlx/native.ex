@@ -34,6 +34,7 @@ defmodule EMLX.Native do
   def failure, do: :persistent_term.get({__MODULE__, :failure}, nil)
 
   def apply(_op, _inputs, _target), do: missing()
+  def apply_and_cast(_op, _inputs, _dtype, _target), do: missing()
   def from_binary(_binary, _shape, _dtype, _target), do: missing()
   def from_large_binary(_binary, _shape, _dtype, _target), do: missing()
   def info(_array), do: missing()

@@ -47,6 +47,18 @@ defmodule EMLX.Ops do
     end
   end
 
+  @doc false
+  # An operation of one result, which is cast: in one call, and on the CPU mostly in one kernel.
+  @spec run_and_cast(op, [Array.t() | nil], Array.dtype(), keyword) :: Array.t()
+  def run_and_cast(op, inputs, dtype, opts \\ []) do
+    case Native.apply_and_cast(op, refs(inputs), dtype, Queue.target(opts)) do
+      ref when is_reference(ref) -> %Array{ref: ref}
+      :apart -> run({:astype, %{dtype: dtype}}, [run(op, inputs, opts)], opts)
+      {:check, answer} -> op |> EMLX.Debug.checked(inputs, answer) |> result(op, inputs, opts)
+      answer -> result(answer, op, inputs, opts)
+    end
+  end
+
   defp result(ref, _op, _inputs, _opts) when is_reference(ref), do: %Array{ref: ref}
   defp result({:ok, result}, _op, _inputs, _opts), do: result
   defp result({:wait, result}, _op, _inputs, opts), do: EMLX.eval(result, opts)

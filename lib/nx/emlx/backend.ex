@@ -234,8 +234,6 @@ defmodule EMLX.Backend do
     tensor(array, out)
   end
 
-  defp to_u8(array), do: Ops.run({:astype, %{dtype: :u8}}, [array])
-
   # ---- options ----
 
   @impl true
@@ -523,7 +521,7 @@ defmodule EMLX.Backend do
 
   for {name, op} <- [is_nan: :isnan, is_infinity: :isinf] do
     @impl true
-    def unquote(name)(out, tensor), do: tensor(to_u8(Ops.run(unquote(op), [to_array(tensor)])), out)
+    def unquote(name)(out, tensor), do: tensor(Ops.run_and_cast(unquote(op), [to_array(tensor)], :u8), out)
   end
 
   @impl true
@@ -586,13 +584,13 @@ defmodule EMLX.Backend do
 
   for op <- [:equal, :not_equal, :greater, :less, :greater_equal, :less_equal] do
     @impl true
-    def unquote(op)(out, left, right), do: tensor(to_u8(Mixed.compare(unquote(op), left, right)), out)
+    def unquote(op)(out, left, right), do: tensor(Mixed.compare(unquote(op), left, right), out)
   end
 
   for op <- [:logical_and, :logical_or, :logical_xor] do
     @impl true
     def unquote(op)(out, left, right),
-      do: tensor(to_u8(Ops.run(unquote(op), [truth(left), truth(right)])), out)
+      do: tensor(Ops.run_and_cast(unquote(op), [truth(left), truth(right)], :u8), out)
   end
 
   # MLX tests the real part only.
@@ -703,7 +701,7 @@ defmodule EMLX.Backend do
     @impl true
     def unquote(op)(out, tensor, opts) do
       op = {unquote(op), %{axes: opts[:axes], keepdims: opts[:keep_axes] || false}}
-      moved(to_u8(Ops.run(op, [truth(tensor)])), out)
+      moved(Ops.run_and_cast(op, [truth(tensor)], :u8), out)
     end
   end
 

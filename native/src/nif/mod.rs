@@ -15,5 +15,5 @@ mod queues;
 mod shared_memory;
 
 mod atoms {
-    rustler::atoms! { ok, error, wait, check, queued, traced, trace, nil }
+    rustler::atoms! { ok, error, wait, check, queued, traced, trace, apart, nil }
 }

@@ -3,7 +3,7 @@
 use super::answer::Answer;
 use super::atoms;
 use super::decode::{argument, decode_inputs, decode_op, decode_target, op_name, Target};
-use crate::base::{Device, Error, Result};
+use crate::base::{Device, Dtype, Error, Result};
 use crate::handle::array::{self, outcomes_of, ArrayTerm, Handle, Outcome};
 use crate::handle::deallocate;
 use crate::mlx;
@@ -21,6 +21,8 @@ pub enum AppliedTerm {
     Ready(SmallVec<[ArrayTerm; 1]>),
     Behind(SmallVec<[ArrayTerm; 1]>),
     Traced(SmallVec<[ArrayTerm; 1]>),
+    /// An operation with a cast is two of a traced function.
+    Apart,
 }
 
 impl Encoder for AppliedTerm {
@@ -32,6 +34,7 @@ impl Encoder for AppliedTerm {
             },
             AppliedTerm::Behind(arrays) => (atoms::wait(), arrays),
             AppliedTerm::Traced(arrays) => (atoms::traced(), arrays),
+            AppliedTerm::Apart => return atoms::apart().encode(env),
         };
         match arrays.as_slice() {
             [one] => (tag, one).encode(env),
@@ -48,7 +51,29 @@ pub const MAX_FOLDED: usize = 1 << 20;
 /// `{:check, answer}`.
 #[rustler::nif]
 fn apply<'a>(env: Env<'a>, op: Term<'a>, inputs: Term<'a>, target: Term<'a>) -> Term<'a> {
-    match guard("", || apply_op(op, inputs, target)) {
+    answer(env, op, guard("", || apply_op(op, inputs, None, target)))
+}
+
+/// The same with the operation's one result cast to a type; `:apart` while a function is traced, which takes the cast
+/// as an operation of its own.
+#[rustler::nif]
+fn apply_and_cast<'a>(
+    env: Env<'a>,
+    op: Term<'a>,
+    inputs: Term<'a>,
+    dtype: Term<'a>,
+    target: Term<'a>,
+) -> Term<'a> {
+    let applied = guard("", || {
+        let to = argument(dtype, 2, "a dtype")?;
+        apply_op(op, inputs, Some(to), target)
+    });
+    answer(env, op, applied)
+}
+
+fn answer<'a>(env: Env<'a>, op: Term<'a>, applied: Result<AppliedTerm>) -> Term<'a> {
+    match applied {
+        Ok(AppliedTerm::Apart) => AppliedTerm::Apart.encode(env),
         Ok(applied) if CHECKS_RESULTS.load(Ordering::Relaxed) => {
             (atoms::check(), applied).encode(env)
         }
@@ -69,10 +94,16 @@ fn check_results(on: Term) -> Answer<Done> {
     }))
 }
 
-pub fn apply_op(op: Term, inputs: Term, target: Term) -> Result<AppliedTerm> {
+pub fn apply_op(op: Term, inputs: Term, to: Option<Dtype>, target: Term) -> Result<AppliedTerm> {
     let op = decode_op(op)?;
     let inputs = decode_inputs(inputs)?;
-    let target = decode_target(target, 2, inputs.iter().flatten().copied())?;
+    let position = if to.is_some() { 3 } else { 2 };
+    let target = decode_target(target, position, inputs.iter().flatten().copied())?;
+    let mut given = inputs.iter().flatten();
+    if to.is_some() && (matches!(target, Target::Trace(_)) || given.any(|input| input.is_traced()))
+    {
+        return Ok(AppliedTerm::Apart);
+    }
     let describe = |error: Error| {
         let signatures = inputs
             .iter()
@@ -93,7 +124,11 @@ pub fn apply_op(op: Term, inputs: Term, target: Term) -> Result<AppliedTerm> {
     let Applied {
         outputs,
         mut crossed,
-    } = program::build(&op, &arrays, target.device, &target.stream).map_err(describe)?;
+    } = match to {
+        None => program::build(&op, &arrays, target.device, &target.stream),
+        Some(to) => program::build_and_cast(&op, to, &arrays, target.device, &target.stream),
+    }
+    .map_err(describe)?;
     if deallocate::was_marked_since(marked) {
         array::refuse_deallocated(inputs.iter().flatten().copied()).map_err(describe)?;
     }

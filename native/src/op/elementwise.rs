@@ -253,14 +253,33 @@ fn is_simple(link: &Link) -> bool {
     }
 }
 
-/// The operation as a kernel of ours, where there is one for its inputs and it pays. Else None.
-pub fn by_kernel(op: &Op, inputs: &Inputs, device: Device, s: &Stream) -> Result<Option<Array>> {
+/// Links with a cast of the last one's result behind them, where it is of another type.
+fn cast_to(mut links: Links, to: Option<Dtype>) -> Option<Links> {
+    let Some(to) = to else { return Some(links) };
+    let (to, from) = (cpu::type_of(to)?, links.last()?.to);
+    if to != from {
+        let operand = Operand::Link(links.len() as u8 - 1);
+        let is_taken = Action::Cast.takes(from, to);
+        is_taken.then(|| links.push(Link::new(Action::Cast, from, to, &[operand])))?;
+    }
+    Some(links)
+}
+
+/// The operation as a kernel of ours, where there is one for its inputs and it pays, with its result cast to the type
+/// that is given. Else None.
+pub fn by_kernel(
+    op: &Op,
+    inputs: &Inputs,
+    to: Option<Dtype>,
+    device: Device,
+    s: &Stream,
+) -> Result<Option<Array>> {
     if device != Device::Cpu || !cpu::are_there() {
         return Ok(None);
     }
     let given: SmallVec<[Option<Dtype>; 3]> =
         inputs.0.iter().map(|array| array.map(mlx::dtype)).collect();
-    let Some(links) = links(op, &given) else {
+    let Some(links) = links(op, &given).and_then(|links| cast_to(links, to)) else {
         return Ok(None);
     };
     let arrays: SmallVec<[&Array; 3]> = inputs.0.iter().flatten().copied().collect();

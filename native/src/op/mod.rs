@@ -41,7 +41,7 @@ mod unary;
 mod values;
 mod window;
 
-use crate::base::{Device, Error, Result};
+use crate::base::{Device, Dtype, Error, Result};
 use crate::mlx::{self, Stream};
 pub use cuda::decode;
 pub use elementwise::links;
@@ -84,6 +84,33 @@ impl Op {
         let mut crossed = Crossed::default();
         let outputs = self.apply_within(inputs, device, stream, &mut crossed)?;
         Ok(Applied { outputs, crossed })
+    }
+
+    /// The operation and a cast of its one result.
+    pub fn apply_and_cast(
+        &self,
+        to: Dtype,
+        inputs: &Inputs,
+        device: Device,
+        stream: &Stream,
+    ) -> Result<Applied> {
+        if let Class::Unary | Class::Binary = self.traits().class {
+            if let Some(output) = elementwise::by_kernel(self, inputs, Some(to), device, stream)? {
+                return Ok(Applied {
+                    outputs: one(output),
+                    crossed: Crossed::default(),
+                });
+            }
+        }
+        let mut applied = self.apply(inputs, device, stream)?;
+        let [output] = applied.outputs.as_slice() else {
+            return Err(Error::invalid("has several results, and one is cast"));
+        };
+        let cast = Op::Astype { dtype: to };
+        let given = [Some(output)];
+        applied.outputs =
+            cast.apply_within(&Inputs(&given), device, stream, &mut applied.crossed)?;
+        Ok(applied)
     }
 
     /// [`Op::apply`] as a part of another operation, which collects what crosses between devices.
@@ -132,7 +159,7 @@ impl Op {
     ) -> Result<Outputs> {
         let class = self.traits().class;
         if let Class::Unary | Class::Binary | Class::Select | Class::Cast = class {
-            if let Some(output) = elementwise::by_kernel(self, inputs, device, s)? {
+            if let Some(output) = elementwise::by_kernel(self, inputs, None, device, s)? {
                 return Ok(one(output));
             }
         }

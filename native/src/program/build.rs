@@ -4,7 +4,7 @@ use super::engine::Given;
 use super::ir::place;
 use super::plan::{Code, Node, Work};
 use super::run::frame::signatures;
-use crate::base::{Device, Error, Result};
+use crate::base::{Device, Dtype, Error, Result};
 use crate::handle::array::check_size;
 use crate::mlx::{self, Stream};
 use crate::op::{self, Applied, Crossed, Op, Outputs};
@@ -19,7 +19,22 @@ pub fn build(
     stream: &Stream,
 ) -> Result<Applied> {
     device.enter(stream)?;
-    let mut applied = op.apply(&op::Inputs(inputs), device, stream)?;
+    checked(op.apply(&op::Inputs(inputs), device, stream)?)
+}
+
+/// The same of an operation whose result is cast.
+pub fn build_and_cast(
+    op: &Op,
+    to: Dtype,
+    inputs: &[Option<&Array>],
+    device: Device,
+    stream: &Stream,
+) -> Result<Applied> {
+    device.enter(stream)?;
+    checked(op.apply_and_cast(to, &op::Inputs(inputs), device, stream)?)
+}
+
+fn checked(mut applied: Applied) -> Result<Applied> {
     for output in &mut applied.outputs {
         check_size(output)?;
         // MLX's CUDA kernels end the process on many results without elements, and there is nothing to compute.

@@ -25,7 +25,7 @@ mod program;
 pub mod run;
 pub mod types;
 
-pub use build::build;
+pub use build::{build, build_and_cast};
 pub use engine::captured::{forget_all, graphs};
 pub use engine::counted::Whole;
 pub use ir::{Block, Instruction, Step, MAX_DEPTH};

@@ -106,7 +106,7 @@ defmodule EMLX.Backend.Mixed do
     less_equal: :greater_equal
   }
 
-  @doc "Compares two tensors. Returns an array of `:bool` or `:u8`."
+  @doc "Compares two tensors. Returns an array of `:u8`."
   @spec compare(atom, T.t(), T.t()) :: Array.t()
   def compare(op, %T{type: {:u, 64}} = left, %T{type: {:s, _}} = right), do: compare_unsigned(op, left, right)
 
@@ -121,14 +121,14 @@ defmodule EMLX.Backend.Mixed do
       when is_integer_type(left_type) and is_float_type(right_type),
       do: compare_float(Map.fetch!(@mirrored, op), right, left)
 
-  def compare(op, left, right), do: Ops.run(op, [Backend.to_array(left), Backend.to_array(right)])
+  def compare(op, left, right), do: Ops.run_and_cast(op, [Backend.to_array(left), Backend.to_array(right)], :u8)
 
   # MLX compares u64 with signed integers as f32. Here they are compared as u64, except if the signed one is negative.
   defp compare_unsigned(op, unsigned, signed) do
     compared = Ops.run(op, [Backend.to_array(unsigned), Backend.operand(signed, {:u, 64})])
     negative = Ops.run(:less, [Backend.to_array(signed), Type.scalar(0, signed.type)])
     larger = if op in [:not_equal, :greater, :greater_equal], do: 1, else: 0
-    Ops.run(:where, [negative, Type.constant(larger, :bool, []), compared])
+    Ops.run_and_cast(:where, [negative, Type.constant(larger, :bool, []), compared], :u8)
   end
 
   # MLX compares a float with an integer in the float's type, which has to represent the integer exactly.
@@ -139,8 +139,8 @@ defmodule EMLX.Backend.Mixed do
 
     case Enum.find(candidates, &holds_whole?(&1, whole)) do
       nil -> compare_wide(op, float, whole)
-      ^held -> Ops.run(op, [Backend.to_array(float), Backend.to_array(whole)])
-      type -> Ops.run(op, [Backend.operand(float, type), Backend.operand(whole, type)])
+      ^held -> Ops.run_and_cast(op, [Backend.to_array(float), Backend.to_array(whole)], :u8)
+      type -> Ops.run_and_cast(op, [Backend.operand(float, type), Backend.operand(whole, type)], :u8)
     end
   end
 
@@ -171,6 +171,6 @@ defmodule EMLX.Backend.Mixed do
     equal = Ops.run(:equal, [float, rounded])
     same = Ops.run({:astype, %{dtype: Type.dtype(integers)}}, [Ops.run(:where, [equal, float, zero])])
     exact = Ops.run(op, [same, Backend.operand(whole, integers)])
-    Ops.run(:where, [equal, exact, Ops.run(op, [float, rounded])])
+    Ops.run_and_cast(:where, [equal, exact, Ops.run(op, [float, rounded])], :u8)
   end
 end
