@@ -4,7 +4,8 @@
 
 use super::element::Element;
 use super::few;
-use super::gemm::{self, Matrix, Packed};
+use super::gemm;
+use super::panels::{self, Matrix, Packed, Singles};
 use super::pool::{self, Shared};
 use super::rows;
 use super::simd::dispatch;
@@ -68,8 +69,8 @@ fn padded(count: usize) -> usize {
 unsafe fn head_body<S: Simd, T: Element>(head: &Head<T>, parts: &[*mut f32; 5], wide: *mut f64) {
     let (keys, size, value_size) = (head.keys, head.size, head.value_size);
     let [packed_k, packed_v, packed, scores, sums] = *parts;
-    gemm::pack_columns::<S, T>(head.k.turned(), size, keys, packed_k);
-    gemm::pack_columns::<S, T>(head.v, keys, value_size, packed_v);
+    panels::pack_columns::<S, Singles, T>(head.k.turned(), size, keys, packed_k);
+    panels::pack_columns::<S, Singles, T>(head.v, keys, value_size, packed_v);
     let mut first = head.first;
     while first < head.last {
         let count = QUERIES.min(head.last - first);
@@ -78,9 +79,9 @@ unsafe fn head_body<S: Simd, T: Element>(head: &Head<T>, parts: &[*mut f32; 5], 
             Mask::Causal => keys - head.queries + first + count,
             _ => keys,
         };
-        gemm::pack_rows::<S, T>(head.q.from(first, 0), count, size, packed);
+        panels::pack_rows::<S, Singles, T>(head.q.from(first, 0), count, size, packed);
         let (queries, all) = (Packed::whole(packed, size), Packed::whole(packed_k, size));
-        gemm::multiply::<S>(queries, all, scores, keys, (count, size, seen), false);
+        panels::multiply::<S, Singles>(queries, all, scores, keys, (count, size, seen), false);
         let mut totals = [0f32; QUERIES];
         for (i, total) in totals.iter_mut().enumerate().take(count) {
             *total = weigh::<S, T>(head, first + i, scores.add(i * keys), seen);
@@ -90,7 +91,7 @@ unsafe fn head_body<S: Simd, T: Element>(head: &Head<T>, parts: &[*mut f32; 5], 
             row: keys as isize,
             column: 1,
         };
-        gemm::pack_rows::<S, f32>(weights, count, seen, packed);
+        panels::pack_rows::<S, Singles, f32>(weights, count, seen, packed);
         // Panels of v are `keys` terms long, of which the first `seen` are used.
         let values = Packed::whole(packed_v, keys);
         multiply_values::<S>(packed, values, sums, (count, seen, value_size), wide);
@@ -180,12 +181,12 @@ unsafe fn multiply_values<S: Simd>(
     let weights = Packed::whole(weights, terms);
     if terms <= 2 * KEYS {
         let sizes = (count, terms, columns);
-        return gemm::multiply::<S>(weights, values, sums, columns, sizes, false);
+        return panels::multiply::<S, Singles>(weights, values, sums, columns, sizes, false);
     }
     for first in (0..terms).step_by(KEYS) {
         let sizes = (count, KEYS.min(terms - first), columns);
         let [weights, values] = [weights, values].map(|all| Packed { first, ..all });
-        gemm::multiply::<S>(weights, values, sums, columns, sizes, false);
+        panels::multiply::<S, Singles>(weights, values, sums, columns, sizes, false);
         gemm::add_wide::<S>(sums, wide, count * columns, first > 0);
     }
     gemm::narrow_wide::<S>(wide, sums, count * columns);
