@@ -5,12 +5,20 @@
 use super::element::Element;
 use super::few;
 use super::gemm;
-use super::panels::{self, Matrix, Packed, Singles};
+#[cfg(target_arch = "x86_64")]
+use super::panels::Pairs;
+use super::panels::{self, CellsOf, Matrix, Packed, Singles};
 use super::pool::{self, Shared};
 use super::rows;
 use super::simd::dispatch;
+#[cfg(target_arch = "x86_64")]
+use super::simd::Avx512;
 use super::simd::{Level, Simd};
 use super::View;
+#[cfg(target_arch = "x86_64")]
+use half::bf16;
+#[cfg(target_arch = "x86_64")]
+use std::any::TypeId;
 use std::cell::RefCell;
 
 /// Queries of a block: a multiple of every tile's height.
@@ -65,11 +73,17 @@ fn padded(count: usize) -> usize {
     count.next_multiple_of(32)
 }
 
+/// Queries and keys are multiplied in cells of `C`, values in f32, as their weights are.
 #[inline(always)]
-unsafe fn head_body<S: Simd, T: Element>(head: &Head<T>, parts: &[*mut f32; 5], wide: *mut f64) {
+unsafe fn head_of<S: Simd, C: CellsOf<S, T>, T: Element>(
+    head: &Head<T>,
+    parts: &[*mut f32; 5],
+    wide: *mut f64,
+) {
     let (keys, size, value_size) = (head.keys, head.size, head.value_size);
     let [packed_k, packed_v, packed, scores, sums] = *parts;
-    panels::pack_columns::<S, Singles, T>(head.k.turned(), size, keys, packed_k);
+    let cells = size.div_ceil(C::TERMS);
+    panels::pack_columns::<S, C, T>(head.k.turned(), size, keys, packed_k);
     panels::pack_columns::<S, Singles, T>(head.v, keys, value_size, packed_v);
     let mut first = head.first;
     while first < head.last {
@@ -79,9 +93,9 @@ unsafe fn head_body<S: Simd, T: Element>(head: &Head<T>, parts: &[*mut f32; 5], 
             Mask::Causal => keys - head.queries + first + count,
             _ => keys,
         };
-        panels::pack_rows::<S, Singles, T>(head.q.from(first, 0), count, size, packed);
-        let (queries, all) = (Packed::whole(packed, size), Packed::whole(packed_k, size));
-        panels::multiply::<S, Singles>(queries, all, scores, keys, (count, size, seen), false);
+        panels::pack_rows::<S, C, T>(head.q.from(first, 0), count, size, packed);
+        let [queries, all] = [packed, packed_k].map(|data| Packed::whole(data, cells));
+        panels::multiply::<S, C>(queries, all, scores, keys, (count, cells, seen), false);
         let mut totals = [0f32; QUERIES];
         for (i, total) in totals.iter_mut().enumerate().take(count) {
             *total = weigh::<S, T>(head, first + i, scores.add(i * keys), seen);
@@ -218,8 +232,34 @@ unsafe fn scale_and_mask<S: Simd, T: Element>(
     }
 }
 
+#[inline(always)]
+unsafe fn head_body<S: Simd, T: Element>(head: &Head<T>, parts: &[*mut f32; 5], wide: *mut f64) {
+    head_of::<S, Singles, T>(head, parts, wide)
+}
+
 dispatch! {
-    fn run_head<T: Element>(head: &Head<T>, parts: &[*mut f32; 5], wide: *mut f64) = head_body
+    fn run_head_of_singles<T: Element>(head: &Head<T>, parts: &[*mut f32; 5], wide: *mut f64) = head_body
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+unsafe fn run_head_of_pairs(head: &Head<bf16>, parts: &[*mut f32; 5], wide: *mut f64) {
+    head_of::<Avx512, Pairs, bf16>(head, parts, wide)
+}
+
+unsafe fn run_head<T: Element>(
+    level: Level,
+    head: &Head<T>,
+    parts: &[*mut f32; 5],
+    wide: *mut f64,
+) {
+    #[cfg(target_arch = "x86_64")]
+    if level == Level::Avx512Bf16 && TypeId::of::<T>() == TypeId::of::<bf16>() {
+        // SAFETY: it is of this type.
+        let head = unsafe { &*std::ptr::from_ref(head).cast::<Head<bf16>>() };
+        return run_head_of_pairs(head, parts, wide);
+    }
+    run_head_of_singles::<T>(level, head, parts, wide)
 }
 
 /// Calls `work` with room of the thread's own. (Vector code must not stand in closures: they are compiled without the

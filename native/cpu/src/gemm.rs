@@ -131,6 +131,9 @@ pub fn room<N: Copy + Default>(buffer: &mut Vec<N>, size: usize) -> *mut N {
     buffer.as_mut_ptr()
 }
 
+/// Rows that are finished at a time: a multiple of every tile's height.
+const BAND: usize = 2 * ROWS;
+
 #[inline(always)]
 unsafe fn part_body<S: Simd, C: CellsOf<S, B>, T: Element, B: Element>(
     part: &Part<T, B>,
@@ -139,44 +142,78 @@ unsafe fn part_body<S: Simd, C: CellsOf<S, B>, T: Element, B: Element>(
 ) {
     let [panels, sums] = room;
     let (rows, columns) = (part.rows, part.columns);
-    let is_deep = part.form.is_deep(part.terms);
-    let (c, stride) = if is::<T, f32>() && !is_deep {
-        (part.out.cast::<f32>(), part.stride)
-    } else {
-        (sums, columns)
-    };
     if part.form == Form::Rows {
+        let (c, stride) = match part.is_direct() {
+            true => (part.out.cast::<f32>(), part.stride),
+            false => (sums, columns),
+        };
         few::multiply::<S, B>(part.a, part.b, c, stride, (rows, part.terms, columns), wide);
-    } else {
-        let cells = part.terms.div_ceil(C::TERMS);
-        let step = block_cells(cells);
-        let blocks = DEPTH / (panels::CELLS * C::TERMS);
-        for (block, k) in (0..cells).step_by(step).enumerate() {
-            let count = step.min(cells - k);
-            let first = k * C::TERMS;
-            let terms = (count * C::TERMS).min(part.terms - first);
-            panels::pack_columns::<S, C, B>(part.b.from(first, 0), terms, columns, panels);
-            let a = Packed::whole(part.a.add(k * rows), count);
-            let b = Packed::whole(panels, count);
-            let add = match is_deep {
-                true => block % blocks > 0,
-                false => k > 0,
+        return finish::<S, T, B>(part, c, 0, rows);
+    }
+    let is_deep = part.form.is_deep(part.terms);
+    let cells = part.terms.div_ceil(C::TERMS);
+    let step = block_cells(cells);
+    let blocks = DEPTH / (panels::CELLS * C::TERMS);
+    for (block, k) in (0..cells).step_by(step).enumerate() {
+        let count = step.min(cells - k);
+        let first = k * C::TERMS;
+        let terms = (count * C::TERMS).min(part.terms - first);
+        panels::pack_columns::<S, C, B>(part.b.from(first, 0), terms, columns, panels);
+        let (a, b) = (part.a.add(k * rows), Packed::whole(panels, count));
+        let is_last = k + count == cells;
+        if is_deep {
+            let add = block % blocks > 0;
+            let a = Packed::whole(a, count);
+            panels::multiply::<S, C>(a, b, sums, columns, (rows, count, columns), add);
+            if is_last || block % blocks == blocks - 1 {
+                add_wide::<S>(sums, wide, rows * columns, block >= blocks);
+            }
+            continue;
+        }
+        // Rows that the last block completes are finished while the cache has them.
+        let band = if is_last { BAND } else { rows };
+        for i in (0..rows).step_by(band) {
+            let height = band.min(rows - i);
+            let (c, stride) = match part.is_direct() {
+                true => (part.out.add(i * part.stride).cast::<f32>(), part.stride),
+                false if is_last && k == 0 => (sums, columns),
+                false => (sums.add(i * columns), columns),
             };
-            panels::multiply::<S, C>(a, b, c, stride, (rows, count, columns), add);
-            let is_last = k + count == cells;
-            if is_deep && (is_last || block % blocks == blocks - 1) {
-                add_wide::<S>(c, wide, rows * columns, block >= blocks);
+            let a = Packed::whole(a.add(i * count), count);
+            panels::multiply::<S, C>(a, b, c, stride, (height, count, columns), k > 0);
+            if is_last {
+                finish::<S, T, B>(part, c, i, height);
             }
         }
-        if is_deep {
-            narrow_wide::<S>(wide, c, rows * columns);
-        }
     }
-    if !is::<T, f32>() || is_deep {
-        for i in 0..rows {
-            let to = part.out.add(i * part.stride);
-            rows::narrow::<S, T>(c.add(i * stride), to, columns);
-        }
+    if is_deep {
+        narrow_wide::<S>(wide, sums, rows * columns);
+        finish::<S, T, B>(part, sums, 0, rows);
+    }
+}
+
+/// Rows from `first` on, whose sums are complete, to the result.
+#[inline(always)]
+unsafe fn finish<S: Simd, T: Element, B>(
+    part: &Part<T, B>,
+    sums: *mut f32,
+    first: usize,
+    count: usize,
+) {
+    if part.is_direct() {
+        return;
+    }
+    let columns = part.columns;
+    for i in 0..count {
+        let to = part.out.add((first + i) * part.stride);
+        rows::narrow::<S, T>(sums.add(i * columns), to, columns);
+    }
+}
+
+impl<T: 'static, B> Part<T, B> {
+    /// Whether sums are added up where the result is.
+    fn is_direct(&self) -> bool {
+        is::<T, f32>() && !self.form.is_deep(self.terms)
     }
 }
 
@@ -319,7 +356,8 @@ unsafe fn by_columns<T: Element, B: Right>(
             let is_deep = form.is_deep(terms);
             // Up to whole vectors.
             let size = rows * count + 16;
-            let sums = room(sums, if is::<T, f32>() && !is_deep { 0 } else { size });
+            let is_direct = is::<T, f32>() && !is_deep;
+            let sums = room(sums, if is_direct { 0 } else { size });
             let block = block_cells(terms.div_ceil(form.terms()));
             let (wide_size, panels_size) = match form {
                 Form::Rows => (few::wide_size(rows, terms, count), 0),
@@ -366,14 +404,8 @@ unsafe fn few_rows<T: Element, B: Right>(
             .min((terms * columns).div_ceil(PART))
             .max(pool::threads().min(columns.div_ceil(64)));
         let size = columns.div_ceil(parts).next_multiple_of(16);
-        by_columns(
-            level,
-            (wide, Form::Rows),
-            b,
-            out,
-            (rows, terms, columns),
-            size,
-        );
+        let sizes = (rows, terms, columns);
+        by_columns(level, (wide, Form::Rows), b, out, sizes, size);
     })
 }
 
@@ -442,16 +474,12 @@ pub unsafe fn product_with<T: Element, B: Right>(
         });
         // An even number of blocks on an even number of threads.
         let threads = pool::threads();
-        let parts = columns.div_ceil(COLUMNS).next_multiple_of(threads);
+        // Panels of shorter columns have room for more.
+        let most = (COLUMNS * panels::CELLS / step).min(2 * COLUMNS);
+        let parts = columns.div_ceil(most).next_multiple_of(threads);
         let size = padded(columns.div_ceil(parts), VECTORS * 16);
-        by_columns(
-            level,
-            (to.at(0), form),
-            b,
-            out,
-            (rows, terms, columns),
-            size,
-        );
+        let sizes = (rows, terms, columns);
+        by_columns(level, (to.at(0), form), b, out, sizes, size);
         if packed.len() > MOST_KEPT {
             *packed = Vec::new();
         }

@@ -65,6 +65,8 @@ mod tests;
 mod tests_of_masked;
 #[cfg(test)]
 mod tests_of_order;
+#[cfg(test)]
+mod tests_of_products;
 mod types;
 mod unary;
 mod view;

@@ -239,6 +239,9 @@ unsafe fn pack_panel<S: Simd, C: CellsOf<S, T>, T: Element, const N: usize>(
         let mut square = [S::splat(0.0); 16];
         for (i, x) in square.iter_mut().enumerate().take(count) {
             *x = C::along(a.at(i, k * C::TERMS));
+            // The next panel's, which may come from another core's cache.
+            let next = (i + count) as isize * a.row + (k * C::TERMS) as isize;
+            S::prefetch(a.data.wrapping_offset(next));
         }
         S::turn(&mut square);
         for (i, x) in square.iter().enumerate().take(S::LANES) {
@@ -291,7 +294,10 @@ pub unsafe fn pack_columns<S: Simd, C: CellsOf<S, T>, T: Element>(
                 for v in 0..VECTORS {
                     let mut square = [S::splat(0.0); 16];
                     for (j, x) in square.iter_mut().enumerate().take(S::LANES) {
-                        *x = C::along(panel.at(k * C::TERMS, v * S::LANES + j));
+                        let j = v * S::LANES + j;
+                        *x = C::along(panel.at(k * C::TERMS, j));
+                        let next = (k * C::TERMS) as isize + (j + width) as isize * b.column;
+                        S::prefetch(panel.data.wrapping_offset(next));
                     }
                     S::turn(&mut square);
                     for (i, x) in square.iter().enumerate().take(S::LANES) {
