@@ -1,6 +1,7 @@
-# From which size a bf16 product on the CPU is quicker through f32, casts included: `mix run bench/half_products.exs`.
-# Prints the time of one product in a chain of 200 for both ways; `HALF_PRODUCT_BREAK_EVEN` in native/src/op/matmul.rs
-# is what it shows. Above that size both columns are the same path, so raise the constant to look further.
+# Products of bf16 on the CPU, and the same through f32, casts included: `mix run bench/half_products.exs`. Prints the
+# time of one product in a chain of 200 for both ways. The first is that of EMLX's own kernel, which takes products of 16
+# bits of every size. With `EMLX_KERNELS=mlx` it is MLX's, up to `HALF_PRODUCT_BREAK_EVEN` in native/src/op/matmul.rs,
+# which is what it shows then. Above that size both columns are the same path, so raise the constant to look further.
 alias EMLX.Ops
 
 time = fn chain ->

@@ -4,12 +4,21 @@
 
 use super::element::Element;
 use super::few;
-use super::gemm::{self, Matrix, Packed};
+use super::gemm;
+#[cfg(target_arch = "x86_64")]
+use super::panels::Pairs;
+use super::panels::{self, CellsOf, Matrix, Packed, Singles};
 use super::pool::{self, Shared};
 use super::rows;
 use super::simd::dispatch;
+#[cfg(target_arch = "x86_64")]
+use super::simd::Avx512;
 use super::simd::{Level, Simd};
 use super::View;
+#[cfg(target_arch = "x86_64")]
+use half::bf16;
+#[cfg(target_arch = "x86_64")]
+use std::any::TypeId;
 use std::cell::RefCell;
 
 /// Queries of a block: a multiple of every tile's height.
@@ -64,12 +73,18 @@ fn padded(count: usize) -> usize {
     count.next_multiple_of(32)
 }
 
+/// Queries and keys are multiplied in cells of `C`, values in f32, as their weights are.
 #[inline(always)]
-unsafe fn head_body<S: Simd, T: Element>(head: &Head<T>, parts: &[*mut f32; 5], wide: *mut f64) {
+unsafe fn head_of<S: Simd, C: CellsOf<S, T>, T: Element>(
+    head: &Head<T>,
+    parts: &[*mut f32; 5],
+    wide: *mut f64,
+) {
     let (keys, size, value_size) = (head.keys, head.size, head.value_size);
     let [packed_k, packed_v, packed, scores, sums] = *parts;
-    gemm::pack_columns::<S, T>(head.k.turned(), size, keys, packed_k);
-    gemm::pack_columns::<S, T>(head.v, keys, value_size, packed_v);
+    let cells = size.div_ceil(C::TERMS);
+    panels::pack_columns::<S, C, T>(head.k.turned(), size, keys, packed_k);
+    panels::pack_columns::<S, Singles, T>(head.v, keys, value_size, packed_v);
     let mut first = head.first;
     while first < head.last {
         let count = QUERIES.min(head.last - first);
@@ -78,9 +93,9 @@ unsafe fn head_body<S: Simd, T: Element>(head: &Head<T>, parts: &[*mut f32; 5], 
             Mask::Causal => keys - head.queries + first + count,
             _ => keys,
         };
-        gemm::pack_rows::<S, T>(head.q.from(first, 0), count, size, packed);
-        let (queries, all) = (Packed::whole(packed, size), Packed::whole(packed_k, size));
-        gemm::multiply::<S>(queries, all, scores, keys, (count, size, seen), false);
+        panels::pack_rows::<S, C, T>(head.q.from(first, 0), count, size, packed);
+        let [queries, all] = [packed, packed_k].map(|data| Packed::whole(data, cells));
+        panels::multiply::<S, C>(queries, all, scores, keys, (count, cells, seen), false);
         let mut totals = [0f32; QUERIES];
         for (i, total) in totals.iter_mut().enumerate().take(count) {
             *total = weigh::<S, T>(head, first + i, scores.add(i * keys), seen);
@@ -90,7 +105,7 @@ unsafe fn head_body<S: Simd, T: Element>(head: &Head<T>, parts: &[*mut f32; 5], 
             row: keys as isize,
             column: 1,
         };
-        gemm::pack_rows::<S, f32>(weights, count, seen, packed);
+        panels::pack_rows::<S, Singles, f32>(weights, count, seen, packed);
         // Panels of v are `keys` terms long, of which the first `seen` are used.
         let values = Packed::whole(packed_v, keys);
         multiply_values::<S>(packed, values, sums, (count, seen, value_size), wide);
@@ -180,12 +195,12 @@ unsafe fn multiply_values<S: Simd>(
     let weights = Packed::whole(weights, terms);
     if terms <= 2 * KEYS {
         let sizes = (count, terms, columns);
-        return gemm::multiply::<S>(weights, values, sums, columns, sizes, false);
+        return panels::multiply::<S, Singles>(weights, values, sums, columns, sizes, false);
     }
     for first in (0..terms).step_by(KEYS) {
         let sizes = (count, KEYS.min(terms - first), columns);
         let [weights, values] = [weights, values].map(|all| Packed { first, ..all });
-        gemm::multiply::<S>(weights, values, sums, columns, sizes, false);
+        panels::multiply::<S, Singles>(weights, values, sums, columns, sizes, false);
         gemm::add_wide::<S>(sums, wide, count * columns, first > 0);
     }
     gemm::narrow_wide::<S>(wide, sums, count * columns);
@@ -217,8 +232,34 @@ unsafe fn scale_and_mask<S: Simd, T: Element>(
     }
 }
 
+#[inline(always)]
+unsafe fn head_body<S: Simd, T: Element>(head: &Head<T>, parts: &[*mut f32; 5], wide: *mut f64) {
+    head_of::<S, Singles, T>(head, parts, wide)
+}
+
 dispatch! {
-    fn run_head<T: Element>(head: &Head<T>, parts: &[*mut f32; 5], wide: *mut f64) = head_body
+    fn run_head_of_singles<T: Element>(head: &Head<T>, parts: &[*mut f32; 5], wide: *mut f64) = head_body
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+unsafe fn run_head_of_pairs(head: &Head<bf16>, parts: &[*mut f32; 5], wide: *mut f64) {
+    head_of::<Avx512, Pairs, bf16>(head, parts, wide)
+}
+
+unsafe fn run_head<T: Element>(
+    level: Level,
+    head: &Head<T>,
+    parts: &[*mut f32; 5],
+    wide: *mut f64,
+) {
+    #[cfg(target_arch = "x86_64")]
+    if level == Level::Avx512Bf16 && TypeId::of::<T>() == TypeId::of::<bf16>() {
+        // SAFETY: it is of this type.
+        let head = unsafe { &*std::ptr::from_ref(head).cast::<Head<bf16>>() };
+        return run_head_of_pairs(head, parts, wide);
+    }
+    run_head_of_singles::<T>(level, head, parts, wide)
 }
 
 /// Calls `work` with room of the thread's own. (Vector code must not stand in closures: they are compiled without the

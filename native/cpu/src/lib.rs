@@ -11,7 +11,7 @@
 //! | `elementwise`, `unary`, `binary` | actions on elements of every type |
 //! | `chain` | such actions, one after another |
 //! | `by_rows`, `rows`, `rope` | softmax, norms and rotary embeddings, by rows |
-//! | `product`, `gemm`, `few`, `quantized`, `attention` | matrix products, skinny ones, those of quantized weights, attention |
+//! | `product`, `gemm`, `panels`, `few`, `quantized`, `attention` | matrix products, what their panels hold, skinny ones, those of quantized weights, attention |
 //! | `axes`, `reduce`, `scan`, `fold` | reductions and running reductions, and what both keep of numbers |
 //! | `extreme`, `arg_extreme` | the largest and the smallest, their places, and other reductions that are exact |
 //! | `sort`, `select_top`, `keys`, `lines` | sorting and the k largest, and the keys that all of these compare |
@@ -45,6 +45,7 @@ mod lines;
 mod masked;
 mod math;
 mod moves;
+mod panels;
 mod pool;
 mod prepared;
 mod product;
@@ -64,6 +65,8 @@ mod tests;
 mod tests_of_masked;
 #[cfg(test)]
 mod tests_of_order;
+#[cfg(test)]
+mod tests_of_products;
 mod types;
 mod unary;
 mod view;

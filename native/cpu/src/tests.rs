@@ -2,7 +2,6 @@
 //! over sizes that fill vectors and panels and that do not.
 
 use super::binary::{self, Pair};
-use super::gemm::{self, Matrix};
 use super::simd::Level;
 use super::unary::{self, Function};
 use super::View;
@@ -126,7 +125,7 @@ pub fn in_rows(shape: &[i32]) -> Vec<i64> {
 }
 
 /// Numbers between -1 and 1 from a seed.
-fn noise(count: usize, seed: u32) -> Vec<f32> {
+pub fn noise(count: usize, seed: u32) -> Vec<f32> {
     let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
     let mut next = || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -438,170 +437,6 @@ fn softmax_of_infinities_and_nan() {
                 .zip(&want)
                 .all(|(a, b)| a == b || (a.is_nan() && b.is_nan()));
             assert!(same, "{level:?}: {x:?} gave {out:?}");
-        }
-    }
-}
-
-fn products_of<T: Element>(exact: fn(f32) -> f32, allowed: f64) {
-    let few = (1..=9).flat_map(|rows| [(rows, 77, 1037), (rows, 16, 64), (rows, 3, 5)]);
-    let sizes = [
-        (1, 1, 1),
-        (13, 37, 45),
-        (12, 385, 32),
-        (97, 5, 33),
-        (200, 770, 300),
-        (64, 64, 64),
-    ];
-    for level in Level::all() {
-        for (rows, terms, columns) in few.clone().chain(sizes) {
-            let narrow = |xs: Vec<f32>| xs.into_iter().map(T::narrow).collect::<Vec<T>>();
-            let a = narrow(noise(rows * terms, 3));
-            let b = narrow(noise(terms * columns, 4));
-            // Each once in rows, once in columns; b also with every other column left out.
-            for (left_turned, right_turned, step) in [
-                (false, false, 1),
-                (false, true, 1),
-                (true, false, 1),
-                (true, true, 1),
-                (false, false, 2),
-            ] {
-                let columns = columns.div_ceil(step);
-                let matrix = |data: &Vec<T>, turned: bool, rows: usize, columns: usize| Matrix {
-                    data: data.as_ptr(),
-                    row: if turned { 1 } else { columns as isize },
-                    column: if turned { rows as isize } else { 1 },
-                };
-                let left = matrix(&a, left_turned, rows, terms);
-                let mut right = matrix(&b, right_turned, terms, columns);
-                if step == 2 {
-                    right.column = 2;
-                    right.row = (2 * columns - 1).min(b.len() / terms) as isize;
-                }
-                let mut out = vec![T::narrow(f32::NAN); rows * columns];
-                // SAFETY: as large as the sizes say.
-                unsafe {
-                    gemm::product(level, left, right, out.as_mut_ptr(), (rows, terms, columns))
-                };
-                let wide = |x: *const T| unsafe { exact((*x).widen()) as f64 };
-                let pairs = |n, m| (0..n).flat_map(move |i| (0..m).map(move |k| (i, k)));
-                // SAFETY: within both.
-                let rows_of_left: Vec<f64> = pairs(rows, terms)
-                    .map(|(i, k)| wide(unsafe { left.at(i, k) }))
-                    .collect();
-                let columns_of_right: Vec<f64> = pairs(columns, terms)
-                    .map(|(j, k)| wide(unsafe { right.at(k, j) }))
-                    .collect();
-                for (n, got) in out.iter().enumerate() {
-                    let (i, j) = (n / columns, n % columns);
-                    let (a, b) = (&rows_of_left[i * terms..], &columns_of_right[j * terms..]);
-                    let want: f64 = a[..terms].iter().zip(b).map(|(a, b)| a * b).sum();
-                    let off = (got.widen() as f64 - want).abs();
-                    assert!(
-                        off <= allowed * (terms as f64).max(want.abs()),
-                        "{level:?} {rows}×{terms}×{columns}, {left_turned} {right_turned} {step}, \
-                         at {i}, {j}: {}, not {want}",
-                        got.widen()
-                    );
-                }
-            }
-        }
-    }
-}
-
-#[test]
-fn products_of_any_size_and_layout() {
-    products_of::<f32>(|x| x, 1e-6);
-    products_of::<bf16>(|x| x, 1e-2);
-    products_of::<f16>(|x| x, 1e-3);
-}
-
-#[test]
-fn products_of_sixteen_bits_are_added_up_in_f32() {
-    let (rows, terms, columns) = (9, 1_000, 40);
-    let one = bf16::from_f32(1.0);
-    let ones = vec![one; terms * columns.max(rows)];
-    let matrix = |row| Matrix {
-        data: ones.as_ptr(),
-        row,
-        column: 1,
-    };
-    for level in Level::all() {
-        let mut out = vec![one; rows * columns];
-        let (a, b) = (matrix(terms as isize), matrix(columns as isize));
-        // SAFETY: as large as the sizes say.
-        unsafe { gemm::product(level, a, b, out.as_mut_ptr(), (rows, terms, columns)) };
-        assert!(out.iter().all(|x| x.to_f32() == 1_000.0), "{level:?}");
-    }
-}
-
-#[test]
-fn products_of_a_million_terms_do_not_drift() {
-    let terms = 1_000_000;
-    let (tenths, ones) = (vec![0.1f32; 14 * terms], vec![1f32; 40 * terms]);
-    let want = f64::from(0.1f32) * terms as f64;
-    for level in Level::all() {
-        for (rows, columns) in [(1, 1), (1, 40), (5, 3), (14, 33)] {
-            for turned in [false, true] {
-                let a = Matrix {
-                    data: tenths.as_ptr(),
-                    row: terms as isize,
-                    column: 1,
-                };
-                let b = Matrix {
-                    data: ones.as_ptr(),
-                    row: if turned { 1 } else { columns as isize },
-                    column: if turned { terms as isize } else { 1 },
-                };
-                let mut out = vec![f32::NAN; rows * columns];
-                // SAFETY: as large as the sizes say.
-                unsafe { gemm::product(level, a, b, out.as_mut_ptr(), (rows, terms, columns)) };
-                for got in out {
-                    let off = (f64::from(got) / want - 1.0).abs();
-                    assert!(
-                        off < 1e-5,
-                        "{level:?} {rows} × {columns} {turned}: off by {off}"
-                    );
-                }
-            }
-        }
-    }
-}
-
-#[test]
-fn products_are_right_on_either_side_of_what_is_added_up_at_a_time() {
-    for level in Level::all() {
-        for terms in [511, 512, 513, 777, 2_047, 2_049, 3_072, 3_073, 3_500, 7_000] {
-            for (rows, columns) in [(1, 1), (2, 37), (13, 41)] {
-                for turned in [false, true] {
-                    let (a, b) = (noise(rows * terms, 3), noise(terms * columns, 4));
-                    let left = Matrix {
-                        data: a.as_ptr(),
-                        row: terms as isize,
-                        column: 1,
-                    };
-                    let right = Matrix {
-                        data: b.as_ptr(),
-                        row: if turned { 1 } else { columns as isize },
-                        column: if turned { terms as isize } else { 1 },
-                    };
-                    let mut out = vec![f32::NAN; rows * columns];
-                    let sizes = (rows, terms, columns);
-                    // SAFETY: as large as the sizes say.
-                    unsafe { gemm::product(level, left, right, out.as_mut_ptr(), sizes) };
-                    for (n, got) in out.iter().enumerate() {
-                        // SAFETY: within both.
-                        let term = |k| unsafe {
-                            let (x, y) = (*left.at(n / columns, k), *right.at(k, n % columns));
-                            f64::from(x) * f64::from(y)
-                        };
-                        let want: f64 = (0..terms).map(term).sum();
-                        assert!(
-                            (f64::from(*got) - want).abs() < 1e-3,
-                            "{level:?} {sizes:?} {turned} at {n}: {got}, not {want}"
-                        );
-                    }
-                }
-            }
         }
     }
 }

@@ -57,8 +57,8 @@ pub fn apply(op: &Op, inputs: &Inputs, device: Device, s: &Stream) -> Result<Out
     }
 }
 
-/// Multiply-adds from which a 16-bit product on the CPU is quicker through BLAS in f32, casts included
-/// (`bench/half_products.exs`: 17 µs both ways at 32 × 32 × 32, 112 against 24 at 64 × 64 × 64).
+/// Multiply-adds from which a 16-bit product that no kernel here takes is quicker through BLAS in f32, casts included
+/// (`EMLX_KERNELS=mlx mix run bench/half_products.exs`: 17 µs both ways at 32 × 32 × 32, 112 against 24 at 64 × 64 × 64).
 const HALF_PRODUCT_BREAK_EVEN: u64 = 32_768;
 
 pub fn work(a: &Array, b: &Array) -> u64 {
@@ -108,11 +108,18 @@ pub fn matmul(a: &Array, b: &Array, device: Device, s: &Stream) -> Result<Array>
 
 fn short_matmul(a: &Array, b: &Array, device: Device, s: &Stream) -> Result<Array> {
     if is_own(a, b, device) {
-        if work(a, b) < OWN_PRODUCT_BREAK_EVEN {
+        let is_small = work(a, b) < OWN_PRODUCT_BREAK_EVEN;
+        if is_small {
             if let Some(product) = product_at_once(a, b, s)? {
                 return Ok(product);
             }
-        } else if let Some(shape) = product_shape(a, b) {
+        }
+        // MLX has no kernel for products of 16 bits but a plain loop.
+        let shape = match is_small && !mlx::dtype(a).is_half() {
+            true => None,
+            false => product_shape(a, b),
+        };
+        if let Some(shape) = shape {
             return own_product(a, b, &shape, s);
         }
     }
@@ -201,7 +208,7 @@ fn long_matmul(a: &Array, b: &Array, device: Device, s: &Stream) -> Result<Array
     mlx::astype(&blocks::matmul(&a, &b, product, sum, s)?, dtype, s)
 }
 
-/// Multiply-adds from which a product is the kernel's here (`bench/cpu_kernels.exs`).
+/// Multiply-adds from which a product of f32 is the kernel's here, and not BLAS's (`bench/cpu_kernels.exs`).
 const OWN_PRODUCT_BREAK_EVEN: u64 = 64 * 64 * 64;
 
 /// Whether the kernel here takes such operands and is quick with them.

@@ -146,6 +146,9 @@ pub enum Level {
     Avx2,
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    /// AVX-512 with products of bf16, which only matrix products take (panels.rs).
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bf16,
 }
 
 impl Level {
@@ -168,6 +171,9 @@ impl Level {
             }
             if avx512 {
                 all.push(Level::Avx512);
+            }
+            if avx512 && is_x86_feature_detected!("avx512bf16") {
+                all.push(Level::Avx512Bf16);
             }
         }
         all
@@ -200,7 +206,7 @@ macro_rules! dispatch {
             }
             match level {
                 #[cfg(target_arch = "x86_64")]
-                $crate::simd::Level::Avx512 => avx512 $(::<$($T),+>)? ($($arg),*),
+                $crate::simd::Level::Avx512 | $crate::simd::Level::Avx512Bf16 => avx512 $(::<$($T),+>)? ($($arg),*),
                 #[cfg(target_arch = "x86_64")]
                 $crate::simd::Level::Avx2 => avx2 $(::<$($T),+>)? ($($arg),*),
                 $crate::simd::Level::Portable => {
