@@ -108,7 +108,7 @@ impl<T: Element> Right for Matrix<T> {
 
 /// How tall the tiles are: fewer rows where there are fewer registers.
 #[inline(always)]
-fn tile_rows(lanes: usize) -> usize {
+pub fn tile_rows(lanes: usize) -> usize {
     if lanes == 16 {
         ROWS
     } else {
@@ -117,7 +117,7 @@ fn tile_rows(lanes: usize) -> usize {
 }
 
 /// Room that `count` rows or columns, in panels of `width`, take.
-fn padded(count: usize, width: usize) -> usize {
+pub fn padded(count: usize, width: usize) -> usize {
     count.div_ceil(width) * width
 }
 

@@ -5,7 +5,9 @@ use super::by_rows::by_rows;
 use super::element::{Element, ElementType};
 use super::simd::Level;
 use super::{arg_extreme, extreme, gather, moves, select_top, slices, sort};
-use super::{attention, chain, masked, product, quantized, reduce, rope, rows, scan, scatter};
+use super::{
+    attention, chain, integers, masked, product, quantized, reduce, rope, rows, scan, scatter,
+};
 use super::{Links, Mask, Masked, Reduction, Rope, Scan, Type, View};
 use half::{bf16, f16};
 use smallvec::SmallVec;
@@ -29,6 +31,8 @@ pub enum Kernel {
     Attention { scale: f32, mask: Mask },
     /// a {…, n, k} and b {…, k, m}, broadcast over the axes before these.
     Product,
+    /// The same of integers of a type, which wrap round, or of booleans.
+    IntegerProduct { of: Type },
     /// x {n, k}, weights {m, k · bits / 32}, scales and biases {m, k / group}.
     QuantizedProduct { group: usize, bits: usize },
     /// a, what is written over a slice of it, and where the slice begins: an integer of the type `of` for each of these
@@ -153,7 +157,7 @@ impl Kernel {
             Kernel::LayerNorm { .. } => c"layer_norm",
             Kernel::Rope(_) => c"rope",
             Kernel::Attention { .. } => c"scaled_dot_product_attention",
-            Kernel::Product => c"matmul",
+            Kernel::Product | Kernel::IntegerProduct { .. } => c"matmul",
             Kernel::QuantizedProduct { .. } => c"quantized_matmul",
             Kernel::Update { .. } => c"slice_update_dynamic",
             Kernel::Slice { .. } => c"slice_dynamic",
@@ -294,6 +298,7 @@ impl Kernel {
                 bytes,
             } => moves::pad(low, interior, bytes.into(), inputs, out),
             Kernel::Argsort { axis, of } => sort::argsort(of, axis.into(), x, out),
+            Kernel::IntegerProduct { of } => integers::run(level, of, x, &inputs[1], out),
             Kernel::Masked(ref rows) => masked::run(level, rows, inputs, out),
             _ => return false,
         }
@@ -347,6 +352,7 @@ impl Kernel {
             | Kernel::Slice { .. }
             | Kernel::Argsort { .. }
             | Kernel::Masked(_)
+            | Kernel::IntegerProduct { .. }
             | Kernel::Gather { .. }
             | Kernel::Along { .. }
             | Kernel::Scatter { .. }

@@ -12,6 +12,7 @@
 //! | `chain` | such actions, one after another |
 //! | `by_rows`, `rows`, `rope` | softmax, norms and rotary embeddings, by rows |
 //! | `product`, `gemm`, `few`, `quantized`, `attention` | matrix products, skinny ones, those of quantized weights, attention |
+//! | `integers` | matrix products of integers |
 //! | `axes`, `reduce`, `scan`, `fold` | reductions and running reductions, and what both keep of numbers |
 //! | `extreme`, `arg_extreme` | the largest and the smallest, their places, and other reductions that are exact |
 //! | `sort`, `select_top`, `keys`, `lines` | sorting and the k largest, and the keys that all of these compare |
@@ -39,6 +40,7 @@ mod fold;
 mod gather;
 mod gemm;
 mod indices;
+mod integers;
 mod kernel;
 mod keys;
 mod lines;

@@ -308,6 +308,14 @@ pub fn product_at_once(a: &Array, b: &Array, shape: &[i32], s: &Stream) -> Resul
     node::at_once_like(Kernel::Product, &[a, b], shape, a, s)
 }
 
+/// The same of integers or booleans, which are multiplied and added up in their type.
+pub fn integer_product(a: &Array, b: &Array, shape: &[i32], s: &Stream) -> Result<Array> {
+    let dtype = mlx::dtype(a);
+    let of = dtype.try_into()?;
+    let kernel = Kernel::IntegerProduct { of };
+    node::typed(kernel, Layout::Rows, &[a, b], shape, dtype, s)
+}
+
 /// x {n, k} times the rows of quantized weights, whose types and shapes have been checked.
 pub fn quantized_product(
     inputs: &[&Array; 4],

@@ -43,7 +43,9 @@ const SMALL_RECORDED: usize = 16 * SMALL;
 fn is_small(kernel: &Kernel, inputs: &[&Array], shape: &[i32], is_recorded: bool) -> bool {
     let size: usize = shape.iter().map(|size| *size as usize).product();
     let steps = match kernel {
-        Kernel::Product => inputs[0].shape().last().map_or(1, |size| *size as usize),
+        Kernel::Product | Kernel::IntegerProduct { .. } => {
+            inputs[0].shape().last().map_or(1, |size| *size as usize)
+        }
         Kernel::Attention { .. } | Kernel::QuantizedProduct { .. } => return false,
         _ => 1,
     };
