@@ -6,9 +6,9 @@ use super::element::{Element, ElementType};
 use super::simd::Level;
 use super::{arg_extreme, extreme, gather, moves, select_top, slices, sort};
 use super::{
-    attention, chain, integers, masked, product, quantized, reduce, rope, rows, scan, scatter,
+    attention, chain, conv, integers, masked, product, quantized, reduce, rope, rows, scan, scatter,
 };
-use super::{Links, Mask, Masked, Reduction, Rope, Scan, Type, View};
+use super::{Conv, Links, Mask, Masked, Reduction, Rope, Scan, Type, View};
 use half::{bf16, f16};
 use smallvec::SmallVec;
 use std::ffi::CStr;
@@ -33,6 +33,8 @@ pub enum Kernel {
     Product,
     /// The same of integers of a type, which wrap round, or of booleans.
     IntegerProduct { of: Type },
+    /// a {batch, space…, channels} and weights {output channels, space…, channels / groups}.
+    Conv(Arc<Conv>),
     /// x {n, k}, weights {m, k · bits / 32}, scales and biases {m, k / group}.
     QuantizedProduct { group: usize, bits: usize },
     /// a, what is written over a slice of it, and where the slice begins: an integer of the type `of` for each of these
@@ -158,6 +160,7 @@ impl Kernel {
             Kernel::Rope(_) => c"rope",
             Kernel::Attention { .. } => c"scaled_dot_product_attention",
             Kernel::Product | Kernel::IntegerProduct { .. } => c"matmul",
+            Kernel::Conv(_) => c"conv",
             Kernel::QuantizedProduct { .. } => c"quantized_matmul",
             Kernel::Update { .. } => c"slice_update_dynamic",
             Kernel::Slice { .. } => c"slice_dynamic",
@@ -313,6 +316,7 @@ impl Kernel {
                 attention::run::<T>(level, inputs, mask, scale, out)
             }
             Kernel::Product => product::run::<T>(level, &inputs[0], &inputs[1], out),
+            Kernel::Conv(ref conv) => conv::run::<T>(level, conv, &inputs[0], &inputs[1], out),
             Kernel::QuantizedProduct { group, bits } => {
                 quantized::run::<T>(level, inputs, group, bits, out)
             }

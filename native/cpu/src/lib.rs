@@ -13,6 +13,7 @@
 //! | `by_rows`, `rows`, `rope` | softmax, norms and rotary embeddings, by rows |
 //! | `product`, `gemm`, `few`, `quantized`, `attention` | matrix products, skinny ones, those of quantized weights, attention |
 //! | `integers` | matrix products of integers |
+//! | `conv` | convolutions |
 //! | `axes`, `reduce`, `scan`, `fold` | reductions and running reductions, and what both keep of numbers |
 //! | `extreme`, `arg_extreme` | the largest and the smallest, their places, and other reductions that are exact |
 //! | `sort`, `select_top`, `keys`, `lines` | sorting and the k largest, and the keys that all of these compare |
@@ -31,6 +32,7 @@ mod axes;
 mod binary;
 mod by_rows;
 mod chain;
+mod conv;
 pub mod cpu_core;
 mod element;
 mod elementwise;
@@ -65,7 +67,11 @@ mod tests;
 #[cfg(test)]
 mod tests_of_masked;
 #[cfg(test)]
+mod tests_of_convolutions;
+#[cfg(test)]
 mod tests_of_order;
+#[cfg(test)]
+mod tests_of_windows;
 mod types;
 mod unary;
 mod view;
@@ -73,6 +79,7 @@ mod view;
 pub use attention::Mask;
 pub use binary::Pair;
 pub use chain::{results, Link, Links, Operand, MAX_LINKS};
+pub use conv::Conv;
 pub use element::ElementType;
 pub use elementwise::{Action, Bits, Comparison, Division, Test};
 pub use kernel::Kernel;

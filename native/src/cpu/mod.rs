@@ -9,8 +9,8 @@ use crate::base::{Device, Dtype, Error, Result};
 use crate::mlx::{self, Stream};
 use emlx_cpu::Kernel;
 pub use emlx_cpu::{
-    has_vectors, Action, Bits, Comparison, Division, Function, Link, Links, Mask, Masked, Operand,
-    Pair, Reduction, Rope, Scan, Step as RowStep, Test, Total, Type, MAX_LINKS, MAX_STEPS,
+    has_vectors, Action, Bits, Comparison, Conv, Division, Function, Link, Links, Mask, Masked,
+    Operand, Pair, Reduction, Rope, Scan, Step as RowStep, Test, Total, Type, MAX_LINKS, MAX_STEPS,
     WORTH_SHARING,
 };
 use mlx_rs::Array;
@@ -314,6 +314,13 @@ pub fn integer_product(a: &Array, b: &Array, shape: &[i32], s: &Stream) -> Resul
     let of = dtype.try_into()?;
     let kernel = Kernel::IntegerProduct { of };
     node::typed(kernel, Layout::Rows, &[a, b], shape, dtype, s)
+}
+
+/// `a` {batch, space…, channels} convolved with `weight` {output channels, space…, channels / groups} of its type, to
+/// `shape`, which have been checked.
+pub fn conv(conv: Conv, a: &Array, weight: &Array, shape: &[i32], s: &Stream) -> Result<Array> {
+    let kernel = Kernel::Conv(Arc::new(conv));
+    node::new(kernel, Layout::Rows, &[a, weight], shape, a, s)
 }
 
 /// x {n, k} times the rows of quantized weights, whose types and shapes have been checked.

@@ -43,6 +43,14 @@ const SMALL_RECORDED: usize = 16 * SMALL;
 fn is_small(kernel: &Kernel, inputs: &[&Array], shape: &[i32], is_recorded: bool) -> bool {
     let size: usize = shape.iter().map(|size| *size as usize).product();
     let steps = match kernel {
+        // By the vector, where the calling thread is a scheduler.
+        Kernel::Conv(_) => {
+            let weight = inputs[1].size() / inputs[1].shape().first().map_or(1, |n| *n as usize);
+            match is_recorded {
+                true => weight,
+                false => weight.div_ceil(8),
+            }
+        }
         Kernel::Product | Kernel::IntegerProduct { .. } => {
             inputs[0].shape().last().map_or(1, |size| *size as usize)
         }
