@@ -6,9 +6,12 @@ use super::element::{Element, ElementType};
 use super::simd::Level;
 use super::{arg_extreme, extreme, gather, moves, select_top, slices, sort};
 use super::{
-    attention, chain, conv, integers, masked, product, quantized, reduce, rope, rows, scan, scatter,
+    attention, chain, conv, integers, masked, product, quantized, reduce, rope, rows, scan,
+    scatter, windows,
 };
-use super::{Conv, Links, Mask, Masked, Reduction, Rope, Scan, Type, View};
+use super::{
+    Choice, Conv, Links, Mask, Masked, Reduction, Rope, Scan, Type, View, WindowTotal, Windows,
+};
 use half::{bf16, f16};
 use smallvec::SmallVec;
 use std::ffi::CStr;
@@ -35,6 +38,18 @@ pub enum Kernel {
     IntegerProduct { of: Type },
     /// a {batch, space…, channels} and weights {output channels, space…, channels / groups}.
     Conv(Arc<Conv>),
+    /// x, of the type `of`; a result for each window.
+    WindowReduce {
+        total: WindowTotal,
+        windows: Arc<Windows>,
+        of: Type,
+    },
+    /// x, a source for each window, and what the sums begin with; all of the type `of`.
+    WindowScatter {
+        choice: Choice,
+        windows: Arc<Windows>,
+        of: Type,
+    },
     /// x {n, k}, weights {m, k · bits / 32}, scales and biases {m, k / group}.
     QuantizedProduct { group: usize, bits: usize },
     /// a, what is written over a slice of it, and where the slice begins: an integer of the type `of` for each of these
@@ -161,6 +176,8 @@ impl Kernel {
             Kernel::Attention { .. } => c"scaled_dot_product_attention",
             Kernel::Product | Kernel::IntegerProduct { .. } => c"matmul",
             Kernel::Conv(_) => c"conv",
+            Kernel::WindowReduce { .. } => c"window_reduce",
+            Kernel::WindowScatter { .. } => c"window_scatter",
             Kernel::QuantizedProduct { .. } => c"quantized_matmul",
             Kernel::Update { .. } => c"slice_update_dynamic",
             Kernel::Slice { .. } => c"slice_dynamic",
@@ -301,6 +318,16 @@ impl Kernel {
                 bytes,
             } => moves::pad(low, interior, bytes.into(), inputs, out),
             Kernel::Argsort { axis, of } => sort::argsort(of, axis.into(), x, out),
+            Kernel::WindowReduce {
+                total,
+                windows: ref over,
+                of,
+            } => windows::run(level, of, total, over, x, out),
+            Kernel::WindowScatter {
+                choice,
+                windows: ref over,
+                of,
+            } => windows::scatter(level, of, choice, over, inputs, out),
             Kernel::IntegerProduct { of } => integers::run(level, of, x, &inputs[1], out),
             Kernel::Masked(ref rows) => masked::run(level, rows, inputs, out),
             _ => return false,
@@ -357,6 +384,8 @@ impl Kernel {
             | Kernel::Argsort { .. }
             | Kernel::Masked(_)
             | Kernel::IntegerProduct { .. }
+            | Kernel::WindowReduce { .. }
+            | Kernel::WindowScatter { .. }
             | Kernel::Gather { .. }
             | Kernel::Along { .. }
             | Kernel::Scatter { .. }

@@ -13,7 +13,7 @@
 //! | `by_rows`, `rows`, `rope` | softmax, norms and rotary embeddings, by rows |
 //! | `product`, `gemm`, `few`, `quantized`, `attention` | matrix products, skinny ones, those of quantized weights, attention |
 //! | `integers` | matrix products of integers |
-//! | `conv` | convolutions |
+//! | `conv`, `windows` | convolutions; reductions of sliding windows and their gradients |
 //! | `axes`, `reduce`, `scan`, `fold` | reductions and running reductions, and what both keep of numbers |
 //! | `extreme`, `arg_extreme` | the largest and the smallest, their places, and other reductions that are exact |
 //! | `sort`, `select_top`, `keys`, `lines` | sorting and the k largest, and the keys that all of these compare |
@@ -65,9 +65,9 @@ mod sort;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
-mod tests_of_masked;
-#[cfg(test)]
 mod tests_of_convolutions;
+#[cfg(test)]
+mod tests_of_masked;
 #[cfg(test)]
 mod tests_of_order;
 #[cfg(test)]
@@ -75,6 +75,7 @@ mod tests_of_windows;
 mod types;
 mod unary;
 mod view;
+mod windows;
 
 pub use attention::Mask;
 pub use binary::Pair;
@@ -92,6 +93,7 @@ pub use scan::Scan;
 pub use types::Type;
 pub use unary::Function;
 pub use view::View;
+pub use windows::{Choice, Total as WindowTotal, Windows};
 
 /// Whether the machine has the vector instructions that products here are written for; without them BLAS is quicker.
 pub fn has_vectors() -> bool {

@@ -98,7 +98,6 @@ impl<T: Copy> Scattered<T> {
             .sum();
         self.data[(self.first as i64 + offset) as usize]
     }
-
 }
 
 impl<T: Element> Scattered<T> {

@@ -79,7 +79,10 @@ fn a_product_of_booleans_is_whether_any_term_is_true() {
     let dice = &mut Dice::new(13);
     for [n, k, m] in [[9, 30, 20], [2, 70_000, 6], [6, 70_000, 5], [3, 1, 40]] {
         let number = |dice: &mut Dice| u8::from(dice.below(4) == 0) * 3;
-        let (a, mut b) = (Scattered::of(dice, &[n, k], number), Scattered::of(dice, &[k, m], number));
+        let (a, mut b) = (
+            Scattered::of(dice, &[n, k], number),
+            Scattered::of(dice, &[k, m], number),
+        );
         if k > 1000 {
             // As many true terms as 16 bits cannot count.
             b.data.fill(1);
@@ -89,7 +92,13 @@ fn a_product_of_booleans_is_whether_any_term_is_true() {
             let out = vec![7u8; (n * m) as usize];
             // SAFETY: arrays of these shapes.
             unsafe {
-                integers::run(level, Type::Bool, &a.view(), &b.view(), &rows(&out, &shape, &strides))
+                integers::run(
+                    level,
+                    Type::Bool,
+                    &a.view(),
+                    &b.view(),
+                    &rows(&out, &shape, &strides),
+                )
             };
             for (got, place) in out.iter().zip(each_place(&shape)) {
                 let is_true = |k| a.at(&[place[0], k]) != 0 && b.at(&[k, place[1]]) != 0;
@@ -125,7 +134,13 @@ impl Case {
         Case::new(
             &[&[batch], &sizes[..], &[inside * groups]].concat(),
             &[&[outside * groups], &kernel[..], &[inside]].concat(),
-            [&stride, &paddings[0], &paddings[1], &dilations[0], &dilations[1]],
+            [
+                &stride,
+                &paddings[0],
+                &paddings[1],
+                &dilations[0],
+                &dilations[1],
+            ],
             (groups, dice.below(2) == 0),
         )
     }

@@ -180,7 +180,8 @@ fn sources_go_where_their_windows_have_their_extremes() {
         };
         case.windows.dilation.fill(1);
         for (i, size) in case.out.iter_mut().enumerate() {
-            *size = (*size).min((case.shape[i] + 1 - case.windows.sizes[i]) / case.windows.strides[i] + 1);
+            *size = (*size)
+                .min((case.shape[i] + 1 - case.windows.sizes[i]) / case.windows.strides[i] + 1);
         }
         if case.out.iter().any(|size| *size < 1) {
             continue;

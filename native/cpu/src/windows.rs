@@ -179,7 +179,12 @@ impl<T: Cell> Join for Min<T> {
 
 /// Joins each of a row with a number of the input; these lie `step` apart.
 #[inline(always)]
-unsafe fn join_body<S: Simd, J: Join>(row: *mut J::T, from: *const J::T, step: isize, count: usize) {
+unsafe fn join_body<S: Simd, J: Join>(
+    row: *mut J::T,
+    from: *const J::T,
+    step: isize,
+    count: usize,
+) {
     match step {
         1 => (0..count).for_each(|i| row.add(i).write(J::join(*row.add(i), *from.add(i)))),
         2 => (0..count).for_each(|i| row.add(i).write(J::join(*row.add(i), *from.add(2 * i)))),
@@ -221,7 +226,10 @@ impl Axis {
     /// The windows whose element of a tap is the array's own.
     fn inside(&self, tap: usize) -> (usize, usize) {
         let shift = tap as isize * self.dilation - self.low;
-        let first = (-shift).max(0).unsigned_abs().div_ceil(self.stride as usize);
+        let first = (-shift)
+            .max(0)
+            .unsigned_abs()
+            .div_ceil(self.stride as usize);
         let end = match self.size - shift {
             left if left <= 0 => 0,
             left => left.unsigned_abs().div_ceil(self.stride as usize),
@@ -254,7 +262,10 @@ fn row_axis(axes: &Axes, first: usize) -> usize {
         1 => usize::MAX,
         _ => axes[*axis].from.unsigned_abs().max(1),
     };
-    (first..axes.len()).rev().min_by_key(step).unwrap_or(axes.len() - 1)
+    (first..axes.len())
+        .rev()
+        .min_by_key(step)
+        .unwrap_or(axes.len() - 1)
 }
 
 /// The taps of a window in their order, each with a tap for every axis.
@@ -324,15 +335,21 @@ unsafe fn reduce<J: Join>(level: Level, windows: &Windows, x: &View, out: &View)
     let count = axes[row].count;
     let rows = out.size() / count;
     let step = axes[row].stride * axes[row].from;
-    let (from, to) = (Shared(x.data.cast::<J::T>()), Shared(out.data.cast::<J::T>()));
+    let (from, to) = (
+        Shared(x.data.cast::<J::T>()),
+        Shared(out.data.cast::<J::T>()),
+    );
     let work = out.size() * taps.len();
     let parts = work.div_ceil(PART).clamp(1, rows);
     pool::parallel(parts, work >= WORTH_SHARING, &|part| {
         J::T::with_rows(|buffer, _| {
             for number in rows * part / parts..rows * (part + 1) / parts {
                 let at = windows_of(&axes, 0, row, number);
-                let place: isize =
-                    at.iter().zip(&axes).map(|(at, axis)| *at as isize * axis.to).sum();
+                let place: isize = at
+                    .iter()
+                    .zip(&axes)
+                    .map(|(at, axis)| *at as isize * axis.to)
+                    .sum();
                 // SAFETY: elements of the array, and a row that is this part's alone.
                 unsafe {
                     let to = to.offset(place);
@@ -456,7 +473,10 @@ impl<T: Cell> Scatter<'_, T> {
         let (axes, row) = (&self.axes, self.row);
         let count = axes[row].count;
         let inner = axes.iter().enumerate().skip(self.planes);
-        let rows: usize = inner.filter(|(axis, _)| *axis != row).map(|(_, axis)| axis.count).product();
+        let rows: usize = inner
+            .filter(|(axis, _)| *axis != row)
+            .map(|(_, axis)| axis.count)
+            .product();
         let mut at_plane: SmallVec<[usize; 6]> = SmallVec::from_elem(0, axes.len());
         let mut rest = plane;
         for axis in (0..self.planes).rev() {
@@ -472,7 +492,9 @@ impl<T: Cell> Scatter<'_, T> {
                 let (best, chosen) = (room(best, count, T::ZERO), room(chosen, count, NO_TAP));
                 for (own, tap) in self.taps.iter().enumerate() {
                     let met = met(axes, row, &at, tap);
-                    let (first, end) = met.as_ref().map_or((count, count), |met| (met.first, met.end));
+                    let (first, end) = met
+                        .as_ref()
+                        .map_or((count, count), |met| (met.first, met.end));
                     if self.choice.is_padding_chosen {
                         for i in (0..first).chain(end..count) {
                             let (best, chosen) = (&mut best[i], &mut chosen[i]);
@@ -504,9 +526,15 @@ impl<T: Cell> Scatter<'_, T> {
     }
 
     unsafe fn run<O: Order<T = T>>(&self) {
-        let planes: usize = self.axes[..self.planes].iter().map(|axis| axis.count).product();
+        let planes: usize = self.axes[..self.planes]
+            .iter()
+            .map(|axis| axis.count)
+            .product();
         let size = self.view.size() / planes.max(1);
-        let is_apart = self.axes.iter().all(|axis| axis.stride >= axis.taps as isize);
+        let is_apart = self
+            .axes
+            .iter()
+            .all(|axis| axis.stride >= axis.taps as isize);
         let work = self.axes.iter().map(|axis| axis.count).product::<usize>() * self.taps.len();
         pool::parallel(planes, work >= WORTH_SHARING, &|plane| {
             // SAFETY: the plane is this part's alone.
@@ -552,7 +580,9 @@ unsafe fn scatter_of<T: Cell>(
     let taps = taps_of(&axes);
     let place = |tap: &SmallVec<[usize; 6]>| {
         let steps = tap.iter().zip(&axes).zip(&own);
-        steps.map(|((tap, axis), own)| *tap as isize * axis.dilation * own).sum()
+        steps
+            .map(|((tap, axis), own)| *tap as isize * axis.dilation * own)
+            .sum()
     };
     let scatter = Scatter {
         level,

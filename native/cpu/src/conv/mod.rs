@@ -57,8 +57,7 @@ struct Job<T> {
     a: *const T,
     weight: *const T,
     out: Shared<T>,
-    /// Columns of a panel, and of a unit in whole panels.
-    width: usize,
+    /// Columns of a unit, in whole panels.
     columns: usize,
     /// The packed weights of each piece; None where a block packs them.
     packed: Vec<Option<usize>>,
@@ -397,7 +396,6 @@ pub unsafe fn run<T: Element>(level: Level, conv: &Conv, a: &View, weight: &View
             a: a.data.cast::<T>().cast_const(),
             weight: weight.data.cast::<T>().cast_const(),
             out: Shared(out.data.cast::<T>()),
-            width,
             columns,
             packed,
             weights: Shared(room(room_for_weights, weights)),

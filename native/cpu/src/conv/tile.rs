@@ -1,14 +1,19 @@
 //! Sums of products of a region's numbers, which lie where two tables say, with packed weights.
 
 use crate::element::Element;
-use crate::gemm::{self, tile_rows, Matrix};
+use crate::gemm::{self, Matrix};
 use crate::rows;
 use crate::simd::{dispatch, Simd};
 
 /// Vectors of a tile's row.
 pub const VECTORS: usize = 2;
+/// Rows of a tile, at most. Each has a pointer of its own, and the compiler reads the numbers of all rows before it
+/// multiplies them: with as many rows as gemm.rs has, neither kind of registers suffices.
+const ROWS: usize = 8;
+/// Rows where there are 16 vector registers.
+const FEW_ROWS: usize = 6;
 /// Numbers of a tile, at most.
-const TILE: usize = 12 * VECTORS * 16;
+const TILE: usize = ROWS * VECTORS * 16;
 
 /// Rows of a region with packed weights.
 pub struct Block<'a> {
@@ -67,7 +72,7 @@ unsafe fn tile<S: Simd, const R: usize, const V: usize, const LANEWISE: bool>(
     }
 }
 
-/// A tile of up to twelve rows and two vectors of columns.
+/// A tile of up to eight rows and two vectors of columns.
 #[inline(always)]
 unsafe fn tile_of<S: Simd, const V: usize, const LANEWISE: bool>(
     block: &Block,
@@ -100,7 +105,7 @@ unsafe fn tile_of<S: Simd, const V: usize, const LANEWISE: bool>(
             }
         };
     }
-    tiles!(1 2 3 4 5 6 7 8 9 10 11 12);
+    tiles!(1 2 3 4 5 6 7 8);
     if !is_whole {
         for i in 0..count {
             let to = block.out.offset(block.to[first + i]).add(column);
@@ -116,7 +121,8 @@ unsafe fn tile_of<S: Simd, const V: usize, const LANEWISE: bool>(
 unsafe fn multiply_body<S: Simd>(block: &Block) {
     let count = block.rows.len();
     // Tiles as tall as each other.
-    let tiles = count.div_ceil(tile_rows(S::LANES));
+    let height = if S::LANES == 16 { ROWS } else { FEW_ROWS };
+    let tiles = count.div_ceil(height);
     for number in 0..tiles {
         let (first, end) = (count * number / tiles, count * (number + 1) / tiles);
         for column in (0..block.columns).step_by(VECTORS * S::LANES) {
