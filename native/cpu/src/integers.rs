@@ -503,7 +503,7 @@ unsafe fn few_rows<T: Cell>(
     out: Matrix<T>,
     (rows, terms, columns): (usize, usize, usize),
 ) {
-    let share = rows * terms * columns >= WORTH_SHARING / 8;
+    let share = rows * terms * columns > WORTH_SHARING / 4;
     let parts = match share {
         true => columns.div_ceil(16).min(4 * pool::threads()),
         false => 1,

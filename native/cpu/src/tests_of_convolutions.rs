@@ -177,7 +177,10 @@ impl Case {
         case.out.iter().all(|size| *size > 0).then_some(case)
     }
 
+    /// `allowed` is how far a sum of one term may be off, and others grow by the root of their number.
     fn check<T: Element>(&self, dice: &mut Dice, allowed: f64) {
+        let terms: i32 = self.weight[1..].iter().product();
+        let allowed = allowed * f64::from(terms).sqrt();
         let number = |dice: &mut Dice| dice.below(2001) as f32 / 1000.0 - 1.0;
         let a = Scattered::<T>::new(dice, &self.input, number);
         let weight = Scattered::<T>::new(dice, &self.weight, number);
@@ -247,16 +250,16 @@ impl Case {
 fn convolutions_of_any_sizes_steps_paddings_and_groups() {
     let mut dice = Dice::new(17);
     let mut count = 0;
-    while count < 300 {
+    while count < 200 {
         if let Some(case) = Case::random(&mut dice) {
-            case.check::<f32>(&mut dice, 1e-5);
+            case.check::<f32>(&mut dice, 1e-6);
             count += 1;
         }
     }
-    while count < 340 {
+    while count < 220 {
         if let Some(case) = Case::random(&mut dice) {
-            case.check::<bf16>(&mut dice, 1e-2);
-            case.check::<f16>(&mut dice, 2e-3);
+            case.check::<bf16>(&mut dice, 4e-3);
+            case.check::<f16>(&mut dice, 1e-3);
             count += 1;
         }
     }
@@ -284,7 +287,7 @@ fn convolutions_are_cut_into_blocks_and_their_terms_shared_out() {
         ([2, 17, 15, 48], [30, 3, 3, 24], plain, 2),
     ] {
         let case = Case::new(&input, &weight, steps, (groups, false));
-        case.expect("it fits").check::<f32>(&mut dice, 2e-5);
+        case.expect("it fits").check::<f32>(&mut dice, 1e-6);
     }
 }
 

@@ -328,6 +328,9 @@ fn room<T: Copy>(buffer: &mut Vec<T>, size: usize, fill: T) -> &mut [T] {
     &mut buffer[..]
 }
 
+/// Windows of a row that are reduced at a time: what they read then stays in the first cache.
+const BLOCK: usize = 1024;
+
 unsafe fn reduce<J: Join>(level: Level, windows: &Windows, x: &View, out: &View) {
     let axes = axes_of(windows, x, out);
     let row = row_axis(&axes, 0);
@@ -341,7 +344,7 @@ unsafe fn reduce<J: Join>(level: Level, windows: &Windows, x: &View, out: &View)
     );
     let work = out.size() * taps.len();
     let parts = work.div_ceil(PART).clamp(1, rows);
-    pool::parallel(parts, work >= WORTH_SHARING, &|part| {
+    pool::parallel(parts, work >= 4 * WORTH_SHARING, &|part| {
         J::T::with_rows(|buffer, _| {
             for number in rows * part / parts..rows * (part + 1) / parts {
                 let at = windows_of(&axes, 0, row, number);
@@ -359,11 +362,19 @@ unsafe fn reduce<J: Join>(level: Level, windows: &Windows, x: &View, out: &View)
                         false => room(buffer, count, J::NONE),
                     };
                     line.fill(J::NONE);
-                    for tap in &taps {
-                        if let Some(met) = met(&axes, row, &at, tap) {
-                            let line = line.as_mut_ptr().add(met.first);
-                            let from = from.offset(met.from).cast_const();
-                            join::<J>(level, line, from, step, met.end - met.first);
+                    for start in (0..count).step_by(BLOCK) {
+                        for tap in &taps {
+                            let Some(met) = met(&axes, row, &at, tap) else {
+                                continue;
+                            };
+                            let first = met.first.max(start);
+                            let end = met.end.min(start + BLOCK);
+                            if first < end {
+                                let line = line.as_mut_ptr().add(first);
+                                let from = from.offset(met.from);
+                                let from = from.offset((first - met.first) as isize * step);
+                                join::<J>(level, line, from.cast_const(), step, end - first);
+                            }
                         }
                     }
                     if !is_direct {

@@ -56,11 +56,10 @@ fn is_small(kernel: &Kernel, inputs: &[&Array], shape: &[i32], is_recorded: bool
         Kernel::Attention { .. } | Kernel::QuantizedProduct { .. } => return false,
         _ => 1,
     };
-    // Terms are added up in vectors.
-    let steps = if is_recorded {
-        terms
-    } else {
-        terms.div_ceil(VECTOR)
+    let steps = match kernel {
+        _ if is_recorded => terms,
+        Kernel::WindowScatter { .. } => terms,
+        _ => terms.div_ceil(VECTOR),
     };
     let work = size.saturating_mul(steps);
     match is_recorded {

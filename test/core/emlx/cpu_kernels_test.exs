@@ -103,7 +103,7 @@ defmodule EMLX.CpuKernelsTest do
             {[1, 6, 7, 8, 3], [4, 2, 3, 2, 3], [stride: [1, 2, 1]]}
           ],
           # Sums of many terms are then around 1.
-          x <- [Ops.multiply(numbers(shape, unquote(dtype), 11), 0.125)],
+          x <- [Ops.multiply(numbers(shape, unquote(dtype), 11), 0.03125)],
           x <- [x, Golden.scattered(x)],
           w = numbers(weight, unquote(dtype), 12) do
         label = "#{inspect(shape)} with #{inspect(weight)}, #{inspect(options)}"
