@@ -144,11 +144,11 @@ fn own_shape(
     }
     let mut shape = vec![a.shape()[0]];
     let mut pieces = 1;
-    for i in 0..rank - 2 {
+    for (i, high) in padding_high.iter().enumerate() {
         let reach = |size: i32, dilation: i32| (i64::from(size) - 1) * i64::from(dilation) + 1;
         let input = reach(a.shape()[i + 1], conv.input_dilation[i]);
         let kernel = reach(weight.shape()[i + 1], conv.kernel_dilation[i]);
-        let room = input + i64::from(conv.low[i]) + i64::from(padding_high[i]) - kernel;
+        let room = input + i64::from(conv.low[i]) + i64::from(*high) - kernel;
         let places = room.div_euclid(i64::from(conv.stride[i])) + 1;
         if places < 1 {
             return None;

@@ -18,10 +18,9 @@ use super::pool::{self, Shared};
 use super::simd::Level;
 use super::View;
 pub use plan::Conv;
-use plan::{Piece, Plan, SPACE};
+use plan::{Piece, Plan, Ranges, SPACE};
 use std::any::TypeId;
 use std::cell::RefCell;
-use std::ops::Range;
 use tile::{Block, Weights};
 
 /// Terms that are multiplied at a time: their panels stay in the first cache.
@@ -104,7 +103,7 @@ impl<T: Element> Job<T> {
     fn tables(
         &self,
         piece: &Piece,
-        chunk: &[Range<usize>; 1 + SPACE],
+        chunk: &Ranges,
         terms: &mut Vec<usize>,
         offsets: &mut Vec<isize>,
     ) {
@@ -127,7 +126,7 @@ impl<T: Element> Job<T> {
         &self,
         piece: &Piece,
         unit: usize,
-        chunk: &[Range<usize>; 1 + SPACE],
+        chunk: &Ranges,
         (first, offsets): (usize, &[isize]),
         to: *mut f32,
     ) {
@@ -227,7 +226,13 @@ impl<T: Element> Job<T> {
             let ranges = piece.chunk(chunk);
             self.tables(piece, &ranges, terms, offsets);
             region::fill::<T>(
-                level, plan, piece, task.unit, &block, &ranges, self.a, region,
+                level,
+                plan,
+                piece,
+                task.unit,
+                (&block, &ranges),
+                self.a,
+                region,
             );
             let step = block_terms(terms.len());
             for first in (0..terms.len()).step_by(step) {
@@ -310,13 +315,7 @@ impl<T: Element> Job<T> {
     }
 
     /// The tables of a block's rows: where they are in the region, and in the result.
-    fn places(
-        &self,
-        piece: &Piece,
-        block: &[Range<usize>; 1 + SPACE],
-        rows: &mut Vec<usize>,
-        to: &mut Vec<isize>,
-    ) {
+    fn places(&self, piece: &Piece, block: &Ranges, rows: &mut Vec<usize>, to: &mut Vec<isize>) {
         rows.clear();
         to.clear();
         let step = &self.plan.out.step;

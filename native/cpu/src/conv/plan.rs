@@ -125,6 +125,9 @@ impl Line {
 
 /// What a block is cut along: batch, places along three axes, taps along three axes, channels.
 pub const CUTS: usize = 2 + 2 * SPACE;
+/// Batch and places of a block, or taps and channels of a chunk.
+pub type Ranges = [Range<usize>; 1 + SPACE];
+
 const TAPS: usize = 1 + SPACE;
 const CHANNELS: usize = CUTS - 1;
 
@@ -291,7 +294,7 @@ impl Piece {
         let mut room = lanes;
         for axis in order.into_iter().rev() {
             // Lines that are a page apart share a place in the first cache.
-            if room % 1024 == 0 {
+            if room.is_multiple_of(1024) {
                 room += 16;
             }
             self.region.step[axis] = room as isize;
@@ -326,7 +329,7 @@ impl Piece {
         }
     }
 
-    fn ranges(&self, first: usize, mut number: usize) -> [Range<usize>; 1 + SPACE] {
+    fn ranges(&self, first: usize, mut number: usize) -> Ranges {
         let mut ranges = [0..1, 0..1, 0..1, 0..1];
         for (i, range) in ranges.iter_mut().enumerate().rev() {
             let axis = first + i;
@@ -339,19 +342,19 @@ impl Piece {
     }
 
     /// Batch and places of a block.
-    pub fn block(&self, number: usize) -> [Range<usize>; 1 + SPACE] {
+    pub fn block(&self, number: usize) -> Ranges {
         self.ranges(0, number)
     }
 
     /// Taps and channels of a chunk.
-    pub fn chunk(&self, number: usize) -> [Range<usize>; 1 + SPACE] {
+    pub fn chunk(&self, number: usize) -> Ranges {
         self.ranges(TAPS, number)
     }
 
     /// Calls `each` with the offset of every row of a block in its region, and in an array with such steps.
     pub fn rows_in(
         &self,
-        block: &[Range<usize>; 1 + SPACE],
+        block: &Ranges,
         steps: &[isize; 1 + SPACE],
         each: impl FnMut(usize, isize),
     ) {
@@ -362,7 +365,7 @@ impl Piece {
     /// The same of every term of a chunk.
     pub fn terms_in(
         &self,
-        chunk: &[Range<usize>; 1 + SPACE],
+        chunk: &Ranges,
         steps: &[isize; 1 + SPACE],
         each: impl FnMut(usize, isize),
     ) {
@@ -371,7 +374,7 @@ impl Piece {
     }
 
     /// How many terms follow one another with one step, and which of a chunk's axes that is.
-    pub fn run(&self, chunk: &[Range<usize>; 1 + SPACE]) -> (usize, usize) {
+    pub fn run(&self, chunk: &Ranges) -> (usize, usize) {
         let axis = self.term_order[SPACE] - TAPS;
         (chunk[axis].len(), axis)
     }
@@ -379,7 +382,7 @@ impl Piece {
     fn nested(
         &self,
         order: [usize; 1 + SPACE],
-        ranges: &[Range<usize>; 1 + SPACE],
+        ranges: &Ranges,
         first: usize,
         steps: &[isize; 1 + SPACE],
         mut each: impl FnMut(usize, isize),

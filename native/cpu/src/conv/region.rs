@@ -1,11 +1,10 @@
 //! The part of the input that a block needs, as f32, with zeros where there is padding.
 
-use super::plan::{Piece, Plan, SPACE};
+use super::plan::{Piece, Plan, Ranges, SPACE};
 use crate::element::Element;
 use crate::simd::{dispatch, Level, Simd};
 use smallvec::SmallVec;
 use std::cmp::Reverse;
-use std::ops::Range;
 
 /// An axis that is copied: so many elements, and from one to the next in the input and in the region.
 #[derive(Clone, Copy)]
@@ -116,8 +115,7 @@ pub unsafe fn fill<T: Element>(
     plan: &Plan,
     piece: &Piece,
     unit: usize,
-    block: &[Range<usize>; 1 + SPACE],
-    chunk: &[Range<usize>; 1 + SPACE],
+    (block, chunk): (&Ranges, &Ranges),
     from: *const T,
     to: *mut f32,
 ) {
