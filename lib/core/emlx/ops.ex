@@ -351,8 +351,10 @@ defmodule EMLX.Ops do
      "Transposed convolution, in the layout of `conv`."},
     {:window_reduce, [:a], [:reduction, :window, :strides, :padding_low, :padding_high], [dilation: nil],
      "`:sum`, `:prod`, `:max` or `:min` over sliding windows; lists have one entry for each axis."},
-    {:window_scatter, [:a, :source, :init], [:reduction, :window, :strides, :padding_low, :padding_high], [],
-     "`init`, plus each element of `source` at its window's first maximum (`:max`) or minimum (`:min`)."},
+    {:window_scatter, [:a, :source, :init], [:reduction, :window, :strides, :padding_low, :padding_high],
+     [ties: :first, pads_with_init: false],
+     "`init`, plus each element of `source` at its window's first (or `:last`) maximum (`:max`) or minimum (`:min`). " <>
+       "Padding is never chosen, unless it is `init`: a source whose window's extreme it is is left out."},
     {:window_view, [:a], [:window, :strides], [dilation: nil], "All windows: the output's axes, then the window's."},
     {:group, "Transforms"},
     {:fft, [:a], [:sizes, :axes], [norm: :backward], "Discrete Fourier transform over axes."},

@@ -724,10 +724,10 @@ defmodule EMLX.Backend do
   @impl true
   def window_reduce(out, tensor, acc, window, opts, fun), do: Fold.window_reduce(out, tensor, acc, window, opts, fun)
 
-  for {name, extreme} <- [window_scatter_max: :argmax, window_scatter_min: :argmin] do
+  for {name, reduction} <- [window_scatter_max: :max, window_scatter_min: :min] do
     @impl true
     def unquote(name)(out, tensor, source, init, window, opts),
-      do: shaped(Window.scatter(unquote(extreme), out, tensor, source, init, window, opts), out)
+      do: shaped(Window.scatter(unquote(reduction), out, tensor, source, init, window, opts), out)
   end
 
   # ---- order ----

@@ -97,7 +97,7 @@ impl Form {
 
     /// Whether what blocks come to is added up in f64: few.rs does that itself.
     fn is_deep(self, terms: usize) -> bool {
-        self != Form::Rows && terms > DEPTH
+        self != Form::Rows && is_deep(terms)
     }
 }
 
@@ -215,6 +215,11 @@ impl<T: 'static, B> Part<T, B> {
     fn is_direct(&self) -> bool {
         is::<T, f32>() && !self.form.is_deep(self.terms)
     }
+}
+
+/// Whether there are so many terms that what blocks come to is added up in f64.
+pub fn is_deep(terms: usize) -> bool {
+    terms > DEPTH
 }
 
 /// Adds numbers to sums in f64, or begins these with them. Both have room for whole vectors.

@@ -5,8 +5,13 @@ use super::by_rows::by_rows;
 use super::element::{Element, ElementType};
 use super::simd::Level;
 use super::{arg_extreme, extreme, gather, moves, select_top, slices, sort};
-use super::{attention, chain, masked, product, quantized, reduce, rope, rows, scan, scatter};
-use super::{Links, Mask, Masked, Reduction, Rope, Scan, Type, View};
+use super::{
+    attention, chain, conv, integers, masked, product, quantized, reduce, rope, rows, scan,
+    scatter, windows,
+};
+use super::{
+    Choice, Conv, Links, Mask, Masked, Reduction, Rope, Scan, Type, View, WindowTotal, Windows,
+};
 use half::{bf16, f16};
 use smallvec::SmallVec;
 use std::ffi::CStr;
@@ -29,6 +34,22 @@ pub enum Kernel {
     Attention { scale: f32, mask: Mask },
     /// a {…, n, k} and b {…, k, m}, broadcast over the axes before these.
     Product,
+    /// The same of integers of a type, which wrap round, or of booleans.
+    IntegerProduct { of: Type },
+    /// a {batch, space…, channels} and weights {output channels, space…, channels / groups}.
+    Conv(Arc<Conv>),
+    /// x, of the type `of`; a result for each window.
+    WindowReduce {
+        total: WindowTotal,
+        windows: Arc<Windows>,
+        of: Type,
+    },
+    /// x, a source for each window, and what the sums begin with; all of the type `of`.
+    WindowScatter {
+        choice: Choice,
+        windows: Arc<Windows>,
+        of: Type,
+    },
     /// x {n, k}, weights {m, k · bits / 32}, scales and biases {m, k / group}.
     QuantizedProduct { group: usize, bits: usize },
     /// a, what is written over a slice of it, and where the slice begins: an integer of the type `of` for each of these
@@ -153,7 +174,10 @@ impl Kernel {
             Kernel::LayerNorm { .. } => c"layer_norm",
             Kernel::Rope(_) => c"rope",
             Kernel::Attention { .. } => c"scaled_dot_product_attention",
-            Kernel::Product => c"matmul",
+            Kernel::Product | Kernel::IntegerProduct { .. } => c"matmul",
+            Kernel::Conv(_) => c"conv",
+            Kernel::WindowReduce { .. } => c"window_reduce",
+            Kernel::WindowScatter { .. } => c"window_scatter",
             Kernel::QuantizedProduct { .. } => c"quantized_matmul",
             Kernel::Update { .. } => c"slice_update_dynamic",
             Kernel::Slice { .. } => c"slice_dynamic",
@@ -294,6 +318,17 @@ impl Kernel {
                 bytes,
             } => moves::pad(low, interior, bytes.into(), inputs, out),
             Kernel::Argsort { axis, of } => sort::argsort(of, axis.into(), x, out),
+            Kernel::WindowReduce {
+                total,
+                windows: ref over,
+                of,
+            } => windows::run(level, of, total, over, x, out),
+            Kernel::WindowScatter {
+                choice,
+                windows: ref over,
+                of,
+            } => windows::scatter(level, of, choice, over, inputs, out),
+            Kernel::IntegerProduct { of } => integers::run(level, of, x, &inputs[1], out),
             Kernel::Masked(ref rows) => masked::run(level, rows, inputs, out),
             _ => return false,
         }
@@ -308,6 +343,7 @@ impl Kernel {
                 attention::run::<T>(level, inputs, mask, scale, out)
             }
             Kernel::Product => product::run::<T>(level, &inputs[0], &inputs[1], out),
+            Kernel::Conv(ref conv) => conv::run::<T>(level, conv, &inputs[0], &inputs[1], out),
             Kernel::QuantizedProduct { group, bits } => {
                 quantized::run::<T>(level, inputs, group, bits, out)
             }
@@ -347,6 +383,9 @@ impl Kernel {
             | Kernel::Slice { .. }
             | Kernel::Argsort { .. }
             | Kernel::Masked(_)
+            | Kernel::IntegerProduct { .. }
+            | Kernel::WindowReduce { .. }
+            | Kernel::WindowScatter { .. }
             | Kernel::Gather { .. }
             | Kernel::Along { .. }
             | Kernel::Scatter { .. }

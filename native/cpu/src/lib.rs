@@ -12,6 +12,8 @@
 //! | `chain` | such actions, one after another |
 //! | `by_rows`, `rows`, `rope` | softmax, norms and rotary embeddings, by rows |
 //! | `product`, `gemm`, `panels`, `few`, `quantized`, `attention` | matrix products, what their panels hold, skinny ones, those of quantized weights, attention |
+//! | `integers` | matrix products of integers |
+//! | `conv`, `windows` | convolutions; reductions of sliding windows and their gradients |
 //! | `axes`, `reduce`, `scan`, `fold` | reductions and running reductions, and what both keep of numbers |
 //! | `extreme`, `arg_extreme` | the largest and the smallest, their places, and other reductions that are exact |
 //! | `sort`, `select_top`, `keys`, `lines` | sorting and the k largest, and the keys that all of these compare |
@@ -30,6 +32,7 @@ mod axes;
 mod binary;
 mod by_rows;
 mod chain;
+mod conv;
 pub mod cpu_core;
 mod element;
 mod elementwise;
@@ -39,6 +42,7 @@ mod fold;
 mod gather;
 mod gemm;
 mod indices;
+mod integers;
 mod kernel;
 mod keys;
 mod lines;
@@ -62,18 +66,24 @@ mod sort;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
+mod tests_of_convolutions;
+#[cfg(test)]
 mod tests_of_masked;
 #[cfg(test)]
 mod tests_of_order;
 #[cfg(test)]
 mod tests_of_products;
+#[cfg(test)]
+mod tests_of_windows;
 mod types;
 mod unary;
 mod view;
+mod windows;
 
 pub use attention::Mask;
 pub use binary::Pair;
 pub use chain::{results, Link, Links, Operand, MAX_LINKS};
+pub use conv::Conv;
 pub use element::ElementType;
 pub use elementwise::{Action, Bits, Comparison, Division, Test};
 pub use kernel::Kernel;
@@ -86,6 +96,7 @@ pub use scan::Scan;
 pub use types::Type;
 pub use unary::Function;
 pub use view::View;
+pub use windows::{Choice, Total as WindowTotal, Windows};
 
 /// Whether the machine has the vector instructions that products here are written for; without them BLAS is quicker.
 pub fn has_vectors() -> bool {

@@ -174,7 +174,7 @@ mod pairs {
 
 /// How tall the tiles are: fewer rows where there are fewer registers.
 #[inline(always)]
-fn tile_rows(lanes: usize) -> usize {
+pub fn tile_rows(lanes: usize) -> usize {
     if lanes == 16 {
         ROWS
     } else {

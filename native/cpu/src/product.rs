@@ -1,13 +1,27 @@
 //! Products of matrices, broadcast over the axes before the last two.
 
 use super::element::Element;
-use super::pool::Shared;
+use super::gemm::{self, Matrix};
+use super::pool::{self, Shared};
 use super::simd::Level;
-use super::{gemm, pool, View};
+use super::View;
 
 /// # Safety
 /// The views are of live arrays of at least two axes each, whose sizes fit.
 pub unsafe fn run<T: Element>(level: Level, a: &View, b: &View, out: &View) {
+    each::<T>(a, b, out, &|a, b, to, sizes| {
+        gemm::product::<T>(level, a, b, to, sizes)
+    })
+}
+
+/// Computes a matrix in rows from two, of `rows` × `terms` and `terms` × `columns`.
+pub type Multiply<'a, T> = &'a (dyn Fn(Matrix<T>, Matrix<T>, *mut T, (usize, usize, usize)) + Sync);
+
+/// Calls `multiply` for each matrix of the result.
+///
+/// # Safety
+/// As for [`run`].
+pub unsafe fn each<T>(a: &View, b: &View, out: &View, multiply: Multiply<T>) {
     let matrix = |view: &View, number: usize| {
         let (shape, strides) = (view.shape(), view.strides());
         let rank = shape.len();
@@ -22,7 +36,7 @@ pub unsafe fn run<T: Element>(level: Level, a: &View, b: &View, out: &View) {
             }
             number /= size;
         }
-        gemm::Matrix {
+        Matrix {
             data: view.data.cast::<T>().cast_const().offset(offset),
             row: strides[rank - 2] as isize,
             column: strides[rank - 1] as isize,
@@ -36,8 +50,12 @@ pub unsafe fn run<T: Element>(level: Level, a: &View, b: &View, out: &View) {
         // SAFETY: within the views, and a matrix of the result that is this one's alone.
         unsafe {
             let to = to.at(number * rows * columns);
-            let (a, b) = (matrix(a, number), matrix(b, number));
-            gemm::product::<T>(level, a, b, to, (rows, terms, columns));
+            multiply(
+                matrix(a, number),
+                matrix(b, number),
+                to,
+                (rows, terms, columns),
+            );
         }
     };
     // Many products go one to a thread, few of them are each shared out.

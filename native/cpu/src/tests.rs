@@ -36,6 +36,12 @@ pub struct Scattered<T> {
 
 impl<T: Element> Scattered<T> {
     pub fn new(dice: &mut Dice, shape: &[i32], number: impl Fn(&mut Dice) -> f32) -> Scattered<T> {
+        Scattered::of(dice, shape, |dice| T::narrow(number(dice)))
+    }
+}
+
+impl<T: Copy> Scattered<T> {
+    pub fn of(dice: &mut Dice, shape: &[i32], number: impl Fn(&mut Dice) -> T) -> Scattered<T> {
         let mut order: Vec<usize> = (0..shape.len()).collect();
         for i in (1..order.len()).rev() {
             order.swap(i, dice.below(i + 1));
@@ -59,7 +65,7 @@ impl<T: Element> Scattered<T> {
                 size = size.max(step.abs() * wide);
             }
         }
-        let data = (0..size).map(|_| T::narrow(number(dice))).collect();
+        let data = (0..size).map(|_| number(dice)).collect();
         Scattered {
             data,
             shape: shape.to_vec(),
@@ -91,7 +97,9 @@ impl<T: Element> Scattered<T> {
             .sum();
         self.data[(self.first as i64 + offset) as usize]
     }
+}
 
+impl<T: Element> Scattered<T> {
     /// Every element with its place, in row-major order.
     pub fn each(&self, mut work: impl FnMut(&[usize], f64)) {
         let mut place = vec![0; self.shape.len()];

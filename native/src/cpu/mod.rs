@@ -9,9 +9,9 @@ use crate::base::{Device, Dtype, Error, Result};
 use crate::mlx::{self, Stream};
 use emlx_cpu::Kernel;
 pub use emlx_cpu::{
-    has_vectors, Action, Bits, Comparison, Division, Function, Link, Links, Mask, Masked, Operand,
-    Pair, Reduction, Rope, Scan, Step as RowStep, Test, Total, Type, MAX_LINKS, MAX_STEPS,
-    WORTH_SHARING,
+    has_vectors, Action, Bits, Choice, Comparison, Conv, Division, Function, Link, Links, Mask,
+    Masked, Operand, Pair, Reduction, Rope, Scan, Step as RowStep, Test, Total, Type, WindowTotal,
+    Windows, MAX_LINKS, MAX_STEPS, WORTH_SHARING,
 };
 use mlx_rs::Array;
 use node::Layout;
@@ -306,6 +306,62 @@ pub fn product(a: &Array, b: &Array, shape: &[i32], s: &Stream) -> Result<Array>
 /// [`product`] where it is small and the operands are computed, by the caller; else None.
 pub fn product_at_once(a: &Array, b: &Array, shape: &[i32], s: &Stream) -> Result<Option<Array>> {
     node::at_once_like(Kernel::Product, &[a, b], shape, a, s)
+}
+
+/// The same of integers or booleans, which are multiplied and added up in their type.
+pub fn integer_product(a: &Array, b: &Array, shape: &[i32], s: &Stream) -> Result<Array> {
+    let dtype = mlx::dtype(a);
+    let of = dtype.try_into()?;
+    let kernel = Kernel::IntegerProduct { of };
+    node::typed(kernel, Layout::Rows, &[a, b], shape, dtype, s)
+}
+
+/// `a` {batch, space…, channels} convolved with `weight` {output channels, space…, channels / groups} of its type, to
+/// `shape`, which have been checked.
+pub fn conv(conv: Conv, a: &Array, weight: &Array, shape: &[i32], s: &Stream) -> Result<Array> {
+    let kernel = Kernel::Conv(Arc::new(conv));
+    node::new(kernel, Layout::Rows, &[a, weight], shape, a, s)
+}
+
+/// Whether [`window_reduce`] and [`window_scatter`] take this array on this device.
+pub fn has_windows(device: Device, x: &Array) -> bool {
+    let dtype = mlx::dtype(x);
+    let is_wide = dtype == Dtype::F32 || dtype == Dtype::F64 || dtype.is_integer();
+    device == Device::Cpu && are_there() && x.ndim() > 0 && x.size() > 0 && is_wide
+}
+
+/// The total of each window of an array that [`has_windows`], to `shape`, which has been checked.
+pub fn window_reduce(
+    total: WindowTotal,
+    windows: Windows,
+    x: &Array,
+    shape: &[i32],
+    s: &Stream,
+) -> Result<Array> {
+    let dtype = mlx::dtype(x);
+    let kernel = Kernel::WindowReduce {
+        total,
+        windows: Arc::new(windows),
+        of: dtype.try_into()?,
+    };
+    node::typed(kernel, Layout::Rows, &[x], shape, dtype, s)
+}
+
+/// A scalar everywhere, plus each source where its window of an array that [`has_windows`] has its extreme. All are of
+/// one type, and there is a source for each window.
+pub fn window_scatter(
+    choice: Choice,
+    windows: Windows,
+    inputs: &[&Array; 3],
+    s: &Stream,
+) -> Result<Array> {
+    let dtype = mlx::dtype(inputs[0]);
+    let kernel = Kernel::WindowScatter {
+        choice,
+        windows: Arc::new(windows),
+        of: dtype.try_into()?,
+    };
+    node::typed(kernel, Layout::Rows, inputs, inputs[0].shape(), dtype, s)
 }
 
 /// x {n, k} times the rows of quantized weights, whose types and shapes have been checked.

@@ -36,16 +36,30 @@ impl TryFrom<Dtype> for Type {
 /// thread: its node would take longer.
 const SMALL: usize = 4096;
 
+/// Terms of a sum that count as one step.
+const VECTOR: usize = 16;
+
 /// The same where it is recorded: no scheduler waits, and a step with a single larger kernel would not be recorded.
 /// Inputs may be of any size then, since steps read parts of large ones.
 const SMALL_RECORDED: usize = 16 * SMALL;
 
 fn is_small(kernel: &Kernel, inputs: &[&Array], shape: &[i32], is_recorded: bool) -> bool {
     let size: usize = shape.iter().map(|size| *size as usize).product();
-    let steps = match kernel {
-        Kernel::Product => inputs[0].shape().last().map_or(1, |size| *size as usize),
+    let terms = match kernel {
+        Kernel::Product | Kernel::IntegerProduct { .. } => {
+            inputs[0].shape().last().map_or(1, |size| *size as usize)
+        }
+        Kernel::Conv(_) => inputs[1].size() / inputs[1].shape()[0].max(1) as usize,
+        Kernel::WindowReduce { windows, .. } | Kernel::WindowScatter { windows, .. } => {
+            windows.sizes.iter().map(|size| *size as usize).product()
+        }
         Kernel::Attention { .. } | Kernel::QuantizedProduct { .. } => return false,
         _ => 1,
+    };
+    let steps = match kernel {
+        _ if is_recorded => terms,
+        Kernel::WindowScatter { .. } => terms,
+        _ => terms.div_ceil(VECTOR),
     };
     let work = size.saturating_mul(steps);
     match is_recorded {

@@ -1,7 +1,8 @@
 //! Convolutions, where MLX lacks a type, a padding or a dilation. Called by window.rs.
 
-use super::{gpu, shape, window};
+use super::{cast, check, gpu, shape, window};
 use crate::base::{Device, Dtype, Error, Result};
+use crate::cpu;
 use crate::mlx::{self, Stream, Vector};
 use mlx_rs::Array;
 
@@ -49,6 +50,18 @@ pub fn conv(
             "groups must be positive, got {groups}"
         )));
     }
+    let own = cpu::Conv {
+        stride: stride.into(),
+        low: padding_low.into(),
+        kernel_dilation: kernel_dilation.into(),
+        input_dilation: input_dilation.into(),
+        groups,
+        is_flipped: flip,
+    };
+    if let Some(shape) = own_shape(&own, a, weight, padding_high, device) {
+        let (a, weight) = cast::promoted(a, weight, s)?;
+        return cpu::conv(own, &a, &weight, &shape, s);
+    }
     let (a, weight) = match device {
         Device::Cpu => (mlx::share(a)?, mlx::share(weight)?),
         Device::Gpu => (gpu::packed(a, s)?, gpu::packed(weight, s)?),
@@ -60,9 +73,8 @@ pub fn conv(
         .iter()
         .chain(padding_high)
         .any(|width| *width < 0);
-    let dilates = input_dilation.iter().any(|step| *step > 1);
     // MLX's choice of a cuDNN kernel, once made, does not look at the dilation of the input.
-    let crops_what_it_dilates = dilates && (crops || device == Device::Gpu);
+    let dilates_on_gpu = device == Device::Gpu && input_dilation.iter().any(|step| *step > 1);
     // MLX's CPU form for groups and dilation fills the border of the output, as wide as the padding, even where the
     // output is narrower.
     let overruns = weight.ndim() == a.ndim()
@@ -76,7 +88,7 @@ pub fn conv(
         });
     let (none, one) = (vec![0; space], vec![1; space]);
     let (a, padding_low, padding_high, input_dilation) =
-        if is_double || crops_what_it_dilates || overruns {
+        if is_double || crops || dilates_on_gpu || overruns {
             // Padded apart: MLX also crops before it dilates, and a convolution is defined the other way round.
             let whole = |widths: Vec<i32>| [vec![0], widths, vec![0]].concat();
             let between = input_dilation.iter().map(|step| step - 1).collect();
@@ -107,6 +119,46 @@ pub fn conv(
         flip,
         s,
     )
+}
+
+/// Places of a dilated input that the kernel here computes apart from each other, at most.
+const MOST_PIECES: i64 = 64;
+
+/// The result's shape where the kernel here takes the convolution. Others, and those that fit nothing, are MLX's.
+fn own_shape(
+    conv: &cpu::Conv,
+    a: &Array,
+    weight: &Array,
+    padding_high: &[i32],
+    device: Device,
+) -> Option<Vec<i32>> {
+    let (rank, last) = (a.ndim(), a.ndim() - 1);
+    let takes = cpu::takes(device, a) && cpu::takes(device, weight) && cpu::has_vectors();
+    if !takes || rank > 5 || weight.ndim() != rank || a.size() == 0 || weight.size() == 0 {
+        return None;
+    }
+    let (filters, inside) = (weight.shape()[0], weight.shape()[last]);
+    let channels = i64::from(inside) * i64::from(conv.groups);
+    if filters % conv.groups != 0 || channels != i64::from(a.shape()[last]) {
+        return None;
+    }
+    let mut shape = vec![a.shape()[0]];
+    let mut pieces = 1;
+    for (i, high) in padding_high.iter().enumerate() {
+        let reach = |size: i32, dilation: i32| (i64::from(size) - 1) * i64::from(dilation) + 1;
+        let input = reach(a.shape()[i + 1], conv.input_dilation[i]);
+        let kernel = reach(weight.shape()[i + 1], conv.kernel_dilation[i]);
+        let room = input + i64::from(conv.low[i]) + i64::from(*high) - kernel;
+        let places = room.div_euclid(i64::from(conv.stride[i])) + 1;
+        if places < 1 {
+            return None;
+        }
+        pieces *= places.min(i64::from(conv.input_dilation[i]));
+        shape.push(i32::try_from(places).ok()?);
+    }
+    shape.push(filters);
+    let fits = check::product(&shape).is_ok();
+    (fits && pieces <= MOST_PIECES).then_some(shape)
 }
 
 /// A convolution of f64 as matrix products of its windows: MLX computes it in f32, or not at all.

@@ -1,7 +1,8 @@
 //! Exact matrix products of integers, which MLX does not have. Called by matmul.rs.
 
-use super::{matmul, shape};
+use super::{cast, matmul, shape};
 use crate::base::{Device, Dtype, Error, Result};
+use crate::cpu;
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
 
@@ -9,11 +10,11 @@ use mlx_rs::Array;
 /// products of limbs.
 const INTEGER_PRODUCT_BREAK_EVEN: u64 = 4_096;
 
-/// Products of integers, exact modulo the width of their type. On the CPU through BLAS: operands are cut into 16-bit
-/// limbs, whose products summed over up to 2^20 terms are exact in f64.
+/// Products of integers, exact modulo the width of their type. On the CPU by a kernel of our own. Without it through
+/// BLAS: operands are cut into 16-bit limbs, whose products summed over up to 2^20 terms are exact in f64.
 pub fn integer_matmul(a: &Array, b: &Array, device: Device, s: &Stream) -> Result<Array> {
-    let dtype = integer_result(a, b, s)?;
-    let (a, b) = (mlx::astype(a, dtype, s)?, mlx::astype(b, dtype, s)?);
+    let (a, b) = cast::promoted(a, b, s)?;
+    let dtype = mlx::dtype(&a);
     let (rank_a, rank_b) = (a.ndim(), b.ndim());
     if rank_a == 0 || rank_b == 0 {
         return Err(Error::invalid("scalars have no matrix product"));
@@ -37,17 +38,20 @@ pub fn integer_matmul(a: &Array, b: &Array, device: Device, s: &Stream) -> Resul
             right.shape()
         )));
     }
-    let product =
-        if device == Device::Gpu || matmul::work(&left, &right) < INTEGER_PRODUCT_BREAK_EVEN {
-            let product = mlx::multiply(
-                &mlx::expand_dims(&left, &[-1], s)?,
-                &mlx::expand_dims(&right, &[-3], s)?,
-                s,
-            )?;
-            mlx::astype(&mlx::sum(&product, &[-2], false, s)?, dtype, s)?
-        } else {
-            limb_matmul(&left, &right, k, dtype, s)?
-        };
+    let is_own = device == Device::Cpu && cpu::are_there();
+    let own_shape = || matmul::product_shape(&left, &right);
+    let product = if let Some(shape) = is_own.then(own_shape).flatten() {
+        matmul::own_product(&left, &right, &shape, cpu::integer_product, s)?
+    } else if device == Device::Gpu || matmul::work(&left, &right) < INTEGER_PRODUCT_BREAK_EVEN {
+        let product = mlx::multiply(
+            &mlx::expand_dims(&left, &[-1], s)?,
+            &mlx::expand_dims(&right, &[-3], s)?,
+            s,
+        )?;
+        mlx::astype(&mlx::sum(&product, &[-2], false, s)?, dtype, s)?
+    } else {
+        limb_matmul(&left, &right, k, dtype, s)?
+    };
     let mut dropped = Vec::new();
     if rank_a == 1 {
         dropped.push(-2);
@@ -60,15 +64,6 @@ pub fn integer_matmul(a: &Array, b: &Array, device: Device, s: &Stream) -> Resul
     } else {
         mlx::squeeze(&product, &dropped, s)
     }
-}
-
-fn integer_result(a: &Array, b: &Array, s: &Stream) -> Result<Dtype> {
-    let probe = mlx::add(
-        &mlx::zeros(&[], mlx::dtype(a), s)?,
-        &mlx::zeros(&[], mlx::dtype(b), s)?,
-        s,
-    )?;
-    Ok(mlx::dtype(&probe))
 }
 
 fn limb_matmul(a: &Array, b: &Array, k: i32, dtype: Dtype, s: &Stream) -> Result<Array> {

@@ -120,7 +120,7 @@ fn short_matmul(a: &Array, b: &Array, device: Device, s: &Stream) -> Result<Arra
             false => product_shape(a, b),
         };
         if let Some(shape) = shape {
-            return own_product(a, b, &shape, s);
+            return own_product(a, b, &shape, cpu::product, s);
         }
     }
     match widened(&[a, b], work(a, b), device, s)? {
@@ -129,15 +129,22 @@ fn short_matmul(a: &Array, b: &Array, device: Device, s: &Stream) -> Result<Arra
     }
 }
 
-fn own_product(a: &Array, b: &Array, shape: &[i32], s: &Stream) -> Result<Array> {
+/// A product by a kernel here.
+pub fn own_product(
+    a: &Array,
+    b: &Array,
+    shape: &[i32],
+    product: fn(&Array, &Array, &[i32], &Stream) -> Result<Array>,
+    s: &Stream,
+) -> Result<Array> {
     if b.ndim() > 2 || a.ndim() == 2 {
-        return cpu::product(a, b, shape, s);
+        return product(a, b, shape, s);
     }
     // One matrix for all rows: as one product.
     let (terms, columns) = (b.shape()[0], b.shape()[1]);
     let rows = mlx::reshape(a, &[-1, terms], s)?;
     let flat = [rows.shape()[0], columns];
-    mlx::reshape(&cpu::product(&rows, b, &flat, s)?, shape, s)
+    mlx::reshape(&product(&rows, b, &flat, s)?, shape, s)
 }
 
 /// Terms of a product from which BLAS, which may add them up in a row, is not asked for all of them at once.
@@ -194,7 +201,7 @@ fn long_matmul(a: &Array, b: &Array, device: Device, s: &Stream) -> Result<Array
     let (a, b) = cast::promoted(a, b, s)?;
     if cpu::takes(device, &a) {
         if let Some(shape) = product_shape(&a, &b) {
-            return own_product(&a, &b, &shape, s);
+            return own_product(&a, &b, &shape, cpu::product, s);
         }
     }
     let dtype = mlx::dtype(&a);
@@ -228,7 +235,7 @@ fn product_at_once(a: &Array, b: &Array, s: &Stream) -> Result<Option<Array>> {
 }
 
 /// The shape of a product of arrays of two axes and more that are not empty.
-fn product_shape(a: &Array, b: &Array) -> Option<Vec<i32>> {
+pub fn product_shape(a: &Array, b: &Array) -> Option<Vec<i32>> {
     let (left, right) = (a.shape(), b.shape());
     let (rank_a, rank_b) = (left.len(), right.len());
     if rank_a < 2 || rank_b < 2 || a.size() == 0 || b.size() == 0 {

@@ -3,8 +3,10 @@
 
 use super::creation::{self, constant};
 use super::table::{family, others};
-use super::{check, conv, indexing, shape, Inputs, Number, Op, Outputs, PadMode};
+use super::{arg_reduce, check, conv, indexing, shape};
+use super::{Inputs, Number, Op, Outputs, PadMode, Which};
 use crate::base::{Device, Dtype, Error, Result};
+use crate::cpu;
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
 use rustler::NifUnitEnum;
@@ -32,13 +34,17 @@ family! { Window, takes(2):
         padding_high: Vec<i32>,
         dilation: Vec<i32>,
     } => takes(1),
-    /// Inputs: a, source, init. Adds each source element at its window's first maximum (minimum).
+    /// Inputs: a, source, init. Adds each source element at its window's first maximum (minimum), or the last where
+    /// `ties` says so. Padding is never chosen, unless `pads_with_init`: then it is `init`, and a source whose window's
+    /// extreme is padding is left out. nil is the first, and false.
     WindowScatter {
         reduction: Reduction,
         window: Vec<i32>,
         strides: Vec<i32>,
         padding_low: Vec<i32>,
         padding_high: Vec<i32>,
+        ties: Option<Which>,
+        pads_with_init: Option<bool>,
     } => takes(3).narrow_on_gpu(&[0, 2]),
     /// Inputs: a. All windows as an array: output axes, then window axes.
     WindowView { window: Vec<i32>, strides: Vec<i32>, dilation: Vec<i32> } => takes(1).view(View::Strided),
@@ -107,6 +113,7 @@ pub fn apply(op: &Op, inputs: &Inputs, device: Device, s: &Stream) -> Result<Out
                     padding_high,
                     dilation,
                 },
+                device,
                 s,
             )
         }),
@@ -116,12 +123,18 @@ pub fn apply(op: &Op, inputs: &Inputs, device: Device, s: &Stream) -> Result<Out
             strides,
             padding_low,
             padding_high,
+            ties,
+            pads_with_init,
         } => inputs.ternary(s, |a, b, c, s| {
             scatter(
                 a,
                 b,
                 c,
-                *reduction,
+                Choice {
+                    reduction: *reduction,
+                    is_last: *ties == Some(Which::Last),
+                    pads_with_init: pads_with_init.unwrap_or(false),
+                },
                 &Windows {
                     window,
                     strides,
@@ -191,6 +204,32 @@ impl Windows<'_> {
             }
         }
         Ok(())
+    }
+
+    /// How many windows there are along each axis; None where there are too many.
+    fn places(&self, a: &Array) -> Option<Vec<i32>> {
+        let along = |i: usize| {
+            let reach = (i64::from(self.window[i]) - 1) * i64::from(self.dilation[i]) + 1;
+            let padding = i64::from(self.padding_low[i]) + i64::from(self.padding_high[i]);
+            let room = i64::from(a.shape()[i]) + padding - reach;
+            i32::try_from((room.div_euclid(i64::from(self.strides[i])) + 1).max(0)).ok()
+        };
+        let places: Vec<i32> = (0..a.ndim()).map(along).collect::<Option<_>>()?;
+        check::product(&places).is_ok().then_some(places)
+    }
+
+    /// What the kernels here compute; None where they don't take the array, or where there are too many elements.
+    fn own(&self, a: &Array, most: i32, device: Device) -> Option<(cpu::Windows, Vec<i32>)> {
+        let taps = check::product(self.window).ok()?;
+        let shape = self.places(a)?;
+        let takes = cpu::has_windows(device, a) && taps <= most && !shape.contains(&0);
+        let windows = || cpu::Windows {
+            sizes: self.window.into(),
+            strides: self.strides.into(),
+            low: self.padding_low.into(),
+            dilation: self.dilation.into(),
+        };
+        takes.then(|| (windows(), shape))
     }
 
     fn axes(&self) -> Vec<i32> {
@@ -289,10 +328,35 @@ pub fn view(
 
 type Combine = fn(&Array, &Array, &Stream) -> Result<Array>;
 
-/// A window is reduced axis by axis: 3 by 3 elements take 3 + 3 slices, not 9.
-pub fn reduce(a: &Array, reduction: Reduction, windows: &Windows, s: &Stream) -> Result<Array> {
+/// Elements of a window up to which it is reduced by the kernel here, element by element.
+const OWN_WINDOW: i32 = 64;
+/// The same where an element of it is chosen.
+const OWN_CHOICE: i32 = 4096;
+
+/// A window is reduced axis by axis where there is no kernel: 3 by 3 elements take 3 + 3 slices, not 9.
+pub fn reduce(
+    a: &Array,
+    reduction: Reduction,
+    windows: &Windows,
+    device: Device,
+    s: &Stream,
+) -> Result<Array> {
     windows.check(a)?;
     let dtype = mlx::dtype(a);
+    let wide = match dtype.is_half() && device == Device::Cpu {
+        true => mlx::astype(a, Dtype::F32, s)?,
+        false => mlx::share(a)?,
+    };
+    if let Some((own, shape)) = windows.own(&wide, OWN_WINDOW, device) {
+        let total = match reduction {
+            Reduction::Sum => cpu::WindowTotal::Sum,
+            Reduction::Prod => cpu::WindowTotal::Product,
+            Reduction::Max => cpu::WindowTotal::Max,
+            Reduction::Min => cpu::WindowTotal::Min,
+        };
+        let reduced = cpu::window_reduce(total, own, &wide, &shape, s)?;
+        return mlx::astype(&reduced, dtype, s);
+    }
     let combine: Combine = match reduction {
         Reduction::Sum => mlx::add,
         Reduction::Prod => mlx::multiply,
@@ -390,7 +454,7 @@ impl Line {
 fn own_extremes(
     a: &Array,
     flat: &Array,
-    reduction: Reduction,
+    choice: &Choice,
     windows: &Windows,
     s: &Stream,
 ) -> Result<Option<Array>> {
@@ -400,8 +464,11 @@ fn own_extremes(
     let ones = mlx::ones(a.shape(), Dtype::Bool, s)?;
     let own = windows.padded(&ones, &constant(Number::Int(0), Dtype::Bool)?, s)?;
     let own = view(&own, windows.window, windows.strides, windows.dilation, s)?;
-    let own = mlx::reshape(&own, flat.shape(), s)?;
-    let extreme = match reduction {
+    let mut own = mlx::reshape(&own, flat.shape(), s)?;
+    if choice.is_last {
+        own = mlx::flip(&own, &[1], s)?;
+    }
+    let extreme = match choice.reduction {
         Reduction::Max => mlx::max(flat, &[1], true, s)?,
         _ => mlx::min(flat, &[1], true, s)?,
     };
@@ -411,12 +478,50 @@ fn own_extremes(
     mlx::astype(&both, Dtype::U8, s).map(Some)
 }
 
-/// `init` everywhere, plus each element of `source` at the place of its window's first maximum (minimum) in `a`.
+/// Which element of a window is chosen; see [`Op::WindowScatter`].
+pub struct Choice {
+    reduction: Reduction,
+    is_last: bool,
+    pads_with_init: bool,
+}
+
+/// [`scatter`] by the kernel here, if it takes the arrays.
+fn own_scatter(
+    [a, source, init]: [&Array; 3],
+    choice: &Choice,
+    windows: &Windows,
+    device: Device,
+    s: &Stream,
+) -> Result<Option<Array>> {
+    let dtype = mlx::dtype(source);
+    if device != Device::Cpu || mlx::dtype(a) != dtype || init.size() != 1 {
+        return Ok(None);
+    }
+    let init = mlx::reshape(&mlx::astype(init, dtype, s)?, &[], s)?;
+    let wide = if dtype.is_half() { Dtype::F32 } else { dtype };
+    let wider = |array: &Array| mlx::astype(array, wide, s);
+    let (a, source, init) = (wider(a)?, wider(source)?, wider(&init)?);
+    let Some((own, shape)) = windows.own(&a, OWN_CHOICE, device) else {
+        return Ok(None);
+    };
+    if source.shape() != shape {
+        return Ok(None);
+    }
+    let choice = cpu::Choice {
+        is_max: choice.reduction == Reduction::Max,
+        is_last: choice.is_last,
+        is_padding_chosen: choice.pads_with_init,
+    };
+    let sums = cpu::window_scatter(choice, own, &[&a, &source, &init], s)?;
+    mlx::astype(&sums, dtype, s).map(Some)
+}
+
+/// `init` everywhere, plus each element of `source` at the place of its window's maximum (minimum) in `a`.
 pub fn scatter(
     a: &Array,
     source: &Array,
     init: &Array,
-    reduction: Reduction,
+    choice: Choice,
     windows: &Windows,
     device: Device,
     s: &Stream,
@@ -424,12 +529,18 @@ pub fn scatter(
     windows.check(a)?;
     let rank = a.ndim();
     let dtype = mlx::dtype(a);
-    let pick = match reduction {
-        Reduction::Max => mlx::argmax,
-        Reduction::Min => mlx::argmin,
-        _ => return Err(Error::invalid("scatters by :max or :min")),
+    let reduction = choice.reduction;
+    if !matches!(reduction, Reduction::Max | Reduction::Min) {
+        return Err(Error::invalid("scatters by :max or :min"));
+    }
+    if let Some(sums) = own_scatter([a, source, init], &choice, windows, device, s)? {
+        return Ok(sums);
+    }
+    let filled = match choice.pads_with_init {
+        true => mlx::reshape(&mlx::astype(init, dtype, s)?, &[], s)?,
+        false => identity(reduction, dtype)?,
     };
-    let padded = windows.padded(a, &identity(reduction, dtype)?, s)?;
+    let padded = windows.padded(a, &filled, s)?;
     let all = view(
         &padded,
         windows.window,
@@ -448,15 +559,26 @@ pub fn scatter(
     let taps = check::product(windows.window)?;
     let count = check::product(&outputs)?;
     check::product(padded.shape())?;
-    let flat = mlx::reshape(&all, &[count, taps], s)?;
-    let candidates = if windows.are_padded() {
-        own_extremes(a, &flat, reduction, windows, s)?
+    // The first of a window's elements turned round is the last.
+    let ordered = |array: &Array| -> Result<Array> {
+        let flat = mlx::reshape(array, &[count, taps], s)?;
+        match choice.is_last {
+            true => mlx::flip(&flat, &[1], s),
+            false => Ok(flat),
+        }
+    };
+    let flat = ordered(&all)?;
+    let candidates = if windows.are_padded() && !choice.pads_with_init {
+        own_extremes(a, &flat, &choice, windows, s)?
     } else {
         None
     };
     let chosen = match candidates {
         Some(candidates) => mlx::argmax(&candidates, 1, false, s)?,
-        None => pick(&flat, 1, false, s)?,
+        None => {
+            let is_max = reduction == Reduction::Max;
+            arg_reduce::arg_reduce(is_max, &flat, Some(1), false, Which::First, device, s)?
+        }
     };
     let chosen = mlx::reshape(&chosen, &[count, 1], s)?;
     // Each window's elements by their place in the padded array, chosen from by the same position.
@@ -468,7 +590,7 @@ pub fn scatter(
         windows.dilation,
         s,
     )?;
-    let places = mlx::reshape(&places, &[count, taps], s)?;
+    let places = ordered(&places)?;
     let place = mlx::take_along_axis(&places, &chosen, 1, s)?;
     let place = mlx::reshape(&place, &[count], s)?;
 

@@ -29,6 +29,8 @@ defmodule EMLX.CpuKernelsTest do
 
   defp repeated(_array, _shape), do: []
 
+  defp like(number, array), do: Array.scalar(number, Array.dtype(array))
+
   defp agree(label, have, want, class), do: assert(:ok == Golden.compare(label, have, want, class))
 
   for dtype <- @floats do
@@ -89,6 +91,54 @@ defmodule EMLX.CpuKernelsTest do
       end
     end
 
+    test "convolutions of #{dtype} match f64, with strides, dilations, groups, cropped padding and permuted arrays" do
+      for {shape, weight, options} <- [
+            {[2, 37, 7], [5, 4, 7], [padding_low: 2]},
+            {[3, 40, 33, 20], [33, 3, 3, 20], [padding_low: 1, padding_high: 1]},
+            {[2, 21, 18, 12], [10, 2, 3, 6], [stride: 2, groups: 2, padding_low: [-1, 0], padding_high: [1, -2]]},
+            {[2, 21, 18, 40], [40, 3, 3, 1], [groups: 40, kernel_dilation: 2]},
+            {[2, 9, 10, 6], [8, 3, 2, 6], [input_dilation: [3, 2], padding_low: 2, flip: true]},
+            # A gradient by the kernel: many taps, few positions.
+            {[3, 60, 61, 5], [17, 58, 60, 5], []},
+            {[1, 6, 7, 8, 3], [4, 2, 3, 2, 3], [stride: [1, 2, 1]]}
+          ],
+          # Sums of many terms are then around 1.
+          x <- [Ops.multiply(numbers(shape, unquote(dtype), 11), 0.03125)],
+          x <- [x, Golden.scattered(x)],
+          w = numbers(weight, unquote(dtype), 12) do
+        label = "#{inspect(shape)} with #{inspect(weight)}, #{inspect(options)}"
+        agree(label, Ops.conv(x, w, options), Ops.conv(wide(x), wide(w), options), :product)
+      end
+    end
+
+    test "windows of #{dtype} match f64, padded, strided and dilated" do
+      for {shape, window, strides, low, high, dilation} <- [
+            {[1000], [5], [1], [2], [2], [1]},
+            {[4, 50, 61], [1, 3, 3], [1, 1, 2], [0, 1, 1], [0, 1, 0], [1, 1, 2]},
+            {[2, 33, 34, 40], [1, 2, 2, 1], [1, 2, 2, 1], [0, 0, 0, 0], [0, 1, 0, 0], [1, 1, 1, 1]}
+          ],
+          x <- [numbers(shape, unquote(dtype), 13)],
+          x <- [x, Golden.scattered(x)] do
+        for reduction <- [:sum, :max, :min, :prod] do
+          reduce = &Ops.window_reduce(&1, reduction, window, strides, low, high, dilation: dilation)
+          agree("#{reduction} of #{inspect(shape)}", reduce.(x), reduce.(wide(x)), :summed)
+        end
+
+        ones = Enum.map(window, fn _ -> 1 end)
+        outputs = Array.shape(Ops.window_reduce(x, :max, window, strides, low, high, dilation: ones))
+        source = numbers(Tuple.to_list(outputs), unquote(dtype), 14)
+
+        for reduction <- [:max, :min], ties <- [:first, :last], pads <- [false, true] do
+          scatter = fn x, source ->
+            options = [ties: ties, pads_with_init: pads]
+            Ops.window_scatter(x, source, like(0.5, x), reduction, window, strides, low, high, options)
+          end
+
+          agree("scatter of #{inspect(shape)}", scatter.(x, source), scatter.(wide(x), wide(source)), :summed)
+        end
+      end
+    end
+
     test "products of #{dtype} with quantized matrices match f64, for few and many rows and views" do
       for bits <- [4, 8], group_size <- [32, 64], shape <- [[256], [1, 256], [2, 3, 256], [0, 256], [3, 7, 256]] do
         how = [bits: bits, group_size: group_size]
@@ -123,6 +173,49 @@ defmodule EMLX.CpuKernelsTest do
         have = Kernels.scaled_dot_product_attention(q, k, v, given, scale: 0.2)
         agree("#{inspect(mask)} #{queries} × #{keys}", have, want, :fused)
       end
+    end
+  end
+
+  for dtype <- [:u8, :s8, :u16, :s16, :u32, :s32, :u64, :s64] do
+    test "products of #{dtype} wrap round, in batches, row-major or column-major" do
+      # All bits of the type.
+      bits = fn shape, seed ->
+        key = Ops.run({:random_key, %{seed: seed}}, [])
+        x = Ops.run({:random_bits, %{shape: shape, width: 4}}, [key]) |> Ops.astype(unquote(dtype))
+        Ops.multiply(x, x) |> Ops.add(x)
+      end
+
+      for {left, right} <- [
+            {[7, 30], [30, 45]},
+            {[64, 400], [400, 70]},
+            {[3, 1, 9, 20], [2, 20, 33]},
+            {[2, 500], [500, 40]},
+            {[300, 40], [40, 3]},
+            {[50], [50, 4]},
+            {[6, 50], [50]},
+            {[50], [50]}
+          ],
+          a <- [bits.(left, 15)],
+          b <- [bits.(right, 16)],
+          {a, b} <- [{a, b}, {Golden.scattered(a), b}, {a, Golden.scattered(b)}] do
+        assert Array.to_list(Ops.matmul(a, b)) == Array.to_list(summed(a, b))
+      end
+    end
+  end
+
+  # A product as the sum of a broadcast multiplication.
+  defp summed(a, b) do
+    rank = &tuple_size(Array.shape(&1))
+    left = Ops.expand_dims(a, [-1])
+    right = if rank.(b) == 1, do: Ops.expand_dims(b, [-1]), else: Ops.expand_dims(b, [-3])
+    product = Ops.multiply(left, right)
+    sum = Ops.sum(product, axes: [-2]) |> Ops.astype(Array.dtype(a))
+
+    case {rank.(a), rank.(b)} do
+      {1, 1} -> Ops.reshape(sum, [])
+      {1, _} -> Ops.reshape(sum, [elem(Array.shape(b), 1)])
+      {_, 1} -> Ops.reshape(sum, [elem(Array.shape(a), 0)])
+      _ -> sum
     end
   end
 

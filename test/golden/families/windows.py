@@ -250,8 +250,46 @@ def add_window_scatter(cases):
                 cases.add(label, operation, [values, source, init], scatter(values, source, init, reduction, window, strides, low, high), "rounded")
 
 
+def add_choices(cases):
+    """The last of equal elements, and padding that is `init` and may be chosen."""
+
+    def scatter(values, source, init, reduction, window, strides, low, high, last, pads):
+        fill = wide(init) if pads else identity(reduction, name_of(values))
+        x = padded(wide(values), low, high, fill)
+        places = padded(np.arange(values.size).reshape(values.shape), low, high, -1)
+        windows = all_windows(x, window, strides, [1] * x.ndim)
+        where = all_windows(places, window, strides, [1] * x.ndim)
+        out = np.full(values.size, wide(init))
+        for place in np.ndindex(*source.shape):
+            numbers, at = np.ravel(windows[place]), np.ravel(where[place])
+            if not pads:
+                numbers, at = numbers[at >= 0], at[at >= 0]
+            extreme = numbers.max() if reduction == "max" else numbers.min()
+            chosen = at[np.flatnonzero(numbers == extreme)[-1 if last else 0]]
+            if chosen >= 0:
+                out[chosen] += wide(source)[place]
+        return arr(out.reshape(values.shape), name_of(source))
+
+    for shape, window, strides, low, high in (
+        ((7,), [3], [1], [1], [1]), ((4, 5), [2, 2], [1, 2], [1, 0], [0, 1]), ((1, 4, 4, 2), [1, 2, 2, 1], [1, 2, 2, 1], [0, 1, 0, 0], [0, 1, 0, 0]),
+    ):  # fmt: skip
+        for reduction in ("max", "min"):
+            for dtype in ("f32", "s32", "f16", "u8"):
+                for last, pads in ((True, False), (False, True), (True, True)):
+                    # Whole numbers: equals are common, also of the padding.
+                    values = noise(shape, dtype, -0.5, 0.5) if dtype in INTS else arr(np.round(wide(noise(shape, dtype))), dtype)
+                    outputs = all_windows(padded(wide(values), low, high, 0), window, strides, [1] * len(shape)).shape[: len(shape)]
+                    source, init = noise(outputs, dtype, 0, 1, 1), arr(1, dtype)
+                    ties = Atom("last" if last else "first")
+                    operation = op("window_scatter", reduction=Atom(reduction), window=window, strides=strides, padding_low=low, padding_high=high, ties=ties, pads_with_init=pads)
+                    label = f"{dtype} {reduction} {list(shape)} {window} {strides} {low} {high} {'last' if last else 'first'}{' init' if pads else ''}"
+                    want = scatter(values, source, init, reduction, window, strides, low, high, last, pads)
+                    cases.add(label, operation, [values, source, init], want, "rounded")
+
+
 def add(cases):
     add_conv(cases)
     add_conv_transpose(cases)
     add_windows(cases)
     add_window_scatter(cases)
+    add_choices(cases)

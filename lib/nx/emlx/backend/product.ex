@@ -137,14 +137,8 @@ defmodule EMLX.Backend.Product do
     Ops.run({:reshape, %{shape: [batch] ++ out ++ [filters]}}, [transpose(products, [1, 0, 2])])
   end
 
-  defp convolve(_type, input, input_dims, weight, _weight_dims, groups, opts) do
+  defp convolve(_type, input, _input_dims, weight, _weight_dims, groups, opts) do
     {low, high} = Enum.unzip(opts[:padding])
-    zeros = Enum.map(low, fn _ -> 0 end)
-
-    {input, low, high, dilation} =
-      if Enum.any?(low ++ high, &(&1 < 0)),
-        do: {elem(spread(input, input_dims, opts), 0), zeros, zeros, Enum.map(low, fn _ -> 1 end)},
-        else: {input, low, high, opts[:input_dilation]}
 
     op =
       {:conv,
@@ -153,7 +147,7 @@ defmodule EMLX.Backend.Product do
          padding_low: low,
          padding_high: high,
          kernel_dilation: opts[:kernel_dilation],
-         input_dilation: dilation,
+         input_dilation: opts[:input_dilation],
          groups: groups,
          flip: false
        }}

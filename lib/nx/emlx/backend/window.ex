@@ -61,32 +61,25 @@ defmodule EMLX.Backend.Window do
   Returns a tensor filled with `init`, plus each element of `source` at the position of its window's extreme in
   `tensor`, the last one of equals. An element whose extreme is in the padding, whose value is `init`, is dropped.
   """
-  def scatter(extreme, %T{type: type}, %T{shape: shape} = tensor, source, init, window, opts) do
-    padding = opts[:padding]
-    value = to_scalar(Backend.operand(init, type))
-    taps = Tuple.product(window)
-    count = Nx.size(source.shape)
-    dims = Enum.zip_with(Tuple.to_list(shape), padding, fn dim, {low, high} -> low + dim + high end)
-
-    windows = view(Backend.operand(tensor, type), value, window, opts)
-    windows = Ops.run({:reshape, %{shape: [count, taps]}}, [windows])
-    # The first extreme of the reversed window is the last one of the window.
-    reversed = Ops.run({:flip, %{axes: [1]}}, [windows])
-    chosen = Ops.run({extreme, %{axis: 1, keepdims: true, nan: :first}}, [reversed])
-
-    # The same windows over the positions in the padded array, from which the position of each extreme is taken.
-    places = Ops.run({:iota, %{shape: dims, axis: nil, dtype: :s32}}, [])
-    places = view(places, nil, window, Keyword.put(opts, :padding, none(padding)))
-    places = Ops.run({:flip, %{axes: [1]}}, [Ops.run({:reshape, %{shape: [count, taps]}}, [places])])
-    place = Ops.run({:reshape, %{shape: [count]}}, [Ops.run({:take_along_axis, %{axis: 1}}, [places, chosen])])
-
+  def scatter(reduction, %T{type: type}, tensor, source, init, window, opts) do
+    {low, high} = Enum.unzip(opts[:padding])
     # `init` has the bits of the result's type, whatever type the sums are computed in.
     work = Mixed.work_type(:add, [source, %{init | type: type}], type)
-    canvas = Ops.run({:full, %{shape: [Enum.product(dims)], dtype: Type.dtype(work)}}, [value])
-    updates = Ops.run({:reshape, %{shape: [count, 1]}}, [Backend.operand(source, work)])
-    summed = Ops.run({:scatter_add, %{axes: [0]}}, [canvas, updates, place])
-    summed = Ops.run({:reshape, %{shape: dims}}, [Mixed.rounded(summed, work, type)])
-    pad(summed, value, Enum.map(padding, fn {low, high} -> {-low, -high} end))
+
+    op =
+      {:window_scatter,
+       %{
+         reduction: reduction,
+         window: Tuple.to_list(window),
+         strides: opts[:strides],
+         padding_low: low,
+         padding_high: high,
+         ties: :last,
+         pads_with_init: true
+       }}
+
+    inputs = [Backend.operand(tensor, type), Backend.operand(source, work), to_scalar(Backend.operand(init, type))]
+    Mixed.rounded(Ops.run(op, inputs), work, type)
   end
 
   defp to_scalar(array), do: Ops.run({:reshape, %{shape: []}}, [array])

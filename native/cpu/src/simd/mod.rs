@@ -7,6 +7,7 @@
 //! ends with.
 
 mod portable;
+pub mod whole;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
