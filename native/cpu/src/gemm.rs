@@ -12,6 +12,7 @@ use super::simd::dispatch;
 use super::simd::Avx512;
 use super::simd::{Level, Simd};
 use super::{few, rows};
+#[cfg(target_arch = "x86_64")]
 use half::bf16;
 use std::any::TypeId;
 use std::cell::RefCell;

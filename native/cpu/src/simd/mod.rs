@@ -147,7 +147,7 @@ pub enum Level {
     Avx2,
     #[cfg(target_arch = "x86_64")]
     Avx512,
-    /// AVX-512 with products of bf16, which only matrix products take (panels.rs).
+    /// AVX-512 with products of bf16, which matrix products and attention take (panels.rs); else as AVX-512.
     #[cfg(target_arch = "x86_64")]
     Avx512Bf16,
 }
