@@ -106,6 +106,47 @@ defmodule CpuKernels do
         {"scan #{name} #{type} #{Enum.join(shape, " × ")} along #{axis}", fn -> Ops.run(op, [x]) end}
       end
 
+    integers =
+      for type <- [:u8, :s32, :s64], {m, k, n} <- [{4, 4, 4}, {1, 1024, 1024}, {256, 256, 256}, {1024, 1024, 1024}] do
+        {a, b} = {whole([m, k], type), whole([k, n], type)}
+        {"matmul #{type} #{m} × #{k} × #{n}", fn -> Ops.matmul(a, b) end}
+      end
+
+    convolutions =
+      for type <- [:f32, :bf16],
+          {name, shape, weight, options} <- [
+            {"3 × 3", [8, 64, 64, 32], [32, 3, 3, 32], [padding_low: 1, padding_high: 1]},
+            {"1 × 1", [8, 28, 28, 128], [256, 1, 1, 128], []},
+            {"7 × 7, stride 2", [1, 224, 224, 3], [64, 7, 7, 3], [stride: 2, padding_low: 3, padding_high: 3]},
+            {"depthwise", [1, 56, 56, 128], [128, 3, 3, 1], [groups: 128, padding_low: 1, padding_high: 1]},
+            {"gradient by the kernel", [32, 66, 66, 8], [32, 64, 64, 8], []},
+            {"gradient of stride 2", [8, 32, 32, 64], [32, 3, 3, 64],
+             [input_dilation: 2, padding_low: 1, padding_high: 2]}
+          ] do
+        {x, w} = {numbers(shape, type), numbers(weight, type)}
+        {"conv #{type} #{name}", fn -> Ops.conv(x, w, options) end}
+      end
+
+    windows =
+      for type <- [:f32, :bf16, :s32],
+          {shape, window, strides} <- [
+            {[1024, 1024], [3, 3], [1, 1]},
+            {[8, 32, 64, 64], [1, 1, 2, 2], [1, 1, 2, 2]},
+            {[8, 64, 64, 32], [1, 2, 2, 1], [1, 2, 2, 1]}
+          ] do
+        x = if type == :s32, do: whole(shape, type), else: numbers(shape, type)
+        none = Enum.map(shape, fn _ -> 0 end)
+        label = "#{type} #{Enum.join(shape, " × ")} by #{Enum.join(window, " × ")}"
+        source = Ops.window_reduce(x, :max, window, strides, none, none)
+        EMLX.eval([source])
+
+        [
+          {"window sum #{label}", fn -> Ops.window_reduce(x, :sum, window, strides, none, none) end},
+          {"window max #{label}", fn -> Ops.window_reduce(x, :max, window, strides, none, none) end},
+          {"window scatter #{label}", fn -> Ops.window_scatter(x, source, 0, :max, window, strides, none, none) end}
+        ]
+      end
+
     scatters =
       for type <- [:f32, :bf16], {rows, count, size} <- [{1024, 65_536, 1}, {1024, 1024, 1024}, {50_000, 512, 64}] do
         a = numbers([rows, size], type)
@@ -126,8 +167,11 @@ defmodule CpuKernels do
 
     asked = List.first(System.argv(), "")
 
-    for {name, _} = one <-
-          List.flatten([elementwise, rows, products, quantized, batches, heads, sums, complex, scans, scatters]),
+    all =
+      [elementwise, rows, products, integers, quantized, batches, heads, convolutions, windows] ++
+        [sums, complex, scans, scatters]
+
+    for {name, _} = one <- List.flatten(all),
         String.starts_with?(name, asked),
         do: one
   end
@@ -136,6 +180,14 @@ defmodule CpuKernels do
     key = Ops.run({:random_key, %{seed: 1}}, [])
     bounds = [Array.scalar(0.1, :f32), Array.scalar(2.0, :f32)]
     x = Ops.run({:random_uniform, %{shape: shape, dtype: :f32}}, bounds ++ [key]) |> Ops.astype(type)
+    EMLX.eval(x)
+    x
+  end
+
+  # Whole numbers from 0 to 99.
+  defp whole(shape, type) do
+    x = Ops.astype(Ops.multiply(numbers(shape, :f32), 1000), :s32)
+    x = Ops.remainder(x, 100) |> Ops.astype(type)
     EMLX.eval(x)
     x
   end
