@@ -1,5 +1,5 @@
 //! Reductions of sliding windows, and sums at the places of their largest or smallest elements: of integers, f32 and
-//! f64. A row of windows is reduced with one row of the input after another, in vectors.
+//! f64. The windows along one axis are reduced side by side, in vectors.
 
 mod choices;
 mod totals;
@@ -62,7 +62,10 @@ pub trait Cell: Copy + PartialOrd + Send + Sync + 'static {
 }
 
 macro_rules! cells {
-    ($($t:ty as $wide:ty, $least:expr, $most:expr, $one:expr, |$a:ident, $b:ident| $plus:expr, $times:expr, $add:expr;)+) => { $(
+    ($(
+        $t:ty as $wide:ty, $least:expr, $most:expr, $one:expr,
+        |$a:ident, $b:ident| $plus:expr, $times:expr, $add:expr;
+    )+) => { $(
         impl Cell for $t {
             const LEAST: $t = $least;
             const MOST: $t = $most;
