@@ -49,6 +49,18 @@ defmodule CpuKernels do
         {"matmul #{type} #{m} × #{k} × #{n}#{if turned, do: " turned"}", fn -> Ops.matmul(a, b) end}
       end
 
+    int8 =
+      for {m, k, n} <- [{1, 512, 2048}, {4, 512, 2048}, {8, 512, 2048}, {64, 384, 1536}, {512, 384, 1536}],
+          packed <- [false, true] do
+        x = numbers([m, k], :f32)
+        w = numbers([n, k], :f32) |> Ops.multiply(60) |> Ops.astype(:s8)
+        scales = numbers([n], :f32)
+        blocks = w |> Ops.reshape([div(n, 16), 16, div(k, 4), 4]) |> Ops.transpose([0, 2, 1, 3])
+        w = EMLX.eval(if packed, do: Ops.contiguous(blocks), else: w)
+        run = fn -> Kernels.int8_matmul(x, w, scales, nil) end
+        {"int8 matmul #{m} × #{k} × #{n}#{if packed, do: " packed"}", run}
+      end
+
     quantized =
       for type <- [:f32, :bf16], bits <- [4, 8], m <- [1, 4, 32, 128] do
         x = numbers([m, 512], type)
@@ -168,7 +180,7 @@ defmodule CpuKernels do
     asked = List.first(System.argv(), "")
 
     all =
-      [elementwise, rows, products, integers, quantized, batches, heads, convolutions, windows] ++
+      [elementwise, rows, products, int8, integers, quantized, batches, heads, convolutions, windows] ++
         [sums, complex, scans, scatters]
 
     for {name, _} = one <- List.flatten(all),

@@ -35,8 +35,9 @@ defmodule EMLX.Bench.Inputs do
     Enum.max(differences) / max(largest, 1.0e-30)
   end
 
-  # How far samples may be apart: rounding of sums in another order, and of the operands of int8 to 8 bits.
-  @limits %{f32: 2.0e-3, bf16: 0.06, int8: 0.15}
+  # How far samples may be apart: rounding of sums in another order, and of the operands of int8 to 8 bits. ONNX Runtime
+  # rounds those of all tokens with one scale.
+  @limits %{f32: 2.0e-3, bf16: 0.06, int8: 0.25}
 
   @doc "Raises if a side computes something else: two samples are too far apart for their type."
   def check!(what, one, other, type) do

@@ -45,8 +45,9 @@ defmodule EMLXBumblebee do
   # The schema has the types. The code that uses an option checks its value, with the names of this model or package.
   @rewrite Options.schema(only: [type: {:list, :atom}, default: @layers])
   @quantize Options.schema(
-              bits: [type: :integer, default: 4],
-              group_size: [type: :integer, default: 64],
+              type: [type: {:in, [:affine, :int8]}, default: :affine],
+              bits: [type: :integer],
+              group_size: [type: :integer],
               except: [type: {:list, :string}, default: []]
             )
 
@@ -99,34 +100,48 @@ defmodule EMLXBumblebee do
   end
 
   @doc """
-  Quantizes the matrices of a model: 4-bit weights take about a quarter of the memory of 16-bit ones, and generating a
-  token reads correspondingly less.
+  Quantizes the matrices of a model, in one of two formats.
 
       model_info = model_info |> EMLXBumblebee.rewrite() |> EMLXBumblebee.quantize(bits: 4)
+      model_info = model_info |> EMLXBumblebee.rewrite() |> EMLXBumblebee.quantize(type: :int8)
 
   Takes the map with `:model` and `:params` that `Bumblebee.load_model/2` returns, and returns the same. The dense
-  layers and embeddings with floating-point matrices are quantized in MLX's affine format: within a group of a row, an
-  element is scale · code + bias. The `"kernel"` of such a layer becomes 32-bit words. The layer also has `"scales"` and
-  `"biases"` in the type of the model.
+  layers and embeddings with floating-point matrices are quantized:
 
-  `EMLX.Backend` and functions compiled with `EMLX` run MLX's kernel for the product with a quantized matrix; other
-  backends compose it. Quantized layers cannot be trained.
+    * `type: :affine` - MLX's format, 2, 4 or 8 bits for the weights alone: within a group of a row, an element is
+      scale · code + bias. The `"kernel"` of such a layer becomes 32-bit words. The layer also has `"scales"` and
+      `"biases"` in the type of the model. 4-bit weights take about a quarter of the memory of 16-bit ones, and
+      generating a token reads correspondingly less
+    * `type: :int8` - 8-bit integers with a scale for each output of a layer. The `"kernel"` becomes
+      `{outputs, inputs}` of s8, packed (`EMLX.Fast.Int8Matmul.pack/1`), and the layer also has `"scales"`,
+      `{outputs}`. A dense layer rounds each token's inputs to 8 bits as well, with a scale for each token, and adds up
+      integers (`EMLX.Fast.int8_matmul/4`). On the CPU this is the fastest format for encoders and for prompts.
+      Embeddings have a scale for each row, and are not packed
+
+  `EMLX.Backend` and functions compiled with `EMLX` run kernels for the products; other backends compose them.
+  Quantized layers cannot be trained. The package's README compares the accuracy of the formats.
 
   Options:
 
-    * `:bits` - 2, 4 (default) or 8
-    * `:group_size` - 32, 64 (default) or 128. A matrix whose row length is not a multiple of it is not quantized
+    * `:type` - `:affine` (default) or `:int8`
+    * `:bits` - 2, 4 (default) or 8, for `:affine`
+    * `:group_size` - 32, 64 (default) or 128, for `:affine`. A matrix whose row length is not a multiple of it is not
+      quantized
     * `:except` - names of layers that are not quantized, default `[]`
 
-  Quantizing a model twice changes nothing. Raises `ArgumentError` if an option is invalid, if `:except` has a name
-  without parameters, or if the model has no matrix to quantize.
+  Quantizing a model twice changes nothing. Raises `ArgumentError` if an option is invalid, if `:bits` or `:group_size`
+  is given with `:int8`, if `:except` has a name without parameters, or if the model has no matrix to quantize.
 
       iex> model = Axon.input("x") |> Axon.dense(8, name: "layer")
       iex> {init, _predict} = Axon.build(model)
       iex> params = init.(Nx.template({1, 64}, :f32), Axon.ModelState.empty())
+      iex> shapes = fn info -> Map.new(info.params.data["layer"], fn {name, tensor} -> {name, Nx.shape(tensor)} end) end
       iex> info = EMLXBumblebee.quantize(%{model: model, params: params}, bits: 4)
-      iex> Map.new(info.params.data["layer"], fn {name, tensor} -> {name, Nx.shape(tensor)} end)
+      iex> shapes.(info)
       %{"bias" => {8}, "biases" => {8, 1}, "kernel" => {8, 8}, "scales" => {8, 1}}
+      iex> info = EMLXBumblebee.quantize(%{model: model, params: params}, type: :int8)
+      iex> shapes.(info)
+      %{"bias" => {8}, "kernel" => {1, 16, 16, 4}, "scales" => {8}}
       iex> info.model |> Axon.predict(info.params, Nx.iota({1, 64}, type: :f32)) |> Nx.shape()
       {1, 8}
   """
@@ -139,11 +154,7 @@ defmodule EMLXBumblebee do
   def quantize(%{model: %Axon{} = model, params: %Axon.ModelState{} = params} = info, opts) do
     opts = Options.validate!(opts, @quantize, "EMLXBumblebee.quantize")
 
-    unless opts[:bits] in [2, 4, 8],
-      do: raise(ArgumentError, "quantize: :bits must be 2, 4 or 8, got: #{inspect(opts[:bits])}")
-
-    unless opts[:group_size] in [32, 64, 128],
-      do: raise(ArgumentError, "quantize: :group_size must be 32, 64 or 128, got: #{inspect(opts[:group_size])}")
+    opts = format!(opts)
 
     unless is_list(opts[:except]) and Enum.all?(opts[:except], &is_map_key(params.data, &1)) do
       raise ArgumentError,
@@ -165,9 +176,34 @@ defmodule EMLXBumblebee do
           "quantize: a map with an Axon model as :model and its parameters as :params is needed, got: #{inspect(other)}"
   end
 
+  defp format!(opts) do
+    case opts[:type] do
+      :affine ->
+        opts = Keyword.merge([bits: 4, group_size: 64], opts)
+
+        unless opts[:bits] in [2, 4, 8],
+          do: raise(ArgumentError, "quantize: :bits must be 2, 4 or 8, got: #{inspect(opts[:bits])}")
+
+        unless opts[:group_size] in [32, 64, 128],
+          do: raise(ArgumentError, "quantize: :group_size must be 32, 64 or 128, got: #{inspect(opts[:group_size])}")
+
+        opts
+
+      :int8 ->
+        for option <- [:bits, :group_size], Keyword.has_key?(opts, option) do
+          raise ArgumentError, "quantize: #{inspect(option)} is an option of type: :affine, not of type: :int8"
+        end
+
+        opts
+
+      other ->
+        raise ArgumentError, "quantize: :type must be :affine or :int8, got: #{inspect(other)}"
+    end
+  end
+
   defp nothing(opts) do
-    "quantize: there is no dense layer or embedding with a floating-point matrix whose rows are a multiple of " <>
-      ":group_size #{opts[:group_size]}"
+    "quantize: there is no dense layer or embedding with a floating-point matrix" <>
+      if(opts[:type] == :affine, do: " whose rows are a multiple of :group_size #{opts[:group_size]}", else: "")
   end
 
   @doc """

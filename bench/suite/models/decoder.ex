@@ -63,22 +63,30 @@ defmodule EMLX.Bench.Decoder do
   defp run(x, w, opts, attend, cache) do
     {x, cache} =
       Enum.reduce(0..(opts[:blocks] - 1), {x, cache}, fn i, {x, cache} ->
-        of = fn name -> Map.fetch!(w, "model.layers.#{i}.#{name}.weight") end
+        named = fn name -> "model.layers.#{i}.#{name}" end
+        of = fn name -> Map.fetch!(w, named.(name) <> ".weight") end
         h = Fast.rms_norm(x, of.("input_layernorm"), eps: 1.0e-5)
-        [q, k, v] = for name <- ~w(q k v), do: h |> dense(of.("self_attn.#{name}_proj")) |> split(opts[:heads])
+        [q, k, v] = for name <- ~w(q k v), do: h |> dense(w, named.("self_attn.#{name}_proj")) |> split(opts[:heads])
         {out, cache} = attend.(i, q, k, v, cache)
-        x = Nx.add(x, out |> joined() |> dense(of.("self_attn.o_proj")))
+        x = Nx.add(x, out |> joined() |> dense(w, named.("self_attn.o_proj")))
         h = Fast.rms_norm(x, of.("post_attention_layernorm"), eps: 1.0e-5)
-        gate = dense(h, of.("mlp.gate_proj"))
-        gated = Nx.multiply(Nx.multiply(gate, Nx.sigmoid(gate)), dense(h, of.("mlp.up_proj")))
-        {Nx.add(x, dense(gated, of.("mlp.down_proj"))), cache}
+        gate = dense(h, w, named.("mlp.gate_proj"))
+        gated = Nx.multiply(Nx.multiply(gate, Nx.sigmoid(gate)), dense(h, w, named.("mlp.up_proj")))
+        {Nx.add(x, dense(gated, w, named.("mlp.down_proj"))), cache}
       end)
 
-    {x |> Fast.rms_norm(w["model.norm.weight"], eps: 1.0e-5) |> dense(w["lm_head.weight"]), cache}
+    {x |> Fast.rms_norm(w["model.norm.weight"], eps: 1.0e-5) |> dense(w, "lm_head"), cache}
   end
 
   # The checkpoint's matrices are {outputs, inputs}.
-  defp dense(x, w), do: Nx.dot(x, [-1], w, [1])
+  defp dense(x, w, name) do
+    matrix = Map.fetch!(w, name <> ".weight")
+
+    case w[name <> ".scales"] do
+      nil -> Nx.dot(x, [-1], matrix, [1])
+      scales -> Fast.int8_matmul(x, matrix, scales)
+    end
+  end
 
   defp split(x, heads) do
     {batch, length, size} = Nx.shape(x)

@@ -59,8 +59,14 @@ defmodule EMLX.Bench.Encoder do
   end
 
   # The checkpoint's matrices are {outputs, inputs}.
-  defp dense(x, w, name),
-    do: Nx.add(Nx.dot(x, [-1], Map.fetch!(w, name <> ".weight"), [1]), Map.fetch!(w, name <> ".bias"))
+  defp dense(x, w, name) do
+    [matrix, bias] = for part <- ["weight", "bias"], do: Map.fetch!(w, "#{name}.#{part}")
+
+    case w["#{name}.scales"] do
+      nil -> Nx.add(Nx.dot(x, [-1], matrix, [1]), bias)
+      scales -> Fast.int8_matmul(x, matrix, scales, bias)
+    end
+  end
 
   defp norm(x, w, name),
     do: Fast.layer_norm(x, Map.fetch!(w, name <> ".weight"), Map.fetch!(w, name <> ".bias"), eps: 1.0e-12)

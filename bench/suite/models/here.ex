@@ -32,9 +32,6 @@ defmodule EMLX.Bench.Here do
   defp sizes(:prefill), do: %{batch: 1, length: 128}
   defp sizes(:decode), do: %{batch: 1, length: 256}
 
-  @doc "The types that models are compiled in. With `:int8` among them, the part `models` compares the encoder's, too."
-  def types, do: [:f32, :bf16]
-
   @doc "What a model is called in the tables."
   def title(%{model: :encoder} = spec) do
     weights = if spec.checkpoint.weights == :real, do: "MiniLM", else: "MiniLM's shape"
@@ -46,11 +43,15 @@ defmodule EMLX.Bench.Here do
 
   @doc """
   `%{run:, sample:}`: a function that computes the model once and waits, and one that gives a sample of its first
-  result.
+  result. In `:int8`, matrices of dense layers are 8-bit integers and the rest is f32.
   """
   def compiled(spec, device, type) do
     Nx.default_backend({Backend, device: device})
-    weights = load(spec.checkpoint.file, device, type)
+
+    weights =
+      if type == :int8, do: quantized(spec.checkpoint.file, device), else: load(spec.checkpoint.file, device, type)
+
+    type = if type == :int8, do: :f32, else: type
     inputs = load(spec.options[:inputs], device, type)
     opts = [blocks: spec.blocks, heads: spec.checkpoint.heads, size: spec.checkpoint.size]
     run = run(spec, weights, inputs, opts, device, type)
@@ -108,6 +109,26 @@ defmodule EMLX.Bench.Here do
       {name, tensor(EMLX.eval(array))}
     end
   end
+
+  # The matrices of dense layers as 8-bit integers with a scale for each output, the rest in f32.
+  defp quantized(file, device) do
+    for {name, tensor} <- load(file, device, :f32), {name, tensor} <- quantize(name, tensor), into: %{} do
+      EMLX.eval(Backend.to_array(tensor))
+      {name, tensor}
+    end
+  end
+
+  defp quantize(name, %{shape: {_, _}} = matrix) do
+    if name =~ "embed" do
+      [{name, matrix}]
+    else
+      scales = matrix |> Nx.abs() |> Nx.reduce_max(axes: [1]) |> Nx.divide(127)
+      integers = matrix |> Nx.divide(Nx.new_axis(scales, 1)) |> Nx.round() |> Nx.as_type(:s8)
+      [{name, EMLX.Fast.Int8Matmul.pack(integers)}, {String.replace_suffix(name, ".weight", ".scales"), scales}]
+    end
+  end
+
+  defp quantize(name, tensor), do: [{name, tensor}]
 
   defp tensor(array), do: %{Nx.template(Array.shape(array), Array.dtype(array)) | data: %Backend{array: array}}
 end

@@ -36,25 +36,21 @@ defmodule EMLX.Bench.Parts.Models do
     end ++ encoders(context, main, other) ++ [{"saved program", fn -> saved(context) end}]
   end
 
-  # The encoder for one text, and in 8-bit integers.
+  # The encoder for one text, and all models in 8-bit integers.
   defp encoders(%{nx?: false}, _main, _other), do: []
 
   defp encoders(context, main, other) do
     one = fn -> Here.spec(:encoder, context, batch: 1) end
-    int8? = :int8 in Here.types() or Enum.any?(@encoders, &context.peers[&1])
+    spec = &Here.spec(&1, context)
 
     [
       {"encoder of one, #{main}", fn -> compiled(context, one.(), main) end},
-      {"encoder of one, #{other}", fn -> other_type(context, one.(), other, main) end}
-    ] ++
-      if int8? do
-        [
-          {"encoder, int8", fn -> int8(context, Here.spec(:encoder, context), main) end},
-          {"encoder of one, int8", fn -> int8(context, one.(), main) end}
-        ]
-      else
-        []
-      end
+      {"encoder of one, #{other}", fn -> other_type(context, one.(), other, main) end},
+      {"encoder, int8", fn -> int8(context, spec.(:encoder), main) end},
+      {"encoder of one, int8", fn -> int8(context, one.(), main) end},
+      {"prefill, int8", fn -> int8(context, spec.(:prefill), main) end},
+      {"decode, int8", fn -> int8(context, spec.(:decode), main) end}
+    ]
   end
 
   # Everything that is compiled, in the type that the device is best at.
@@ -113,16 +109,14 @@ defmodule EMLX.Bench.Parts.Models do
     defined = peers(context, spec, :int8, @encoders, expected)
     peers = for {name, peer, number} <- defined, do: {named.(name), peer, number}
 
-    ours =
-      for type <- Here.types(),
-          type == :int8,
-          here = here(spec, context, type),
-          do: {named.("EMLX"), fn -> Measure.time(here.run) end}
-
+    ours = here(spec, context, :int8)
+    Inputs.check!(named.("EMLX"), ours.sample.(), expected, :int8)
     there = Enum.map(@encoders, &named.(called(&1)))
 
     %Group{
-      sides: ours ++ [{"EMLX in #{main}", fn -> Measure.time(other.run) end} | sides(peers)],
+      sides:
+        [{named.("EMLX"), fn -> Measure.time(ours.run) end}, {"EMLX in #{main}", fn -> Measure.time(other.run) end}] ++
+          sides(peers),
       rows: [
         {title, named.("EMLX"), ["EMLX in #{main}" | there]}
         | for(side <- there, do: {title, side, ["EMLX in #{main}"]})

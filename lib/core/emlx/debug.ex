@@ -47,7 +47,8 @@ defmodule EMLX.Debug do
 
   # Operations that are reported whatever their operands are.
   @products [:matmul, :addmm, :inner, :outer, :vecdot, :tensordot, :einsum, :gather_mm, :conv, :conv_transpose] ++
-              [:rms_norm, :layer_norm, :rope, :scaled_dot_product_attention, :quantized_matmul, :qqmm, :gather_qmm]
+              [:rms_norm, :layer_norm, :rope, :scaled_dot_product_attention, :quantized_matmul] ++
+              [:int8_matmul, :qqmm, :gather_qmm]
 
   # Operations on bits, and constants.
   @unchecked [:constant, :view, :from_fp8]

@@ -141,6 +141,35 @@ defmodule EMLX.Kernels do
   end
 
   @doc """
+  Returns x · wᵀ + bias for a matrix of 8-bit integers, with x rounded to 8 bits on the fly.
+
+    * `x` - `{…, k}` of `:f32`, `:f16` or `:bf16`. Each row is rounded to integers from -127 to 127, with the largest
+      magnitude / 127 as the row's scale. Halves are rounded to the even integer
+    * `w` - `{n, k}` of `:s8`, of which row i stands for `scales[i]` · `w[i]`; or packed, `{⌈n / 16⌉, ⌈k / 4⌉, 16, 4}`,
+      where element `{a, b, c, d}` is that of row 16 · a + c and column 4 · b + d, and 0 beyond the matrix
+    * `scales`, `bias` - `{n}` of `:f32`, `:f16` or `:bf16`. `bias` may be nil
+
+  Returns `{…, n}` in the type of `x`: sum · (row's scale · scale) + bias, in f32, rounded once. Sums are exact 32-bit
+  integers, so k is at most 132,104. A row with a number that is not finite becomes NaN. A row without a magnitude of
+  1.0e-30 or more counts as zeros.
+
+  On the CPU of Linux it is one kernel, which uses VPDPBUSD where the processor has it. It reads a packed matrix as it
+  lies, and packs any other in each call. Elsewhere the rounded rows are
+  multiplied in f32, which is exact for k up to 1,032.
+
+      iex> x = EMLX.Array.from_list([[127.0, 1.0], [0.0, 0.0]], :f32)
+      iex> w = EMLX.Array.from_list([[1, 2], [3, 4], [5, 6]], :s8)
+      iex> scales = EMLX.Array.from_list([1.0, 1.0, 0.5], :f32)
+      iex> EMLX.Kernels.int8_matmul(x, w, scales, nil) |> EMLX.Array.to_list()
+      [[129.0, 385.0, 320.5], [0.0, 0.0, 0.0]]
+  """
+  @spec int8_matmul(Array.t(), Array.t(), Array.t(), Array.t() | nil, keyword) :: Array.t()
+  def int8_matmul(x, w, scales, bias, opts \\ []) do
+    {where, []} = split(opts, [])
+    Ops.run(:int8_matmul, [x, w, scales, bias], where)
+  end
+
+  @doc """
   Returns x · wᵀ for a quantized matrix, with x quantized on the fly. Supports the modes `:mxfp8` and `:nvfp4`, on
   devices with such products. Options as in `quantize/2`, but `:global_scale_x` and `:global_scale_w` instead of
   `:global_scale`.

@@ -1,6 +1,6 @@
 defmodule EMLX.Fast do
   @moduledoc """
-  Norms, rotary position embedding, attention and Einstein sums as fused kernels, for tensors of Nx.
+  Norms, rotary position embedding, attention, products in 8 bits and Einstein sums as fused kernels, for tensors of Nx.
 
   The functions work on tensors, inside `defn` and in Axon layers, with any backend and compiler. On `EMLX.Backend` and
   in functions compiled with `EMLX` they run MLX's kernels. Elsewhere, and if the kernel could not return the same
@@ -23,7 +23,7 @@ defmodule EMLX.Fast do
 
   import Nx.Defn, only: [deftransform: 2]
 
-  alias EMLX.Fast.{Arguments, Einsum, LayerNorm, RMSNorm, RoPE, ScaledDotProductAttention}
+  alias EMLX.Fast.{Arguments, Einsum, Int8Matmul, LayerNorm, RMSNorm, RoPE, ScaledDotProductAttention}
 
   # ---- norms ----
 
@@ -304,6 +304,24 @@ defmodule EMLX.Fast do
                 "they must be {batch, length, heads, size} and {batch, length}"
     end
   end
+
+  # ---- products in 8 bits ----
+
+  @doc """
+  Returns x · wᵀ + bias for a matrix of 8-bit integers, as `EMLX.Kernels.int8_matmul/5` defines it.
+
+    * `x` - `{…, k}`. Each row is rounded to integers from -127 to 127
+    * `w` - `{n, k}` of s8, of which row i stands for `scales[i]` · `w[i]`, or what `EMLX.Fast.Int8Matmul.pack/1` returns
+    * `scales` - `{n}`
+    * `bias` - `{n}`, or nil
+
+  Returns `{…, n}` in the type of `x`. Raises `ArgumentError` if shapes or types do not fit.
+
+      iex> EMLX.Fast.int8_matmul(Nx.tensor([2.0, 1.0]), Nx.s8([[3, -1], [0, 4]]), Nx.tensor([1.0, 0.5])) |> Nx.round() |> Nx.to_list()
+      [5.0, 2.0]
+  """
+  @spec int8_matmul(Nx.Tensor.t(), Nx.Tensor.t(), Nx.Tensor.t(), Nx.Tensor.t() | nil) :: Nx.Tensor.t()
+  deftransform(int8_matmul(x, w, scales, bias \\ nil), do: Int8Matmul.run(x, w, scales, bias))
 
   # ---- attention ----
 

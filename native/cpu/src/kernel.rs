@@ -4,7 +4,7 @@
 use super::by_rows::by_rows;
 use super::element::{Element, ElementType};
 use super::simd::Level;
-use super::{arg_extreme, extreme, gather, moves, select_top, slices, sort};
+use super::{arg_extreme, extreme, gather, gemm8, moves, select_top, slices, sort};
 use super::{
     attention, chain, conv, integers, masked, product, quantized, reduce, rope, rows, scan,
     scatter, windows,
@@ -52,6 +52,9 @@ pub enum Kernel {
     },
     /// x {n, k}, weights {m, k · bits / 32}, scales and biases {m, k / group}.
     QuantizedProduct { group: usize, bits: usize },
+    /// x {…, k}, integers of 8 bits {m, k} or packed {⌈m / 16⌉, ⌈k / 4⌉, 16, 4}, `scales` {m}, and a `bias` {m} where
+    /// it has a type.
+    Int8Product { scales: Type, bias: Option<Type> },
     /// a, what is written over a slice of it, and where the slice begins: an integer of the type `of` for each of these
     /// axes. Elements are of `bytes`.
     Update {
@@ -179,6 +182,7 @@ impl Kernel {
             Kernel::WindowReduce { .. } => c"window_reduce",
             Kernel::WindowScatter { .. } => c"window_scatter",
             Kernel::QuantizedProduct { .. } => c"quantized_matmul",
+            Kernel::Int8Product { .. } => c"int8_matmul",
             Kernel::Update { .. } => c"slice_update_dynamic",
             Kernel::Slice { .. } => c"slice_dynamic",
             Kernel::Gather { .. } => c"gather",
@@ -347,6 +351,7 @@ impl Kernel {
             Kernel::QuantizedProduct { group, bits } => {
                 quantized::run::<T>(level, inputs, group, bits, out)
             }
+            Kernel::Int8Product { scales, bias } => gemm8::run::<T>(inputs, scales, bias, out),
             Kernel::ScatterAdd { ref axes, of } => scatter::add_slices::<T>(axes, of, inputs, out),
             Kernel::ScatterAddAlong { axis, of } => {
                 scatter::add_along::<T>(axis.into(), of, inputs, out)

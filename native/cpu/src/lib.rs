@@ -12,7 +12,7 @@
 //! | `chain` | such actions, one after another |
 //! | `by_rows`, `rows`, `rope` | softmax, norms and rotary embeddings, by rows |
 //! | `product`, `gemm`, `panels`, `few`, `quantized`, `attention` | matrix products, what their panels hold, skinny ones, those of quantized weights, attention |
-//! | `integers` | matrix products of integers |
+//! | `integers`, `gemm8` | matrix products of integers; those of matrices of 8-bit integers with rows that are rounded |
 //! | `conv`, `windows` | convolutions; reductions of sliding windows and their gradients |
 //! | `axes`, `reduce`, `scan`, `fold` | reductions and running reductions, and what both keep of numbers |
 //! | `extreme`, `arg_extreme` | the largest and the smallest, their places, and other reductions that are exact |
@@ -41,6 +41,7 @@ mod few;
 mod fold;
 mod gather;
 mod gemm;
+mod gemm8;
 mod indices;
 mod integers;
 mod kernel;
@@ -86,6 +87,7 @@ pub use chain::{results, Link, Links, Operand, MAX_LINKS};
 pub use conv::Conv;
 pub use element::ElementType;
 pub use elementwise::{Action, Bits, Comparison, Division, Test};
+pub use gemm8::MAX_TERMS as MAX_INT8_TERMS;
 pub use kernel::Kernel;
 pub use masked::{Masked, Step, Total, MAX_STEPS};
 pub use pool::{configure, WORTH_SHARING};

@@ -375,7 +375,7 @@ impl Packed {
 
     /// The panels of `width` from row or column `number` on.
     #[inline(always)]
-    unsafe fn panel(&self, number: usize, width: usize) -> *const f32 {
+    pub unsafe fn panel(&self, number: usize, width: usize) -> *const f32 {
         self.data.add(number * self.cells + self.first * width)
     }
 }

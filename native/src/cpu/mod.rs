@@ -11,7 +11,7 @@ use emlx_cpu::Kernel;
 pub use emlx_cpu::{
     has_vectors, Action, Bits, Choice, Comparison, Conv, Division, Function, Link, Links, Mask,
     Masked, Operand, Pair, Reduction, Rope, Scan, Step as RowStep, Test, Total, Type, WindowTotal,
-    Windows, MAX_LINKS, MAX_STEPS, WORTH_SHARING,
+    Windows, MAX_INT8_TERMS, MAX_LINKS, MAX_STEPS, WORTH_SHARING,
 };
 use mlx_rs::Array;
 use node::Layout;
@@ -374,6 +374,26 @@ pub fn quantized_product(
     let shape = [inputs[0].shape()[0], inputs[1].shape()[0]];
     let kernel = Kernel::QuantizedProduct { group, bits };
     node::new(kernel, Layout::Rows, inputs, &shape, inputs[0], s)
+}
+
+/// x {…, k} times the rows of integers of 8 bits {m, k}, or packed ones, whose types and shapes have been checked.
+pub fn int8_product(
+    x: &Array,
+    w: &Array,
+    scales: &Array,
+    bias: Option<&Array>,
+    s: &Stream,
+) -> Result<Array> {
+    let mut shape: SmallVec<[i32; 6]> = x.shape().into();
+    if let Some(last) = shape.last_mut() {
+        *last = scales.shape()[0];
+    }
+    let kernel = Kernel::Int8Product {
+        scales: mlx::dtype(scales).try_into()?,
+        bias: bias.map(|bias| mlx::dtype(bias).try_into()).transpose()?,
+    };
+    let inputs: SmallVec<[&Array; 4]> = [x, w, scales].into_iter().chain(bias).collect();
+    node::new(kernel, Layout::Rows, &inputs, &shape, x, s)
 }
 
 /// Whether there are [`slice`] and [`update`] on this device.

@@ -46,7 +46,7 @@ const SMALL_RECORDED: usize = 16 * SMALL;
 fn is_small(kernel: &Kernel, inputs: &[&Array], shape: &[i32], is_recorded: bool) -> bool {
     let size: usize = shape.iter().map(|size| *size as usize).product();
     let terms = match kernel {
-        Kernel::Product | Kernel::IntegerProduct { .. } => {
+        Kernel::Product | Kernel::IntegerProduct { .. } | Kernel::Int8Product { .. } => {
             inputs[0].shape().last().map_or(1, |size| *size as usize)
         }
         Kernel::Conv(_) => inputs[1].size() / inputs[1].shape()[0].max(1) as usize,

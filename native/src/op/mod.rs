@@ -19,6 +19,7 @@ mod fused;
 mod gpu;
 mod indexing;
 mod inputs;
+mod int8;
 mod integer_matmul;
 mod linalg;
 mod matmul;

@@ -2,7 +2,7 @@
 //! Called by [`Op::apply`] for operations of [`Class::Quantized`](super::Class::Quantized).
 
 use super::table::{family, others};
-use super::{cast, check, fused, gpu, matmul, one, Crossed, Inputs, Op, Outputs};
+use super::{cast, check, fused, gpu, int8, matmul, one, Crossed, Inputs, Op, Outputs};
 use crate::base::{Device, Dtype, Error, Result};
 use crate::cpu;
 use crate::mlx::{self, Stream};
@@ -38,6 +38,9 @@ family! { Quantized, takes(3):
         bits: Option<i32>,
         mode: QuantMode,
     } => optional(1).row_major_on_gpu(),
+    /// Inputs: x {…, k} of floats, w {n, k} of s8 or packed {⌈n / 16⌉, ⌈k / 4⌉, 16, 4}, scales {n}, bias {n} or nil.
+    /// Each row of x is rounded to integers of 8 bits; f32(sum) · (row's scale · scale) + bias, rounded to x's type.
+    Int8Matmul => takes(3).optional(1),
     /// Inputs: x, w, scales or nil, global_scale_x or nil, global_scale_w or nil.
     Qqmm { group_size: Option<i32>, bits: Option<i32>, mode: QuantMode } => takes(2).optional(3).row_major_on_gpu(),
     /// Inputs: x, w, scales, biases or nil, lhs_indices or nil, rhs_indices or nil.
@@ -125,6 +128,10 @@ pub fn apply(
                 })
             })
             .map(one)
+        }
+        Op::Int8Matmul => {
+            let ([x, w, scales], [bias]) = inputs.with_optional()?;
+            int8::int8_matmul(x, w, scales, bias, device, s).map(one)
         }
         Op::Qqmm {
             group_size,

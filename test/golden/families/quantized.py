@@ -106,7 +106,48 @@ def add_qqmm(cases):
             cases.add(f"{dtype} {mode}", operation, [x, *parts, None, None], None, "quantized", mlx=lambda x, w, s, a, b: mx.qqmm(x, w, s, group, bits, mode))
 
 
+def int8_product(x, w, scales, bias):
+    """Each row of x is rounded to integers of 8 bits. All roundings are those of f32, and sums are exact."""
+    x32, w = x.astype(np.float32), w.astype(np.int64)
+    most = np.abs(x32).max(-1, keepdims=True)
+    with np.errstate(all="ignore"):
+        factor = np.where(most < np.float32(1e-30), np.float32(0), np.float32(127) / most)
+        odd = ~np.isfinite(x32).all(-1, keepdims=True)
+        integers = np.where(odd, np.float32(0), np.rint(x32 * factor)).astype(np.int64)
+        rows = np.where(odd, np.float32(np.nan), most / np.float32(127))
+        product = (integers @ w.T).astype(np.float32) * (rows * scales.astype(np.float32))
+        product = product if bias is None else product + bias.astype(np.float32)
+        return product.astype(x.dtype)
+
+
+def packed(w):
+    """Sixteen rows and four columns beside each other."""
+    n, k = w.shape
+    whole = np.pad(w, [(0, -n % 16), (0, -k % 4)])
+    return whole.reshape(-(-n // 16), 16, -(-k // 4), 4).transpose(0, 2, 1, 3)
+
+
+def add_int8(cases):
+    for dtype in ("f32", "f16", "bf16"):
+        for shape, n in (((5,), 3), ((1, 64), 40), ((3, 70), 33), ((2, 7, 130), 5), ((20, 384), 64), ((0, 8), 3), ((3, 8), 0)):
+            for own in dict.fromkeys(("f32", dtype)) if shape == (3, 70) else ("f32",):
+                x = noise(shape, dtype)
+                w = arr(rng_for("int8", shape, n).integers(-128, 127, (n, shape[-1]), endpoint=True), "s8")
+                scales, bias = noise((n,), own, 0.0, 0.02, 1), noise((n,), own, key=2)
+                for given in (bias, None):
+                    label = f"{dtype} {list(shape)} {n} {own} {'bias' if given is not None else 'no bias'}"
+                    wanted = int8_product(x, w, scales, given)
+                    cases.add(label, op("int8_matmul"), [x, w, scales, given], wanted, "rounded")
+                    cases.add(f"{label} packed", op("int8_matmul"), [x, packed(w), scales, given], wanted, "rounded")
+    x = noise((6, 9), "f32")
+    x[0, 4], x[1, 0], x[2, 8], x[3], x[4] = NAN, INF, -INF, 0.0, 1e-38
+    w = arr(rng_for("int8", "odd").integers(-128, 127, (4, 9), endpoint=True), "s8")
+    scales, bias = noise((4,), "f32", 0.0, 0.02, 1), noise((4,), "f32", key=2)
+    cases.add("f32 rows of NaN, infinities and zeros", op("int8_matmul"), [x, w, scales, bias], int8_product(x, w, scales, bias), "rounded")
+
+
 def add(cases):
     add_formats(cases)
+    add_int8(cases)
     add_gather(cases)
     add_qqmm(cases)

@@ -63,6 +63,27 @@ defmodule EMLX.Differential.Quantized do
     end)
   end
 
+  def build(:int8_matmul, draw) do
+    [n, columns] = shape = matrix(draw, 70_000)
+    m = Enum.random([1, 3, 5, if(R.size(shape) > 30_000, do: 7, else: 65)])
+    x = Draw.input(draw, {-1, 1}, [m, columns])
+    w = Draw.other(draw, shape, {-128, 127}, :s8)
+    vector = fn domain -> Draw.other(draw, [n], domain, Enum.random([draw.dtype, :f32])) end
+    inputs = [x, w, vector.({-0.02, 0.02}), if(Draw.coin(), do: vector.({-1, 1}))]
+
+    Case.values(:int8_matmul, inputs, :quantized, fn [x, w, scales, bias] ->
+      # Rows are rounded in f32, to the same integers.
+      x = Ops.astype(x, :f32)
+      most = Ops.run({:max, %{axes: [-1], keepdims: true}}, [Ops.abs(x)])
+      factor = Ops.divide(Array.scalar(127.0, :f32), most)
+      integers = R.f64(Ops.run({:round, %{decimals: 0}}, [Ops.multiply(x, factor)]))
+      sums = R.contract(R.shaped(integers, [1, m, columns]), R.shaped(R.f64(w), [1, n, columns]))
+      of_rows = Ops.divide(R.f64(most), Array.scalar(127.0, :f64))
+      product = Ops.multiply(Ops.multiply(R.shaped(sums, [m, n]), of_rows), R.f64(scales))
+      if bias, do: Ops.add(product, R.f64(bias)), else: product
+    end)
+  end
+
   def build(:gather_qmm, draw) do
     {mode, group, bits} = how = Enum.random([{:affine, 64, 4}, {:affine, 32, 8} | @others])
     [n, columns] = shape = matrix(draw, 20_000)
