@@ -17,8 +17,6 @@ use super::simd::{Level, Simd};
 use super::View;
 #[cfg(target_arch = "x86_64")]
 use half::bf16;
-#[cfg(target_arch = "x86_64")]
-use std::any::TypeId;
 use std::cell::RefCell;
 
 /// Queries of a block: a multiple of every tile's height.
@@ -254,7 +252,7 @@ unsafe fn run_head<T: Element>(
     wide: *mut f64,
 ) {
     #[cfg(target_arch = "x86_64")]
-    if level == Level::Avx512Bf16 && TypeId::of::<T>() == TypeId::of::<bf16>() {
+    if level == Level::Avx512Bf16 && gemm::is::<T, bf16>() {
         // SAFETY: it is of this type.
         let head = unsafe { &*std::ptr::from_ref(head).cast::<Head<bf16>>() };
         return run_head_of_pairs(head, parts, wide);

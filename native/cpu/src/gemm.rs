@@ -329,7 +329,8 @@ const PART: usize = 32_768;
 /// Columns of such a part, at least, where `b` lies row by row: shorter stretches of rows are read at half the speed.
 const STRETCH: usize = 1024;
 
-fn is<T: 'static, U: 'static>() -> bool {
+/// Whether two types are the same.
+pub fn is<T: 'static, U: 'static>() -> bool {
     TypeId::of::<T>() == TypeId::of::<U>()
 }
 

@@ -11,7 +11,7 @@ mod tests;
 
 use super::element::Element;
 use super::gemm::{self, room, Matrix};
-use super::panels::{self, Packed, Singles, ROWS as HEIGHT, VECTORS};
+use super::panels::{self, block_cells, Packed, Singles, ROWS as HEIGHT, VECTORS};
 use super::pool::{self, Shared};
 use super::simd::{store_part, Simd};
 use super::{Type, View};
@@ -24,8 +24,6 @@ use std::cell::RefCell;
 /// Terms up to which sums of products of 8-bit integers, each at most 127 · 128, stay within 32 bits.
 pub const MAX_TERMS: usize = i32::MAX as usize / (127 * 128);
 
-/// Units of a block: a panel of rows then stays in the first cache.
-const UNITS: usize = 384;
 /// Columns of a part: a block of its panels then stays in the second cache.
 const COLUMNS: usize = 128;
 /// Columns of a panel, at most.
@@ -351,7 +349,7 @@ unsafe fn part_body<F: Integers, T: Element>(part: &Part<T>, rooms: &mut Rooms) 
         part.columns.next_multiple_of(width),
     );
     // Whole quads.
-    let step = all.div_ceil(all.div_ceil(UNITS).max(1)).max(1);
+    let step = block_cells(all);
     let step = step.next_multiple_of(QUAD / F::TERMS);
     // Columns that are packed already are read where they lie.
     let is_there = of.w.is_packed && F::TERMS == QUAD && lanes == BESIDE;

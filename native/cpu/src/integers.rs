@@ -2,13 +2,12 @@
 //! account there. Operands are packed into panels as in gemm.rs; numbers of 8 bits are added up in 16 bits, whose lower
 //! half is what they come to. A product of booleans is whether any of its terms is true, which are counted.
 
-use super::gemm::{room, WORTH_SHARING};
-use super::panels::{padded, tile_rows, Matrix};
+use super::gemm::{is, room, WORTH_SHARING};
+use super::panels::{block_cells, padded, tile_rows, Matrix};
 use super::pool::{self, Shared};
 use super::simd::whole::Whole;
 use super::simd::{dispatch, Level, Simd};
 use super::{product, Type, View};
-use std::any::TypeId;
 use std::cell::RefCell;
 
 /// Rows of a tile, at most.
@@ -17,8 +16,6 @@ const ROWS: usize = 12;
 const VECTORS: usize = 2;
 /// Numbers of a tile's row, at most.
 const WIDEST: usize = VECTORS * 32;
-/// Terms of a block: its panels then stay in the caches.
-const TERMS: usize = 384;
 /// Columns of a part, and rows of a band where there are too few parts for the threads.
 const COLUMNS: usize = 256;
 const BAND: usize = 96;
@@ -111,7 +108,7 @@ impl Cell for Truth {
 }
 
 fn keeps_sums<T: Cell>() -> bool {
-    TypeId::of::<T>() == TypeId::of::<T::Sum>()
+    is::<T, T::Sum>()
 }
 
 /// `a`'s rows in panels: for each term the panel's rows side by side.
@@ -290,11 +287,6 @@ pub struct Part<T: Cell> {
     columns: usize,
 }
 
-/// Terms of each block, as even as can be.
-fn block_terms(terms: usize) -> usize {
-    terms.div_ceil(terms.div_ceil(TERMS).max(1)).max(1)
-}
-
 #[inline(always)]
 unsafe fn part_body<S: Whole<T::Sum>, T: Cell>(
     part: &Part<T>,
@@ -306,7 +298,7 @@ unsafe fn part_body<S: Whole<T::Sum>, T: Cell>(
         true => (part.out.cast::<T::Sum>(), part.stride),
         false => (sums, columns),
     };
-    let step = block_terms(part.terms);
+    let step = block_cells(part.terms);
     for k in (0..part.terms).step_by(step) {
         let terms = step.min(part.terms - k);
         pack_columns(
@@ -443,7 +435,7 @@ unsafe fn product<T: Product>(
     let share = rows * terms * columns >= WORTH_SHARING;
     T::Sum::rooms(|packed| {
         let to = Shared(room(packed, rows * terms));
-        let step = block_terms(terms);
+        let step = block_cells(terms);
         let blocks = terms.div_ceil(step);
         let bands = rows.div_ceil(BAND);
         pool::parallel(blocks * bands, share, &|part| {

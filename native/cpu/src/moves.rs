@@ -21,12 +21,12 @@ pub struct Axis {
     pub to: isize,
 }
 
-type Axes = SmallVec<[Axis; 8]>;
+pub type Axes = SmallVec<[Axis; 8]>;
 
-/// The axes from the outermost, those that go on as one joined.
-fn joined(axes: impl Iterator<Item = Axis>) -> Axes {
+/// Axes from the outermost, those that go on as one joined.
+pub fn join(axes: impl IntoIterator<Item = Axis>) -> Axes {
     let mut all = Axes::new();
-    for axis in axes.filter(|axis| axis.size != 1) {
+    for axis in axes.into_iter().filter(|axis| axis.size != 1) {
         let size = axis.size as isize;
         match all.last_mut() {
             Some(last) if last.from == axis.from * size && last.to == axis.to * size => {
@@ -38,6 +38,12 @@ fn joined(axes: impl Iterator<Item = Axis>) -> Axes {
             _ => all.push(axis),
         }
     }
+    all
+}
+
+/// The same, with a long axis innermost.
+fn joined(axes: impl Iterator<Item = Axis>) -> Axes {
+    let mut all = join(axes);
     // The innermost axis is a loop without a step to another row.
     let count = all.len();
     if count > 1 && all[count - 1].size < SHORT && all[count - 2].size > all[count - 1].size {

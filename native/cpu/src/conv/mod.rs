@@ -20,13 +20,10 @@ use super::simd::Level;
 use super::View;
 pub use plan::Conv;
 use plan::{Piece, Plan, Ranges, SPACE};
-use std::any::TypeId;
 use std::cell::RefCell;
 use tile::{Block, Weights};
 
-/// Terms that are multiplied at a time: their panels stay in the first cache.
-const TERMS: usize = 384;
-/// Such blocks whose products are added up in f32; what these come to is added up in f64.
+/// Blocks of terms whose products are added up in f32; what these come to is added up in f64.
 const BLOCKS: usize = 8;
 /// Numbers that a thread keeps room for.
 const MOST_KEPT: usize = 4 << 20;
@@ -77,15 +74,6 @@ struct Task {
     block: usize,
     /// Where its partial results are.
     place: usize,
-}
-
-/// Terms of each block of a chunk, as even as can be.
-fn block_terms(terms: usize) -> usize {
-    terms.div_ceil(terms.div_ceil(TERMS).max(1)).max(1)
-}
-
-fn is_f32<T: 'static>() -> bool {
-    TypeId::of::<T>() == TypeId::of::<f32>()
 }
 
 impl<T: Element> Job<T> {
@@ -165,7 +153,7 @@ impl<T: Element> Job<T> {
             ROOMS.with_borrow_mut(|rooms| {
                 let ranges = piece.chunk(chunk);
                 self.tables(piece, &ranges, &mut rooms.terms, &mut rooms.offsets);
-                let step = block_terms(rooms.offsets.len());
+                let step = panels::block_cells(rooms.offsets.len());
                 for first in (0..rooms.offsets.len()).step_by(step) {
                     let end = (first + step).min(rooms.offsets.len());
                     let offsets = (first, &rooms.offsets[first..end]);
@@ -212,7 +200,7 @@ impl<T: Element> Job<T> {
         let chunks = piece.chunks();
         let (is_deep, is_split) = (self.is_deep(piece), plan.splits > 1);
         let size = rows.len() * self.columns;
-        let is_direct = is_f32::<T>() && !is_deep && !is_split;
+        let is_direct = gemm::is::<T, f32>() && !is_deep && !is_split;
         apart.clear();
         apart.extend((0..rows.len()).map(|i| (i * self.columns) as isize));
         let (c, places) = match is_direct {
@@ -235,7 +223,7 @@ impl<T: Element> Job<T> {
                 self.a,
                 region,
             );
-            let step = block_terms(terms.len());
+            let step = panels::block_cells(terms.len());
             for first in (0..terms.len()).step_by(step) {
                 let end = (first + step).min(terms.len());
                 let weights = match self.packed[task.piece] {
@@ -366,7 +354,7 @@ fn with_rooms(work: impl FnOnce(&mut Rooms)) {
 pub unsafe fn run<T: Element>(level: Level, conv: &Conv, a: &View, weight: &View, out: &View) {
     let mut width = 0;
     tile::width(level, &mut width);
-    let plan = Plan::new(conv, [a, weight, out], width, !is_f32::<T>());
+    let plan = Plan::new(conv, [a, weight, out], width, !gemm::is::<T, f32>());
     let columns = panels::padded(plan.together * plan.outside, width);
     let (mut tasks, mut packed, mut partial, mut weights) = (Vec::new(), Vec::new(), 0, 0);
     for (number, piece) in plan.pieces.iter().enumerate() {

@@ -2,17 +2,10 @@
 
 use super::plan::{Piece, Plan, Ranges, SPACE};
 use crate::element::Element;
+use crate::moves::{join, Axes, Axis};
 use crate::simd::{dispatch, Level, Simd};
 use smallvec::SmallVec;
 use std::cmp::Reverse;
-
-/// An axis that is copied: so many elements, and from one to the next in the input and in the region.
-#[derive(Clone, Copy)]
-pub struct Axis {
-    size: usize,
-    from: isize,
-    to: isize,
-}
 
 #[inline(always)]
 unsafe fn line<S: Simd, T: Element>(axis: Axis, from: *const T, to: *mut f32) {
@@ -84,26 +77,12 @@ dispatch! {
 }
 
 /// The axes from the longest step to the shortest, those that go on as one joined.
-fn joined(mut axes: SmallVec<[Axis; 8]>) -> SmallVec<[Axis; 8]> {
-    axes.retain(|axis| axis.size != 1);
+fn joined(mut axes: Axes) -> Axes {
     axes.sort_by_key(|axis| {
         let step = axis.from.unsigned_abs();
         Reverse((if step == 0 { usize::MAX } else { step }, axis.to))
     });
-    let mut all: SmallVec<[Axis; 8]> = SmallVec::new();
-    for axis in axes {
-        let size = axis.size as isize;
-        match all.last_mut() {
-            Some(last) if last.from == axis.from * size && last.to == axis.to * size => {
-                *last = Axis {
-                    size: last.size * axis.size,
-                    ..axis
-                };
-            }
-            _ => all.push(axis),
-        }
-    }
-    all
+    join(axes)
 }
 
 /// The region of a block and a chunk of a unit.
@@ -127,7 +106,7 @@ pub unsafe fn fill<T: Element>(
     start += block[0].start as isize * input.step[0];
     start += chunk[SPACE].start as isize * channel;
     let mut place = 0isize;
-    let mut axes: SmallVec<[Axis; 8]> = SmallVec::new();
+    let mut axes = Axes::new();
     axes.push(Axis {
         size: block[0].len(),
         from: input.step[0],
