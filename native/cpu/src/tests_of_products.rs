@@ -101,6 +101,32 @@ fn products_of_sixteen_bits_are_added_up_in_f32() {
     }
 }
 
+/// The product of `a` in rows and `b` in rows, or in columns where it is turned.
+fn float_product(
+    level: Level,
+    a: &[f32],
+    b: &[f32],
+    (rows, terms, columns): (usize, usize, usize),
+    turned: bool,
+) -> Vec<f32> {
+    assert!(a.len() >= rows * terms && b.len() >= terms * columns);
+    let left = Matrix {
+        data: a.as_ptr(),
+        row: terms as isize,
+        column: 1,
+    };
+    let right = Matrix {
+        data: b.as_ptr(),
+        row: if turned { 1 } else { columns as isize },
+        column: if turned { terms as isize } else { 1 },
+    };
+    let mut out = vec![f32::NAN; rows * columns];
+    let sizes = (rows, terms, columns);
+    // SAFETY: as large as the sizes say.
+    unsafe { gemm::product(level, left, right, out.as_mut_ptr(), sizes) };
+    out
+}
+
 #[test]
 fn products_of_a_million_terms_do_not_drift() {
     let terms = 1_000_000;
@@ -109,20 +135,7 @@ fn products_of_a_million_terms_do_not_drift() {
     for level in Level::all() {
         for (rows, columns) in [(1, 1), (1, 40), (5, 3), (14, 33)] {
             for turned in [false, true] {
-                let a = Matrix {
-                    data: tenths.as_ptr(),
-                    row: terms as isize,
-                    column: 1,
-                };
-                let b = Matrix {
-                    data: ones.as_ptr(),
-                    row: if turned { 1 } else { columns as isize },
-                    column: if turned { terms as isize } else { 1 },
-                };
-                let mut out = vec![f32::NAN; rows * columns];
-                // SAFETY: as large as the sizes say.
-                unsafe { gemm::product(level, a, b, out.as_mut_ptr(), (rows, terms, columns)) };
-                for got in out {
+                for got in float_product(level, &tenths, &ones, (rows, terms, columns), turned) {
                     let off = (f64::from(got) / want - 1.0).abs();
                     assert!(
                         off < 1e-5,
@@ -141,25 +154,17 @@ fn products_are_right_on_either_side_of_what_is_added_up_at_a_time() {
             for (rows, columns) in [(1, 1), (2, 37), (13, 41)] {
                 for turned in [false, true] {
                     let (a, b) = (noise(rows * terms, 3), noise(terms * columns, 4));
-                    let left = Matrix {
-                        data: a.as_ptr(),
-                        row: terms as isize,
-                        column: 1,
-                    };
-                    let right = Matrix {
-                        data: b.as_ptr(),
-                        row: if turned { 1 } else { columns as isize },
-                        column: if turned { terms as isize } else { 1 },
-                    };
-                    let mut out = vec![f32::NAN; rows * columns];
                     let sizes = (rows, terms, columns);
-                    // SAFETY: as large as the sizes say.
-                    unsafe { gemm::product(level, left, right, out.as_mut_ptr(), sizes) };
+                    let out = float_product(level, &a, &b, sizes, turned);
                     for (n, got) in out.iter().enumerate() {
-                        // SAFETY: within both.
-                        let term = |k| unsafe {
-                            let (x, y) = (*left.at(n / columns, k), *right.at(k, n % columns));
-                            f64::from(x) * f64::from(y)
+                        let (row, column) = (n / columns, n % columns);
+                        let term = |k: usize| {
+                            let place = if turned {
+                                column * terms + k
+                            } else {
+                                k * columns + column
+                            };
+                            f64::from(a[row * terms + k]) * f64::from(b[place])
                         };
                         let want: f64 = (0..terms).map(term).sum();
                         assert!(

@@ -95,13 +95,11 @@ impl Op {
         device: Device,
         stream: &Stream,
     ) -> Result<Applied> {
-        if let Class::Unary | Class::Binary = self.traits().class {
-            if let Some(output) = elementwise::by_kernel(self, inputs, Some(to), device, stream)? {
-                return Ok(Applied {
-                    outputs: one(output),
-                    crossed: Crossed::default(),
-                });
-            }
+        if let Some(output) = self.by_kernel(inputs, Some(to), device, stream)? {
+            return Ok(Applied {
+                outputs: one(output),
+                crossed: Crossed::default(),
+            });
         }
         let mut applied = self.apply(inputs, device, stream)?;
         let [output] = applied.outputs.as_slice() else {
@@ -150,6 +148,22 @@ impl Op {
         }
     }
 
+    /// [`elementwise::by_kernel`], of the classes that it is for.
+    fn by_kernel(
+        &self,
+        inputs: &Inputs,
+        to: Option<Dtype>,
+        device: Device,
+        s: &Stream,
+    ) -> Result<Option<Array>> {
+        match self.traits().class {
+            Class::Unary | Class::Binary | Class::Select | Class::Cast => {
+                elementwise::by_kernel(self, inputs, to, device, s)
+            }
+            _ => Ok(None),
+        }
+    }
+
     /// By the family that its class names.
     fn apply_on(
         &self,
@@ -158,13 +172,10 @@ impl Op {
         s: &Stream,
         crossed: &mut Crossed,
     ) -> Result<Outputs> {
-        let class = self.traits().class;
-        if let Class::Unary | Class::Binary | Class::Select | Class::Cast = class {
-            if let Some(output) = elementwise::by_kernel(self, inputs, None, device, s)? {
-                return Ok(one(output));
-            }
+        if let Some(output) = self.by_kernel(inputs, None, device, s)? {
+            return Ok(one(output));
         }
-        match class {
+        match self.traits().class {
             Class::Unary => {
                 let op = self.unary().ok_or_else(|| no_case(self))?;
                 unary::apply(op, inputs, device, s)

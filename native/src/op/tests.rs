@@ -336,3 +336,38 @@ fn half_a_spectrum_is_transformed_as_by_mlx() {
         assert_eq!(have.shape()[1], size);
     }
 }
+
+#[test]
+fn matrices_are_dense_where_they_surely_lie_one_after_another() {
+    let s = Device::Cpu.stream().expect("the CPU is there");
+    let whole = waves(&[4, 3, 5], 0.3, s);
+    let compute = |array: &Array| {
+        mlx::async_eval(&[array], &mlx::graph_lock()).expect("submitted");
+        mlx::wait(array).expect("computed");
+    };
+    compute(&whole);
+    let row = mlx::reshape(&whole, &[4, 15], s).expect("rows");
+    let row = mlx::slice(&row, &[0, 0], &[1, 15], &[1, 1], s).expect("one");
+    let one = mlx::reshape(&row, &[1, 3, 5], s).expect("a matrix");
+    for (array, is_dense, label) in [
+        (mlx::share(&whole), true, "computed"),
+        (mlx::transpose(&whole, &[0, 2, 1], s), true, "in columns"),
+        (mlx::transpose(&whole, &[1, 0, 2], s), false, "mixed axes"),
+        (mlx::broadcast_to(&one, &[4, 3, 5], s), false, "repeated"),
+        (mlx::flip(&whole, &[0], s), false, "in reverse"),
+        (
+            mlx::slice(&whole, &[0, 0, 0], &[4, 3, 5], &[2, 1, 1], s),
+            false,
+            "every other one",
+        ),
+    ] {
+        let array = array.expect(label);
+        assert_eq!(mlx::has_dense_matrices(&array), is_dense, "{label}");
+        compute(&array);
+        assert_eq!(
+            mlx::has_dense_matrices(&array),
+            is_dense,
+            "{label}, computed"
+        );
+    }
+}

@@ -456,6 +456,7 @@ fn own_extremes(
     flat: &Array,
     choice: &Choice,
     windows: &Windows,
+    device: Device,
     s: &Stream,
 ) -> Result<Option<Array>> {
     if mlx::dtype(a) == Dtype::C64 {
@@ -464,10 +465,7 @@ fn own_extremes(
     let ones = mlx::ones(a.shape(), Dtype::Bool, s)?;
     let own = windows.padded(&ones, &constant(Number::Int(0), Dtype::Bool)?, s)?;
     let own = view(&own, windows.window, windows.strides, windows.dilation, s)?;
-    let mut own = mlx::reshape(&own, flat.shape(), s)?;
-    if choice.is_last {
-        own = mlx::flip(&own, &[1], s)?;
-    }
+    let own = choice.ordered(&own, flat.shape(), device, s)?;
     let extreme = match choice.reduction {
         Reduction::Max => mlx::max(flat, &[1], true, s)?,
         _ => mlx::min(flat, &[1], true, s)?,
@@ -483,6 +481,17 @@ pub struct Choice {
     reduction: Reduction,
     is_last: bool,
     pads_with_init: bool,
+}
+
+impl Choice {
+    /// Windows as rows, in which the element that is meant is the first of equals.
+    fn ordered(&self, windows: &Array, shape: &[i32], device: Device, s: &Stream) -> Result<Array> {
+        let rows = mlx::reshape(windows, shape, s)?;
+        match self.is_last {
+            true => shape::flip(&rows, &[1], device, s),
+            false => Ok(rows),
+        }
+    }
 }
 
 /// [`scatter`] by the kernel here, if it takes the arrays.
@@ -559,17 +568,9 @@ pub fn scatter(
     let taps = check::product(windows.window)?;
     let count = check::product(&outputs)?;
     check::product(padded.shape())?;
-    // The first of a window's elements turned round is the last.
-    let ordered = |array: &Array| -> Result<Array> {
-        let flat = mlx::reshape(array, &[count, taps], s)?;
-        match choice.is_last {
-            true => mlx::flip(&flat, &[1], s),
-            false => Ok(flat),
-        }
-    };
-    let flat = ordered(&all)?;
+    let flat = choice.ordered(&all, &[count, taps], device, s)?;
     let candidates = if windows.are_padded() && !choice.pads_with_init {
-        own_extremes(a, &flat, &choice, windows, s)?
+        own_extremes(a, &flat, &choice, windows, device, s)?
     } else {
         None
     };
@@ -590,7 +591,7 @@ pub fn scatter(
         windows.dilation,
         s,
     )?;
-    let places = ordered(&places)?;
+    let places = choice.ordered(&places, &[count, taps], device, s)?;
     let place = mlx::take_along_axis(&places, &chosen, 1, s)?;
     let place = mlx::reshape(&place, &[count], s)?;
 

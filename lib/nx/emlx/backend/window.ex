@@ -17,20 +17,15 @@ defmodule EMLX.Backend.Window do
   end
 
   def reduce(reduction, array, _type, window, opts) do
+    attributes = attributes(reduction, window, opts)
+    dilation = opts[:window_dilations] || Enum.map(attributes.window, fn _ -> 1 end)
+    Ops.run({:window_reduce, Map.put(attributes, :dilation, dilation)}, [array])
+  end
+
+  defp attributes(reduction, window, opts) do
     {low, high} = Enum.unzip(opts[:padding])
-
-    op =
-      {:window_reduce,
-       %{
-         reduction: reduction,
-         window: Tuple.to_list(window),
-         strides: opts[:strides],
-         padding_low: low,
-         padding_high: high,
-         dilation: opts[:window_dilations] || Enum.map(low, fn _ -> 1 end)
-       }}
-
-    Ops.run(op, [array])
+    window = Tuple.to_list(window)
+    %{reduction: reduction, window: window, strides: opts[:strides], padding_low: low, padding_high: high}
   end
 
   @doc "Returns all windows of an array padded with `value`: the axes of the result, then those of the window."
@@ -62,24 +57,12 @@ defmodule EMLX.Backend.Window do
   `tensor`, the last one of equals. An element whose extreme is in the padding, whose value is `init`, is dropped.
   """
   def scatter(reduction, %T{type: type}, tensor, source, init, window, opts) do
-    {low, high} = Enum.unzip(opts[:padding])
     # `init` has the bits of the result's type, whatever type the sums are computed in.
     work = Mixed.work_type(:add, [source, %{init | type: type}], type)
 
-    op =
-      {:window_scatter,
-       %{
-         reduction: reduction,
-         window: Tuple.to_list(window),
-         strides: opts[:strides],
-         padding_low: low,
-         padding_high: high,
-         ties: :last,
-         pads_with_init: true
-       }}
-
+    attributes = Map.merge(attributes(reduction, window, opts), %{ties: :last, pads_with_init: true})
     inputs = [Backend.operand(tensor, type), Backend.operand(source, work), to_scalar(Backend.operand(init, type))]
-    Mixed.rounded(Ops.run(op, inputs), work, type)
+    Mixed.rounded(Ops.run({:window_scatter, attributes}, inputs), work, type)
   end
 
   defp to_scalar(array), do: Ops.run({:reshape, %{shape: []}}, [array])

@@ -284,14 +284,7 @@ impl<T: Element> Job<T> {
     /// # Safety
     /// The splits are computed, and the rows this call's alone.
     unsafe fn join(&self, task: Task, rooms: &mut Rooms) {
-        let piece = &self.plan.pieces[task.piece];
-        let (column, columns) = self.plan.columns(task.unit);
-        self.places(
-            piece,
-            &piece.block(task.block),
-            &mut rooms.rows,
-            &mut rooms.to,
-        );
+        let (column, columns) = self.located(task, rooms);
         let size = rooms.rows.len() * self.columns;
         let (sums, wide) = (room(&mut rooms.sums, size), room(&mut rooms.wide, size));
         for split in 0..self.plan.splits {
@@ -301,6 +294,14 @@ impl<T: Element> Job<T> {
         tile::narrow_wide(self.level, wide, sums, size);
         let out = self.out.at(column * self.plan.out.step[1 + SPACE] as usize);
         tile::write::<T>(self.level, sums, self.columns, columns, out, &rooms.to);
+    }
+
+    /// The columns of a task: the first, and how many. The tables of its rows are then in the rooms.
+    fn located(&self, task: Task, rooms: &mut Rooms) -> (usize, usize) {
+        let piece = &self.plan.pieces[task.piece];
+        let block = piece.block(task.block);
+        self.places(piece, &block, &mut rooms.rows, &mut rooms.to);
+        self.plan.columns(task.unit)
     }
 
     /// The tables of a block's rows: where they are in the region, and in the result.
@@ -324,14 +325,7 @@ impl<T: Element> Job<T> {
     /// # Safety
     /// The rows are this call's alone.
     unsafe fn clear(&self, task: Task, rooms: &mut Rooms) {
-        let piece = &self.plan.pieces[task.piece];
-        let (column, columns) = self.plan.columns(task.unit);
-        self.places(
-            piece,
-            &piece.block(task.block),
-            &mut rooms.rows,
-            &mut rooms.to,
-        );
+        let (column, columns) = self.located(task, rooms);
         for to in &rooms.to {
             let to = self.out.at(column).offset(*to);
             std::slice::from_raw_parts_mut(to, columns).fill(T::narrow(0.0));
