@@ -120,14 +120,18 @@ pub fn may_repeat(array: &Array) -> bool {
 
 /// Whether the matrices of an array lie one after another, in rows or in columns. False also where that is not known.
 pub fn has_dense_matrices(array: &Array) -> bool {
+    super::try_graph_lock().is_some_and(|lock| lie_densely(array, &lock))
+}
+
+/// The same where the lock is held.
+pub fn lie_densely(array: &Array, _lock: &GraphLock) -> bool {
     #[cfg(emlx_kernels)]
     {
         extern "C" {
             fn emlx_has_dense_matrices(array: sys::mlx_array) -> bool;
         }
         // SAFETY: the array is live, and nobody changes the graph meanwhile.
-        super::try_graph_lock()
-            .is_some_and(|_lock| unsafe { emlx_has_dense_matrices(array.as_ptr()) })
+        unsafe { emlx_has_dense_matrices(array.as_ptr()) }
     }
     #[cfg(not(emlx_kernels))]
     {
