@@ -49,3 +49,10 @@ python_onnxruntime() {
 python_openvino() {
   packages=$(python_package openvino-2026.4.1 "OpenVINO (90 MB)" openvino==2026.4.1 onnx==1.23.2 safetensors==0.8.0)
 }
+
+# PyTorch for CUDA; sets `packages` to where it is, or to nothing if Python has it already.
+python_torch() {
+  packages=
+  python3 -c 'import safetensors, torch; assert torch.cuda.is_available()' 2>/dev/null ||
+    packages=$(python_package torch-2.11.0-safetensors "PyTorch (2.5 GB)" torch==2.11.0 numpy==2.3.5 safetensors==0.8.0)
+}

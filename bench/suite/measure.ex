@@ -7,6 +7,9 @@ defmodule EMLX.Bench.Measure do
   @full %{least: 5, most: 31, seconds: 10}
   @quick %{least: 3, most: 5, seconds: 2}
 
+  # OpenBLAS's threads wait for more work for 100 ms, turning round on a core that the next side needs.
+  @pause 150
+
   @doc "How many rounds there are at most."
   def rounds(quick?), do: plan(quick?).most
 
@@ -19,9 +22,10 @@ defmodule EMLX.Bench.Measure do
   @doc """
   The figures of each side, `%{name => [figure]}`, for time (whether `--quick`) or memory (`:bytes`), after `warm`
   rounds that do not count. `step` is called after each round. Every other round goes through the sides backwards.
+  `pause?` says whether there is a pause before each side.
   """
-  def in_turn(sides, what, step, warm \\ 2) do
-    plan = plan(what)
+  def in_turn(sides, what, step, warm \\ 2, pause? \\ true) do
+    plan = Map.put(plan(what), :pause, if(pause?, do: @pause, else: 0))
     for _ <- 1..warm//1, {_name, run} <- sides, do: run.()
     until = now() + plan.seconds * 1000
     {rounds, _} = rounds(sides, plan, until, step, 1, [])
@@ -32,20 +36,20 @@ defmodule EMLX.Bench.Measure do
     if number > plan.most or (number > plan.least and now() > until) do
       {done, number - 1}
     else
-      figures = if rem(number, 2) == 1, do: once(sides), else: sides |> Enum.reverse() |> once() |> Enum.reverse()
+      forwards? = rem(number, 2) == 1
+      sides_in_order = if forwards?, do: sides, else: Enum.reverse(sides)
+      figures = once(sides_in_order, plan.pause)
+      figures = if forwards?, do: figures, else: Enum.reverse(figures)
       step.()
       rounds(sides, plan, until, step, number + 1, [figures | done])
     end
   end
 
-  # OpenBLAS's threads wait for more work for 100 ms, turning round on a core that the next side needs.
-  @pause 150
+  defp once([_] = sides, _pause), do: for({_name, run} <- sides, do: run.())
 
-  defp once([_] = sides), do: for({_name, run} <- sides, do: run.())
-
-  defp once(sides) do
+  defp once(sides, pause) do
     for {_name, run} <- sides do
-      Process.sleep(@pause)
+      Process.sleep(pause)
       run.()
     end
   end

@@ -19,10 +19,11 @@ defmodule EMLX.Bench.Part do
       * `:point` - nil, or `{panel, x}` for what belongs to a chart of growth
       * `:missing` - `[message]`, what was to be compared and could not be
       * `:notes` - `[line]`, what stands under the table
+      * `:pause` - whether there is a pause before each side, which OpenBLAS's threads need on the CPU
       * `:tidy` - called at the end
     """
     @enforce_keys [:sides, :rows]
-    defstruct [:sides, :rows, :point, unit: :time, missing: [], notes: [], tidy: nil]
+    defstruct [:sides, :rows, :point, unit: :time, missing: [], notes: [], pause: true, tidy: nil]
   end
 
   @type context :: %{

@@ -32,7 +32,8 @@ defmodule EMLX.Bench.Peers do
     xla: {"XLA", "xla_peer.py", "xla", false},
     numpy: {"NumPy", "numpy_peer.py", "numpy", false},
     onnxruntime: {"ONNX Runtime", "onnxruntime_peer.py", "onnxruntime", false},
-    openvino: {"OpenVINO", "openvino_peer.py", "openvino", false}
+    openvino: {"OpenVINO", "openvino_peer.py", "openvino", false},
+    torch: {"PyTorch", "torch_peer.py", "torch", false}
   }
 
   # VMs of their own: the project that they run in, which has all that they need, and the package of that name.
@@ -49,6 +50,8 @@ defmodule EMLX.Bench.Peers do
 
   defp prepare(name, %{device: :gpu}, _folder) when name in [:xla, :numpy, :onnxruntime, :openvino],
     do: {:absent, "it is compared on the CPU"}
+
+  defp prepare(:torch, %{device: :cpu}, _folder), do: {:absent, "it is compared on a GPU"}
 
   defp prepare(name, options, folder) when is_map_key(@python, name) do
     {_, script, packages, same?} = @python[name]
@@ -117,7 +120,7 @@ defmodule EMLX.Bench.Peers do
 
       bash ->
         case System.cmd(bash, ["-euc", script, "bash", folder]) do
-          {text, 0} -> {:ok, text |> String.split("\n", trim: true) |> List.last()}
+          {text, 0} -> {:ok, text |> String.split("\n", trim: true) |> List.last("")}
           {_, _} -> {:absent, "pip could not fetch its packages (see above)"}
         end
     end

@@ -163,7 +163,8 @@ defmodule EMLX.Bench do
           %Group{} = group = make.()
           plan = if group.unit == :bytes, do: :bytes, else: quick?
           warm = if group.unit == :bytes, do: 1, else: 2
-          figures = Measure.in_turn(group.sides, plan, fn -> Agent.update(counter, &Progress.step/1) end, warm)
+          step = fn -> Agent.update(counter, &Progress.step/1) end
+          figures = Measure.in_turn(group.sides, plan, step, warm, group.pause)
           if group.tidy, do: group.tidy.()
           {:ok, name, %{group | sides: nil, tidy: nil}, figures}
         rescue

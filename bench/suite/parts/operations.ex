@@ -1,16 +1,17 @@
 defmodule EMLX.Bench.Parts.Operations do
   @moduledoc """
-  About ninety operations of Nx on arrays of 1 thousand, 1 million and 16 million elements, eager and compiled, against
-  XLA (`jax.jit` of the same) and NumPy.
+  About ninety operations of Nx on arrays of 1 thousand, 1 million and 16 million elements, eager and compiled: on the
+  CPU against XLA (`jax.jit` of the same) and NumPy, on a GPU against PyTorch, eager and by way of `torch.compile`.
 
-  A side's run computes the operation once and waits for it; small ones are repeated some times. Before anything is
-  timed, the results are compared with XLA's, but for random numbers.
+  On the CPU, a side's run computes the operation once and waits for it; small ones are repeated some times. On a GPU,
+  some runs follow each other before there is a wait (*in flight*), and each is waited for (*alone*). Before anything is
+  timed, the results are compared with XLA's or PyTorch's, but for random numbers.
   """
 
   use EMLX.Bench.Part,
-    about: "operations of Nx, eager and compiled, against XLA and NumPy",
+    about: "operations of Nx, eager and compiled, against XLA and NumPy, on a GPU against PyTorch",
     needs: :nx,
-    peers: [:xla, :numpy]
+    peers: [:xla, :numpy, :torch]
 
   @compile {:no_warn_undefined, [EMLX, EMLX.Bench.Operation, EMLX.Backend]}
 
@@ -39,37 +40,68 @@ defmodule EMLX.Bench.Parts.Operations do
     EMLX.Safetensors.save(file, arrays, device: context.device)
     tensors = Enum.map(names, &inputs[&1])
 
-    eager = fn -> tensors |> then(&apply(function, &1)) |> evaluate() end
     compiled = Nx.Defn.compile(function, tensors, compiler: EMLX, device: context.device)
-    jitted = fn -> evaluate(apply(compiled, tensors)) end
-    links = Measure.links(jitted)
-    timed = fn run -> fn -> Measure.time(fn -> for(_ <- 1..links, do: run.()) end) / links end end
+    ours = [{"eager", fn -> apply(function, tensors) end}, {"compiled", fn -> apply(compiled, tensors) end}]
+    links = Measure.links(fn -> evaluate([apply(compiled, tensors)]) end)
     options = [file: file, name: name, inputs: Enum.join(names, ","), links: links]
+    peers = cases(context, options)
 
-    peers =
-      for {side, label} <- [xla: "XLA", numpy: "NumPy"],
-          peer = context.peers[side],
-          number = define(peer, options),
-          do: {side, label, peer, number}
-
-    for {:xla, _, peer, number} <- peers, not String.starts_with?(name, "random") do
+    for {side, peer, number} <- peers, side in ["XLA", "PyTorch"], not String.starts_with?(name, "random") do
       here = apply(compiled, tensors) |> first() |> EMLX.Backend.to_array() |> Inputs.sample()
-      Inputs.check!("XLA", Peer.sample(peer, number), here, :f32)
+      Inputs.check!(side, Peer.sample(peer, number), here, :f32)
     end
 
     %Group{
       sides:
-        [{"eager", timed.(eager)}, {"compiled", timed.(jitted)}] ++
-          for({_, label, peer, number} <- peers, do: {label, fn -> Peer.time(peer, number) end}),
-      rows: [
-        {"#{name}, #{text(n)}", "eager", ["XLA", "NumPy"]},
-        {"#{name}, #{text(n)}", "compiled", ["XLA"]}
-      ],
-      tidy: fn -> for {_, _, peer, number} <- peers, do: Peer.drop(peer, number) end
+        for(
+          {side, run} <- ours,
+          wait <- waits(context.device),
+          do: {side <> suffix(wait), timed(run, wait, links)}
+        ) ++
+          for({side, peer, number} <- peers, do: {side, fn -> Peer.time(peer, number) end}),
+      rows: for({here, there} <- rows(context.device), do: {"#{name}, #{text(n)}", here, there}),
+      pause: context.device == :cpu,
+      tidy: fn -> for {_, peer, number} <- peers, do: Peer.drop(peer, number) end
     }
   end
 
-  # A number there, or nil where the peer has no such operation.
+  # Whether runs are waited for one by one, or together at the end.
+  defp waits(:cpu), do: [:each]
+  defp waits(:gpu), do: [:end, :each]
+
+  defp suffix(:end), do: ", in flight"
+  defp suffix(:each), do: ""
+
+  defp rows(:cpu), do: [{"eager", ["XLA", "NumPy"]}, {"compiled", ["XLA"]}]
+
+  defp rows(:gpu) do
+    for wait <- waits(:gpu), {here, there} <- [{"eager", ["PyTorch"]}, {"compiled", ["PyTorch", "torch.compile"]}] do
+      {here <> suffix(wait), Enum.map(there, &(&1 <> suffix(wait)))}
+    end
+  end
+
+  defp timed(run, :each, links),
+    do: fn -> Measure.time(fn -> for(_ <- 1..links, do: evaluate([run.()])) end) / links end
+
+  defp timed(run, :end, links), do: fn -> Measure.time(fn -> evaluate(for(_ <- 1..links, do: run.())) end) / links end
+
+  # `{side, peer, number of the case there}` of each side that a peer has.
+  defp cases(%{device: :cpu, peers: peers}, options) do
+    for {name, side} <- [xla: "XLA", numpy: "NumPy"], case = define(peers[name], options), do: {side, peers[name], case}
+  end
+
+  defp cases(%{device: :gpu, peers: %{torch: peer}}, options) do
+    for {side, compiled} <- [{"PyTorch", false}, {"torch.compile", true}],
+        wait <- waits(:gpu),
+        case = define(peer, [compiled: compiled, waits: wait] ++ options),
+        do: {side <> suffix(wait), peer, case}
+  end
+
+  defp cases(%{device: :gpu}, _options), do: []
+
+  # The number of a case there, or nil where there is no such peer, or none of its operations is this one.
+  defp define(nil, _options), do: nil
+
   defp define(peer, options) do
     with "none" <- Peer.define(peer, :operation, options), do: nil
   end
@@ -77,8 +109,8 @@ defmodule EMLX.Bench.Parts.Operations do
   defp first(tensors) when is_tuple(tensors), do: elem(tensors, 0)
   defp first(tensor), do: tensor
 
-  defp evaluate(tensors) do
-    arrays = for tensor <- tuple(tensors), do: EMLX.Backend.to_array(tensor)
+  defp evaluate(results) do
+    arrays = for result <- results, tensor <- tuple(result), do: EMLX.Backend.to_array(tensor)
     EMLX.eval(arrays)
   end
 
@@ -87,9 +119,10 @@ defmodule EMLX.Bench.Parts.Operations do
 
   @impl true
   def summary(rows) do
-    for here <- ["eager", "compiled"],
-        ratios = for(row <- rows, row.here == here, %{side: "XLA", ratio: ratio} <- row.against, ratio, do: ratio),
-        ratios != [],
-        do: Statistics.means(here, "XLA", ratios)
+    for row <- rows, %{side: there, ratio: ratio} <- row.against, ratio, reduce: %{} do
+      ratios -> Map.update(ratios, {row.here, there}, [ratio], &[ratio | &1])
+    end
+    |> Enum.sort()
+    |> Enum.map(fn {{here, there}, ratios} -> Statistics.means(here, there, ratios) end)
   end
 end
