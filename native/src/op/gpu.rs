@@ -106,6 +106,13 @@ pub fn as_its_kernels_take(
         arrays.collect::<Result<Vec<_>>>().map(Some)
     };
     match op {
+        // Matrices of quantized products go by their strides, also along axes of size 1.
+        Op::QuantizedMatmul { .. } | Op::GatherQmm { .. } | Op::Qqmm { .. } => {
+            changed(&|i, array| match i > 0 && has_axis_of_one(array) {
+                true => packed(array, s),
+                false => mlx::contiguous(array, false, s),
+            })
+        }
         _ if op.traits().row_major_on_gpu => changed(&|_, array| mlx::contiguous(array, false, s)),
         Op::Fft { .. } | Op::Ifft { .. } | Op::Rfft { .. } | Op::Irfft { .. } => {
             changed(&|_, array| mlx::contiguous(&number(array, s)?, false, s))
@@ -155,6 +162,11 @@ pub fn as_its_kernels_take(
             })
         }
     }
+}
+
+/// Whether one of the last two axes has size 1, where an array in rows may have any stride.
+fn has_axis_of_one(array: &Array) -> bool {
+    array.shape().iter().rev().take(2).any(|size| *size == 1)
 }
 
 /// In rows, with the strides that rows of this shape have, also along axes of size 1. cuDNN goes by them.

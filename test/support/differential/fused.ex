@@ -46,11 +46,14 @@ defmodule EMLX.Differential.Fused do
     eps = Enum.random([1.0e-6, 1.0e-3])
     weight = Enum.random([nil, Draw.other(draw, [n], {-2, 2})])
     bias = if name == :layer_norm, do: [Enum.random([nil, Draw.other(draw, [n], {-2, 2})])], else: []
-    x = Draw.input(draw, if(draw.dtype == :f32, do: Enum.random([{-2, 2}, {9, 11}]), else: {-2, 2}))
+    range = if draw.dtype == :f32, do: Enum.random([{-2, 2}, {9, 11}]), else: {-2, 2}
+    x = Draw.input(draw, range)
     rows = for axis <- Enum.take(Enum.shuffle(Reductions.all(length(draw.shape) - 1)), 1), do: {:rows, {axis, axis}}
 
-    # What is left of equal numbers is their mean's rounding, which a small eps makes large.
-    equal = name == :layer_norm and draw.dtype == :f32 and draw.layout == :broadcast
+    # What is left of equal numbers is their mean's rounding, which a small eps makes large. The numbers of a short row
+    # may be nearly equal.
+    near? = draw.layout == :broadcast or (range == {9, 11} and n <= 16)
+    equal = name == :layer_norm and draw.dtype == :f32 and near?
     tolerance = if equal, do: EMLX.Tolerance.scaled(:fused, :f32, 1 / :math.sqrt(eps)), else: :fused
 
     Case.values(
