@@ -2,8 +2,11 @@
 // way, whether a graph is small, and how an array may lie in memory. Built by build.rs where cpp/kernel.cpp is;
 // called through src/mlx.rs alone.
 
+#include <chrono>
 #include <cstddef>
+#include <cstdint>
 #include <exception>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -184,5 +187,46 @@ extern "C" bool emlx_strip(const mlx_array array) {
     return true;
   } catch (const std::exception&) {
     return false;
+  }
+}
+
+// Arrays that are computed when others are, and that nobody else has: waiting changes an array. Null with MLX's error
+// handler called. The graph's lock is held.
+extern "C" void* emlx_waits(const mlx_array* arrays, size_t count) {
+  try {
+    auto waits = std::make_unique<std::vector<core::array>>();
+    for (size_t i = 0; i < count; ++i) {
+      const auto& a = *static_cast<const core::array*>(arrays[i].ctx);
+      if (a.status() == core::array::Status::evaluated && a.event().valid()) {
+        auto& own = waits->emplace_back(core::Shape{}, core::bool_, nullptr, std::vector<core::array>{});
+        own.attach_event(a.event());
+        own.set_status(core::array::Status::evaluated);
+      }
+    }
+    return waits.release();
+  } catch (const std::exception& e) {
+    mlx_error("%s", e.what());
+    return nullptr;
+  }
+}
+
+extern "C" void emlx_waits_drop(void* waits) {
+  delete static_cast<std::vector<core::array>*>(waits);
+}
+
+// Waits for them, awake for the first so many microseconds. Takes them. 0, or 1 with MLX's error handler called.
+extern "C" int emlx_wait(void* held, int64_t awake) {
+  const std::unique_ptr<std::vector<core::array>> waits(static_cast<std::vector<core::array>*>(held));
+  try {
+    const auto until = std::chrono::steady_clock::now() + std::chrono::microseconds(awake);
+    for (auto& own : *waits) {
+      while (awake > 0 && !own.is_available() && std::chrono::steady_clock::now() < until) {
+      }
+      own.wait();
+    }
+    return 0;
+  } catch (const std::exception& e) {
+    mlx_error("%s", e.what());
+    return 1;
   }
 }

@@ -1,14 +1,20 @@
 //! Evaluation: submitting graphs, waiting for arrays, and tasks of our own on a CPU stream's thread.
 
 use super::error::check;
+#[cfg(emlx_kernels)]
+use super::error::take_error;
 use super::memory::{active_memory, memory_figures, memory_limit};
-use super::vector::{many, Vector};
+#[cfg(not(emlx_kernels))]
+use super::vector::many;
+use super::vector::Vector;
 use super::{GraphLock, Stream};
 use crate::base::{Device, Error, Reason, Result};
 use mlx_rs::Array;
 use mlx_sys as sys;
 use smallvec::SmallVec;
 use std::ffi::{c_char, c_int, c_void, CStr};
+#[cfg(emlx_kernels)]
+use std::{mem::ManuallyDrop, time::Duration};
 
 /// Submits the graphs of these arrays. Returns when they are submitted, not when they are computed.
 pub fn async_eval(arrays: &[&Array], _lock: &GraphLock) -> Result<()> {
@@ -177,6 +183,49 @@ pub fn wait(array: &Array) -> Result<()> {
     check(unsafe { sys::_mlx_array_wait(array.as_ptr()) })
 }
 
+/// What tells when some arrays are computed that have been submitted.
+#[cfg(emlx_kernels)]
+pub struct Waits(*mut c_void);
+
+#[cfg(emlx_kernels)]
+impl Waits {
+    pub fn of(arrays: &[&Array], _lock: &GraphLock) -> Result<Waits> {
+        extern "C" {
+            fn emlx_waits(arrays: *const sys::mlx_array, count: usize) -> *mut c_void;
+        }
+        let handles: SmallVec<[sys::mlx_array; 4]> =
+            arrays.iter().map(|array| array.as_ptr()).collect();
+        // SAFETY: the handles are live, and the lock is held.
+        let waits = unsafe { emlx_waits(handles.as_ptr(), handles.len()) };
+        match waits.is_null() {
+            true => Err(take_error()),
+            false => Ok(Waits(waits)),
+        }
+    }
+
+    /// Waits, and keeps looking for as long as `awake` before the thread sleeps.
+    pub fn wait(self, awake: Duration) -> Result<()> {
+        extern "C" {
+            fn emlx_wait(waits: *mut c_void, awake: i64) -> c_int;
+        }
+        let waits = ManuallyDrop::new(self);
+        let awake = i64::try_from(awake.as_micros()).unwrap_or(i64::MAX);
+        // SAFETY: they are given away once.
+        check(unsafe { emlx_wait(waits.0, awake) })
+    }
+}
+
+#[cfg(emlx_kernels)]
+impl Drop for Waits {
+    fn drop(&mut self) {
+        extern "C" {
+            fn emlx_waits_drop(waits: *mut c_void);
+        }
+        // SAFETY: they are not used again.
+        unsafe { emlx_waits_drop(self.0) }
+    }
+}
+
 /// Whether the array's values can be read without waiting. Asking may update the array's state, hence the lock.
 pub fn is_available(array: &Array, _lock: &GraphLock) -> bool {
     let mut available = false;
@@ -186,6 +235,7 @@ pub fn is_available(array: &Array, _lock: &GraphLock) -> bool {
 }
 
 /// Arrays equal to `inputs` that are computed only after `dependencies`.
+#[cfg(not(emlx_kernels))]
 pub fn depends(inputs: &[&Array], dependencies: &[&Array]) -> Result<Vec<Array>> {
     let inputs = Vector::new(inputs.iter().copied());
     let dependencies = Vector::new(dependencies.iter().copied());

@@ -1,6 +1,8 @@
 //! Computing arrays and waiting for them, for a queue and for the runs on it ([`Evaluator`]).
 
 use super::exit::IS_EXITING;
+#[cfg(emlx_kernels)]
+use super::pace::Awake;
 use super::queue::Shared;
 use super::reply::Reply;
 use crate::base::{Device, Dtype, Error, Reason, Result, Settings};
@@ -132,7 +134,7 @@ impl Shared {
             return Err(Error::invalid("there is no predicate"));
         };
         if self.device == Device::Gpu {
-            mlx::wait(own)?;
+            self.wait_for_own(own)?;
         }
         let _lock = mlx::graph_lock();
         // SAFETY: computed, and alive beyond the slice.
@@ -231,7 +233,19 @@ impl Shared {
         result
     }
 
-    /// Waits on the GPU by way of a node that nobody else has a handle of, since waiting changes the node.
+    /// Waits on the GPU, awake at first: what is small is computed sooner than a thread is woken. The nodes are not
+    /// changed, since others may have handles of them.
+    #[cfg(emlx_kernels)]
+    pub(super) fn wait_for(&self, arrays: &[&Array]) -> Result<()> {
+        let waits = mlx::Waits::of(arrays, &mlx::graph_lock())?;
+        match Awake::begin() {
+            Some(_awake) => waits.wait(AWAKE_FOR_GPU),
+            None => waits.wait(Duration::ZERO),
+        }
+    }
+
+    /// Waits by way of a node that nobody else has a handle of, since waiting changes the node.
+    #[cfg(not(emlx_kernels))]
     pub(super) fn wait_for(&self, arrays: &[&Array]) -> Result<()> {
         let marker = mlx::zeros(&[], crate::base::Dtype::Bool, &self.stream)?;
         let mut after = mlx::depends(&[&marker], arrays)?;
@@ -244,7 +258,17 @@ impl Shared {
         }
         mlx::wait(&marker)
     }
+
+    /// Waits on the GPU for an array that nobody else has a handle of.
+    pub(super) fn wait_for_own(&self, array: &Array) -> Result<()> {
+        self.wait_for(&[array])?;
+        mlx::wait(array)
+    }
 }
+
+/// How long a thread that waits for the GPU looks for its answer before it sleeps.
+#[cfg(emlx_kernels)]
+const AWAKE_FOR_GPU: Duration = Duration::from_micros(500);
 
 /// What a run waits for in less than this it waits for awake the next time.
 const QUICK: Duration = Duration::from_micros(200);

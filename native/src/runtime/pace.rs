@@ -53,12 +53,9 @@ impl Pace {
 
     /// Waits a moment for what comes after a turn. Called by the stream's thread when it has done its work.
     pub fn linger(&self, turn: u32) {
-        static LINGERING: AtomicUsize = AtomicUsize::new(0);
-        // One core is left to others.
-        if LINGERING.fetch_add(1, Ordering::Relaxed) + 1 < cores() && Settings::get().spin {
+        if let Some(_awake) = Awake::begin() {
             self.spin(turn);
         }
-        LINGERING.fetch_sub(1, Ordering::Relaxed);
     }
 
     fn spin(&self, turn: u32) {
@@ -83,6 +80,28 @@ impl Pace {
                 return;
             }
         }
+    }
+}
+
+/// A thread that spins, until this goes.
+pub struct Awake(());
+
+static AWAKE: AtomicUsize = AtomicUsize::new(0);
+
+impl Awake {
+    /// None where threads are not to spin, or so many do that no core would be left to others.
+    pub fn begin() -> Option<Awake> {
+        if !Settings::get().spin {
+            return None;
+        }
+        let awake = Awake(());
+        (AWAKE.fetch_add(1, Ordering::Relaxed) + 1 < cores()).then_some(awake)
+    }
+}
+
+impl Drop for Awake {
+    fn drop(&mut self) {
+        AWAKE.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::exit::Busy;
 use super::guard;
-use super::pace::Pace;
+use super::pace::{Awake, Pace};
 use super::reply::{Done, Reply};
 use super::suspended::Running;
 use crate::base::{Device, Error, Reason, Result};
@@ -16,11 +16,15 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use rustler::{Resource, ResourceArc};
 use std::collections::VecDeque;
 use std::slice;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// Jobs that nobody waits for which a queue accepts before it makes their callers wait.
 pub(super) const MAX_BACKLOG: usize = 16;
+
+/// How long the thread of a queue of the GPU looks for its next job before it sleeps.
+const LINGER: Duration = Duration::from_micros(100);
 
 pub enum Job {
     /// Submit these graphs; with a reply, answer once they are computed.
@@ -91,6 +95,8 @@ pub struct Shared {
     pub(super) pace: Arc<Pace>,
     /// Whether a run did not wait long for what it had computed last.
     pub(super) is_quick: AtomicBool,
+    /// Another number after each job that came.
+    pub(super) arrivals: AtomicU32,
     /// Jobs that have been submitted and are to end on the stream's own thread.
     pub(super) unfinished: AtomicUsize,
 }
@@ -141,6 +147,7 @@ impl Shared {
             stream,
             pace: Arc::default(),
             is_quick: AtomicBool::new(true),
+            arrivals: AtomicU32::new(0),
             unfinished: AtomicUsize::new(0),
         });
         shared.start_thread()?;
@@ -194,6 +201,7 @@ impl Shared {
                 return Err(Reason::QueueClosed.into());
             }
             state.jobs.push_back(job);
+            self.arrivals.fetch_add(1, Ordering::Release);
             drop(state);
             self.wake.notify_one();
         }
@@ -220,6 +228,7 @@ impl Shared {
             let job = {
                 let mut state = self.state();
                 state.is_working = false;
+                let mut may_linger = self.device == Device::Gpu;
                 loop {
                     if state.closed {
                         let left = std::mem::take(&mut state.jobs);
@@ -234,6 +243,12 @@ impl Shared {
                         state.is_working = true;
                         break job;
                     }
+                    if may_linger {
+                        may_linger = false;
+                        let arrivals = self.arrivals.load(Ordering::Acquire);
+                        MutexGuard::unlocked(&mut state, || self.linger(arrivals));
+                        continue;
+                    }
                     self.wake.wait(&mut state);
                 }
             };
@@ -245,6 +260,18 @@ impl Shared {
             if mlx::thread_is_spent() && self.start_thread().is_ok() {
                 return;
             }
+        }
+    }
+
+    /// Stays awake for a moment, for the next job often comes at once, and a small one takes no longer than waking a
+    /// thread. The CPU's small jobs do not come to this thread.
+    fn linger(&self, arrivals: u32) {
+        let Some(_awake) = Awake::begin() else {
+            return;
+        };
+        let start = Instant::now();
+        while self.arrivals.load(Ordering::Acquire) == arrivals && start.elapsed() < LINGER {
+            std::hint::spin_loop();
         }
     }
 

@@ -176,7 +176,7 @@ impl Shared {
         };
         let waited = match self.device {
             Device::Cpu => Ok(()),
-            Device::Gpu => mlx::wait(&rows),
+            Device::Gpu => self.wait_for_own(&rows),
         };
         if let Err(error) = &waited {
             outcomes.iter().for_each(|outcome| outcome.fail(error));
