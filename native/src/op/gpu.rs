@@ -510,6 +510,13 @@ pub fn is_too_large(x: &Array, scales: &Array, group: Option<i32>, device: Devic
     is_cuda && group == Some(128) && is_single && rows > 32
 }
 
+/// Whether the rows of a quantized matrix (mode affine) are one group each. CUDA's kernel for Hopper, which takes no
+/// others, gives numbers that differ from run to run.
+pub fn has_one_group(x: &Array, group: Option<i32>, device: Device) -> bool {
+    let terms = x.shape().last().copied().unwrap_or(0);
+    device == Device::Gpu && !cfg!(target_os = "macos") && terms <= group.unwrap_or(64)
+}
+
 /// Rows of f32 that a block of CUDA's kernel for gathered products has shared memory for.
 const GATHERED_ROWS: i32 = 64;
 

@@ -109,9 +109,14 @@ pub fn apply(
                 }
             }
             gpu::of_rows(x, device, s, |x| {
-                if gpu::is_too_large(x, scales, *group_size, device) {
+                let is_affine = mode.name() == "affine";
+                if gpu::is_too_large(x, scales, *group_size, device)
+                    || is_affine && gpu::has_one_group(x, *group_size, device)
+                {
+                    let dtype = mlx::promoted(mlx::dtype(x), mlx::dtype(scales));
                     let w = whole(w, scales, biases, *group_size, *bits, *transpose, s)?;
-                    return mlx::matmul(x, &w, s);
+                    let x = mlx::astype(x, Dtype::F32, s)?;
+                    return mlx::astype(&mlx::matmul(&x, &w, s)?, dtype, s);
                 }
                 quantized_in_single(x, scales, biases, device, s, |x, scales, biases| {
                     mlx::quantized_matmul(
