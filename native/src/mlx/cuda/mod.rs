@@ -3,3 +3,5 @@
 #[cfg(emlx_kernels)]
 pub mod graph;
 pub mod kernel;
+#[cfg(emlx_kernels)]
+pub mod read;
