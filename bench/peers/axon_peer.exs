@@ -22,6 +22,8 @@ defmodule EMLX.Bench.AxonPeer do
   defp answer("time", [number], cases), do: {[cases[number].time.()], cases}
   defp answer("sample", [number], cases), do: {cases[number].losses, cases}
 
+  defp answer("peak", [number], cases), do: {[cases[number].peak.()], cases}
+
   defp answer("drop", [number], cases) do
     cases = Map.put(cases, number, nil)
     :erlang.garbage_collect()
@@ -33,7 +35,14 @@ defmodule EMLX.Bench.AxonPeer do
   # no number becomes too small. The weights after the steps go to a file.
   defp training(options, device) do
     steps = String.to_integer(options["steps"])
-    model = model(options["model"])
+
+    sizes =
+      for {name, value} <- options,
+          name in ~w(channels tokens size heads blocks),
+          into: %{},
+          do: {name, String.to_integer(value)}
+
+    model = model(options["model"], sizes)
     model = if options["type"] == "bf16", do: half(model), else: model
     model = if options["rewritten"] == "true", do: EMLXAxon.rewrite(model), else: model
     batch = batch(options["inputs"], device)
@@ -52,7 +61,8 @@ defmodule EMLX.Bench.AxonPeer do
 
     losses = for count <- [1, steps], do: run.(count).loss |> Nx.to_number()
     save(run.(steps).model_state.data, options["out"], device)
-    %{time: fn -> Measure.time(fn -> run.(steps) end) / steps end, losses: losses}
+    peak = fn -> Measure.peak(fn -> run.(2) end) end
+    %{time: fn -> Measure.time(fn -> run.(steps) end) / steps end, losses: losses, peak: peak}
   end
 
   defp loss(expected, logits) do
@@ -66,64 +76,67 @@ defmodule EMLX.Bench.AxonPeer do
     Axon.MixedPrecision.apply_policy(model, policy, except: [:layer_norm])
   end
 
-  # ---- models; in JAX they are in xla_training.py ----
+  # ---- models; xla_training.py, torch_training.py and mlx_training.py have the same ----
 
-  defp model("mlp") do
+  defp model("mlp", _sizes) do
     Axon.input("x")
     |> Axon.dense(512, activation: :relu, name: "hidden_0")
     |> Axon.dense(256, activation: :relu, name: "hidden_1")
     |> Axon.dense(10, name: "head")
   end
 
-  defp model("convolutional") do
+  defp model("convolutional", %{"channels" => channels}) do
     Axon.input("x")
-    |> Axon.conv(32, kernel_size: 3, padding: :same, activation: :relu, name: "conv_0")
+    |> Axon.conv(channels, kernel_size: 3, padding: :same, activation: :relu, name: "conv_0")
     |> Axon.max_pool(kernel_size: 2)
-    |> Axon.conv(64, kernel_size: 3, padding: :same, activation: :relu, name: "conv_1")
+    |> Axon.conv(2 * channels, kernel_size: 3, padding: :same, activation: :relu, name: "conv_1")
     |> Axon.max_pool(kernel_size: 2)
     |> Axon.flatten()
     |> Axon.dense(128, activation: :relu, name: "hidden")
     |> Axon.dense(10, name: "head")
   end
 
-  defp model("transformer") do
+  defp model("transformer", %{"tokens" => length, "size" => size} = sizes) do
     tokens = Axon.input("x")
-    position = Axon.param("kernel", fn _ -> {64, 128} end)
+    position = Axon.param("kernel", fn _ -> {length, size} end)
 
     embedded =
       Axon.layer(
         fn x, position, _ -> Nx.add(x, position) end,
-        [Axon.embedding(tokens, 1000, 128, name: "tokens"), position],
+        [Axon.embedding(tokens, 1000, size, name: "tokens"), position],
         name: "positions",
         op_name: :positions
       )
 
-    Enum.reduce(0..1, embedded, &block(&2, "block_#{&1}"))
+    Enum.reduce(0..(sizes["blocks"] - 1), embedded, &block(&2, "block_#{&1}", sizes))
     |> Axon.nx(&Nx.mean(&1, axes: [1]))
     |> Axon.dense(10, name: "head")
   end
 
-  defp block(x, name) do
-    [q, k, v] = for part <- ~w(query key value), do: Axon.dense(x, 128, name: "#{name}_#{part}")
-    attention = Axon.layer(&attention/4, [q, k, v], name: "#{name}_attention", op_name: :attention)
-    attention = Axon.dense(attention, 128, name: "#{name}_output")
+  defp block(x, name, %{"size" => size, "heads" => heads}) do
+    [q, k, v] = for part <- ~w(query key value), do: Axon.dense(x, size, name: "#{name}_#{part}")
+    attention = Axon.layer(&attention/4, [q, k, v], name: "#{name}_attention", op_name: :attention, heads: heads)
+    attention = Axon.dense(attention, size, name: "#{name}_output")
     x = x |> Axon.add(attention) |> Axon.layer_norm(name: "#{name}_norm_0")
-    hidden = x |> Axon.dense(512, activation: :gelu, name: "#{name}_up") |> Axon.dense(128, name: "#{name}_down")
+    hidden = x |> Axon.dense(4 * size, activation: :gelu, name: "#{name}_up") |> Axon.dense(size, name: "#{name}_down")
     x |> Axon.add(hidden) |> Axon.layer_norm(name: "#{name}_norm_1")
   end
 
-  # Four heads of 32.
-  defp attention(q, k, v, _opts) do
-    [q, k, v] =
-      for x <- [q, k, v], do: x |> Nx.reshape({Nx.axis_size(x, 0), 64, 4, 32}) |> Nx.transpose(axes: [0, 2, 1, 3])
+  defp attention(q, k, v, opts) do
+    {batch, length, size} = Nx.shape(q)
+    width = div(size, opts[:heads])
 
-    scores = q |> Nx.dot([3], [0, 1], k, [3], [0, 1]) |> Nx.multiply(1 / :math.sqrt(32))
+    [q, k, v] =
+      for x <- [q, k, v],
+          do: x |> Nx.reshape({batch, length, opts[:heads], width}) |> Nx.transpose(axes: [0, 2, 1, 3])
+
+    scores = q |> Nx.dot([3], [0, 1], k, [3], [0, 1]) |> Nx.multiply(1 / :math.sqrt(width))
 
     scores
     |> Axon.Activations.softmax(axis: -1)
     |> Nx.dot([3], [0, 1], v, [2], [0, 1])
     |> Nx.transpose(axes: [0, 2, 1, 3])
-    |> Nx.reshape({Nx.axis_size(q, 0), 64, 128})
+    |> Nx.reshape({batch, length, size})
   end
 
   # ---- files ----

@@ -9,6 +9,7 @@ from functools import partial
 
 import mlx.core as mx
 
+import mlx_training
 import server
 from mlx_models import Decoder, Encoder
 from server import Case, evenly
@@ -187,11 +188,15 @@ def peak(run):
     return max(mx.get_peak_memory() - held, 0)
 
 
+def training(**options):
+    return mlx_training.training(peak, DTYPES, **options)
+
+
 def tidy():
     gc.collect()
     mx.clear_cache()
 
 
-kinds = {f.__name__: f for f in (kernel, product, building, chain, reading, encoder, prefill, decode)}
+kinds = {f.__name__: f for f in (kernel, product, building, chain, reading, encoder, prefill, decode, training)}
 versions = {"Python": platform.python_version(), "MLX": mx.__version__}
 server.serve(kinds, versions, peak, tidy)

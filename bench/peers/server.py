@@ -8,10 +8,10 @@ from urllib.parse import quote_plus, unquote_plus
 
 class Case:
     """Something to run: `run` computes it and waits for it. A sample's time is that of a run divided by `links`, or
-    what `run` gives: the microseconds, or a tuple of several."""
+    what `run` gives: the microseconds, or a tuple of several. `peak` gives bytes, where that is not of a run."""
 
-    def __init__(self, run, links=1, sample=None):
-        self.run, self.links, self.sample = run, links, sample
+    def __init__(self, run, links=1, sample=None, peak=None):
+        self.run, self.links, self.sample, self.peak = run, links, sample, peak
 
 
 def timed(case):
@@ -43,7 +43,7 @@ def serve(kinds, versions, peak=None, tidy=lambda: None):
         if command == "time":
             return timed(case)
         if command == "peak":
-            return [peak(case.run)]
+            return [case.peak() if case.peak else peak(case.run)]
         if command == "sample":
             return case.sample()
         if command == "drop":

@@ -1,4 +1,4 @@
-"""PyTorch's side of the part `operations` on a GPU: eager and by way of torch.compile."""
+"""PyTorch's side of the parts `operations` and `training` on a GPU: eager and by way of torch.compile."""
 
 import os
 import platform
@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 import server
 import torch_operations
+import torch_training
 from server import Case, evenly
 
 DEVICE = {"cpu": "cpu", "gpu": "cuda"}[sys.argv[1]]
@@ -67,6 +68,19 @@ def operation(file, name, inputs, links, compiled, waits):
     return Case(run, links, lambda: sample(first(function(*arguments))))
 
 
+def peak(run):
+    wait()
+    held = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    run()
+    wait()
+    return max(torch.cuda.max_memory_allocated() - held, 0)
+
+
+def training(**options):
+    return torch_training.training(DEVICE, wait, peak, **options)
+
+
 def tidy():
     loaded.clear()
     if DEVICE == "cuda":
@@ -74,4 +88,4 @@ def tidy():
 
 
 versions = {"Python": platform.python_version(), "PyTorch": torch.__version__}
-server.serve({"operation": operation}, versions, tidy=tidy)
+server.serve({"operation": operation, "training": training}, versions, peak, tidy)

@@ -19,13 +19,13 @@ def norm(w, x, name):
     return w[f"{name}.gamma"] * jax.lax.rsqrt(variance + 1e-5) * (x - mean) + w[f"{name}.beta"]
 
 
-def mlp(w, x, dtype):
+def mlp(w, x, dtype, **_):
     for name in ("hidden_0", "hidden_1"):
         x = jax.nn.relu(dense(w, x, name, dtype))
     return dense(w, x, "head", dtype)
 
 
-def convolutional(w, x, dtype):
+def convolutional(w, x, dtype, **_):
     for name in ("conv_0", "conv_1"):
         kernel, bias = (w[f"{name}.{part}"].astype(dtype) for part in ("kernel", "bias"))
         layout = ("NHWC", "HWIO", "NHWC")
@@ -36,14 +36,14 @@ def convolutional(w, x, dtype):
     return dense(w, x, "head", dtype)
 
 
-def transformer(w, x, dtype):
+def transformer(w, x, dtype, blocks, heads):
     x = w["tokens.kernel"].astype(dtype)[x] + w["positions.kernel"].astype(dtype)
     batch, length, size = x.shape
-    split = lambda t: t.reshape(batch, length, 4, 32).transpose(0, 2, 1, 3)
-    for i in range(2):
+    split = lambda t: t.reshape(batch, length, heads, -1).transpose(0, 2, 1, 3)
+    for i in range(blocks):
         name = f"block_{i}"
         q, k, v = (split(dense(w, x, f"{name}_{part}", dtype)) for part in ("query", "key", "value"))
-        scores = jnp.einsum("bhqd,bhkd->bhqk", q, k) * 32**-0.5
+        scores = jnp.einsum("bhqd,bhkd->bhqk", q, k) * (size // heads) ** -0.5
         out = jnp.einsum("bhqk,bhkd->bhqd", jax.nn.softmax(scores), v)
         out = dense(w, out.transpose(0, 2, 1, 3).reshape(x.shape), f"{name}_output", dtype)
         x = norm(w, x.astype(dtype) + out, f"{name}_norm_0")
@@ -69,15 +69,15 @@ def adam(w, gradients, state, rate=1e-3, b1=0.9, b2=0.999, eps=1e-8, eps_root=1e
     return {name: update(name) for name in w}, (mu, nu, count)
 
 
-def training(model, file, inputs, type, steps, out):
+def training(model, file, inputs, type, steps, out, blocks, heads, **_):
     """Steps of Adam on one batch; see axon_peer.exs."""
-    forward, steps = MODELS[model], int(steps)
+    forward, steps, sizes = MODELS[model], int(steps), {"blocks": int(blocks), "heads": int(heads)}
     dtype = {"f32": jnp.float32, "bf16": jnp.bfloat16}[type]
     batch = {name: jnp.asarray(array) for name, array in load_file(inputs).items()}
     weights = {name: jnp.asarray(array) for name, array in load_file(file).items()}
 
     def loss(w, x, y):
-        logits = forward(w, x, dtype).astype(jnp.float32)
+        logits = forward(w, x, dtype, **sizes).astype(jnp.float32)
         return -(y * jax.nn.log_softmax(logits)).sum(-1).mean()
 
     def step(w, state, mean, x, y):

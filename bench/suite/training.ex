@@ -1,7 +1,8 @@
 defmodule EMLX.Bench.Training do
   @moduledoc """
   The models of the part `training`: their initial weights, a batch for each, and how far updates of weights are apart.
-  The models themselves are in `bench/peers/axon_peer.exs` and `bench/peers/xla_training.py`.
+  The models themselves are in `bench/peers/axon_peer.exs` and in `xla_training.py`, `torch_training.py` and
+  `mlx_training.py` beside it.
   """
 
   alias EMLX.{Array, Ops, Safetensors}
@@ -11,33 +12,51 @@ defmodule EMLX.Bench.Training do
   @doc "The models, `{name, steps of a sample}` each; more steps where one takes less time."
   def models, do: [{"mlp", 10}, {"convolutional", 3}, {"transformer", 3}]
 
-  @doc "The shapes of a model's weights, by `layer.parameter` as Axon names them."
-  def shapes("mlp"), do: dense("hidden_0", 784, 512) ++ dense("hidden_1", 512, 256) ++ dense("head", 256, @classes)
+  @doc """
+  The sizes of the models on a device: the side and the colors of an image, the channels of the first convolution, the
+  number of tokens, their size, heads and blocks.
+  """
+  def sizes(:cpu), do: [image: 28, colors: 1, channels: 32, tokens: 64, size: 128, heads: 4, blocks: 2]
+  def sizes(:gpu), do: [image: 32, colors: 3, channels: 64, tokens: 256, size: 384, heads: 6, blocks: 6]
 
-  def shapes("convolutional") do
-    [{"conv_0.kernel", [3, 3, 1, 32]}, {"conv_0.bias", [32]}] ++
-      [{"conv_1.kernel", [3, 3, 32, 64]}, {"conv_1.bias", [64]}] ++
-      dense("hidden", 7 * 7 * 64, 128) ++ dense("head", 128, @classes)
+  @doc "The numbers of rows of a batch on a device."
+  def batches(:cpu), do: [32, 1]
+  def batches(:gpu), do: [128, 32]
+
+  @doc "The shapes of a model's weights, by `layer.parameter` as Axon names them."
+  def shapes(model, sizes \\ sizes(:cpu))
+
+  def shapes("mlp", _sizes),
+    do: dense("hidden_0", 784, 512) ++ dense("hidden_1", 512, 256) ++ dense("head", 256, @classes)
+
+  def shapes("convolutional", sizes) do
+    {channels, side} = {sizes[:channels], div(sizes[:image], 4)}
+
+    [{"conv_0.kernel", [3, 3, sizes[:colors], channels]}, {"conv_0.bias", [channels]}] ++
+      [{"conv_1.kernel", [3, 3, channels, 2 * channels]}, {"conv_1.bias", [2 * channels]}] ++
+      dense("hidden", side * side * 2 * channels, 128) ++ dense("head", 128, @classes)
   end
 
-  def shapes("transformer") do
+  def shapes("transformer", sizes) do
+    size = sizes[:size]
+
     blocks =
-      for i <- 0..1, name = "block_#{i}" do
-        for(part <- ~w(query key value output), do: dense("#{name}_#{part}", 128, 128)) ++
-          [dense("#{name}_up", 128, 512), dense("#{name}_down", 512, 128)] ++
-          for norm <- 0..1, part <- ~w(gamma beta), do: [{"#{name}_norm_#{norm}.#{part}", [128]}]
+      for i <- 0..(sizes[:blocks] - 1), name = "block_#{i}" do
+        for(part <- ~w(query key value output), do: dense("#{name}_#{part}", size, size)) ++
+          [dense("#{name}_up", size, 4 * size), dense("#{name}_down", 4 * size, size)] ++
+          for norm <- 0..1, part <- ~w(gamma beta), do: [{"#{name}_norm_#{norm}.#{part}", [size]}]
       end
 
-    [{"tokens.kernel", [1000, 128]}, {"positions.kernel", [64, 128]}] ++
-      List.flatten(blocks) ++ dense("head", 128, @classes)
+    [{"tokens.kernel", [1000, size]}, {"positions.kernel", [sizes[:tokens], size]}] ++
+      List.flatten(blocks) ++ dense("head", size, @classes)
   end
 
   defp dense(name, inputs, outputs), do: [{"#{name}.kernel", [inputs, outputs]}, {"#{name}.bias", [outputs]}]
 
   @doc "A file of a model's initial weights in f32, of a seed."
-  def weights(temporary, name) do
+  def weights(temporary, name, sizes \\ sizes(:cpu)) do
     file(temporary, "training-#{name}", fn ->
-      for {{named, shape}, seed} <- Enum.with_index(shapes(name)), do: {named, weight(named, shape, seed)}
+      for {{named, shape}, seed} <- Enum.with_index(shapes(name, sizes)), do: {named, weight(named, shape, seed)}
     end)
   end
 
@@ -56,22 +75,25 @@ defmodule EMLX.Bench.Training do
   end
 
   @doc "A file of a batch: `x`, and `y`, whose rows are one-hot."
-  def batch(temporary, name, size) do
+  def batch(temporary, name, size, sizes \\ sizes(:cpu)) do
     file(temporary, "training-#{name}-#{size}", fn ->
       classes =
         for i <- 0..(size - 1), class <- 0..(@classes - 1), do: if(rem(i * 7, @classes) == class, do: 1.0, else: 0.0)
 
       y = for number <- classes, into: <<>>, do: <<number::float-32-native>>
-      [{"x", x(name, size)}, {"y", Array.from_binary(y, {size, @classes}, :f32, device: :cpu)}]
+      [{"x", x(name, size, sizes)}, {"y", Array.from_binary(y, {size, @classes}, :f32, device: :cpu)}]
     end)
   end
 
-  defp x("mlp", size), do: EMLX.Bench.Inputs.uniform([size, 784], :f32, 1, :cpu)
-  defp x("convolutional", size), do: EMLX.Bench.Inputs.uniform([size, 28, 28, 1], :f32, 1, :cpu)
+  defp x("mlp", size, _sizes), do: EMLX.Bench.Inputs.uniform([size, 784], :f32, 1, :cpu)
 
-  defp x("transformer", size) do
-    tokens = for i <- 1..(size * 64), into: <<>>, do: <<rem(i * 7919, 1000)::32-native-signed>>
-    Array.from_binary(tokens, {size, 64}, :s32, device: :cpu)
+  defp x("convolutional", size, sizes),
+    do: EMLX.Bench.Inputs.uniform([size, sizes[:image], sizes[:image], sizes[:colors]], :f32, 1, :cpu)
+
+  defp x("transformer", size, sizes) do
+    length = sizes[:tokens]
+    tokens = for i <- 1..(size * length), into: <<>>, do: <<rem(i * 7919, 1000)::32-native-signed>>
+    Array.from_binary(tokens, {size, length}, :s32, device: :cpu)
   end
 
   defp file(temporary, name, arrays) do

@@ -19,13 +19,14 @@ defmodule EMLX.Bench.Parts.Operations do
 
   @impl true
   def groups(context) do
-    for n <- sizes(context.quick?), {name, _, _} = operation <- Operation.all() do
+    for n <- sizes(context), {name, _, _} = operation <- Operation.all() do
       {"#{name}, #{text(n)}", fn -> group(context, operation, n) end}
     end
   end
 
-  defp sizes(true), do: [1024]
-  defp sizes(false), do: [32, 1024, 4096]
+  defp sizes(%{quick?: false}), do: [32, 1024, 4096]
+  defp sizes(%{device: :cpu}), do: [1024]
+  defp sizes(%{device: :gpu}), do: [4096]
 
   defp text(32), do: "1 K"
   defp text(1024), do: "1 M"

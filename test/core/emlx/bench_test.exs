@@ -513,8 +513,8 @@ defmodule EMLX.BenchTest do
       end)
     end
 
-    defp training(folder, peers, name) do
-      context = %{device: :cpu, quick?: true, full?: false, temporary: folder, peers: peers}
+    defp training(folder, peers, name, device \\ :cpu) do
+      context = %{device: device, quick?: true, full?: false, temporary: folder, peers: peers}
       {^name, make} = List.keyfind(Parts.Training.groups(context), name, 0)
       make.()
     end
@@ -536,6 +536,23 @@ defmodule EMLX.BenchTest do
     end
 
     @tag :tmp_dir
+    test "on a GPU, training is compared with PyTorch and Python MLX, also in memory", %{tmp_dir: folder} do
+      names = [axon: "Axon", torch: "PyTorch", mlx: "Python MLX", xla: "XLA"]
+      peers = for {key, name} <- names, into: %{}, do: {key, trainer(name, ~w(2.0 1.0), 0.01)}
+      group = training(folder, peers, "convolutional, f32, batch 128", :gpu)
+      assert group.missing == []
+      assert Enum.map(group.sides, &elem(&1, 0)) == ["Axon", "PyTorch", "torch.compile", "Python MLX"]
+      assert group.unit == :time
+
+      for {name, weights} <- [{"PyTorch", [3, 3, 3, 64]}, {"Axon", [3, 3, 3, 64]}] do
+        out = Path.join(folder, "trained-#{name}.safetensors")
+        assert EMLX.Safetensors.load(out)["conv_0.kernel"] |> EMLX.Array.shape() |> Tuple.to_list() == weights
+      end
+
+      assert %{unit: :bytes} = training(folder, peers, "convolutional, f32, batch 128, memory", :gpu)
+    end
+
+    @tag :tmp_dir
     test "training with other losses or other updates is not timed", %{tmp_dir: folder} do
       xla = trainer("XLA", ~w(2.0 1.0), 0.01)
 
@@ -550,7 +567,7 @@ defmodule EMLX.BenchTest do
         assert Enum.map(group.sides, &elem(&1, 0)) == ["XLA"]
       end
 
-      assert Parts.Training.groups(%{peers: %{xla: xla}}) == []
+      assert Parts.Training.groups(%{device: :cpu, peers: %{xla: xla}}) == []
     end
 
     @tag :tmp_dir
