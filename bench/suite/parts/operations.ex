@@ -24,9 +24,8 @@ defmodule EMLX.Bench.Parts.Operations do
     end
   end
 
-  defp sizes(%{quick?: false}), do: [32, 1024, 4096]
-  defp sizes(%{device: :cpu}), do: [1024]
-  defp sizes(%{device: :gpu}), do: [4096]
+  defp sizes(%{quick?: true, full?: false, device: device}), do: if(device == :cpu, do: [1024], else: [4096])
+  defp sizes(_context), do: [32, 1024, 4096]
 
   defp text(32), do: "1 K"
   defp text(1024), do: "1 M"
