@@ -474,13 +474,9 @@ pub const BYTES_IN_FRONT: usize = 8;
 /// The smallest page of the systems that this library runs on.
 const PAGE: usize = 1 << 12;
 
-/// Bytes as a binary term.
-pub enum BinaryTerm {
-    /// A buffer that the term keeps alive, or a copy of it where the memory in front of it may belong to nobody, as in
-    /// front of a GPU's buffers.
-    Held(ResourceArc<Buffer>, &'static [u8]),
-    Copied(Vec<u8>),
-}
+/// A buffer as a binary term that keeps it alive, or a copy of it where the memory in front of it may belong to nobody,
+/// as in front of a GPU's buffers.
+pub struct BinaryTerm(pub ResourceArc<Buffer>, pub &'static [u8]);
 
 impl BinaryTerm {
     pub fn new(buffer: Buffer) -> Result<BinaryTerm> {
@@ -492,7 +488,7 @@ impl BinaryTerm {
         // SAFETY: computed before it is read, by the caller's word; the slice lives as long as the resource beside it.
         let bytes = unsafe { mlx::bytes(&buffer.0) };
         let bytes = bytes.ok_or_else(|| Error::invalid("the array is not laid out in rows"))?;
-        Ok(BinaryTerm::Held(ResourceArc::new(buffer), bytes))
+        Ok(BinaryTerm(ResourceArc::new(buffer), bytes))
     }
 }
 
@@ -527,27 +523,18 @@ pub fn read_now(handle: &Handle) -> Result<Option<BinaryTerm>> {
     // SAFETY: available, by the check above; the slice lives as long as the resource beside it.
     let bytes = unsafe { mlx::bytes(&buffer.0) };
     drop(lock);
-    Ok(bytes.map(|bytes| BinaryTerm::Held(ResourceArc::new(buffer), bytes)))
+    Ok(bytes.map(|bytes| BinaryTerm(ResourceArc::new(buffer), bytes)))
 }
 
 impl Encoder for BinaryTerm {
     fn encode<'a>(&self, env: Env<'a>) -> Term<'a> {
-        let copied = |bytes: &[u8]| {
+        let bytes = self.1;
+        if !bytes.is_empty() && bytes.as_ptr() as usize % PAGE < BYTES_IN_FRONT {
             let mut copy = NewBinary::new(env, bytes.len());
             copy.copy_from_slice(bytes);
-            copy.into()
-        };
-        match self {
-            BinaryTerm::Copied(bytes) => copied(bytes),
-            BinaryTerm::Held(_, bytes)
-                if !bytes.is_empty() && bytes.as_ptr() as usize % PAGE < BYTES_IN_FRONT =>
-            {
-                copied(bytes)
-            }
-            // SAFETY: the slice belongs to the buffer that the resource keeps.
-            BinaryTerm::Held(buffer, bytes) => {
-                unsafe { buffer.make_binary_unsafe(env, |_| bytes) }.to_term(env)
-            }
+            return copy.into();
         }
+        // SAFETY: the slice belongs to the buffer that the resource keeps.
+        unsafe { self.0.make_binary_unsafe(env, |_| bytes) }.to_term(env)
     }
 }

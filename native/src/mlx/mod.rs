@@ -27,8 +27,6 @@ pub use compile::*;
 #[cfg(emlx_kernels)]
 pub use cuda::graph as captured;
 pub use cuda::kernel::*;
-#[cfg(emlx_kernels)]
-pub use cuda::read::*;
 pub use custom_op::*;
 pub use device::*;
 pub use error::thread_is_spent;

@@ -261,7 +261,6 @@ impl Shared {
 
     /// Waits on the GPU for an array that nobody else has a handle of.
     pub(super) fn wait_for_own(&self, array: &Array) -> Result<()> {
-        #[cfg(emlx_kernels)]
         self.wait_for(&[array])?;
         mlx::wait(array)
     }

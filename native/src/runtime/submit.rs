@@ -165,13 +165,8 @@ impl Shared {
 
     /// A private handle of the array's values in row-major order, computed.
     pub(super) fn computed_rows(&self, array: &Handle) -> Result<Array> {
-        self.computed(array, |array| self.rows_to_read(array))
-    }
-
-    /// What `rows` makes of an array's values, computed.
-    fn computed(&self, array: &Handle, rows: impl Fn(&Array) -> Result<Array>) -> Result<Array> {
         let outcomes = outcomes_of([array]);
-        let rows = rows(array.live()?)?;
+        let rows = self.rows_to_read(array.live()?)?;
         refuse_deallocated([array])?;
         let submitted = self.submit(&[&rows], &outcomes)?;
         array.mark_submitted();
@@ -200,23 +195,6 @@ impl Shared {
     }
 
     pub(super) fn read(&self, array: &Handle) -> Result<BinaryTerm> {
-        #[cfg(emlx_kernels)]
-        if let Some(bytes) = self.read_few(array)? {
-            return Ok(BinaryTerm::Copied(bytes));
-        }
         BinaryTerm::new(Buffer::new(self.computed_rows(array)?))
-    }
-
-    /// A few bytes of the GPU's, which the driver copies. None where they are read as others are.
-    #[cfg(emlx_kernels)]
-    fn read_few(&self, array: &Handle) -> Result<Option<Vec<u8>>> {
-        let is_few = |array: &Array| (1..=mlx::FEW).contains(&array.nbytes());
-        if self.device == Device::Cpu || mlx::unknown_version().is_some() || !is_few(array.live()?)
-        {
-            return Ok(None);
-        }
-        let rows = self.computed(array, |array| mlx::contiguous(array, false, &self.stream))?;
-        // SAFETY: computed by this thread. The node's buffer is this handle's as well.
-        unsafe { mlx::few_bytes(&rows) }
     }
 }

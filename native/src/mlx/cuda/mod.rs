@@ -3,5 +3,3 @@
 #[cfg(emlx_kernels)]
 pub mod graph;
 pub mod kernel;
-#[cfg(emlx_kernels)]
-pub mod read;
