@@ -97,14 +97,19 @@ pub fn promoted(a: Dtype, b: Dtype) -> Dtype {
     }
 }
 
-/// The graph's lock, while no failure is under way. Schedulers must not wait for either; what is recorded is recorded
-/// on a queue's thread, which may.
+/// The graph's lock, while no failure is under way. Schedulers must not wait for either; a loop is recorded on a
+/// queue's thread, which may wait.
 #[cfg(emlx_kernels)]
 fn quiet(s: &Stream) -> Option<(RwLockReadGuard<'static, ()>, GraphLock)> {
     match s.tape() {
-        Some(_) => Some((super::LATE.read(), super::graph_lock())),
-        None => Some((super::LATE.try_read()?, super::try_graph_lock()?)),
+        Some(tape) if tape.is_of_loop() => Some((super::LATE.read(), super::graph_lock())),
+        _ => quiet_now(),
     }
+}
+
+/// The same where nobody has to be waited for. Asking whether an array is computed then takes no failure along.
+pub fn quiet_now() -> Option<(RwLockReadGuard<'static, ()>, GraphLock)> {
+    Some((super::LATE.try_read()?, super::try_graph_lock()?))
 }
 
 /// Computes a kernel of ours at once, on the calling thread. None where an input is not computed yet, and where the

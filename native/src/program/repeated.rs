@@ -1,0 +1,102 @@
+//! An operation on small arrays, written down once and repeated: the kernels that it is computed by on the spot, with
+//! the memory that they read and write. A repetition copies the elements in, runs the kernels and copies the results
+//! out. It builds no arrays, checks nothing and takes no lock.
+
+use super::build;
+use crate::base::{Device, Dtype, Result};
+use crate::handle::small::{Layout, Small};
+use crate::mlx::{self, Elements, Recorded, Stream, Tape};
+use crate::op::Op;
+use mlx_rs::Array;
+use smallvec::SmallVec;
+
+/// An operation of certain layouts. Its memory is its own, so one thread repeats it at a time.
+pub struct Repeated {
+    /// Where the kernels read the inputs that are not nil.
+    inputs: SmallVec<[*mut u8; 4]>,
+    kernels: Vec<Recorded>,
+    outputs: SmallVec<[(&'static Layout, Elements); 1]>,
+    /// What has the memory.
+    _held: Held,
+}
+
+/// Arrays that are given up as all nodes are.
+struct Held(Vec<Array>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        mlx::release_all(std::mem::take(&mut self.0).into());
+    }
+}
+
+impl Repeated {
+    /// None where not all of it is computed on the spot, or nobody can say without waiting.
+    pub fn record(
+        op: &Op,
+        to: Option<Dtype>,
+        inputs: &[Option<&Small>],
+        stream: &Stream,
+    ) -> Result<Option<Repeated>> {
+        if op.can_fail_late() {
+            return Ok(None);
+        }
+        let mut held = Held(Vec::new());
+        for input in inputs.iter().flatten() {
+            held.0.push(input.to_mlx()?);
+        }
+        let given = held.0.len();
+        let tape = Tape::of_call();
+        let recording = stream.recording(&tape);
+        let applied = {
+            let mut copies = held.0.iter();
+            let arrays = inputs.iter().map(|input| input.and_then(|_| copies.next()));
+            let arrays: SmallVec<[Option<&Array>; 4]> = arrays.collect();
+            match to {
+                None => build::build(op, &arrays, Device::Cpu, &recording),
+                Some(to) => build::build_and_cast(op, to, &arrays, Device::Cpu, &recording),
+            }?
+        };
+        held.0.extend(applied.outputs);
+        let Some((_late, lock)) = mlx::quiet_now() else {
+            return Ok(None);
+        };
+        if !applied.crossed.is_empty() {
+            return Ok(None);
+        }
+        let (inputs, outputs) = held.0.split_at(given);
+        let inputs = inputs.iter().map(|array| {
+            let elements = mlx::elements(array, &lock)?;
+            Some(elements.data.cast_mut())
+        });
+        let outputs = outputs.iter().map(|array| {
+            let layout = Layout::of(array.shape(), mlx::dtype(array))?;
+            Some((layout, mlx::elements(array, &lock)?))
+        });
+        let places = inputs
+            .collect::<Option<_>>()
+            .zip(outputs.collect::<Option<_>>());
+        Ok(places.map(|(inputs, outputs)| Repeated {
+            inputs,
+            outputs,
+            kernels: tape.take(),
+            _held: held,
+        }))
+    }
+
+    /// The results for inputs of the layouts that it was recorded with.
+    pub fn run(&mut self, inputs: &[Option<&Small>]) -> SmallVec<[Small; 1]> {
+        let pairs = self.inputs.iter().zip(inputs.iter().flatten());
+        // SAFETY: the memory is held, is this operation's alone, and has the sizes of the layouts.
+        unsafe {
+            for (place, input) in pairs {
+                let bytes = input.bytes();
+                std::ptr::copy_nonoverlapping(bytes.as_ptr(), *place, bytes.len());
+            }
+            self.kernels.iter().for_each(|kernel| kernel.run());
+            let results = self.outputs.iter();
+            results
+                .map(|(layout, elements)| Small::gather(layout, elements))
+                .collect()
+        }
+    }
+}
