@@ -74,6 +74,15 @@ defmodule EMLX.Array do
     end
   end
 
+  @doc false
+  # An array of shape {} of its bytes, without checks of settings.
+  def of_bits(bits, dtype, opts) do
+    case Native.scalar(bits, dtype, Queue.target(opts)) do
+      ref when is_reference(ref) -> %__MODULE__{ref: ref}
+      error -> Native.call!(error)
+    end
+  end
+
   defp transfer(bytes, opts, fun) do
     metadata = %{from: :host, to: Queue.device(opts) || :cpu, queue: Queue.of(opts)}
     EMLX.Telemetry.span(:transfer, %{bytes: bytes}, metadata, fn -> {fun.(), %{}, %{}} end)

@@ -470,11 +470,11 @@ pub fn from_binary(
             "f64 is not supported on the GPU; use f32, or device: :cpu",
         ));
     }
-    mlx::check_bytes(data.len() as u128)?;
     let shape = shape_of(shape)?;
     if let Some(layout) = Layout::of(&shape, dtype) {
         return Ok(Handle::small(Small::new(layout, data), stream.clone()));
     }
+    mlx::check_bytes(data.len() as u128)?;
     let array = mlx::from_bytes(data, &shape, dtype)?;
     Ok(Handle::ready(array, device, stream.clone(), Vec::new()))
 }

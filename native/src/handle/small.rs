@@ -27,10 +27,21 @@ impl Layout {
     /// None for arrays that are not small, and where arrays are not held this way: beside a GPU.
     pub fn of(shape: &[i32], dtype: Dtype) -> Option<&'static Layout> {
         static LAYOUTS: LazyLock<RwLock<Layouts>> = LazyLock::new(RwLock::default);
+        static SCALARS: LazyLock<Vec<Layout>> = LazyLock::new(|| {
+            let scalar = |dtype: Dtype| Layout {
+                dtype,
+                shape: [].into(),
+                bytes: dtype.size(),
+            };
+            Dtype::all().map(scalar).collect()
+        });
         let mut elements = shape.iter().map(|size| *size as usize);
         let bytes = elements.try_fold(dtype.size(), usize::checked_mul)?;
         if bytes >= MIN_BYTES || !mlx::has_tasks() {
             return None;
+        }
+        if shape.is_empty() {
+            return SCALARS.get(dtype as usize);
         }
         let key = (dtype, SmallVec::from_slice(shape));
         if let Some(layout) = LAYOUTS.read().get(&key) {

@@ -58,7 +58,7 @@ pub fn argument<'a, T: Decoder<'a>>(
     position: usize,
     expected: &'static str,
 ) -> Result<T> {
-    let decoded = if is_proper(term) {
+    let decoded = if term.is_atom() || is_proper(term) {
         term.decode()
     } else {
         Err(rustler::Error::BadArg)
@@ -329,8 +329,21 @@ pub fn decode_target<'a>(
 /// A shape and, as the next argument, a type.
 pub fn decode_layout(shape: Term, dtype: Term, position: usize) -> Result<(Vec<i64>, Dtype)> {
     let shape = argument(shape, position, "a list of integers")?;
-    let dtype = argument(dtype, position + 1, "a type such as :f32")?;
-    Ok((shape, dtype))
+    Ok((shape, decode_dtype(dtype, position + 1)?))
+}
+
+/// A type. The derive compares its name with one name after the other.
+pub fn decode_dtype(term: Term, position: usize) -> Result<Dtype> {
+    thread_local! {
+        static DTYPES: RefCell<HashMap<ErlNifTerm, Dtype, BuildHasherDefault<WordHasher>>> = RefCell::default();
+    }
+    let word = term.as_c_arg();
+    if let Some(dtype) = DTYPES.with_borrow(|dtypes| dtypes.get(&word).copied()) {
+        return Ok(dtype);
+    }
+    let dtype = argument(term, position, "a type such as :f32")?;
+    DTYPES.with_borrow_mut(|dtypes| dtypes.insert(word, dtype));
+    Ok(dtype)
 }
 
 /// What an array is made as, behind the argument that says of what: its shape, its type and where.

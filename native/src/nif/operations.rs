@@ -2,9 +2,11 @@
 
 use super::answer::Answer;
 use super::atoms;
-use super::decode::{argument, decode_inputs, decode_op, decode_target, op_name, Target};
+use super::decode::{
+    argument, decode_dtype, decode_inputs, decode_op, decode_target, op_name, Target,
+};
 use super::repeated;
-use crate::base::{Device, Dtype, Error, Result};
+use crate::base::{Device, Error, Result};
 use crate::handle::array::{self, outcomes_of, ArrayTerm, Handle, Outcome};
 use crate::handle::deallocate;
 use crate::handle::small::Small;
@@ -115,9 +117,7 @@ pub fn apply_op<'a>(
         }
     }
     let op = decode_op(op)?;
-    let to = to
-        .map(|to| argument::<Dtype>(to, 2, "a dtype"))
-        .transpose()?;
+    let to = to.map(|to| decode_dtype(to, 2)).transpose()?;
     let mut given = inputs.iter().flatten();
     if to.is_some() && (matches!(target, Target::Trace(_)) || given.any(|input| input.is_traced()))
     {
