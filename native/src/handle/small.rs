@@ -3,7 +3,7 @@
 
 use crate::base::{Dtype, Result};
 use crate::handle::weight::MIN_BYTES;
-use crate::mlx::{self, Elements};
+use crate::mlx::{self, Elements, Quiet};
 use mlx_rs::Array;
 use parking_lot::RwLock;
 use smallvec::SmallVec;
@@ -103,11 +103,14 @@ impl Small {
     }
 
     /// The elements of an array of the CPU that can have no failure, if it is small and computed. None also where that
-    /// is not known without waiting.
-    pub fn of(array: &Array) -> Option<Small> {
+    /// is not known without waiting. A private array is one that no other thread has.
+    pub fn of(array: &Array, is_private: bool) -> Option<Small> {
         let layout = Layout::of(array.shape(), mlx::dtype(array))?;
-        let (_late, lock) = mlx::quiet_now()?;
-        let elements = mlx::elements(array, &lock)?;
+        let quiet = match is_private {
+            true => Quiet::private(),
+            false => Quiet::now()?,
+        };
+        let elements = mlx::elements(array, &quiet)?;
         // SAFETY: of this array, which is computed.
         Some(unsafe { Small::gather(layout, &elements) })
     }

@@ -1,6 +1,6 @@
 //! Kernels that were computed on the spot, to be computed again: the memory that they read and write stays where it is.
 
-use super::{dtype, release_all, GraphLock, Stream};
+use super::{dtype, release_all, Quiet, Stream};
 use crate::base::Result;
 use emlx_cpu::{ElementType, Kernel, Prepared, View};
 use mlx_rs::Array;
@@ -18,7 +18,8 @@ pub struct Tape {
 }
 
 impl Tape {
-    /// Of one operation, which a scheduler records: it waits for nobody, and computes what it would compute without.
+    /// Of one operation on arrays that the calling thread alone has, which a scheduler records: it takes no lock, and
+    /// computes what it would compute without.
     pub fn of_call() -> Tape {
         Tape {
             is_of_call: true,
@@ -108,8 +109,8 @@ pub struct Elements {
 }
 
 /// Where the elements of a small array are, for as long as it lives. None where it is not computed yet.
-pub fn elements(array: &Array, lock: &GraphLock) -> Option<Elements> {
-    if !cfg!(emlx_kernels) || !super::is_available(array, lock) {
+pub fn elements(array: &Array, _quiet: &Quiet) -> Option<Elements> {
+    if !cfg!(emlx_kernels) || !super::eval::is_available_now(array) {
         return None;
     }
     if array.size() == 0 {

@@ -171,7 +171,10 @@ pub fn apply_op<'a>(
     let handles: SmallVec<[ResourceArc<Handle>; 1]> = outputs
         .into_iter()
         .map(|array| {
-            if let Some(small) = is_known.then(|| Small::of(&array)).flatten() {
+            if let Some(small) = is_known
+                .then(|| Small::of(&array, inputs.is_empty()))
+                .flatten()
+            {
                 mlx::release(array);
                 return ResourceArc::new(Handle::small(small, target.stream.clone()));
             }

@@ -16,8 +16,6 @@ use std::mem::ManuallyDrop;
 
 /// Calls that a thread remembers. Then it forgets all of them.
 const MAX_CALLS: usize = 2048;
-/// Recordings that fail before no further one is tried. One can fail because somebody else walks the graph.
-const MAX_FAILURES: u8 = 3;
 
 thread_local! {
     /// The VM's threads live as long as the process, and MLX is not taken down before it.
@@ -41,11 +39,12 @@ struct Call {
 }
 
 enum State {
-    /// Met, and not recorded.
-    Met {
-        failures: u8,
-    },
+    New,
+    /// Met once. It may have been the last time, so the recording was not kept.
+    Met,
     Recorded(Box<Repeated>),
+    /// Not all of it is computed on the spot.
+    Left,
 }
 
 /// What a call is found by.
@@ -103,44 +102,47 @@ impl Calls {
         let hash = key.hash();
         let known = self.calls.get(&hash);
         let place = known.and_then(|calls| calls.iter().position(|call| key.is_of(call)));
-        if let Some(place) = place {
-            return self.calls.get_mut(&hash)?.get_mut(place);
-        }
-        self.add(hash, key);
-        None
+        let place = place.unwrap_or_else(|| self.add(hash, key));
+        self.calls.get_mut(&hash)?.get_mut(place)
     }
 
-    /// What is met for the first time may be the last one of its kind, and is not recorded.
+    /// Adds a call. Its place among those of its hash.
     #[cold]
-    fn add(&mut self, hash: usize, key: &Key) {
+    fn add(&mut self, hash: usize, key: &Key) -> usize {
         if self.count >= MAX_CALLS {
             *self = Calls::new();
         }
+        self.count += 1;
         let op = self.terms.run(|env: Env| key.op.in_env(env).as_c_arg());
-        let inputs = key
-            .inputs
-            .iter()
-            .map(|input| input.map(|small| small.layout));
-        self.calls.entry(hash).or_default().push(Call {
+        let inputs = key.inputs.iter();
+        let inputs = inputs.map(|input| input.map(|small| small.layout));
+        let calls = self.calls.entry(hash).or_default();
+        calls.push(Call {
             op,
             to: key.to.map(|to| to.as_c_arg()),
             inputs: inputs.collect(),
-            state: State::Met { failures: 0 },
+            state: State::New,
         });
-        self.count += 1;
+        calls.len() - 1
     }
 }
 
 impl Call {
     fn results(&mut self, key: &Key, stream: &Stream) -> Option<SmallVec<[Small; 1]>> {
-        match &mut self.state {
+        let is_new = match &mut self.state {
             State::Recorded(repeated) => return Some(repeated.run(key.inputs)),
-            State::Met { failures } if *failures >= MAX_FAILURES => return None,
-            State::Met { failures } => *failures += 1,
-        }
-        let mut repeated = Box::new(record(key, stream)?);
+            State::Left => return None,
+            state => matches!(state, State::New),
+        };
+        let Some(mut repeated) = record(key, stream) else {
+            self.state = State::Left;
+            return None;
+        };
         let results = repeated.run(key.inputs);
-        self.state = State::Recorded(repeated);
+        self.state = match is_new {
+            true => State::Met,
+            false => State::Recorded(Box::new(repeated)),
+        };
         Some(results)
     }
 }

@@ -25,6 +25,9 @@ family! { Slice, takes(2):
     SliceUpdateDynamic { axes: Vec<i32> } => takes(3),
 }
 
+/// Elements up to which a slice is replaced by a kernel of ours, on the spot where the arrays are computed.
+const SMALL: usize = 4096;
+
 /// Builds an operation of the class.
 pub fn apply(op: &Op, inputs: &Inputs, device: Device, s: &Stream) -> Result<Outputs> {
     match op {
@@ -43,7 +46,17 @@ pub fn apply(op: &Op, inputs: &Inputs, device: Device, s: &Stream) -> Result<Out
             start,
             stop,
             strides,
-        } => update(inputs, [start, stop, strides], s, mlx::slice_update),
+        } => update(
+            inputs,
+            [start, stop, strides],
+            s,
+            |a, update, start, stop, strides, s| match replaced_at_once(
+                a, update, start, stop, strides, device, s,
+            )? {
+                Some(array) => Ok(array),
+                None => mlx::slice_update(a, update, start, stop, strides, s),
+            },
+        ),
         Op::SliceUpdateAdd {
             start,
             stop,
@@ -83,6 +96,30 @@ fn update(
     let [a, update] = inputs.exactly()?;
     let (start, stop, strides) = check::slice(a, start, stop, strides)?;
     f(a, update, &start, &stop, &strides, s).map(one)
+}
+
+/// A small array with a slice of neighbours replaced, by the kernel for starts that are arrays. Else None.
+fn replaced_at_once(
+    a: &Array,
+    update: &Array,
+    start: &[i32],
+    stop: &[i32],
+    strides: &[i32],
+    device: Device,
+    s: &Stream,
+) -> Result<Option<Array>> {
+    let sizes = start.iter().zip(stop).map(|(start, stop)| stop - start);
+    let fits = mlx::dtype(a) == mlx::dtype(update)
+        && strides.iter().all(|stride| *stride == 1)
+        && update.size() > 0
+        && sizes.eq(update.shape().iter().copied());
+    if !fits || a.ndim() == 0 || a.size() > SMALL || !cpu::slices(device) {
+        return Ok(None);
+    }
+    let bytes: SmallVec<[u8; 32]> = start.iter().flat_map(|start| start.to_ne_bytes()).collect();
+    let start = mlx::from_bytes(&bytes, &[start.len() as i32], Dtype::S32)?;
+    let axes = (0..a.ndim()).map(|axis| axis as u8).collect();
+    cpu::update(a, update, &start, axes, s).map(Some)
 }
 
 /// Starts clamped into 0..=length - size, one an axis.

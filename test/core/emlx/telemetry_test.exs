@@ -32,7 +32,10 @@ defmodule EMLX.TelemetryTest do
       assert_in_delta System.convert_time_unit(time, :native, :second), System.os_time(:second), 100
       device = device()
       assert %{op: :eval, device: ^device, queue: ^queue, telemetry_span_context: context} = metadata
-      assert {[:eval, :stop], %{bytes: 40_004, duration: duration}, %{telemetry_span_context: ^context, op: :eval}} = stop
+
+      assert {[:eval, :stop], %{bytes: 40_004, duration: duration}, %{telemetry_span_context: ^context, op: :eval}} =
+               stop
+
       assert duration > 0
     end
 
