@@ -83,6 +83,10 @@ defmodule EMLX.Array do
     end
   end
 
+  @doc false
+  # The same of an integer in an integer type, in which it wraps around.
+  def of_integer(number, dtype, opts), do: number |> number_to_binary(dtype) |> of_bits(dtype, opts)
+
   defp transfer(bytes, opts, fun) do
     metadata = %{from: :host, to: Queue.device(opts) || :cpu, queue: Queue.of(opts)}
     EMLX.Telemetry.span(:transfer, %{bytes: bytes}, metadata, fn -> {fun.(), %{}, %{}} end)

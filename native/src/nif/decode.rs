@@ -81,24 +81,30 @@ pub fn decode_array(term: Term, position: usize) -> Result<ResourceArc<Handle>> 
 
 /// A list of arrays, where nil stands for one that is absent. They live as long as the call whose arguments they are.
 pub fn decode_inputs<'a>(term: Term<'a>) -> Result<SmallVec<[Option<&'a Handle>; 4]>> {
-    // Every call of an operation comes here: one pass, which looks at the list's end before it begins.
-    let list: ListIterator = match term.list_length() {
-        Ok(_) => term
-            .decode()
-            .unwrap_or_else(|_| unreachable!("it has a length")),
-        Err(_) => argument(term, 1, "a list of arrays")?,
-    };
-    list.enumerate()
-        .map(|(position, term)| {
-            if term.is_atom() && atoms::nil() == term {
-                return Ok(None);
+    // Every call of an operation comes here.
+    let mut inputs = SmallVec::new();
+    let mut rest = term;
+    while let Ok((head, tail)) = rest.list_get_cell() {
+        inputs.push(match head.try_get_resource() {
+            Some(handle) => Some(handle),
+            None if head.is_atom() && atoms::nil() == head => None,
+            None => {
+                is_a_list(term)?;
+                argument(head, inputs.len(), AN_ARRAY).map(Some)?
             }
-            match term.try_get_resource() {
-                Some(handle) => Ok(Some(handle)),
-                None => argument(term, position, AN_ARRAY).map(Some),
-            }
-        })
-        .collect()
+        });
+        rest = tail;
+    }
+    if !rest.is_empty_list() {
+        is_a_list(term)?;
+    }
+    Ok(inputs)
+}
+
+/// An error where a term is no list, or one without an end.
+#[cold]
+fn is_a_list(term: Term) -> Result<()> {
+    argument::<ListIterator>(term, 1, "a list of arrays").map(|_| ())
 }
 
 /// Arrays that have or will have elements.

@@ -155,6 +155,17 @@ fn record(key: &Key, stream: &Stream) -> Option<Repeated> {
     Repeated::record(&op, to, key.inputs, stream).ok()?
 }
 
+fn is_constant(op: Term) -> bool {
+    let elements = rustler::types::tuple::get_tuple(op).unwrap_or_default();
+    elements
+        .first()
+        .is_some_and(|name| atoms::constant() == *name)
+}
+
+mod atoms {
+    rustler::atoms! { constant }
+}
+
 /// The results of an operation on small arrays, `to` the type that its result is cast to. None where it has to be
 /// applied.
 pub fn results<'a>(
@@ -163,8 +174,8 @@ pub fn results<'a>(
     inputs: &[Option<&Handle>],
     stream: &Stream,
 ) -> Option<SmallVec<[Small; 1]>> {
-    // An array of attributes alone may be another one each time.
-    if inputs.is_empty() {
+    // A constant may be another one each time.
+    if inputs.is_empty() && is_constant(op) {
         return None;
     }
     let mut smalls: SmallVec<[Option<&Small>; 4]> = SmallVec::new();

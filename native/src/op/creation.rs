@@ -2,7 +2,7 @@
 //! Called by [`Op::apply`] for operations of [`Class::Creation`](super::Class::Creation).
 
 use super::table::{family, others};
-use super::{binary, cast, check, gpu, one, Inputs, NonFinite, Number, Op, Outputs};
+use super::{binary, cast, check, gpu, one, Inputs, NonFinite, Number, Op, Outputs, SMALL};
 use crate::base::{Device, Dtype, Error, Result};
 use crate::mlx::{self, Stream};
 use half::{bf16, f16};
@@ -69,9 +69,6 @@ pub fn apply(op: &Op, inputs: &Inputs, device: Device, s: &Stream) -> Result<Out
         others!(Creation) => Err(super::no_case(op)),
     }
 }
-
-/// Elements up to which an array is made by the caller, so that what follows can be computed at once.
-const SMALL: usize = 4096;
 
 /// A small array of the CPU, computed. None where it is not small, or MLX makes it with numbers of its own.
 fn at_once(op: &Op, inputs: &Inputs, s: &Stream) -> Result<Option<Array>> {

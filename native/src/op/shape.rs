@@ -143,9 +143,6 @@ pub fn apply(op: &Op, inputs: &Inputs, device: Device, s: &Stream) -> Result<Out
 /// An array with axes in the opposite direction.
 pub fn flip(a: &Array, axes: &[i32], device: Device, s: &Stream) -> Result<Array> {
     let flipped = mlx::flip(a, &check::axes(a, axes)?, s)?;
-    if device == Device::Cpu && mlx::has_tasks() {
-        mlx::look(&flipped, s);
-    }
     gpu::without_negative_strides(flipped, true, device, s)
 }
 

@@ -3,7 +3,7 @@
 
 use super::creation::int;
 use super::table::{family, others};
-use super::{check, gpu, indexing, one, Inputs, Op, Outputs};
+use super::{check, gpu, indexing, one, Inputs, Op, Outputs, SMALL};
 use crate::base::{Device, Dtype, Error, Result};
 use crate::cpu;
 use crate::mlx::{self, Stream};
@@ -24,9 +24,6 @@ family! { Slice, takes(2):
     /// Inputs: a, update, start; starts are clamped so that the update fits.
     SliceUpdateDynamic { axes: Vec<i32> } => takes(3),
 }
-
-/// Elements up to which a slice is replaced by a kernel of ours, on the spot where the arrays are computed.
-const SMALL: usize = 4096;
 
 /// Builds an operation of the class.
 pub fn apply(op: &Op, inputs: &Inputs, device: Device, s: &Stream) -> Result<Outputs> {
@@ -111,6 +108,9 @@ fn replaced_at_once(
     let sizes = start.iter().zip(stop).map(|(start, stop)| stop - start);
     let fits = mlx::dtype(a) == mlx::dtype(update)
         && strides.iter().all(|stride| *stride == 1)
+        // Negative ones count from the end.
+        && start.iter().all(|start| *start >= 0)
+        && stop.iter().zip(a.shape()).all(|(stop, size)| stop <= size)
         && update.size() > 0
         && sizes.eq(update.shape().iter().copied());
     if !fits || a.ndim() == 0 || a.size() > SMALL || !cpu::slices(device) {

@@ -96,6 +96,8 @@ defmodule EMLX.Backend.Type do
   @spec scalar(Number.t(), nx_type, keyword) :: Array.t()
   def scalar(number, type, opts \\ []), do: number |> Number.bits(type) |> load({}, type, opts)
 
+  @integer_dtypes [:u8, :u16, :u32, :u64, :s8, :s16, :s32, :s64]
+
   # Integers that constants of operations' own are made of once.
   @kept 0..64
 
@@ -117,6 +119,9 @@ defmodule EMLX.Backend.Type do
       array
     end
   end
+
+  defp made(number, dtype, opts) when is_integer(number) and dtype in @integer_dtypes,
+    do: Array.of_integer(number, dtype, opts)
 
   defp made(number, dtype, opts), do: Ops.run({:constant, %{value: number, dtype: dtype}}, [], opts)
 
