@@ -73,6 +73,11 @@ impl std::fmt::Debug for Recorded {
 }
 
 impl Recorded {
+    /// Bytes of what it writes.
+    pub fn nbytes(&self) -> usize {
+        self.held.last().map_or(0, Array::nbytes)
+    }
+
     /// Computes it again, from what its inputs hold now.
     ///
     /// # Safety

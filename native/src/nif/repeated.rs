@@ -16,6 +16,8 @@ use std::mem::ManuallyDrop;
 
 /// Calls that a thread remembers. Then it forgets all of them.
 const MAX_CALLS: usize = 2048;
+/// Bytes of the arrays of recordings, from which on it does so too.
+const MAX_BYTES: usize = 8 << 20;
 
 thread_local! {
     /// The VM's threads live as long as the process, and MLX is not taken down before it.
@@ -28,6 +30,7 @@ struct Calls {
     terms: OwnedEnv,
     calls: HashMap<usize, SmallVec<[Call; 1]>, BuildHasherDefault<WordHasher>>,
     count: usize,
+    bytes: usize,
 }
 
 struct Call {
@@ -95,15 +98,25 @@ impl Calls {
             terms: OwnedEnv::new(),
             calls: HashMap::default(),
             count: 0,
+            bytes: 0,
         }
     }
 
-    fn find(&mut self, key: &Key) -> Option<&mut Call> {
+    fn results(&mut self, key: &Key, stream: &Stream) -> Option<SmallVec<[Small; 1]>> {
         let hash = key.hash();
         let known = self.calls.get(&hash);
         let place = known.and_then(|calls| calls.iter().position(|call| key.is_of(call)));
         let place = place.unwrap_or_else(|| self.add(hash, key));
-        self.calls.get_mut(&hash)?.get_mut(place)
+        let call = self.calls.get_mut(&hash)?.get_mut(place)?;
+        if let State::Recorded(repeated) = &mut call.state {
+            return Some(repeated.run(key.inputs));
+        }
+        let (results, bytes) = call.record(key, stream)?;
+        self.bytes += bytes;
+        if self.bytes > MAX_BYTES {
+            *self = Calls::new();
+        }
+        Some(results)
     }
 
     /// Adds a call. Its place among those of its hash.
@@ -128,22 +141,26 @@ impl Calls {
 }
 
 impl Call {
-    fn results(&mut self, key: &Key, stream: &Stream) -> Option<SmallVec<[Small; 1]>> {
-        let is_new = match &mut self.state {
-            State::Recorded(repeated) => return Some(repeated.run(key.inputs)),
-            State::Left => return None,
-            state => matches!(state, State::New),
-        };
+    /// The results, and the bytes of what is kept.
+    #[cold]
+    fn record(&mut self, key: &Key, stream: &Stream) -> Option<(SmallVec<[Small; 1]>, usize)> {
+        if matches!(self.state, State::Left) {
+            return None;
+        }
         let Some(mut repeated) = record(key, stream) else {
             self.state = State::Left;
             return None;
         };
         let results = repeated.run(key.inputs);
-        self.state = match is_new {
-            true => State::Met,
-            false => State::Recorded(Box::new(repeated)),
+        let (state, bytes) = match self.state {
+            State::New => (State::Met, 0),
+            _ => {
+                let bytes = repeated.nbytes();
+                (State::Recorded(Box::new(repeated)), bytes)
+            }
         };
-        Some(results)
+        self.state = state;
+        Some((results, bytes))
     }
 }
 
@@ -190,5 +207,5 @@ pub fn results<'a>(
     }
     let inputs = &smalls;
     let key = Key { op, to, inputs };
-    CALLS.with_borrow_mut(|calls| calls.find(&key)?.results(&key, stream))
+    CALLS.with_borrow_mut(|calls| calls.results(&key, stream))
 }

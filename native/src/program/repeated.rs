@@ -17,7 +17,7 @@ pub struct Repeated {
     kernels: Vec<Recorded>,
     outputs: SmallVec<[(&'static Layout, Elements); 1]>,
     /// What has the memory.
-    _held: Held,
+    held: Held,
 }
 
 /// Arrays that are given up as all nodes are.
@@ -77,8 +77,14 @@ impl Repeated {
             inputs,
             outputs,
             kernels: tape.take(),
-            _held: held,
+            held,
         }))
+    }
+
+    /// Bytes of its arrays.
+    pub fn nbytes(&self) -> usize {
+        let own: usize = self.held.0.iter().map(Array::nbytes).sum();
+        own + self.kernels.iter().map(Recorded::nbytes).sum::<usize>()
     }
 
     /// The results for inputs of the layouts that it was recorded with.
@@ -95,6 +101,70 @@ impl Repeated {
             results
                 .map(|(layout, elements)| Small::gather(layout, elements))
                 .collect()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn small(shape: &[i32], numbers: &[f32]) -> Small {
+        let layout = Layout::of(shape, Dtype::F32).expect("a small array of the CPU");
+        let bytes: Vec<u8> = numbers.iter().flat_map(|n| n.to_ne_bytes()).collect();
+        Small::new(layout, &bytes)
+    }
+
+    fn recorded(op: &Op, input: &Small) -> Option<Repeated> {
+        let stream = Device::Cpu.stream().expect("the CPU has one");
+        Repeated::record(op, None, &[Some(input)], stream).expect("the call is right")
+    }
+
+    #[test]
+    fn a_view_and_a_kernel_are_repeated_on_other_elements() {
+        if !mlx::has_tasks() {
+            return;
+        }
+        let (first, second) = (
+            small(&[2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]),
+            small(&[2, 3], &[7.5, 8.0, 9.0, -1.0, 0.0, f32::NAN]),
+        );
+        let op = Op::Transpose { axes: vec![1, 0] };
+        let mut transposed = recorded(&op, &first).expect("a view is recorded");
+        for _ in 0..2 {
+            let results = transposed.run(&[Some(&second)]);
+            let expected = small(&[3, 2], &[7.5, -1.0, 8.0, 0.0, 9.0, f32::NAN]);
+            assert_eq!(results[0].bytes(), expected.bytes());
+            assert!(std::ptr::eq(results[0].layout, expected.layout));
+        }
+        let op = Op::Astype { dtype: Dtype::S32 };
+        let mut cast = recorded(&op, &first).expect("a kernel is recorded");
+        let results = cast.run(&[Some(&small(&[2, 3], &[7.0, 8.0, 9.0, -1.0, 0.0, 2.0]))]);
+        let expected: Vec<u8> = [7, 8, 9, -1, 0, 2]
+            .iter()
+            .flat_map(|n: &i32| n.to_ne_bytes())
+            .collect();
+        assert_eq!(results[0].bytes(), expected);
+    }
+
+    #[test]
+    fn an_operation_without_kernel_is_not_recorded() {
+        let op = Op::Roll {
+            shift: vec![1],
+            axes: vec![0],
+        };
+        if mlx::has_tasks() {
+            assert!(recorded(&op, &small(&[2], &[1.0, 2.0])).is_none());
+        }
+    }
+
+    #[test]
+    fn large_results_are_not_recorded() {
+        let op = Op::BroadcastTo {
+            shape: vec![1024, 1],
+        };
+        if mlx::has_tasks() {
+            assert!(recorded(&op, &small(&[1], &[1.0])).is_none());
         }
     }
 }
