@@ -252,7 +252,8 @@ defmodule EMLX do
   """
   @spec default_device :: :cpu | :gpu
   def default_device do
-    case Application.get_env(:emlx, :default_device) do
+    # Application.get_env/2 looks twice, and the evaluator asks for each constant.
+    case :application.get_env(:emlx, :default_device, nil) do
       nil -> if device_available?(:gpu), do: :gpu, else: :cpu
       device when device in [:cpu, :gpu] -> device
       other -> raise ArgumentError, "config :emlx, default_device: is :cpu or :gpu, got: #{inspect(other)}"

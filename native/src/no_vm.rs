@@ -13,7 +13,7 @@ macro_rules! absent {
 absent! {
     enif_alloc_env enif_alloc_resource enif_clear_env enif_free_env enif_get_atom enif_get_atom_length enif_get_double
     enif_get_int enif_get_list_cell enif_get_list_length enif_get_long enif_get_map_size enif_get_map_value
-    enif_get_resource enif_get_tuple enif_get_uint enif_get_ulong enif_init_resource_type enif_inspect_binary
+    enif_get_resource enif_get_tuple enif_get_uint enif_get_ulong enif_hash enif_init_resource_type enif_inspect_binary
     enif_is_atom enif_is_empty_list enif_is_identical enif_is_list enif_is_map enif_is_process_alive enif_is_tuple
     enif_keep_resource enif_make_badarg enif_make_copy enif_make_int enif_make_list_from_array enif_make_long
     enif_make_map_from_arrays enif_make_map_put enif_make_new_atom_len enif_make_new_binary enif_make_resource enif_make_resource_binary

@@ -74,6 +74,19 @@ defmodule EMLX.Array do
     end
   end
 
+  @doc false
+  # An array of shape {} of its bytes, without checks of settings.
+  def of_bits(bits, dtype, opts) do
+    case Native.scalar(bits, dtype, Queue.target(opts)) do
+      ref when is_reference(ref) -> %__MODULE__{ref: ref}
+      error -> Native.call!(error)
+    end
+  end
+
+  @doc false
+  # The same of an integer in an integer type, in which it wraps around.
+  def of_integer(number, dtype, opts), do: number |> number_to_binary(dtype) |> of_bits(dtype, opts)
+
   defp transfer(bytes, opts, fun) do
     metadata = %{from: :host, to: Queue.device(opts) || :cpu, queue: Queue.of(opts)}
     EMLX.Telemetry.span(:transfer, %{bytes: bytes}, metadata, fn -> {fun.(), %{}, %{}} end)
@@ -247,11 +260,11 @@ defmodule EMLX.Array do
 
   @doc """
   Evaluates an array and returns its strides, the distances in elements along each axis. Its memory layout is not known
-  before the evaluation.
+  before the evaluation. On the CPU, computed arrays of less than 4 KiB are contiguous in row-major order.
 
-      iex> array = EMLX.Array.from_list([[1, 2, 3], [4, 5, 6]], :s32)
+      iex> array = EMLX.Ops.iota({32, 64}, dtype: :s32)
       iex> {EMLX.Array.strides(array), EMLX.Array.strides(EMLX.Ops.transpose(array, [1, 0]))}
-      {[3, 1], [1, 3]}
+      {[64, 1], [1, 64]}
   """
   @spec strides(t) :: [integer]
   def strides(array) do

@@ -72,7 +72,11 @@ defmodule EMLX.Debug do
   end
 
   @doc false
-  # Reads some of the settings. Returns the bits of all that are on.
+  # Reads some of the settings. Returns the bits of all that are on. Creations and operations with indices ask for one
+  # setting each time, and mostly nothing is on.
+  def refresh(@bounds), do: refresh_one(:enable_bounds_check, @bounds)
+  def refresh(@non_finite), do: refresh_one(:detect_non_finites, @non_finite)
+
   def refresh(which) do
     known = bits()
 
@@ -81,11 +85,24 @@ defmodule EMLX.Debug do
         if on?(which, bit), do: read(name, bit, bits), else: bits
       end)
 
-    if bits != known do
-      :persistent_term.put(__MODULE__, bits)
-      Native.call!(Native.check_results(bits != 0))
-    end
+    changed(known, bits)
+  end
 
+  defp refresh_one(name, bit) do
+    known = bits()
+
+    case :application.get_env(:emlx, name) do
+      :undefined when known == 0 -> 0
+      {:ok, false} when known == 0 -> 0
+      _ -> changed(known, read(name, bit, known))
+    end
+  end
+
+  defp changed(bits, bits), do: bits
+
+  defp changed(_known, bits) do
+    :persistent_term.put(__MODULE__, bits)
+    Native.call!(Native.check_results(bits != 0))
     bits
   end
 

@@ -35,6 +35,7 @@ defmodule EMLX.Native do
 
   def apply(_op, _inputs, _target), do: missing()
   def apply_and_cast(_op, _inputs, _dtype, _target), do: missing()
+  def scalar(_binary, _dtype, _target), do: missing()
   def from_binary(_binary, _shape, _dtype, _target), do: missing()
   def from_large_binary(_binary, _shape, _dtype, _target), do: missing()
   def info(_array), do: missing()

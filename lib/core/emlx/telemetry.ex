@@ -68,7 +68,7 @@ defmodule EMLX.Telemetry do
   end
 
   # Nx depends on telemetry; without it this module emits nothing.
-  @compile {:no_warn_undefined, :telemetry}
+  @compile {:no_warn_undefined, [:telemetry, :telemetry_handler_table]}
 
   @doc false
   # Records whether telemetry is started. EMLX.Application calls it.
@@ -90,10 +90,22 @@ defmodule EMLX.Telemetry do
   @doc false
   # `read` returns the bits of a tensor of this shape and type.
   def to_binary(shape, dtype, read) do
-    span(:to_binary, %{}, %{shape: shape, dtype: dtype}, fn ->
-      bits = read.()
-      {bits, %{}, %{byte_size: byte_size(bits)}}
-    end)
+    # Small tensors are read in less time than a span takes.
+    if :persistent_term.get(__MODULE__, false) and attended?() do
+      told(:to_binary, %{}, %{shape: shape, dtype: dtype}, fn ->
+        bits = read.()
+        {bits, %{}, %{byte_size: byte_size(bits)}}
+      end)
+    else
+      read.()
+    end
+  end
+
+  # Whether the span has handlers. One that is attached while a tensor is read sees the next one.
+  defp attended? do
+    :telemetry_handler_table.list_for_event([:emlx, :to_binary, :start]) != [] or
+      :telemetry_handler_table.list_for_event([:emlx, :to_binary, :stop]) != [] or
+      :telemetry_handler_table.list_for_event([:emlx, :to_binary, :exception]) != []
   end
 
   defp told(name, measurements, metadata, fun) do
@@ -154,7 +166,7 @@ defmodule EMLX.Telemetry do
   @doc """
   Calls `fun` and counts the events of all processes during the call. Returns `{result, lines}`, the longest time first.
 
-      iex> a = EMLX.Ops.ones({2, 2}, :f32)
+      iex> a = EMLX.Ops.ones({100, 100}, :f32)
       iex> {_, lines} = EMLX.Telemetry.profile(fn -> EMLX.eval(EMLX.Ops.add(a, a)) end)
       iex> for %{event: :eval, about: :eval} = line <- lines, do: line.count > 0
       [true]

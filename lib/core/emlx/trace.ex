@@ -238,12 +238,12 @@ defmodule EMLX.Trace do
 
   @doc """
   Calls `fun`. Operations recorded during the call have the label. The outermost label counts: it names the block whose
-  kernel the operations are. The label `nil` is for the operations that a block composes.
+  kernel the operations are. The label `nil` is for the operations that a block composes, a module stands for its name.
   """
   def labelled(label, fun) do
     case Process.get(__MODULE__) do
       %{label: outer} when outer == nil or label == nil ->
-        put(:label, label)
+        put(:label, if(is_atom(label) and label != nil, do: inspect(label), else: label))
 
         try do
           fun.()

@@ -237,9 +237,10 @@ defmodule EMLX.Backend do
   # ---- options ----
 
   @impl true
-  def init(opts) do
-    device = opts |> Keyword.validate!([:device]) |> device()
+  def init([]), do: available(EMLX.default_device())
+  def init(opts), do: opts |> Keyword.validate!([:device]) |> device() |> available()
 
+  defp available(device) do
     if not EMLX.device_available?(device) do
       reason =
         "there is no device #{Kernel.inspect(device)} here: #{EMLX.Native.call!(EMLX.Native.device_absence(device))}"
@@ -302,6 +303,13 @@ defmodule EMLX.Backend do
   # ---- creation ----
 
   @impl true
+  def constant(%T{shape: {}, type: type} = out, number, [device: :cpu] = opts)
+      when not is_narrow(type) and type != {:c, 128} do
+    EMLX.Debug.created(:cpu)
+    array = number |> Number.bits(type) |> Array.of_bits(Type.dtype(type), opts)
+    %{out | data: %__MODULE__{array: array, number: number}}
+  end
+
   def constant(%T{shape: shape, type: type} = out, number, opts),
     do: %{out | data: %__MODULE__{array: filled(number, shape, type, created(opts, type)), number: number}}
 

@@ -34,6 +34,11 @@ impl View {
         }
     }
 
+    /// The first element.
+    pub fn data(&self) -> *mut u8 {
+        self.data.cast()
+    }
+
     pub fn shape(&self) -> &[i32] {
         if self.rank == 0 {
             return &[];

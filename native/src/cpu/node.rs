@@ -2,7 +2,7 @@
 
 use super::type_of;
 use crate::base::{Dtype, Error, Result};
-use crate::mlx::{self, Functions, Stream};
+use crate::mlx::{self, Functions, Stream, Tape};
 use emlx_cpu::{ElementType, Kernel, Type, View};
 use mlx_rs::Array;
 use std::ffi::{c_char, c_void};
@@ -39,7 +39,7 @@ const SMALL: usize = 4096;
 /// Terms of a sum that count as one step.
 const VECTOR: usize = 16;
 
-/// The same where it is recorded: no scheduler waits, and a step with a single larger kernel would not be recorded.
+/// The same where a loop is recorded: no scheduler waits, and a step with a single larger kernel would not be recorded.
 /// Inputs may be of any size then, since steps read parts of large ones.
 const SMALL_RECORDED: usize = 16 * SMALL;
 
@@ -83,7 +83,8 @@ impl Owned {
         dtype: Dtype,
         s: &Stream,
     ) -> Result<Option<Array>> {
-        if !is_small(&self.kernel, inputs, shape, s.tape().is_some()) || !mlx::has_tasks() {
+        let is_recorded = s.tape().is_some_and(Tape::is_of_loop);
+        if !is_small(&self.kernel, inputs, shape, is_recorded) || !mlx::has_tasks() {
             return Ok(None);
         }
         let functions = functions(self, self.kernel.name().as_ptr());

@@ -1,6 +1,7 @@
 //! Arrays as resources of the BEAM: MLX's handle, what the scheduler needs to know of it, and how it is made and read.
 
 use crate::base::{Device, Dtype, Error, Reason, Result, Signature};
+use crate::handle::small::{Layout, Small};
 use crate::handle::weight;
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
@@ -118,7 +119,9 @@ pub fn check_outcomes(outcomes: &Outcomes) -> Result<()> {
 
 /// An array as the BEAM holds it.
 pub struct Handle {
-    array: ManuallyDrop<Array>,
+    /// MLX's array: of a small one that handles hold themselves, once MLX has needed it.
+    array: OnceCell<Array>,
+    small: Option<Small>,
     /// No other array ever has this number.
     pub number: u64,
     pub device: Device,
@@ -167,22 +170,40 @@ impl Drop for Handle {
         if *self.deallocated.get_mut() {
             crate::handle::deallocate::forget(self);
         }
-        // SAFETY: dropped once, here.
-        mlx::release(unsafe { ManuallyDrop::take(&mut self.array) });
+        if let Some(array) = self.array.take() {
+            mlx::release(array);
+        }
     }
 }
 
 impl Handle {
     /// An array with its data, or one whose graph is already submitted.
     pub fn ready(array: Array, device: Device, stream: Stream, outcomes: Outcomes) -> Handle {
+        let mut handle = Handle::with(OnceCell::with_value(array), None, device, stream);
+        handle.outcomes = outcomes;
+        handle
+    }
+
+    /// A small array of the CPU, computed.
+    pub fn small(small: Small, stream: Stream) -> Handle {
+        Handle::with(OnceCell::new(), Some(small), Device::Cpu, stream)
+    }
+
+    fn with(
+        array: OnceCell<Array>,
+        small: Option<Small>,
+        device: Device,
+        stream: Stream,
+    ) -> Handle {
         Handle {
-            array: ManuallyDrop::new(array),
+            array,
+            small,
             number: next_number(),
             device,
             stream,
             depth: AtomicU32::new(0),
             held: AtomicU64::new(0),
-            outcomes,
+            outcomes: Outcomes::new(),
             pinned: OnceCell::new(),
             traced: false,
             deallocated: AtomicBool::new(false),
@@ -211,12 +232,13 @@ impl Handle {
             let below = input.depth.load(Ordering::Relaxed);
             depth = depth.max(below);
             held = held.saturating_add(match below {
-                0 => input.array().nbytes() as u64,
+                0 => input.nbytes() as u64,
                 _ => input.held.load(Ordering::Relaxed),
             });
         }
         Handle {
-            array: ManuallyDrop::new(array),
+            array: OnceCell::with_value(array),
+            small: None,
             number: next_number(),
             device,
             stream,
@@ -232,10 +254,14 @@ impl Handle {
 
     /// Another handle of the same array, which this one's deallocation leaves as it is.
     pub fn another(&self) -> Result<Handle> {
-        let array = mlx::share(self.live()?)?;
+        let array = match &self.small {
+            Some(_) => OnceCell::new(),
+            None => OnceCell::with_value(mlx::share(self.live()?)?),
+        };
         refuse_deallocated([self])?;
         Ok(Handle {
-            array: ManuallyDrop::new(array),
+            array,
+            small: self.small.clone(),
             number: self.number,
             device: self.device,
             stream: self.stream.clone(),
@@ -272,8 +298,33 @@ impl Handle {
         }
     }
 
+    /// MLX's array. Of a small one it is made here.
     pub fn array(&self) -> &Array {
-        &self.array
+        self.array.get_or_init(|| {
+            let small = self.small.as_ref();
+            let array = small
+                .map(Small::to_mlx)
+                .unwrap_or_else(|| Err(Error::invalid("no array")));
+            // Only where the process is out of memory. Calls and jobs turn panics into errors.
+            array.unwrap_or_else(|error| panic!("{error:?}"))
+        })
+    }
+
+    /// MLX's array, where there is one already.
+    pub fn known_array(&self) -> Option<&Array> {
+        self.array.get()
+    }
+
+    /// The elements, where the handle has them itself.
+    pub fn as_small(&self) -> Option<&Small> {
+        self.small.as_ref()
+    }
+
+    pub fn nbytes(&self) -> usize {
+        match &self.small {
+            Some(small) => small.layout.bytes,
+            None => self.array().nbytes(),
+        }
     }
 
     /// Marks the array as given up. Whether it was not before.
@@ -324,7 +375,10 @@ impl Handle {
     }
 
     pub fn signature(&self) -> Signature {
-        (self.array.shape().to_vec(), mlx::dtype(&self.array))
+        match &self.small {
+            Some(small) => (small.layout.shape.to_vec(), small.layout.dtype),
+            None => (self.array().shape().to_vec(), mlx::dtype(self.array())),
+        }
     }
 }
 
@@ -416,8 +470,12 @@ pub fn from_binary(
             "f64 is not supported on the GPU; use f32, or device: :cpu",
         ));
     }
+    let shape = shape_of(shape)?;
+    if let Some(layout) = Layout::of(&shape, dtype) {
+        return Ok(Handle::small(Small::new(layout, data), stream.clone()));
+    }
     mlx::check_bytes(data.len() as u128)?;
-    let array = mlx::from_bytes(data, &shape_of(shape)?, dtype)?;
+    let array = mlx::from_bytes(data, &shape, dtype)?;
     Ok(Handle::ready(array, device, stream.clone(), Vec::new()))
 }
 
@@ -476,7 +534,11 @@ const PAGE: usize = 1 << 12;
 
 /// A buffer as a binary term that keeps it alive, or a copy of it where the memory in front of it may belong to nobody,
 /// as in front of a GPU's buffers.
-pub struct BinaryTerm(pub ResourceArc<Buffer>, pub &'static [u8]);
+pub enum BinaryTerm {
+    Buffer(ResourceArc<Buffer>, &'static [u8]),
+    /// The elements of a small array, which are copied.
+    Small(ResourceArc<Handle>),
+}
 
 impl BinaryTerm {
     pub fn new(buffer: Buffer) -> Result<BinaryTerm> {
@@ -488,7 +550,7 @@ impl BinaryTerm {
         // SAFETY: computed before it is read, by the caller's word; the slice lives as long as the resource beside it.
         let bytes = unsafe { mlx::bytes(&buffer.0) };
         let bytes = bytes.ok_or_else(|| Error::invalid("the array is not laid out in rows"))?;
-        Ok(BinaryTerm(ResourceArc::new(buffer), bytes))
+        Ok(BinaryTerm::Buffer(ResourceArc::new(buffer), bytes))
     }
 }
 
@@ -498,17 +560,22 @@ pub fn are_there(arrays: &[ResourceArc<Handle>]) -> bool {
     if !arrays.iter().all(is_on_cpu) || !outcomes_of(arrays.iter().map(|a| &**a)).is_empty() {
         return false;
     }
-    mlx::try_graph_lock().is_some_and(|lock| {
-        arrays
-            .iter()
-            .all(|array| mlx::is_available(array.array(), &lock))
-    })
+    let mut others = arrays.iter().filter(|array| array.small.is_none());
+    if others.clone().next().is_none() {
+        return true;
+    }
+    mlx::try_graph_lock()
+        .is_some_and(|lock| others.all(|array| mlx::is_available(array.array(), &lock)))
 }
 
 /// The array's bytes where they are already computed, in rows and in the CPU's memory: reading them then takes no
 /// queue.
-pub fn read_now(handle: &Handle) -> Result<Option<BinaryTerm>> {
-    let outcomes = outcomes_of([handle]);
+pub fn read_now(handle: &ResourceArc<Handle>) -> Result<Option<BinaryTerm>> {
+    if handle.small.is_some() {
+        handle.refuse_deallocated()?;
+        return Ok(Some(BinaryTerm::Small(handle.clone())));
+    }
+    let outcomes = outcomes_of([&**handle]);
     check_outcomes(&outcomes)?;
     if handle.device != Device::Cpu || !outcomes.is_empty() {
         return Ok(None);
@@ -523,18 +590,27 @@ pub fn read_now(handle: &Handle) -> Result<Option<BinaryTerm>> {
     // SAFETY: available, by the check above; the slice lives as long as the resource beside it.
     let bytes = unsafe { mlx::bytes(&buffer.0) };
     drop(lock);
-    Ok(bytes.map(|bytes| BinaryTerm(ResourceArc::new(buffer), bytes)))
+    Ok(bytes.map(|bytes| BinaryTerm::Buffer(ResourceArc::new(buffer), bytes)))
 }
 
 impl Encoder for BinaryTerm {
     fn encode<'a>(&self, env: Env<'a>) -> Term<'a> {
-        let bytes = self.1;
-        if !bytes.is_empty() && bytes.as_ptr() as usize % PAGE < BYTES_IN_FRONT {
+        let copied = |bytes: &[u8]| {
             let mut copy = NewBinary::new(env, bytes.len());
             copy.copy_from_slice(bytes);
-            return copy.into();
+            copy.into()
+        };
+        match self {
+            BinaryTerm::Small(handle) => copied(handle.small.as_ref().map_or(&[], Small::bytes)),
+            BinaryTerm::Buffer(_, bytes)
+                if !bytes.is_empty() && bytes.as_ptr() as usize % PAGE < BYTES_IN_FRONT =>
+            {
+                copied(bytes)
+            }
+            // SAFETY: the slice belongs to the buffer that the resource keeps.
+            BinaryTerm::Buffer(buffer, bytes) => {
+                unsafe { buffer.make_binary_unsafe(env, |_| bytes) }.to_term(env)
+            }
         }
-        // SAFETY: the slice belongs to the buffer that the resource keeps.
-        unsafe { self.0.make_binary_unsafe(env, |_| bytes) }.to_term(env)
     }
 }

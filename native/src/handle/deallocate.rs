@@ -33,7 +33,10 @@ pub fn was_marked_since(before: usize) -> bool {
 
 /// Frees the buffer of a marked handle, or has that done later.
 fn free(handle: &Handle, lock: &GraphLock) {
-    let array = Identity::of(handle.array());
+    // The elements that a handle has itself go with it: others may be reading them.
+    let Some(array) = handle.known_array().map(Identity::of) else {
+        return;
+    };
     // SAFETY: the handle has it.
     if !unsafe { mlx::strip(array, lock) } {
         waiting().get_or_insert_default().insert(array);
@@ -59,8 +62,8 @@ pub fn free_waiting() {
 
 /// A marked handle goes.
 pub fn forget(handle: &Handle) {
-    if let Some(list) = &mut *waiting() {
-        list.remove(&Identity::of(handle.array()));
+    if let (Some(list), Some(array)) = (&mut *waiting(), handle.known_array()) {
+        list.remove(&Identity::of(array));
     }
 }
 

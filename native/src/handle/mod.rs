@@ -3,4 +3,5 @@
 pub mod array;
 pub mod deallocate;
 pub mod safetensors;
+pub mod small;
 pub mod weight;

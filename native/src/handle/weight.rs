@@ -13,7 +13,7 @@ use once_cell::sync::OnceCell;
 use rustler::{Encoder, Env, ResourceArc, Term};
 
 /// Arrays smaller than this weigh what their term weighs.
-const MIN_BYTES: usize = 1 << 12;
+pub const MIN_BYTES: usize = 1 << 12;
 /// Address space tried for, largest first: a machine may limit it.
 const REGIONS: [usize; 3] = [1 << 40, 1 << 36, 1 << 32];
 
@@ -47,7 +47,7 @@ fn map(size: usize) -> Option<&'static [u8]> {
 
 /// Whether an array of this size has a binary beside its reference.
 pub fn is_felt(handle: &Handle) -> bool {
-    handle.array().nbytes() >= MIN_BYTES && !zeros().is_empty()
+    handle.nbytes() >= MIN_BYTES && !zeros().is_empty()
 }
 
 /// The binary to put beside an array's reference, or nil for a small one.
@@ -56,7 +56,7 @@ pub fn term<'a>(env: Env<'a>, handle: &ResourceArc<Handle>) -> Term<'a> {
         return rustler::types::atom::nil().encode(env);
     }
     let zeros = zeros();
-    let slice = &zeros[..handle.array().nbytes().min(zeros.len())];
+    let slice = &zeros[..handle.nbytes().min(zeros.len())];
     handle.make_binary(env, |_| slice).to_term(env)
 }
 

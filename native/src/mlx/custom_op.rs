@@ -97,13 +97,34 @@ pub fn promoted(a: Dtype, b: Dtype) -> Dtype {
     }
 }
 
-/// The graph's lock, while no failure is under way. Schedulers must not wait for either; what is recorded is recorded
-/// on a queue's thread, which may.
-#[cfg(emlx_kernels)]
-fn quiet(s: &Stream) -> Option<(RwLockReadGuard<'static, ()>, GraphLock)> {
-    match s.tape() {
-        Some(_) => Some((super::LATE.read(), super::graph_lock())),
-        None => Some((super::LATE.try_read()?, super::try_graph_lock()?)),
+/// What has to be held while it is asked whether arrays are computed, so that nobody changes the graph and no stream's
+/// failure is taken along.
+pub struct Quiet(#[allow(dead_code)] Option<(RwLockReadGuard<'static, ()>, GraphLock)>);
+
+impl Quiet {
+    /// Schedulers must not wait; a loop is recorded on a queue's thread, which may.
+    #[cfg(emlx_kernels)]
+    fn of(s: &Stream) -> Option<Quiet> {
+        match s.tape() {
+            Some(tape) if tape.is_of_loop() => {
+                Some(Quiet(Some((super::LATE.read(), super::graph_lock()))))
+            }
+            Some(_) => Some(Quiet::private()),
+            None => Quiet::now(),
+        }
+    }
+
+    /// Where nobody has to be waited for.
+    pub fn now() -> Option<Quiet> {
+        Some(Quiet(Some((
+            super::LATE.try_read()?,
+            super::try_graph_lock()?,
+        ))))
+    }
+
+    /// Of arrays that no other thread has, and that nothing was submitted of.
+    pub fn private() -> Quiet {
+        Quiet(None)
     }
 }
 
@@ -129,7 +150,7 @@ pub fn kernel_now(
                 dtype: sys::mlx_dtype,
             ) -> c_int;
         }
-        let Some(_quiet) = quiet(s) else {
+        let Some(_quiet) = Quiet::of(s) else {
             return Ok(None);
         };
         let handles: SmallVec<[sys::mlx_array; 4]> =
@@ -172,7 +193,7 @@ pub fn look(array: &Array, s: &Stream) -> bool {
             fn emlx_look(array: sys::mlx_array) -> bool;
         }
         // SAFETY: the array is live, and nobody changes the graph meanwhile.
-        quiet(s).is_some_and(|_quiet| unsafe { emlx_look(array.as_ptr()) })
+        Quiet::of(s).is_some_and(|_quiet| unsafe { emlx_look(array.as_ptr()) })
     }
     #[cfg(not(emlx_kernels))]
     {

@@ -228,6 +228,11 @@ impl Drop for Waits {
 
 /// Whether the array's values can be read without waiting. Asking may update the array's state, hence the lock.
 pub fn is_available(array: &Array, _lock: &GraphLock) -> bool {
+    is_available_now(array)
+}
+
+/// The same where the caller has seen to it.
+pub(in crate::mlx) fn is_available_now(array: &Array) -> bool {
     let mut available = false;
     // SAFETY: the array is live; the lock is held.
     let status = unsafe { sys::_mlx_array_is_available(&mut available, array.as_ptr()) };

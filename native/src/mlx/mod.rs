@@ -37,5 +37,5 @@ pub use ops::*;
 pub use private::unknown_version;
 pub use process::*;
 pub use stream::Stream;
-pub use tape::{Recorded, Tape};
+pub use tape::{elements, Elements, Recorded, Tape};
 pub use vector::Vector;

@@ -27,7 +27,7 @@ pub struct Queued {
 
 impl Queued {
     pub fn new<'a>(target: &Shared, arrays: impl IntoIterator<Item = &'a Handle>) -> Queued {
-        let bytes = arrays.into_iter().map(|array| array.array().nbytes());
+        let bytes = arrays.into_iter().map(Handle::nbytes);
         Queued {
             device: target.device,
             bytes: bytes.sum(),

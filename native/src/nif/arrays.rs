@@ -2,15 +2,15 @@
 
 use super::answer::{Answer, Awaited, Queued};
 use super::decode::{
-    argument, decode_array, decode_layout, decode_made, decode_target, decode_valued,
+    argument, decode_array, decode_dtype, decode_layout, decode_made, decode_target, decode_valued,
     decode_valued_or_deallocated,
 };
 use crate::base::{Device, Dtype, Result};
 use crate::handle::array::{self, ArrayTerm, BinaryTerm, Handle};
 use crate::handle::deallocate;
 use crate::mlx;
-use crate::runtime::{guard, Job, Reply};
-use rustler::{Binary, Env, ResourceArc, Term};
+use crate::runtime::{guard, Done, Job, Reply};
+use rustler::{Binary, Encoder, Env, ResourceArc, Term};
 
 #[rustler::nif]
 fn from_binary<'a>(
@@ -20,6 +20,21 @@ fn from_binary<'a>(
     target: Term<'a>,
 ) -> Answer<ArrayTerm> {
     Answer(make_array(data, shape, dtype, target))
+}
+
+/// The same for an array without axes, of which a bare reference comes back where there is no error.
+#[rustler::nif]
+fn scalar<'a>(env: Env<'a>, data: Term<'a>, dtype: Term<'a>, target: Term<'a>) -> Term<'a> {
+    let made = guard("from_binary", || {
+        let bytes: Binary = argument(data, 0, "a binary")?;
+        let (dtype, target) = (decode_dtype(dtype, 1)?, decode_target(target, 2, [])?);
+        let handle = array::from_binary(&bytes, &[], dtype, target.device, &target.stream)?;
+        Ok(ResourceArc::new(handle))
+    });
+    match made {
+        Ok(handle) => handle.encode(env),
+        Err(error) => Answer::<Done>(Err(error)).encode(env),
+    }
 }
 
 /// The same for binaries that take long to copy.

@@ -58,7 +58,7 @@ pub fn argument<'a, T: Decoder<'a>>(
     position: usize,
     expected: &'static str,
 ) -> Result<T> {
-    let decoded = if is_proper(term) {
+    let decoded = if term.is_atom() || is_proper(term) {
         term.decode()
     } else {
         Err(rustler::Error::BadArg)
@@ -81,24 +81,30 @@ pub fn decode_array(term: Term, position: usize) -> Result<ResourceArc<Handle>> 
 
 /// A list of arrays, where nil stands for one that is absent. They live as long as the call whose arguments they are.
 pub fn decode_inputs<'a>(term: Term<'a>) -> Result<SmallVec<[Option<&'a Handle>; 4]>> {
-    // Every call of an operation comes here: one pass, which looks at the list's end before it begins.
-    let list: ListIterator = match term.list_length() {
-        Ok(_) => term
-            .decode()
-            .unwrap_or_else(|_| unreachable!("it has a length")),
-        Err(_) => argument(term, 1, "a list of arrays")?,
-    };
-    list.enumerate()
-        .map(|(position, term)| {
-            if term.is_atom() && atoms::nil() == term {
-                return Ok(None);
+    // Every call of an operation comes here.
+    let mut inputs = SmallVec::new();
+    let mut rest = term;
+    while let Ok((head, tail)) = rest.list_get_cell() {
+        inputs.push(match head.try_get_resource() {
+            Some(handle) => Some(handle),
+            None if head.is_atom() && atoms::nil() == head => None,
+            None => {
+                is_a_list(term)?;
+                argument(head, inputs.len(), AN_ARRAY).map(Some)?
             }
-            match term.try_get_resource() {
-                Some(handle) => Ok(Some(handle)),
-                None => argument(term, position, AN_ARRAY).map(Some),
-            }
-        })
-        .collect()
+        });
+        rest = tail;
+    }
+    if !rest.is_empty_list() {
+        is_a_list(term)?;
+    }
+    Ok(inputs)
+}
+
+/// An error where a term is no list, or one without an end.
+#[cold]
+fn is_a_list(term: Term) -> Result<()> {
+    argument::<ListIterator>(term, 1, "a list of arrays").map(|_| ())
 }
 
 /// Arrays that have or will have elements.
@@ -329,8 +335,21 @@ pub fn decode_target<'a>(
 /// A shape and, as the next argument, a type.
 pub fn decode_layout(shape: Term, dtype: Term, position: usize) -> Result<(Vec<i64>, Dtype)> {
     let shape = argument(shape, position, "a list of integers")?;
-    let dtype = argument(dtype, position + 1, "a type such as :f32")?;
-    Ok((shape, dtype))
+    Ok((shape, decode_dtype(dtype, position + 1)?))
+}
+
+/// A type. The derive compares its name with one name after the other.
+pub fn decode_dtype(term: Term, position: usize) -> Result<Dtype> {
+    thread_local! {
+        static DTYPES: RefCell<HashMap<ErlNifTerm, Dtype, BuildHasherDefault<WordHasher>>> = RefCell::default();
+    }
+    let word = term.as_c_arg();
+    if let Some(dtype) = DTYPES.with_borrow(|dtypes| dtypes.get(&word).copied()) {
+        return Ok(dtype);
+    }
+    let dtype = argument(term, position, "a type such as :f32")?;
+    DTYPES.with_borrow_mut(|dtypes| dtypes.insert(word, dtype));
+    Ok(dtype)
 }
 
 /// What an array is made as, behind the argument that says of what: its shape, its type and where.

@@ -390,5 +390,5 @@ fn program_constants(program: Term) -> Answer<Vec<(u64, usize)>> {
 }
 
 fn size(handle: &Handle) -> (u64, usize) {
-    (handle.number, handle.array().nbytes())
+    (handle.number, handle.nbytes())
 }

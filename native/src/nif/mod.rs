@@ -12,6 +12,7 @@ mod memory;
 mod operations;
 mod programs;
 mod queues;
+mod repeated;
 mod shared_memory;
 
 mod atoms {

@@ -2,10 +2,14 @@
 
 use super::answer::Answer;
 use super::atoms;
-use super::decode::{argument, decode_inputs, decode_op, decode_target, op_name, Target};
-use crate::base::{Device, Dtype, Error, Result};
+use super::decode::{
+    argument, decode_dtype, decode_inputs, decode_op, decode_target, op_name, Target,
+};
+use super::repeated;
+use crate::base::{Device, Error, Result};
 use crate::handle::array::{self, outcomes_of, ArrayTerm, Handle, Outcome};
 use crate::handle::deallocate;
+use crate::handle::small::Small;
 use crate::mlx;
 use crate::op::{self, Applied};
 use crate::program;
@@ -64,11 +68,11 @@ fn apply_and_cast<'a>(
     dtype: Term<'a>,
     target: Term<'a>,
 ) -> Term<'a> {
-    let applied = guard("", || {
-        let to = argument(dtype, 2, "a dtype")?;
-        apply_op(op, inputs, Some(to), target)
-    });
-    answer(env, op, applied)
+    answer(
+        env,
+        op,
+        guard("", || apply_op(op, inputs, Some(dtype), target)),
+    )
 }
 
 fn answer<'a>(env: Env<'a>, op: Term<'a>, applied: Result<AppliedTerm>) -> Term<'a> {
@@ -94,11 +98,26 @@ fn check_results(on: Term) -> Answer<Done> {
     }))
 }
 
-pub fn apply_op(op: Term, inputs: Term, to: Option<Dtype>, target: Term) -> Result<AppliedTerm> {
-    let op = decode_op(op)?;
+pub fn apply_op<'a>(
+    op: Term<'a>,
+    inputs: Term<'a>,
+    to: Option<Term<'a>>,
+    target: Term<'a>,
+) -> Result<AppliedTerm> {
     let inputs = decode_inputs(inputs)?;
     let position = if to.is_some() { 3 } else { 2 };
     let target = decode_target(target, position, inputs.iter().flatten().copied())?;
+    if target.device == Device::Cpu && !matches!(target, Target::Trace(_)) {
+        if let Some(results) = repeated::results(op, to, &inputs, &target.stream) {
+            let handles = results
+                .into_iter()
+                .map(|small| Handle::small(small, target.stream.clone()));
+            let terms = handles.map(|handle| ArrayTerm(ResourceArc::new(handle)));
+            return Ok(AppliedTerm::Ready(terms.collect()));
+        }
+    }
+    let op = decode_op(op)?;
+    let to = to.map(|to| decode_dtype(to, 2)).transpose()?;
     let mut given = inputs.iter().flatten();
     if to.is_some() && (matches!(target, Target::Trace(_)) || given.any(|input| input.is_traced()))
     {
@@ -146,9 +165,19 @@ pub fn apply_op(op: Term, inputs: Term, to: Option<Dtype>, target: Term) -> Resu
     }
     let large = matches!(target, Target::Trace(_))
         && outputs.iter().any(|array| array.nbytes() > MAX_FOLDED);
+    let is_known = target.device == Device::Cpu
+        && outcomes.is_empty()
+        && !inputs.iter().flatten().any(|input| input.is_traced());
     let handles: SmallVec<[ResourceArc<Handle>; 1]> = outputs
         .into_iter()
         .map(|array| {
+            if let Some(small) = is_known
+                .then(|| Small::of(&array, inputs.is_empty()))
+                .flatten()
+            {
+                mlx::release(array);
+                return ResourceArc::new(Handle::small(small, target.stream.clone()));
+            }
             let mut handle = Handle::node(
                 array,
                 target.device,

@@ -2,11 +2,12 @@
 //! Called by [`Op::apply`] for operations of [`Class::Creation`](super::Class::Creation).
 
 use super::table::{family, others};
-use super::{binary, cast, check, gpu, one, Inputs, NonFinite, Number, Op, Outputs};
+use super::{binary, cast, check, gpu, one, Inputs, NonFinite, Number, Op, Outputs, SMALL};
 use crate::base::{Device, Dtype, Error, Result};
 use crate::mlx::{self, Stream};
 use half::{bf16, f16};
 use mlx_rs::Array;
+use smallvec::SmallVec;
 
 family! { Creation, takes(0):
     // Inputs: none.
@@ -27,6 +28,11 @@ family! { Creation, takes(0):
 pub fn apply(op: &Op, inputs: &Inputs, device: Device, s: &Stream) -> Result<Outputs> {
     if !matches!(op, Op::Full { .. }) {
         inputs.arity(0)?;
+    }
+    if device == Device::Cpu && mlx::has_tasks() {
+        if let Some(array) = at_once(op, inputs, s)? {
+            return Ok(one(array));
+        }
     }
     match op {
         Op::Constant { value, dtype } => constant(*value, *dtype).map(one),
@@ -64,8 +70,82 @@ pub fn apply(op: &Op, inputs: &Inputs, device: Device, s: &Stream) -> Result<Out
     }
 }
 
+/// A small array of the CPU, computed. None where it is not small, or MLX makes it with numbers of its own.
+fn at_once(op: &Op, inputs: &Inputs, s: &Stream) -> Result<Option<Array>> {
+    let size = |shape: &[i32]| check::product(shape).ok().map(|size| size as usize);
+    let is_small = |shape: &[i32]| size(shape).is_some_and(|size| (1..=SMALL).contains(&size));
+    match op {
+        Op::Full { shape, dtype } if is_small(check::shape(shape)?) => {
+            let [value] = inputs.exactly()?;
+            let given = [Some(value)];
+            let cast = Op::Astype { dtype: *dtype }.apply(&Inputs(&given), Device::Cpu, s)?;
+            let full = mlx::broadcast_to(&cast.outputs[0], shape, s)?;
+            Ok(mlx::look(&full, s).then_some(full))
+        }
+        Op::Zeros { shape, dtype } | Op::Ones { shape, dtype }
+            if is_small(check::shape(shape)?) =>
+        {
+            let number = i64::from(matches!(op, Op::Ones { .. }));
+            let bytes = bytes_of(Number::Int(number), *dtype);
+            let size = size(shape).unwrap_or(0);
+            mlx::from_bytes(&bytes.repeat(size), shape, *dtype).map(Some)
+        }
+        Op::Iota { shape, axis, dtype } if is_small(check::shape(shape)?) => {
+            let rank = shape.len() as i32;
+            let (count, step) = match axis {
+                // An axis out of range is an error, which `iota` returns.
+                Some(axis) if *axis < -rank || *axis >= rank => return Ok(None),
+                Some(axis) => {
+                    let axis = axis.rem_euclid(rank) as usize;
+                    (shape[axis], check::product(&shape[axis + 1..])?)
+                }
+                None => (i32::MAX, 1),
+            };
+            let numbers = (0..check::product(shape)?).map(|i| i / step % count);
+            counted(numbers, *dtype)
+                .map(|bytes| mlx::from_bytes(&bytes, shape, *dtype))
+                .transpose()
+        }
+        Op::Eye { n, m, k, dtype } | Op::Tri { n, m, k, dtype }
+            if is_small(check::shape(&[*n, *m])?) =>
+        {
+            let k = i64::from(check::matrix_size(*n, *m, *k, *dtype)?);
+            let numbers = [0, 1].map(|number| bytes_of(Number::Int(number), *dtype));
+            let mut bytes = Vec::with_capacity(numbers[0].len() * (*n * *m) as usize);
+            for (row, column) in (0..i64::from(*n))
+                .flat_map(|row| (0..i64::from(*m)).map(move |column| (row, column)))
+            {
+                let is_one = match op {
+                    Op::Eye { .. } => column == row + k,
+                    _ => column <= row + k,
+                };
+                bytes.extend_from_slice(&numbers[usize::from(is_one)]);
+            }
+            mlx::from_bytes(&bytes, &[*n, *m], *dtype).map(Some)
+        }
+        _ => Ok(None),
+    }
+}
+
+/// The bytes of small counts, of the types that hold each of them.
+fn counted(numbers: impl Iterator<Item = i32>, dtype: Dtype) -> Option<Vec<u8>> {
+    macro_rules! counted {
+        ($($dtype:ident $type:ty),*) => {
+            Some(match dtype {
+                $(Dtype::$dtype => numbers.flat_map(|n| (n as $type).to_ne_bytes()).collect(),)*
+                _ => return None,
+            })
+        };
+    }
+    counted!(U8 u8, S8 i8, U16 u16, S16 i16, U32 u32, S32 i32, U64 u64, S64 i64, F32 f32, F64 f64)
+}
+
 /// A scalar from a number, without a detour through a type that could not hold it.
 pub fn constant(value: Number, dtype: Dtype) -> Result<Array> {
+    mlx::from_bytes(&bytes_of(value, dtype), &[], dtype)
+}
+
+fn bytes_of(value: Number, dtype: Dtype) -> SmallVec<[u8; 8]> {
     let (re, im) = match value {
         Number::Int(i) => (i as f64, 0.0),
         Number::Uint(u) => (u as f64, 0.0),
@@ -81,23 +161,24 @@ pub fn constant(value: Number, dtype: Dtype) -> Result<Array> {
         Number::Uint(u) => u as i64,
         _ => re as i64,
     };
-    let bytes: Vec<u8> = match dtype {
-        Dtype::Bool => vec![u8::from(re != 0.0 || im != 0.0)],
-        Dtype::U8 | Dtype::S8 => vec![bits as u8],
-        Dtype::U16 | Dtype::S16 => (bits as u16).to_ne_bytes().into(),
-        Dtype::U32 | Dtype::S32 => (bits as u32).to_ne_bytes().into(),
-        Dtype::U64 if matches!(value, Number::Float(_)) => (re as u64).to_ne_bytes().into(),
-        Dtype::U64 | Dtype::S64 => bits.to_ne_bytes().into(),
-        Dtype::F16 => f16::from_f64(re).to_ne_bytes().into(),
-        Dtype::Bf16 => bf16::from_f64(re).to_ne_bytes().into(),
-        Dtype::F32 => (re as f32).to_ne_bytes().into(),
-        Dtype::F64 => re.to_ne_bytes().into(),
-        Dtype::C64 => [re as f32, im as f32]
-            .iter()
-            .flat_map(|part| part.to_ne_bytes())
-            .collect(),
-    };
-    mlx::from_bytes(&bytes, &[], dtype)
+    let mut bytes = SmallVec::new();
+    match dtype {
+        Dtype::Bool => bytes.push(u8::from(re != 0.0 || im != 0.0)),
+        Dtype::U8 | Dtype::S8 => bytes.push(bits as u8),
+        Dtype::U16 | Dtype::S16 => bytes.extend((bits as u16).to_ne_bytes()),
+        Dtype::U32 | Dtype::S32 => bytes.extend((bits as u32).to_ne_bytes()),
+        Dtype::U64 if matches!(value, Number::Float(_)) => bytes.extend((re as u64).to_ne_bytes()),
+        Dtype::U64 | Dtype::S64 => bytes.extend(bits.to_ne_bytes()),
+        Dtype::F16 => bytes.extend(f16::from_f64(re).to_ne_bytes()),
+        Dtype::Bf16 => bytes.extend(bf16::from_f64(re).to_ne_bytes()),
+        Dtype::F32 => bytes.extend((re as f32).to_ne_bytes()),
+        Dtype::F64 => bytes.extend(re.to_ne_bytes()),
+        Dtype::C64 => {
+            bytes.extend((re as f32).to_ne_bytes());
+            bytes.extend((im as f32).to_ne_bytes());
+        }
+    }
+    bytes
 }
 
 pub fn int(value: i64, dtype: Dtype) -> Result<Array> {

@@ -65,6 +65,10 @@ pub struct Applied {
     pub crossed: Crossed,
 }
 
+/// Elements of an array up to which it is made by the caller where that takes no node, so that what follows can be
+/// computed at once.
+const SMALL: usize = 4096;
+
 fn one(array: Array) -> Outputs {
     smallvec![array]
 }
@@ -122,11 +126,14 @@ impl Op {
     ) -> Result<Outputs> {
         if device == Device::Cpu {
             let outputs = self.apply_on(inputs, device, stream, crossed)?;
-            // A view of a computed array is one, so that what follows can be computed at once.
-            if let (Some(_), true, [output]) =
-                (self.traits().view, mlx::has_tasks(), outputs.as_slice())
-            {
-                mlx::look(output, stream);
+            // A view of a computed array is one, so that what follows can be computed at once. Operations of which
+            // some end with a view of what they compute are looked at where they are small.
+            if mlx::has_tasks() {
+                let is_view = self.traits().view.is_some();
+                let looked = |output: &&Array| is_view || output.size() <= SMALL;
+                outputs.iter().filter(looked).for_each(|output| {
+                    mlx::look(output, stream);
+                });
             }
             return Ok(outputs);
         }

@@ -3,7 +3,7 @@
 
 use super::creation::int;
 use super::table::{family, others};
-use super::{check, gpu, indexing, one, Inputs, Op, Outputs};
+use super::{check, gpu, indexing, one, Inputs, Op, Outputs, SMALL};
 use crate::base::{Device, Dtype, Error, Result};
 use crate::cpu;
 use crate::mlx::{self, Stream};
@@ -43,7 +43,17 @@ pub fn apply(op: &Op, inputs: &Inputs, device: Device, s: &Stream) -> Result<Out
             start,
             stop,
             strides,
-        } => update(inputs, [start, stop, strides], s, mlx::slice_update),
+        } => update(
+            inputs,
+            [start, stop, strides],
+            s,
+            |a, update, start, stop, strides, s| match replaced_at_once(
+                a, update, start, stop, strides, device, s,
+            )? {
+                Some(array) => Ok(array),
+                None => mlx::slice_update(a, update, start, stop, strides, s),
+            },
+        ),
         Op::SliceUpdateAdd {
             start,
             stop,
@@ -83,6 +93,33 @@ fn update(
     let [a, update] = inputs.exactly()?;
     let (start, stop, strides) = check::slice(a, start, stop, strides)?;
     f(a, update, &start, &stop, &strides, s).map(one)
+}
+
+/// A small array with a slice of neighbours replaced, by the kernel for starts that are arrays. Else None.
+fn replaced_at_once(
+    a: &Array,
+    update: &Array,
+    start: &[i32],
+    stop: &[i32],
+    strides: &[i32],
+    device: Device,
+    s: &Stream,
+) -> Result<Option<Array>> {
+    let sizes = start.iter().zip(stop).map(|(start, stop)| stop - start);
+    let fits = mlx::dtype(a) == mlx::dtype(update)
+        && strides.iter().all(|stride| *stride == 1)
+        // Negative ones count from the end.
+        && start.iter().all(|start| *start >= 0)
+        && stop.iter().zip(a.shape()).all(|(stop, size)| stop <= size)
+        && update.size() > 0
+        && sizes.eq(update.shape().iter().copied());
+    if !fits || a.ndim() == 0 || a.size() > SMALL || !cpu::slices(device) {
+        return Ok(None);
+    }
+    let bytes: SmallVec<[u8; 32]> = start.iter().flat_map(|start| start.to_ne_bytes()).collect();
+    let start = mlx::from_bytes(&bytes, &[start.len() as i32], Dtype::S32)?;
+    let axes = (0..a.ndim()).map(|axis| axis as u8).collect();
+    cpu::update(a, update, &start, axes, s).map(Some)
 }
 
 /// Starts clamped into 0..=length - size, one an axis.

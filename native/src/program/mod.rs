@@ -12,6 +12,7 @@
 //! | [`run`] | runs plans |
 //! | [`evaluator`] | what a run needs of whoever evaluates its graphs |
 //! | [`build`] | nodes of MLX's graph |
+//! | [`repeated`] | an eager operation on small arrays, written down |
 
 mod build;
 pub mod describe;
@@ -22,6 +23,7 @@ mod ir;
 pub mod plan;
 #[allow(clippy::module_inception)]
 mod program;
+mod repeated;
 pub mod run;
 pub mod types;
 
@@ -30,3 +32,4 @@ pub use engine::captured::{forget_all, graphs};
 pub use engine::counted::Whole;
 pub use ir::{Block, Instruction, Step, MAX_DEPTH};
 pub use program::{shown, Input, Inputs, Options, Program};
+pub use repeated::Repeated;

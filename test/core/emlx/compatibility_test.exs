@@ -179,7 +179,7 @@ defmodule EMLX.CompatibilityTest do
         {:shape, [a], {2, 2}},
         {:scalar_type, [a], :float32},
         {:scalar_type, [Ops.astype(a, :bf16)], :bfloat16},
-        {:strides, [Ops.transpose(a, [1, 0])], [1, 2]},
+        {:strides, [Ops.transpose(Ops.tile(a, [32, 32]), [1, 0])], [1, 64]},
         {:to_device, [a, {:cpu, 0}], [[1.0, 2.0], [3.0, 4.0]]},
         {:deallocate, [Ops.copy(a)], :ok},
         {:to_blob, [Ops.transpose(i, [0])], <<6::32-native, 7::32-native, -7::32-native>>},

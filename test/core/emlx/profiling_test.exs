@@ -33,10 +33,14 @@ defmodule EMLX.ProfilingTest do
     assert Profiling.enabled?()
     assert Profiling.read() == {:ok, %{eval: 0, item: 0, to_blob: 0}}
 
-    a = Ops.ones({2}, :f32)
+    a = Ops.ones({5000}, :f32)
     if EMLX.Telemetry.told?(), do: EMLX.eval(Ops.add(a, a)), else: Profiling.inc_eval()
     1 = EMLX.item(Array.scalar(1, :s32))
-    if EMLX.Telemetry.told?(), do: <<_::64>> = EMLX.to_blob(Ops.add(a, a)), else: Profiling.inc_to_blob()
+
+    if EMLX.Telemetry.told?(),
+      do: <<_::binary-size(20_000)>> = EMLX.to_blob(Ops.add(a, a)),
+      else: Profiling.inc_to_blob()
+
     assert Profiling.read() == {:ok, %{eval: 1, item: 1, to_blob: 1}}
     assert capture_io(fn -> Profiling.snapshot() end) == "[EMLX.Profiling] eval=1 item=1 to_blob=1\n"
 

@@ -8,11 +8,11 @@ defmodule EMLX.QueueTest do
 
   # A computation of a few nodes with a known result: 3n + 2 + … of n elements.
   defp work(n) do
-    x = Ops.full(Array.scalar(n, :s64), {256}, :s64)
+    x = Ops.full(Array.scalar(n, :s64), {8192}, :s64)
     Enum.reduce(1..20, x, fn i, acc -> Ops.add(acc, Ops.multiply(x, i)) end) |> Ops.sum()
   end
 
-  defp answer(n), do: 256 * n * (1 + div(20 * 21, 2))
+  defp answer(n), do: 8192 * n * (1 + div(20 * 21, 2))
 
   test "an array that was created on one queue is read on another" do
     [first, second] = for _ <- 1..2, do: Queue.start()

@@ -20,18 +20,22 @@ defmodule EMLX.TelemetryTest do
 
     defp names(events), do: for({name, _, _} <- events, do: name)
 
-    defp sum(size), do: Ops.sum(Ops.ones({size}, :f32, device: device()))
+    # Of more elements than are computed on the spot.
+    defp sum(total), do: Ops.sum(Ops.full(Array.scalar(total / 8192, :f32, device: device()), {8192}, :f32))
     defp device, do: EMLX.Golden.device()
 
     test "an evaluation is a span with the bytes of its arrays, its device and its queue" do
       queue = Queue.start(device: device())
-      arrays = [Ops.add(Ops.ones({10, 10}, :f32, device: device()), 1.0), sum(7)]
+      arrays = [Ops.add(Ops.ones({100, 100}, :f32, device: device()), 1.0), sum(7)]
       {^arrays, [start, stop]} = record(fn -> EMLX.eval(arrays, queue: queue) end)
-      assert {[:eval, :start], %{bytes: 404, system_time: time, monotonic_time: _}, metadata} = start
+      assert {[:eval, :start], %{bytes: 40_004, system_time: time, monotonic_time: _}, metadata} = start
       assert_in_delta System.convert_time_unit(time, :native, :second), System.os_time(:second), 100
       device = device()
       assert %{op: :eval, device: ^device, queue: ^queue, telemetry_span_context: context} = metadata
-      assert {[:eval, :stop], %{bytes: 404, duration: duration}, %{telemetry_span_context: ^context, op: :eval}} = stop
+
+      assert {[:eval, :stop], %{bytes: 40_004, duration: duration}, %{telemetry_span_context: ^context, op: :eval}} =
+               stop
+
       assert duration > 0
     end
 

@@ -96,9 +96,34 @@ defmodule EMLX.Backend.Type do
   @spec scalar(Number.t(), nx_type, keyword) :: Array.t()
   def scalar(number, type, opts \\ []), do: number |> Number.bits(type) |> load({}, type, opts)
 
-  @doc "Returns an array of shape {} with a number that the dtype represents."
+  @integer_dtypes [:u8, :u16, :u32, :u64, :s8, :s16, :s32, :s64]
+
+  # Integers that constants of operations' own are made of once.
+  @kept 0..64
+
+  @doc """
+  Returns an array of shape {} with a number that the dtype represents. Only for operations: small integers are kept,
+  so that the array must not be the result of a callback.
+  """
   @spec constant(number | Complex.non_finite_number(), Array.dtype(), keyword) :: Array.t()
-  def constant(number, dtype, opts), do: Ops.run({:constant, %{value: number, dtype: dtype}}, [], opts)
+  def constant(number, dtype, []) when is_integer(number) and number in @kept do
+    if Process.get(EMLX.Queue) == nil, do: kept({__MODULE__, number, dtype}), else: made(number, dtype, [])
+  end
+
+  def constant(number, dtype, opts), do: made(number, dtype, opts)
+
+  defp kept({_, number, dtype} = key) do
+    with nil <- :persistent_term.get(key, nil) do
+      array = made(number, dtype, [])
+      :persistent_term.put(key, array)
+      array
+    end
+  end
+
+  defp made(number, dtype, opts) when is_integer(number) and dtype in @integer_dtypes,
+    do: Array.of_integer(number, dtype, opts)
+
+  defp made(number, dtype, opts), do: Ops.run({:constant, %{value: number, dtype: dtype}}, [], opts)
 
   @doc "Converts integers from 0 on to another type, with the bits that Nx writes for them (EMLX.Backend.Number)."
   @spec of_integers(Array.t(), nx_type) :: Array.t()

@@ -38,7 +38,7 @@ defmodule EMLX.Block.Dispatch do
 
     try do
       call = fn -> implementation.call(block, output, args, noting(fun, block)) end
-      result = EMLX.Trace.labelled(inspect(block.__struct__), call)
+      result = EMLX.Trace.labelled(block.__struct__, call)
 
       # Checked for the composed function, too: an implementation may call it with other arguments.
       check(block, output, args, result)

@@ -10,8 +10,8 @@ defimpl EMLX.Block, for: [Nx.Block.Take, Nx.Block.TakeAlongAxis] do
     indices = indices |> Backend.to_array() |> Backend.Index.from_zero(indices.type)
 
     case block do
-      %{__struct__: Nx.Block.Take, axis: axis} -> Ops.take(array, indices, axis: axis)
-      %{axis: axis} -> Ops.take_along_axis(array, indices, axis: axis)
+      %{__struct__: Nx.Block.Take, axis: axis} -> Ops.run({:take, %{axis: axis}}, [array, indices])
+      %{axis: axis} -> Ops.run({:take_along_axis, %{axis: axis}}, [array, indices])
     end
     |> Backend.tensor(output)
   end
