@@ -108,19 +108,19 @@ pub fn matmul(a: &Array, b: &Array, device: Device, s: &Stream) -> Result<Array>
 
 fn short_matmul(a: &Array, b: &Array, device: Device, s: &Stream) -> Result<Array> {
     if is_own(a, b, device) {
-        if let Some(product) = product_at_once(a, b, s)? {
-            return Ok(product);
-        }
-        // BLAS is left out also where it is as quick: its threads spin after a product, and the kernels that follow
-        // want their cores. For 16 bits MLX has a plain loop.
-        if a.ndim() > 0 && b.ndim() > 0 {
-            let product = of_matrices(a, b, s, |a, b| match product_shape(a, b) {
-                Some(shape) => own_product(a, b, &shape, cpu::product, s).map(Some),
-                None => Ok(None),
-            })?;
-            if let Some(product) = product {
+        let is_small = work(a, b) < OWN_PRODUCT_BREAK_EVEN;
+        if is_small {
+            if let Some(product) = product_at_once(a, b, s)? {
                 return Ok(product);
             }
+        }
+        // MLX has no kernel for products of 16 bits but a plain loop.
+        let shape = match is_small && !mlx::dtype(a).is_half() {
+            true => None,
+            false => product_shape(a, b),
+        };
+        if let Some(shape) = shape {
+            return own_product(a, b, &shape, cpu::product, s);
         }
     }
     match widened(&[a, b], work(a, b), device, s)? {
@@ -214,6 +214,9 @@ fn long_matmul(a: &Array, b: &Array, device: Device, s: &Stream) -> Result<Array
     };
     mlx::astype(&blocks::matmul(&a, &b, product, sum, s)?, dtype, s)
 }
+
+/// Multiply-adds from which a product of f32 is the kernel's here, and not BLAS's (`bench/cpu_kernels.exs`).
+const OWN_PRODUCT_BREAK_EVEN: u64 = 64 * 64 * 64;
 
 /// Whether the kernel here takes such operands and is quick with them.
 fn is_own(a: &Array, b: &Array, device: Device) -> bool {
