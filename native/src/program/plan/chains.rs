@@ -30,6 +30,10 @@ impl Pass for Chains {
     }
 }
 
+/// Links of a chain that is made of several, at least: it is computed where the last of them was, when caches may have
+/// forgotten what the first takes.
+const MIN_UNITED: usize = 32;
+
 /// Results of a chain, at most.
 const MAX_RESULTS: usize = 8;
 
@@ -119,8 +123,17 @@ struct Chained {
 }
 
 fn ends(code: &Code, types: &Types) -> Chained {
+    let mut apart = vec![false; code.nodes.len()];
+    for _ in 0..4 {
+        let mut groups = Groups::new(code, types);
+        groups.join(&apart);
+        match groups.short() {
+            short if short.is_empty() => return groups.chained(),
+            short => short.into_iter().for_each(|i| apart[i] = true),
+        }
+    }
     let mut groups = Groups::new(code, types);
-    groups.join();
+    groups.join(&vec![true; code.nodes.len()]);
     groups.chained()
 }
 
@@ -141,6 +154,8 @@ struct Groups<'a> {
     takers: Vec<SmallVec<[usize; 4]>>,
     is_output: Vec<bool>,
     is_kept: Vec<bool>,
+    /// The nodes whose value brought chains together.
+    shared: Vec<usize>,
 }
 
 impl<'a> Groups<'a> {
@@ -174,6 +189,7 @@ impl<'a> Groups<'a> {
             takers,
             is_output,
             is_kept: vec![false; count],
+            shared: Vec::new(),
         }
     }
 
@@ -184,8 +200,9 @@ impl<'a> Groups<'a> {
         node
     }
 
-    /// Puts each node into the chain of those that take its value.
-    fn join(&mut self) {
+    /// Puts each node into the chain of those that take its value. Values of nodes that are `apart` bring no chains
+    /// together.
+    fn join(&mut self, apart: &[bool]) {
         for i in (0..self.code.nodes.len()).rev() {
             let Some(value) = first_output(&self.code.nodes[i]) else {
                 continue;
@@ -193,14 +210,14 @@ impl<'a> Groups<'a> {
             if self.own[i] == 0 && !self.is_reshape[i] {
                 continue;
             }
-            if self.is_output[value] || !self.join_alone(i, value) {
+            if self.is_output[value] || !self.join_alone(i, value, apart[i]) {
                 self.join_kept(i, value);
             }
         }
     }
 
     /// Puts a node into the chain that alone takes its value, which may be made of several.
-    fn join_alone(&mut self, i: usize, value: usize) -> bool {
+    fn join_alone(&mut self, i: usize, value: usize, is_apart: bool) -> bool {
         let takers = self.takers[value].iter();
         let mut ends: SmallVec<[usize; 4]> = takers.map(|taker| self.end(*taker)).collect();
         ends.sort_unstable();
@@ -223,8 +240,11 @@ impl<'a> Groups<'a> {
         if !is_link || !fits || !ends.iter().all(is_alike) {
             return false;
         }
-        if ends.len() > 1 && !self.unite(&ends) {
-            return false;
+        if ends.len() > 1 {
+            if is_apart || !self.unite(&ends) {
+                return false;
+            }
+            self.shared.push(i);
         }
         let end = ends[ends.len() - 1];
         self.next[i] = end;
@@ -321,6 +341,14 @@ impl<'a> Groups<'a> {
             self.next[*end] = last;
         }
         true
+    }
+
+    /// The nodes that brought chains together which are too short for that.
+    fn short(&self) -> Vec<usize> {
+        let shared = self.shared.iter().copied();
+        shared
+            .filter(|i| self.lengths[self.end(*i)] < MIN_UNITED)
+            .collect()
     }
 
     fn chained(self) -> Chained {
