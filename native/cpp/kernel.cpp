@@ -38,7 +38,14 @@ struct emlx_view {
 struct emlx_kernel {
   const void* kernel;
   const char* name;
-  bool (*run)(const void* kernel, const emlx_view* inputs, size_t count, const emlx_view* out, char* message, size_t size);
+  bool (*run)(
+      const void* kernel,
+      const emlx_view* inputs,
+      size_t count,
+      const emlx_view* outs,
+      size_t out_count,
+      char* message,
+      size_t size);
   bool (*equal)(const void* kernel, const void* other);
   void (*drop)(const void* kernel);
 };
@@ -49,38 +56,33 @@ namespace {
 // As in src/cpu/node.rs.
 enum Layout { ROWS = 0, TOGETHER = 1, LIKE_FIRST = 2, HEADS_INSIDE = 3 };
 
-class Kernel : public core::UnaryPrimitive {
+class Kernel : public core::Primitive {
  public:
-  Kernel(core::Stream stream, const emlx_kernel& kernel, int layout)
-      : core::UnaryPrimitive(stream), kernel_(std::make_shared<Owned>(kernel)), layout_(layout) {}
+  Kernel(core::Stream stream, const emlx_kernel& kernel, int layout, std::vector<uint8_t> takers)
+      : core::Primitive(stream),
+        kernel_(std::make_shared<Owned>(kernel)),
+        layout_(layout),
+        takers_(std::move(takers)) {}
 
-  void eval_cpu(const std::vector<core::array>& inputs, core::array& out) override {
-    allocate(inputs, out);
+  void eval_cpu(const std::vector<core::array>& inputs, std::vector<core::array>& outs) override {
+    outs.size() == 1 ? allocate(inputs, outs[0]) : allocate_all(inputs, outs);
+    auto& encoder = core::cpu::get_command_encoder(stream());
     std::vector<core::array> held;
-    held.reserve(inputs.size());
+    held.reserve(inputs.size() + outs.size());
     for (const auto& input : inputs) {
       held.push_back(core::array::unsafe_weak_copy(input));
-    }
-    auto& encoder = core::cpu::get_command_encoder(stream());
-    for (const auto& input : inputs) {
       encoder.set_input_array(input);
     }
-    encoder.set_output_array(out);
-    encoder.dispatch([kernel = kernel_, held = std::move(held), out = core::array::unsafe_weak_copy(out)]() mutable {
-      std::vector<emlx_view> views;
-      views.reserve(held.size());
-      for (auto& input : held) {
-        views.push_back(view(input));
-      }
-      const emlx_view result = view(out);
-      char message[256] = "failed without a message";
-      if (!kernel->of.run(kernel->of.kernel, views.data(), views.size(), &result, message, sizeof(message))) {
-        throw std::runtime_error(std::string("[") + kernel->of.name + "] " + message);
-      }
+    for (auto& out : outs) {
+      held.push_back(core::array::unsafe_weak_copy(out));
+      encoder.set_output_array(out);
+    }
+    encoder.dispatch([kernel = kernel_, held = std::move(held), count = inputs.size()]() mutable {
+      run(kernel->of, held, count);
     });
   }
 
-  void eval_gpu(const std::vector<core::array>&, core::array&) override {
+  void eval_gpu(const std::vector<core::array>&, std::vector<core::array>&) override {
     throw std::runtime_error(std::string("[") + name() + "] is a kernel for the CPU");
   }
 
@@ -102,25 +104,23 @@ class Kernel : public core::UnaryPrimitive {
     const emlx_kernel of;
   };
 
-  // Computes a kernel where it is asked for, into an array in rows.
-  static core::array now(
-      const emlx_kernel& kernel, std::vector<core::array>& inputs, core::Shape shape, core::Dtype dtype) {
-    size_t size = dtype.size();
+  // Computes a kernel where it is asked for, into arrays in rows.
+  static std::vector<core::array> now(
+      const emlx_kernel& kernel,
+      std::vector<core::array> arrays,
+      const core::Shape& shape,
+      const std::vector<core::Dtype>& dtypes) {
+    const size_t count = arrays.size();
+    size_t size = 1;
     for (auto length : shape) {
       size *= length;
     }
-    core::array out(core::allocator::malloc(size), std::move(shape), dtype);
-    std::vector<emlx_view> views;
-    views.reserve(inputs.size());
-    for (auto& input : inputs) {
-      views.push_back(view(input));
+    for (const auto& dtype : dtypes) {
+      arrays.emplace_back(core::allocator::malloc(size * dtype.size()), shape, dtype);
     }
-    const emlx_view result = view(out);
-    char message[256] = "failed without a message";
-    if (!kernel.run(kernel.kernel, views.data(), views.size(), &result, message, sizeof(message))) {
-      throw std::runtime_error(std::string("[") + kernel.name + "] " + message);
-    }
-    return out;
+    run(kernel, arrays, count);
+    arrays.erase(arrays.begin(), arrays.begin() + count);
+    return arrays;
   }
 
   static emlx_view view(core::array& a) {
@@ -129,6 +129,59 @@ class Kernel : public core::UnaryPrimitive {
   }
 
  private:
+  // Runs a kernel on its inputs, of which there are `count`, and its outputs behind them.
+  static void run(const emlx_kernel& kernel, std::vector<core::array>& arrays, size_t count) {
+    std::vector<emlx_view> views;
+    views.reserve(arrays.size());
+    for (auto& array : arrays) {
+      views.push_back(view(array));
+    }
+    const size_t outs = arrays.size() - count;
+    char message[256] = "failed without a message";
+    if (!kernel.run(kernel.kernel, views.data(), count, views.data() + count, outs, message, sizeof(message))) {
+      throw std::runtime_error(std::string("[") + kernel.name + "] " + message);
+    }
+  }
+
+  // Gives outputs of one shape their memory: all have the layout of the inputs of their shape where these agree, else
+  // they lie in rows. An output may have an input's memory if `takers_` says that it is not too early.
+  void allocate_all(const std::vector<core::array>& inputs, std::vector<core::array>& outs) const {
+    const core::array* like = nullptr;
+    bool agree = true;
+    for (const auto& input : inputs) {
+      if (input.shape() == outs[0].shape()) {
+        like = like ? like : &input;
+        agree = agree && is_whole(input) && input.strides() == like->strides();
+      }
+    }
+    agree = agree && like;
+    std::vector<bool> is_taken(inputs.size(), false);
+    for (size_t i = 0; i < outs.size(); ++i) {
+      size_t taken = inputs.size();
+      for (size_t j = 0; j < inputs.size() && taken == inputs.size(); ++j) {
+        const auto& input = inputs[j];
+        const bool fits = input.shape() == outs[i].shape() && (agree || (is_whole(input) && input.flags().row_contiguous));
+        // An array that is two inputs is needed by both.
+        if (fits && !is_taken[j] && takers_.at(j) <= i && may_take(input, outs[i])) {
+          taken = j;
+        }
+      }
+      if (taken < inputs.size()) {
+        is_taken[taken] = true;
+        outs[i].copy_shared_buffer(inputs[taken]);
+      } else if (agree) {
+        const size_t size = like->data_size();
+        outs[i].set_data(core::allocator::malloc(size * outs[i].itemsize()), size, like->strides(), like->flags());
+      } else {
+        outs[i].set_data(core::allocator::malloc(outs[i].nbytes()));
+      }
+    }
+  }
+
+  static bool is_whole(const core::array& a) {
+    return a.flags().contiguous && a.data_size() == a.size();
+  }
+
   // Gives `out` its memory, as src/cpu/node.rs says of each layout.
   void allocate(const std::vector<core::array>& inputs, core::array& out) const {
     const auto& first = inputs[0];
@@ -167,7 +220,7 @@ class Kernel : public core::UnaryPrimitive {
       if (input.shape() != out.shape()) {
         continue;
       }
-      const bool whole = input.flags().contiguous && input.data_size() == input.size();
+      const bool whole = is_whole(input);
       like = like ? like : &input;
       agree = agree && whole && input.strides() == like->strides();
       if (!taken && whole && may_take(input, out)) {
@@ -197,33 +250,56 @@ class Kernel : public core::UnaryPrimitive {
 
   const std::shared_ptr<Owned> kernel_;
   const int layout_;
+  // For each input the number of the first output that may have its memory, where there are several.
+  const std::vector<uint8_t> takers_;
 };
 
 } // namespace
 
+// Arrays that a kernel takes and makes. Outputs are of one shape. `takers` has a number for each input, or is null where
+// there is one output.
+extern "C" struct emlx_arrays {
+  const mlx_array* inputs;
+  size_t count;
+  const uint8_t* takers;
+  const int* shape;
+  size_t rank;
+  const mlx_dtype* dtypes;
+  size_t outputs;
+};
+
 // A node that computes `kernel`, which it owns from here on. 0, or 1 with MLX's error handler called.
 extern "C" int emlx_kernel_node(
-    mlx_array* res,
-    emlx_kernel kernel,
-    int layout,
-    const mlx_array* inputs,
-    size_t count,
-    const int* shape,
-    size_t rank,
-    mlx_dtype dtype,
-    const mlx_stream stream) {
+    mlx_array* res, emlx_kernel kernel, int layout, const emlx_arrays* of, const mlx_stream stream) {
   bool owned = false;
   try {
     const auto& s = *static_cast<const core::Stream*>(stream.ctx);
-    auto primitive = std::make_shared<Kernel>(s, kernel, layout);
+    std::vector<uint8_t> takers;
+    if (of->takers) {
+      takers.assign(of->takers, of->takers + of->count);
+    }
+    auto primitive = std::make_shared<Kernel>(s, kernel, layout, std::move(takers));
     owned = true;
     std::vector<core::array> arrays;
-    arrays.reserve(count);
-    for (size_t i = 0; i < count; ++i) {
-      arrays.push_back(*static_cast<const core::array*>(inputs[i].ctx));
+    arrays.reserve(of->count);
+    for (size_t i = 0; i < of->count; ++i) {
+      arrays.push_back(*static_cast<const core::array*>(of->inputs[i].ctx));
     }
-    res->ctx =
-        new core::array(core::Shape(shape, shape + rank), mlx_dtype_to_cpp(dtype), std::move(primitive), std::move(arrays));
+    core::Shape shape(of->shape, of->shape + of->rank);
+    if (of->outputs == 1) {
+      const auto dtype = mlx_dtype_to_cpp(of->dtypes[0]);
+      res->ctx = new core::array(std::move(shape), dtype, std::move(primitive), std::move(arrays));
+      return 0;
+    }
+    std::vector<core::Dtype> dtypes;
+    for (size_t i = 0; i < of->outputs; ++i) {
+      dtypes.push_back(mlx_dtype_to_cpp(of->dtypes[i]));
+    }
+    std::vector<core::Shape> shapes(of->outputs, shape);
+    auto made = core::array::make_arrays(std::move(shapes), dtypes, std::move(primitive), arrays);
+    for (size_t i = 0; i < of->outputs; ++i) {
+      res[i].ctx = new core::array(std::move(made[i]));
+    }
     return 0;
   } catch (const std::exception& e) {
     if (!owned) {
@@ -424,28 +500,28 @@ extern "C" bool emlx_look(const mlx_array array) {
   return is_computed(*static_cast<core::array*>(array.ctx));
 }
 
-// Computes a kernel at once: 0. 2 where an input is neither computed nor a view of what is; 1 with MLX's error handler called. The graph's
-// lock is held, and `kernel` stays the caller's.
-extern "C" int emlx_kernel_now(
-    mlx_array* res,
-    const emlx_kernel* kernel,
-    const mlx_array* inputs,
-    size_t count,
-    const int* shape,
-    size_t rank,
-    mlx_dtype dtype) {
+// Computes a kernel at once: 0. 2 where an input is neither computed nor a view of what is; 1 with MLX's error handler
+// called. The graph's lock is held, and `kernel` stays the caller's.
+extern "C" int emlx_kernel_now(mlx_array* res, const emlx_kernel* kernel, const emlx_arrays* of) {
   try {
     std::vector<core::array> arrays;
-    arrays.reserve(count);
-    for (size_t i = 0; i < count; ++i) {
-      arrays.push_back(*static_cast<const core::array*>(inputs[i].ctx));
+    arrays.reserve(of->count + of->outputs);
+    for (size_t i = 0; i < of->count; ++i) {
+      arrays.push_back(*static_cast<const core::array*>(of->inputs[i].ctx));
       // Asking may take a stream's failure along; the caller sees to it that there is none.
       if (!is_computed(arrays.back())) {
         return 2;
       }
     }
-    res->ctx = new core::array(
-        Kernel::now(*kernel, arrays, core::Shape(shape, shape + rank), mlx_dtype_to_cpp(dtype)));
+    std::vector<core::Dtype> dtypes;
+    for (size_t i = 0; i < of->outputs; ++i) {
+      dtypes.push_back(mlx_dtype_to_cpp(of->dtypes[i]));
+    }
+    const core::Shape shape(of->shape, of->shape + of->rank);
+    auto made = Kernel::now(*kernel, std::move(arrays), shape, dtypes);
+    for (size_t i = 0; i < of->outputs; ++i) {
+      res[i].ctx = new core::array(std::move(made[i]));
+    }
     return 0;
   } catch (const std::exception& e) {
     mlx_error("%s", e.what());

@@ -57,6 +57,10 @@ pub unsafe fn apply<T: Element>(
     to: *mut T,
     count: usize,
 ) {
+    // A square is a product; math/power.rs computes it so too.
+    if pair == Pair::Power && b_is_one && b.read().widen() == 2.0 {
+        return apply::<T>(level, Pair::Multiply, a, a_is_one, a, a_is_one, to, count);
+    }
     macro_rules! each {
         ([$($case:ident = $f:ident),*], [$($long_case:ident = $long:ident),*]) => {
             match pair {

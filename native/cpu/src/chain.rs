@@ -71,8 +71,26 @@ pub fn results(links: &[Link]) -> usize {
     1 + inner.filter(|link| link.is_kept).count()
 }
 
-/// Elements of a block.
-const BLOCK: usize = 1024;
+/// For each of `count` inputs the number of the first result that may be written over it: no link after that result's
+/// takes the input.
+pub fn takers(links: &[Link], count: usize) -> SmallVec<[u8; 8]> {
+    let mut first = SmallVec::from_elem(0, count);
+    let mut result = 0;
+    for (i, link) in links.iter().enumerate() {
+        for operand in link.operands() {
+            if let Operand::Input(input) = *operand {
+                first[usize::from(input)] = result;
+            }
+        }
+        if link.is_kept && i + 1 < links.len() {
+            result += 1;
+        }
+    }
+    first
+}
+
+/// Elements of a block: some blocks stay in the first cache, and a link's call takes far less time than its work.
+const BLOCK: usize = 2048;
 
 /// Where a link writes to.
 #[derive(Clone, Copy)]
@@ -195,6 +213,39 @@ impl Call {
     }
 }
 
+/// Where a link's elements are whose arrays all lie in one order.
+#[derive(Clone, Copy)]
+enum Slot {
+    /// A block, by its number.
+    Block(u8),
+    /// A single element of a link.
+    Element(u8),
+    /// An array, and the bytes from one element to the next.
+    Array(*mut u8, usize),
+}
+
+impl Slot {
+    unsafe fn at(self, at: usize, scratch: Scratch) -> *mut u8 {
+        match self {
+            Slot::Block(i) => scratch.block(i.into()),
+            Slot::Element(i) => scratch.elements.add(i.into()).cast(),
+            Slot::Array(data, step) => data.add(at * step),
+        }
+    }
+}
+
+/// A link whose arrays all lie in one order.
+struct Flat {
+    link: Link,
+    operands: SmallVec<[(Slot, bool); 3]>,
+    to: Slot,
+    /// Whether its elements are alike.
+    is_one: bool,
+}
+
+// SAFETY: the pointers are those of the chain's arrays, of which threads write parts that do not overlap.
+unsafe impl Sync for Flat {}
+
 /// A chain and its arrays: which calls compute it.
 struct Layout<'a> {
     links: &'a [Link],
@@ -205,10 +256,12 @@ struct Layout<'a> {
     blocks: usize,
     /// Each input's elements, and the bytes of one.
     from: SmallVec<[(Shared<u8>, usize); 4]>,
-    to: Shared<u8>,
-    to_size: usize,
+    /// The same of each result.
+    to: SmallVec<[(Shared<u8>, usize); 4]>,
     /// Elements of a result.
     size: usize,
+    /// See [`Layout::flat`].
+    flat: Option<Vec<Flat>>,
 }
 
 /// Memory between the links of a chain.
@@ -229,10 +282,7 @@ impl Scratch {
 }
 
 impl<'a> Layout<'a> {
-    unsafe fn new(links: &'a [Link], inputs: &[View], out: &View) -> Layout<'a> {
-        let first = usize::from(results(links) > 1);
-        // SAFETY: of the same array.
-        let one = unsafe { View::of(out.data, &out.shape()[first..], &out.strides()[first..]) };
+    unsafe fn new(links: &'a [Link], inputs: &[View], outs: &[View]) -> Layout<'a> {
         let is_single = singles(links, inputs);
         let (places, own) = places(links, &is_single);
         let mut from: SmallVec<[_; 4]> = inputs
@@ -246,16 +296,108 @@ impl<'a> Layout<'a> {
                 }
             }
         }
-        Layout {
+        let last = links.len().saturating_sub(1);
+        let kept = links.iter().enumerate();
+        let kept = kept.filter(|(i, link)| link.is_kept || *i == last);
+        let sizes: SmallVec<[usize; 4]> = kept.map(|(_, link)| link.to.size()).collect();
+        let is_joined = outs.len() < sizes.len();
+        let one = |i: usize| match is_joined {
+            true => outs[0].part(i, sizes[i]),
+            false => outs[i].again(),
+        };
+        let to = sizes.iter().enumerate();
+        let to = to.map(|(i, size)| (Shared(one(i).data.cast::<u8>()), *size));
+        let first = one(0);
+        let mut layout = Layout {
             links,
-            axes: Axes::new(inputs, &one),
+            axes: Axes::new(inputs, &first),
             is_single,
             places,
             blocks: own,
             from,
-            to: Shared(out.data.cast::<u8>()),
-            to_size: links.last().map_or(1, |link| link.to.size()),
-            size: one.size(),
+            to: to.collect(),
+            size: first.size(),
+            flat: None,
+        };
+        layout.flat = layout.flat();
+        layout
+    }
+
+    /// The links of several elements, if all arrays lie in one order and have more than a block: then only the places
+    /// of a block's elements change from block to block.
+    fn flat(&self) -> Option<Vec<Flat>> {
+        let is_flat = |steps: &SmallVec<[isize; 4]>| matches!(steps[..], [0 | 1]);
+        if self.size <= BLOCK || !self.axes.steps.iter().all(is_flat) {
+            return None;
+        }
+        let mut is_one = self.is_single;
+        let links = self.links.iter().enumerate();
+        let links = links.filter(|(i, _)| !self.is_single[*i]);
+        let place = |i: usize| match self.places[i] {
+            Place::Block(block) => Slot::Block(block),
+            Place::Result(result) => {
+                let (data, size) = &self.to[usize::from(result)];
+                Slot::Array(data.0, *size)
+            }
+        };
+        let flat = links.map(|(i, link)| {
+            let operands = link.operands().iter().map(|operand| match *operand {
+                Operand::Link(of) if self.is_single[usize::from(of)] => (Slot::Element(of), true),
+                Operand::Link(of) => (place(of.into()), is_one[usize::from(of)]),
+                Operand::Input(input) => {
+                    let (data, size) = &self.from[usize::from(input)];
+                    let is_one = self.axes.steps[usize::from(input)][0] == 0;
+                    (Slot::Array(data.0, if is_one { 0 } else { *size }), is_one)
+                }
+            });
+            let operands: SmallVec<[(Slot, bool); 3]> = operands.collect();
+            is_one[i] = operands.iter().all(|(_, is_one)| *is_one);
+            Flat {
+                link: *link,
+                operands,
+                to: place(i),
+                is_one: is_one[i],
+            }
+        });
+        Some(flat.collect())
+    }
+
+    /// [`Layout::part`] of arrays in one order.
+    unsafe fn flat_part(
+        flat: &[Flat],
+        mut at: usize,
+        end: usize,
+        scratch: Scratch,
+        mut call: impl FnMut(Call),
+    ) {
+        while at < end {
+            let length = scratch.block.min(end - at);
+            for link in flat {
+                let mut arguments = [Argument {
+                    at: std::ptr::null(),
+                    is_one: true,
+                }; 3];
+                for (argument, (slot, is_one)) in arguments.iter_mut().zip(&link.operands) {
+                    argument.at = slot.at(at, scratch).cast_const();
+                    argument.is_one = *is_one;
+                }
+                let to = link.to.at(at, scratch);
+                call(Call::Apply {
+                    link: link.link,
+                    arguments,
+                    to,
+                    count: if link.is_one { 1 } else { length },
+                });
+                if link.is_one && matches!(link.to, Slot::Array(..)) {
+                    let size = link.link.to.size();
+                    call(Call::Fill {
+                        size,
+                        to,
+                        count: length,
+                    });
+                }
+            }
+            at += length;
         }
     }
 
@@ -289,7 +431,10 @@ impl<'a> Layout<'a> {
     unsafe fn place(&self, link: usize, at: usize, scratch: Scratch) -> *mut u8 {
         match self.places[link] {
             Place::Block(i) => scratch.block(i.into()),
-            Place::Result(i) => self.to.at((usize::from(i) * self.size + at) * self.to_size),
+            Place::Result(i) => {
+                let (data, size) = &self.to[usize::from(i)];
+                data.at(at * size)
+            }
         }
     }
 
@@ -337,6 +482,9 @@ impl<'a> Layout<'a> {
 
     /// Computes the elements from `at` to `end` of all results.
     unsafe fn part(&self, mut at: usize, end: usize, scratch: Scratch, mut call: impl FnMut(Call)) {
+        if let Some(flat) = &self.flat {
+            return Layout::flat_part(flat, at, end, scratch, call);
+        }
         let (count, is_short) = (self.axes.count(), self.axes.is_short());
         let links = self.links.iter().enumerate();
         while at < end {
@@ -375,7 +523,7 @@ impl<'a> Layout<'a> {
                 });
                 if all_one && matches!(self.places[i], Place::Result(_)) {
                     call(Call::Fill {
-                        size: self.to_size,
+                        size: link.to.size(),
                         to,
                         count: length,
                     });
@@ -388,14 +536,15 @@ impl<'a> Layout<'a> {
 }
 
 /// # Safety
-/// `out` lies without gaps, the inputs broadcast to a result, and all are of the types that the links take and give.
-/// `out` has one more axis, the first, if there are several results, and lies in rows then. Where there is one, `out` may
-/// be an input of its own layout and size of element.
-pub unsafe fn run(level: Level, links: &[Link], inputs: &[View], out: &View) {
+/// There is a result for each link that is kept and for the last, or one array that has all of them along a first axis,
+/// lies in rows, and is of one type. Results have one shape and lie alike, without gaps. The inputs broadcast to it, and
+/// all are of the types that the links take and give. A result may be an input of its own layout and size of element, if
+/// no link after the result's takes that input.
+pub unsafe fn run(level: Level, links: &[Link], inputs: &[View], outs: &[View]) {
     thread_local! {
         static BLOCKS: RefCell<Vec<u64>> = const { RefCell::new(Vec::new()) };
     }
-    let layout = Layout::new(links, inputs, out);
+    let layout = Layout::new(links, inputs, outs);
     let mut elements = [0; MAX_LINKS];
     let scratch = Scratch {
         elements: elements.as_mut_ptr(),
@@ -446,8 +595,8 @@ impl Prepared {
     ///
     /// # Safety
     /// As for [`run`], and nobody moves the arrays as long as the calls are run.
-    pub unsafe fn new(links: &[Link], inputs: &[View], out: &View) -> Option<Prepared> {
-        let layout = Layout::new(links, inputs, out);
+    pub unsafe fn new(links: &[Link], inputs: &[View], outs: &[View]) -> Option<Prepared> {
+        let layout = Layout::new(links, inputs, outs);
         if layout.size >= WORTH_SHARING {
             return None;
         }

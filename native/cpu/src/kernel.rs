@@ -224,14 +224,26 @@ impl Kernel {
         if out.size() == 0 || self.run_typed(inputs, out) {
             return;
         }
-        // Each link says what types it takes.
-        if let Kernel::Chain(links) = self {
-            return chain::run(Level::best(), links, inputs, out);
-        }
         match element {
             ElementType::F32 => self.run_as::<f32>(inputs, out),
             ElementType::F16 => self.run_as::<f16>(inputs, out),
             ElementType::Bf16 => self.run_as::<bf16>(inputs, out),
+        }
+    }
+
+    /// [`Kernel::run`] of a kernel with one result or several, each of which has memory of its own.
+    ///
+    /// # Safety
+    /// As there.
+    pub unsafe fn run_all(&self, element: ElementType, inputs: &[View], outs: &[View]) {
+        match (self, outs) {
+            // Each link says what types it takes.
+            (Kernel::Chain(links), [first, ..]) => match first.size() {
+                0 => {}
+                _ => chain::run(Level::best(), links, inputs, outs),
+            },
+            (_, [out]) => self.run(element, inputs, out),
+            _ => {}
         }
     }
 
@@ -377,7 +389,7 @@ impl Kernel {
                 };
                 scan::run::<T>(level, &how, &inputs[0], out)
             }
-            Kernel::Chain(ref links) => chain::run(level, links, inputs, out),
+            Kernel::Chain(ref links) => chain::run(level, links, inputs, std::slice::from_ref(out)),
             Kernel::Extreme { .. }
             | Kernel::Truth { .. }
             | Kernel::Total { .. }

@@ -83,7 +83,7 @@ mod windows;
 
 pub use attention::Mask;
 pub use binary::Pair;
-pub use chain::{results, Link, Links, Operand, MAX_LINKS};
+pub use chain::{results, takers, Link, Links, Operand, MAX_LINKS};
 pub use conv::Conv;
 pub use element::ElementType;
 pub use elementwise::{Action, Bits, Comparison, Division, Test};

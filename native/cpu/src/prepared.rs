@@ -12,7 +12,7 @@ enum Work {
         kernel: Kernel,
         element: ElementType,
         inputs: SmallVec<[View; 4]>,
-        out: View,
+        outs: SmallVec<[View; 1]>,
     },
 }
 
@@ -23,10 +23,10 @@ impl Prepared {
         kernel: Kernel,
         element: ElementType,
         inputs: SmallVec<[View; 4]>,
-        out: View,
+        outs: SmallVec<[View; 1]>,
     ) -> Prepared {
         if let Kernel::Chain(links) = &kernel {
-            if let Some(calls) = chain::Prepared::new(links, &inputs, &out) {
+            if let Some(calls) = chain::Prepared::new(links, &inputs, &outs) {
                 return Prepared(Work::Calls(calls));
             }
         }
@@ -34,7 +34,7 @@ impl Prepared {
             kernel,
             element,
             inputs,
-            out,
+            outs,
         })
     }
 
@@ -49,8 +49,8 @@ impl Prepared {
                 kernel,
                 element,
                 inputs,
-                out,
-            } => kernel.run(*element, inputs, out),
+                outs,
+            } => kernel.run_all(*element, inputs, outs),
         }
     }
 }

@@ -69,6 +69,25 @@ impl View {
         self.shape().iter().map(|n| *n as usize).product()
     }
 
+    /// The same array.
+    pub(crate) fn again(&self) -> View {
+        View { ..*self }
+    }
+
+    /// Number `i` along the first axis, of an array whose elements are of `bytes`.
+    ///
+    /// # Safety
+    /// The array has an axis, and so many along it.
+    pub(crate) unsafe fn part(&self, i: usize, bytes: usize) -> View {
+        let offset = i as isize * self.strides()[0] as isize * bytes as isize;
+        View {
+            data: self.data.byte_offset(offset),
+            shape: self.shape.add(1),
+            strides: self.strides.add(1),
+            rank: self.rank - 1,
+        }
+    }
+
     /// From one element of a row to the next.
     pub fn step(&self) -> isize {
         self.strides().last().copied().unwrap_or(1) as isize

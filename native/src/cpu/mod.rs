@@ -6,7 +6,7 @@ mod node;
 mod order;
 
 use crate::base::{Device, Dtype, Error, Result};
-use crate::mlx::{self, Stream};
+use crate::mlx::{self, Outputs, Stream};
 use emlx_cpu::Kernel;
 pub use emlx_cpu::{
     has_vectors, Action, Bits, Choice, Comparison, Conv, Division, Function, Link, Links, Mask,
@@ -173,29 +173,51 @@ pub fn needed_links(links: Links) -> Links {
         .collect()
 }
 
-/// Links over arrays that broadcast to `shape`, whose types are those that the links take; `dtype` is the last one's.
-/// Where there are several results, the array has them along a first axis of its own.
+/// Links over arrays that broadcast to `shape`, whose types are those that the links take. Each result is of the type of
+/// its link.
 pub fn chain(
+    links: Links,
+    inputs: &[&Array],
+    shape: &[i32],
+    s: &Stream,
+) -> Result<SmallVec<[Array; 2]>> {
+    check_chain(inputs, shape)?;
+    let last = links.len().saturating_sub(1);
+    let results = links.iter().enumerate();
+    let results = results.filter(|(i, link)| link.is_kept || *i == last);
+    let dtypes: SmallVec<[Dtype; 4]> = results.map(|(_, link)| dtype_of(link.to)).collect();
+    let takers = match dtypes.len() {
+        1 => SmallVec::new(),
+        _ => emlx_cpu::takers(&links, inputs.len()),
+    };
+    let outputs = Outputs {
+        shape,
+        dtypes: &dtypes,
+        takers: &takers,
+    };
+    node::several(Kernel::Chain(links), inputs, outputs, s)
+}
+
+/// The same with several results of one type as one array, one behind the other along a first axis of its own.
+pub fn joined_chain(
     links: Links,
     inputs: &[&Array],
     shape: &[i32],
     dtype: Dtype,
     s: &Stream,
 ) -> Result<Array> {
-    if let Some(input) = inputs.iter().find(|input| !goes_into(input.shape(), shape)) {
-        return Err(Error::invalid(format!(
+    check_chain(inputs, shape)?;
+    let shape = [&[emlx_cpu::results(&links) as i32], shape].concat();
+    node::typed(Kernel::Chain(links), Layout::Rows, inputs, &shape, dtype, s)
+}
+
+fn check_chain(inputs: &[&Array], shape: &[i32]) -> Result<()> {
+    match inputs.iter().find(|input| !goes_into(input.shape(), shape)) {
+        None => Ok(()),
+        Some(input) => Err(Error::invalid(format!(
             "a chain of shape {shape:?} is given an array of shape {:?}",
             input.shape()
-        )));
-    }
-    let results = emlx_cpu::results(&links) as i32;
-    let kernel = Kernel::Chain(links);
-    match results {
-        1 => node::typed(kernel, Layout::Together, inputs, shape, dtype, s),
-        _ => {
-            let shape = [&[results], shape].concat();
-            node::typed(kernel, Layout::Rows, inputs, &shape, dtype, s)
-        }
+        ))),
     }
 }
 

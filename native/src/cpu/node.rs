@@ -2,9 +2,10 @@
 
 use super::type_of;
 use crate::base::{Dtype, Error, Result};
-use crate::mlx::{self, Functions, Stream, Tape};
+use crate::mlx::{self, Functions, Outputs, Stream, Tape};
 use emlx_cpu::{ElementType, Kernel, Type, View};
 use mlx_rs::Array;
+use smallvec::SmallVec;
 use std::ffi::{c_char, c_void};
 
 impl TryFrom<Dtype> for ElementType {
@@ -79,20 +80,41 @@ impl Owned {
     fn at_once(
         &self,
         inputs: &[&Array],
+        outputs: Outputs,
+        s: &Stream,
+    ) -> Result<Option<SmallVec<[Array; 2]>>> {
+        let is_recorded = s.tape().is_some_and(Tape::is_of_loop);
+        if !is_small(&self.kernel, inputs, outputs.shape, is_recorded) || !mlx::has_tasks() {
+            return Ok(None);
+        }
+        let functions = functions(self, self.kernel.name().as_ptr());
+        let arrays = mlx::kernel_now(&functions, inputs, outputs, s)?;
+        if let (Some(arrays), Some(tape)) = (&arrays, s.tape()) {
+            tape.push(self.kernel.clone(), self.element, inputs, arrays)?;
+        }
+        Ok(arrays)
+    }
+
+    /// [`Owned::at_once`] with one result.
+    fn one_at_once(
+        &self,
+        inputs: &[&Array],
         shape: &[i32],
         dtype: Dtype,
         s: &Stream,
     ) -> Result<Option<Array>> {
-        let is_recorded = s.tape().is_some_and(Tape::is_of_loop);
-        if !is_small(&self.kernel, inputs, shape, is_recorded) || !mlx::has_tasks() {
-            return Ok(None);
+        let arrays = self.at_once(inputs, Outputs::one(shape, &[dtype]), s)?;
+        Ok(arrays.and_then(|mut arrays| arrays.pop()))
+    }
+}
+
+impl<'a> Outputs<'a> {
+    fn one(shape: &'a [i32], dtype: &'a [Dtype; 1]) -> Outputs<'a> {
+        Outputs {
+            shape,
+            dtypes: dtype,
+            takers: &[],
         }
-        let functions = functions(self, self.kernel.name().as_ptr());
-        let array = mlx::kernel_now(&functions, inputs, shape, dtype, s)?;
-        if let (Some(array), Some(tape)) = (&array, s.tape()) {
-            tape.push(self.kernel.clone(), self.element, inputs, array)?;
-        }
-        Ok(array)
     }
 }
 
@@ -116,7 +138,7 @@ pub fn at_once(
     s: &Stream,
 ) -> Result<Option<Array>> {
     let element = ElementType::F32;
-    Owned { kernel, element }.at_once(inputs, shape, dtype, s)
+    Owned { kernel, element }.one_at_once(inputs, shape, dtype, s)
 }
 
 /// The same of a kernel that computes with numbers of `like`'s type, to a result of this type.
@@ -129,26 +151,27 @@ pub fn at_once_like(
 ) -> Result<Option<Array>> {
     let dtype = mlx::dtype(like);
     let element = dtype.try_into()?;
-    Owned { kernel, element }.at_once(inputs, shape, dtype, s)
+    Owned { kernel, element }.one_at_once(inputs, shape, dtype, s)
 }
 
 unsafe extern "C" fn run(
     kernel: *const c_void,
     inputs: *const View,
     count: usize,
-    out: *const View,
+    outs: *const View,
+    out_count: usize,
     message: *mut c_char,
     size: usize,
 ) -> bool {
     // SAFETY: a box of ours; views that live through the call.
-    let (owned, inputs, out) = unsafe {
+    let (owned, inputs, outs) = unsafe {
         (
             &*kernel.cast::<Owned>(),
             std::slice::from_raw_parts(inputs, count),
-            &*out,
+            std::slice::from_raw_parts(outs, out_count),
         )
     };
-    let call = || unsafe { owned.kernel.run(owned.element, inputs, out) };
+    let call = || unsafe { owned.kernel.run_all(owned.element, inputs, outs) };
     let Err(panic) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(call)) else {
         return true;
     };
@@ -182,8 +205,8 @@ unsafe extern "C" fn drop_kernel(kernel: *const c_void) {
 pub enum Layout {
     /// Row after row.
     Rows = 0,
-    /// As all inputs of the result's shape, where they agree; else row after row. The kernel may be given the memory of
-    /// one of them.
+    /// As all inputs of the results' shape, where they agree; else row after row. The kernel may be given the memory of
+    /// some of them.
     Together = 1,
     /// As the first input, where its rows have no gaps; else row after row. The kernel may be given the first input's
     /// memory.
@@ -227,10 +250,42 @@ fn node(
     s: &Stream,
 ) -> Result<Array> {
     let owned = Owned { kernel, element };
-    if let Some(array) = owned.at_once(inputs, shape, dtype, s)? {
-        return Ok(array);
+    let mut arrays = nodes(owned, layout, inputs, Outputs::one(shape, &[dtype]), s)?;
+    arrays.pop().ok_or_else(no_result)
+}
+
+fn no_result() -> Error {
+    Error::invalid("a kernel has no result")
+}
+
+/// The results of a kernel that has its types itself. They have one shape and each a type.
+pub fn several(
+    kernel: Kernel,
+    inputs: &[&Array],
+    outputs: Outputs,
+    s: &Stream,
+) -> Result<SmallVec<[Array; 2]>> {
+    let element = ElementType::F32;
+    nodes(
+        Owned { kernel, element },
+        Layout::Together,
+        inputs,
+        outputs,
+        s,
+    )
+}
+
+fn nodes(
+    owned: Owned,
+    layout: Layout,
+    inputs: &[&Array],
+    outputs: Outputs,
+    s: &Stream,
+) -> Result<SmallVec<[Array; 2]>> {
+    if let Some(arrays) = owned.at_once(inputs, outputs, s)? {
+        return Ok(arrays);
     }
     let name = owned.kernel.name().as_ptr();
     let functions = functions(Box::into_raw(Box::new(owned)), name);
-    mlx::kernel_node(functions, layout as i32, inputs, shape, dtype, s)
+    mlx::kernel_node(functions, layout as i32, inputs, outputs, s)
 }

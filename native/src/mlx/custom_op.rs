@@ -1,6 +1,7 @@
 //! Nodes of MLX's graph that run a function of ours on the CPU: the Rust side of cpp/kernel.cpp.
 
-use super::error::{check, one};
+#[cfg(emlx_kernels)]
+use super::error::check;
 use super::{GraphLock, Stream};
 use crate::base::{Dtype, Result};
 use emlx_cpu::View;
@@ -15,6 +16,7 @@ pub type Run = unsafe extern "C" fn(
     *const View,
     usize,
     *const View,
+    usize,
     *mut c_char,
     usize,
 ) -> bool;
@@ -29,15 +31,70 @@ pub struct Functions {
     pub drop: unsafe extern "C" fn(*const c_void),
 }
 
-/// A node of numbers of `dtype` that runs a kernel of ours; it owns what `kernel` points to, also where this fails.
+/// Outputs of a kernel: they have one shape.
+#[derive(Clone, Copy)]
+pub struct Outputs<'a> {
+    pub shape: &'a [i32],
+    pub dtypes: &'a [Dtype],
+    /// For each input the number of the first output that may have its memory, where there are several.
+    pub takers: &'a [u8],
+}
+
+/// Laid out as `emlx_arrays`.
+#[cfg(emlx_kernels)]
+#[repr(C)]
+struct Arrays {
+    inputs: *const sys::mlx_array,
+    count: usize,
+    takers: *const u8,
+    shape: *const c_int,
+    rank: usize,
+    dtypes: *const sys::mlx_dtype,
+    outputs: usize,
+}
+
+/// Calls a function of kernel.cpp with handles for the outputs, which it fills in and returns 0, and the arrays.
+#[cfg(emlx_kernels)]
+fn with_arrays(
+    inputs: &[&Array],
+    outputs: Outputs,
+    call: impl FnOnce(*mut sys::mlx_array, *const Arrays) -> c_int,
+) -> (c_int, SmallVec<[Array; 2]>) {
+    let handles: SmallVec<[sys::mlx_array; 8]> =
+        inputs.iter().map(|array| array.as_ptr()).collect();
+    let dtypes: SmallVec<[sys::mlx_dtype; 4]> =
+        outputs.dtypes.iter().map(|dtype| dtype.to_mlx()).collect();
+    let arrays = Arrays {
+        inputs: handles.as_ptr(),
+        count: handles.len(),
+        takers: match outputs.takers {
+            [] => std::ptr::null(),
+            takers => takers.as_ptr(),
+        },
+        shape: outputs.shape.as_ptr(),
+        rank: outputs.shape.len(),
+        dtypes: dtypes.as_ptr(),
+        outputs: dtypes.len(),
+    };
+    let empty = sys::mlx_array {
+        ctx: std::ptr::null_mut(),
+    };
+    let mut raw: SmallVec<[sys::mlx_array; 2]> = SmallVec::from_elem(empty, dtypes.len());
+    let status = call(raw.as_mut_ptr(), &arrays);
+    let made = raw.into_iter().filter(|raw| !raw.ctx.is_null());
+    // SAFETY: fresh handles.
+    let made = made.map(|raw| unsafe { Array::from_ptr(raw) }).collect();
+    (status, made)
+}
+
+/// A node that runs a kernel of ours; it owns what `kernel` points to, also where this fails.
 pub fn kernel_node(
     kernel: Functions,
     layout: i32,
     inputs: &[&Array],
-    shape: &[i32],
-    dtype: Dtype,
+    outputs: Outputs,
     s: &Stream,
-) -> Result<Array> {
+) -> Result<SmallVec<[Array; 2]>> {
     #[cfg(emlx_kernels)]
     {
         extern "C" {
@@ -45,35 +102,20 @@ pub fn kernel_node(
                 res: *mut sys::mlx_array,
                 kernel: Functions,
                 layout: c_int,
-                inputs: *const sys::mlx_array,
-                count: usize,
-                shape: *const c_int,
-                rank: usize,
-                dtype: sys::mlx_dtype,
+                arrays: *const Arrays,
                 stream: sys::mlx_stream,
             ) -> c_int;
         }
-        let handles: SmallVec<[sys::mlx_array; 4]> =
-            inputs.iter().map(|array| array.as_ptr()).collect();
         // SAFETY: every pointer comes from a live reference and every length from its slice; exceptions are caught
         // there.
-        one(|res| unsafe {
-            emlx_kernel_node(
-                res,
-                kernel,
-                layout,
-                handles.as_ptr(),
-                handles.len(),
-                shape.as_ptr(),
-                shape.len(),
-                dtype.to_mlx(),
-                s.0,
-            )
-        })
+        let (status, made) = with_arrays(inputs, outputs, |res, arrays| unsafe {
+            emlx_kernel_node(res, kernel, layout, arrays, s.0)
+        });
+        check(status).map(|()| made)
     }
     #[cfg(not(emlx_kernels))]
     {
-        let _ = (kernel, layout, inputs, shape, dtype, s);
+        let _ = (kernel, layout, inputs, outputs, s);
         Err(crate::base::Error::invalid(
             "kernels of our own are not built here",
         ))
@@ -133,53 +175,35 @@ impl Quiet {
 pub fn kernel_now(
     kernel: &Functions,
     inputs: &[&Array],
-    shape: &[i32],
-    dtype: Dtype,
+    outputs: Outputs,
     s: &Stream,
-) -> Result<Option<Array>> {
+) -> Result<Option<SmallVec<[Array; 2]>>> {
     #[cfg(emlx_kernels)]
     {
         extern "C" {
             fn emlx_kernel_now(
                 res: *mut sys::mlx_array,
                 kernel: *const Functions,
-                inputs: *const sys::mlx_array,
-                count: usize,
-                shape: *const c_int,
-                rank: usize,
-                dtype: sys::mlx_dtype,
+                arrays: *const Arrays,
             ) -> c_int;
         }
         let Some(_quiet) = Quiet::of(s) else {
             return Ok(None);
         };
-        let handles: SmallVec<[sys::mlx_array; 4]> =
-            inputs.iter().map(|array| array.as_ptr()).collect();
         // SAFETY: every pointer comes from a live reference and every length from its slice; exceptions are caught
         // there. Nobody changes the graph meanwhile.
-        let (status, raw) = unsafe {
-            let mut raw = sys::mlx_array_new();
-            let status = emlx_kernel_now(
-                &mut raw,
-                kernel,
-                handles.as_ptr(),
-                handles.len(),
-                shape.as_ptr(),
-                shape.len(),
-                dtype.to_mlx(),
-            );
-            (status, raw)
-        };
+        let (status, made) = with_arrays(inputs, outputs, |res, arrays| unsafe {
+            emlx_kernel_now(res, kernel, arrays)
+        });
         match status {
-            // SAFETY: a fresh handle.
-            0 => Ok(Some(unsafe { Array::from_ptr(raw) })),
+            0 => Ok(Some(made)),
             2 => Ok(None),
             status => check(status).map(|()| None),
         }
     }
     #[cfg(not(emlx_kernels))]
     {
-        let _ = (kernel, inputs, shape, dtype, s);
+        let _ = (kernel, inputs, outputs, s);
         Ok(None)
     }
 }

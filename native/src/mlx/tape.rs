@@ -32,22 +32,21 @@ impl Tape {
         !self.is_of_call
     }
 
-    /// Adds a kernel that has computed `out`.
+    /// Adds a kernel that has computed `outs`.
     pub fn push(
         &self,
         kernel: Kernel,
         element: ElementType,
         inputs: &[&Array],
-        out: &Array,
+        outs: &[Array],
     ) -> Result<()> {
-        let held = inputs.iter().copied().chain([out]).map(super::share);
+        let held = inputs.iter().copied().chain(outs).map(super::share);
         let held = held.collect::<Result<SmallVec<[Array; 4]>>>()?;
-        let mut views: SmallVec<[View; 4]> = held.iter().map(view).collect();
-        if let Some(out) = views.pop() {
-            // SAFETY: it has computed these arrays, which are held.
-            let kernel = unsafe { Prepared::new(kernel, element, views, out) };
-            self.kernels.lock().push(Recorded { kernel, held });
-        }
+        let (inputs, outs) = held.split_at(inputs.len());
+        let [inputs, outs] = [inputs, outs].map(|arrays| arrays.iter().map(view));
+        // SAFETY: it has computed these arrays, which are held.
+        let kernel = unsafe { Prepared::new(kernel, element, inputs.collect(), outs.collect()) };
+        self.kernels.lock().push(Recorded { kernel, held });
         Ok(())
     }
 

@@ -132,6 +132,65 @@ defmodule EMLX.ProgramChainTest do
     assert shown(Program.run(Program.new(named(inputs), instructions, [6]), inputs)) == want
   end
 
+  test "moments and weights of a loop's steps are those of single operations" do
+    # A step of an optimizer: the gradient lies transposed, m ← (m + g) / 2, v ← (v + g²) / 2, w ← w - m / (√v + 1).
+    # The loop alone holds its state, so that results may be written over it.
+    step = [
+      {{:transpose, %{axes: [1, 0]}}, [4], 1},
+      {{:constant, %{value: 0.5, dtype: :f32}}, [], 1},
+      {{:constant, %{value: 1, dtype: :f32}}, [], 1},
+      {:matmul, [5, 4], 1},
+      {{:transpose, %{axes: [1, 0]}}, [8], 1},
+      {:add, [1, 9], 1},
+      {:multiply, [10, 6], 1},
+      {:multiply, [9, 9], 1},
+      {:add, [2, 12], 1},
+      {:multiply, [13, 6], 1},
+      {:sqrt, [14], 1},
+      {:add, [15, 7], 1},
+      {:divide, [11, 16], 1},
+      {:subtract, [3, 17], 1},
+      {:subtract, [0, 7], 1}
+    ]
+
+    body = {5, step, [19, 11, 14, 18]}
+    loop = {{:while, %{condition: {5, [], [0]}, body: body}}, [0, 1, 2, 3, 4], 4}
+    x = numbers([20, 300], :f32, 1)
+    inputs = [Array.scalar(5.0, :f32) | for(seed <- 2..4, do: numbers([300, 300], :f32, seed) |> Ops.abs())] ++ [x]
+    EMLX.eval(inputs)
+    before = shown(inputs)
+    plain = Program.run(Program.new(5, [loop], [6, 7, 8]), inputs)
+    chained = Program.run(Program.new(named(inputs), [loop], [6, 7, 8]), inputs)
+    assert shown(chained) == shown(plain)
+    # The caller's arrays are as they were.
+    assert shown(inputs) == before
+    assert Program.explain(Program.new(named(inputs), [loop], [6, 7, 8])) =~ "chain: 9 operations"
+  end
+
+  test "a product whose rows and columns are exchanged is that of exchanged operands" do
+    for {left, right, axes} <- [
+          {[3, 5], [5, 4], [1, 0]},
+          {[70, 1], [1, 90], [1, 0]},
+          {[2, 40, 30], [2, 30, 50], [0, 2, 1]},
+          {[2, 1, 40, 30], [3, 30, 50], [0, 1, 3, 2]},
+          {[0, 5], [5, 4], [1, 0]}
+        ],
+        dtype <- [:f32, :bf16, :f64, :s32] do
+      inputs = for {shape, seed} <- [{left, 1}, {right, 2}], do: numbers(shape, :f32, seed) |> Ops.astype(dtype)
+      instructions = [{:matmul, [0, 1], 1}, {{:transpose, %{axes: axes}}, [2], 1}]
+      [want] = Program.run(Program.new(2, instructions, [3]), inputs)
+      program = Program.new(named(inputs), instructions, [3])
+      assert Program.explain(program) =~ "turned matmul"
+      [got] = Program.run(program, inputs)
+      assert {Array.shape(got), Array.dtype(got)} == {Array.shape(want), Array.dtype(want)}
+
+      for {a, b} <- Enum.zip(flat(got), flat(want)),
+          do: assert_in_delta(a, b, if(dtype == :bf16, do: 0.25, else: 1.0e-4))
+    end
+  end
+
+  defp flat(array), do: array |> Array.to_list() |> List.wrap() |> List.flatten()
+
   @tag :timing
   test "a chain allocates nothing but its result" do
     x = numbers([512, 2048], :f32, 1)

@@ -428,7 +428,7 @@ fn a_chain_goes_through_several_types() {
                 View::of(row.as_ptr(), &[columns], &[1]),
             ];
             let to = View::of(out.as_mut_ptr().cast_const(), &whole, &strides);
-            crate::chain::run(level, &links, &views, &to);
+            crate::chain::run(level, &links, &views, &[to]);
         }
         for (i, x) in x.iter().enumerate() {
             let want = match *x < 100 {
@@ -476,15 +476,86 @@ fn a_prepared_chain_computes_what_its_inputs_hold() {
             ];
             let strides = [size as i64, columns as i64, 1];
             let to = View::of(again.as_mut_ptr().cast_const(), &results, &strides);
-            let prepared = crate::chain::Prepared::new(&links, &views, &to).expect("a small chain");
+            let prepared =
+                crate::chain::Prepared::new(&links, &views, &[to]).expect("a small chain");
             for value in [3.0, -1.5] {
                 number.write(value);
                 (0..size).for_each(|i| x.add(i).write(x.add(i).read() + 1.0));
                 let to = View::of(out.as_mut_ptr().cast_const(), &results, &strides);
-                crate::chain::run(Level::best(), &links, &views, &to);
+                crate::chain::run(Level::best(), &links, &views, &[to]);
                 prepared.run();
                 assert!(out == again, "{rows} × {columns}");
                 assert_eq!(again[size - 1], x.add(size - 1).read() * 2.0 * value);
+            }
+        }
+    }
+}
+
+/// Results of three types, of inputs in rows and of one that lies otherwise, each with memory of its own or over an
+/// input that no later link takes.
+#[test]
+fn results_of_a_chain_have_types_and_memory_of_their_own() {
+    let (input, link) = (Operand::Input, Operand::Link);
+    let float = |pair, operands: &[Operand]| {
+        Link::new(Action::Binary(pair), Type::F32, Type::F32, operands)
+    };
+    let mut links = [
+        float(Pair::Add, &[input(0), input(1)]),
+        Link::new(
+            Action::Compare(Comparison::Less),
+            Type::F32,
+            Type::Bool,
+            &[input(0), input(2)],
+        ),
+        Link::new(Action::Cast, Type::F32, Type::Bf16, &[link(0)]),
+        float(Pair::Multiply, &[link(0), input(0)]),
+    ];
+    links[..3].iter_mut().for_each(|link| link.is_kept = true);
+    assert_eq!(crate::takers(&links, 3)[..], [3, 0, 1]);
+    for level in Level::all() {
+        for (rows, columns) in [(1, 1), (3, 5), (2, 1500), (300, 200), (70_001, 1)] {
+            for (is_turned, is_over) in [(false, false), (false, true), (true, false)] {
+                let size = rows * columns;
+                let x: Vec<f32> = (0..size).map(|i| (i % 257) as f32 * 0.37 - 20.0).collect();
+                let y: Vec<f32> = (0..size).map(|i| (i % 101) as f32 * 1.3).collect();
+                let half = 0.5f32;
+                let (mut left, mut right) = (x.clone(), y.clone());
+                let mut sums = vec![0f32; size];
+                let mut products = sums.clone();
+                let (mut less, mut narrow) = (vec![9u8; size], vec![bf16::ZERO; size]);
+                let shape = [rows as i32, columns as i32];
+                let in_rows = [columns as i64, 1];
+                let other = if is_turned { [1, rows as i64] } else { in_rows };
+                let (left, right) = (left.as_mut_ptr(), right.as_mut_ptr());
+                let (sum, product) = match is_over {
+                    true => (right, left),
+                    false => (sums.as_mut_ptr(), products.as_mut_ptr()),
+                };
+                // SAFETY: of arrays that live on; what is written over is not taken by later links.
+                unsafe {
+                    let views = [
+                        View::of(left.cast_const(), &shape, &in_rows),
+                        View::of(right.cast_const(), &shape, &other),
+                        View::of(&half, &[], &[]),
+                    ];
+                    let outs = [
+                        View::of(sum.cast_const(), &shape, &in_rows),
+                        View::of(less.as_mut_ptr().cast_const(), &shape, &in_rows),
+                        View::of(narrow.as_mut_ptr().cast_const(), &shape, &in_rows),
+                        View::of(product.cast_const(), &shape, &in_rows),
+                    ];
+                    crate::chain::run(level, &links, &views, &outs);
+                    for i in 0..size {
+                        let (row, column) = (i / columns, i % columns);
+                        let at = row * other[0] as usize + column * other[1] as usize;
+                        let want = x[i] + y[at];
+                        let case = format!("{level:?}, {rows} × {columns}, element {i}");
+                        assert_eq!(sum.add(i).read(), want, "{case}");
+                        assert_eq!(less[i], u8::from(x[i] < half), "{case}");
+                        assert_eq!(narrow[i], bf16::from_f32(want), "{case}");
+                        assert_eq!(product.add(i).read(), want * x[i], "{case}");
+                    }
+                }
             }
         }
     }

@@ -9,7 +9,7 @@ use crate::program::ir::place;
 use mlx_rs::Array;
 use smallvec::{smallvec, SmallVec};
 
-/// Links over a segment's inputs, and the shape and type of a result.
+/// Links over a segment's inputs, and the shape and type of the last one's result.
 #[derive(Debug)]
 pub struct Chain {
     pub links: Links,
@@ -49,11 +49,13 @@ impl Segment for Chain {
         let given: SmallVec<[&Array; 4]> = given
             .map(|(array, reshaped)| reshaped.as_ref().unwrap_or(array))
             .collect();
-        let array = cpu::chain(self.links.clone(), &given, shape, *dtype, stream)?;
-        let outputs = match (array.ndim() == shape.len(), self.is_joined) {
-            (true, _) => smallvec![array],
-            (false, true) => smallvec![joined(&array, stream)?],
-            (false, false) => parts(&array, shape, stream)?,
+        let links = self.links.clone();
+        let outputs = match self.is_joined {
+            true => {
+                let array = cpu::joined_chain(links, &given, shape, *dtype, stream)?;
+                smallvec![joined(&array, stream)?]
+            }
+            false => cpu::chain(links, &given, shape, stream)?,
         };
         Ok(Applied {
             outputs,
@@ -69,18 +71,4 @@ fn joined(array: &Array, stream: &Stream) -> Result<Array> {
     let joined = mlx::reshape(array, &shape, stream)?;
     mlx::look(&joined, stream);
     Ok(joined)
-}
-
-/// The results that lie along the first axis of an array.
-fn parts(array: &Array, shape: &[i32], stream: &Stream) -> Result<SmallVec<[Array; 2]>> {
-    let steps = vec![1; array.ndim()];
-    let part = |i: i32| {
-        let start = [&[i], vec![0; shape.len()].as_slice()].concat();
-        let stop = [&[i + 1], shape].concat();
-        let part = mlx::slice(array, &start, &stop, &steps, stream)?;
-        let part = mlx::reshape(&part, shape, stream)?;
-        mlx::look(&part, stream);
-        Ok(part)
-    };
-    (0..array.shape()[0]).map(part).collect()
 }

@@ -9,6 +9,7 @@ pub mod counted;
 pub mod masked;
 pub mod recorded;
 pub mod step_graph;
+pub mod turned;
 
 use crate::base::{Device, Result, Signature};
 use crate::mlx::Stream;

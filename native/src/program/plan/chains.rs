@@ -1,5 +1,5 @@
 //! Operations on elements, one after another, become one kernel of our own for the CPU: a link goes into the chain that
-//! alone takes what it gives. Long chains that take the same values become one with several results.
+//! takes what it gives. Where something else needs its value too, it is another result of the chain.
 
 use super::{Code, Node, Pass, Scope, Target, Work};
 use crate::base::{Dtype, Result};
@@ -30,11 +30,12 @@ impl Pass for Chains {
     }
 }
 
-/// Links of chains with several results, at least: the results lie in one buffer, which lives as long as any of them.
-const MIN_SHARED: usize = 32;
+/// Links of a chain that is made of several, at least: it is computed where the last of them was, when caches may have
+/// forgotten what the first takes.
+const MIN_UNITED: usize = 32;
 
 /// Results of a chain, at most.
-const MAX_RESULTS: usize = 4;
+const MAX_RESULTS: usize = 8;
 
 /// Elements of a result up to which links may also have other shapes: those that are broadcast to the result's, and the
 /// same elements in another shape. What is computed twice then takes less than a node.
@@ -57,7 +58,7 @@ fn chained(code: Code, types: &Types, scope: &Scope) -> Code {
     }
     let joints: Vec<Option<usize>> = links
         .iter()
-        .map(|links| joint(&code, links, &is_kept))
+        .map(|links| joint(&code, links, &is_kept, types))
         .collect();
     let mut is_joint = vec![false; code.nodes.len()];
     joints.iter().flatten().for_each(|i| is_joint[*i] = true);
@@ -82,8 +83,9 @@ fn chained(code: Code, types: &Types, scope: &Scope) -> Code {
 }
 
 /// The concatenation that alone takes the results of a chain, as they lie.
-fn joint(code: &Code, numbers: &[usize], is_kept: &[bool]) -> Option<usize> {
+fn joint(code: &Code, numbers: &[usize], is_kept: &[bool], types: &Types) -> Option<usize> {
     let (last, inner) = numbers.split_last()?;
+    let last_value = code.nodes[*last].outputs.first().copied()?;
     let results = inner.iter().filter(|i| is_kept[**i]).chain([last]);
     let results: Vec<Option<u32>> = results
         .map(|i| code.nodes[*i].outputs.first().copied())
@@ -98,7 +100,11 @@ fn joint(code: &Code, numbers: &[usize], is_kept: &[bool]) -> Option<usize> {
         });
     let (i, node) = takers.next()?;
     let is_alone = takers.next().is_none() && !code.outputs.iter().any(is_result);
-    let is_join = matches!(node.op(), Some(Op::Concatenate { axis: 0 }));
+    let is_of_one_type = results.iter().flatten().all(|value| {
+        let dtype = |value: u32| types.values[value as usize].1;
+        dtype(*value) == dtype(last_value)
+    });
+    let is_join = is_of_one_type && matches!(node.op(), Some(Op::Concatenate { axis: 0 }));
     (is_alone && is_join && node.inputs[..] == results[..]).then_some(i)
 }
 
@@ -194,49 +200,91 @@ impl<'a> Groups<'a> {
         node
     }
 
-    /// Puts each node into the chain of those that take its value. Values of nodes that are `apart` bring no chains together.
+    /// Puts each node into the chain of those that take its value. Values of nodes that are `apart` bring no chains
+    /// together.
     fn join(&mut self, apart: &[bool]) {
         for i in (0..self.code.nodes.len()).rev() {
             let Some(value) = first_output(&self.code.nodes[i]) else {
                 continue;
             };
-            if self.own[i] == 0 && !self.is_reshape[i] || self.is_output[value] {
+            if self.own[i] == 0 && !self.is_reshape[i] {
                 continue;
             }
-            let takers = self.takers[value].iter();
-            let mut ends: SmallVec<[usize; 4]> = takers.map(|taker| self.end(*taker)).collect();
-            ends.sort_unstable();
-            ends.dedup();
-            let end = ends.last().and_then(|end| self.shape_of(*end));
-            let (Some(own), Some(result)) = (self.shape_of(i), end) else {
-                continue;
-            };
-            let Some(shape) = self.shape_for_takers(i, value) else {
-                continue;
-            };
-            let is_alike = |end: &usize| {
-                self.own[*end] > 0 && self.shape_of(*end).is_some_and(|s| s == result)
-            };
-            // A single element is computed once, beside those that take it.
-            let is_link = &shape == result
-                || ends.len() == 1 && size(own) == 1 && own.len() <= result.len()
-                || size(result) <= SMALL && cpu::goes_into(&shape, result);
-            let links: usize = ends.iter().map(|end| self.lengths[*end]).sum();
-            let fits = links + self.own[i] <= MAX_LINKS;
-            if !is_link || !fits || !ends.iter().all(is_alike) {
-                continue;
+            if self.is_output[value] || !self.join_alone(i, value, apart[i]) {
+                self.join_kept(i, value);
             }
-            if ends.len() > 1 && (apart[i] || !self.unite(&ends)) {
-                continue;
-            }
-            let end = ends[ends.len() - 1];
-            if ends.len() > 1 {
-                self.shared.push(i);
-            }
-            self.next[i] = end;
-            self.lengths[end] = links + self.own[i];
-            self.shapes[i] = (&shape != own).then_some(shape);
         }
+    }
+
+    /// Puts a node into the chain that alone takes its value, which may be made of several.
+    fn join_alone(&mut self, i: usize, value: usize, is_apart: bool) -> bool {
+        let takers = self.takers[value].iter();
+        let mut ends: SmallVec<[usize; 4]> = takers.map(|taker| self.end(*taker)).collect();
+        ends.sort_unstable();
+        ends.dedup();
+        let end = ends.last().and_then(|end| self.shape_of(*end));
+        let (Some(own), Some(result)) = (self.shape_of(i), end) else {
+            return false;
+        };
+        let Some(shape) = self.shape_for_takers(i, value) else {
+            return false;
+        };
+        let is_alike =
+            |end: &usize| self.own[*end] > 0 && self.shape_of(*end).is_some_and(|s| s == result);
+        // A single element is computed once, beside those that take it.
+        let is_link = &shape == result
+            || ends.len() == 1 && size(own) == 1 && own.len() <= result.len()
+            || size(result) <= SMALL && cpu::goes_into(&shape, result);
+        let links: usize = ends.iter().map(|end| self.lengths[*end]).sum();
+        let fits = links + self.own[i] <= MAX_LINKS;
+        if !is_link || !fits || !ends.iter().all(is_alike) {
+            return false;
+        }
+        if ends.len() > 1 {
+            if is_apart || !self.unite(&ends) {
+                return false;
+            }
+            self.shared.push(i);
+        }
+        let end = ends[ends.len() - 1];
+        self.next[i] = end;
+        self.lengths[end] = links + self.own[i];
+        self.shapes[i] = (&shape != own).then_some(shape);
+        true
+    }
+
+    /// Puts a node whose value is needed elsewhere too into the first chain that takes it, as another result.
+    fn join_kept(&mut self, i: usize, value: usize) {
+        let Some(own) = self.shape_of(i).filter(|_| self.own[i] > 0) else {
+            return;
+        };
+        let takers = self.takers[value].iter();
+        let ends = takers.map(|taker| self.end(*taker));
+        let ends = ends.filter(|end| self.own[*end] > 0 && self.shape_of(*end) == Some(own));
+        let Some(end) = ends.min() else {
+            return;
+        };
+        let mut takers = self.takers[value].iter();
+        // Those in the chain take the value as it is.
+        let is_settled = takers.all(|taker| match self.end(*taker) == end {
+            true => self.shapes[*taker].is_none() && self.own[*taker] > 0,
+            false => self.end(*taker) > end,
+        });
+        let links = self.lengths[end] + self.own[i];
+        if is_settled && links <= MAX_LINKS && self.results(&[end]).len() < MAX_RESULTS {
+            self.next[i] = end;
+            self.lengths[end] = links;
+            self.is_kept[i] = true;
+        }
+    }
+
+    /// The nodes whose values are results of the chains that end with these.
+    fn results(&self, ends: &[usize]) -> Vec<usize> {
+        let last = ends.iter().max().map_or(0, |last| last + 1);
+        (0..last)
+            .filter(|i| self.is_kept[*i] || self.next[*i] == *i)
+            .filter(|i| self.own[*i] > 0 && ends.contains(&self.end(*i)))
+            .collect()
     }
 
     fn shape_of(&self, node: usize) -> Option<&'a Vec<i32>> {
@@ -273,24 +321,20 @@ impl<'a> Groups<'a> {
     fn unite(&mut self, ends: &[usize]) -> bool {
         let last = ends[ends.len() - 1];
         let of = |node: usize| first_output(&self.code.nodes[node]).unwrap_or(0);
-        let results: Vec<usize> = (0..=last)
-            .filter(|i| self.is_kept[*i] || self.next[*i] == *i)
-            .filter(|i| self.own[*i] > 0 && ends.contains(&self.end(*i)))
-            .collect();
-        let dtype = self.types.values[of(last)].1;
-        let is_later = |i: &usize| *i > last;
+        let results = self.results(ends);
+        let is_later = |i: &usize| self.end(*i) > last;
         let fits = results.iter().all(|result| {
-            let value = of(*result);
-            let mut takers = self.takers[value].iter();
-            !self.is_output[value]
-                && self.types.values[value].1 == dtype
-                && takers.all(|taker| is_later(taker) || ends.contains(&self.end(*taker)))
+            let mut takers = self.takers[of(*result)].iter();
+            takers.all(|taker| is_later(taker) || ends.contains(&self.end(*taker)))
         });
         if !fits || results.len() > MAX_RESULTS {
             return false;
         }
-        for result in results {
-            self.is_kept[result] = self.takers[of(result)].iter().any(is_later);
+        let is_needed =
+            |value: usize| self.is_output[value] || self.takers[value].iter().any(is_later);
+        let kept: Vec<bool> = results.iter().map(|i| is_needed(of(*i))).collect();
+        for (result, is_kept) in results.into_iter().zip(kept) {
+            self.is_kept[result] = is_kept;
         }
         self.is_kept[last] = true;
         for end in ends {
@@ -299,11 +343,11 @@ impl<'a> Groups<'a> {
         true
     }
 
-    /// The nodes that brought chains together which are too short to have several results.
+    /// The nodes that brought chains together which are too short for that.
     fn short(&self) -> Vec<usize> {
         let shared = self.shared.iter().copied();
         shared
-            .filter(|i| self.lengths[self.end(*i)] < MIN_SHARED)
+            .filter(|i| self.lengths[self.end(*i)] < MIN_UNITED)
             .collect()
     }
 
@@ -429,242 +473,4 @@ fn linked(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::base::{Dtype, Signature};
-    use crate::cpu::Link;
-    use crate::program::{Block, Instruction, Step};
-
-    fn op(op: Op, inputs: &[u32]) -> Instruction {
-        Instruction::new(Step::Op(op), inputs.iter().copied().map(Some), 1, None)
-    }
-
-    fn types(values: &[(&[i32], Dtype)]) -> Types {
-        let values = values.iter();
-        let values: Vec<Signature> = values.map(|(shape, d)| (shape.to_vec(), *d)).collect();
-        let inside = values.iter().map(|_| Vec::new()).collect();
-        Types { values, inside }
-    }
-
-    fn ends_of(instructions: Vec<Instruction>, outputs: &[u32], given: &Types) -> Vec<usize> {
-        let inputs = given.values.len() - instructions.len();
-        let block = Block::new(inputs, instructions, outputs.to_vec()).expect("well-formed");
-        ends(&Code::of(&block), given).ends
-    }
-
-    #[test]
-    fn a_link_goes_where_alone_it_is_needed() {
-        // 0, 1 | 2 = 0 + 1, 3 = exp 2, 4 = 3 · 2 | 5 = degrees 4 | 6 = |4|, 7 = 6 + 5
-        let instructions = || {
-            vec![
-                op(Op::Add, &[0, 1]),
-                op(Op::Exp, &[2]),
-                op(Op::Multiply, &[3, 2]),
-                op(Op::Degrees, &[4]),
-                op(Op::Abs, &[4]),
-                op(Op::Add, &[6, 5]),
-            ]
-        };
-        let whole: (&[i32], Dtype) = (&[3, 20], Dtype::F32);
-        let given = types(&[whole; 8]);
-        assert_eq!(ends_of(instructions(), &[7], &given), [2, 2, 2, 3, 5, 5]);
-        assert_eq!(ends_of(instructions(), &[7, 3], &given), [0, 1, 2, 3, 5, 5]);
-        // A row goes into the result's shape, but is no link of its chain.
-        let row: (&[i32], Dtype) = (&[20], Dtype::F32);
-        let long: (&[i32], Dtype) = (&[300, 20], Dtype::F32);
-        let given = types(&[row, row, row, row, long, long, long, long]);
-        assert_eq!(ends_of(instructions(), &[7], &given), [0, 1, 2, 3, 5, 5]);
-        // Of a few elements it is one.
-        let given = types(&[row, row, row, row, whole, whole, whole, whole]);
-        assert_eq!(ends_of(instructions(), &[7], &given), [2, 2, 2, 3, 5, 5]);
-    }
-
-    #[test]
-    fn numbers_go_together_that_mlx_promotes_to_the_results_type() {
-        let instructions = || vec![op(Op::Exp, &[0]), op(Op::Add, &[2, 1])];
-        let whole: (&[i32], Dtype) = (&[3, 20], Dtype::Bf16);
-        let ends = |other| ends_of(instructions(), &[3], &types(&[whole, other, whole, whole]));
-        assert_eq!(ends((&[], Dtype::S64)), [1, 1]);
-        assert_eq!(ends((&[20], Dtype::Bf16)), [1, 1]);
-        assert_eq!(ends((&[20], Dtype::S64)), [1, 1]);
-        assert_eq!(ends((&[], Dtype::F16)), [0, 1]);
-    }
-
-    #[test]
-    fn long_chains_are_several() {
-        let count = MAX_LINKS + 3;
-        let instructions = (0..count as u32).map(|i| op(Op::Abs, &[i])).collect();
-        let values: Vec<(&[i32], Dtype)> = vec![(&[20], Dtype::F16); count + 1];
-        let ends = ends_of(instructions, &[count as u32], &types(&values));
-        assert_eq!(ends[..3], [2, 2, 2]);
-        assert!(ends[3..].iter().all(|end| *end == count - 1));
-    }
-
-    /// Two values that each round adds to one another, `rounds` times, and what is made of them at last.
-    fn rounds<const N: usize>(rounds: usize, last: [Instruction; N]) -> Vec<Instruction> {
-        let mut instructions = Vec::new();
-        let (mut a, mut b, mut next) = (0, 1, 2);
-        for _ in 0..rounds {
-            instructions.extend([op(Op::Add, &[a, b]), op(Op::BitwiseXor, &[next, b])]);
-            (a, b, next) = (next, next + 1, next + 2);
-        }
-        instructions.extend(last);
-        instructions
-    }
-
-    fn run(instructions: Vec<Instruction>, outputs: &[u32], dtype: Dtype) -> Code {
-        let values: Vec<(&[i32], Dtype)> = vec![(&[20], dtype); instructions.len() + 2];
-        let types = types(&values);
-        let block = Block::new(2, instructions, outputs.to_vec()).expect("well-formed");
-        let target = Target::of_test(crate::base::Device::Cpu);
-        let scope = Scope::of_test(&target, &types, "chains");
-        let mut chained = Chains.run(Code::of(&block), &scope).expect("chained");
-        chained.settle().expect("well-formed");
-        chained
-    }
-
-    fn names(code: &Code) -> Vec<String> {
-        code.nodes.iter().map(Node::name).collect()
-    }
-
-    #[test]
-    fn long_chains_of_the_same_values_are_one_with_several_results() {
-        // The results are 40 and 41.
-        let sorted = |value| op(Op::Sort { axis: 0 }, &[value]);
-        let code = run(rounds(20, [sorted(40), sorted(41)]), &[42, 43], Dtype::U32);
-        assert_eq!(names(&code), ["chain", "sort", "sort"]);
-        assert_eq!(code.nodes[0].outputs[..], [40, 41]);
-        let Work::Segment(segment) = &code.nodes[0].work else {
-            panic!("no chain")
-        };
-        assert_eq!(segment.operations(), 40);
-        let is_alone = |code: &Code, value: u32| {
-            let mut nodes = code.nodes.iter();
-            nodes.any(|node| node.outputs[..] == [value])
-        };
-        // A result that the caller is given would keep the other one's memory.
-        let code = run(rounds(20, [sorted(40)]), &[42, 41], Dtype::U32);
-        assert!(is_alone(&code, 41));
-        // Something takes the first result before there is the second.
-        let last = [
-            op(Op::Abs, &[40]),
-            sorted(42),
-            op(Op::BitwiseXor, &[41, 40]),
-            sorted(44),
-        ];
-        let code = run(rounds(20, last), &[43, 45], Dtype::U32);
-        assert!(is_alone(&code, 42) && is_alone(&code, 44));
-    }
-
-    #[test]
-    fn short_chains_of_the_same_values_stay_apart() {
-        let sorted = |value| op(Op::Sort { axis: 0 }, &[value]);
-        let code = run(rounds(4, [sorted(8), sorted(9)]), &[10, 11], Dtype::U32);
-        assert!(code.nodes.iter().all(|node| node.outputs.len() == 1));
-    }
-
-    #[test]
-    fn results_that_are_concatenated_are_one_array() {
-        let concatenated = |axis, values: &[u32]| op(Op::Concatenate { axis }, values);
-        let code = run(rounds(20, [concatenated(0, &[40, 41])]), &[42], Dtype::U32);
-        assert_eq!(names(&code), ["chain"]);
-        assert_eq!(code.nodes[0].outputs[..], [42]);
-        for values in [[41, 40], [40, 40]] {
-            let code = run(rounds(20, [concatenated(0, &values)]), &[42], Dtype::U32);
-            assert_eq!(names(&code).last().map(String::as_str), Some("concatenate"));
-        }
-    }
-
-    #[test]
-    fn a_single_element_is_a_link_beside_what_takes_it() {
-        let instructions = || vec![op(Op::Exp, &[0]), op(Op::Add, &[2, 1])];
-        let whole: (&[i32], Dtype) = (&[3, 20], Dtype::F32);
-        let one: (&[i32], Dtype) = (&[], Dtype::F32);
-        let given = types(&[one, whole, one, whole]);
-        assert_eq!(ends_of(instructions(), &[3], &given), [1, 1]);
-        assert_eq!(ends_of(instructions(), &[3, 2], &given), [0, 1]);
-    }
-
-    #[test]
-    fn few_elements_are_chained_through_reshapes_and_broadcasts() {
-        // 3 = 0 + 1 {2}, 4 = 3 as {2, 1}, 5 = 4 · 2 {2, 3}
-        let reshape = Op::Reshape { shape: vec![2, 1] };
-        let instructions = || {
-            vec![
-                op(Op::Add, &[0, 1]),
-                op(reshape.clone(), &[3]),
-                op(Op::Multiply, &[4, 2]),
-            ]
-        };
-        let chained = |n: i32, outputs: &[u32]| {
-            let column: (&[i32], Dtype) = (&[n], Dtype::F32);
-            let one: (&[i32], Dtype) = (&[], Dtype::F32);
-            let (reshaped, whole) = ([n, 1], [n, 3]);
-            let (reshaped, whole) = ((&reshaped[..], Dtype::F32), (&whole[..], Dtype::F32));
-            let types = types(&[column, one, whole, column, reshaped, whole]);
-            let block = Block::new(3, instructions(), outputs.to_vec()).expect("well-formed");
-            let target = Target::of_test(crate::base::Device::Cpu);
-            let scope = Scope::of_test(&target, &types, "chains");
-            Chains.run(Code::of(&block), &scope).expect("chained")
-        };
-        let code = chained(2, &[5]);
-        assert_eq!(names(&code), ["chain"]);
-        assert_eq!(code.nodes[0].inputs[..], [Some(0), Some(1), Some(2)]);
-        // Many elements are computed once, and a value that is an output in its own shape.
-        assert_eq!(names(&chained(1000, &[5])), ["add", "reshape", "multiply"]);
-        assert_eq!(names(&chained(2, &[5, 3])), ["add", "chain"]);
-    }
-
-    #[test]
-    fn values_keep_their_numbers() {
-        let instructions = vec![
-            op(Op::Exp, &[0]),
-            op(Op::Degrees, &[1]),
-            op(Op::Exp, &[2]),
-            op(Op::Multiply, &[3, 0]),
-        ];
-        let block = Block::new(1, instructions, vec![4, 1]).expect("well-formed");
-        let whole: (&[i32], Dtype) = (&[], Dtype::F32);
-        let types = types(&[whole; 5]);
-        let target = Target::of_test(crate::base::Device::Cpu);
-        let scope = Scope::of_test(&target, &types, "chains");
-        let chained = Chains.run(Code::of(&block), &scope).expect("chained");
-        assert_eq!(chained.outputs, [4, 1]);
-        assert_eq!(chained.nodes.len(), 3);
-        assert_eq!(chained.nodes[2].inputs[..], [Some(2), Some(0)]);
-        assert_eq!(chained.nodes[2].outputs[..], [4]);
-        let Work::Segment(segment) = &chained.nodes[2].work else {
-            panic!("no chain")
-        };
-        assert_eq!((segment.name(), segment.operations()), ("chain", 2));
-        let shapes = vec![None; 4];
-        let links = linked(
-            &Code::of(&block),
-            &[2, 3],
-            &[false; 4],
-            &shapes,
-            None,
-            &types,
-        );
-        let Work::Segment(segment) = links.work else {
-            panic!("no chain")
-        };
-        let (function, pair) = (cpu::Function::Exp, cpu::Pair::Multiply);
-        let link = |action, operands: &[Operand]| {
-            Link::new(action, cpu::Type::F32, cpu::Type::F32, operands)
-        };
-        let links = [
-            link(cpu::Action::Unary(function), &[Operand::Input(0)]),
-            link(
-                cpu::Action::Binary(pair),
-                &[Operand::Link(0), Operand::Input(1)],
-            ),
-        ];
-        assert_eq!(
-            format!("{segment:?}")
-                .matches(&format!("{links:?}"))
-                .count(),
-            1
-        );
-    }
-}
+mod tests;

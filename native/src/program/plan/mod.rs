@@ -13,6 +13,7 @@ mod loops;
 mod masked;
 mod merge;
 mod notes;
+mod turned;
 
 pub use code::{Code, Node, Work};
 use notes::Notes;
@@ -71,10 +72,11 @@ impl<'a> Scope<'a> {
 }
 
 /// The passes in their order. Each sees what those before it made.
-static PASSES: [&dyn Pass; 6] = [
+static PASSES: [&dyn Pass; 7] = [
     &merge::Merge,
     &loops::Loops,
     &masked::MaskedPass,
+    &turned::Turned,
     &chains::Chains,
     &compile::Compile,
     &capture::Capture,
