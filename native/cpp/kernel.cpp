@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "buffers.h"
 #include "mlx/c/array.h"
 #include "mlx/c/error.h"
 #include "mlx/c/private/enums.h"
@@ -47,7 +48,7 @@ struct emlx_kernel {
 namespace {
 
 // As in src/cpu/node.rs.
-enum Layout { ROWS = 0, TOGETHER = 1, LIKE_FIRST = 2, HEADS_INSIDE = 3 };
+enum Layout { ROWS = 0, TOGETHER = 1, LIKE_FIRST = 2, HEADS_INSIDE = 3, RESHAPED = 4 };
 
 class Kernel : public core::UnaryPrimitive {
  public:
@@ -55,6 +56,9 @@ class Kernel : public core::UnaryPrimitive {
       : core::UnaryPrimitive(stream), kernel_(std::make_shared<Owned>(kernel)), layout_(layout) {}
 
   void eval_cpu(const std::vector<core::array>& inputs, core::array& out) override {
+    if (layout_ == RESHAPED && reshape(inputs[0], out)) {
+      return;
+    }
     allocate(inputs, out);
     std::vector<core::array> held;
     held.reserve(inputs.size());
@@ -109,7 +113,7 @@ class Kernel : public core::UnaryPrimitive {
     for (auto length : shape) {
       size *= length;
     }
-    core::array out(core::allocator::malloc(size), std::move(shape), dtype);
+    core::array out(emlx::take_buffer(size), std::move(shape), dtype, emlx::give_buffer);
     std::vector<emlx_view> views;
     views.reserve(inputs.size());
     for (auto& input : inputs) {
@@ -151,10 +155,60 @@ class Kernel : public core::UnaryPrimitive {
         above *= out.shape(i);
         below *= out.shape(3 - i);
       }
-      out.set_data(core::allocator::malloc(out.nbytes()), out.size(), strides, flags);
+      out.set_data(emlx::take_buffer(out.nbytes()), out.size(), strides, flags, emlx::give_buffer);
       return;
     }
-    out.set_data(core::allocator::malloc(out.nbytes()));
+    out.set_data(emlx::take_buffer(out.nbytes()), emlx::give_buffer);
+  }
+
+  // Another look at an array in the shape of `out`, whose size it has. False where elements have to be moved for that.
+  static bool reshape(const core::array& in, core::array& out) {
+    // Axes of the array that lie as one, from the innermost, and the elements between two places of each.
+    std::vector<std::pair<int64_t, int64_t>> runs;
+    for (int axis = in.ndim() - 1; axis >= 0; --axis) {
+      const int64_t size = in.shape(axis), step = in.strides()[axis];
+      if (size == 1) {
+        continue;
+      }
+      if (!runs.empty() && step == runs.back().first * runs.back().second) {
+        runs.back().first *= size;
+      } else {
+        runs.emplace_back(size, step);
+      }
+    }
+    core::Strides strides(out.ndim(), 1);
+    size_t run = 0;
+    int64_t below = 1;
+    for (int axis = out.ndim() - 1; axis >= 0; --axis) {
+      const int64_t size = out.shape(axis);
+      if (run < runs.size() && below == runs[run].first && size > 1) {
+        below = 1;
+        ++run;
+      }
+      if (run == runs.size()) {
+        // Axes of one element are left.
+        strides[axis] = below;
+        continue;
+      }
+      const auto [whole, step] = runs[run];
+      if (whole % (below * size) != 0) {
+        return false;
+      }
+      strides[axis] = below * step;
+      below *= size;
+    }
+    auto flags = in.flags();
+    flags.row_contiguous = flags.col_contiguous = in.data_size() == out.size();
+    int64_t rows = 1, columns = 1;
+    for (int i = 0; i < static_cast<int>(out.ndim()); ++i) {
+      const int last = out.ndim() - 1 - i;
+      flags.row_contiguous = flags.row_contiguous && (out.shape(last) == 1 || strides[last] == rows);
+      flags.col_contiguous = flags.col_contiguous && (out.shape(i) == 1 || strides[i] == columns);
+      rows *= out.shape(last);
+      columns *= out.shape(i);
+    }
+    out.copy_shared_buffer(in, strides, flags, in.data_size());
+    return true;
   }
 
   // The layout of all inputs of the result's shape, and the memory of one that nobody else needs. False where they do
@@ -186,7 +240,9 @@ class Kernel : public core::UnaryPrimitive {
     if (may_take(in, out)) {
       out.copy_shared_buffer(in);
     } else {
-      out.set_data(core::allocator::malloc(in.data_size() * out.itemsize()), in.data_size(), in.strides(), in.flags());
+      const size_t size = in.data_size();
+      out.set_data(
+          emlx::take_buffer(size * out.itemsize()), size, in.strides(), in.flags(), emlx::give_buffer);
     }
   }
 
