@@ -44,6 +44,7 @@ fn build_kernel_nodes() {
         .flag("-fvisibility=hidden")
         // mlx-sys links it.
         .cpp_link_stdlib(None)
+        .file("cpp/buffers.cpp")
         .file("cpp/captured.cpp")
         .file("cpp/kernel.cpp")
         .file("cpp/stream.cpp")

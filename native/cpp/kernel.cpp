@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "buffers.h"
 #include "mlx/c/array.h"
 #include "mlx/c/error.h"
 #include "mlx/c/private/enums.h"
@@ -54,7 +55,7 @@ struct emlx_kernel {
 namespace {
 
 // As in src/cpu/node.rs.
-enum Layout { ROWS = 0, TOGETHER = 1, LIKE_FIRST = 2, HEADS_INSIDE = 3 };
+enum Layout { ROWS = 0, TOGETHER = 1, LIKE_FIRST = 2, HEADS_INSIDE = 3, RESHAPED = 4 };
 
 class Kernel : public core::Primitive {
  public:
@@ -65,6 +66,9 @@ class Kernel : public core::Primitive {
         takers_(std::move(takers)) {}
 
   void eval_cpu(const std::vector<core::array>& inputs, std::vector<core::array>& outs) override {
+    if (layout_ == RESHAPED && reshape(inputs[0], outs[0])) {
+      return;
+    }
     outs.size() == 1 ? allocate(inputs, outs[0]) : allocate_all(inputs, outs);
     auto& encoder = core::cpu::get_command_encoder(stream());
     std::vector<core::array> held;
@@ -116,7 +120,7 @@ class Kernel : public core::Primitive {
       size *= length;
     }
     for (const auto& dtype : dtypes) {
-      arrays.emplace_back(core::allocator::malloc(size * dtype.size()), shape, dtype);
+      arrays.emplace_back(emlx::take_buffer(size * dtype.size()), shape, dtype, emlx::give_buffer);
     }
     run(kernel, arrays, count);
     arrays.erase(arrays.begin(), arrays.begin() + count);
@@ -171,9 +175,10 @@ class Kernel : public core::Primitive {
         outs[i].copy_shared_buffer(inputs[taken]);
       } else if (agree) {
         const size_t size = like->data_size();
-        outs[i].set_data(core::allocator::malloc(size * outs[i].itemsize()), size, like->strides(), like->flags());
+        outs[i].set_data(
+            emlx::take_buffer(size * outs[i].itemsize()), size, like->strides(), like->flags(), emlx::give_buffer);
       } else {
-        outs[i].set_data(core::allocator::malloc(outs[i].nbytes()));
+        outs[i].set_data(emlx::take_buffer(outs[i].nbytes()), emlx::give_buffer);
       }
     }
   }
@@ -204,10 +209,60 @@ class Kernel : public core::Primitive {
         above *= out.shape(i);
         below *= out.shape(3 - i);
       }
-      out.set_data(core::allocator::malloc(out.nbytes()), out.size(), strides, flags);
+      out.set_data(emlx::take_buffer(out.nbytes()), out.size(), strides, flags, emlx::give_buffer);
       return;
     }
-    out.set_data(core::allocator::malloc(out.nbytes()));
+    out.set_data(emlx::take_buffer(out.nbytes()), emlx::give_buffer);
+  }
+
+  // Another look at an array in the shape of `out`, whose size it has. False where elements have to be moved for that.
+  static bool reshape(const core::array& in, core::array& out) {
+    // Axes of the array that lie as one, from the innermost, and the elements between two places of each.
+    std::vector<std::pair<int64_t, int64_t>> runs;
+    for (int axis = in.ndim() - 1; axis >= 0; --axis) {
+      const int64_t size = in.shape(axis), step = in.strides()[axis];
+      if (size == 1) {
+        continue;
+      }
+      if (!runs.empty() && step == runs.back().first * runs.back().second) {
+        runs.back().first *= size;
+      } else {
+        runs.emplace_back(size, step);
+      }
+    }
+    core::Strides strides(out.ndim(), 1);
+    size_t run = 0;
+    int64_t below = 1;
+    for (int axis = out.ndim() - 1; axis >= 0; --axis) {
+      const int64_t size = out.shape(axis);
+      if (run < runs.size() && below == runs[run].first && size > 1) {
+        below = 1;
+        ++run;
+      }
+      if (run == runs.size()) {
+        // Axes of one element are left.
+        strides[axis] = below;
+        continue;
+      }
+      const auto [whole, step] = runs[run];
+      if (whole % (below * size) != 0) {
+        return false;
+      }
+      strides[axis] = below * step;
+      below *= size;
+    }
+    auto flags = in.flags();
+    flags.row_contiguous = flags.col_contiguous = in.data_size() == out.size();
+    int64_t rows = 1, columns = 1;
+    for (int i = 0; i < static_cast<int>(out.ndim()); ++i) {
+      const int last = out.ndim() - 1 - i;
+      flags.row_contiguous = flags.row_contiguous && (out.shape(last) == 1 || strides[last] == rows);
+      flags.col_contiguous = flags.col_contiguous && (out.shape(i) == 1 || strides[i] == columns);
+      rows *= out.shape(last);
+      columns *= out.shape(i);
+    }
+    out.copy_shared_buffer(in, strides, flags, in.data_size());
+    return true;
   }
 
   // The layout of all inputs of the result's shape, and the memory of one that nobody else needs. False where they do
@@ -239,7 +294,9 @@ class Kernel : public core::Primitive {
     if (may_take(in, out)) {
       out.copy_shared_buffer(in);
     } else {
-      out.set_data(core::allocator::malloc(in.data_size() * out.itemsize()), in.data_size(), in.strides(), in.flags());
+      const size_t size = in.data_size();
+      out.set_data(
+          emlx::take_buffer(size * out.itemsize()), size, in.strides(), in.flags(), emlx::give_buffer);
     }
   }
 

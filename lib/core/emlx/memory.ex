@@ -2,7 +2,7 @@ defmodule EMLX.Memory do
   @moduledoc """
   Memory use and memory limits of MLX, in bytes, for monitoring and tuning. MLX counts the CPU and the GPU together.
 
-  MLX caches freed buffers for later arrays. `active/0` is the memory of arrays, `cached/0` that of the buffer cache.
+  Freed buffers are cached for later arrays. `active/0` is the memory of arrays, `cached/0` that of the buffer cache.
   Computed arrays of less than 4 KiB on the CPU are not counted, unless MLX has needed them.
   """
 

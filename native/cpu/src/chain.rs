@@ -89,8 +89,10 @@ pub fn takers(links: &[Link], count: usize) -> SmallVec<[u8; 8]> {
     first
 }
 
-/// Elements of a block: some blocks stay in the first cache, and a link's call takes far less time than its work.
+/// Numbers of 64 bits that a block has room for, and bytes of the elements that it is used for, if there are more of
+/// these. Some blocks stay in the first cache, and a link's call takes far less time than its work.
 const BLOCK: usize = 2048;
+const BLOCK_BYTES: usize = 4096;
 
 /// Where a link writes to.
 #[derive(Clone, Copy)]
@@ -272,6 +274,8 @@ struct Scratch {
     /// Blocks, each of `block` numbers.
     blocks: *mut u64,
     block: usize,
+    /// Elements that are computed at a time.
+    length: usize,
 }
 
 impl Scratch {
@@ -371,7 +375,7 @@ impl<'a> Layout<'a> {
         mut call: impl FnMut(Call),
     ) {
         while at < end {
-            let length = scratch.block.min(end - at);
+            let length = scratch.length.min(end - at);
             for link in flat {
                 let mut arguments = [Argument {
                     at: std::ptr::null(),
@@ -404,6 +408,13 @@ impl<'a> Layout<'a> {
     /// Numbers of all blocks of `block` numbers each.
     fn numbers(&self, block: usize) -> usize {
         (self.blocks + self.from.len()) * block
+    }
+
+    /// Elements of all types that fit a block.
+    fn length(&self) -> usize {
+        let links = self.links.iter();
+        let own = links.map(|link| link.from.size().max(link.to.size())).max();
+        BLOCK.max(BLOCK_BYTES / own.unwrap_or(1))
     }
 
     /// Computes the links that have a single element.
@@ -492,7 +503,7 @@ impl<'a> Layout<'a> {
                 true => end,
                 false => (at / count + 1) * count,
             };
-            let length = scratch.block.min(row_end.min(end) - at);
+            let length = scratch.length.min(row_end.min(end) - at);
             let mut is_one = self.is_single;
             for (i, link) in links.clone().filter(|(i, _)| !self.is_single[*i]) {
                 let mut arguments = [Argument {
@@ -550,9 +561,10 @@ pub unsafe fn run(level: Level, links: &[Link], inputs: &[View], outs: &[View]) 
         elements: elements.as_mut_ptr(),
         blocks: std::ptr::null_mut(),
         block: BLOCK,
+        length: layout.length(),
     };
     layout.singles(scratch, |call| call.run(level, &layout.axes));
-    let (size, elements) = (layout.size, Shared(scratch.elements));
+    let (size, length, elements) = (layout.size, scratch.length, Shared(scratch.elements));
     pool::parallel(size.div_ceil(PART), size >= WORTH_SHARING, &|part| {
         BLOCKS.with_borrow_mut(|blocks| {
             let wanted = layout.numbers(BLOCK);
@@ -566,6 +578,7 @@ pub unsafe fn run(level: Level, links: &[Link], inputs: &[View], outs: &[View]) 
                     elements: elements.at(0),
                     blocks: blocks.as_mut_ptr(),
                     block: BLOCK,
+                    length,
                 };
                 layout.part(at, size.min(at + PART), scratch, |call| {
                     call.run(level, &layout.axes)
@@ -607,6 +620,7 @@ impl Prepared {
             elements,
             blocks: elements.add(links.len()),
             block,
+            length: block,
         };
         let rows = match layout.axes.is_short() {
             true => layout.size.div_ceil(block),

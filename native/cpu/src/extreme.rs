@@ -298,13 +298,17 @@ fn fold_run<F: Fold, const N: usize>(numbers: &[F::Number]) -> F::State {
     for x in rest {
         state = F::join(state, *x);
     }
-    let mut count = N;
-    while count > 1 {
-        count /= 2;
-        for i in 0..count {
-            lanes[i] = F::merge(lanes[i], lanes[i + count]);
-        }
+    // Loops of a constant length, of which the compiler makes vectors.
+    macro_rules! halves {
+        ($($half:literal)*) => { $(
+            if N > $half {
+                for i in 0..$half {
+                    lanes[i] = F::merge(lanes[i], lanes[i + $half]);
+                }
+            }
+        )* };
     }
+    halves!(128 64 32 16 8 4 2 1);
     F::merge(state, lanes[0])
 }
 

@@ -93,6 +93,8 @@ pub enum Kernel {
     },
     /// a, updates, and an index of the type `of` for each of these, which says where it goes along the axis.
     ScatterAddAlong { axis: u8, of: Type },
+    /// x of as many elements as the result, in any shape; in the order of their rows. Elements are of `bytes`.
+    Copy { bytes: u8 },
     /// Arrays along an axis, one after another. Elements are of `bytes`.
     Concatenate { axis: u8, bytes: u8 },
     /// a, so many times along each axis, or `each` of its elements. Elements are of `bytes`.
@@ -190,6 +192,7 @@ impl Kernel {
             Kernel::ScatterAdd { .. } => c"scatter_add",
             Kernel::Scatter { .. } => c"scatter",
             Kernel::ScatterAddAlong { .. } => c"scatter_add_axis",
+            Kernel::Copy { .. } => c"reshape",
             Kernel::Concatenate { .. } => c"concatenate",
             Kernel::Tile { each: true, .. } => c"repeat",
             Kernel::Tile { .. } => c"tile",
@@ -320,6 +323,7 @@ impl Kernel {
                 of,
                 bytes,
             } => scatter::put_slices(axes, of, bytes.into(), inputs, out),
+            Kernel::Copy { bytes } => moves::reshape(bytes.into(), x, out),
             Kernel::Concatenate { axis, bytes } => {
                 moves::concatenate(axis.into(), bytes.into(), inputs, out)
             }
@@ -406,6 +410,7 @@ impl Kernel {
             | Kernel::Gather { .. }
             | Kernel::Along { .. }
             | Kernel::Scatter { .. }
+            | Kernel::Copy { .. }
             | Kernel::Concatenate { .. }
             | Kernel::Tile { .. }
             | Kernel::Pad { .. } => {}

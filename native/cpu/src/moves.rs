@@ -185,6 +185,20 @@ pub unsafe fn copy(bytes: usize, x: &View, out: &View) {
     of_size!(bytes, call)
 }
 
+/// The elements of `x` in the order of its rows, to an array of as many that lies in rows.
+///
+/// # Safety
+/// Elements are of `bytes`, and the arrays do not overlap.
+pub unsafe fn reshape(bytes: usize, x: &View, out: &View) {
+    let mut strides: SmallVec<[i64; 8]> = SmallVec::from_elem(1, x.shape().len());
+    for axis in (1..strides.len()).rev() {
+        strides[axis - 1] = strides[axis] * i64::from(x.shape()[axis]);
+    }
+    // SAFETY: the same memory, of as many elements.
+    let rows = unsafe { View::of(out.data, x.shape(), &strides) };
+    copy(bytes, x, &rows);
+}
+
 /// The inputs one after another along an axis.
 ///
 /// # Safety
@@ -339,6 +353,23 @@ mod tests {
                 &x.shape,
                 |out| unsafe { copy(4, &x.view(), out) },
                 |at| x.at(at),
+            );
+        }
+    }
+
+    #[test]
+    fn a_reshaped_array_has_the_elements_of_its_rows_in_order() {
+        for seed in 0..200 {
+            let mut dice = Dice::new(seed);
+            let shape = shape(&mut dice);
+            let x = array(&mut dice, &shape);
+            let size: i32 = x.shape.iter().product();
+            let places = each_place(&x.shape);
+            // SAFETY: arrays that live, of as many elements.
+            check(
+                &[size],
+                |out| unsafe { reshape(4, &x.view(), out) },
+                |at| x.at(&places[at[0] as usize]),
             );
         }
     }

@@ -124,18 +124,32 @@ pub fn renumbered(links: Links, number: impl Fn(usize) -> usize) -> Links {
         .collect()
 }
 
-/// Adds a link to a chain. Returns what has its value: a boolean that goes through a number is itself.
+/// Adds a link to a chain. Returns what has its value: a boolean is a byte that is 0 or 1, and one that goes through a
+/// number is itself.
 pub fn push_link(links: &mut Links, link: Link) -> Operand {
-    if let (Action::Cast, Type::Bool, Operand::Link(number)) =
-        (link.action, link.to, link.operands()[0])
-    {
-        let before = &links[usize::from(number)];
-        if before.action == Action::Cast && before.from == Type::Bool {
-            return before.operands()[0];
+    let operand = link.operands()[0];
+    let before = match operand {
+        Operand::Link(number) => links.get(usize::from(number)),
+        Operand::Input(_) => None,
+    };
+    if link.action == Action::Cast {
+        let is_boolean = before.map_or(link.from, |before| before.to) == Type::Bool;
+        if is_boolean && is_as_boolean(link.to) {
+            return operand;
+        }
+        if let (Type::Bool, Some(before)) = (link.to, before) {
+            if before.action == Action::Cast && before.from == Type::Bool {
+                return before.operands()[0];
+            }
         }
     }
     links.push(link);
     Operand::Link(links.len() as u8 - 1)
+}
+
+/// Whether a boolean's byte is the same number in a type.
+pub fn is_as_boolean(of: Type) -> bool {
+    matches!(of, Type::Bool | Type::U8 | Type::S8)
 }
 
 /// The links that the last one needs, and those that are kept.
@@ -549,6 +563,19 @@ pub fn concatenate(arrays: &[&Array], axis: usize, shape: &[i32], s: &Stream) ->
         bytes: dtype.size() as u8,
     };
     node::typed(kernel, Layout::Rows, arrays, shape, dtype, s)
+}
+
+/// The array in another shape of as many elements: a view of it, or a copy if it lies otherwise. None where that is
+/// left to MLX.
+pub fn reshape(a: &Array, shape: &[i32], s: &Stream) -> Result<Option<Array>> {
+    if a.size() < WORTH_SHARING || !moves(s) || !mlx::has_tasks() {
+        return Ok(None);
+    }
+    let dtype = mlx::dtype(a);
+    let kernel = Kernel::Copy {
+        bytes: dtype.size() as u8,
+    };
+    node::typed(kernel, Layout::Reshaped, &[a], shape, dtype, s).map(Some)
 }
 
 /// The array so many times along each axis or, where `each`, each of its elements.

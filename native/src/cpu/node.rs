@@ -213,6 +213,9 @@ pub enum Layout {
     LikeFirst = 2,
     /// {batch, heads, length, size} with the heads of one position beside each other, as what follows wants them.
     HeadsInside = 3,
+    /// Row after row, or as the only input lies, if that is its elements in the result's shape. Then the kernel is not
+    /// run.
+    Reshaped = 4,
 }
 
 /// A node of `shape` and of the type of `like`, which is the type of all inputs that the kernel computes with.

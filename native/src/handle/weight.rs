@@ -2,7 +2,10 @@
 //!
 //! The BEAM collects a process when the binaries it refers to grow large, and a resource counts for nothing there. So
 //! each array's term carries a binary of the array's size, whose bytes are untouched zero pages: address space, not
-//! memory. It is counted, and collected, as any binary is.
+//! memory. It is collected as any binary is.
+//!
+//! Since OTP 27 the BEAM counts such a binary as the resource, whatever its size. So a new array also has terms of
+//! binaries that stand for its memory, which are counted until the next collection (ADR 56).
 //!
 //! The crate memmap2 maps anonymous memory writable at first. A system with strict overcommit refuses that for this much
 //! address space, and does not count a mapping that is read-only from the start.
@@ -56,8 +59,56 @@ pub fn term<'a>(env: Env<'a>, handle: &ResourceArc<Handle>) -> Term<'a> {
         return rustler::types::atom::nil().encode(env);
     }
     let zeros = zeros();
-    let slice = &zeros[..handle.nbytes().min(zeros.len())];
+    let bytes = handle.nbytes();
+    burden::put(env, bytes);
+    let slice = &zeros[..bytes.min(zeros.len())];
     handle.make_binary(env, |_| slice).to_term(env)
+}
+
+/// What a new array of a size is felt as until the next collection.
+mod burden {
+    use once_cell::sync::OnceCell;
+    use parking_lot::Mutex;
+    use rustler::env::SavedTerm;
+    use rustler::{Env, OwnedBinary, OwnedEnv};
+
+    /// Bytes of binaries that stand for arrays' memory: an array is so many of the largest that it has room for.
+    const SIZES: [usize; 4] = [16 << 20, 1 << 20, 1 << 16, 1 << 13];
+    /// More count no more: the process is collected at once.
+    const MOST: usize = 64;
+
+    struct Binaries {
+        env: OwnedEnv,
+        terms: [SavedTerm; SIZES.len()],
+    }
+
+    fn binaries() -> &'static Mutex<Binaries> {
+        static BINARIES: OnceCell<Mutex<Binaries>> = OnceCell::new();
+        BINARIES.get_or_init(|| {
+            let env = OwnedEnv::new();
+            // Nobody writes to their pages, which are no memory therefore.
+            let term = |size: usize| {
+                let binary = OwnedBinary::new(size);
+                env.run(|own| env.save(binary.release(own).to_term(own)))
+            };
+            let terms = SIZES.map(term);
+            Mutex::new(Binaries { env, terms })
+        })
+    }
+
+    /// Makes terms of such binaries, which are garbage at once.
+    pub fn put(to: Env, bytes: usize) {
+        let Some(class) = SIZES.iter().position(|size| *size <= bytes) else {
+            return;
+        };
+        let binaries = binaries().lock();
+        binaries.env.run(|env| {
+            let term = binaries.terms[class].load(env);
+            for _ in 0..(bytes / SIZES[class]).min(MOST) {
+                term.in_env(to);
+            }
+        });
+    }
 }
 
 /// Whether a binary is one of those.

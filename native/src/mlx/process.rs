@@ -1,6 +1,6 @@
 //! What MLX and EMLX change in the process: how MLX is set up, how the C library allocates, and how the process ends.
 
-use super::{async_eval, error, graph_lock, zeros, Stream};
+use super::{async_eval, error, graph_lock, keep_buffers, zeros, Stream};
 use crate::base::{Device, Dtype, Error, Result, Settings};
 use mlx_sys as sys;
 use once_cell::sync::OnceCell;
@@ -50,10 +50,14 @@ pub fn init() {
     });
 }
 
+/// Bytes of large arrays that are kept when they are freed: with those that malloc keeps, 256 MiB.
+const KEPT: usize = 192 << 20;
+
 /// Has the C library join small chunks with their neighbours as they are freed. It would keep them in lists, last one
 /// first: after one graph is taken apart, each allocation of the next (some ten a node, of which the lists hold most)
 /// then goes to another place in memory, a third of a node's cost. The VM has allocators of its own and is not
 /// concerned.
+/// Large arrays keep their memory apart from that (ADR 56).
 fn settle_malloc() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: a setting that the C library allows at any time, under its own lock.
@@ -62,8 +66,9 @@ fn settle_malloc() {
         // On the CPU MLX takes an array's memory from here and gives it back: memory that goes back to the system each
         // time comes as pages to clear and map, which costs as much as a pass over the array.
         libc::mallopt(libc::M_MMAP_THRESHOLD, 32 << 20);
-        libc::mallopt(libc::M_TRIM_THRESHOLD, 256 << 20);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 64 << 20);
     }
+    keep_buffers(KEPT);
 }
 
 /// Has the process end without taking down MLX, which queues, MLX's own threads and the VM's may still be in, nor CUDA,

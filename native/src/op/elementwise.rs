@@ -54,7 +54,7 @@ impl Builder<'_> {
             Op::Where if count == 3 => {
                 let both = self.promoted(1, 2)?;
                 let operands = [
-                    self.operand(0, Type::Bool)?,
+                    self.choice(0)?,
                     self.operand(1, both)?,
                     self.operand(2, both)?,
                 ];
@@ -90,6 +90,14 @@ impl Builder<'_> {
         }
         self.push(Action::Cast, own, wanted, &[operand])?;
         Some(Operand::Link(self.links.len() as u8 - 1))
+    }
+
+    /// An input as what a choice goes by: any byte, of which zero stands for false.
+    fn choice(&mut self, input: usize) -> Option<Operand> {
+        match cpu::type_of(self.dtype(input)?)? {
+            own if cpu::is_as_boolean(own) => Some(Operand::Input(input as u8)),
+            _ => self.operand(input, Type::Bool),
+        }
     }
 
     fn one(&mut self, action: Action, from: Type, to: Type) -> Option<()> {
@@ -133,8 +141,11 @@ impl Builder<'_> {
         if let Some(action) = comparison(op) {
             return self.two(Action::Compare(action), both, Type::Bool);
         }
-        if let Some(logic) = logic(op) {
-            return self.two(Action::Bits(logic), Type::Bool, Type::Bool);
+        if let Some((of_bits, of_numbers)) = logic(op) {
+            return match self.dtype(0) == self.dtype(1) && both != Type::Bool {
+                true => self.two(Action::Compare(of_numbers), both, Type::Bool),
+                false => self.two(Action::Bits(of_bits), Type::Bool, Type::Bool),
+            };
         }
         if let Some(bits) = bits(op) {
             return self.two(Action::Bits(bits), both, both);
@@ -207,11 +218,12 @@ fn comparison(op: Binary) -> Option<Comparison> {
     })
 }
 
-fn logic(op: Binary) -> Option<Bits> {
+/// Of booleans, and of numbers of one type.
+fn logic(op: Binary) -> Option<(Bits, Comparison)> {
     Some(match op {
-        Binary::LogicalAnd => Bits::And,
-        Binary::LogicalOr => Bits::Or,
-        Binary::LogicalXor => Bits::Xor,
+        Binary::LogicalAnd => (Bits::And, Comparison::And),
+        Binary::LogicalOr => (Bits::Or, Comparison::Or),
+        Binary::LogicalXor => (Bits::Xor, Comparison::Xor),
         _ => return None,
     })
 }
@@ -253,11 +265,12 @@ fn is_simple(link: &Link) -> bool {
     }
 }
 
-/// Links with a cast of the last one's result behind them, where it is of another type.
+/// Links with a cast of the last one's result behind them, where it is another number in the type.
 fn cast_to(mut links: Links, to: Option<Dtype>) -> Option<Links> {
     let Some(to) = to else { return Some(links) };
     let (to, from) = (cpu::type_of(to)?, links.last()?.to);
-    if to != from {
+    let is_same = to == from || from == Type::Bool && cpu::is_as_boolean(to);
+    if !is_same {
         let operand = Operand::Link(links.len() as u8 - 1);
         let is_taken = Action::Cast.takes(from, to);
         is_taken.then(|| links.push(Link::new(Action::Cast, from, to, &[operand])))?;
@@ -295,7 +308,7 @@ pub fn by_kernel(
     if size == 0 {
         return Ok(None);
     }
-    let Some(dtype) = links.last().map(|link| cpu::dtype_of(link.to)) else {
+    let Some(dtype) = to.or_else(|| links.last().map(|link| cpu::dtype_of(link.to))) else {
         return Ok(None);
     };
     // An input that is left out has no number.

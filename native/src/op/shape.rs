@@ -169,7 +169,7 @@ pub fn split(a: &Array, indices: &[i32], axis: i32, s: &Stream) -> Result<Vec<Ar
 }
 
 /// A view of an array, or, of a small computed one that lies otherwise, of its copy in rows, so that what follows can be
-/// computed at once.
+/// computed at once. On the CPU a large one is copied by a kernel of ours if it lies otherwise.
 fn in_rows_at_once(
     a: &Array,
     device: Device,
@@ -180,6 +180,9 @@ fn in_rows_at_once(
     if device == Device::Cpu && mlx::has_tasks() && !mlx::look(&output, s) {
         if let Some(copy) = cpu::copy_at_once(a, s)? {
             return view(&copy);
+        }
+        if let Some(array) = cpu::reshape(a, output.shape(), s)? {
+            return Ok(array);
         }
     }
     Ok(output)

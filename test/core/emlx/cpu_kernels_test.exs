@@ -312,4 +312,39 @@ defmodule EMLX.CpuKernelsTest do
 
     assert Enum.all?(results, &(&1 == expected))
   end
+
+  # Views whose elements lie in the result's order, with gaps, repeated, the other way round, and turned over; large
+  # enough to be nodes of our own, of computed arrays and of such that are computed with them.
+  test "a large array that is reshaped keeps the order of its elements, however it lies" do
+    x = EMLX.eval(Ops.iota({24, 40, 80}, dtype: :s32))
+
+    views = [
+      x,
+      Ops.transpose(x, [2, 0, 1]),
+      Ops.transpose(x, [1, 0, 2]),
+      Ops.slice(x, [0, 0, 0], [24, 40, 80], [1, 1, 2]),
+      Ops.slice(x, [0, 1, 3], [24, 39, 59], [1, 1, 1]),
+      Ops.slice(x, [0, 4, 0], [24, 36, 80], [1, 1, 1]),
+      Ops.flip(x, [0, 2]),
+      Ops.broadcast_to(Ops.reshape(x, {24, 1, 40, 80}), [24, 3, 40, 80]),
+      Ops.broadcast_to(Ops.slice(x, [0, 0, 0], [24, 1, 1], [1, 1, 1]), [24, 40, 80])
+    ]
+
+    for view <- views, offset <- [0, 1] do
+      size = view |> Array.shape() |> Tuple.product()
+      list = view |> Array.to_list() |> List.flatten()
+      source = if offset == 0, do: view, else: Ops.add(view, offset)
+
+      for shape <- [{size}, {div(size, 8), 8}, {4, div(size, 24), 1, 6}, {2, 1, div(size, 2)}] do
+        reshaped = Ops.reshape(source, shape)
+        assert Array.shape(reshaped) == shape
+        # As it lies and what is computed of it.
+        expected = Enum.map(list, &(&1 + offset))
+        assert reshaped |> Array.to_list() |> List.flatten() == expected
+        assert Ops.multiply(reshaped, 2) |> Array.to_list() |> List.flatten() == Enum.map(expected, &(&1 * 2))
+        total = Enum.sum(expected)
+        assert reshaped |> Ops.astype(:s64) |> Ops.sum() |> Array.to_list() == total
+      end
+    end
+  end
 end

@@ -6,28 +6,35 @@ use super::Argument;
 use crate::simd::{dispatch, Level, Simd};
 use crate::Type;
 
+/// The whole number of `$x`, or the smallest where it does not fit. Rust's own conversion tests for more, which keeps
+/// the compiler from making vectors of it.
+macro_rules! whole {
+    ($x:ident as $T:ty, $fits:expr) => {{
+        let fits = $fits;
+        // SAFETY: within the type.
+        let whole = unsafe { if fits { $x } else { 0.0 }.to_int_unchecked::<$T>() };
+        if fits {
+            whole
+        } else {
+            <$T>::MIN
+        }
+    }};
+}
+
+#[inline(always)]
 fn to_i32(x: f32) -> i32 {
-    if (-2_147_483_648.0..2_147_483_648.0).contains(&x) {
-        x as i32
-    } else {
-        i32::MIN
-    }
+    whole!(x as i32, (-2_147_483_648.0..2_147_483_648.0).contains(&x))
 }
 
+#[inline(always)]
 fn wide_to_i32(x: f64) -> i32 {
-    if x > -2_147_483_649.0 && x < 2_147_483_648.0 {
-        x as i32
-    } else {
-        i32::MIN
-    }
+    whole!(x as i32, (x > -2_147_483_649.0) & (x < 2_147_483_648.0))
 }
 
+#[inline(always)]
 pub fn to_i64(x: f64) -> i64 {
-    if (-9_223_372_036_854_775_808.0..9_223_372_036_854_775_808.0).contains(&x) {
-        x as i64
-    } else {
-        i64::MIN
-    }
+    const END: f64 = 9_223_372_036_854_775_808.0;
+    whole!(x as i64, (-END..END).contains(&x))
 }
 
 /// As two conversions to signed integers, of which the second takes what is beyond the first's.

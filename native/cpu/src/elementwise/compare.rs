@@ -13,6 +13,12 @@ pub enum Comparison {
     LessEqual,
     Greater,
     GreaterEqual,
+    /// Whether both are other than zero.
+    And,
+    /// Whether one of them is, or both are.
+    Or,
+    /// Whether one of them is.
+    Xor,
 }
 
 impl Comparison {
@@ -24,6 +30,9 @@ impl Comparison {
             Comparison::LessEqual => c"less_equal",
             Comparison::Greater => c"greater",
             Comparison::GreaterEqual => c"greater_equal",
+            Comparison::And => c"logical_and",
+            Comparison::Or => c"logical_or",
+            Comparison::Xor => c"logical_xor",
         }
     }
 }
@@ -57,6 +66,7 @@ unsafe fn compare_body<S: Simd, T: Cell<Wide: PartialOrd>>(
     to: *mut u8,
     count: usize,
 ) {
+    let zero = T::Wide::default();
     match comparison {
         Comparison::Equal => map_pairs::<S, T, u8>(a, b, to, count, |x, y| u8::from(x == y)),
         Comparison::NotEqual => map_pairs::<S, T, u8>(a, b, to, count, |x, y| u8::from(x != y)),
@@ -64,6 +74,15 @@ unsafe fn compare_body<S: Simd, T: Cell<Wide: PartialOrd>>(
         Comparison::LessEqual => map_pairs::<S, T, u8>(a, b, to, count, |x, y| u8::from(x <= y)),
         Comparison::Greater => map_pairs::<S, T, u8>(b, a, to, count, |x, y| u8::from(x < y)),
         Comparison::GreaterEqual => map_pairs::<S, T, u8>(b, a, to, count, |x, y| u8::from(x <= y)),
+        Comparison::And => {
+            map_pairs::<S, T, u8>(a, b, to, count, |x, y| u8::from((x != zero) & (y != zero)))
+        }
+        Comparison::Or => {
+            map_pairs::<S, T, u8>(a, b, to, count, |x, y| u8::from((x != zero) | (y != zero)))
+        }
+        Comparison::Xor => {
+            map_pairs::<S, T, u8>(a, b, to, count, |x, y| u8::from((x != zero) ^ (y != zero)))
+        }
     }
 }
 

@@ -187,7 +187,14 @@ fn reference(action: Action, from: Type, to: Type, x: [Value; 3]) -> Value {
                 false => Some(a.whole().cmp(&b.whole())),
             };
             use std::cmp::Ordering::*;
+            let [x, y] = [a, b].map(|x| match from.is_float() {
+                true => x.float() != 0.0,
+                false => x.whole() != 0,
+            });
             truth(match comparison {
+                Comparison::And => x && y,
+                Comparison::Or => x || y,
+                Comparison::Xor => x != y,
                 Comparison::Equal => order == Some(Equal),
                 Comparison::NotEqual => order != Some(Equal),
                 Comparison::Less => order == Some(Less),
@@ -252,7 +259,7 @@ fn cast(a: Value, from: Type, to: Type) -> Value {
 }
 
 fn actions() -> Vec<Action> {
-    use Comparison::*;
+    use Comparison::{And, Equal, Greater, GreaterEqual, Less, LessEqual, NotEqual, Or, Xor};
     let functions = [
         Function::Negative,
         Function::Abs,
@@ -280,7 +287,17 @@ fn actions() -> Vec<Action> {
         Division::Fmod,
         Division::Remainder,
     ];
-    let comparisons = [Equal, NotEqual, Less, LessEqual, Greater, GreaterEqual];
+    let comparisons = [
+        Equal,
+        NotEqual,
+        Less,
+        LessEqual,
+        Greater,
+        GreaterEqual,
+        And,
+        Or,
+        Xor,
+    ];
     let tests = [
         Test::Nan,
         Test::Infinite,
