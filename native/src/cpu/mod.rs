@@ -195,18 +195,29 @@ pub fn chain(
     shape: &[i32],
     s: &Stream,
 ) -> Result<SmallVec<[Array; 2]>> {
-    check_chain(inputs, shape)?;
     let last = links.len().saturating_sub(1);
     let results = links.iter().enumerate();
     let results = results.filter(|(i, link)| link.is_kept || *i == last);
     let dtypes: SmallVec<[Dtype; 4]> = results.map(|(_, link)| dtype_of(link.to)).collect();
+    chain_of(links, inputs, shape, &dtypes, s)
+}
+
+/// The same with results of these types, whose elements are those that the links give.
+pub fn chain_of(
+    links: Links,
+    inputs: &[&Array],
+    shape: &[i32],
+    dtypes: &[Dtype],
+    s: &Stream,
+) -> Result<SmallVec<[Array; 2]>> {
+    check_chain(inputs, shape)?;
     let takers = match dtypes.len() {
         1 => SmallVec::new(),
         _ => emlx_cpu::takers(&links, inputs.len()),
     };
     let outputs = Outputs {
         shape,
-        dtypes: &dtypes,
+        dtypes,
         takers: &takers,
     };
     node::several(Kernel::Chain(links), inputs, outputs, s)

@@ -314,7 +314,7 @@ pub fn by_kernel(
     // An input that is left out has no number.
     let links = cpu::renumbered(links, |input| given[..input].iter().flatten().count());
     match is_worth {
-        true => Ok(cpu::chain(links, &arrays, &shape, s)?.pop()),
+        true => Ok(cpu::chain_of(links, &arrays, &shape, &[dtype], s)?.pop()),
         // As a node, MLX's own does as well, and is one that MLX compiles with others.
         false => cpu::chain_at_once(links, &arrays, &shape, dtype, s),
     }
