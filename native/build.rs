@@ -45,6 +45,7 @@ fn build_kernel_nodes() {
         // mlx-sys links it.
         .cpp_link_stdlib(None)
         .file("cpp/captured.cpp")
+        .file("cpp/generated.cpp")
         .file("cpp/kernel.cpp")
         .file("cpp/stream.cpp")
         .compile("emlx_kernel_node");

@@ -1,10 +1,11 @@
 //! Operations on elements as actions of the CPU's kernels: [`links`] says of which actions an operation consists, for
 //! eager calls here and for the pass `chains`, which puts the links of several operations together.
 
+use super::cuda::chain as generated;
 use super::{Binary, Inputs, Op, Unary};
 use crate::base::{Device, Dtype, Result};
 use crate::cpu::{
-    self, Action, Bits, Comparison, Division, Link, Links, Operand, Pair, Test, Type,
+    self, Action, Bits, Comparison, Division, Function, Link, Links, Operand, Pair, Test, Type,
 };
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
@@ -253,6 +254,21 @@ fn is_simple(link: &Link) -> bool {
     }
 }
 
+/// Whether MLX's form of it on a GPU is several kernels, one after another.
+fn is_composed(link: &Link) -> bool {
+    match link.action {
+        Action::Unary(function) => matches!(
+            function,
+            Function::Cbrt | Function::RoundAway | Function::Erfc
+        ),
+        Action::Binary(pair) => pair == Pair::Fmod,
+        Action::Bits(bits) => matches!(bits, Bits::ShiftLeft | Bits::ShiftRight),
+        Action::Test(test) => matches!(test, Test::Infinite | Test::Finite),
+        Action::Division(_) | Action::ToInteger => true,
+        Action::Not | Action::Compare(_) | Action::Select | Action::Cast => false,
+    }
+}
+
 /// Links with a cast of the last one's result behind them, where it is of another type.
 fn cast_to(mut links: Links, to: Option<Dtype>) -> Option<Links> {
     let Some(to) = to else { return Some(links) };
@@ -274,7 +290,11 @@ pub fn by_kernel(
     device: Device,
     s: &Stream,
 ) -> Result<Option<Array>> {
-    if device != Device::Cpu || !cpu::are_there() {
+    let is_there = match device {
+        Device::Cpu => cpu::are_there(),
+        Device::Gpu => generated::unavailable().is_none(),
+    };
+    if !is_there {
         return Ok(None);
     }
     let given: SmallVec<[Option<Dtype>; 3]> =
@@ -288,6 +308,14 @@ pub fn by_kernel(
         return Ok(None);
     };
     let size: i64 = shape.iter().map(|size| i64::from(*size)).product();
+    if device == Device::Gpu {
+        let is_one = links.len() == 1 && !is_composed(&links[0]);
+        if size == 0 || is_one || !generated::takes(&links) {
+            return Ok(None);
+        }
+        let links = cpu::renumbered(links, |input| given[..input].iter().flatten().count());
+        return Ok(generated::results(links, &arrays, &shape, s)?.pop());
+    }
     let casts = links.iter().filter(|link| link.action == Action::Cast);
     let is_worth = size >= cpu::WORTH_SHARING as i64
         || !links.iter().all(is_simple)

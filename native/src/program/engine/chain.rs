@@ -1,10 +1,11 @@
-//! Segments of operations on elements, one after another, as one kernel of our own for the CPU.
+//! Segments of operations on elements, one after another, as one kernel of our own, for the CPU or
+//! generated for CUDA.
 
 use super::{Given, Segment};
 use crate::base::{Device, Result, Signature};
 use crate::cpu::{self, Links};
-use crate::mlx::{self, Stream};
-use crate::op::{Applied, Crossed};
+use crate::mlx::{self, Stream, Vector};
+use crate::op::{generated, Applied, Crossed};
 use crate::program::ir::place;
 use mlx_rs::Array;
 use smallvec::{smallvec, SmallVec};
@@ -33,7 +34,11 @@ impl Segment for Chain {
         self.links.len()
     }
 
-    fn build(&self, inputs: &Given, _: Device, stream: &Stream) -> Result<Applied> {
+    fn is_capturable(&self) -> bool {
+        true
+    }
+
+    fn build(&self, inputs: &Given, device: Device, stream: &Stream) -> Result<Applied> {
         let (shape, dtype) = &self.signature;
         let reshaped = inputs.present().into_iter().zip(&self.shapes);
         let reshaped = reshaped.map(|(array, shape)| match shape {
@@ -49,12 +54,31 @@ impl Segment for Chain {
         let given: SmallVec<[&Array; 4]> = given
             .map(|(array, reshaped)| reshaped.as_ref().unwrap_or(array))
             .collect();
+        if device == Device::Gpu {
+            return self.generated(&given, stream);
+        }
         let array = cpu::chain(self.links.clone(), &given, shape, *dtype, stream)?;
         let outputs = match (array.ndim() == shape.len(), self.is_joined) {
             (true, _) => smallvec![array],
             (false, true) => smallvec![joined(&array, stream)?],
             (false, false) => parts(&array, shape, stream)?,
         };
+        Ok(Applied {
+            outputs,
+            crossed: Crossed::default(),
+        })
+    }
+}
+
+impl Chain {
+    /// By a kernel for CUDA.
+    fn generated(&self, given: &[&Array], stream: &Stream) -> Result<Applied> {
+        let (links, shape) = (self.links.clone(), &self.signature.0);
+        let mut outputs = generated::results(links, given, shape, stream)?;
+        if self.is_joined {
+            let results: SmallVec<[&Array; 4]> = outputs.iter().collect();
+            outputs = smallvec![mlx::concatenate(&Vector::new(results), 0, stream)?];
+        }
         Ok(Applied {
             outputs,
             crossed: Crossed::default(),

@@ -1,4 +1,4 @@
-//! Operations on elements, one after another, become one kernel of our own for the CPU: a link goes into the chain that
+//! Operations on elements, one after another, become one kernel of our own, for the CPU or generated for CUDA: a link goes into the chain that
 //! alone takes what it gives. Long chains that take the same values become one with several results.
 
 use super::{Code, Node, Pass, Scope, Target, Work};
@@ -18,7 +18,10 @@ impl Pass for Chains {
     }
 
     fn is_off(&self, target: &Target) -> Option<&'static str> {
-        target.lacks_kernels()
+        match target.generated {
+            true => target.fuse.then_some("fuse: true has MLX compile them"),
+            false => target.lacks_kernels(),
+        }
     }
 
     fn needs_types(&self, _: &Target) -> bool {
@@ -666,5 +669,31 @@ mod tests {
                 .count(),
             1
         );
+    }
+
+    #[test]
+    fn chains_are_for_cuda_too() {
+        let instructions = vec![op(Op::Exp, &[0]), op(Op::Multiply, &[1, 0])];
+        let block = Block::new(1, instructions, vec![2]).expect("well-formed");
+        let whole: (&[i32], Dtype) = (&[3, 20], Dtype::Bf16);
+        let types = types(&[whole; 3]);
+        let chained = |target: &Target| {
+            let scope = Scope::of_test(target, &types, "chains");
+            names(&Chains.run(Code::of(&block), &scope).expect("chained"))
+        };
+        let gpu = Target::of_test(crate::base::Device::Gpu);
+        assert_eq!(Chains.is_off(&gpu), None);
+        assert_eq!(chained(&gpu), ["chain"]);
+        let fused = Target {
+            fuse: true,
+            ..gpu.clone()
+        };
+        assert!(Chains.is_off(&fused).is_some());
+        // Nor where nothing compiles them.
+        let bare = Target {
+            generated: false,
+            ..gpu
+        };
+        assert!(Chains.is_off(&bare).is_some());
     }
 }

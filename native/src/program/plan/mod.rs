@@ -22,6 +22,7 @@ use super::program::{Options, Program};
 use super::types::Types;
 use crate::base::{Device, Result};
 use crate::cpu;
+use crate::op::generated;
 use std::sync::Arc;
 
 /// Code without blocks inside, with operations on few rows merged.
@@ -51,6 +52,7 @@ impl Target {
             fuse: false,
             run_ahead: None,
             kernels: !is_gpu,
+            generated: is_gpu,
             graphs: is_gpu,
             step_graphs: is_gpu,
         }
@@ -99,6 +101,8 @@ pub struct Target {
     pub run_ahead: Option<usize>,
     /// Whether there are kernels of our own for the CPU.
     pub kernels: bool,
+    /// Whether there are generated kernels for CUDA.
+    pub generated: bool,
     /// Whether segments can be captured as CUDA graphs.
     pub graphs: bool,
     /// Whether a loop's step can be one.
@@ -114,6 +118,7 @@ impl Target {
             fuse: options.fuse,
             run_ahead: options.run_ahead,
             kernels: !is_gpu && cpu::are_there(),
+            generated: is_gpu && generated::unavailable().is_none(),
             graphs: is_gpu && captured::is_on(),
             step_graphs: is_gpu && step_graph::is_there(),
         }

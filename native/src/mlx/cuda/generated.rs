@@ -1,0 +1,221 @@
+//! Nodes of MLX's graph whose kernel for CUDA we write and compile: the Rust side of cpp/generated.cpp.
+
+use super::graph::{guarded, handed_over, taken};
+use crate::base::{Dtype, Result};
+use crate::mlx::error::take_error;
+use crate::mlx::Stream;
+use emlx_cpu::View;
+use mlx_rs::Array;
+use mlx_sys as sys;
+use smallvec::SmallVec;
+use std::ffi::{c_char, c_int, c_void, CString};
+
+/// A compiled kernel. It lives as long as the process.
+#[derive(Debug)]
+pub struct Image {
+    pub name: CString,
+    pub code: Vec<u8>,
+}
+
+/// A launch of one.
+pub struct Launched<'a> {
+    pub image: &'static Image,
+    pub arguments: &'a [i32],
+    pub blocks: usize,
+    pub threads: usize,
+}
+
+/// What a node does.
+pub trait Generating: Send + Sync {
+    /// Hands the launch for inputs and results that lie so to `found`. Views have no data. Not called where there is
+    /// none: then the node is what [`Generating::build`] builds. The graph's lock is held.
+    fn launch(&self, inputs: &[View], out: &View, found: &mut dyn FnMut(Launched));
+    /// The results by MLX's own nodes on top of the inputs. The graph's lock is held.
+    fn build(&self, inputs: &[Array]) -> Result<Vec<Array>>;
+}
+
+type Payload = Box<dyn Generating>;
+
+/// As in cpp/generated.cpp.
+#[repr(C)]
+struct Layout {
+    shape: *const i32,
+    strides: *const i64,
+    rank: usize,
+}
+
+impl Layout {
+    /// # Safety
+    /// The pointers are those of a live array.
+    unsafe fn view(&self) -> View {
+        let (shape, strides) = match self.rank {
+            0 => (&[][..], &[][..]),
+            rank => (
+                std::slice::from_raw_parts(self.shape, rank),
+                std::slice::from_raw_parts(self.strides, rank),
+            ),
+        };
+        View::of(std::ptr::null::<u8>(), shape, strides)
+    }
+}
+
+/// As in cpp/generated.cpp.
+#[repr(C)]
+struct Launch {
+    name: *const c_char,
+    image: *const u8,
+    bytes: usize,
+    arguments: *mut i32,
+    capacity: usize,
+    count: usize,
+    blocks: i32,
+    threads: i32,
+}
+
+/// As in cpp/generated.cpp.
+#[repr(C)]
+struct Functions {
+    payload: *const c_void,
+    launch: unsafe extern "C" fn(
+        *const c_void,
+        *const Layout,
+        usize,
+        *const Layout,
+        *mut Launch,
+    ) -> bool,
+    build: unsafe extern "C" fn(
+        *const c_void,
+        *const sys::mlx_array,
+        usize,
+        *mut sys::mlx_array,
+        usize,
+        *mut c_char,
+        usize,
+    ) -> bool,
+    drop: unsafe extern "C" fn(*const c_void),
+}
+
+extern "C" {
+    fn emlx_generated_nodes(
+        res: *mut sys::mlx_array,
+        functions: Functions,
+        inputs: *const sys::mlx_array,
+        count: usize,
+        shape: *const c_int,
+        rank: usize,
+        dtypes: *const sys::mlx_dtype,
+        output_count: usize,
+        stream: sys::mlx_stream,
+    ) -> c_int;
+}
+
+/// # Safety
+/// The pointer is that of a live payload.
+unsafe fn payload<'a>(payload: *const c_void) -> &'a Payload {
+    &*payload.cast::<Payload>()
+}
+
+unsafe extern "C" fn launch(
+    own: *const c_void,
+    inputs: *const Layout,
+    count: usize,
+    out: *const Layout,
+    to: *mut Launch,
+) -> bool {
+    let mut is_found = false;
+    let find = || {
+        let inputs: SmallVec<[View; 4]> = (0..count).map(|i| (*inputs.add(i)).view()).collect();
+        let to = &mut *to;
+        payload(own).launch(&inputs, &(*out).view(), &mut |launched| {
+            let Launched {
+                image, arguments, ..
+            } = launched;
+            let sizes = (
+                i32::try_from(launched.blocks),
+                i32::try_from(launched.threads),
+            );
+            let (Ok(blocks), Ok(threads)) = sizes else {
+                return;
+            };
+            if arguments.len() > to.capacity {
+                return;
+            }
+            std::ptr::copy_nonoverlapping(arguments.as_ptr(), to.arguments, arguments.len());
+            *to = Launch {
+                name: image.name.as_ptr(),
+                image: image.code.as_ptr(),
+                bytes: image.code.len(),
+                count: arguments.len(),
+                blocks,
+                threads,
+                ..*to
+            };
+            is_found = true;
+        });
+    };
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(find)).is_ok() && is_found
+}
+
+unsafe extern "C" fn build(
+    own: *const c_void,
+    inputs: *const sys::mlx_array,
+    count: usize,
+    outputs: *mut sys::mlx_array,
+    output_count: usize,
+    message: *mut c_char,
+    size: usize,
+) -> bool {
+    guarded(message, size, || {
+        let inputs = taken(inputs, count)?;
+        handed_over(payload(own).build(&inputs)?, outputs, output_count)
+    })
+}
+
+unsafe extern "C" fn release(own: *const c_void) {
+    drop(Box::from_raw(own.cast_mut().cast::<Payload>()));
+}
+
+/// Nodes of results of one shape and of these types. There is at least one.
+pub fn nodes(
+    generating: Box<dyn Generating>,
+    inputs: &[&Array],
+    shape: &[i32],
+    dtypes: &[Dtype],
+    s: &Stream,
+) -> Result<SmallVec<[Array; 2]>> {
+    let functions = Functions {
+        payload: Box::into_raw(Box::new(generating)).cast(),
+        launch,
+        build,
+        drop: release,
+    };
+    let handles: SmallVec<[sys::mlx_array; 4]> =
+        inputs.iter().map(|array| array.as_ptr()).collect();
+    let dtypes: SmallVec<[sys::mlx_dtype; 2]> = dtypes.iter().map(|dtype| dtype.to_mlx()).collect();
+    let null = sys::mlx_array {
+        ctx: std::ptr::null_mut(),
+    };
+    let mut made: SmallVec<[sys::mlx_array; 2]> = SmallVec::from_elem(null, dtypes.len());
+    // SAFETY: every pointer comes from a live reference and every length from its slice, there is room for as many
+    // handles as there are types, and exceptions are caught there. Handles that were given are owned from here on.
+    unsafe {
+        let status = emlx_generated_nodes(
+            made.as_mut_ptr(),
+            functions,
+            handles.as_ptr(),
+            handles.len(),
+            shape.as_ptr(),
+            shape.len(),
+            dtypes.as_ptr(),
+            dtypes.len(),
+            s.0,
+        );
+        if status != 0 {
+            return Err(take_error());
+        }
+        Ok(made
+            .into_iter()
+            .map(|handle| Array::from_ptr(handle))
+            .collect())
+    }
+}
