@@ -269,6 +269,19 @@ fn is_composed(link: &Link) -> bool {
     }
 }
 
+/// The last link's value by a generated kernel, of arrays of the GPU. None where there is none for them.
+pub fn by_links(links: Links, arrays: &[&Array], s: &Stream) -> Result<Option<Array>> {
+    if generated::unavailable().is_some() || !generated::takes(&links) {
+        return Ok(None);
+    }
+    match cpu::broadcast(arrays.iter().map(|array| array.shape())) {
+        Some(shape) if !shape.contains(&0) => {
+            Ok(generated::results(links, arrays, &shape, s)?.pop())
+        }
+        _ => Ok(None),
+    }
+}
+
 /// Links with a cast of the last one's result behind them, where it is of another type.
 fn cast_to(mut links: Links, to: Option<Dtype>) -> Option<Links> {
     let Some(to) = to else { return Some(links) };
@@ -310,11 +323,11 @@ pub fn by_kernel(
     let size: i64 = shape.iter().map(|size| i64::from(*size)).product();
     if device == Device::Gpu {
         let is_one = links.len() == 1 && !is_composed(&links[0]);
-        if size == 0 || is_one || !generated::takes(&links) {
+        if is_one {
             return Ok(None);
         }
         let links = cpu::renumbered(links, |input| given[..input].iter().flatten().count());
-        return Ok(generated::results(links, &arrays, &shape, s)?.pop());
+        return by_links(links, &arrays, s);
     }
     let casts = links.iter().filter(|link| link.action == Action::Cast);
     let is_worth = size >= cpu::WORTH_SHARING as i64

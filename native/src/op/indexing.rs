@@ -4,9 +4,9 @@
 
 use super::creation::int;
 use super::table::{family, others};
-use super::{check, one, shape, Inputs, Op, Outputs};
+use super::{check, elementwise, one, shape, Inputs, Op, Outputs};
 use crate::base::{Device, Dtype, Error, Result};
-use crate::cpu;
+use crate::cpu::{self, Action, Comparison, Link, Links, Operand, Pair, Type};
 use crate::mlx::{self, Stream, Vector};
 use mlx_rs::Array;
 use smallvec::SmallVec;
@@ -108,11 +108,58 @@ pub fn signed_index(index: &Array, s: &Stream) -> Result<Array> {
 /// Indices brought into 0..=last: negative ones count from the end, what is still outside is clamped. MLX reads
 /// wherever an index points.
 pub fn clamp(index: &Array, length: i32, last: i32, s: &Stream) -> Result<Array> {
+    within(index, length, [0, last.max(0)], s)
+}
+
+/// Indices as s32 between two numbers, negative ones counted from the end first.
+fn within(index: &Array, length: i32, bounds: [i32; 2], s: &Stream) -> Result<Array> {
+    check_index_type(index)?;
+    let [low, high] = bounds.map(|bound| int(i64::from(bound), Dtype::S64));
+    let (low, high) = (low?, high?);
+    let links = cpu::type_of(mlx::dtype(index)).and_then(within_links);
+    if let (true, Some(links)) = (s.is_gpu(), links) {
+        let top = int(i64::from(i32::MAX), Dtype::U64)?;
+        let [length, zero] = [length, 0].map(|number| int(i64::from(number), Dtype::S64));
+        let inputs = [index, &length?, &zero?, &low, &high, &top];
+        if let Some(within) = elementwise::by_links(links, &inputs, s)? {
+            return Ok(within);
+        }
+    }
     let wide = counted_from_end(index, length, s)?;
-    let zero = int(0, Dtype::S64)?;
-    let last = int(i64::from(last.max(0)), Dtype::S64)?;
-    let within = mlx::clip(&wide, Some(&zero), Some(&last), s)?;
+    let within = mlx::clip(&wide, Some(&low), Some(&high), s)?;
     mlx::astype(&within, Dtype::S32, s)
+}
+
+/// The same as links over the index, the length, 0, the bounds (s64) and the largest number that an unsigned index is
+/// taken for (u64). None of other types.
+fn within_links(of: Type) -> Option<Links> {
+    const WIDE: Type = Type::S64;
+    let [index, length, zero, low, high, top] = [0, 1, 2, 3, 4, 5].map(Operand::Input);
+    let mut links = Links::new();
+    let mut add = |action, from, to, operands: &[Operand]| {
+        links.push(Link::new(action, from, to, operands));
+        Operand::Link(links.len() as u8 - 1)
+    };
+    let pair = Action::Binary;
+    let mut place = match of {
+        Type::U64 => {
+            let bounded = add(pair(Pair::Minimum), of, of, &[index, top]);
+            add(Action::Cast, of, WIDE, &[bounded])
+        }
+        Type::S64 => index,
+        _ if of.is_integer() => add(Action::Cast, of, WIDE, &[index]),
+        _ => return None,
+    };
+    if matches!(of, Type::S8 | Type::S16 | Type::S32 | Type::S64) {
+        let from_end = add(pair(Pair::Add), WIDE, WIDE, &[place, length]);
+        let is_negative = Action::Compare(Comparison::Less);
+        let is_negative = add(is_negative, WIDE, Type::Bool, &[place, zero]);
+        place = add(Action::Select, WIDE, WIDE, &[is_negative, from_end, place]);
+    }
+    place = add(pair(Pair::Maximum), WIDE, WIDE, &[place, low]);
+    place = add(pair(Pair::Minimum), WIDE, WIDE, &[place, high]);
+    add(Action::Cast, WIDE, Type::S32, &[place]);
+    Some(links)
 }
 
 /// One index array an axis of `axes`, each clamped so that its slice fits.
@@ -390,14 +437,7 @@ pub fn scatter(
 
 /// Indices as s32 with negative ones counted from the end; those out of range stay so, at -1 or `length`.
 fn clamp_signed(index: &Array, length: i32, s: &Stream) -> Result<Array> {
-    let wide = counted_from_end(index, length, s)?;
-    let low = int(-1, Dtype::S64)?;
-    let high = int(i64::from(length), Dtype::S64)?;
-    mlx::astype(
-        &mlx::clip(&wide, Some(&low), Some(&high), s)?,
-        Dtype::S32,
-        s,
-    )
+    within(index, length, [-1, length], s)
 }
 
 fn on_axis(a: &Array, index: &Array, axis: i32, s: &Stream) -> Result<(usize, Array)> {
@@ -504,4 +544,47 @@ pub fn masked_scatter(a: &Array, mask: &Array, values: &Array, s: &Stream) -> Re
     let place = mlx::cumsum(&flags, 0, false, false, None, s)?;
     let chosen = mlx::take(&enough, &place, 0, s)?;
     mlx::where_(&mask, &mlx::reshape(&chosen, a.shape(), s)?, a, s)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_bring_indices_within_bounds_as_operations_do() {
+        mlx::init();
+        let stream = Device::Cpu.stream().expect("a stream");
+        let numbers: [i64; 10] = [0, 1, 4, 5, 6, 100, -1, -5, -6, i64::MIN];
+        let bounds = [[0, 4], [0, 2], [-1, 5]];
+        let types = [Dtype::U8, Dtype::U64, Dtype::S8, Dtype::S32, Dtype::S64];
+        for (dtype, bounds) in types
+            .into_iter()
+            .flat_map(|dtype| bounds.map(|b| (dtype, b)))
+        {
+            let size = dtype.size();
+            let bytes = numbers
+                .iter()
+                .flat_map(|n| n.to_le_bytes()[..size].to_vec());
+            let index = mlx::from_bytes(&bytes.collect::<Vec<_>>(), &[10], dtype);
+            let index = index.expect("an array");
+            let of = cpu::type_of(dtype).expect("has kernels");
+            let links = within_links(of).expect("of an integer");
+            let whole = |n: i32| int(n.into(), Dtype::S64).expect("a number");
+            let others = [5, 0, bounds[0], bounds[1]].map(whole);
+            let top = int(i32::MAX.into(), Dtype::U64).expect("a number");
+            let inputs = [&index, &others[0], &others[1], &others[2], &others[3], &top];
+            let have = cpu::chain(links, &inputs, &[10], Dtype::S32, stream);
+            let arrays = [
+                have.expect("built"),
+                within(&index, 5, bounds, stream).expect("built"),
+            ];
+            mlx::async_eval(&[&arrays[0], &arrays[1]], &mlx::graph_lock()).expect("submitted");
+            let bytes = arrays.each_ref().map(|array| {
+                mlx::wait(array).expect("computed");
+                // SAFETY: computed.
+                unsafe { mlx::bytes(array) }.expect("in rows").to_vec()
+            });
+            assert_eq!(bytes[0], bytes[1], "{dtype:?} {bounds:?}");
+        }
+    }
 }

@@ -1,6 +1,6 @@
 // What stands before each generated kernel (text.rs): types, packs of elements and the functions whose meaning is the
-// CPU's (native/cpu/src/elementwise, native/cpu/src/math). CUDA's headers are left out: they take a quarter of a second
-// to compile. test/cuda/emulate.hpp has F16_WIDEN and F16_NARROW for the CPU.
+// CPU's (native/cpu/src/elementwise, native/cpu/src/math). CUDA's headers are left out: they take longer to compile
+// than a kernel. test/cuda/emulate.hpp has F16_WIDEN and F16_NARROW for the CPU.
 typedef unsigned char u8;
 typedef unsigned short u16;
 typedef unsigned int u32;
