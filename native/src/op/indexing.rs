@@ -3,10 +3,11 @@
 //! Called by [`Op::apply`] for operations of [`Class::Index`](super::Class::Index).
 
 use super::creation::int;
+use super::elementwise::{step, Steps};
 use super::table::{family, others};
 use super::{check, elementwise, one, shape, Inputs, Op, Outputs};
 use crate::base::{Device, Dtype, Error, Result};
-use crate::cpu::{self, Action, Comparison, Link, Links, Operand, Pair, Type};
+use crate::cpu::{self, Operand};
 use crate::mlx::{self, Stream, Vector};
 use mlx_rs::Array;
 use smallvec::SmallVec;
@@ -84,18 +85,6 @@ pub fn check_index_type(index: &Array) -> Result<()> {
     )))
 }
 
-/// Indices as s64, negative ones counted from the end.
-fn counted_from_end(index: &Array, length: i32, s: &Stream) -> Result<Array> {
-    check_index_type(index)?;
-    let wide = signed_index(index, s)?;
-    if !mlx::dtype(index).is_signed_integer() {
-        return Ok(wide);
-    }
-    let from_end = mlx::add(&wide, &int(i64::from(length), Dtype::S64)?, s)?;
-    let negative = mlx::less(&wide, &int(0, Dtype::S64)?, s)?;
-    mlx::where_(&negative, &from_end, &wide, s)
-}
-
 /// An index as s64. Unsigned 64-bit ones above the signed range stay large.
 pub fn signed_index(index: &Array, s: &Stream) -> Result<Array> {
     if mlx::dtype(index) != Dtype::U64 {
@@ -114,52 +103,40 @@ pub fn clamp(index: &Array, length: i32, last: i32, s: &Stream) -> Result<Array>
 /// Indices as s32 between two numbers, negative ones counted from the end first.
 fn within(index: &Array, length: i32, bounds: [i32; 2], s: &Stream) -> Result<Array> {
     check_index_type(index)?;
-    let [low, high] = bounds.map(|bound| int(i64::from(bound), Dtype::S64));
-    let (low, high) = (low?, high?);
-    let links = cpu::type_of(mlx::dtype(index)).and_then(within_links);
-    if let (true, Some(links)) = (s.is_gpu(), links) {
-        let top = int(i64::from(i32::MAX), Dtype::U64)?;
-        let [length, zero] = [length, 0].map(|number| int(i64::from(number), Dtype::S64));
-        let inputs = [index, &length?, &zero?, &low, &high, &top];
-        if let Some(within) = elementwise::by_links(links, &inputs, s)? {
-            return Ok(within);
-        }
-    }
-    let wide = counted_from_end(index, length, s)?;
-    let within = mlx::clip(&wide, Some(&low), Some(&high), s)?;
-    mlx::astype(&within, Dtype::S32, s)
+    let inputs = [length, 0, bounds[0], bounds[1]].map(|number| int(number.into(), Dtype::S64));
+    let [length, zero, low, high] = inputs;
+    let (length, zero, low, high) = (length?, zero?, low?, high?);
+    let top = int(i64::from(i32::MAX), Dtype::U64)?;
+    let inputs = [index, &length, &zero, &low, &high, &top];
+    elementwise::in_one(steps_within(mlx::dtype(index)), &inputs, s)
 }
 
-/// The same as links over the index, the length, 0, the bounds (s64) and the largest number that an unsigned index is
-/// taken for (u64). None of other types.
-fn within_links(of: Type) -> Option<Links> {
-    const WIDE: Type = Type::S64;
+/// The operations for it, on the index, the length, 0, the bounds (s64), and the largest number that an unsigned index
+/// is taken for (u64).
+fn steps_within(dtype: Dtype) -> Steps {
     let [index, length, zero, low, high, top] = [0, 1, 2, 3, 4, 5].map(Operand::Input);
-    let mut links = Links::new();
-    let mut add = |action, from, to, operands: &[Operand]| {
-        links.push(Link::new(action, from, to, operands));
-        Operand::Link(links.len() as u8 - 1)
+    let mut steps = Steps::new();
+    let mut add = |op, operands: &[Operand]| {
+        steps.push(step(op, operands));
+        Operand::Link(steps.len() as u8 - 1)
     };
-    let pair = Action::Binary;
-    let mut place = match of {
-        Type::U64 => {
-            let bounded = add(pair(Pair::Minimum), of, of, &[index, top]);
-            add(Action::Cast, of, WIDE, &[bounded])
+    let wide = || Op::Astype { dtype: Dtype::S64 };
+    let mut place = match dtype {
+        Dtype::S64 => index,
+        Dtype::U64 => {
+            let bounded = add(Op::Minimum, &[index, top]);
+            add(wide(), &[bounded])
         }
-        Type::S64 => index,
-        _ if of.is_integer() => add(Action::Cast, of, WIDE, &[index]),
-        _ => return None,
+        _ => add(wide(), &[index]),
     };
-    if matches!(of, Type::S8 | Type::S16 | Type::S32 | Type::S64) {
-        let from_end = add(pair(Pair::Add), WIDE, WIDE, &[place, length]);
-        let is_negative = Action::Compare(Comparison::Less);
-        let is_negative = add(is_negative, WIDE, Type::Bool, &[place, zero]);
-        place = add(Action::Select, WIDE, WIDE, &[is_negative, from_end, place]);
+    if dtype.is_signed_integer() {
+        let from_end = add(Op::Add, &[place, length]);
+        let is_negative = add(Op::Less, &[place, zero]);
+        place = add(Op::Where, &[is_negative, from_end, place]);
     }
-    place = add(pair(Pair::Maximum), WIDE, WIDE, &[place, low]);
-    place = add(pair(Pair::Minimum), WIDE, WIDE, &[place, high]);
-    add(Action::Cast, WIDE, Type::S32, &[place]);
-    Some(links)
+    let place = add(Op::Clip, &[place, low, high]);
+    add(Op::Astype { dtype: Dtype::S32 }, &[place]);
+    steps
 }
 
 /// One index array an axis of `axes`, each clamped so that its slice fits.
@@ -567,8 +544,16 @@ mod tests {
                 .flat_map(|n| n.to_le_bytes()[..size].to_vec());
             let index = mlx::from_bytes(&bytes.collect::<Vec<_>>(), &[10], dtype);
             let index = index.expect("an array");
-            let of = cpu::type_of(dtype).expect("has kernels");
-            let links = within_links(of).expect("of an integer");
+            let given = [
+                dtype,
+                Dtype::S64,
+                Dtype::S64,
+                Dtype::S64,
+                Dtype::S64,
+                Dtype::U64,
+            ];
+            let links = elementwise::links_of_steps(&steps_within(dtype), &given);
+            let links = links.expect("of an integer");
             let whole = |n: i32| int(n.into(), Dtype::S64).expect("a number");
             let others = [5, 0, bounds[0], bounds[1]].map(whole);
             let top = int(i32::MAX.into(), Dtype::U64).expect("a number");
