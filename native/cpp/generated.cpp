@@ -170,7 +170,10 @@ class Generated : public core::Primitive {
       if (input.shape() != out.shape()) {
         continue;
       }
-      const bool is_whole = input.flags().contiguous && input.data_size() == input.size();
+      bool is_whole = input.flags().contiguous && input.data_size() == input.size();
+      for (const auto stride : input.strides()) {
+        is_whole = is_whole && stride >= 0;
+      }
       if (!is_whole || (like && input.strides() != like->strides())) {
         return nullptr;
       }

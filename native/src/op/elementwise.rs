@@ -276,7 +276,7 @@ fn by_links(links: Links, arrays: &[&Array], s: &Stream) -> Result<Option<Array>
     }
     match cpu::broadcast(arrays.iter().map(|array| array.shape())) {
         Some(shape) if !shape.contains(&0) => {
-            Ok(generated::results(links, arrays, &shape, s)?.pop())
+            Ok(generated::results(links, false, arrays, &shape, s)?.pop())
         }
         _ => Ok(None),
     }

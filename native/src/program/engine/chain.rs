@@ -4,7 +4,7 @@
 use super::{Given, Segment};
 use crate::base::{Device, Result, Signature};
 use crate::cpu::{self, Links};
-use crate::mlx::{self, Stream, Vector};
+use crate::mlx::{self, Stream};
 use crate::op::{generated, Applied, Crossed};
 use crate::program::ir::place;
 use mlx_rs::Array;
@@ -74,13 +74,8 @@ impl Chain {
     /// By a kernel for CUDA.
     fn generated(&self, given: &[&Array], stream: &Stream) -> Result<Applied> {
         let (links, shape) = (self.links.clone(), &self.signature.0);
-        let mut outputs = generated::results(links, given, shape, stream)?;
-        if self.is_joined {
-            let results: SmallVec<[&Array; 4]> = outputs.iter().collect();
-            outputs = smallvec![mlx::concatenate(&Vector::new(results), 0, stream)?];
-        }
         Ok(Applied {
-            outputs,
+            outputs: generated::results(links, self.is_joined, given, shape, stream)?,
             crossed: Crossed::default(),
         })
     }

@@ -39,6 +39,8 @@ pub struct Structure {
     pub kinds: SmallVec<[Kind; 4]>,
     /// Axes that strided inputs go along; 0 where none is strided.
     pub rank: usize,
+    /// Whether several results are one array, one behind the other.
+    pub is_joined: bool,
     /// Whether indices have 64 bits.
     pub is_wide: bool,
     /// Elements that a thread computes beside each other.
@@ -89,13 +91,19 @@ fn pack(links: &Links, types: &[Type], kinds: &[Kind]) -> usize {
 }
 
 impl Launch {
-    /// None where a launch has no room for the arguments.
-    pub fn new(links: &Links, inputs: &[View], out: &View) -> Option<Launch> {
-        Launch::within(MAX_NARROW, links, inputs, out)
+    /// `out` is how one result lies. None where a launch has no room for the arguments.
+    pub fn new(links: &Links, is_joined: bool, inputs: &[View], out: &View) -> Option<Launch> {
+        Launch::within(MAX_NARROW, links, is_joined, inputs, out)
     }
 
     /// With indices of 32 bits up to so many elements.
-    pub fn within(most: usize, links: &Links, inputs: &[View], out: &View) -> Option<Launch> {
+    pub fn within(
+        most: usize,
+        links: &Links,
+        is_joined: bool,
+        inputs: &[View],
+        out: &View,
+    ) -> Option<Launch> {
         let axes = Axes::new(inputs, out);
         let kind = |input| match input {
             _ if axes.is_one(input) => Kind::One,
@@ -117,7 +125,9 @@ impl Launch {
                 .map(|(step, size)| step.unsigned_abs() * (size - 1))
                 .sum()
         };
-        let is_wide = size.max(strided().map(reach).max().unwrap_or(0)) > most;
+        let results = results(links).count();
+        let written = if is_joined { results * size } else { size };
+        let is_wide = written.max(strided().map(reach).max().unwrap_or(0)) > most;
         let mut arguments = SmallVec::new();
         let mut add = |number: i64| {
             arguments.push(number as i32);
@@ -136,7 +146,7 @@ impl Launch {
         for (input, _) in strided() {
             axes.steps[input].iter().for_each(|step| add(*step as i64));
         }
-        let arrays = inputs.len() + results(links).count();
+        let arrays = inputs.len() + results;
         if 8 * arrays + 4 * arguments.len() > MAX_ARGUMENTS {
             return None;
         }
@@ -147,6 +157,7 @@ impl Launch {
                 types,
                 kinds,
                 rank,
+                is_joined,
                 is_wide,
                 pack,
             },

@@ -35,20 +35,22 @@ pub fn takes(links: &[Link]) -> bool {
 }
 
 /// The results of links that [`takes`], over arrays of the GPU with elements that broadcast to `shape`. There are
-/// generated kernels.
+/// generated kernels. Where they are joined, they are one array, of one type and with an axis, one behind the other along
+/// the first axis.
 pub fn results(
     links: Links,
+    is_joined: bool,
     inputs: &[&Array],
     shape: &[i32],
     s: &Stream,
 ) -> Result<SmallVec<[Array; 2]>> {
     #[cfg(emlx_kernels)]
     {
-        node::results(links, inputs, shape, s)
+        node::results(links, is_joined, inputs, shape, s)
     }
     #[cfg(not(emlx_kernels))]
     {
-        let _ = (links, inputs, shape, s);
+        let _ = (links, is_joined, inputs, shape, s);
         Err(crate::base::Error::invalid(
             "generated kernels are not built here",
         ))

@@ -6,7 +6,7 @@ use crate::base::{Device, Error, Result};
 use crate::cpu::{self, Action, Function, Link, Links, Operand, Type};
 use crate::mlx::cuda::compiler;
 use crate::mlx::cuda::generated::{self, Generating, Image, Launched};
-use crate::mlx::{self, Stream};
+use crate::mlx::{self, Stream, Vector};
 use emlx_cpu::View;
 use mlx_rs::Array;
 use once_cell::sync::{Lazy, OnceCell};
@@ -33,7 +33,7 @@ pub fn unavailable() -> Option<&'static str> {
         let number = [0f32];
         // SAFETY: nothing reads the view's number.
         let view = || unsafe { View::of(number.as_ptr(), &[], &[]) };
-        let launch = Launch::new(&Links::from_iter([link]), &[view()], &view())?;
+        let launch = Launch::new(&Links::from_iter([link]), false, &[view()], &view())?;
         kernel(&launch.structure).err()
     };
     REASON.get_or_init(find).as_deref()
@@ -84,13 +84,19 @@ pub fn source(structure: &Structure) -> Option<(String, String)> {
 /// A node's work.
 struct Chain {
     links: Links,
+    is_joined: bool,
+    /// Of one result.
     shape: SmallVec<[i32; 6]>,
     stream: Stream,
 }
 
 impl Generating for Chain {
     fn launch(&self, inputs: &[View], out: &View, found: &mut dyn FnMut(Launched)) {
-        let Some(launch) = Launch::new(&self.links, inputs, out) else {
+        let strides = rows(&self.shape);
+        // SAFETY: shape and strides are there, and there is nothing to be read.
+        let one = unsafe { View::of(std::ptr::null::<u8>(), &self.shape, &strides) };
+        let out = if self.is_joined { &one } else { out };
+        let Some(launch) = Launch::new(&self.links, self.is_joined, inputs, out) else {
             return;
         };
         if let Ok(image) = kernel(&launch.structure) {
@@ -105,12 +111,24 @@ impl Generating for Chain {
 
     fn build(&self, inputs: &[Array]) -> Result<Vec<Array>> {
         Device::Gpu.enter(&self.stream)?;
-        links::composed(&self.links, inputs, &self.shape, Device::Gpu, &self.stream)
+        let s = &self.stream;
+        let results = links::composed(&self.links, inputs, &self.shape, Device::Gpu, s)?;
+        match self.is_joined {
+            true => Ok(vec![mlx::concatenate(&Vector::new(&results), 0, s)?]),
+            false => Ok(results),
+        }
     }
+}
+
+/// The strides of an array in rows.
+fn rows(shape: &[i32]) -> SmallVec<[i64; 6]> {
+    let after = |axis: usize| shape[axis + 1..].iter().map(|size| i64::from(*size));
+    (0..shape.len()).map(|axis| after(axis).product()).collect()
 }
 
 pub fn results(
     links: Links,
+    is_joined: bool,
     inputs: &[&Array],
     shape: &[i32],
     s: &Stream,
@@ -125,11 +143,19 @@ pub fn results(
         )));
     }
     let dtypes = text::results(&links).map(|(_, link)| cpu::dtype_of(link.to));
-    let dtypes: SmallVec<[_; 2]> = dtypes.collect();
+    let mut dtypes: SmallVec<[_; 2]> = dtypes.collect();
+    let mut own: SmallVec<[i32; 6]> = shape.into();
+    if is_joined {
+        let first = own.first_mut();
+        let first = first.ok_or_else(|| Error::invalid("scalars are not joined"))?;
+        *first *= dtypes.len() as i32;
+        dtypes.truncate(1);
+    }
     let chain = Chain {
         links,
+        is_joined,
         shape: shape.into(),
         stream: s.clone(),
     };
-    generated::nodes(Box::new(chain), inputs, shape, &dtypes, s)
+    generated::nodes(Box::new(chain), inputs, &own, &dtypes, s)
 }

@@ -301,6 +301,7 @@ pub fn kernel(structure: &Structure) -> Option<String> {
         types,
         kinds,
         rank,
+        is_joined,
         is_wide,
         pack,
     } = structure;
@@ -333,12 +334,21 @@ pub fn kernel(structure: &Structure) -> Option<String> {
         }
     }
     let mut code = std::mem::take(&mut arguments.code);
+    let outputs = results(links).enumerate();
+    for (i, (_, link)) in outputs.clone() {
+        let own = stored(link.to);
+        match (*is_joined, i) {
+            (true, 1..) => {
+                let _ = writeln!(code, "  {own}* __restrict__ r{i} = r0 + {i} * size;");
+            }
+            _ => parameters.push(format!("{own}* __restrict__ r{i}")),
+        }
+    }
     for (i, (of, _)) in of_kind(Kind::One) {
         let element = widened(*of, &format!("p{i}[0]"));
         let _ = writeln!(code, "  const {} x{i} = {element};", register(*of));
     }
     let wholes = of_kind(Kind::Whole).map(|(i, _)| format!("u64(p{i})"));
-    let outputs = results(links).enumerate();
     let written = outputs.clone().map(|(i, _)| format!("u64(r{i})"));
     let addresses: Vec<String> = wholes.chain(written).collect();
     let _ = write!(
@@ -361,7 +371,6 @@ pub fn kernel(structure: &Structure) -> Option<String> {
     }
     for (i, (_, link)) in outputs.clone() {
         let own = stored(link.to);
-        parameters.push(format!("{own}* __restrict__ r{i}"));
         let _ = writeln!(code, "    Pack<{own}, {pack}> w{i};");
     }
     let strided: Vec<usize> = of_kind(Kind::Strided).map(|(i, _)| i).collect();

@@ -170,6 +170,7 @@ pub fn strides(shape: &[i32]) -> Vec<i64> {
 
 pub struct Case {
     pub links: Links,
+    pub is_joined: bool,
     pub inputs: Vec<Held>,
     pub shape: Vec<i32>,
     pub strides: Vec<i64>,
@@ -186,7 +187,7 @@ impl Case {
         let views: Vec<View> = self.inputs.iter().map(Held::view).collect();
         // SAFETY: only its shape is looked at.
         let out = unsafe { View::of(std::ptr::null::<u8>(), &self.shape, &self.strides) };
-        Launch::within(self.most, &self.links, &views, &out).expect("few arguments")
+        Launch::within(self.most, &self.links, self.is_joined, &views, &out).expect("few arguments")
     }
 
     /// Each result by the CPU's kernels, as it lies.
@@ -226,7 +227,11 @@ impl Library {
         for (i, structure) in structures.iter().enumerate() {
             let kernel = text::kernel(structure).expect("has a text");
             source.push_str(&kernel.replace(text::NAME, &format!("k{i}")));
-            let arrays = structure.kinds.len() + text::results(&structure.links).count();
+            let results = match structure.is_joined {
+                true => 1,
+                false => text::results(&structure.links).count(),
+            };
+            let arrays = structure.kinds.len() + results;
             let count = 1 + match structure.rank {
                 0 => 0,
                 rank => {
@@ -284,9 +289,14 @@ impl Library {
         type Run = unsafe extern "C" fn(arrays: *const *const u8, numbers: *const i32, blocks: i32);
         let name = std::ffi::CString::new(format!("run{i}")).expect("no NUL");
         let results = text::results(&case.links);
-        let mut results: Vec<Vec<u8>> = results
-            .map(|(_, link)| vec![0xab; case.size() * link.to.size()])
+        let mut sizes: Vec<usize> = results
+            .map(|(_, link)| case.size() * link.to.size())
             .collect();
+        let count = sizes.len();
+        if case.is_joined {
+            sizes = vec![sizes.iter().sum()];
+        }
+        let mut results: Vec<Vec<u8>> = sizes.iter().map(|size| vec![0xab; *size]).collect();
         let mut arrays: Vec<*const u8> = Vec::new();
         for input in &case.inputs {
             // SAFETY: within the memory.
@@ -306,6 +316,12 @@ impl Library {
                 launch.blocks as i32,
             );
         }
-        results
+        match case.is_joined {
+            true => {
+                let parts = results[0].chunks_exact(sizes[0] / count);
+                parts.map(<[u8]>::to_vec).collect()
+            }
+            false => results,
+        }
     }
 }

@@ -231,6 +231,7 @@ fn every_action_of_every_type_means_what_it_means_on_the_cpu() {
             shape: vec![COUNT as i32],
             strides: vec![1],
             most: usize::MAX,
+            is_joined: false,
         }
     });
     check(&cases.collect::<Vec<_>>(), "actions");
@@ -323,6 +324,7 @@ fn arrays_may_lie_in_any_way() {
                         strides: strides(shape),
                         // Of those alike, one has indices of 64 bits.
                         most: if first == second { 0 } else { usize::MAX },
+                        is_joined: false,
                     });
                 }
             }
@@ -342,10 +344,36 @@ fn results_may_lie_as_their_inputs_do() {
         inputs: inputs.into(),
         shape: shape.to_vec(),
         most: usize::MAX,
+        is_joined: false,
     };
     let kinds = case.launch().structure.kinds;
     assert_eq!(kinds[..], [Kind::Whole, Kind::Whole, Kind::Strided]);
     check(&[case], "transposed");
+}
+
+#[test]
+fn results_may_be_one_array() {
+    let mut dice = Dice(11);
+    // a·b + c is a result besides what is less of it and a.
+    let mut links = sample(Type::F32);
+    let less = Action::Binary(Pair::Minimum);
+    let operands = [Operand::Link(1), Operand::Input(0)];
+    links[2] = Link::new(less, Type::F32, Type::F32, &operands);
+    let shapes: [&[i32]; 4] = [&[1], &[2049], &[5, 6, 7], &[64, 32]];
+    let cases = shapes
+        .into_iter()
+        .flat_map(|shape| [0, usize::MAX].map(|most| (shape, most)));
+    let cases = cases.map(|(shape, most)| Case {
+        links: links.clone(),
+        inputs: [8, 5, 4]
+            .map(|layout| laid_out(Type::F32, shape, layout, &mut dice))
+            .into(),
+        shape: shape.to_vec(),
+        strides: strides(shape),
+        most,
+        is_joined: true,
+    });
+    check(&cases.collect::<Vec<_>>(), "joined");
 }
 
 #[test]
@@ -359,6 +387,7 @@ fn a_structure_has_one_kernel_for_all_shapes() {
             shape: shape.to_vec(),
             strides: strides(shape),
             most: usize::MAX,
+            is_joined: false,
         };
         case.launch()
     };
@@ -394,6 +423,7 @@ fn large_arrays_have_indices_of_64_bits() {
         shape: shape.to_vec(),
         strides: strides(&shape),
         most: 1 << 30,
+        is_joined: false,
     };
     let launch = case.launch();
     assert!(launch.structure.is_wide && launch.structure.rank == 2);
@@ -437,6 +467,7 @@ fn links_one_by_one_are_the_same() {
             shape: vec![count as i32],
             strides: vec![1],
             most: usize::MAX,
+            is_joined: false,
         };
         let want = &case.expected()[0];
         let size = link.to.size();
@@ -473,6 +504,7 @@ fn cudas_compiler_takes_every_text() {
             shape: vec![6, 35],
             strides: strides(&[6, 35]),
             most,
+            is_joined: false,
         };
         let kernel = text::kernel(&case.launch().structure).expect("has a text");
         let name = format!("k{}", source.len());
