@@ -9,9 +9,9 @@ use crate::base::{Device, Dtype, Error, Result};
 use crate::mlx::{self, Stream};
 use emlx_cpu::Kernel;
 pub use emlx_cpu::{
-    has_vectors, Action, Axes, Bits, Choice, Comparison, Conv, Division, Function, Link, Links,
-    Mask, Masked, Operand, Pair, Reduction, Rope, Scan, Step as RowStep, Test, Total, Type,
-    WindowTotal, Windows, MAX_INT8_TERMS, MAX_LINKS, MAX_STEPS, WORTH_SHARING,
+    has_vectors, Action, Bits, Choice, Comparison, Conv, Division, Function, Link, Links, Mask,
+    Masked, Operand, Pair, Reduction, Rope, Scan, Step as RowStep, Test, Total, Type, WindowTotal,
+    Windows, MAX_INT8_TERMS, MAX_LINKS, MAX_STEPS, WORTH_SHARING,
 };
 use mlx_rs::Array;
 use node::Layout;

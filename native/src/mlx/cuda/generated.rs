@@ -219,3 +219,113 @@ pub fn nodes(
             .collect())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::{Device, Error};
+    use crate::mlx;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::Arc;
+
+    /// Counts those that are not dropped.
+    struct Double(Arc<AtomicUsize>);
+
+    impl Drop for Double {
+        fn drop(&mut self) {
+            self.0.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    impl Generating for Double {
+        fn launch(&self, inputs: &[View], out: &View, found: &mut dyn FnMut(Launched)) {
+            static IMAGE: once_cell::sync::Lazy<Image> = once_cell::sync::Lazy::new(|| Image {
+                name: c"double".into(),
+                code: vec![1, 2, 3],
+            });
+            assert_eq!(
+                (inputs[0].shape(), inputs[0].strides()),
+                (&[2, 3][..], &[1, 2][..])
+            );
+            assert_eq!(inputs[1].shape().len(), 0);
+            // More than there is room for is no launch.
+            let arguments = vec![7; out.size()];
+            found(Launched {
+                image: &IMAGE,
+                arguments: &arguments,
+                blocks: 5,
+                threads: 256,
+            });
+        }
+
+        fn build(&self, inputs: &[Array]) -> Result<Vec<Array>> {
+            match inputs {
+                [one] => Ok(vec![mlx::share(one)?]),
+                _ => Err(Error::invalid("takes one")),
+            }
+        }
+    }
+
+    fn payload_of(count: &Arc<AtomicUsize>) -> *const c_void {
+        count.fetch_add(1, Ordering::Relaxed);
+        let payload: Payload = Box::new(Double(count.clone()));
+        Box::into_raw(Box::new(payload)).cast()
+    }
+
+    #[test]
+    fn a_launch_is_handed_over_where_there_is_room() {
+        let count = Arc::new(AtomicUsize::new(0));
+        let payload = payload_of(&count);
+        let (shape, strides, long) = ([2, 3], [1i64, 2], [3i64, 1]);
+        let layout = |strides: &[i64], rank| Layout {
+            shape: shape.as_ptr(),
+            strides: strides.as_ptr(),
+            rank,
+        };
+        let inputs = [layout(&strides, 2), layout(&strides, 0)];
+        for (capacity, is_found) in [(6, true), (5, false)] {
+            let mut arguments = [0; 6];
+            let mut to = Launch {
+                name: std::ptr::null(),
+                image: std::ptr::null(),
+                bytes: 0,
+                arguments: arguments.as_mut_ptr(),
+                capacity,
+                count: 0,
+                blocks: 0,
+                threads: 0,
+            };
+            // SAFETY: a live payload, and layouts of live arrays.
+            let found = unsafe { launch(payload, inputs.as_ptr(), 2, &layout(&long, 2), &mut to) };
+            assert_eq!(found, is_found);
+            if is_found {
+                assert_eq!((to.count, to.blocks, to.threads, to.bytes), (6, 5, 256, 3));
+                assert_eq!(arguments, [7; 6]);
+                // SAFETY: the image's.
+                assert_eq!(unsafe { std::ffi::CStr::from_ptr(to.name) }, c"double");
+            }
+        }
+        // SAFETY: the last use.
+        unsafe { release(payload) };
+        assert_eq!(count.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn a_node_has_its_shapes_and_types_and_is_for_cuda_alone() {
+        mlx::init();
+        let stream = Device::Cpu.stream().expect("a stream");
+        let input = mlx::from_bytes(&[1; 6], &[2, 3], Dtype::U8).expect("an array");
+        let count = Arc::new(AtomicUsize::new(1));
+        let double = Box::new(Double(count.clone()));
+        let dtypes = [Dtype::Bool, Dtype::F32];
+        let made = nodes(double, &[&input], &[2, 3], &dtypes, stream).expect("built");
+        let signature = |array: &Array| (array.shape().to_vec(), mlx::dtype(array));
+        let signatures: Vec<_> = made.iter().map(signature).collect();
+        assert_eq!(signatures, dtypes.map(|dtype| (vec![2, 3], dtype)));
+        let error = mlx::async_eval(&[&made[0]], &mlx::graph_lock());
+        let error = error.expect_err("is for CUDA").to_string();
+        assert!(error.contains("is a kernel for CUDA"), "{error}");
+        mlx::release_all(made.into_iter().collect());
+        assert_eq!(count.load(Ordering::Relaxed), 0);
+    }
+}

@@ -1,8 +1,8 @@
 //! How a chain's arrays lie, as far as a kernel's text depends on it, and the arguments that have the rest.
 
 use super::text::results;
-use crate::cpu::{Action, Axes, Links, Operand, Type};
-use emlx_cpu::View;
+use crate::cpu::{Action, Links, Operand, Type};
+use emlx_cpu::{Axes, View};
 use smallvec::SmallVec;
 
 /// Threads of a block.
