@@ -50,7 +50,8 @@ struct emlx_launch {
 struct emlx_generated {
   const void* payload;
   // Finds the launch for inputs and results that lie so. False where there is none.
-  bool (*launch)(const void* payload, const emlx_layout* inputs, size_t count, const emlx_layout* out, emlx_launch* launch);
+  bool (*launch)(
+      const void* payload, const emlx_layout* inputs, size_t count, const emlx_layout* out, emlx_launch* launch);
   emlx::Build build;
   void (*drop)(const void* payload);
 };

@@ -58,7 +58,7 @@ inline int __float_as_int(float number) {
   return bits;
 }
 
-// The instructions that make a float of one of 16 bits, and the other way round; the generated kernels' prelude has them.
+// The instructions that make a float of one of 16 bits, and the other way round, as op/cuda/chain/prelude.cu has them.
 #define F16_WIDEN(number, bits) number = emulate::wide_of_f16(bits)
 #define F16_NARROW(bits, number) bits = emulate::f16_of(number)
 

@@ -38,8 +38,8 @@ pub fn takes(links: &[Link]) -> bool {
 }
 
 /// The results of links that [`takes`], over arrays of the GPU with elements that broadcast to `shape`. There are
-/// generated kernels. Where they are joined, they are one array, of one type and with an axis, one behind the other along
-/// the first axis.
+/// generated kernels. Where results are joined, they are one array, of one type and with an axis, one behind the other
+/// along the first axis.
 pub fn results(
     links: Links,
     is_joined: bool,

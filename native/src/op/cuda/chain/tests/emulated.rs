@@ -245,7 +245,8 @@ impl Library {
             let arguments: Vec<String> = arrays.chain(numbers).collect();
             let _ = writeln!(
                 source,
-                "extern \"C\" __attribute__((visibility(\"default\"))) void run{i}(char** arrays, const int* numbers, int blocks) {{
+                "extern \"C\" __attribute__((visibility(\"default\")))
+void run{i}(char** arrays, const int* numbers, int blocks) {{
   emulate::each(blocks, {THREADS}, [&] {{ k{i}({}); }});\n}}",
                 arguments.join(", ")
             );
