@@ -23,6 +23,7 @@
 #include "mlx/ops.h"
 #include "mlx/primitives.h"
 #include "mlx/transforms.h"
+#include "composed.h"
 #include "mlx_private.h"
 
 namespace core = mlx::core;
@@ -40,8 +41,7 @@ struct emlx_copy {
 // after writing why into `message`.
 struct emlx_capturing {
   const void* payload;
-  // Builds nodes on top of the inputs, and hands over a handle of each output.
-  bool (*build)(const void* payload, const mlx_array* inputs, size_t count, mlx_array* outputs, size_t output_count, char* message, size_t size);
+  emlx::Build build;
   // Makes a graph of CUDA's with edges between its nodes ready for launches.
   bool (*instantiate)(
       const void* payload,
@@ -293,41 +293,12 @@ class Replay : public core::Primitive {
 
   // As if there were no capturing.
   void compute(const std::vector<core::array>& inputs, std::vector<core::array>& outputs) {
-    auto outs = built(inputs, outputs.size());
-    core::async_eval(outs);
-    share(outs, outputs);
-  }
-
-  static void share(const std::vector<core::array>& outs, std::vector<core::array>& outputs) {
-    for (size_t i = 0; i < outputs.size(); ++i) {
-      auto out = outs[i];
-      if (out.event().valid() && out.event().stream() != outputs[i].primitive().stream()) {
-        out.wait();
-      }
-      outputs[i].copy_shared_buffer(out);
-    }
+    emlx::compute(built(inputs, outputs.size()), outputs);
   }
 
   std::vector<core::array> built(const std::vector<core::array>& inputs, size_t count) const {
-    std::vector<mlx_array> given;
-    for (const auto& input : inputs) {
-      given.push_back({const_cast<core::array*>(&input)});
-    }
-    std::vector<mlx_array> made(count, mlx_array{nullptr});
-    char message[256] = "failed without a message";
     const auto& rust = captured_->rust;
-    const bool ok = rust.build(rust.payload, given.data(), given.size(), made.data(), count, message, sizeof(message));
-    std::vector<core::array> outs;
-    for (auto& handle : made) {
-      if (handle.ctx) {
-        outs.push_back(std::move(*static_cast<core::array*>(handle.ctx)));
-        delete static_cast<core::array*>(handle.ctx);
-      }
-    }
-    if (!ok || outs.size() != count) {
-      fail(message);
-    }
-    return outs;
+    return emlx::built(rust.build, rust.payload, "captured", inputs, count);
   }
 
   // Evaluates all that these arrays need, and keeps the memory of all of it. False where that is not all on the stream;

@@ -15,11 +15,12 @@
 #include <vector>
 
 #define __shared__ static
+#define __device__
 
 struct Index {
   int x;
 };
-inline Index threadIdx, blockIdx, blockDim;
+inline Index threadIdx, blockIdx, blockDim, gridDim;
 
 // As MLX hands them to its kernels.
 struct Strides {
@@ -55,6 +56,62 @@ inline int __float_as_int(float number) {
   int bits;
   memcpy(&bits, &number, 4);
   return bits;
+}
+
+// The instructions that make a float of one of 16 bits, and the other way round, as op/cuda/chain/prelude.cu has them.
+#define F16_WIDEN(number, bits) number = emulate::wide_of_f16(bits)
+#define F16_NARROW(bits, number) bits = emulate::f16_of(number)
+
+namespace emulate {
+
+inline float wide_of_f16(uint16_t bits) {
+  const int exponent = bits >> 10 & 31, fraction = bits & 1023;
+  float number = exponent == 0 ? std::ldexp(float(fraction), -24) : std::ldexp(float(fraction + 1024), exponent - 25);
+  if (exponent == 31) {
+    number = fraction ? NAN : INFINITY;
+  }
+  return bits & 0x8000 ? -number : number;
+}
+
+// To the nearest, halves to the even one.
+inline uint16_t f16_of(float number) {
+  const uint16_t sign = std::signbit(number) ? 0x8000 : 0;
+  const float size = std::fabs(number);
+  if (size != size) {
+    return 0x7fff;
+  }
+  if (size >= 65520.0f) {
+    return sign | 0x7c00;
+  }
+  if (size < 0x1p-14f) {
+    return sign | uint16_t(std::nearbyint(std::ldexp(size, 24)));
+  }
+  int exponent;
+  std::frexp(size, &exponent);
+  // Of 11 bits; a carry goes into the exponent.
+  const int whole = int(std::nearbyint(std::ldexp(size, 11 - exponent)));
+  return sign | uint16_t(((exponent + 14) << 10) + whole - 1024);
+}
+
+} // namespace emulate
+
+// By halving an interval in f64.
+inline float erfinvf(float number) {
+  if (!(std::fabs(number) < 1.0f)) {
+    return std::fabs(number) == 1.0f ? std::copysign(INFINITY, number) : NAN;
+  }
+  if (number == 0.0f) {
+    return number;
+  }
+  const double size = std::fabs(double(number));
+  double low = 0.0, high = 6.0;
+  for (int i = 0; i < 64; ++i) {
+    const double middle = 0.5 * (low + high);
+    (std::erf(middle) < size ? low : high) = middle;
+  }
+  // Near 0 the steps end before the digits do.
+  const double near = size * 0.886226925452758;
+  return float(std::copysign(size < 1e-5 ? near : 0.5 * (low + high), double(number)));
 }
 
 // Other blocks and the host are not there at the same time.
@@ -198,6 +255,18 @@ inline void launch(int blocks, int threads, std::function<void()> body) {
           left += !fibers[own].done;
         }
       }
+    }
+  }
+}
+
+// Runs a kernel whose threads do not wait for one another.
+template <class Body>
+inline void each(int blocks, int threads, Body body) {
+  gridDim.x = blocks;
+  blockDim.x = threads;
+  for (blockIdx.x = 0; blockIdx.x < blocks; ++blockIdx.x) {
+    for (threadIdx.x = 0; threadIdx.x < threads; ++threadIdx.x) {
+      body();
     }
   }
 }

@@ -8,7 +8,7 @@ use super::unary::{self, BLOCK};
 use std::any::TypeId;
 use std::ffi::CStr;
 
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Pair {
     Add,
     Subtract,
@@ -26,6 +26,12 @@ pub enum Pair {
 }
 
 impl Pair {
+    /// Whether it takes no longer than to read and write the numbers.
+    pub fn is_simple(self) -> bool {
+        use Pair::*;
+        matches!(self, Add | Subtract | Multiply | Maximum | Minimum)
+    }
+
     pub fn name(self) -> &'static CStr {
         match self {
             Pair::Add => c"add",

@@ -1,7 +1,7 @@
 //! Functions of elements, one after another, in one pass: what one gives the next is a block that stays in a core's own
 //! cache. A chain has one result, or several of one type, which then lie one after another along a first axis.
 
-mod axes;
+pub mod axes;
 
 use super::elementwise::{self, Action, Argument};
 use super::pool::{self, Shared, PART, WORTH_SHARING};
@@ -12,14 +12,14 @@ use smallvec::SmallVec;
 use std::cell::RefCell;
 
 /// What a link takes: an array, or what a link before it gave.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Operand {
     Input(u8),
     Link(u8),
 }
 
 /// An action on elements of the type `from`, to elements of the type `to`.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Link {
     pub action: Action,
     pub from: Type,

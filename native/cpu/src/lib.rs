@@ -83,6 +83,7 @@ mod windows;
 
 pub use attention::Mask;
 pub use binary::Pair;
+pub use chain::axes::Axes;
 pub use chain::{results, takers, Link, Links, Operand, MAX_LINKS};
 pub use conv::Conv;
 pub use element::ElementType;

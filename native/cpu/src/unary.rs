@@ -7,7 +7,7 @@ use super::simd::{load_part, store_part, Level, Simd};
 use std::any::TypeId;
 use std::ffi::CStr;
 
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Function {
     Exp,
     Sigmoid,

@@ -1,10 +1,11 @@
 //! Operations on elements as actions of the CPU's kernels: [`links`] says of which actions an operation consists, for
 //! eager calls here and for the pass `chains`, which puts the links of several operations together.
 
+use super::cuda::chain as generated;
 use super::{Binary, Inputs, Op, Unary};
-use crate::base::{Device, Dtype, Result};
+use crate::base::{Device, Dtype, Error, Result};
 use crate::cpu::{
-    self, Action, Bits, Comparison, Division, Link, Links, Operand, Pair, Test, Type,
+    self, Action, Bits, Comparison, Division, Function, Link, Links, Operand, Pair, Test, Type,
 };
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
@@ -265,11 +266,112 @@ fn is_simple(link: &Link) -> bool {
     }
 }
 
-/// Links with a cast of the last one's result behind them, where it is another number in the type.
-fn cast_to(mut links: Links, to: Option<Dtype>) -> Option<Links> {
+/// Whether MLX's form of it on a GPU is several kernels, one after another.
+fn is_composed(link: &Link) -> bool {
+    match link.action {
+        Action::Unary(function) => matches!(
+            function,
+            Function::Cbrt | Function::RoundAway | Function::Erfc
+        ),
+        Action::Binary(pair) => pair == Pair::Fmod,
+        Action::Bits(bits) => matches!(bits, Bits::ShiftLeft | Bits::ShiftRight),
+        Action::Test(test) => matches!(test, Test::Infinite | Test::Finite),
+        // Numbers are cast to booleans first.
+        Action::Compare(comparison) => matches!(
+            comparison,
+            Comparison::And | Comparison::Or | Comparison::Xor
+        ),
+        Action::Division(_) | Action::ToInteger => true,
+        Action::Not | Action::Select | Action::Cast => false,
+    }
+}
+
+/// The last link's value by a generated kernel, of arrays of the GPU. None where there is none for them.
+fn by_links(links: Links, arrays: &[&Array], s: &Stream) -> Result<Option<Array>> {
+    if generated::unavailable().is_some() || !generated::takes(&links) {
+        return Ok(None);
+    }
+    match cpu::broadcast(arrays.iter().map(|array| array.shape())) {
+        Some(shape) if !shape.contains(&0) => {
+            Ok(generated::results(links, false, arrays, &shape, s)?.pop())
+        }
+        _ => Ok(None),
+    }
+}
+
+/// Operations on elements, one after another. Each takes inputs, and, as links, what operations before it give.
+pub type Steps = SmallVec<[(Op, SmallVec<[Operand; 3]>); 8]>;
+
+/// A step of [`Steps`].
+pub fn step(op: Op, operands: &[Operand]) -> (Op, SmallVec<[Operand; 3]>) {
+    (op, operands.into())
+}
+
+/// What the last step gives: by one generated kernel where there are any, else by MLX's operations.
+pub fn in_one(steps: Steps, arrays: &[&Array], s: &Stream) -> Result<Array> {
+    if s.is_gpu() {
+        let given: SmallVec<[Dtype; 8]> = arrays.iter().copied().map(mlx::dtype).collect();
+        if let Some(links) = links_of_steps(&steps, &given) {
+            if let Some(array) = by_links(links, arrays, s)? {
+                return Ok(array);
+            }
+        }
+    }
+    let device = match s.is_gpu() {
+        true => Device::Gpu,
+        false => Device::Cpu,
+    };
+    let mut made: SmallVec<[Array; 8]> = SmallVec::new();
+    for (op, operands) in &steps {
+        let output = {
+            let operand = |operand: &Operand| match *operand {
+                Operand::Input(input) => arrays.get(usize::from(input)).copied(),
+                Operand::Link(step) => made.get(usize::from(step)),
+            };
+            let operands: SmallVec<[Option<&Array>; 3]> = operands.iter().map(operand).collect();
+            op.composed(&Inputs(&operands), device, s)?.pop()
+        };
+        made.push(output.ok_or_else(|| super::no_case(op))?);
+    }
+    made.pop()
+        .ok_or_else(|| Error::invalid("there is no operation"))
+}
+
+/// The links of steps on inputs of these types. None where an operation has none.
+pub fn links_of_steps(steps: &Steps, given: &[Dtype]) -> Option<Links> {
+    let mut all = Links::new();
+    let mut values: SmallVec<[(Operand, Dtype); 8]> = SmallVec::new();
+    for (op, operands) in steps {
+        let taken = operands.iter().map(|operand| match *operand {
+            Operand::Input(input) => Some((*operand, *given.get(usize::from(input))?)),
+            Operand::Link(step) => values.get(usize::from(step)).copied(),
+        });
+        let taken: SmallVec<[(Operand, Dtype); 3]> = taken.collect::<Option<_>>()?;
+        let dtypes: SmallVec<[Option<Dtype>; 3]> =
+            taken.iter().map(|(_, dtype)| Some(*dtype)).collect();
+        let mut own: SmallVec<[(Operand, Dtype); 4]> = SmallVec::new();
+        for link in links(op, &dtypes)? {
+            let operand = |operand: &Operand| match *operand {
+                Operand::Link(number) => own[usize::from(number)].0,
+                Operand::Input(number) => taken[usize::from(number)].0,
+            };
+            let operands: SmallVec<[Operand; 3]> = link.operands().iter().map(operand).collect();
+            let value = cpu::push_link(&mut all, link.over(&operands));
+            own.push((value, cpu::dtype_of(link.to)));
+        }
+        values.push(*own.last()?);
+    }
+    let is_last = values.last()?.0 == Operand::Link(all.len().checked_sub(1)? as u8);
+    is_last.then_some(all)
+}
+
+/// Links with a cast of the last one's result behind them, where it is another number in the type. On the GPU also where
+/// it is another type alone, since a generated kernel's result has the last link's.
+fn cast_to(mut links: Links, to: Option<Dtype>, device: Device) -> Option<Links> {
     let Some(to) = to else { return Some(links) };
     let (to, from) = (cpu::type_of(to)?, links.last()?.to);
-    let is_same = to == from || from == Type::Bool && cpu::is_as_boolean(to);
+    let is_boolean = from == Type::Bool && cpu::is_as_boolean(to);
+    let is_same = to == from || device == Device::Cpu && is_boolean;
     if !is_same {
         let operand = Operand::Link(links.len() as u8 - 1);
         let is_taken = Action::Cast.takes(from, to);
@@ -287,12 +389,16 @@ pub fn by_kernel(
     device: Device,
     s: &Stream,
 ) -> Result<Option<Array>> {
-    if device != Device::Cpu || !cpu::are_there() {
+    let is_there = match device {
+        Device::Cpu => cpu::are_there(),
+        Device::Gpu => generated::unavailable().is_none(),
+    };
+    if !is_there {
         return Ok(None);
     }
     let given: SmallVec<[Option<Dtype>; 3]> =
         inputs.0.iter().map(|array| array.map(mlx::dtype)).collect();
-    let Some(links) = links(op, &given).and_then(|links| cast_to(links, to)) else {
+    let Some(links) = links(op, &given).and_then(|links| cast_to(links, to, device)) else {
         return Ok(None);
     };
     let arrays: SmallVec<[&Array; 3]> = inputs.0.iter().flatten().copied().collect();
@@ -301,6 +407,14 @@ pub fn by_kernel(
         return Ok(None);
     };
     let size: i64 = shape.iter().map(|size| i64::from(*size)).product();
+    if device == Device::Gpu {
+        let is_one = links.len() == 1 && !is_composed(&links[0]);
+        if is_one {
+            return Ok(None);
+        }
+        let links = cpu::renumbered(links, |input| given[..input].iter().flatten().count());
+        return by_links(links, &arrays, s);
+    }
     let casts = links.iter().filter(|link| link.action == Action::Cast);
     let is_worth = size >= cpu::WORTH_SHARING as i64
         || !links.iter().all(is_simple)
@@ -317,5 +431,55 @@ pub fn by_kernel(
         true => Ok(cpu::chain_of(links, &arrays, &shape, &[dtype], s)?.pop()),
         // As a node, MLX's own does as well, and is one that MLX compiles with others.
         false => cpu::chain_at_once(links, &arrays, &shape, dtype, s),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_are_the_same_by_links_and_one_by_one() {
+        mlx::init();
+        let stream = Device::Cpu.stream().expect("a stream");
+        let [a, b] = [0, 1].map(Operand::Input);
+        let [first, second, third] = [0, 1, 2].map(Operand::Link);
+        let steps = || -> Steps {
+            let steps = [
+                step(Op::Log, &[a]),
+                step(Op::Add, &[first, b]),
+                step(Op::Isinf, &[b]),
+                step(Op::Where, &[third, b, second]),
+            ];
+            steps.into_iter().collect()
+        };
+        let floats = |numbers: [f32; 4]| {
+            let bytes = numbers.map(f32::to_ne_bytes).concat();
+            mlx::from_bytes(&bytes, &[4], Dtype::F32).expect("an array")
+        };
+        let x = floats([1.0, 3.5, 0.25, 7.0]);
+        let y = floats([2.0, f32::INFINITY, f32::NEG_INFINITY, -0.5]);
+        let links = links_of_steps(&steps(), &[Dtype::F32; 2]).expect("has links");
+        assert_eq!(links.len(), 4);
+        let chained = cpu::chain(links, &[&x, &y], &[4], stream).expect("built");
+        let arrays = [
+            mlx::share(&chained[0]).expect("shared"),
+            in_one(steps(), &[&x, &y], stream).expect("built"),
+        ];
+        mlx::async_eval(&[&arrays[0], &arrays[1]], &mlx::graph_lock()).expect("submitted");
+        let [have, want] = arrays.each_ref().map(|array| {
+            mlx::wait(array).expect("computed");
+            // SAFETY: computed.
+            let bytes = unsafe { mlx::bytes(array) }.expect("in rows");
+            let numbers = bytes
+                .chunks_exact(4)
+                .map(|four| four.try_into().expect("four"));
+            numbers.map(f32::from_ne_bytes).collect::<Vec<f32>>()
+        });
+        let is_near = |(a, b): (&f32, &f32)| a == b || (a - b).abs() < 1e-6;
+        assert!(have.iter().zip(&want).all(is_near), "{have:?}, {want:?}");
+        // Complex numbers have no links, and an input that is not there none either.
+        assert_eq!(links_of_steps(&steps(), &[Dtype::C64; 2]), None);
+        assert_eq!(links_of_steps(&steps(), &[Dtype::F32]), None);
     }
 }

@@ -3,10 +3,11 @@
 //! Called by [`Op::apply`] for operations of [`Class::Index`](super::Class::Index).
 
 use super::creation::int;
+use super::elementwise::{step, Steps};
 use super::table::{family, others};
-use super::{check, one, shape, Inputs, Op, Outputs};
+use super::{check, elementwise, one, shape, Inputs, Op, Outputs};
 use crate::base::{Device, Dtype, Error, Result};
-use crate::cpu;
+use crate::cpu::{self, Operand};
 use crate::mlx::{self, Stream, Vector};
 use mlx_rs::Array;
 use smallvec::SmallVec;
@@ -84,18 +85,6 @@ pub fn check_index_type(index: &Array) -> Result<()> {
     )))
 }
 
-/// Indices as s64, negative ones counted from the end.
-fn counted_from_end(index: &Array, length: i32, s: &Stream) -> Result<Array> {
-    check_index_type(index)?;
-    let wide = signed_index(index, s)?;
-    if !mlx::dtype(index).is_signed_integer() {
-        return Ok(wide);
-    }
-    let from_end = mlx::add(&wide, &int(i64::from(length), Dtype::S64)?, s)?;
-    let negative = mlx::less(&wide, &int(0, Dtype::S64)?, s)?;
-    mlx::where_(&negative, &from_end, &wide, s)
-}
-
 /// An index as s64. Unsigned 64-bit ones above the signed range stay large.
 pub fn signed_index(index: &Array, s: &Stream) -> Result<Array> {
     if mlx::dtype(index) != Dtype::U64 {
@@ -108,11 +97,46 @@ pub fn signed_index(index: &Array, s: &Stream) -> Result<Array> {
 /// Indices brought into 0..=last: negative ones count from the end, what is still outside is clamped. MLX reads
 /// wherever an index points.
 pub fn clamp(index: &Array, length: i32, last: i32, s: &Stream) -> Result<Array> {
-    let wide = counted_from_end(index, length, s)?;
-    let zero = int(0, Dtype::S64)?;
-    let last = int(i64::from(last.max(0)), Dtype::S64)?;
-    let within = mlx::clip(&wide, Some(&zero), Some(&last), s)?;
-    mlx::astype(&within, Dtype::S32, s)
+    within(index, length, [0, last.max(0)], s)
+}
+
+/// Indices as s32 between two numbers, negative ones counted from the end first.
+fn within(index: &Array, length: i32, bounds: [i32; 2], s: &Stream) -> Result<Array> {
+    check_index_type(index)?;
+    let inputs = [length, 0, bounds[0], bounds[1]].map(|number| int(number.into(), Dtype::S64));
+    let [length, zero, low, high] = inputs;
+    let (length, zero, low, high) = (length?, zero?, low?, high?);
+    let top = int(i64::from(i32::MAX), Dtype::U64)?;
+    let inputs = [index, &length, &zero, &low, &high, &top];
+    elementwise::in_one(steps_within(mlx::dtype(index)), &inputs, s)
+}
+
+/// The operations for it, on the index, the length, 0, the bounds (s64), and the largest number that an unsigned index
+/// is taken for (u64).
+fn steps_within(dtype: Dtype) -> Steps {
+    let [index, length, zero, low, high, top] = [0, 1, 2, 3, 4, 5].map(Operand::Input);
+    let mut steps = Steps::new();
+    let mut add = |op, operands: &[Operand]| {
+        steps.push(step(op, operands));
+        Operand::Link(steps.len() as u8 - 1)
+    };
+    let wide = || Op::Astype { dtype: Dtype::S64 };
+    let mut place = match dtype {
+        Dtype::S64 => index,
+        Dtype::U64 => {
+            let bounded = add(Op::Minimum, &[index, top]);
+            add(wide(), &[bounded])
+        }
+        _ => add(wide(), &[index]),
+    };
+    if dtype.is_signed_integer() {
+        let from_end = add(Op::Add, &[place, length]);
+        let is_negative = add(Op::Less, &[place, zero]);
+        place = add(Op::Where, &[is_negative, from_end, place]);
+    }
+    let place = add(Op::Clip, &[place, low, high]);
+    add(Op::Astype { dtype: Dtype::S32 }, &[place]);
+    steps
 }
 
 /// One index array an axis of `axes`, each clamped so that its slice fits.
@@ -390,14 +414,7 @@ pub fn scatter(
 
 /// Indices as s32 with negative ones counted from the end; those out of range stay so, at -1 or `length`.
 fn clamp_signed(index: &Array, length: i32, s: &Stream) -> Result<Array> {
-    let wide = counted_from_end(index, length, s)?;
-    let low = int(-1, Dtype::S64)?;
-    let high = int(i64::from(length), Dtype::S64)?;
-    mlx::astype(
-        &mlx::clip(&wide, Some(&low), Some(&high), s)?,
-        Dtype::S32,
-        s,
-    )
+    within(index, length, [-1, length], s)
 }
 
 fn on_axis(a: &Array, index: &Array, axis: i32, s: &Stream) -> Result<(usize, Array)> {
@@ -504,4 +521,55 @@ pub fn masked_scatter(a: &Array, mask: &Array, values: &Array, s: &Stream) -> Re
     let place = mlx::cumsum(&flags, 0, false, false, None, s)?;
     let chosen = mlx::take(&enough, &place, 0, s)?;
     mlx::where_(&mask, &mlx::reshape(&chosen, a.shape(), s)?, a, s)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_bring_indices_within_bounds_as_operations_do() {
+        mlx::init();
+        let stream = Device::Cpu.stream().expect("a stream");
+        let numbers: [i64; 10] = [0, 1, 4, 5, 6, 100, -1, -5, -6, i64::MIN];
+        let bounds = [[0, 4], [0, 2], [-1, 5]];
+        let types = [Dtype::U8, Dtype::U64, Dtype::S8, Dtype::S32, Dtype::S64];
+        for (dtype, bounds) in types
+            .into_iter()
+            .flat_map(|dtype| bounds.map(|b| (dtype, b)))
+        {
+            let size = dtype.size();
+            let bytes = numbers
+                .iter()
+                .flat_map(|n| n.to_le_bytes()[..size].to_vec());
+            let index = mlx::from_bytes(&bytes.collect::<Vec<_>>(), &[10], dtype);
+            let index = index.expect("an array");
+            let given = [
+                dtype,
+                Dtype::S64,
+                Dtype::S64,
+                Dtype::S64,
+                Dtype::S64,
+                Dtype::U64,
+            ];
+            let links = elementwise::links_of_steps(&steps_within(dtype), &given);
+            let links = links.expect("of an integer");
+            let whole = |n: i32| int(n.into(), Dtype::S64).expect("a number");
+            let others = [5, 0, bounds[0], bounds[1]].map(whole);
+            let top = int(i32::MAX.into(), Dtype::U64).expect("a number");
+            let inputs = [&index, &others[0], &others[1], &others[2], &others[3], &top];
+            let have = cpu::chain(links, &inputs, &[10], stream).expect("built");
+            let arrays = [
+                mlx::share(&have[0]).expect("shared"),
+                within(&index, 5, bounds, stream).expect("built"),
+            ];
+            mlx::async_eval(&[&arrays[0], &arrays[1]], &mlx::graph_lock()).expect("submitted");
+            let bytes = arrays.each_ref().map(|array| {
+                mlx::wait(array).expect("computed");
+                // SAFETY: computed.
+                unsafe { mlx::bytes(array) }.expect("in rows").to_vec()
+            });
+            assert_eq!(bytes[0], bytes[1], "{dtype:?} {bounds:?}");
+        }
+    }
 }

@@ -44,7 +44,7 @@ mod window;
 
 use crate::base::{Device, Dtype, Error, Result};
 use crate::mlx::{self, Stream};
-pub use cuda::decode;
+pub use cuda::{chain as generated, decode};
 pub use elementwise::links;
 pub use fused::Products;
 pub use gpu::Crossed;
@@ -179,9 +179,24 @@ impl Op {
         s: &Stream,
         crossed: &mut Crossed,
     ) -> Result<Outputs> {
-        if let Some(output) = self.by_kernel(inputs, None, device, s)? {
-            return Ok(one(output));
+        match self.by_kernel(inputs, None, device, s)? {
+            Some(output) => Ok(one(output)),
+            None => self.by_family(inputs, device, s, crossed),
         }
+    }
+
+    /// [`Op::apply_on`] without kernels for elements of our own.
+    fn composed(&self, inputs: &Inputs, device: Device, s: &Stream) -> Result<Outputs> {
+        self.by_family(inputs, device, s, &mut Crossed::default())
+    }
+
+    fn by_family(
+        &self,
+        inputs: &Inputs,
+        device: Device,
+        s: &Stream,
+        crossed: &mut Crossed,
+    ) -> Result<Outputs> {
         match self.traits().class {
             Class::Unary => {
                 let op = self.unary().ok_or_else(|| no_case(self))?;

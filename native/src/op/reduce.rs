@@ -3,10 +3,12 @@
 //! least, on every device. Called by [`Op::apply`] for operations of [`Class::Reduction`](super::Class::Reduction).
 
 use super::creation::{constant, float};
+use super::cuda::chain as generated;
+use super::elementwise::{in_one, step};
 use super::table::family;
 use super::{arg_reduce, blocks, cast, double, gpu, one, shape, Inputs, Number, Op, Outputs};
 use crate::base::{Device, Dtype, Result};
-use crate::cpu::{self, Reduction};
+use crate::cpu::{self, Operand, Reduction};
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
 use smallvec::SmallVec;
@@ -387,6 +389,11 @@ fn spread_of_complex(
 /// Elements of one sum from which a thread of CUDA's kernel for some of the axes adds up so many that it drifts.
 const LONG_SUM: i64 = 1 << 13;
 
+/// The inputs of operations in one kernel, and what the first operation gives.
+const A: Operand = Operand::Input(0);
+const B: Operand = Operand::Input(1);
+const FIRST: Operand = Operand::Link(0);
+
 /// CUDA's kernel for all elements of a buffer adds up as a tree; those for some axes, and for elements that are in the
 /// buffer once and count several times, have each thread keep a running total.
 fn on_gpu(
@@ -400,17 +407,22 @@ fn on_gpu(
     let count: i64 = sizes.product();
     let dtype = mlx::dtype(a);
     let is_tree = || axes.len() == a.ndim() && !mlx::may_repeat(a);
-    if count < LONG_SUM || !blocks::takes(dtype) || is_tree() {
+    let is_short = count < LONG_SUM || !blocks::takes(dtype) || is_tree();
+    let is_spread = ddof(reduction).is_some() && blocks::takes(dtype);
+    if is_short && !(is_spread && generated::unavailable().is_none()) {
         return by_mlx(reduction, a, axes, keepdims, s);
     }
-    let total = |a: &Array| sum_in_parts(a, axes, s);
+    let total = |a: &Array| match is_short {
+        true => mlx::sum(a, axes, true, s),
+        false => sum_in_parts(a, axes, s),
+    };
     let mean = |a: &Array| {
         let share = constant(Number::Float(1.0 / count as f64), dtype)?;
         mlx::multiply(&total(a)?, &share, s)
     };
     let variance = |ddof: i32| {
-        let apart = mlx::subtract(a, &mean(a)?, s)?;
-        let squares = total(&mlx::square(&apart, s)?)?;
+        let squares = [step(Op::Subtract, &[A, B]), step(Op::Square, &[FIRST])];
+        let squares = total(&in_one(squares.into_iter().collect(), &[a, &mean(a)?], s)?)?;
         let free = (count as f64 - f64::from(ddof)).max(0.0);
         mlx::divide(&squares, &constant(Number::Float(free), dtype)?, s)
     };
@@ -421,9 +433,15 @@ fn on_gpu(
         Reduction::Deviation { ddof } => mlx::sqrt(&variance(ddof)?, s)?,
         Reduction::LogSum => {
             let top = mlx::max(a, axes, true, s)?;
-            let exps = mlx::exp(&mlx::subtract(a, &top, s)?, s)?;
-            let sum = mlx::add(&mlx::log(&total(&exps)?, s)?, &top, s)?;
-            mlx::where_(&mlx::isinf(&top, s)?, &top, &sum, s)?
+            let exps = [step(Op::Subtract, &[A, B]), step(Op::Exp, &[FIRST])];
+            let sum = total(&in_one(exps.into_iter().collect(), &[a, &top], s)?)?;
+            let steps = [
+                step(Op::Log, &[A]),
+                step(Op::Add, &[FIRST, B]),
+                step(Op::Isinf, &[B]),
+                step(Op::Where, &[Operand::Link(2), B, Operand::Link(1)]),
+            ];
+            in_one(steps.into_iter().collect(), &[&sum, &top], s)?
         }
         Reduction::Product => return by_mlx(reduction, a, axes, keepdims, s),
     };

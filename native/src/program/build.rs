@@ -57,22 +57,20 @@ pub fn check_outputs(outputs: Outputs, expected: usize) -> Result<Outputs> {
 }
 
 /// The values of code that has operations alone, by number, `inputs` being its first, and what crosses between devices;
-/// `seen` is told of each operation.
+/// `seen` is told of each node.
 pub fn values(
     code: &Code,
     inputs: Vec<Array>,
     device: Device,
     stream: &Stream,
-    mut seen: impl FnMut(&Op, &[Array]),
+    mut seen: impl FnMut(&Node, &[Array]),
 ) -> Result<(Vec<Option<Array>>, Crossed)> {
     let mut values: Vec<Option<Array>> = inputs.into_iter().map(Some).collect();
     values.resize_with(code.values, || None);
     let mut crossed = Crossed::default();
     for node in &code.nodes {
         let outputs = node_of_operation(node, &values, device, stream, &mut crossed)?;
-        if let Work::Op(op) = &node.work {
-            seen(op, &outputs);
-        }
+        seen(node, &outputs);
         for (value, output) in node.outputs.iter().zip(outputs) {
             values[*value as usize] = Some(output);
         }
@@ -127,7 +125,7 @@ pub fn outputs(
     inputs: Vec<Array>,
     device: Device,
     stream: &Stream,
-    seen: impl FnMut(&Op, &[Array]),
+    seen: impl FnMut(&Node, &[Array]),
 ) -> Result<(Vec<Array>, Crossed)> {
     let (values, crossed) = values(code, inputs, device, stream, seen)?;
     let outputs = code.outputs.iter().map(|value| {

@@ -86,6 +86,9 @@ impl Axes {
     }
 
     /// `count` elements of an input beside each other, from number `at` on in the result's order.
+    ///
+    /// # Safety
+    /// The input is of this type, lies at `from` as the axes say, and has the elements; there is room for them at `to`.
     pub unsafe fn spread<T: Copy>(
         &self,
         input: usize,

@@ -19,7 +19,7 @@ pub use numbers::{Bits, Division};
 use std::ffi::CStr;
 
 /// What is computed of each element.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
     Unary(Function),
     Binary(Pair),

@@ -7,7 +7,7 @@ use crate::{Function, Pair, Type};
 use std::ffi::CStr;
 
 /// Of each bit; a shift by a negative number of bits or by as many as there are is a shift of all.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Bits {
     And,
     Or,
@@ -29,7 +29,7 @@ impl Bits {
 }
 
 /// Of integers; by zero all are 0.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Division {
     /// Rounded toward zero.
     Quotient,

@@ -107,7 +107,11 @@ unsafe fn payload<'a>(payload: *const c_void) -> &'a Payload {
 }
 
 /// Runs what C++ calls: true, or false with the reason in `message`, whose `size` bytes are writable.
-unsafe fn guarded(message: *mut c_char, size: usize, call: impl FnOnce() -> Result<()>) -> bool {
+pub(super) unsafe fn guarded(
+    message: *mut c_char,
+    size: usize,
+    call: impl FnOnce() -> Result<()>,
+) -> bool {
     let words = match std::panic::catch_unwind(std::panic::AssertUnwindSafe(call)) {
         Ok(Ok(())) => return true,
         Ok(Err(error)) => error.to_string(),
@@ -117,6 +121,40 @@ unsafe fn guarded(message: *mut c_char, size: usize, call: impl FnOnce() -> Resu
     std::ptr::copy_nonoverlapping(words.as_ptr().cast(), message, length);
     message.add(length).write(0);
     false
+}
+
+/// Handles of our own of arrays that C++ has, which frees its own.
+///
+/// # Safety
+/// There are `count` live handles.
+pub(super) unsafe fn taken(handles: *const sys::mlx_array, count: usize) -> Result<Vec<Array>> {
+    let handles = match count {
+        0 => &[][..],
+        _ => std::slice::from_raw_parts(handles, count),
+    };
+    handles
+        .iter()
+        .map(|handle| one(|res| sys::mlx_array_set(res, *handle)))
+        .collect()
+}
+
+/// Gives C++ the handles of arrays, which it owns from here on.
+///
+/// # Safety
+/// There is room for `count` handles.
+pub(super) unsafe fn handed_over(
+    made: Vec<Array>,
+    outputs: *mut sys::mlx_array,
+    count: usize,
+) -> Result<()> {
+    if made.len() != count {
+        return Err(Error::invalid("there is another number of outputs"));
+    }
+    for (i, array) in made.into_iter().enumerate() {
+        let array = std::mem::ManuallyDrop::new(array);
+        outputs.add(i).write(array.as_ptr());
+    }
+    Ok(())
 }
 
 unsafe extern "C" fn build(
@@ -129,21 +167,8 @@ unsafe extern "C" fn build(
     size: usize,
 ) -> bool {
     guarded(message, size, || {
-        let handles = std::slice::from_raw_parts(inputs, count);
-        // Handles of our own, for these are freed there.
-        let inputs = handles
-            .iter()
-            .map(|handle| one(|res| sys::mlx_array_set(res, *handle)))
-            .collect::<Result<Vec<_>>>()?;
-        let made = payload(own).build(&inputs)?;
-        if made.len() != output_count {
-            return Err(Error::invalid("the segment has another number of outputs"));
-        }
-        for (i, array) in made.into_iter().enumerate() {
-            let array = std::mem::ManuallyDrop::new(array);
-            outputs.add(i).write(array.as_ptr());
-        }
-        Ok(())
+        let inputs = taken(inputs, count)?;
+        handed_over(payload(own).build(&inputs)?, outputs, output_count)
     })
 }
 

@@ -1,5 +1,9 @@
 //! What is CUDA's alone.
 
 #[cfg(emlx_kernels)]
+pub mod compiler;
+#[cfg(emlx_kernels)]
+pub mod generated;
+#[cfg(emlx_kernels)]
 pub mod graph;
 pub mod kernel;

@@ -2,6 +2,7 @@
 //! in registers, the rotation turns several heads by one sine and cosine. Called by `norm.rs` and `rope.rs`; None
 //! stands for cases that are left to MLX. `mix emlx.bench kernels` has the figures.
 
+pub mod chain;
 #[macro_use]
 pub mod decode;
 

@@ -1,10 +1,11 @@
-//! Segments of operations on elements, one after another, as one kernel of our own for the CPU.
+//! Segments of operations on elements, one after another, as one kernel of our own, for the CPU or
+//! generated for CUDA.
 
 use super::{Given, Segment};
 use crate::base::{Device, Result, Signature};
 use crate::cpu::{self, Links};
 use crate::mlx::{self, Stream};
-use crate::op::{Applied, Crossed};
+use crate::op::{generated, Applied, Crossed};
 use crate::program::ir::place;
 use mlx_rs::Array;
 use smallvec::{smallvec, SmallVec};
@@ -33,7 +34,11 @@ impl Segment for Chain {
         self.links.len()
     }
 
-    fn build(&self, inputs: &Given, _: Device, stream: &Stream) -> Result<Applied> {
+    fn is_capturable(&self) -> bool {
+        true
+    }
+
+    fn build(&self, inputs: &Given, device: Device, stream: &Stream) -> Result<Applied> {
         let (shape, dtype) = &self.signature;
         let reshaped = inputs.present().into_iter().zip(&self.shapes);
         let reshaped = reshaped.map(|(array, shape)| match shape {
@@ -49,6 +54,9 @@ impl Segment for Chain {
         let given: SmallVec<[&Array; 4]> = given
             .map(|(array, reshaped)| reshaped.as_ref().unwrap_or(array))
             .collect();
+        if device == Device::Gpu {
+            return self.generated(&given, stream);
+        }
         let links = self.links.clone();
         let outputs = match self.is_joined {
             true => {
@@ -59,6 +67,17 @@ impl Segment for Chain {
         };
         Ok(Applied {
             outputs,
+            crossed: Crossed::default(),
+        })
+    }
+}
+
+impl Chain {
+    /// By a kernel for CUDA.
+    fn generated(&self, given: &[&Array], stream: &Stream) -> Result<Applied> {
+        let (links, shape) = (self.links.clone(), &self.signature.0);
+        Ok(Applied {
+            outputs: generated::results(links, self.is_joined, given, shape, stream)?,
             crossed: Crossed::default(),
         })
     }

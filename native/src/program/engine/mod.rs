@@ -35,6 +35,10 @@ pub trait Segment: Debug + Send + Sync {
     fn state(&self) -> Option<String> {
         None
     }
+    /// Whether it can be a part of a segment that is captured as a CUDA graph.
+    fn is_capturable(&self) -> bool {
+        false
+    }
 }
 
 /// What a segment is given.

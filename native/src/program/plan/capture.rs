@@ -24,13 +24,20 @@ impl Pass for Capture {
     }
 
     fn run(&self, code: Code, scope: &Scope) -> Result<Code> {
-        let is_segment = |node: &Node| matches!(node.work, Work::Segment(_));
-        if code.nodes.iter().any(is_segment) {
+        let is_other = |node: &Node| match &node.work {
+            Work::Segment(segment) => !segment.is_capturable(),
+            _ => false,
+        };
+        if code.nodes.iter().any(is_other) {
             scope.left(|| "another engine has segments here".into());
             return Ok(code);
         }
         let how = Grouping {
-            is_part: &|node| node.op().is_some_and(|op| !op.can_fail_late()),
+            is_part: &|node| match &node.work {
+                Work::Op(op) => !op.can_fail_late(),
+                Work::Segment(segment) => segment.is_capturable(),
+                _ => false,
+            },
             pays: &mut |run| {
                 let launches = run.iter().filter(|node| is_launched(node)).count();
                 let pays = launches >= MIN_OPERATIONS;
@@ -57,16 +64,22 @@ impl Pass for Capture {
 }
 
 fn is_launched(node: &Node) -> bool {
-    node.op().is_some_and(|op| op.traits().view.is_none())
+    match &node.work {
+        Work::Op(op) => op.traits().view.is_none(),
+        _ => true,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::base::{Device, Dtype};
-    use crate::op::Op;
+    use crate::mlx::Stream;
+    use crate::op::{Applied, Op};
+    use crate::program::engine::{Given, Segment};
     use crate::program::types::Types;
     use crate::program::{Block, Instruction, Step};
+    use std::sync::Arc;
 
     fn op(op: Op, inputs: &[u32]) -> Instruction {
         Instruction::new(Step::Op(op), inputs.iter().copied().map(Some), 1, None)
@@ -120,5 +133,44 @@ mod tests {
         // Value 2 comes out of the segment, for the addition.
         assert_eq!(code.nodes[0].outputs[..], [2, least]);
         assert_eq!(code.nodes[2].inputs[..], [Some(least + 1), Some(2)]);
+    }
+
+    /// A segment of another engine.
+    #[derive(Debug)]
+    struct Part(bool);
+
+    impl Segment for Part {
+        fn name(&self) -> &'static str {
+            "part"
+        }
+        fn place(&self, _: usize) -> String {
+            String::new()
+        }
+        fn operations(&self) -> usize {
+            2
+        }
+        fn build(&self, _: &Given, _: Device, _: &Stream) -> Result<Applied> {
+            unreachable!("is not run")
+        }
+        fn is_capturable(&self) -> bool {
+            self.0
+        }
+    }
+
+    #[test]
+    fn a_chain_is_a_launch_among_others() {
+        let least = MIN_OPERATIONS as u32;
+        for is_capturable in [true, false] {
+            let block = Block::new(1, long(least), vec![least]).expect("well-formed");
+            let mut code = Code::of(&block);
+            code.nodes[2].work = Work::Segment(Arc::new(Part(is_capturable)));
+            let (target, types) = (Target::of_test(Device::Gpu), Types::default());
+            let scope = Scope::of_test(&target, &types, "capture");
+            let code = Capture.run(code, &scope).expect("captured");
+            match is_capturable {
+                true => assert_eq!(names(&code), ["captured"]),
+                false => assert_eq!(code.nodes.len(), MIN_OPERATIONS),
+            }
+        }
     }
 }

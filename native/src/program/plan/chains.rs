@@ -1,5 +1,6 @@
-//! Operations on elements, one after another, become one kernel of our own for the CPU: a link goes into the chain that
-//! takes what it gives. Where something else needs its value too, it is another result of the chain.
+//! Operations on elements, one after another, become one kernel of our own, for the CPU or generated for CUDA: a link
+//! goes into the chain that takes what it gives. Where something else needs its value too, it is another result of the
+//! chain.
 
 use super::{Code, Node, Pass, Scope, Target, Work};
 use crate::base::{Dtype, Result};
@@ -18,7 +19,11 @@ impl Pass for Chains {
     }
 
     fn is_off(&self, target: &Target) -> Option<&'static str> {
-        target.lacks_kernels()
+        match target.generated {
+            Ok(()) => target.fuse.then_some("fuse: true has MLX compile them"),
+            Err(reason) if !target.kernels => Some(reason),
+            Err(_) => target.lacks_kernels(),
+        }
     }
 
     fn needs_types(&self, _: &Target) -> bool {

@@ -16,6 +16,7 @@ pub fn explain(program: &Program, device: Device) -> Result<String> {
     let target = match is_here {
         true => Target::of(device, &program.options),
         false => Target {
+            generated: Ok(()),
             graphs: true,
             step_graphs: true,
             ..Target::of(device, &program.options)

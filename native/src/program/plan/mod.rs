@@ -23,6 +23,7 @@ use super::program::{Options, Program};
 use super::types::Types;
 use crate::base::{Device, Result};
 use crate::cpu;
+use crate::op::generated;
 use std::sync::Arc;
 
 /// Code without blocks inside, with operations on few rows merged.
@@ -52,6 +53,7 @@ impl Target {
             fuse: false,
             run_ahead: None,
             kernels: !is_gpu,
+            generated: if is_gpu { Ok(()) } else { Err(KERNELS_OF_CPU) },
             graphs: is_gpu,
             step_graphs: is_gpu,
         }
@@ -93,6 +95,8 @@ trait Pass: Sync {
     fn run(&self, code: Code, scope: &Scope) -> Result<Code>;
 }
 
+const KERNELS_OF_CPU: &str = "its kernels are the CPU's, on Linux";
+
 /// What a plan is made for.
 #[derive(Clone, Debug)]
 pub struct Target {
@@ -101,6 +105,8 @@ pub struct Target {
     pub run_ahead: Option<usize>,
     /// Whether there are kernels of our own for the CPU.
     pub kernels: bool,
+    /// Whether there are generated kernels for CUDA, or why not.
+    pub generated: std::result::Result<(), &'static str>,
     /// Whether segments can be captured as CUDA graphs.
     pub graphs: bool,
     /// Whether a loop's step can be one.
@@ -116,6 +122,10 @@ impl Target {
             fuse: options.fuse,
             run_ahead: options.run_ahead,
             kernels: !is_gpu && cpu::are_there(),
+            generated: match is_gpu {
+                true => generated::unavailable().map_or(Ok(()), Err),
+                false => Err(KERNELS_OF_CPU),
+            },
             graphs: is_gpu && captured::is_on(),
             step_graphs: is_gpu && step_graph::is_there(),
         }
@@ -124,7 +134,7 @@ impl Target {
     /// Why passes that bring operations together for kernels of our own do nothing; None where they work.
     fn lacks_kernels(&self) -> Option<&'static str> {
         match self {
-            Target { kernels: false, .. } => Some("its kernels are the CPU's, on Linux"),
+            Target { kernels: false, .. } => Some(KERNELS_OF_CPU),
             Target { fuse: true, .. } => Some("fuse: true has MLX compile them"),
             _ => None,
         }

@@ -244,11 +244,12 @@ impl Segment for Captures {
         let shared = inputs.iter().copied().map(mlx::share);
         let shared = shared.collect::<Result<Vec<_>>>()?;
         let mut bytes = 0;
-        let (outputs, crossed) = build::outputs(&self.code, shared, device, stream, |op, made| {
-            if op.traits().view.is_none() {
-                bytes += made.iter().map(|array| array.nbytes()).sum::<usize>();
-            }
-        })?;
+        let (outputs, crossed) =
+            build::outputs(&self.code, shared, device, stream, |node, made| {
+                if node.op().is_none_or(|op| op.traits().view.is_none()) {
+                    bytes += made.iter().map(|array| array.nbytes()).sum::<usize>();
+                }
+            })?;
         let is_for_cuda = crossed.is_empty()
             && bytes <= MAX_BYTES.min(room() / 2)
             && inputs.iter().all(|array| array.size() > 0)

@@ -3,31 +3,23 @@
 
 use super::lower::{Argument, Kernel, StepKernels};
 use super::text;
-use crate::base::{Device, Dtype, Error, Reason, Result, Signature};
+use crate::base::{Device, Dtype, Error, Result, Signature};
 use crate::mlx;
+use crate::mlx::cuda::compiler;
+pub use crate::mlx::cuda::compiler::failed;
 use crate::program::engine::{Progress, RunningLoop};
 use cudarc::driver::{result as driver, sys};
-use cudarc::nvrtc;
 use mlx_rs::Array;
 use once_cell::sync::OnceCell;
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::ffi::{c_void, CString};
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// Steps that are launched before the first of them has begun.
 const AHEAD: u32 = 2;
 /// Bytes of an element of the step's memory, whose size is a multiple of it.
 const WORD: usize = 8;
-
-pub fn failed(call: &str, error: driver::DriverError) -> Error {
-    let words = error
-        .error_string()
-        .map(|words| words.to_string_lossy().into_owned());
-    let words = words.unwrap_or_else(|_| "an error without words".into());
-    Reason::of_mlx(format!("{call} failed: {words}"), mlx::memory_figures).into()
-}
 
 // ---- kernels ----
 
@@ -39,8 +31,6 @@ unsafe impl Send for Function {}
 
 pub struct Gpu {
     context: sys::CUcontext,
-    /// `sm_90`.
-    architecture: String,
     has_bf16: bool,
     /// By the digest of their texts.
     functions: Mutex<HashMap<[u8; 32], Function>>,
@@ -67,27 +57,16 @@ impl Gpu {
         // SAFETY: the device is there.
         let context = unsafe { driver::primary_ctx::retain(device) }
             .map_err(|error| failed("cuDevicePrimaryCtxRetain", error))?;
-        let version = |attribute| {
-            // SAFETY: as above.
-            unsafe { driver::device::get_attribute(device, attribute) }
-                .map_err(|error| failed("cuDeviceGetAttribute", error))
-        };
-        use sys::CUdevice_attribute::{
-            CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR as MAJOR,
-            CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as MINOR,
-        };
-        let (major, minor) = (version(MAJOR)?, version(MINOR)?);
         Ok(Gpu {
             context,
-            architecture: format!("sm_{major}{minor}"),
-            has_bf16: major >= 8,
+            has_bf16: compiler::capability()?.0 >= 8,
             functions: Mutex::default(),
         })
     }
 
     /// Compiled kernels, each once in a process, and once for all where there is a folder for them.
     fn functions(&'static self, kernels: &[Kernel]) -> Result<Vec<Function>> {
-        let digests: Vec<[u8; 32]> = kernels.iter().map(|kernel| self.digest(kernel)).collect();
+        let digests: Vec<[u8; 32]> = kernels.iter().map(Gpu::digest).collect();
         let known = || self.functions.lock();
         let mut missing: Vec<([u8; 32], &Kernel)> = Vec::new();
         {
@@ -104,7 +83,7 @@ impl Gpu {
         let compiled = std::thread::scope(|scope| {
             let threads: Vec<_> = missing
                 .iter()
-                .map(|(digest, kernel)| scope.spawn(|| self.compiled(digest, kernel)))
+                .map(|(_, kernel)| scope.spawn(|| Gpu::compiled(kernel)))
                 .collect();
             let ended = threads.into_iter().map(|thread| {
                 let panicked = |_| Err(Error::invalid("compiling a kernel panicked"));
@@ -144,82 +123,17 @@ impl Gpu {
         function.ok_or_else(|| Error::invalid("a kernel is not there"))
     }
 
-    fn digest(&self, kernel: &Kernel) -> [u8; 32] {
+    fn digest(kernel: &Kernel) -> [u8; 32] {
         let mut hasher = blake3::Hasher::new();
-        hasher.update(self.architecture.as_bytes());
         hasher.update(text::PRELUDE.as_bytes());
         hasher.update(kernel.text.as_bytes());
         *hasher.finalize().as_bytes()
     }
 
-    fn compiled(&self, digest: &[u8; 32], kernel: &Kernel) -> Result<Vec<u8>> {
-        let file = kept().map(|folder| {
-            let name: String = digest[..16]
-                .iter()
-                .map(|byte| format!("{byte:02x}"))
-                .collect();
-            folder.join(format!("emlx-{name}.cubin"))
-        });
-        if let Some(image) = file.as_ref().and_then(|file| std::fs::read(file).ok()) {
-            return Ok(image);
-        }
-        let image = compile(kernel, &self.architecture)?;
-        if let Some(file) = file {
-            // Whole or not at all: others read it too. Where it cannot be kept it is compiled again the next time.
-            let part = file.with_extension(format!("{}.part", std::process::id()));
-            let _ = std::fs::write(&part, &image).and_then(|()| std::fs::rename(&part, &file));
-        }
-        Ok(image)
-    }
-}
-
-/// Where MLX keeps its compiled kernels, if the user names a folder for them.
-fn kept() -> Option<PathBuf> {
-    let folder = PathBuf::from(std::env::var_os("MLX_PTX_CACHE_DIR")?);
-    folder.is_dir().then_some(folder)
-}
-
-fn compile(kernel: &Kernel, architecture: &str) -> Result<Vec<u8>> {
-    let refused = |words: &str| {
-        Error::invalid(format!(
-            "CUDA's compiler refuses the kernel {}: {words}",
-            kernel.name
-        ))
-    };
-    let source = CString::new(format!("{}{}", text::PRELUDE, kernel.text))
-        .map_err(|_| refused("it has a NUL"))?;
-    let program = nvrtc::result::create_program(&source, None)
-        .map_err(|error| refused(&format!("{error:?}")))?;
-    let options = [
-        format!("--gpu-architecture={architecture}"),
-        "--std=c++17".into(),
-        "--extra-device-vectorization".into(),
-    ];
-    // SAFETY: the program was made above and is destroyed once, below.
-    unsafe {
-        let result = nvrtc::result::compile_program(program, &options);
-        let image = match result {
-            Ok(()) => {
-                let mut size = 0;
-                let mut status = nvrtc::sys::nvrtcGetCUBINSize(program, &mut size).result();
-                let mut image = vec![0u8; size];
-                if status.is_ok() {
-                    status = nvrtc::sys::nvrtcGetCUBIN(program, image.as_mut_ptr().cast()).result();
-                }
-                status
-                    .map(|()| image)
-                    .map_err(|error| refused(&format!("{error:?}")))
-            }
-            Err(_) => {
-                let log = nvrtc::result::get_program_log(program).unwrap_or_default();
-                let log: Vec<u8> = log.iter().map(|byte| *byte as u8).collect();
-                Err(refused(
-                    String::from_utf8_lossy(&log).trim_end_matches('\0'),
-                ))
-            }
-        };
-        let _ = nvrtc::result::destroy_program(program);
-        image
+    fn compiled(kernel: &Kernel) -> Result<Vec<u8>> {
+        let source = format!("{}{}", text::PRELUDE, kernel.text);
+        let options = ["--std=c++17", "--extra-device-vectorization"];
+        compiler::image(kernel.name, &source, &options)
     }
 }
 

@@ -264,3 +264,29 @@ fn values_keep_their_numbers() {
         1
     );
 }
+
+#[test]
+fn chains_are_for_cuda_too() {
+    let instructions = vec![op(Op::Exp, &[0]), op(Op::Multiply, &[1, 0])];
+    let block = Block::new(1, instructions, vec![2]).expect("well-formed");
+    let whole: (&[i32], Dtype) = (&[3, 20], Dtype::Bf16);
+    let types = types(&[whole; 3]);
+    let chained = |target: &Target| {
+        let scope = Scope::of_test(target, &types, "chains");
+        names(&Chains.run(Code::of(&block), &scope).expect("chained"))
+    };
+    let gpu = Target::of_test(crate::base::Device::Gpu);
+    assert_eq!(Chains.is_off(&gpu), None);
+    assert_eq!(chained(&gpu), ["chain"]);
+    let fused = Target {
+        fuse: true,
+        ..gpu.clone()
+    };
+    assert!(Chains.is_off(&fused).is_some());
+    // Nor where nothing compiles them.
+    let bare = Target {
+        generated: Err("no compiler"),
+        ..gpu
+    };
+    assert_eq!(Chains.is_off(&bare), Some("no compiler"));
+}
