@@ -10,7 +10,7 @@
 //! The crate memmap2 maps anonymous memory writable at first. A system with strict overcommit refuses that for this much
 //! address space, and does not count a mapping that is read-only from the start.
 
-use crate::base::Settings;
+use crate::base::{Device, Settings};
 use crate::handle::array::{self, Handle};
 use once_cell::sync::OnceCell;
 use rustler::{Encoder, Env, ResourceArc, Term};
@@ -60,7 +60,12 @@ pub fn term<'a>(env: Env<'a>, handle: &ResourceArc<Handle>) -> Term<'a> {
     }
     let zeros = zeros();
     let bytes = handle.nbytes();
-    burden::put(env, bytes);
+    // A GPU has more memory, and its arrays are made faster than a process is collected.
+    let felt = match handle.device {
+        Device::Cpu => bytes,
+        Device::Gpu => bytes / 64,
+    };
+    burden::put(env, felt);
     let slice = &zeros[..bytes.min(zeros.len())];
     handle.make_binary(env, |_| slice).to_term(env)
 }

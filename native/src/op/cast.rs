@@ -72,6 +72,9 @@ pub fn to_integer(a: &Array, dtype: Dtype, s: &Stream) -> Result<Array> {
             dtype.name()
         )));
     }
+    if mlx::dtype(a) == Dtype::C64 {
+        return to_integer(&mlx::real(a, s)?, dtype, s);
+    }
     if !mlx::dtype(a).is_float() {
         return astype(a, dtype, s);
     }

@@ -266,7 +266,7 @@ fn is_simple(link: &Link) -> bool {
     }
 }
 
-/// Whether MLX's form of it on a GPU is several kernels, one after another.
+/// Whether MLX's form of it on a GPU is several kernels, one after another, or means something else than the CPU's.
 fn is_composed(link: &Link) -> bool {
     match link.action {
         Action::Unary(function) => matches!(
@@ -282,7 +282,9 @@ fn is_composed(link: &Link) -> bool {
             Comparison::And | Comparison::Or | Comparison::Xor
         ),
         Action::Division(_) | Action::ToInteger => true,
-        Action::Not | Action::Select | Action::Cast => false,
+        // MLX's is one kernel, and leaves open what is beyond the integers.
+        Action::Cast => link.from.is_float() && link.to.is_integer(),
+        Action::Not | Action::Select => false,
     }
 }
 
