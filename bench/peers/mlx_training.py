@@ -4,6 +4,7 @@ import time
 
 import mlx.core as mx
 
+from adam import adam
 from server import Case
 
 
@@ -57,20 +58,6 @@ def transformer(w, x, dtype, blocks, heads):
 MODELS = {f.__name__: f for f in (mlp, convolutional, transformer)}
 
 
-def adam(w, gradients, state, rate=1e-3, b1=0.9, b2=0.999, eps=1e-8, eps_root=1e-15):
-    """Adam with the defaults of Polaris, whose root has an epsilon of its own."""
-    mu, nu, count = state
-    count = count + 1
-    mu = {name: (1 - b1) * g + b1 * mu[name] for name, g in gradients.items()}
-    nu = {name: (1 - b2) * mx.square(g) + b2 * nu[name] for name, g in gradients.items()}
-
-    def update(name):
-        mean, square = mu[name] / (1 - b1**count), nu[name] / (1 - b2**count)
-        return w[name] - rate * mean / (mx.sqrt(square + eps_root) + eps)
-
-    return {name: update(name) for name in w}, (mu, nu, count)
-
-
 def training(peak, dtypes, model, file, inputs, type, steps, out, blocks, heads, **_):
     """Steps of Adam on one batch; see axon_peer.exs."""
     forward, steps, dtype, sizes = MODELS[model], int(steps), dtypes[type], {"blocks": int(blocks), "heads": int(heads)}
@@ -83,7 +70,7 @@ def training(peak, dtypes, model, file, inputs, type, steps, out, blocks, heads,
     @mx.compile
     def step(w, state, x, y):
         loss, gradients = mx.value_and_grad(loss_of)(w, x, y)
-        return *adam(w, gradients, state), loss
+        return *adam(mx, w, gradients, state), loss
 
     def start():
         w = {name: array + 0 for name, array in initial.items()}

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from safetensors.numpy import load_file, save_file
 
+from adam import adam
 from server import Case
 
 
@@ -55,20 +56,6 @@ def transformer(w, x, dtype, blocks, heads):
 MODELS = {f.__name__: f for f in (mlp, convolutional, transformer)}
 
 
-def adam(w, gradients, state, rate=1e-3, b1=0.9, b2=0.999, eps=1e-8, eps_root=1e-15):
-    """Adam with the defaults of Polaris, whose root has an epsilon of its own."""
-    mu, nu, count = state
-    count = count + 1
-    mu = {name: (1 - b1) * g + b1 * mu[name] for name, g in gradients.items()}
-    nu = {name: (1 - b2) * jnp.square(g) + b2 * nu[name] for name, g in gradients.items()}
-
-    def update(name):
-        mean, square = mu[name] / (1 - b1**count), nu[name] / (1 - b2**count)
-        return w[name] - rate * mean / (jnp.sqrt(square + eps_root) + eps)
-
-    return {name: update(name) for name in w}, (mu, nu, count)
-
-
 def training(model, file, inputs, type, steps, out, blocks, heads, **_):
     """Steps of Adam on one batch; see axon_peer.exs."""
     forward, steps, sizes = MODELS[model], int(steps), {"blocks": int(blocks), "heads": int(heads)}
@@ -83,7 +70,7 @@ def training(model, file, inputs, type, steps, out, blocks, heads, **_):
     def step(w, state, mean, x, y):
         value, gradients = jax.value_and_grad(loss)(w, x, y)
         count = state[2]
-        w, state = adam(w, gradients, state)
+        w, state = adam(jnp, w, gradients, state)
         return w, state, (mean * count + value) / (count + 1)
 
     step = jax.jit(step, donate_argnums=(0, 1, 2))
