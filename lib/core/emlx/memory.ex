@@ -31,7 +31,10 @@ defmodule EMLX.Memory do
   @spec set_limit(non_neg_integer) :: non_neg_integer
   def set_limit(bytes), do: Native.call!(Native.set_limit(:memory, bytes))
 
-  @doc "Sets the maximum size of the buffer cache in bytes. Returns the previous limit."
+  @doc """
+  Sets the maximum size of the buffer cache in bytes. Returns the previous limit. On CUDA the cache may exceed the limit
+  by one buffer.
+  """
   @spec set_cache_limit(non_neg_integer) :: non_neg_integer
   def set_cache_limit(bytes), do: Native.call!(Native.set_limit(:cache, bytes))
 

@@ -50,10 +50,15 @@ pub fn cache_memory() -> Result<usize> {
 /// Sets the limit of all that is kept; gives the one before. Where buffers of ours are kept, MLX keeps few others.
 pub fn set_cache_limit(limit: usize) -> Result<usize> {
     let of_mlx = limit.min(KEPT_BY_MLX);
-    match kept::keep(limit - of_mlx) {
-        Some(before) => Ok(before + set_cache_limit_of_mlx(of_mlx)?),
-        None => set_cache_limit_of_mlx(limit),
+    let before = match kept::keep(limit - of_mlx) {
+        Some(before) => before + set_cache_limit_of_mlx(of_mlx)?,
+        None => set_cache_limit_of_mlx(limit)?,
+    };
+    // MLX on CUDA frees what is beyond a new limit with its next allocation.
+    if cache_memory()? > limit {
+        clear_cache()?;
     }
+    Ok(before)
 }
 
 /// MLX's own limit on the CPU.

@@ -128,10 +128,12 @@ defmodule EMLX.MemoryTest do
     limit = Memory.set_cache_limit(48 * @mib)
     on_exit(fn -> Memory.set_cache_limit(limit) end)
     many = fn -> for i <- 1..40, do: EMLX.eval(Ops.add(x, i * 1.0)) end
+    # MLX's allocator for CUDA keeps a buffer as long as the others are below the limit.
+    most = if EMLX.device_available?(:gpu), do: 52 * @mib, else: 48 * @mib
 
     Enum.each(many.(), fn array ->
       Array.deallocate(array)
-      assert Memory.cached() <= 48 * @mib
+      assert Memory.cached() <= most
     end)
 
     assert Poll.until(fn -> Memory.cached() > 0 end)
