@@ -61,6 +61,17 @@ inline int __float_as_int(float number) {
 // The instructions that make a float of one of 16 bits, and the other way round, as op/cuda/chain/prelude.cu has them.
 #define F16_WIDEN(number, bits) number = emulate::wide_of_f16(bits)
 #define F16_NARROW(bits, number) bits = emulate::f16_of(number)
+// And those that read and write 16 bytes past the cache.
+#define READ_ONCE(a, b, c, d, from) \
+  do { \
+    const auto* words = reinterpret_cast<const u32*>(from); \
+    a = words[0], b = words[1], c = words[2], d = words[3]; \
+  } while (0)
+#define WRITE_ONCE(to, a, b, c, d) \
+  do { \
+    auto* words = reinterpret_cast<u32*>(to); \
+    words[0] = a, words[1] = b, words[2] = c, words[3] = d; \
+  } while (0)
 
 namespace emulate {
 

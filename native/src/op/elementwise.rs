@@ -266,6 +266,9 @@ fn is_simple(link: &Link) -> bool {
     }
 }
 
+/// Elements from which a single link has a generated kernel on a GPU.
+const LARGE: i64 = 1 << 21;
+
 /// Whether MLX's form of it on a GPU is several kernels, one after another, or means something else than the CPU's.
 fn is_composed(link: &Link) -> bool {
     match link.action {
@@ -410,8 +413,11 @@ pub fn by_kernel(
     };
     let size: i64 = shape.iter().map(|size| i64::from(*size)).product();
     if device == Device::Gpu {
-        let is_one = links.len() == 1 && !is_composed(&links[0]);
-        if is_one {
+        // MLX has a kernel for one link, whose blocks of 1,024 threads take a third longer where it is memory that
+        // takes the time.
+        let is_whole = |array: &&Array| array.size() == 1 || array.shape() == &shape[..];
+        let is_large = size >= LARGE && arrays.iter().all(is_whole);
+        if links.len() == 1 && !is_composed(&links[0]) && !is_large {
             return Ok(None);
         }
         let links = cpu::renumbered(links, |input| given[..input].iter().flatten().count());

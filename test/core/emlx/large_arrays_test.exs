@@ -277,6 +277,63 @@ defmodule EMLX.LargeArraysTest do
     end
   end
 
+  describe "two million elements" do
+    # A GPU has other kernels for them than for few.
+    unless @gpu, do: @describetag(:slow)
+
+    @rows 2_055
+    @columns 1_021
+
+    defp few(:s32), do: iota([@columns], :s32)
+    defp few(dtype), do: Ops.astype(Ops.divide(Ops.add(iota([@columns], :f32), 0.5), @columns), dtype)
+
+    # Whether `f` of many rows that are the same is `f` of each.
+    defp same_rows?(f, inputs) do
+      many = for input <- inputs, do: EMLX.eval(Ops.contiguous(Ops.broadcast_to(input, [@rows, @columns])))
+      given = apply(f, many)
+      wanted = Ops.broadcast_to(apply(f, inputs), [@rows, @columns])
+      close = Array.to_list(Ops.allclose(Ops.astype(given, :f32), Ops.astype(wanted, :f32), rtol: 1.0e-5, atol: 1.0e-6))
+      close and Array.dtype(given) == Array.dtype(wanted)
+    end
+
+    for name <-
+          [:abs, :negative, :sign, :floor, :ceil, :square, :sqrt, :rsqrt, :reciprocal, :exp, :expm1, :log] ++
+            [:log1p, :sin, :cos, :tan, :sinh, :cosh, :tanh, :arcsin, :arctan, :sigmoid, :erf, :isnan] do
+      test "#{name} is that of few" do
+        for dtype <- [:f32, :f16, :bf16], do: assert(same_rows?(&apply(Ops, unquote(name), [&1]), [few(dtype)]))
+      end
+    end
+
+    for name <-
+          [:add, :subtract, :multiply, :divide, :maximum, :minimum, :power, :arctan2, :remainder] ++
+            [:less, :greater_equal, :equal, :not_equal] do
+      test "#{name} is that of few" do
+        for dtype <- [:f32, :f16, :bf16, :s32] do
+          a = few(dtype)
+          f = fn a -> apply(Ops, unquote(name), [a, Ops.add(Ops.abs(Ops.subtract(a, few_half(dtype))), 1)]) end
+          assert same_rows?(f, [a]), inspect(dtype)
+          assert same_rows?(&apply(Ops, unquote(name), [&1, scalar(3, dtype)]), [a]), inspect(dtype)
+        end
+      end
+    end
+
+    defp few_half(:s32), do: scalar(div(@columns, 2), :s32)
+    defp few_half(dtype), do: scalar(0.5, dtype)
+
+    test "casts, bits and choices are those of few" do
+      for from <- [:f32, :bf16, :s32], to <- [:f32, :f16, :bf16, :s32, :s8, :u8, :bool, :s64] do
+        assert same_rows?(&Ops.astype(&1, to), [few(from)]), inspect({from, to})
+      end
+
+      for name <- [:bitwise_and, :bitwise_or, :bitwise_xor, :left_shift, :right_shift] do
+        assert same_rows?(&apply(Ops, name, [&1, scalar(3, :s32)]), [few(:s32)]), inspect(name)
+      end
+
+      choose = fn a -> Ops.where(Ops.less(a, 0.3), Ops.multiply(a, -2), Ops.add(a, 1)) end
+      for dtype <- [:f32, :bf16], do: assert(same_rows?(choose, [few(dtype)]))
+    end
+  end
+
   @tag :tmp_dir
   test "a program with an inverse computes the same after inspect/1 and save/3", %{tmp_dir: dir} do
     on = [device: device()]

@@ -1,6 +1,6 @@
 //! How a chain's arrays lie, as far as a kernel's text depends on it, and the arguments that have the rest.
 
-use super::text::results;
+use super::text::{self, results};
 use crate::cpu::{Action, Links, Operand, Type};
 use emlx_cpu::{Axes, View};
 use smallvec::SmallVec;
@@ -13,6 +13,10 @@ const MAX_BLOCKS: usize = 1 << 20;
 
 /// Elements and places up to which indices have 32 bits, with room for a grid's step beyond them.
 const MAX_NARROW: usize = 1 << 30;
+
+/// Bytes beyond which arrays are read and written past the GPU's cache: it would keep nothing of them for the kernel
+/// after this one.
+const MAX_CACHED: usize = 64 << 20;
 
 /// Bytes of a kernel's arguments, at most: CUDA's limit on every device.
 const MAX_ARGUMENTS: usize = 4000;
@@ -45,6 +49,8 @@ pub struct Structure {
     pub is_wide: bool,
     /// Elements that a thread computes beside each other.
     pub pack: usize,
+    /// Whether arrays are read and written past the cache.
+    pub is_once: bool,
 }
 
 /// A structure with what one launch of its kernel is given.
@@ -93,12 +99,12 @@ fn pack(links: &Links, types: &[Type], kinds: &[Kind]) -> usize {
 impl Launch {
     /// `out` is how one result lies. None where a launch has no room for the arguments.
     pub fn new(links: &Links, is_joined: bool, inputs: &[View], out: &View) -> Option<Launch> {
-        Launch::within(MAX_NARROW, links, is_joined, inputs, out)
+        Launch::within((MAX_NARROW, MAX_CACHED), links, is_joined, inputs, out)
     }
 
-    /// With indices of 32 bits up to so many elements.
+    /// With indices of 32 bits up to so many elements, and within the cache up to so many bytes.
     pub fn within(
-        most: usize,
+        (narrow, cached): (usize, usize),
         links: &Links,
         is_joined: bool,
         inputs: &[View],
@@ -127,7 +133,7 @@ impl Launch {
         };
         let results = results(links).count();
         let written = if is_joined { results * size } else { size };
-        let is_wide = written.max(strided().map(reach).max().unwrap_or(0)) > most;
+        let is_wide = written.max(strided().map(reach).max().unwrap_or(0)) > narrow;
         let mut arguments = SmallVec::new();
         let mut add = |number: i64| {
             arguments.push(number as i32);
@@ -151,6 +157,12 @@ impl Launch {
             return None;
         }
         let pack = pack(links, &types, &kinds);
+        let wholes = types.iter().zip(&kinds);
+        let wholes = wholes.filter(|(_, kind)| **kind == Kind::Whole);
+        let read: usize = wholes.map(|(of, _)| size * of.size()).sum();
+        let written: usize = text::results(links)
+            .map(|(_, link)| size * link.to.size())
+            .sum();
         Some(Launch {
             structure: Structure {
                 links: links.clone(),
@@ -160,6 +172,7 @@ impl Launch {
                 is_joined,
                 is_wide,
                 pack,
+                is_once: read + written > cached,
             },
             arguments,
             blocks: size.div_ceil(THREADS * pack).min(MAX_BLOCKS),

@@ -13,6 +13,11 @@ typedef long long s64;
 #ifndef F16_WIDEN
 #define F16_WIDEN(number, bits) asm("cvt.f32.f16 %0, %1;" : "=f"(number) : "h"(bits))
 #define F16_NARROW(bits, number) asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(number))
+// 16 bytes that the cache need not keep.
+#define READ_ONCE(a, b, c, d, from) \
+  asm("ld.cs.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(a), "=r"(b), "=r"(c), "=r"(d) : "l"(from))
+#define WRITE_ONCE(to, a, b, c, d) \
+  asm volatile("st.cs.v4.u32 [%0], {%1, %2, %3, %4};" : : "l"(to), "r"(a), "r"(b), "r"(c), "r"(d) : "memory")
 #endif
 
 // ---- elements ----
@@ -22,10 +27,22 @@ struct alignas(sizeof(T) * N) Pack {
   T v[N];
 };
 
-// `count` elements; 0 in the places beyond them. A whole pack is read at once.
-template <class T, int N>
+struct alignas(16) Words {
+  u32 v[4];
+};
+
+// `count` elements; 0 in the places beyond them. A whole pack is read at once, past the cache where it is used `once`.
+template <class T, int N, bool once = false>
 __device__ inline Pack<T, N> read_pack(const T* from, int count, bool is_whole) {
   if (is_whole) {
+    if constexpr (once && sizeof(Pack<T, N>) == sizeof(Words)) {
+      union {
+        Words words;
+        Pack<T, N> pack;
+      } read;
+      READ_ONCE(read.words.v[0], read.words.v[1], read.words.v[2], read.words.v[3], from);
+      return read.pack;
+    }
     return *reinterpret_cast<const Pack<T, N>*>(from);
   }
   Pack<T, N> pack;
@@ -36,9 +53,17 @@ __device__ inline Pack<T, N> read_pack(const T* from, int count, bool is_whole) 
   return pack;
 }
 
-template <class T, int N>
+template <class T, int N, bool once = false>
 __device__ inline void write_pack(const Pack<T, N>& pack, T* to, int count, bool is_whole) {
   if (is_whole) {
+    if constexpr (once && sizeof(Pack<T, N>) == sizeof(Words)) {
+      union {
+        Pack<T, N> pack;
+        Words words;
+      } written = {pack};
+      WRITE_ONCE(to, written.words.v[0], written.words.v[1], written.words.v[2], written.words.v[3]);
+      return;
+    }
     *reinterpret_cast<Pack<T, N>*>(to) = pack;
     return;
   }

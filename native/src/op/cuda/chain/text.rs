@@ -314,6 +314,7 @@ pub fn kernel(structure: &Structure) -> Option<String> {
         is_joined,
         is_wide,
         pack,
+        is_once,
     } = structure;
     let (index, step) = match is_wide {
         true => ("u64", "s64"),
@@ -376,7 +377,7 @@ pub fn kernel(structure: &Structure) -> Option<String> {
         let own = stored(*of);
         let _ = writeln!(
             code,
-            "    const Pack<{own}, {pack}> q{i} = read_pack<{own}, {pack}>(p{i} + at, count, is_whole);"
+            "    const Pack<{own}, {pack}> q{i} = read_pack<{own}, {pack}, {is_once}>(p{i} + at, count, is_whole);"
         );
     }
     for (i, (_, link)) in outputs.clone() {
@@ -420,7 +421,7 @@ pub fn kernel(structure: &Structure) -> Option<String> {
         let own = stored(link.to);
         let _ = writeln!(
             code,
-            "    write_pack<{own}, {pack}>(w{i}, r{i} + at, count, is_whole);"
+            "    write_pack<{own}, {pack}, {is_once}>(w{i}, r{i} + at, count, is_whole);"
         );
     }
     code.push_str("  }\n");

@@ -187,7 +187,10 @@ impl Case {
         let views: Vec<View> = self.inputs.iter().map(Held::view).collect();
         // SAFETY: only its shape is looked at.
         let out = unsafe { View::of(std::ptr::null::<u8>(), &self.shape, &self.strides) };
-        Launch::within(self.most, &self.links, self.is_joined, &views, &out).expect("few arguments")
+        // Some go past the cache.
+        let cached = if self.size() % 2 == 0 { 0 } else { usize::MAX };
+        let limits = (self.most, cached);
+        Launch::within(limits, &self.links, self.is_joined, &views, &out).expect("few arguments")
     }
 
     /// Each result by the CPU's kernels, as it lies.
