@@ -125,8 +125,8 @@ pub fn steps(op: &Op, from: Dtype, to: Dtype) -> Option<SmallVec<[Step; 8]>> {
     is_taken.then_some(steps.0)
 }
 
-/// The axes of an operation with [`steps`], and whether they stay as axes of 1. None of those that are not there, and of
-/// the place in an array of several axes, which is flattened first.
+/// The axes of an operation with [`steps`], and whether they stay as axes of 1. None of those that are not there, and
+/// of the place in an array of several axes, which is flattened first.
 pub fn axes(op: &Op, rank: usize) -> Option<(SmallVec<[u8; 4]>, bool)> {
     let positive = |axis: &i32| {
         let axis = if *axis < 0 { axis + rank as i32 } else { *axis };

@@ -191,7 +191,8 @@ enum Role {
     Reshape,
 }
 
-/// Whether two launches have the results, of which the second one knows single elements beside what the first one gives.
+/// Whether two launches have the results, of which the second one knows single elements beside what the first one
+/// gives.
 fn is_halved(rows: &Rows, inputs: &[(u32, Vec<i32>)]) -> bool {
     let levels = rows.levels();
     let is_single = |operand: &Operand| match *operand {

@@ -1,5 +1,5 @@
-//! The text of a kernel that takes elements by indices, and its launches. A thread moves a pack of elements that lie one
-//! beside another in the array and in the result, or one element where none do.
+//! The text of a kernel that takes elements by indices, and its launches. A thread moves a pack of elements that lie
+//! one beside another in the array and in the result, or one element where none do.
 
 use super::super::layout::{MAX_ARGUMENTS, MAX_BLOCKS, MAX_NARROW, PACK_BYTES, THREADS};
 use super::super::node::rows;
@@ -149,6 +149,7 @@ impl Launch {
 }
 
 /// How many numbers a kernel takes.
+#[cfg(test)]
 pub fn numbers(structure: &Structure) -> usize {
     let indices = structure.types.len();
     let all = 1 + structure.rank * (2 + indices) + 3 * indices;

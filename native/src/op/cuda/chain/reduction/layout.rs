@@ -252,7 +252,8 @@ impl Launch {
     }
 }
 
-/// The axes that are kept and those that are folded, of the inputs and of results with an element for each that is read.
+/// The axes that are kept and those that are folded, of the inputs and of results with an element for each that is
+/// read.
 fn parts(frame: &Frame, inputs: &[View], results: usize) -> (Part, Part) {
     let rank = frame.shape.len();
     let row_major = super::super::node::rows(frame.shape);

@@ -158,8 +158,8 @@ impl Rows {
     }
 }
 
-/// Into how many parts a fold is cut, so that all multiprocessors have work. 1 where they have it anyway; then folds one
-/// after another can be one kernel, which reads the elements once more for each, mostly from a cache.
+/// Into how many parts a fold is cut, so that all multiprocessors have work. 1 where they have it anyway; then folds
+/// one after another can be one kernel, which reads the elements once more for each, mostly from a cache.
 pub fn parts(shape: &[i32], axes: &[u8]) -> usize {
     /// Threads beside each other that fold columns.
     const COLUMNS: usize = 32;

@@ -327,8 +327,8 @@ pub fn results(
     node(rows, inputs, shape, axes, 1, &[&of_one, shape], s)
 }
 
-/// One launch. `shapes` has that of results that the folds determine, and that of those with an element for each that is
-/// read.
+/// One launch. `shapes` has that of results that the folds determine, and that of those with an element for each that
+/// is read.
 fn node(
     rows: Rows,
     inputs: &[&Array],

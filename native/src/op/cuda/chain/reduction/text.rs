@@ -296,10 +296,8 @@ impl Writer<'_> {
         for i in reads {
             let own = stored(self.of.types[*i]);
             if self.of.kinds[*i] == Kind::Whole {
-                self.line(
-                    5,
-                    &format!("const Pack<{own}, {pack}> q{i} = read_pack<{own}, {pack}>(p{i} + b{i} + k, {pack}, true);"),
-                );
+                let read = format!("read_pack<{own}, {pack}>(p{i} + b{i} + k, {pack}, true)");
+                self.line(5, &format!("const Pack<{own}, {pack}> q{i} = {read};"));
             }
         }
         let results: Vec<(usize, usize, Kept)> = match aim {
