@@ -54,6 +54,15 @@ struct emlx_generated {
       const void* payload, const emlx_layout* inputs, size_t count, const emlx_layout* out, emlx_launch* launch);
   emlx::Build build;
   void (*drop)(const void* payload);
+  // Whether results lie as inputs of their shape do, where these agree; else they lie in rows.
+  bool keeps_layout;
+};
+
+// An output's shape; the same in src/mlx/cuda/generated.rs.
+struct emlx_output {
+  const int32_t* shape;
+  size_t rank;
+  mlx_dtype dtype;
 };
 }
 
@@ -129,7 +138,7 @@ class Generated : public core::Primitive {
 
   void eval_gpu(const std::vector<core::array>& inputs, std::vector<core::array>& outputs) override {
     static Launches* launches = new Launches();
-    const core::array* like = common_layout(inputs, outputs[0]);
+    const core::array* like = rust_.keeps_layout ? common_layout(inputs, outputs[0]) : nullptr;
     // Another array than an output, which has its layout only once it has memory.
     std::vector<core::array> made;
     for (const auto& output : outputs) {
@@ -188,16 +197,14 @@ class Generated : public core::Primitive {
 
 } // namespace
 
-// The nodes of a kernel's outputs, all of one shape and of these types. The kernel owns its payload from here on, also
-// where this fails. 0, or 1 with MLX's error handler called.
+// The nodes of a kernel's outputs. The kernel owns its payload from here on, also where this fails. 0, or 1 with MLX's
+// error handler called.
 extern "C" int emlx_generated_nodes(
     mlx_array* res,
     emlx_generated rust,
     const mlx_array* inputs,
     size_t count,
-    const int* shape,
-    size_t rank,
-    const mlx_dtype* dtypes,
+    const emlx_output* outputs,
     size_t output_count,
     const mlx_stream stream) {
   bool owned = false;
@@ -210,10 +217,11 @@ extern "C" int emlx_generated_nodes(
     for (size_t i = 0; i < count; ++i) {
       arrays.push_back(*static_cast<const core::array*>(inputs[i].ctx));
     }
-    const std::vector<core::Shape> shapes(output_count, core::Shape(shape, shape + rank));
+    std::vector<core::Shape> shapes;
     std::vector<core::Dtype> types;
     for (size_t i = 0; i < output_count; ++i) {
-      types.push_back(mlx_dtype_to_cpp(dtypes[i]));
+      shapes.emplace_back(outputs[i].shape, outputs[i].shape + outputs[i].rank);
+      types.push_back(mlx_dtype_to_cpp(outputs[i].dtype));
     }
     auto made = core::array::make_arrays(shapes, types, std::move(primitive), arrays);
     for (size_t i = 0; i < output_count; ++i) {

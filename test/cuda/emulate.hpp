@@ -241,6 +241,7 @@ inline void run_fiber() {
 // Runs a kernel in blocks of threads, one block after the other.
 inline void launch(int blocks, int threads, std::function<void()> body) {
   kernel = std::move(body);
+  gridDim.x = blocks;
   fibers.resize(threads);
   lanes.resize(threads);
   blockDim.x = threads;
@@ -297,6 +298,10 @@ inline float __shfl_sync(unsigned, float number, int from) {
   const float other = emulate::lanes[own / 32 * 32 + from];
   emulate::wait(warp);
   return other;
+}
+
+inline int __shfl_xor_sync(unsigned mask, int number, int by) {
+  return __float_as_int(__shfl_sync(mask, __int_as_float(number), threadIdx.x % 32 ^ by));
 }
 
 inline float __shfl_xor_sync(unsigned mask, float number, int by) {

@@ -42,7 +42,7 @@ pub fn arg_reduce(
 }
 
 /// MLX's place, or that of NaN where there is one.
-fn composed(
+pub fn composed(
     is_max: bool,
     a: &Array,
     axis: i32,

@@ -5,7 +5,7 @@
 use super::creation::int;
 use super::elementwise::{step, Steps};
 use super::table::{family, others};
-use super::{check, elementwise, one, shape, Inputs, Op, Outputs};
+use super::{check, elementwise, gathers, one, shape, Inputs, Op, Outputs};
 use crate::base::{Device, Dtype, Error, Result};
 use crate::cpu::{self, Operand};
 use crate::mlx::{self, Stream, Vector};
@@ -174,6 +174,31 @@ pub fn gather(
         let axes = axes.iter().map(|axis| *axis as u8).collect();
         return cpu::gather(a, &own_indices(indices, s)?, axes, slice_sizes, s);
     }
+    if gathers::takes(a, indices, s) {
+        let shapes: Vec<&[i32]> = indices.iter().map(|index| index.shape()).collect();
+        if let Some(places) = gathers::gather(a.shape(), &shapes, axes, slice_sizes) {
+            let (axes, sizes) = (axes.clone(), slice_sizes.to_vec());
+            let stream = s.clone();
+            let composed = move |arrays: &[Array]| {
+                let indices: Vec<&Array> = arrays[1..].iter().collect();
+                gather_by_mlx(&arrays[0], &indices, &axes, &sizes, &stream)
+            };
+            let composed = Box::new(composed);
+            if let Some(array) = gathers::by_kernel(places, a, indices, composed, s)? {
+                return Ok(array);
+            }
+        }
+    }
+    gather_by_mlx(a, indices, axes, slice_sizes, s)
+}
+
+fn gather_by_mlx(
+    a: &Array,
+    indices: &[&Array],
+    axes: &[i32],
+    slice_sizes: &[i32],
+    s: &Stream,
+) -> Result<Array> {
     let within = indices
         .iter()
         .zip(axes)
@@ -441,6 +466,20 @@ pub fn take(a: &Array, indices: &Array, axis: i32, s: &Stream) -> Result<Array> 
         let (before, after) = (&a.shape()[..axis], &a.shape()[axis + 1..]);
         return mlx::reshape(&taken, &[before, indices.shape(), after].concat(), s);
     }
+    if gathers::takes(a, &[indices], s) {
+        let axis = check::axis(a, axis)?;
+        let places = gathers::take(a.shape(), indices.shape(), axis);
+        let stream = s.clone();
+        let composed =
+            move |arrays: &[Array]| take_by_mlx(&arrays[0], &arrays[1], axis as i32, &stream);
+        if let Some(array) = gathers::by_kernel(places, a, &[indices], Box::new(composed), s)? {
+            return Ok(array);
+        }
+    }
+    take_by_mlx(a, indices, axis, s)
+}
+
+fn take_by_mlx(a: &Array, indices: &Array, axis: i32, s: &Stream) -> Result<Array> {
     let (axis, indices) = on_axis(a, indices, axis, s)?;
     mlx::take(a, &indices, axis as i32, s)
 }
@@ -454,6 +493,21 @@ pub fn take_along_axis(a: &Array, indices: &Array, axis: i32, s: &Stream) -> Res
         check_index_type(indices)?;
         return cpu::along(a, indices, own, true, s);
     }
+    if gathers::takes(a, &[indices], s) {
+        if let Some(places) = gathers::take_along(a.shape(), indices.shape(), own) {
+            let stream = s.clone();
+            let composed =
+                move |arrays: &[Array]| take_along_by_mlx(&arrays[0], &arrays[1], axis, &stream);
+            let composed = Box::new(composed);
+            if let Some(array) = gathers::by_kernel(places, a, &[indices], composed, s)? {
+                return Ok(array);
+            }
+        }
+    }
+    take_along_by_mlx(a, indices, axis, s)
+}
+
+fn take_along_by_mlx(a: &Array, indices: &Array, axis: i32, s: &Stream) -> Result<Array> {
     let (axis, indices) = on_axis(a, indices, axis, s)?;
     mlx::take_along_axis(a, &indices, axis as i32, s)
 }

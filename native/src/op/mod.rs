@@ -15,7 +15,9 @@ mod double;
 mod einsum;
 mod elementwise;
 mod fft;
+mod folds;
 mod fused;
+mod gathers;
 mod gpu;
 mod indexing;
 mod inputs;
@@ -46,6 +48,7 @@ use crate::base::{Device, Dtype, Error, Result};
 use crate::mlx::{self, Stream};
 pub use cuda::{chain as generated, decode};
 pub use elementwise::links;
+pub use folds::{axes as folded_axes, steps as fold_steps};
 pub use fused::Products;
 pub use gpu::Crossed;
 pub use inputs::Inputs;
@@ -155,7 +158,7 @@ impl Op {
         }
     }
 
-    /// [`elementwise::by_kernel`], of the classes that it is for.
+    /// [`elementwise::by_kernel`] and [`folds::by_kernel`], of the classes that they are for.
     fn by_kernel(
         &self,
         inputs: &Inputs,
@@ -167,6 +170,7 @@ impl Op {
             Class::Unary | Class::Binary | Class::Select | Class::Cast => {
                 elementwise::by_kernel(self, inputs, to, device, s)
             }
+            Class::Reduction if device == Device::Gpu => folds::by_kernel(self, inputs, to, s),
             _ => Ok(None),
         }
     }

@@ -54,9 +54,9 @@ pub enum Reducing {
 
 /// A reduction over axes, or over all of them.
 pub struct Over<'a> {
-    reducing: Reducing,
-    axes: &'a Option<Vec<i32>>,
-    keepdims: bool,
+    pub reducing: Reducing,
+    pub axes: &'a Option<Vec<i32>>,
+    pub keepdims: bool,
 }
 
 impl Op {

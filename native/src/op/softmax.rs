@@ -1,6 +1,6 @@
 //! Softmax, and the cross entropy of logits. Called by fused.rs.
 
-use super::{blocks, check, double, indexing, reduce};
+use super::{blocks, check, double, folds, indexing, reduce};
 use crate::base::{Device, Dtype, Result};
 use crate::cpu;
 use crate::mlx::{self, Stream};
@@ -26,6 +26,11 @@ pub fn softmax(
     let is_last = axes == [rank - 1];
     if device == Device::Gpu && is_last {
         return mlx::softmax(a, &axes, precise, s);
+    }
+    if device == Device::Gpu {
+        if let Some(softmax) = folds::softmax(a, &axes, s)? {
+            return Ok(softmax);
+        }
     }
     if !cpu::takes(device, a) {
         return softmax_of_sums(a, &axes, device, s);

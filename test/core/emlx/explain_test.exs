@@ -35,6 +35,23 @@ defmodule EMLX.ExplainTest do
     assert ["left shapes and types are not known" <> _] = notes(any, "chains", device: :cpu)
   end
 
+  test "reductions and the operations around them are rows on CUDA if shapes are known" do
+    over = %{axes: [-1], keepdims: true}
+
+    instructions = [
+      {{:max, over}, [0], 1},
+      {:subtract, [0, 1], 1},
+      {:exp, [2], 1},
+      {{:sum, over}, [3], 1},
+      {:divide, [3, 4], 1}
+    ]
+
+    program = Program.new([{"x", [32, 32], :f32}], instructions, [5])
+    assert ["plan for gpu" <> _, "0: rows: 5 operations" | _] = lines(program, device: :gpu)
+    assert notes(program, "rows", device: :gpu) == ["took instruction 0: max, subtract, exp, sum, divide"]
+    assert notes(program, "rows", device: :cpu) == ["left its kernels are generated for CUDA"]
+  end
+
   test "the plan of a loop states whether its steps are counted, and why it runs on the host" do
     counted = Program.new(2, [{loop(:less, :square), [0, 1], 1}], [2], device: :cpu)
 

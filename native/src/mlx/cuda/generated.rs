@@ -93,6 +93,15 @@ struct Functions {
         usize,
     ) -> bool,
     drop: unsafe extern "C" fn(*const c_void),
+    keeps_layout: bool,
+}
+
+/// As in cpp/generated.cpp.
+#[repr(C)]
+struct Output {
+    shape: *const i32,
+    rank: usize,
+    dtype: sys::mlx_dtype,
 }
 
 extern "C" {
@@ -101,9 +110,7 @@ extern "C" {
         functions: Functions,
         inputs: *const sys::mlx_array,
         count: usize,
-        shape: *const c_int,
-        rank: usize,
-        dtypes: *const sys::mlx_dtype,
+        outputs: *const Output,
         output_count: usize,
         stream: sys::mlx_stream,
     ) -> c_int;
@@ -175,39 +182,51 @@ unsafe extern "C" fn release(own: *const c_void) {
     drop(Box::from_raw(own.cast_mut().cast::<Payload>()));
 }
 
-/// Nodes of results of one shape and of these types. There is at least one.
+/// What nodes are made of.
+pub struct Node {
+    pub generating: Box<dyn Generating>,
+    /// Whether results, which then have one shape, lie as inputs of this shape do, where these agree.
+    pub keeps_layout: bool,
+}
+
+/// Nodes of results of these shapes and types. There is at least one.
 pub fn nodes(
-    generating: Box<dyn Generating>,
+    node: Node,
     inputs: &[&Array],
-    shape: &[i32],
-    dtypes: &[Dtype],
+    outputs: &[(&[i32], Dtype)],
     s: &Stream,
 ) -> Result<SmallVec<[Array; 2]>> {
     let functions = Functions {
-        payload: Box::into_raw(Box::new(generating)).cast(),
+        payload: Box::into_raw(Box::new(node.generating)).cast(),
         launch,
         build,
         drop: release,
+        keeps_layout: node.keeps_layout,
     };
     let handles: SmallVec<[sys::mlx_array; 4]> =
         inputs.iter().map(|array| array.as_ptr()).collect();
-    let dtypes: SmallVec<[sys::mlx_dtype; 2]> = dtypes.iter().map(|dtype| dtype.to_mlx()).collect();
+    let outputs: SmallVec<[Output; 2]> = outputs
+        .iter()
+        .map(|(shape, dtype)| Output {
+            shape: shape.as_ptr(),
+            rank: shape.len(),
+            dtype: dtype.to_mlx(),
+        })
+        .collect();
     let null = sys::mlx_array {
         ctx: std::ptr::null_mut(),
     };
-    let mut made: SmallVec<[sys::mlx_array; 2]> = SmallVec::from_elem(null, dtypes.len());
+    let mut made: SmallVec<[sys::mlx_array; 2]> = SmallVec::from_elem(null, outputs.len());
     // SAFETY: every pointer comes from a live reference and every length from its slice, there is room for as many
-    // handles as there are types, and exceptions are caught there. Handles that were given are owned from here on.
+    // handles as there are outputs, and exceptions are caught there. Handles that were given are owned from here on.
     unsafe {
         let status = emlx_generated_nodes(
             made.as_mut_ptr(),
             functions,
             handles.as_ptr(),
             handles.len(),
-            shape.as_ptr(),
-            shape.len(),
-            dtypes.as_ptr(),
-            dtypes.len(),
+            outputs.as_ptr(),
+            outputs.len(),
             s.0,
         );
         if status != 0 {
@@ -317,11 +336,18 @@ mod tests {
         let input = mlx::from_bytes(&[1; 6], &[2, 3], Dtype::U8).expect("an array");
         let count = Arc::new(AtomicUsize::new(1));
         let double = Box::new(Double(count.clone()));
-        let dtypes = [Dtype::Bool, Dtype::F32];
-        let made = nodes(double, &[&input], &[2, 3], &dtypes, stream).expect("built");
+        let outputs = [(&[2, 3][..], Dtype::Bool), (&[2, 1][..], Dtype::F32)];
+        let node = Node {
+            generating: double,
+            keeps_layout: false,
+        };
+        let made = nodes(node, &[&input], &outputs, stream).expect("built");
         let signature = |array: &Array| (array.shape().to_vec(), mlx::dtype(array));
         let signatures: Vec<_> = made.iter().map(signature).collect();
-        assert_eq!(signatures, dtypes.map(|dtype| (vec![2, 3], dtype)));
+        assert_eq!(
+            signatures,
+            outputs.map(|(shape, dtype)| (shape.to_vec(), dtype))
+        );
         let error = mlx::async_eval(&[&made[0]], &mlx::graph_lock());
         let error = error.expect_err("is for CUDA").to_string();
         assert!(error.contains("is a kernel for CUDA"), "{error}");

@@ -8,6 +8,7 @@ pub mod compiled;
 pub mod counted;
 pub mod masked;
 pub mod recorded;
+pub mod rows;
 pub mod step_graph;
 pub mod turned;
 

@@ -378,7 +378,7 @@ fn is_small_reshape(node: &Node, types: &Types) -> bool {
 }
 
 /// The links of a node that a kernel of ours computes from operands that go into its result's shape.
-fn links(node: &Node, types: &Types) -> Option<Links> {
+pub fn links(node: &Node, types: &Types) -> Option<Links> {
     let op = node.op()?;
     let (_, dtype) = &types.values[first_output(node)?];
     let of = |value: &Option<u32>| value.map(|value| &types.values[value as usize]);

@@ -13,6 +13,7 @@ mod loops;
 mod masked;
 mod merge;
 mod notes;
+mod rows;
 mod turned;
 
 pub use code::{Code, Node, Work};
@@ -74,11 +75,12 @@ impl<'a> Scope<'a> {
 }
 
 /// The passes in their order. Each sees what those before it made.
-static PASSES: [&dyn Pass; 7] = [
+static PASSES: [&dyn Pass; 8] = [
     &merge::Merge,
     &loops::Loops,
     &masked::MaskedPass,
     &turned::Turned,
+    &rows::RowsPass,
     &chains::Chains,
     &compile::Compile,
     &capture::Capture,

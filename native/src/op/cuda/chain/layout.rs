@@ -9,20 +9,20 @@ use smallvec::SmallVec;
 pub const THREADS: usize = 256;
 
 /// Blocks of a launch, at most: threads go on to further elements.
-const MAX_BLOCKS: usize = 1 << 20;
+pub const MAX_BLOCKS: usize = 1 << 20;
 
 /// Elements and places up to which indices have 32 bits, with room for a grid's step beyond them.
-const MAX_NARROW: usize = 1 << 30;
+pub const MAX_NARROW: usize = 1 << 30;
 
 /// Bytes beyond which arrays are read and written past the GPU's cache: it would keep nothing of them for the kernel
 /// after this one.
 const MAX_CACHED: usize = 64 << 20;
 
 /// Bytes of a kernel's arguments, at most: CUDA's limit on every device.
-const MAX_ARGUMENTS: usize = 4000;
+pub const MAX_ARGUMENTS: usize = 4000;
 
 /// Bytes that a thread reads at once.
-const PACK_BYTES: usize = 16;
+pub const PACK_BYTES: usize = 16;
 
 /// How an input lies beside the result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

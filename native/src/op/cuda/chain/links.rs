@@ -17,34 +17,43 @@ pub fn composed(
 ) -> Result<Vec<Array>> {
     let mut made: Vec<Array> = Vec::with_capacity(links.len());
     for link in links {
-        let output = {
-            let operand = |(place, operand): (usize, &Operand)| {
+        let value = {
+            let operand = |operand: &Operand| {
                 let array = match *operand {
                     Operand::Input(input) => inputs.get(usize::from(input)),
                     Operand::Link(link) => made.get(usize::from(link)),
                 };
-                let array = array.ok_or_else(|| Error::invalid("a link has no operand"))?;
-                // A link takes booleans for bytes.
-                let taken = cpu::dtype_of(link.action.operand(place, link.from));
-                match mlx::dtype(array) == Dtype::Bool {
-                    true => mlx::astype(array, taken, s),
-                    false => mlx::share(array),
-                }
+                array.ok_or_else(|| Error::invalid("a link has no operand"))
             };
-            let operands = link.operands().iter().enumerate().map(operand);
-            let operands = operands.collect::<Result<SmallVec<[Array; 3]>>>()?;
-            let operands: SmallVec<[Option<&Array>; 3]> = operands.iter().map(Some).collect();
-            let outputs = operation(link).composed(&Inputs(&operands), device, s)?;
-            let output = outputs.into_iter().next();
-            output.ok_or_else(|| Error::invalid("a link has no result"))?
+            let operands = link.operands().iter().map(operand);
+            self::link(link, &operands.collect::<Result<Vec<_>>>()?, device, s)?
         };
-        // MLX counts booleans, among others.
-        made.push(mlx::astype(&output, cpu::dtype_of(link.to), s)?);
+        made.push(value);
     }
     let results = super::text::results(links);
     results
         .map(|(i, _)| mlx::broadcast_to(&made[i], shape, s))
         .collect()
+}
+
+/// What a link gives of its operands.
+pub fn link(link: &Link, operands: &[&Array], device: Device, s: &Stream) -> Result<Array> {
+    let operand = |(place, array): (usize, &&Array)| {
+        // A link takes booleans for bytes.
+        let taken = cpu::dtype_of(link.action.operand(place, link.from));
+        match mlx::dtype(array) == Dtype::Bool {
+            true => mlx::astype(array, taken, s),
+            false => mlx::share(array),
+        }
+    };
+    let operands = operands.iter().enumerate().map(operand);
+    let operands = operands.collect::<Result<SmallVec<[Array; 3]>>>()?;
+    let operands: SmallVec<[Option<&Array>; 3]> = operands.iter().map(Some).collect();
+    let outputs = operation(link).composed(&Inputs(&operands), device, s)?;
+    let output = outputs.into_iter().next();
+    let output = output.ok_or_else(|| Error::invalid("a link has no result"))?;
+    // MLX counts booleans, among others.
+    mlx::astype(&output, cpu::dtype_of(link.to), s)
 }
 
 fn operation(link: &Link) -> Op {

@@ -2,12 +2,14 @@
 //! is written here ([`text`]) and compiled when it first runs. Called by `op/elementwise.rs` for operations that MLX
 //! composes of several kernels, and by the engine `chain`.
 
+pub mod gather;
 #[cfg(emlx_kernels)]
 mod layout;
 #[cfg(emlx_kernels)]
 mod links;
 #[cfg(emlx_kernels)]
 mod node;
+pub mod reduction;
 #[cfg(all(test, emlx_kernels))]
 mod tests;
 #[cfg(emlx_kernels)]

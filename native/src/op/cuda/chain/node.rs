@@ -1,11 +1,11 @@
 //! Generated kernels as nodes of MLX's graph, and the kernels that a process has.
 
 use super::layout::{Launch, Structure, THREADS};
-use super::{links, text};
+use super::{gather, links, reduction, text};
 use crate::base::{Device, Error, Result};
 use crate::cpu::{self, Action, Function, Link, Links, Operand, Type};
 use crate::mlx::cuda::compiler;
-use crate::mlx::cuda::generated::{self, Generating, Image, Launched};
+use crate::mlx::cuda::generated::{self, Generating, Image, Launched, Node};
 use crate::mlx::{self, Stream, Vector};
 use emlx_cpu::View;
 use mlx_rs::Array;
@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use smallvec::SmallVec;
 use std::collections::HashMap;
 use std::ffi::CString;
+use std::hash::Hash;
 
 /// How kernels are compiled. A product and a sum stay two roundings, as on the CPU.
 pub const OPTIONS: [&str; 2] = ["--std=c++17", "--fmad=false"];
@@ -39,14 +40,40 @@ pub fn unavailable() -> Option<&'static str> {
     REASON.get_or_init(find).as_deref()
 }
 
+/// The kernels of a kind that a process has, by their structures; or why one is not there.
+type Known<T> = Mutex<HashMap<T, std::result::Result<&'static Image, String>>>;
+
 /// A structure's kernel, or why there is none: compiled once in a process, and once for all where it is kept.
 fn kernel(structure: &Structure) -> std::result::Result<&'static Image, String> {
-    type Known = HashMap<Structure, std::result::Result<&'static Image, String>>;
-    static KNOWN: Lazy<Mutex<Known>> = Lazy::new(Mutex::default);
-    if let Some(known) = KNOWN.lock().get(structure) {
+    static KNOWN: Lazy<Known<Structure>> = Lazy::new(Mutex::default);
+    known(&KNOWN, structure, source)
+}
+
+/// The same of a reduction.
+pub fn reduction(
+    structure: &reduction::layout::Structure,
+) -> std::result::Result<&'static Image, String> {
+    static KNOWN: Lazy<Known<reduction::layout::Structure>> = Lazy::new(Mutex::default);
+    known(&KNOWN, structure, reduction::node::source)
+}
+
+/// The same of what takes elements by indices.
+pub fn gather(
+    structure: &gather::kernel::Structure,
+) -> std::result::Result<&'static Image, String> {
+    static KNOWN: Lazy<Known<gather::kernel::Structure>> = Lazy::new(Mutex::default);
+    known(&KNOWN, structure, gather::kernel::source)
+}
+
+fn known<T: Clone + Eq + Hash>(
+    all: &Known<T>,
+    structure: &T,
+    source: impl Fn(&T) -> Option<(String, String)>,
+) -> std::result::Result<&'static Image, String> {
+    if let Some(known) = all.lock().get(structure) {
         return known.clone();
     }
-    let made = image(structure).map_err(|error| error.to_string());
+    let made = image(source(structure)).map_err(|error| error.to_string());
     if let Err(reason) = &made {
         // Once for each kernel: the answer is kept.
         eprintln!(
@@ -54,16 +81,12 @@ fn kernel(structure: &Structure) -> std::result::Result<&'static Image, String> 
         );
     }
     let made = made.map(|image| &*Box::leak(Box::new(image)));
-    KNOWN
-        .lock()
-        .entry(structure.clone())
-        .or_insert(made)
-        .clone()
+    all.lock().entry(structure.clone()).or_insert(made).clone()
 }
 
-fn image(structure: &Structure) -> Result<Image> {
+fn image(source: Option<(String, String)>) -> Result<Image> {
     let (name, source) =
-        source(structure).ok_or_else(|| Error::invalid("a link has no text in CUDA's C++"))?;
+        source.ok_or_else(|| Error::invalid("a link has no text in CUDA's C++"))?;
     let compile = || compiler::image(&name, &source, &OPTIONS);
     // Libraries are loaded on the way.
     let code = std::panic::catch_unwind(std::panic::AssertUnwindSafe(compile))
@@ -72,13 +95,19 @@ fn image(structure: &Structure) -> Result<Image> {
     Ok(Image { name, code })
 }
 
-/// A kernel's name and its text. MLX keeps kernels by their names, so that another text has another name.
+/// A kernel's name and its text.
 pub fn source(structure: &Structure) -> Option<(String, String)> {
-    let kernel = text::kernel(structure)?;
-    let digest = blake3::hash(format!("{}{kernel}", text::PRELUDE).as_bytes());
-    let name = format!("emlx_chain_{}", &digest.to_hex()[..32]);
+    named("emlx_chain", "", text::kernel(structure)?)
+}
+
+/// A kernel's name, and its text behind what stands before all and what stands before those of its kind. MLX keeps
+/// kernels by their names, so that another text has another name.
+pub fn named(kind: &str, prelude: &str, kernel: String) -> Option<(String, String)> {
+    let prelude = [text::PRELUDE, prelude].concat();
+    let digest = blake3::hash(format!("{prelude}{kernel}").as_bytes());
+    let name = format!("{kind}_{}", &digest.to_hex()[..32]);
     let kernel = kernel.replace(text::NAME, &name);
-    Some((name, format!("{}{kernel}", text::PRELUDE)))
+    Some((name, prelude + &kernel))
 }
 
 /// A node's work.
@@ -121,7 +150,7 @@ impl Generating for Chain {
 }
 
 /// The strides of an array in rows.
-fn rows(shape: &[i32]) -> SmallVec<[i64; 6]> {
+pub fn rows(shape: &[i32]) -> SmallVec<[i64; 6]> {
     let after = |axis: usize| shape[axis + 1..].iter().map(|size| i64::from(*size));
     (0..shape.len()).map(|axis| after(axis).product()).collect()
 }
@@ -157,5 +186,10 @@ pub fn results(
         shape: shape.into(),
         stream: s.clone(),
     };
-    generated::nodes(Box::new(chain), inputs, &own, &dtypes, s)
+    let outputs: SmallVec<[_; 2]> = dtypes.iter().map(|dtype| (&own[..], *dtype)).collect();
+    let node = Node {
+        generating: Box::new(chain),
+        keeps_layout: true,
+    };
+    generated::nodes(node, inputs, &outputs, s)
 }

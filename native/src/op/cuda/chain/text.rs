@@ -29,7 +29,7 @@ pub fn stored(of: Type) -> &'static str {
 }
 
 /// What an element is computed with.
-fn register(of: Type) -> &'static str {
+pub fn register(of: Type) -> &'static str {
     match of.is_float() {
         true => "float",
         false => stored(of),
@@ -54,12 +54,12 @@ fn wide(of: Type) -> &'static str {
     }
 }
 
-fn is_signed(of: Type) -> bool {
+pub fn is_signed(of: Type) -> bool {
     matches!(of, Type::S8 | Type::S16 | Type::S32 | Type::S64)
 }
 
 /// An element as it was read.
-fn widened(of: Type, element: &str) -> String {
+pub fn widened(of: Type, element: &str) -> String {
     match of {
         Type::F16 => format!("of_f16({element})"),
         Type::Bf16 => format!("of_bf16({element})"),
@@ -68,7 +68,7 @@ fn widened(of: Type, element: &str) -> String {
 }
 
 /// An element to be written.
-fn narrowed(of: Type, number: &str) -> String {
+pub fn narrowed(of: Type, number: &str) -> String {
     match of {
         Type::F16 => format!("to_f16({number})"),
         Type::Bf16 => format!("to_bf16({number})"),
@@ -285,15 +285,15 @@ pub fn results(links: &[Link]) -> impl Iterator<Item = (usize, &Link)> + Clone {
 }
 
 /// Arguments of a kernel, after its arrays.
-struct Arguments {
-    is_wide: bool,
-    count: usize,
-    code: String,
+pub struct Arguments {
+    pub is_wide: bool,
+    pub count: usize,
+    pub code: String,
 }
 
 impl Arguments {
     /// A number of this name, of the type that indices have.
-    fn take(&mut self, kind: &str, name: &str) {
+    pub fn take(&mut self, kind: &str, name: &str) {
         let at = self.count;
         let (value, more) = match self.is_wide {
             true => (format!("joined(a{at}, a{})", at + 1), 2),

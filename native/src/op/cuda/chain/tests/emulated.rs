@@ -5,7 +5,6 @@ use super::super::text;
 use crate::cpu::{Link, Links, Type};
 use emlx_cpu::{ElementType, Kernel, View};
 use half::{bf16, f16};
-use std::fmt::Write;
 use std::path::Path;
 use std::process::Command;
 
@@ -215,19 +214,31 @@ impl Case {
     }
 }
 
-/// A library of the kernels of these structures, compiled for the CPU.
+/// A library of kernels, compiled for the CPU.
 pub struct Library(*mut libc::c_void);
 
+/// What stands before kernels and the functions that run them.
+const HEAD: &str = "#include \"emulate.hpp\"\n#define __global__\n#define __launch_bounds__(n)\n";
+const ARRAYS: &str =
+    "struct Arrays { char* at; template <class P> operator P*() const { return (P*)at; } };\n";
+
+/// The function that runs kernel number `i` of so many arrays and numbers, by `emulate::each` or `emulate::launch`.
+pub fn runner(i: usize, arrays: usize, numbers: usize, by: &str) -> String {
+    let arrays = (0..arrays).map(|i| format!("Arrays{{arrays[{i}]}}"));
+    let numbers = (0..numbers).map(|i| format!("numbers[{i}]"));
+    let arguments: Vec<String> = arrays.chain(numbers).collect();
+    format!(
+        "extern \"C\" __attribute__((visibility(\"default\")))
+void run{i}(char** arrays, const int* numbers, int blocks) {{
+  emulate::{by}(blocks, {THREADS}, [&] {{ k{i}({}); }});\n}}\n",
+        arguments.join(", ")
+    )
+}
+
 impl Library {
-    /// None where there is no compiler.
+    /// Kernels of chains. None where there is no compiler.
     pub fn new(structures: &[Structure], name: &str) -> Option<Library> {
-        let mut source = String::from(
-            "#include \"emulate.hpp\"\n#define __global__\n#define __launch_bounds__(n)\n",
-        );
-        source.push_str(text::PRELUDE);
-        source.push_str(
-            "struct Any { char* at; template <class P> operator P*() const { return (P*)at; } };\n",
-        );
+        let mut source = String::new();
         for (i, structure) in structures.iter().enumerate() {
             let kernel = text::kernel(structure).expect("has a text");
             source.push_str(&kernel.replace(text::NAME, &format!("k{i}")));
@@ -244,17 +255,14 @@ impl Library {
                 }
             };
             let count = if structure.is_wide { 2 * count } else { count };
-            let arrays = (0..arrays).map(|i| format!("Any{{arrays[{i}]}}"));
-            let numbers = (0..count).map(|i| format!("numbers[{i}]"));
-            let arguments: Vec<String> = arrays.chain(numbers).collect();
-            let _ = writeln!(
-                source,
-                "extern \"C\" __attribute__((visibility(\"default\")))
-void run{i}(char** arrays, const int* numbers, int blocks) {{
-  emulate::each(blocks, {THREADS}, [&] {{ k{i}({}); }});\n}}",
-                arguments.join(", ")
-            );
+            source.push_str(&runner(i, arrays, count, "each"));
         }
+        Library::of_text(&source, name)
+    }
+
+    /// Of kernels and runners.
+    pub fn of_text(source: &str, name: &str) -> Option<Library> {
+        let source = [HEAD, text::PRELUDE, ARRAYS, source].concat();
         let own = format!("emlx-chain-{}-{name}", std::process::id());
         let folder = std::env::temp_dir().join(own);
         std::fs::create_dir_all(&folder).expect("a folder");
@@ -289,21 +297,19 @@ void run{i}(char** arrays, const int* numbers, int blocks) {{
         Some(Library(handle))
     }
 
-    /// Each result of a launch of kernel number `i`.
-    pub fn run(&self, i: usize, case: &Case, launch: &Launch) -> Vec<Vec<u8>> {
+    /// Runs kernel number `i` over inputs and results.
+    pub fn call(
+        &self,
+        i: usize,
+        inputs: &[Held],
+        results: &mut [Vec<u8>],
+        numbers: &[i32],
+        blocks: usize,
+    ) {
         type Run = unsafe extern "C" fn(arrays: *const *const u8, numbers: *const i32, blocks: i32);
         let name = std::ffi::CString::new(format!("run{i}")).expect("no NUL");
-        let results = text::results(&case.links);
-        let mut sizes: Vec<usize> = results
-            .map(|(_, link)| case.size() * link.to.size())
-            .collect();
-        let count = sizes.len();
-        if case.is_joined {
-            sizes = vec![sizes.iter().sum()];
-        }
-        let mut results: Vec<Vec<u8>> = sizes.iter().map(|size| vec![0xab; *size]).collect();
         let mut arrays: Vec<*const u8> = Vec::new();
-        for input in &case.inputs {
+        for input in inputs {
             // SAFETY: within the memory.
             arrays.push(unsafe { input.memory.as_ptr().add(input.offset) });
         }
@@ -315,12 +321,28 @@ void run{i}(char** arrays, const int* numbers, int blocks) {{
         // SAFETY: the library has the function, for as many arrays and numbers.
         unsafe {
             let run: Run = std::mem::transmute(libc::dlsym(self.0, name.as_ptr()));
-            run(
-                arrays.as_ptr(),
-                launch.arguments.as_ptr(),
-                launch.blocks as i32,
-            );
+            run(arrays.as_ptr(), numbers.as_ptr(), blocks as i32);
         }
+    }
+
+    /// Each result of a launch of kernel number `i`.
+    pub fn run(&self, i: usize, case: &Case, launch: &Launch) -> Vec<Vec<u8>> {
+        let results = text::results(&case.links);
+        let mut sizes: Vec<usize> = results
+            .map(|(_, link)| case.size() * link.to.size())
+            .collect();
+        let count = sizes.len();
+        if case.is_joined {
+            sizes = vec![sizes.iter().sum()];
+        }
+        let mut results: Vec<Vec<u8>> = sizes.iter().map(|size| vec![0xab; *size]).collect();
+        self.call(
+            i,
+            &case.inputs,
+            &mut results,
+            &launch.arguments,
+            launch.blocks,
+        );
         match case.is_joined {
             true => {
                 let parts = results[0].chunks_exact(sizes[0] / count);

@@ -1,6 +1,9 @@
 //! Generated kernels, compiled for the CPU (test/cuda/emulate.hpp) and run there, against the CPU's own chains.
 
 mod emulated;
+mod gather;
+mod reduction;
+mod reference;
 
 use super::layout::{Kind, Launch, Structure};
 use super::{links, text};
@@ -522,6 +525,8 @@ fn cudas_compiler_takes_every_text() {
             add(sample(of), [5, 4, 8], most);
         }
     }
+    source.push_str(&reduction::texts());
+    source.push_str(&gather::texts());
     let options = super::node::OPTIONS.map(String::from);
     let options = [&options[..], &["--gpu-architecture=sm_90".into()]].concat();
     let code = compiler::compile("all", &source, &options).expect("compiles");
