@@ -48,6 +48,7 @@ fn build_kernel_nodes() {
         .file("cpp/captured.cpp")
         .file("cpp/generated.cpp")
         .file("cpp/kernel.cpp")
+        .file("cpp/solver.cpp")
         .file("cpp/stream.cpp")
         .compile("emlx_kernel_node");
     println!("cargo:rustc-cfg=emlx_kernels");

@@ -21,7 +21,7 @@ defmodule EMLX do
   Matrix products of f32 are computed in f32 by default. `config :emlx, tf32: true` rounds their operands to TF32, which
   is faster and keeps 10 bits of the mantissa. The setting is read when the application starts; the environment variable
   `MLX_ENABLE_TF32` takes precedence. Operations without a GPU kernel run on the CPU, and their operands and results are
-  copied: linear algebra, scatters of 64-bit types and operations on arrays without elements. The guide
+  copied: `eig` and `eigvals`, scatters of 64-bit types and operations on arrays without elements. The guide
   [On NVIDIA GPUs](cuda.html) lists the differences, and what to do if no GPU is found.
 
   ## Compiler

@@ -25,6 +25,7 @@
 #include "mlx/transforms.h"
 #include "composed.h"
 #include "mlx_private.h"
+#include "pending.h"
 
 namespace core = mlx::core;
 
@@ -71,26 +72,8 @@ namespace {
 using emlx::Encoder;
 using emlx::device_address;
 using emlx::encoder_of;
+using emlx::submit_pending;
 using Held = std::shared_ptr<core::array::Data>;
-
-// Does nothing: submitting it has MLX launch what its encoder has gathered.
-class Nothing : public core::UnaryPrimitive {
- public:
-  explicit Nothing(core::Stream s) : core::UnaryPrimitive(s) {}
-  void eval_cpu(const std::vector<core::array>&, core::array& out) override {
-    out.set_data(core::allocator::malloc(out.nbytes()));
-  }
-  void eval_gpu(const std::vector<core::array>&, core::array& out) override {
-    out.set_data(core::allocator::malloc(out.nbytes()));
-  }
-  const char* name() const override {
-    return "Nothing";
-  }
-};
-
-void submit_pending(core::Stream s) {
-  core::async_eval({core::array(core::Shape{1}, core::uint8, std::make_shared<Nothing>(s), {})});
-}
 
 // An input that is read where it lies: its memory, as long as others hold it.
 struct Fixed {

@@ -43,7 +43,8 @@ defmodule EMLX.OpTable do
       order, `:strided` in another order, nil if not
     * `:converts` - whether it only changes shape or type
     * `:simple` - whether the interpreters of programs support it
-    * `:cpu_only` - whether it always runs on the CPU, for arrays on the GPU, too
+    * `:cpu_only` - whether it always runs on the CPU, for arrays on the GPU, too. Other linear algebra runs there if
+      cuSOLVER cannot be loaded
     * `:late_failure` - whether it can fail during the evaluation, and not only when it is built
   """
   @type entry :: %{

@@ -46,7 +46,7 @@ defmodule EMLX.Backend do
       requires. A function that uses axes is called element by element
     * `Nx.LinAlg.triangular_solve/3` evaluates its matrix during the call, since a zero on the diagonal raises
       `ArgumentError`. `Nx.LinAlg.solve/2` and `Nx.LinAlg.invert/1` do not
-    * Decompositions and solvers of linear algebra run on the CPU
+    * Decompositions and solvers of linear algebra run on the GPU where cuSOLVER can be loaded, else on the CPU
 
   No operation falls back to another backend.
   """

@@ -9,7 +9,7 @@ use crate::mlx::{self, Stream, Vector};
 use mlx_rs::Array;
 
 family! { LinearAlgebra, takes(1):
-    // On the last two axes, inputs: a. On the CPU also where the arrays are the GPU's.
+    // On the last two axes, inputs: a.
     Cholesky { upper: bool },
     CholeskyInv { upper: bool },
     /// Outputs: q, r.
@@ -19,8 +19,8 @@ family! { LinearAlgebra, takes(1):
     /// Outputs: eigenvalues, eigenvectors.
     Eigh { upper: bool } => outputs(2),
     Eigvalsh { upper: bool },
-    Eig => outputs(2),
-    Eigvals,
+    Eig => outputs(2).cpu_only(),
+    Eigvals => cpu_only(),
     /// Outputs: row order, l, u.
     Lu => outputs(3),
     /// Outputs: packed lu, pivots.
@@ -131,7 +131,7 @@ fn uplo(upper: bool) -> &'static str {
 
 /// Factors of the matrices that have no NaN and no infinity in `seen`, and NaN for the others. On those LAPACK ends
 /// the process or never comes back, and with it the stream.
-fn of_finite(
+pub fn of_finite(
     a: &Array,
     seen: &Array,
     s: &Stream,

@@ -119,6 +119,24 @@ impl Op {
         Ok(applied)
     }
 
+    /// Why the CPU computes the operation for arrays of the GPU, if it always does.
+    pub fn reason_for_cpu(&self) -> Option<&'static str> {
+        if self.traits().class != Class::LinearAlgebra {
+            return None;
+        }
+        if self.is_for_cpu_only() {
+            return Some("cuSOLVER is not used for matrices that are not symmetric");
+        }
+        #[cfg(emlx_kernels)]
+        {
+            cuda::linalg::unavailable()
+        }
+        #[cfg(not(emlx_kernels))]
+        {
+            Some("MLX has it for the CPU only")
+        }
+    }
+
     /// [`Op::apply`] as a part of another operation, which collects what crosses between devices.
     fn apply_within(
         &self,
@@ -140,7 +158,14 @@ impl Op {
             }
             return Ok(outputs);
         }
-        if self.is_for_cpu_only() || gpu::lacks(self, inputs) {
+        let is_linear_algebra = self.traits().class == Class::LinearAlgebra;
+        #[cfg(emlx_kernels)]
+        if is_linear_algebra {
+            if let Some(outputs) = cuda::linalg::apply(self, inputs, stream, crossed)? {
+                return Ok(outputs);
+            }
+        }
+        if is_linear_algebra || self.is_for_cpu_only() || gpu::lacks(self, inputs) {
             let copies = gpu::copies_for_cpu(inputs, stream)?;
             let arrays: Vec<Option<&Array>> = copies.iter().map(Option::as_ref).collect();
             let (inputs, cpu) = (Inputs(&arrays), Device::Cpu);

@@ -67,7 +67,7 @@ pub struct Traits {
     /// Arithmetic, comparisons and logic on elements, and casts: what a program's own interpreters know
     /// (program/engine/counted.rs, program/engine/step_graph/text.rs).
     pub simple: bool,
-    /// MLX has it for the CPU only.
+    /// Computed on the CPU also for arrays of the GPU. So is other linear algebra where cuSOLVER is not there.
     pub cpu_only: bool,
     /// May fail while it is computed, not only while it is built: its result carries the failure on to what uses it.
     pub late_failure: bool,
@@ -79,7 +79,6 @@ pub struct Traits {
 
 impl Traits {
     pub(super) const fn new(class: Class, required: u8) -> Traits {
-        let is_linear_algebra = matches!(class, Class::LinearAlgebra);
         Traits {
             class,
             arity: Arity {
@@ -91,8 +90,8 @@ impl Traits {
             view: None,
             converts: false,
             simple: false,
-            cpu_only: is_linear_algebra,
-            late_failure: is_linear_algebra,
+            cpu_only: false,
+            late_failure: matches!(class, Class::LinearAlgebra),
             row_major_on_gpu: false,
             narrow_on_gpu: &[],
         }
@@ -135,6 +134,11 @@ impl Traits {
 
     pub(super) const fn simple(mut self) -> Traits {
         self.simple = true;
+        self
+    }
+
+    pub(super) const fn cpu_only(mut self) -> Traits {
+        self.cpu_only = true;
         self
     }
 

@@ -1,6 +1,7 @@
 defmodule EMLX.Block.LinAlg do
   @moduledoc """
-  The implementations of `EMLX.Block` for `Nx.LinAlg`. They use LAPACK on the CPU, whatever the device of the tensors.
+  The implementations of `EMLX.Block` for `Nx.LinAlg`. They use LAPACK on the CPU. On NVIDIA
+  GPUs they use cuSOLVER, or LAPACK on the CPU if cuSOLVER cannot be loaded.
 
   Integers and 16-bit floats are computed in f32, f64 in f64. Complex matrices run the composed functions.
 

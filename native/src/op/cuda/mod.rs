@@ -5,6 +5,8 @@
 pub mod chain;
 #[macro_use]
 pub mod decode;
+#[cfg(emlx_kernels)]
+pub mod linalg;
 
 use crate::base::{Dtype, Result};
 use crate::mlx::{self, CudaKernel, Launch, Stream};

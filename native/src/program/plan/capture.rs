@@ -2,7 +2,7 @@
 
 use super::group::{grouped, Grouping};
 use super::{Code, Node, Pass, Scope, Target, Work};
-use crate::base::Result;
+use crate::base::{Device, Result};
 use crate::program::engine::captured::Captures;
 
 /// Operations from which launching them together pays for copying inputs and outputs.
@@ -55,9 +55,21 @@ impl Pass for Capture {
             segment: &|code| Captures::new(code),
         };
         for node in &code.nodes {
-            if node.op().is_some_and(|op| op.can_fail_late()) {
-                scope.left(|| format!("instruction {}: {} may fail late", node.at, node.name()));
-            }
+            let Some(op) = node.op().filter(|op| op.can_fail_late()) else {
+                continue;
+            };
+            scope.left(|| {
+                let (at, name) = (node.at, node.name());
+                // Of a GPU that is not there, what it would do is said.
+                let reason = op
+                    .reason_for_cpu()
+                    .filter(|_| op.is_for_cpu_only() || Device::Gpu.is_available());
+                let reason = reason.map(|reason| format!(", and the CPU computes it: {reason}"));
+                format!(
+                    "instruction {at}: {name} may fail late{}",
+                    reason.unwrap_or_default()
+                )
+            });
         }
         Ok(grouped(code, how))
     }
@@ -73,7 +85,7 @@ fn is_launched(node: &Node) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::{Device, Dtype};
+    use crate::base::Dtype;
     use crate::mlx::Stream;
     use crate::op::{Applied, Op};
     use crate::program::engine::{Given, Segment};
