@@ -13,7 +13,7 @@ use super::rows;
 use super::simd::dispatch;
 #[cfg(target_arch = "x86_64")]
 use super::simd::Avx512;
-use super::simd::{Level, Simd};
+use super::simd::{load_part, store_part, Level, Simd};
 use super::View;
 #[cfg(target_arch = "x86_64")]
 use half::bf16;
@@ -204,6 +204,7 @@ unsafe fn multiply_values<S: Simd>(
     gemm::narrow_wide::<S>(wide, sums, count * columns);
 }
 
+/// Scores of a query, scaled and masked in place.
 #[inline(always)]
 unsafe fn scale_and_mask<S: Simd, T: Element>(
     head: &Head<T>,
@@ -211,23 +212,54 @@ unsafe fn scale_and_mask<S: Simd, T: Element>(
     row: *mut f32,
     keys: usize,
 ) {
-    rows::scaled::<S, f32>(row, row, keys, head.scale);
-    match head.mask {
-        Mask::None | Mask::Causal => {}
-        Mask::Seen => {
-            for j in 0..keys {
-                if head.seen.at(query, j).read() == 0 {
-                    // As MLX has it: a query that sees no key sees all equally.
-                    row.add(j).write(f32::MIN);
-                }
+    let scale = S::splat(head.scale);
+    // As MLX has it: a query that sees no key sees all equally.
+    let (zero, unseen) = (S::splat(0.0), S::splat(f32::MIN));
+    for j in (0..keys).step_by(S::LANES) {
+        let count = S::LANES.min(keys - j);
+        let score = match count == S::LANES {
+            true => S::load(row.add(j)),
+            false => load_part::<S, f32>(row.add(j), count, 0.0),
+        };
+        let score = S::mul(score, scale);
+        let score = match head.mask {
+            Mask::None | Mask::Causal => score,
+            Mask::Seen => {
+                let seen = mask_of::<S, T>(head, query, j, count);
+                S::select(S::equal(seen, zero), unseen, score)
             }
-        }
-        Mask::Added => {
-            for j in 0..keys {
-                *row.add(j) += head.added.at(query, j).read().widen();
-            }
+            Mask::Added => S::add(score, mask_of::<S, T>(head, query, j, count)),
+        };
+        match count == S::LANES {
+            true => S::store(row.add(j), score),
+            false => store_part::<S, f32>(row.add(j), count, score),
         }
     }
+}
+
+/// What a mask has for a query and `count` keys from `j` on, as numbers.
+#[inline(always)]
+unsafe fn mask_of<S: Simd, T: Element>(
+    head: &Head<T>,
+    query: usize,
+    j: usize,
+    count: usize,
+) -> S::V {
+    let is_whole = count == S::LANES;
+    if head.mask == Mask::Seen && is_whole && head.seen.column == 1 {
+        return S::load_u8(head.seen.at(query, j));
+    }
+    if head.mask == Mask::Added && is_whole && head.added.column == 1 {
+        return T::load::<S>(head.added.at(query, j));
+    }
+    let mut part = [0f32; 16];
+    for (i, number) in part.iter_mut().enumerate().take(count) {
+        *number = match head.mask {
+            Mask::Seen => head.seen.at(query, j + i).read().into(),
+            _ => head.added.at(query, j + i).read().widen(),
+        };
+    }
+    S::load(part.as_ptr())
 }
 
 #[inline(always)]

@@ -5,7 +5,7 @@
 use super::element::Element;
 #[cfg(target_arch = "x86_64")]
 use super::panels::Pairs;
-use super::panels::{self, block_cells, padded, CellsOf, Packed, Singles, ROWS, VECTORS};
+use super::panels::{self, block_cells, padded, Ahead, CellsOf, Packed, Singles, ROWS, VECTORS};
 use super::pool::{self, Shared};
 use super::simd::dispatch;
 #[cfg(target_arch = "x86_64")]
@@ -24,6 +24,14 @@ pub use super::panels::Matrix;
 const DEPTH: usize = 8 * panels::CELLS;
 /// Columns of a block: its panels then stay in the second cache.
 const COLUMNS: usize = 256;
+/// Rows up to which the next block of the right operand is asked for while one is multiplied: with more, reading it is
+/// little beside the arithmetic.
+const AHEAD_ROWS: usize = 256;
+/// The columns of a block up to so many rows, which leave room in the second cache for what is asked for.
+const AHEAD_COLUMNS: usize = 128;
+/// Parts for each thread then, where these have so many columns: a thread that begins late does fewer.
+const PARTS: usize = 3;
+const LEAST_COLUMNS: usize = 64;
 
 /// A product's right operand: a matrix as it lies, or something that becomes one, some columns at a time
 /// (quantized.rs).
@@ -45,6 +53,12 @@ pub trait Right: Sync {
         count: usize,
         room: &mut Vec<f32>,
     ) -> Matrix<Self::T>;
+
+    /// Columns from `first` on where they lie already.
+    fn there(&self, first: usize) -> Option<Matrix<Self::T>> {
+        let _ = first;
+        None
+    }
 }
 
 impl<T: Element> Right for Matrix<T> {
@@ -63,6 +77,13 @@ impl<T: Element> Right for Matrix<T> {
         _room: &mut Vec<f32>,
     ) -> Matrix<T> {
         self.from(0, first)
+    }
+
+    fn there(&self, first: usize) -> Option<Matrix<T>> {
+        Some(Matrix {
+            data: self.data.wrapping_offset(first as isize * self.column),
+            ..*self
+        })
     }
 }
 
@@ -105,6 +126,8 @@ impl Form {
 /// Some columns of the result, all of their terms, on one thread.
 struct Part<T, B> {
     b: Matrix<B>,
+    /// What this thread is likely to multiply next.
+    next: Option<Matrix<B>>,
     /// Packed, block of cells after block of cells; or rows.
     a: *const f32,
     form: Form,
@@ -162,10 +185,21 @@ unsafe fn part_body<S: Simd, C: CellsOf<S, B>, T: Element, B: Element>(
         panels::pack_columns::<S, C, B>(part.b.from(first, 0), terms, columns, panels);
         let (a, b) = (part.a.add(k * rows), Packed::whole(panels, count));
         let is_last = k + count == cells;
+        let next = match is_last {
+            true => part.next,
+            false => Some(part.b.from(first + terms, 0)),
+        };
+        let mut ahead = match next {
+            Some(next) if rows <= AHEAD_ROWS => {
+                Ahead::of::<S, B>(next, (terms, columns), (rows, count))
+            }
+            _ => Ahead::NONE,
+        };
         if is_deep {
             let add = block % blocks > 0;
             let a = Packed::whole(a, count);
-            panels::multiply::<S, C>(a, b, sums, columns, (rows, count, columns), add);
+            let sizes = (rows, count, columns);
+            panels::multiply_ahead::<S, C>(a, b, sums, columns, sizes, add, &mut ahead);
             if is_last || block % blocks == blocks - 1 {
                 add_wide::<S>(sums, wide, rows * columns, block >= blocks);
             }
@@ -181,7 +215,8 @@ unsafe fn part_body<S: Simd, C: CellsOf<S, B>, T: Element, B: Element>(
                 false => (sums.add(i * columns), columns),
             };
             let a = Packed::whole(a.add(i * count), count);
-            panels::multiply::<S, C>(a, b, c, stride, (height, count, columns), k > 0);
+            let sizes = (height, count, columns);
+            panels::multiply_ahead::<S, C>(a, b, c, stride, sizes, k > 0, &mut ahead);
             if is_last {
                 finish::<S, T, B>(part, c, i, height);
             }
@@ -356,8 +391,11 @@ unsafe fn by_columns<T: Element, B: Right>(
 ) {
     let (a, out) = (Shared(a), Shared(out));
     let share = rows * terms * columns >= WORTH_SHARING;
+    let threads = if share { pool::threads() } else { 1 };
     pool::parallel(columns.div_ceil(size), share, &|part| {
         let first = part * size;
+        // Threads take parts in turn.
+        let next = first + threads * size;
         let count = size.min(columns - first);
         with_rooms(|[sums, made, panels], kept| {
             let is_deep = form.is_deep(terms);
@@ -377,6 +415,7 @@ unsafe fn by_columns<T: Element, B: Right>(
             unsafe {
                 let part = Part {
                     b: b.columns(level, terms, first, count, made),
+                    next: b.there(next).filter(|_| next < columns),
                     a: a.at(0).cast_const(),
                     form,
                     out: out.at(first),
@@ -482,8 +521,12 @@ pub unsafe fn product_with<T: Element, B: Right>(
         // An even number of blocks on an even number of threads.
         let threads = pool::threads();
         // Panels of shorter columns have room for more.
-        let most = (COLUMNS * panels::CELLS / step).min(2 * COLUMNS);
-        let parts = columns.div_ceil(most).next_multiple_of(threads);
+        let (most, even) = match rows <= AHEAD_ROWS {
+            true => (AHEAD_COLUMNS, (PARTS * threads).min(columns / LEAST_COLUMNS)),
+            false => (COLUMNS, 0),
+        };
+        let most = (most * panels::CELLS / step).min(4 * most);
+        let parts = columns.div_ceil(most).max(even).next_multiple_of(threads);
         let size = padded(columns.div_ceil(parts), VECTORS * 16);
         let sizes = (rows, terms, columns);
         by_columns(level, (to.at(0), form), b, out, sizes, size);

@@ -170,22 +170,19 @@ unsafe fn widen<F: Integers>(
     (first, columns): (usize, usize),
     panels: *mut i32,
 ) {
-    let width = VECTORS * F::S::LANES;
+    let lanes = <F::S as Simd>::LANES;
+    let width = VECTORS * lanes;
     for j in (0..columns).step_by(BESIDE) {
         let panel = (first + j) / BESIDE * w.panel as usize;
-        let from = w.data.add(panel + start * BESIDE).cast::<[i32; BESIDE]>();
+        let from = w.data.add(panel + start * BESIDE).cast::<i32>();
         let to = panels.add(j / width * width * units + j % width);
         for unit in (0..units).step_by(2) {
-            let quads = from.add(unit / 2).read_unaligned();
-            let of =
-                |x: i32, y: i32| i32::from(i16::from(x as i8) as u16) | i32::from(y as i8) << 16;
-            let halves = [
-                quads.map(|quad| of(quad, quad >> 8)),
-                quads.map(|quad| of(quad >> 16, quad >> 24)),
-            ];
-            for (i, half) in halves.iter().enumerate().take(units - unit) {
-                let to = to.add((unit + i) * width);
-                to.cast::<[i32; BESIDE]>().write_unaligned(*half);
+            for v in (0..BESIDE).step_by(lanes) {
+                let [low, high] = F::halves(F::load(from.add(unit / 2 * BESIDE + v)));
+                F::store(to.add(unit * width + v), low);
+                if unit + 1 < units {
+                    F::store(to.add((unit + 1) * width + v), high);
+                }
             }
         }
     }

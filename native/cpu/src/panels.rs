@@ -15,6 +15,11 @@ pub const VECTORS: usize = 2;
 /// Cells of a block: a panel of `a` then stays in the first cache.
 pub const CELLS: usize = 384;
 
+/// Bytes that a cache keeps together.
+const LINE: usize = 64;
+/// Cells of a tile between which memory is asked for ([`Ahead`]): a processor has few requests under way.
+const STRETCH: usize = 64;
+
 /// An operand: element (i, j) lies `i·row + j·column` elements from `data`.
 #[derive(Clone, Copy)]
 pub struct Matrix<T> {
@@ -330,22 +335,29 @@ unsafe fn tile<S: Simd, C: Cells<S>, const R: usize>(
     c: *mut f32,
     stride: usize,
     add: bool,
+    ahead: &mut Ahead,
 ) {
     let mut sums = [[S::splat(0.0); VECTORS]; R];
     let (mut a, mut b) = (a, b);
-    for _ in 0..cells {
-        let mut row = [S::splat(0.0); VECTORS];
-        for (v, x) in row.iter_mut().enumerate() {
-            *x = S::load(b.add(v * S::LANES));
-        }
-        for (i, sum) in sums.iter_mut().enumerate() {
-            let x = S::splat(*a.add(i));
-            for (v, sum) in sum.iter_mut().enumerate() {
-                *sum = C::dot(x, row[v], *sum);
+    let mut left = cells;
+    while left > 0 {
+        let some = left.min(STRETCH);
+        ahead.ask::<S>();
+        for _ in 0..some {
+            let mut row = [S::splat(0.0); VECTORS];
+            for (v, x) in row.iter_mut().enumerate() {
+                *x = S::load(b.add(v * S::LANES));
             }
+            for (i, sum) in sums.iter_mut().enumerate() {
+                let x = S::splat(*a.add(i));
+                for (v, sum) in sum.iter_mut().enumerate() {
+                    *sum = C::dot(x, row[v], *sum);
+                }
+            }
+            a = a.add(R);
+            b = b.add(VECTORS * S::LANES);
         }
-        a = a.add(R);
-        b = b.add(VECTORS * S::LANES);
+        left -= some;
     }
     for (i, sum) in sums.iter().enumerate() {
         for (v, sum) in sum.iter().enumerate() {
@@ -380,6 +392,73 @@ impl Packed {
     }
 }
 
+/// Memory that is read after a product, in pieces of one size. Asked for while the product's tiles are computed, it is
+/// on its way when it is needed.
+pub struct Ahead {
+    /// The piece that is asked for, and how far it is.
+    piece: *const u8,
+    place: usize,
+    /// Bytes of a piece, and to the next one.
+    size: usize,
+    step: isize,
+    /// Lines that are left, and those of a stretch of cells.
+    lines: usize,
+    share: usize,
+}
+
+impl Ahead {
+    /// Nothing.
+    pub const NONE: Ahead = Ahead {
+        piece: std::ptr::null(),
+        place: 0,
+        size: 0,
+        step: 0,
+        lines: 0,
+        share: 0,
+    };
+
+    /// `terms` rows and `columns` columns of a right operand, while `rows` rows are multiplied with as many columns, of
+    /// `cells` each; nothing of an operand that has neither rows nor columns in one piece.
+    pub fn of<S: Simd, T>(
+        b: Matrix<T>,
+        (terms, columns): (usize, usize),
+        (rows, cells): (usize, usize),
+    ) -> Ahead {
+        let bytes = std::mem::size_of::<T>();
+        let (step, pieces, length) = match (b.row, b.column) {
+            (1, step) => (step, columns, terms),
+            (step, 1) => (step, terms, columns),
+            _ => return Ahead::NONE,
+        };
+        let tiles = rows.div_ceil(tile_rows(S::LANES)) * columns.div_ceil(VECTORS * S::LANES);
+        let stretches = tiles * cells.div_ceil(STRETCH);
+        let lines = pieces * (length * bytes).div_ceil(LINE);
+        Ahead {
+            piece: b.data.cast(),
+            place: 0,
+            size: length * bytes,
+            step: step * bytes as isize,
+            lines,
+            share: lines.div_ceil(stretches.max(1)),
+        }
+    }
+
+    /// Asks for the share of a stretch.
+    #[inline(always)]
+    unsafe fn ask<S: Simd>(&mut self) {
+        let count = self.share.min(self.lines);
+        self.lines -= count;
+        for _ in 0..count {
+            S::prefetch_second(self.piece.wrapping_add(self.place));
+            self.place += LINE;
+            if self.place >= self.size {
+                self.place = 0;
+                self.piece = self.piece.wrapping_offset(self.step);
+            }
+        }
+    }
+}
+
 /// Packed rows times packed columns, to `c` in rows of `stride`, or added to it.
 #[inline(always)]
 pub unsafe fn multiply<S: Simd, C: Cells<S>>(
@@ -387,8 +466,23 @@ pub unsafe fn multiply<S: Simd, C: Cells<S>>(
     b: Packed,
     c: *mut f32,
     stride: usize,
+    sizes: (usize, usize, usize),
+    add: bool,
+) {
+    let mut nothing = Ahead::NONE;
+    multiply_ahead::<S, C>(a, b, c, stride, sizes, add, &mut nothing)
+}
+
+/// [`multiply`] while memory is asked for.
+#[inline(always)]
+pub unsafe fn multiply_ahead<S: Simd, C: Cells<S>>(
+    a: Packed,
+    b: Packed,
+    c: *mut f32,
+    stride: usize,
     (rows, cells, columns): (usize, usize, usize),
     add: bool,
+    ahead: &mut Ahead,
 ) {
     let (height, width) = (tile_rows(S::LANES), VECTORS * S::LANES);
     let mut edge = [0f32; ROWS * VECTORS * 16];
@@ -413,18 +507,18 @@ pub unsafe fn multiply<S: Simd, C: Cells<S>>(
                 (edge.as_mut_ptr(), width, add)
             };
             match count {
-                1 => tile::<S, C, 1>(cells, panel, b, to, step, more),
-                2 => tile::<S, C, 2>(cells, panel, b, to, step, more),
-                3 => tile::<S, C, 3>(cells, panel, b, to, step, more),
-                4 => tile::<S, C, 4>(cells, panel, b, to, step, more),
-                5 => tile::<S, C, 5>(cells, panel, b, to, step, more),
-                6 => tile::<S, C, 6>(cells, panel, b, to, step, more),
-                7 => tile::<S, C, 7>(cells, panel, b, to, step, more),
-                8 => tile::<S, C, 8>(cells, panel, b, to, step, more),
-                9 => tile::<S, C, 9>(cells, panel, b, to, step, more),
-                10 => tile::<S, C, 10>(cells, panel, b, to, step, more),
-                11 => tile::<S, C, 11>(cells, panel, b, to, step, more),
-                _ => tile::<S, C, 12>(cells, panel, b, to, step, more),
+                1 => tile::<S, C, 1>(cells, panel, b, to, step, more, ahead),
+                2 => tile::<S, C, 2>(cells, panel, b, to, step, more, ahead),
+                3 => tile::<S, C, 3>(cells, panel, b, to, step, more, ahead),
+                4 => tile::<S, C, 4>(cells, panel, b, to, step, more, ahead),
+                5 => tile::<S, C, 5>(cells, panel, b, to, step, more, ahead),
+                6 => tile::<S, C, 6>(cells, panel, b, to, step, more, ahead),
+                7 => tile::<S, C, 7>(cells, panel, b, to, step, more, ahead),
+                8 => tile::<S, C, 8>(cells, panel, b, to, step, more, ahead),
+                9 => tile::<S, C, 9>(cells, panel, b, to, step, more, ahead),
+                10 => tile::<S, C, 10>(cells, panel, b, to, step, more, ahead),
+                11 => tile::<S, C, 11>(cells, panel, b, to, step, more, ahead),
+                _ => tile::<S, C, 12>(cells, panel, b, to, step, more, ahead),
             }
             if !whole {
                 for row in 0..count {

@@ -297,30 +297,58 @@ fn attention_is_that_of_its_numbers() {
                 let v = Scattered::<T>::new(&mut dice, &[2, heads, keys, value_size], number);
                 let shape = [2, heads, queries, value_size];
                 let (count, strides) = (shape.iter().product::<i32>(), in_rows(&shape));
-                let mut out = vec![T::narrow(f32::NAN); count as usize];
-                let inputs = [q.view(), k.view(), v.view()];
-                // SAFETY: as large as the shapes say.
-                unsafe {
-                    let to = View::of(out.as_mut_ptr().cast_const(), &shape, &strides);
-                    attention::run::<T>(level, &inputs, Mask::Causal, 0.5, &to);
-                }
-                for (place, got) in super::tests::each_place(&shape).iter().zip(&out) {
-                    let [b, h, i, j] = place[..] else { continue };
-                    let wide = |x: T| f64::from(x.widen());
-                    let seen = i + 1 + i64::from(keys - queries);
-                    let (mut total, mut sum) = (0.0, 0.0);
-                    for key in 0..seen {
-                        let terms = (0..i64::from(size))
-                            .map(|t| wide(q.at(&[b, h, i, t])) * wide(k.at(&[b, h, key, t])));
-                        let weight = (0.5 * terms.sum::<f64>()).exp();
-                        total += weight;
-                        sum += weight * wide(v.at(&[b, h, key, j]));
+                let of_mask = [2, heads, queries, keys];
+                let seen =
+                    Scattered::<u8>::of(&mut dice, &of_mask, |dice| [0, 1, 255][dice.below(3)]);
+                let added = Scattered::<T>::new(&mut dice, &of_mask, number);
+                for mask in [Mask::Causal, Mask::None, Mask::Seen, Mask::Added] {
+                    let mut out = vec![T::narrow(f32::NAN); count as usize];
+                    let more = match mask {
+                        Mask::Seen => vec![seen.view()],
+                        Mask::Added => vec![added.view()],
+                        _ => Vec::new(),
+                    };
+                    let inputs: Vec<View> = [q.view(), k.view(), v.view()]
+                        .into_iter()
+                        .chain(more)
+                        .collect();
+                    // SAFETY: as large as the shapes say.
+                    unsafe {
+                        let to = View::of(out.as_mut_ptr().cast_const(), &shape, &strides);
+                        attention::run::<T>(level, &inputs, mask, 0.5, &to);
                     }
-                    let (want, got) = (sum / total, wide(*got));
-                    assert!(
-                        (got - want).abs() <= unit * want.abs() + 1e-5,
-                        "{level:?} {queries} × {keys} × {size} at {place:?}: {got}, not {want}"
-                    );
+                    for (place, got) in super::tests::each_place(&shape).iter().zip(&out) {
+                        let [b, h, i, j] = place[..] else { continue };
+                        let wide = |x: T| f64::from(x.widen());
+                        let score = |key: i64| {
+                            let terms = (0..i64::from(size))
+                                .map(|t| wide(q.at(&[b, h, i, t])) * wide(k.at(&[b, h, key, t])));
+                            let score = 0.5 * terms.sum::<f64>();
+                            match mask {
+                                Mask::Seen if seen.at(&[b, h, i, key]) == 0 => f64::from(f32::MIN),
+                                Mask::Added => score + wide(added.at(&[b, h, i, key])),
+                                _ => score,
+                            }
+                        };
+                        let last = match mask {
+                            Mask::Causal => i + 1 + i64::from(keys - queries),
+                            _ => i64::from(keys),
+                        };
+                        let scores: Vec<f64> = (0..last).map(score).collect();
+                        let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                        let (mut total, mut sum) = (0.0, 0.0);
+                        for (key, score) in scores.iter().enumerate() {
+                            let weight = (score - most).exp();
+                            total += weight;
+                            sum += weight * wide(v.at(&[b, h, key as i64, j]));
+                        }
+                        let (want, got) = (sum / total, wide(*got));
+                        assert!(
+                            (got - want).abs() <= unit * want.abs() + 1e-5,
+                            "{level:?} {mask:?} {queries} × {keys} × {size} at {place:?}: \
+                             {got}, not {want}"
+                        );
+                    }
                 }
             }
         }

@@ -92,11 +92,13 @@ pub trait Integers: Copy + 'static {
     unsafe fn round(to: *mut u8, x: <Self::S as Simd>::V);
     /// A vector of units: `TERMS` times `LANES` integers.
     unsafe fn units(from: *const i8) -> Self::I;
+    /// Of each lane's four terms of 8 bits the first two, and the last two, in 16 bits each.
+    unsafe fn halves(quads: Self::I) -> [Self::I; 2];
 }
 
 const WIDTH: usize = Portable::LANES;
 
-fn halves(unit: i32) -> [i32; 2] {
+fn terms_of(unit: i32) -> [i32; 2] {
     [i32::from(unit as i16), unit >> 16]
 }
 
@@ -129,7 +131,7 @@ impl Integers for Portable {
     #[inline(always)]
     unsafe fn dot(sum: [i32; WIDTH], columns: [i32; WIDTH], rows: [i32; WIDTH]) -> [i32; WIDTH] {
         std::array::from_fn(|i| {
-            let ([a, b], [c, d]) = (halves(columns[i]), halves(rows[i]));
+            let ([a, b], [c, d]) = (terms_of(columns[i]), terms_of(rows[i]));
             sum[i].wrapping_add(a * c).wrapping_add(b * d)
         })
     }
@@ -153,7 +155,27 @@ impl Integers for Portable {
             i32::from(high) << 16 | i32::from(i16::from(low) as u16)
         })
     }
+    #[inline(always)]
+    unsafe fn halves(quads: [i32; WIDTH]) -> [[i32; WIDTH]; 2] {
+        let mut units = [[0; WIDTH]; 2];
+        for (i, quad) in quads.iter().enumerate() {
+            let terms = quad.to_le_bytes();
+            for (half, unit) in units.iter_mut().enumerate() {
+                let (low, high) = (terms[2 * half] as i8, terms[2 * half + 1] as i8);
+                unit[i] = i32::from(high) << 16 | i32::from(i16::from(low) as u16);
+            }
+        }
+        units
+    }
 }
+
+/// Where the bytes of a lane's terms go, so that an arithmetic shift widens them: of its first two terms, and of its
+/// last two. Bytes of -1 are zeros.
+#[cfg(target_arch = "x86_64")]
+const UPPER_BYTES: [[i8; 16]; 2] = [
+    [-1, 0, -1, 1, -1, 4, -1, 5, -1, 8, -1, 9, -1, 12, -1, 13],
+    [-1, 2, -1, 3, -1, 6, -1, 7, -1, 10, -1, 11, -1, 14, -1, 15],
+];
 
 #[cfg(target_arch = "x86_64")]
 impl Integers for Avx2 {
@@ -214,6 +236,15 @@ impl Integers for Avx2 {
     unsafe fn units(from: *const i8) -> __m256i {
         _mm256_cvtepi8_epi16(_mm_loadu_si128(from.cast()))
     }
+    #[inline(always)]
+    unsafe fn halves(quads: __m256i) -> [__m256i; 2] {
+        let mut units = [quads; 2];
+        for (unit, places) in units.iter_mut().zip(&UPPER_BYTES) {
+            let places = _mm256_broadcastsi128_si256(_mm_loadu_si128(places.as_ptr().cast()));
+            *unit = _mm256_srai_epi16(_mm256_shuffle_epi8(quads, places), 8);
+        }
+        units
+    }
 }
 
 /// What AVX-512 does the same way with and without VPDPBUSD.
@@ -262,6 +293,15 @@ macro_rules! of_avx512 {
             let mut sums = [0; 4];
             _mm_storeu_si128(sums.as_mut_ptr().cast(), x);
             sums
+        }
+        #[inline(always)]
+        unsafe fn halves(quads: __m512i) -> [__m512i; 2] {
+            let mut units = [quads; 2];
+            for (unit, places) in units.iter_mut().zip(&UPPER_BYTES) {
+                let places = _mm512_broadcast_i32x4(_mm_loadu_si128(places.as_ptr().cast()));
+                *unit = _mm512_srai_epi16(_mm512_shuffle_epi8(quads, places), 8);
+            }
+            units
         }
     };
 }

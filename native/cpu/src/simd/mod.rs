@@ -93,6 +93,12 @@ pub trait Simd: Copy + 'static {
         let _ = from;
     }
 
+    /// The same, into the second cache.
+    #[inline(always)]
+    unsafe fn prefetch_second<T>(from: *const T) {
+        let _ = from;
+    }
+
     #[inline(always)]
     unsafe fn neg(x: Self::V) -> Self::V {
         Self::sub(Self::splat(-0.0), x)

@@ -12,6 +12,10 @@ impl Simd for Avx2 {
     unsafe fn prefetch<T>(from: *const T) {
         _mm_prefetch::<_MM_HINT_T0>(from.cast());
     }
+    #[inline(always)]
+    unsafe fn prefetch_second<T>(from: *const T) {
+        _mm_prefetch::<_MM_HINT_T1>(from.cast());
+    }
     type V = __m256;
     type M = __m256;
     type Wide = [__m256d; 2];
@@ -269,6 +273,10 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn prefetch<T>(from: *const T) {
         _mm_prefetch::<_MM_HINT_T0>(from.cast());
+    }
+    #[inline(always)]
+    unsafe fn prefetch_second<T>(from: *const T) {
+        _mm_prefetch::<_MM_HINT_T1>(from.cast());
     }
     type V = __m512;
     type M = __mmask16;
