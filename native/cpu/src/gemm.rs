@@ -525,7 +525,7 @@ pub unsafe fn product_with<T: Element, B: Right>(
             true => (AHEAD_COLUMNS, (PARTS * threads).min(columns / LEAST_COLUMNS)),
             false => (COLUMNS, 0),
         };
-        let most = (most * panels::CELLS / step).min(4 * most);
+        let most = (most * panels::CELLS / step).min(2 * COLUMNS);
         let parts = columns.div_ceil(most).max(even).next_multiple_of(threads);
         let size = padded(columns.div_ceil(parts), VECTORS * 16);
         let sizes = (rows, terms, columns);
