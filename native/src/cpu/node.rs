@@ -62,7 +62,7 @@ fn is_small(kernel: &Kernel, inputs: &[&Array], shape: &[i32], is_recorded: bool
             let side = inputs[0].shape().last().map_or(1, |size| *size as usize);
             inputs[0].size().saturating_mul(side) / size.max(1)
         }
-        Kernel::Fft(fft) => 4 * VECTOR * (fft.size.max(1).ilog2() as usize + 1) / 4,
+        Kernel::Fft(fft) => VECTOR * (fft.size.max(1).ilog2() as usize + 1),
         _ => 1,
     };
     let steps = match kernel {

@@ -120,10 +120,16 @@ impl Transform<'_> {
         {
             return Ok(None);
         }
+        let is_from_half = self.half == Some(Form::FromHalf);
+        // A kernel cuts and fills up lines itself. Of several axes one could grow before another one shrinks.
+        let a = match axes.len() {
+            1 => mlx::share(a)?,
+            _ => fit_spectrum(a, self.sizes, axes, is_from_half, s)?,
+        };
         let mut x = match is_complex {
-            true => mlx::share(a)?,
-            false if self.half == Some(Form::FromHalf) => mlx::astype(a, Dtype::C64, s)?,
-            false => mlx::astype(a, Dtype::F32, s)?,
+            true => a,
+            false if is_from_half => mlx::astype(&a, Dtype::C64, s)?,
+            false => mlx::astype(&a, Dtype::F32, s)?,
         };
         let elements: f64 = self.sizes.iter().map(|size| f64::from(*size)).product();
         let scale = match (self.norm, self.is_inverse) {
@@ -270,4 +276,76 @@ pub fn shift_spectrum(a: &Array, axes: &[i32], shift: Shift, s: &Stream) -> Resu
         return mlx::share(a);
     }
     shift(a, &axes, s)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mlx::FftNorm;
+
+    #[test]
+    fn kernels_transform_as_mlx_does() {
+        mlx::init();
+        let s = Device::Cpu.stream().expect("the CPU is there");
+        let numbers = (0..6 * 7 * 10u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 20) as f32);
+        let bytes: Vec<u8> = numbers.flat_map(|x| (x / 4096.0).to_ne_bytes()).collect();
+        let real = mlx::from_bytes(&bytes, &[6, 7, 10], Dtype::F32).expect("numbers");
+        let pairs = mlx::view(&real, Dtype::C64, s).expect("pairs");
+        let turned = mlx::transpose(&pairs, &[2, 0, 1], s).expect("turned");
+        for a in [&real, &pairs, &turned] {
+            for (axes, sizes) in [
+                (&[2][..], &[5][..]),
+                (&[0], &[9]),
+                (&[1], &[4]),
+                (&[0, 2], &[4, 8]),
+                (&[2, 0, 1], &[3, 7, 6]),
+            ] {
+                for norm in [FftNorm::Backward, FftNorm::Ortho, FftNorm::Forward] {
+                    for half in [None, Some(Form::ToHalf), Some(Form::FromHalf)] {
+                        for is_inverse in [false, true] {
+                            let is_inverse = match half {
+                                Some(form) => form == Form::FromHalf,
+                                None => is_inverse,
+                            };
+                            let transform = Transform {
+                                sizes,
+                                axes,
+                                norm,
+                                is_inverse,
+                                half,
+                                least: None,
+                            };
+                            compare(&transform, a, s);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn compare(of: &Transform, a: &Array, s: &Stream) {
+        let ours = of.by_kernels(a, of.axes, Device::Cpu, s).expect("ours");
+        let Some(ours) = ours else { return };
+        let is_from_half = of.half == Some(Form::FromHalf);
+        let a = fit_spectrum(a, of.sizes, of.axes, is_from_half, s).expect("fitted");
+        let mlx = match (of.half, of.is_inverse) {
+            (Some(Form::FromHalf), _) => mlx::irfft(&a, of.sizes, of.axes, of.norm, s),
+            (Some(_), _) => mlx::rfft(&a, of.sizes, of.axes, of.norm, s),
+            (None, true) => mlx::ifft(&a, of.sizes, of.axes, of.norm, s),
+            (None, false) => mlx::fft(&a, of.sizes, of.axes, of.norm, s),
+        };
+        let mlx = mlx.expect("MLX's");
+        assert_eq!(ours.shape(), mlx.shape());
+        assert_eq!(mlx::dtype(&ours), mlx::dtype(&mlx));
+        let off = mlx::abs(&mlx::subtract(&ours, &mlx, s).expect("a difference"), s);
+        let limit = float(1e-3, Dtype::F32).expect("a number");
+        let is_small = mlx::less_equal(&off.expect("magnitudes"), &limit, s).expect("compared");
+        let axes: Vec<i32> = (0..is_small.ndim() as i32).collect();
+        let all = mlx::all(&is_small, &axes, false, s).expect("all");
+        mlx::async_eval(&[&all], &mlx::graph_lock()).expect("submitted");
+        s.synchronize().expect("computed");
+        // SAFETY: computed.
+        let same = unsafe { mlx::bytes(&all) }.expect("in rows").to_vec();
+        assert_eq!(same, [1], "{:?} {:?} {:?}", of.sizes, of.axes, of.half);
+    }
 }

@@ -317,14 +317,18 @@ pub fn solve(a: &Array, b: &Array, s: &Stream) -> Result<Array> {
     mlx::squeeze(&mlx::solve(&a, &b, s)?, axes, s)
 }
 
-/// By MLX it is the solution for the identity in place of a singular matrix, and then NaN.
 pub fn solve_or_nan(a: &Array, b: &Array, s: &Stream) -> Result<Array> {
     let linear = Linear::Solve {
         nan_if_singular: true,
     };
-    if let Some(x) = system(linear, a, b, s)? {
-        return Ok(x);
+    match system(linear, a, b, s)? {
+        Some(x) => Ok(x),
+        None => solve_without_singular(a, b, s),
     }
+}
+
+/// The solution for the identity in place of each singular matrix, and then NaN.
+fn solve_without_singular(a: &Array, b: &Array, s: &Stream) -> Result<Array> {
     let parts = lu_factor(a, s)?;
     let zero = mlx::zeros(&[], mlx::dtype(a), s)?;
     let pivots = mlx::diagonal(&parts[0], 0, -2, -1, s)?;
@@ -411,4 +415,70 @@ pub fn solve_triangular(a: &Array, b: &Array, upper: bool, s: &Stream) -> Result
         &mlx::multiply(&single(&halves[1])?, &i, s)?,
         s,
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn array(numbers: &[f32], shape: &[i32]) -> Array {
+        let bytes: Vec<u8> = numbers.iter().flat_map(|x| x.to_ne_bytes()).collect();
+        mlx::from_bytes(&bytes, shape, Dtype::F32).expect("an array")
+    }
+
+    fn numbers(a: &Array, s: &Stream) -> Vec<f32> {
+        let rows = mlx::contiguous(a, false, s).expect("a copy");
+        mlx::async_eval(&[&rows], &mlx::graph_lock()).expect("submitted");
+        s.synchronize().expect("computed");
+        // SAFETY: computed.
+        let bytes = unsafe { mlx::bytes(&rows) }.expect("in rows").to_vec();
+        let number = |bytes: &[u8]| f32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+        bytes.chunks_exact(4).map(number).collect()
+    }
+
+    fn same(ours: &[f32], mlx: &[f32]) {
+        assert_eq!(ours.len(), mlx.len());
+        for (a, b) in ours.iter().zip(mlx) {
+            let is_near = (a - b).abs() < 1e-5 || (a.is_nan() && b.is_nan());
+            assert!(is_near, "{ours:?}, {mlx:?}");
+        }
+    }
+
+    #[test]
+    fn what_mlx_composes_is_what_kernels_compute() {
+        mlx::init();
+        let s = Device::Cpu.stream().expect("the CPU is there");
+        let a = array(
+            &[
+                4.0, 2.0, 2.0, 2.0, 1.0, 1.0, 2.0, 1.0, 3.0, //
+                4.0, 0.0, 2.0, 0.0, 0.0, 0.0, 2.0, 0.0, 1.0, //
+                1.0, 2.0, 0.0, 2.0, 1.0, 0.0, 0.0, 0.0, 1.0, //
+                4.0, 2.0, 1.0, 2.0, 5.0, 3.0, 1.0, 3.0, 6.0,
+            ],
+            &[4, 3, 3],
+        );
+        for upper in [false, true] {
+            let factor = mlx::cholesky(&a, upper, s).expect("factors");
+            let composed = semidefinite(&a, &factor, upper, s).expect("factors");
+            let ours = cholesky(&a, upper, true, s).expect("factors");
+            same(&numbers(&ours, s), &numbers(&composed, s));
+        }
+        for b in [
+            array(&[1.0; 12], &[4, 3]),
+            array(&[2.0; 24], &[4, 3, 2]),
+        ] {
+            let composed = solve_without_singular(&a, &b, s).expect("solutions");
+            let ours = solve_or_nan(&a, &b, s).expect("solutions");
+            same(&numbers(&ours, s), &numbers(&composed, s));
+        }
+        let lower = array(&[2.0, 9.0, 1.0, 4.0], &[2, 2]);
+        let b = array(&[2.0, 5.0], &[2, 1]);
+        let wide = |a: &Array| mlx::astype(a, Dtype::F64, s).expect("a cast");
+        let x = solve_triangular(&lower, &b, false, s).expect("a solution");
+        assert_eq!(numbers(&x, s), [1.0, 1.0]);
+        // Of two types there is no kernel.
+        let x = solve_triangular(&wide(&lower), &b, false, s).expect("a solution");
+        let x = mlx::astype(&x, Dtype::F32, s).expect("a cast");
+        same(&numbers(&x, s), &[1.0, 1.0]);
+    }
 }

@@ -1,6 +1,7 @@
 defmodule EMLX.Block.LinAlg do
   @moduledoc """
-  The implementations of `EMLX.Block` for `Nx.LinAlg`. They use LAPACK on the CPU, whatever the device of the tensors.
+  The implementations of `EMLX.Block` for `Nx.LinAlg`. They run on the CPU, whatever the device of the tensors: `cholesky`,
+  `solve`, `determinant` and `triangular_solve` by kernels of EMLX, the others by LAPACK.
 
   Integers and 16-bit floats are computed in f32, f64 in f64. Complex matrices run the composed functions.
 
@@ -72,9 +73,6 @@ defmodule EMLX.Block.LinAlg do
 
   @doc false
   def like(number, array), do: Array.scalar(number, Array.dtype(array))
-
-  @doc false
-  def nan(array), do: like(:nan, array)
 
   @doc false
   # 1 or -1 for each vector along an axis: the sign of its largest component, of the first one if several are largest up
