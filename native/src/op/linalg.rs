@@ -463,10 +463,7 @@ mod tests {
             let ours = cholesky(&a, upper, true, s).expect("factors");
             same(&numbers(&ours, s), &numbers(&composed, s));
         }
-        for b in [
-            array(&[1.0; 12], &[4, 3]),
-            array(&[2.0; 24], &[4, 3, 2]),
-        ] {
+        for b in [array(&[1.0; 12], &[4, 3]), array(&[2.0; 24], &[4, 3, 2])] {
             let composed = solve_without_singular(&a, &b, s).expect("solutions");
             let ours = solve_or_nan(&a, &b, s).expect("solutions");
             same(&numbers(&ours, s), &numbers(&composed, s));

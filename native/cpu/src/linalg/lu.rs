@@ -75,7 +75,7 @@ unsafe fn panel_body<S: Simd, T: Real>(panel: &Panel<T>, exchanged: &mut [usize]
     let width = T::width::<S>();
     // The first rows of a column, which earlier columns change one after another, and room for whole rows of vectors.
     let mut top = [T::ZERO; BLOCK + 64];
-    for j in 0..columns {
+    for (j, exchange) in exchanged.iter_mut().enumerate() {
         let column = data.add(j * stride);
         let first = columns.min(rows);
         std::ptr::copy_nonoverlapping(column, top.as_mut_ptr(), first);
@@ -102,7 +102,7 @@ unsafe fn panel_body<S: Simd, T: Real>(panel: &Panel<T>, exchanged: &mut [usize]
             continue;
         }
         let pivot = j + T::largest_place::<S>(column.add(j), rows - j);
-        exchanged[j] = pivot;
+        *exchange = pivot;
         if pivot != j {
             for other in 0..columns {
                 let column = data.add(other * stride);
