@@ -205,7 +205,7 @@ fn triangles<T: Real>(level: Level) {
             for (i, x) in a.iter_mut().enumerate() {
                 let (row, column) = (i / n % n, i % n);
                 if row == column {
-                    *x = x.signum() + *x;
+                    *x += x.signum();
                     *x = if *x == 0.0 { 1.0 } else { *x };
                 } else if (row < column) != upper {
                     // The other triangle is not read.
