@@ -4,13 +4,14 @@
 use super::by_rows::by_rows;
 use super::element::{Element, ElementType};
 use super::simd::Level;
-use super::{arg_extreme, extreme, gather, gemm8, moves, select_top, slices, sort};
+use super::{arg_extreme, extreme, fft, gather, gemm8, linalg, moves, select_top, slices, sort};
 use super::{
     attention, chain, conv, integers, masked, product, quantized, reduce, rope, rows, scan,
     scatter, windows,
 };
 use super::{
-    Choice, Conv, Links, Mask, Masked, Reduction, Rope, Scan, Type, View, WindowTotal, Windows,
+    Choice, Conv, Fft, Linear, Links, Mask, Masked, Reduction, Rope, Scan, Type, View, WindowTotal,
+    Windows,
 };
 use half::{bf16, f16};
 use smallvec::SmallVec;
@@ -164,6 +165,10 @@ pub enum Kernel {
     Argsort { axis: u8, of: Type },
     /// Arrays that broadcast to the rows, or that have one number for each.
     Masked(Arc<Masked>),
+    /// x, real or of complex numbers as pairs.
+    Fft(Fft),
+    /// Matrices of f32 or f64, and right sides where there are some.
+    Linear { linear: Linear, of: Type },
 }
 
 impl Kernel {
@@ -213,6 +218,8 @@ impl Kernel {
             Kernel::Sort { .. } => c"sort",
             Kernel::Argsort { .. } => c"argsort",
             Kernel::Masked(_) => c"masked",
+            Kernel::Fft(fft) => fft.name(),
+            Kernel::Linear { linear, .. } => linear.name(),
         }
     }
 
@@ -245,6 +252,9 @@ impl Kernel {
                 0 => {}
                 _ => chain::run(Level::best(), links, inputs, outs),
             },
+            (Kernel::Linear { linear, of }, outs) => {
+                linalg::run(Level::best(), *of, *linear, inputs, outs)
+            }
             (_, [out]) => self.run(element, inputs, out),
             _ => {}
         }
@@ -350,6 +360,10 @@ impl Kernel {
             } => windows::scatter(level, of, choice, over, inputs, out),
             Kernel::IntegerProduct { of } => integers::run(level, of, x, &inputs[1], out),
             Kernel::Masked(ref rows) => masked::run(level, rows, inputs, out),
+            Kernel::Fft(ref fft) => fft::run(fft, x, out),
+            Kernel::Linear { linear, of } => {
+                linalg::run(level, of, linear, inputs, std::slice::from_ref(out))
+            }
             _ => return false,
         }
         true
@@ -404,6 +418,8 @@ impl Kernel {
             | Kernel::Slice { .. }
             | Kernel::Argsort { .. }
             | Kernel::Masked(_)
+            | Kernel::Fft(_)
+            | Kernel::Linear { .. }
             | Kernel::IntegerProduct { .. }
             | Kernel::WindowReduce { .. }
             | Kernel::WindowScatter { .. }

@@ -17,6 +17,8 @@
 //! | `axes`, `reduce`, `scan`, `fold` | reductions and running reductions, and what both keep of numbers |
 //! | `extreme`, `arg_extreme` | the largest and the smallest, their places, and other reductions that are exact |
 //! | `sort`, `select_top`, `keys`, `lines` | sorting and the k largest, and the keys that all of these compare |
+//! | `linalg` | factorizations, and systems that are solved with them |
+//! | `fft` | Fourier transforms of lines |
 //! | `masked` | rows that a mask fills with one number but in few places |
 //! | `slices`, `gather`, `scatter`, `indices` | slices and elements at positions that are data, read, written and added |
 //! | `moves` | arrays beside each other, repeated and padded |
@@ -38,6 +40,7 @@ mod element;
 mod elementwise;
 mod extreme;
 mod few;
+mod fft;
 mod fold;
 mod gather;
 mod gemm;
@@ -46,6 +49,7 @@ mod indices;
 mod integers;
 mod kernel;
 mod keys;
+mod linalg;
 mod lines;
 mod masked;
 mod math;
@@ -69,6 +73,8 @@ mod tests;
 #[cfg(test)]
 mod tests_of_convolutions;
 #[cfg(test)]
+mod tests_of_fft;
+#[cfg(test)]
 mod tests_of_masked;
 #[cfg(test)]
 mod tests_of_order;
@@ -88,8 +94,10 @@ pub use chain::{results, takers, Link, Links, Operand, MAX_LINKS};
 pub use conv::Conv;
 pub use element::ElementType;
 pub use elementwise::{Action, Bits, Comparison, Division, Test};
+pub use fft::{Fft, Form};
 pub use gemm8::MAX_TERMS as MAX_INT8_TERMS;
 pub use kernel::Kernel;
+pub use linalg::Linear;
 pub use masked::{Masked, Step, Total, MAX_STEPS};
 pub use pool::{configure, WORTH_SHARING};
 pub use prepared::Prepared;

@@ -2,6 +2,7 @@
 //! of operations (op/), which asks [`takes`] first; on the GPU, on macOS (Accelerate) and for other types MLX's own
 //! run.
 
+mod linear;
 mod node;
 mod order;
 
@@ -9,10 +10,11 @@ use crate::base::{Device, Dtype, Error, Result};
 use crate::mlx::{self, Outputs, Stream};
 use emlx_cpu::Kernel;
 pub use emlx_cpu::{
-    has_vectors, Action, Bits, Choice, Comparison, Conv, Division, Function, Link, Links, Mask,
-    Masked, Operand, Pair, Reduction, Rope, Scan, Step as RowStep, Test, Total, Type, WindowTotal,
-    Windows, MAX_INT8_TERMS, MAX_LINKS, MAX_STEPS, WORTH_SHARING,
+    has_vectors, Action, Bits, Choice, Comparison, Conv, Division, Fft, Form, Function, Linear,
+    Link, Links, Mask, Masked, Operand, Pair, Reduction, Rope, Scan, Step as RowStep, Test, Total,
+    Type, WindowTotal, Windows, MAX_INT8_TERMS, MAX_LINKS, MAX_STEPS, WORTH_SHARING,
 };
+pub use linear::{factors, fft, has_linear, linear, log_determinant, solve};
 use mlx_rs::Array;
 use node::Layout;
 pub use order::{arg_extreme, argsort, extreme, orders, sort, top, total, totals, truth};

@@ -55,6 +55,14 @@ fn is_small(kernel: &Kernel, inputs: &[&Array], shape: &[i32], is_recorded: bool
             windows.sizes.iter().map(|size| *size as usize).product()
         }
         Kernel::Attention { .. } | Kernel::QuantizedProduct { .. } => return false,
+        // A failure belongs to the node.
+        Kernel::Linear { linear, .. } if linear.may_fail() => return false,
+        // The cube of a side, however many results there are.
+        Kernel::Linear { .. } => {
+            let side = inputs[0].shape().last().map_or(1, |size| *size as usize);
+            inputs[0].size().saturating_mul(side) / size.max(1)
+        }
+        Kernel::Fft(fft) => VECTOR * (fft.size.max(1).ilog2() as usize + 1),
         _ => 1,
     };
     let steps = match kernel {

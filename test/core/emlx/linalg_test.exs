@@ -47,4 +47,85 @@ defmodule EMLX.LinalgTest do
       end
     end
   end
+
+  defp f32(list), do: Array.from_list(list, :f32)
+
+  test "solve_or_nan is solve, but NaN of a singular matrix alone" do
+    a = f32([[[1.0, 2.0], [2.0, 4.0]], [[2.0, 0.0], [0.0, 4.0]]])
+
+    for {b, singular, regular} <- [
+          {[[1.0, 1.0], [1.0, 1.0]], [:nan, :nan], [0.5, 0.25]},
+          {[[[1.0], [1.0]], [[1.0], [1.0]]], [[:nan], [:nan]], [[0.5], [0.25]]}
+        ] do
+      assert list(Ops.solve_or_nan(a, f32(b))) == [singular, regular]
+    end
+
+    error = assert_raise EMLX.Error, fn -> list(Ops.solve(a, f32([[1.0, 1.0], [1.0, 1.0]]))) end
+    assert error.reason =~ "triangular inversion failed with error code 2"
+    b = f32([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+    m = f32([[3.0, 1.0], [-1.0, 2.0]])
+    assert list(Ops.solve_or_nan(m, b)) == list(Ops.solve(m, b))
+  end
+
+  test "the inverse of a singular matrix fails with LAPACK's number of the pivot, as MLX's" do
+    inverse = Ops.inv(f32([[1.0, 2.0], [2.0, 4.0]]))
+    error = assert_raise EMLX.Error, fn -> list(inverse) end
+    assert error.reason =~ "[Inverse::eval_cpu] LU factorization failed with error code 2"
+  end
+
+  test "solve_triangular reads one triangle, of matrices and right sides that are broadcast" do
+    a = f32([[[2.0, :nan], [1.0, 4.0]], [[1.0, :nan], [0.0, 2.0]]])
+    b = f32([[2.0, 4.0], [5.0, 2.0]])
+
+    assert list(Ops.solve_triangular(a, b |> Ops.expand_dims([0]))) == [
+             [[1.0, 2.0], [1.0, 0.0]],
+             [[2.0, 4.0], [2.5, 1.0]]
+           ]
+
+    upper = Ops.transpose(a, [0, 2, 1])
+    assert list(Ops.solve_triangular(upper, f32([[4.0, 4.0], [3.0, 2.0]]), upper: true)) == [[1.5, 1.0], [3.0, 1.0]]
+    zero = f32([[0.0, 1.0], [1.0, 1.0]])
+    error = assert_raise EMLX.Error, fn -> list(Ops.solve_triangular(zero, b)) end
+    assert error.reason =~ "error code 1"
+  end
+
+  test "determinants of large matrices do not overflow on the way" do
+    a = Ops.multiply(Ops.eye(40), f32(List.duplicate(1.0e10, 20) ++ List.duplicate(1.0e-10, 20)))
+    assert_in_delta list(Ops.det(a)), 1.0, 1.0e-4
+    assert [1.0, log] = Enum.map(Ops.slogdet(a), &list/1)
+    assert_in_delta log, 0.0, 1.0e-3
+    assert list(Ops.det(Ops.zeros({3, 2, 2}, :f32))) == [0.0, 0.0, 0.0]
+    assert Enum.map(Ops.slogdet(Ops.zeros({2, 2}, :f32)), &list/1) == [0.0, :neg_infinity]
+  end
+
+  test "cholesky of a semidefinite matrix has columns of zeros, and of an indefinite one NaN" do
+    a = f32([[[4.0, 2.0], [2.0, 1.0]], [[1.0, 2.0], [2.0, 1.0]], [[4.0, 2.0], [2.0, 5.0]]])
+
+    lower = [2.0, 0.0, 1.0, 0.0, :nan, 0.0, :nan, :nan, 2.0, 0.0, 1.0, 2.0]
+    upper = [2.0, 1.0, 0.0, 0.0, :nan, :nan, 0.0, :nan, 2.0, 1.0, 0.0, 2.0]
+
+    for {upper?, want} <- [{false, lower}, {true, upper}] do
+      have = Ops.cholesky(a, semidefinite: true, upper: upper?) |> list() |> List.flatten()
+
+      for {have, want} <- Enum.zip(have, want),
+          do: if(want == :nan, do: assert(have == :nan), else: assert_in_delta(have, want, 1.0e-6))
+    end
+  end
+
+  test "a transform's small parts become zero, of real numbers as of complex ones" do
+    x = f32([[1.0, 1.0, 1.0, 1.0], [1.0, 2.0, 3.0, :nan]])
+
+    for a <- [x, Ops.astype(x, :c64)], op <- [:fft, :ifft] do
+      scale = if op == :fft, do: 1, else: 4
+      [ones, nan] = Ops.run({op, %{sizes: [4], axes: [1], norm: :backward, eps: 1.0e-6}}, [a]) |> Ops.abs() |> list()
+      assert ones == [4.0 / scale, 0.0, 0.0, 0.0]
+      assert nan == [:nan, :nan, :nan, :nan]
+    end
+
+    y = Ops.fft(f32([3.0, 4.0e-3, 3.0, 0.0]), [4], [0], eps: 1.0e-2)
+    assert [a, +0.0, b, +0.0] = list(Ops.real(y))
+    assert_in_delta a, 6.004, 1.0e-6
+    assert_in_delta b, 5.996, 1.0e-6
+    assert list(Ops.imag(y)) == [0.0, 0.0, 0.0, 0.0]
+  end
 end

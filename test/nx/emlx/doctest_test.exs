@@ -11,7 +11,7 @@ defmodule EMLX.DoctestTest do
   erf_inv = "Nx's erf_inv has 8 digits of f64, this one 16"
   normal = "the last digit of erf_inv in f32"
   last_digit_of_f32 = "the last digit of f32"
-  decomposition = "last digits of a decomposition, LAPACK's here, Nx's own in the documentation"
+  decomposition = "last digits of a decomposition, LAPACK's or a kernel's here, Nx's own in the documentation"
 
   @exceptions %{
     {"Nx.erf_inv/1", 1} => {erf_inv, {:digits, 1.0e-7}},
@@ -27,6 +27,7 @@ defmodule EMLX.DoctestTest do
     {"Nx.Random.multivariate_normal/4", 4} => {normal, {:digits, 2.0e-7}},
     {"Nx.Random.gumbel/2", 2} => {last_digit_of_f32, {:digits, 2.0e-7}},
     {"Nx.atan2/2", 2} => {last_digit_of_f32, {:digits, 1.0e-7}},
+    {"Nx.LinAlg.cholesky/1", 1} => {decomposition, {:digits, 1.0e-6}},
     {"Nx.LinAlg.cholesky/1", 2} => {decomposition, {:digits, 1.0e-6}},
     {"Nx.LinAlg.cholesky/1", 5} => {decomposition, {:digits, 1.0e-6}},
     {"Nx.LinAlg.determinant/1", 7} => {decomposition, {:digits, 1.0e-6}},
@@ -40,7 +41,10 @@ defmodule EMLX.DoctestTest do
     {"Nx.LinAlg.pinv/2", 5} => {decomposition, {:digits, 2.0e-5}},
     {"Nx.LinAlg.pinv/2", 6} => {decomposition, {:digits, 1.0e-6}},
     {"Nx.LinAlg.qr/2", 4} => {decomposition, {:digits, 1.0e-6}},
+    {"Nx.LinAlg.solve/2", 1} => {decomposition, {:digits, 1.0e-6}},
     {"Nx.LinAlg.solve/2", 4} => {decomposition, {:digits, 1.0e-6}},
+    {"Nx.LinAlg.triangular_solve/3", 1} => {decomposition, {:digits, 1.0e-6}},
+    {"Nx.LinAlg.triangular_solve/3", 4} => {decomposition, {:digits, 1.0e-6}},
     {"Nx.LinAlg.svd/2", 2} => {decomposition, {:digits, 1.0e-6}},
     {"Nx.LinAlg.eigh/2", 2} => {decomposition, {:digits, 1.0e-6}}
   }
@@ -66,7 +70,7 @@ defmodule EMLX.DoctestTest do
   test "every doctest of Nx runs, and every exception names one of them" do
     # 1,330 in Nx 0.12.1, 1,341 in 0.13.1.
     assert @doctests >= 1330
-    assert map_size(Map.drop(@exceptions, Map.keys(@only_on_gpu))) <= 30
+    assert map_size(Map.drop(@exceptions, Map.keys(@only_on_gpu))) <= 34
     assert Enum.sort(Map.keys(@found)) == Enum.sort(Map.keys(@exceptions))
   end
 

@@ -204,12 +204,12 @@ defmodule EMLX.Differential.LinearAlgebra do
     end)
   end
 
-  def build(name, draw) when name in [:solve, :solve_triangular] do
+  def build(name, draw) when name in [:solve, :solve_or_nan, :solve_triangular] do
     {lead, n, batch} = sizes(draw)
     upper = Draw.coin()
     a = if name == :solve_triangular, do: triangular(lead, n, upper), else: general(lead, n, draw)
     columns = Enum.random([1, 3])
-    op = if name == :solve, do: :solve, else: {:solve_triangular, %{upper: upper}}
+    op = if name == :solve_triangular, do: {:solve_triangular, %{upper: upper}}, else: name
 
     b =
       Input.of(

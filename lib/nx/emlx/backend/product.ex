@@ -181,9 +181,9 @@ defmodule EMLX.Backend.Product do
     last_two = Enum.to_list(0..(rank - 3)//1) ++ [rank - 1, rank - 2]
     flip = fn array -> Ops.run({:transpose, %{axes: last_two}}, [array]) end
 
-    # The other triangle may hold any values.
+    # The other triangle may hold any values, and is not read.
     lower? = opts[:lower]
-    triangle = Ops.run({if(lower?, do: :tril, else: :triu), %{k: 0}}, [Backend.operand(a, work)])
+    triangle = Backend.operand(a, work)
 
     {matrix, lower?} =
       case opts[:transform_a] do
@@ -221,18 +221,12 @@ defmodule EMLX.Backend.Product do
 
   @doc "Transforms one axis, truncated or padded to `opts[:length]`; parts of at most `opts[:eps]` become 0."
   def fourier(op, %T{type: type}, tensor, opts) do
-    op = {op, %{sizes: [opts[:length]], axes: [opts[:axis]], norm: :backward}}
-    small_to_zero(Ops.run(op, [Backend.operand(tensor, type)]), opts[:eps])
+    attributes = %{sizes: [opts[:length]], axes: [opts[:axis]], norm: :backward, eps: eps(opts[:eps])}
+    # Real numbers have a transform of their own.
+    work = if Nx.Type.complex?(tensor.type), do: type, else: {:f, 32}
+    Ops.run({op, attributes}, [Backend.operand(tensor, work)])
   end
 
-  # A view as pairs of f32 compares both parts at once.
-  defp small_to_zero(array, nil), do: array
-
-  defp small_to_zero(array, eps) do
-    parts = Ops.run({:view, %{dtype: :f32}}, [array])
-    eps = Type.constant(eps, :f32, [])
-    is_small = Ops.run(:less_equal, [Ops.run(:abs, [parts]), eps])
-    zeroed = Ops.run(:where, [is_small, Type.constant(0.0, :f32, []), parts])
-    Ops.run({:view, %{dtype: :c64}}, [zeroed])
-  end
+  defp eps(nil), do: nil
+  defp eps(number), do: number * 1.0
 end

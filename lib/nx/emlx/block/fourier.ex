@@ -3,12 +3,13 @@
 defimpl EMLX.Block, for: [Nx.Block.FFT2, Nx.Block.IFFT2] do
   alias EMLX.{Backend, Ops}
 
-  def call(%{axes: [a, b], lengths: lengths} = block, %{type: {:c, 64}} = output, [tensor], _fun) when a != b do
+  def call(%{axes: [a, b], lengths: lengths, eps: eps} = block, %{type: {:c, 64}} = output, [tensor], _fun)
+      when a != b do
     array = Backend.to_array(tensor)
 
     case block do
-      %{__struct__: Nx.Block.FFT2} -> Ops.fft(array, lengths, [a, b])
-      _ -> Ops.ifft(array, lengths, [a, b])
+      %{__struct__: Nx.Block.FFT2} -> Ops.fft(array, lengths, [a, b], eps: eps)
+      _ -> Ops.ifft(array, lengths, [a, b], eps: eps)
     end
     |> Backend.to_nx(output)
   end
@@ -22,7 +23,9 @@ defimpl EMLX.Block, for: Nx.Block.RFFT do
 
   def call(%{axis: axis, length: length}, %{type: {:c, 64}} = output, [%{type: {kind, _}} = tensor], _fun)
       when kind != :c do
-    tensor |> Backend.to_array() |> Ops.astype(:f32) |> Ops.rfft([length], [axis]) |> Backend.to_nx(output)
+    half = tensor |> Backend.to_array() |> Ops.astype(:f32) |> Ops.rfft([length], [axis])
+    # Adding 0 turns -0 into 0.
+    half |> Ops.add(0) |> Backend.to_nx(output)
   end
 
   def call(block, _output, args, fun),

@@ -1,7 +1,8 @@
 defmodule EMLX.Block.LinAlg do
   @moduledoc """
-  The implementations of `EMLX.Block` for `Nx.LinAlg`. They use LAPACK on the CPU. On NVIDIA
-  GPUs they use cuSOLVER, or LAPACK on the CPU if cuSOLVER cannot be loaded.
+  The implementations of `EMLX.Block` for `Nx.LinAlg`. On the CPU, `cholesky`, `solve`, `determinant` and
+  `triangular_solve` have kernels of EMLX, and the others use LAPACK. On NVIDIA GPUs they use cuSOLVER, or the CPU if
+  cuSOLVER cannot be loaded.
 
   Integers and 16-bit floats are computed in f32, f64 in f64. Complex matrices run the composed functions.
 
@@ -75,9 +76,6 @@ defmodule EMLX.Block.LinAlg do
   def like(number, array), do: Array.scalar(number, Array.dtype(array))
 
   @doc false
-  def nan(array), do: like(:nan, array)
-
-  @doc false
   # 1 or -1 for each vector along an axis: the sign of its largest component, of the first one if several are largest up
   # to rounding.
   def orientation(vectors, axis) do
@@ -120,33 +118,7 @@ defimpl EMLX.Block, for: Nx.Block.LinAlg.Cholesky do
   alias EMLX.{Block.LinAlg, Ops}
 
   def call(block, output, args, fun) do
-    LinAlg.run(block, output, args, fun, fn [a] ->
-      l = Ops.cholesky(a)
-      Ops.where(sound(l), l, semidefinite(a))
-    end)
-  end
-
-  # LAPACK stops at a pivot that is not positive and leaves it on the diagonal. MLX does not check for that.
-  defp sound(l), do: l |> LinAlg.diagonal() |> Ops.greater(0) |> Ops.all(axes: [-1]) |> Ops.expand_dims([-2, -1])
-
-  # The factor of a matrix for which LAPACK stopped. Its diagonal is enlarged by the possible rounding error. A pivot
-  # that should be 0 is then about as small as this error, and its column is noise.
-  defp semidefinite(a) do
-    {n, n} = LinAlg.matrix_size(a)
-    noise = n * LinAlg.precision(a)
-    diagonal = LinAlg.diagonal(a)
-    largest = diagonal |> Ops.max(axes: [-1], keepdims: true) |> Ops.maximum(0)
-    # The row and column of a diagonal element that is 0 are 0 in a semidefinite matrix.
-    floor = Ops.where(Ops.equal(largest, 0), LinAlg.like(1, a), Ops.multiply(largest, noise * noise))
-    absent = Ops.equal(diagonal, 0)
-    enlarged = Ops.where(absent, floor, Ops.multiply(diagonal, 1 + noise))
-    eye = Ops.eye(n, dtype: :bool)
-    l = Ops.cholesky(Ops.where(eye, Ops.expand_dims(enlarged, [-1]), a))
-    is_noise = l |> LinAlg.diagonal() |> Ops.square() |> Ops.less_equal(Ops.multiply(diagonal, 8 * noise))
-    is_zero = Ops.logical_or(absent, is_noise) |> Ops.expand_dims([-2])
-    factor = Ops.where(is_zero, LinAlg.like(0, l), l)
-    lower = Ops.tri(n, dtype: :bool)
-    Ops.where(Ops.logical_or(sound(l), Ops.logical_not(lower)), factor, LinAlg.nan(l))
+    LinAlg.run(block, output, args, fun, fn [a] -> Ops.cholesky(a, semidefinite: true) end)
   end
 end
 
@@ -165,46 +137,23 @@ defimpl EMLX.Block, for: Nx.Block.LinAlg.LU do
 end
 
 defimpl EMLX.Block, for: Nx.Block.LinAlg.Solve do
-  alias EMLX.{Array, Block.LinAlg, Ops}
+  alias EMLX.{Block.LinAlg, Ops}
 
   def call(block, output, args, fun) do
-    LinAlg.run(block, output, args, fun, fn [a, b] ->
-      {n, n} = LinAlg.matrix_size(a)
-      b = if Array.rank(b) < Array.rank(a), do: Ops.expand_dims(b, [-1]), else: b
-      [order, l, u] = Ops.lu(a)
-      rows = order |> Ops.argsort(axis: -1) |> Ops.expand_dims([-1])
-      rows = Ops.broadcast_to(rows, List.to_tuple(Tuple.to_list(Array.shape(b))))
-      b = Ops.take_along_axis(b, rows, axis: -2)
-      # A pivot of 0 would raise for the whole batch during the evaluation.
-      singular = Ops.logical_and(Ops.equal(u, 0), Ops.eye(n, dtype: :bool))
-      u = Ops.where(singular, LinAlg.nan(u), u)
-      Ops.solve_triangular(u, Ops.solve_triangular(l, b), upper: true)
-    end)
+    # Of a singular system NaN, not a failure of the whole batch during the evaluation.
+    LinAlg.run(block, output, args, fun, fn [a, b] -> Ops.run(:solve_or_nan, [a, b]) end)
   end
 end
 
 defimpl EMLX.Block, for: Nx.Block.LinAlg.Determinant do
-  alias EMLX.{Array, Block.LinAlg, Ops}
+  alias EMLX.{Block.LinAlg, Ops}
 
   def call(block, output, [%{shape: shape}] = args, fun) do
     if elem(shape, tuple_size(shape) - 1) < 4 do
       EMLX.Block.decline(block, args, fun, "the formula for up to 3 rows is as short as the kernel")
     else
-      LinAlg.run(block, output, args, fun, fn [a] -> determinant(a) end)
+      LinAlg.run(block, output, args, fun, fn [a] -> Ops.det(a) end)
     end
-  end
-
-  # The product of the pivots, negative for an odd number of row exchanges.
-  defp determinant(a) do
-    {n, n} = LinAlg.matrix_size(a)
-    [factors, pivots] = Ops.lu_factor(a)
-    diagonal = Ops.diagonal(factors, axis1: -2, axis2: -1)
-    exchanges = pivots |> Ops.not_equal(Ops.iota([n], dtype: Array.dtype(pivots))) |> Ops.sum(axes: [-1])
-    odd = Ops.remainder(exchanges, 2) |> Ops.equal(1)
-    product = Ops.prod(diagonal, axes: [-1])
-    signed = Ops.where(odd, Ops.negative(product), product)
-    singular = diagonal |> Ops.equal(0) |> Ops.any(axes: [-1])
-    Ops.where(singular, LinAlg.like(0, signed), signed)
   end
 end
 

@@ -35,6 +35,7 @@ pub trait Simd: Copy + 'static {
     unsafe fn wide_add(a: Self::Wide, b: Self::Wide) -> Self::Wide;
     unsafe fn wide_sub(a: Self::Wide, b: Self::Wide) -> Self::Wide;
     unsafe fn wide_mul(a: Self::Wide, b: Self::Wide) -> Self::Wide;
+    unsafe fn wide_div(a: Self::Wide, b: Self::Wide) -> Self::Wide;
     /// a · b + c, rounded once where the machine can.
     unsafe fn wide_fma(a: Self::Wide, b: Self::Wide, c: Self::Wide) -> Self::Wide;
 

@@ -94,6 +94,13 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    unsafe fn wide_div(a: Self::Wide, b: Self::Wide) -> Self::Wide {
+        let mut out = a;
+        out.iter_mut().zip(b).for_each(|(a, b)| *a /= b);
+        out
+    }
+
+    #[inline(always)]
     unsafe fn splat(x: f32) -> Self::V {
         [x; WIDTH]
     }

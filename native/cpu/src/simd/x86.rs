@@ -66,6 +66,10 @@ impl Simd for Avx2 {
     unsafe fn wide_mul(a: [__m256d; 2], b: [__m256d; 2]) -> [__m256d; 2] {
         [_mm256_mul_pd(a[0], b[0]), _mm256_mul_pd(a[1], b[1])]
     }
+    #[inline(always)]
+    unsafe fn wide_div(a: [__m256d; 2], b: [__m256d; 2]) -> [__m256d; 2] {
+        [_mm256_div_pd(a[0], b[0]), _mm256_div_pd(a[1], b[1])]
+    }
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> __m256 {
@@ -327,6 +331,10 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn wide_mul(a: [__m512d; 2], b: [__m512d; 2]) -> [__m512d; 2] {
         [_mm512_mul_pd(a[0], b[0]), _mm512_mul_pd(a[1], b[1])]
+    }
+    #[inline(always)]
+    unsafe fn wide_div(a: [__m512d; 2], b: [__m512d; 2]) -> [__m512d; 2] {
+        [_mm512_div_pd(a[0], b[0]), _mm512_div_pd(a[1], b[1])]
     }
 
     #[inline(always)]

@@ -74,6 +74,10 @@ fn takes(op: &Op, inputs: &Inputs) -> bool {
             let ranks = a.ndim() == b.ndim() || (a.ndim() == 2 && b.ndim() == 1);
             ranks && is_single(a) && is_single(b) && fits(a, b)
         }
+        (Op::SolveOrNan, [a, b]) => {
+            let ranks = a.ndim() == b.ndim() || a.ndim() == b.ndim() + 1;
+            ranks && is_single(a) && is_single(b) && linalg::check_system(a, b).is_ok()
+        }
         (Op::SolveTriangular { .. }, [a, b]) => {
             let has_complex = [a, b].iter().any(|array| dtype(array) == Dtype::C64);
             let has_vectors = b.ndim() > 1 && b.ndim() + 1 == a.ndim();
@@ -196,7 +200,13 @@ impl On<'_> {
         let sound = |outputs: Vec<Array>| (Outputs::from_vec(outputs), None);
         if let Op::Solve = op {
             let [a, b] = inputs.exactly()?;
-            return self.solve(a, b);
+            let (x, infos) = self.solve(a, b)?;
+            let is_wrong = mlx::not_equal(&infos, &int(0, Dtype::S32)?, self.s)?;
+            return Ok((one(x), self.fault(&is_wrong, true)?));
+        }
+        if let Op::SolveOrNan = op {
+            let [a, b] = inputs.exactly()?;
+            return self.solve_or_nan(a, b).map(|x| (one(x), None));
         }
         if let Op::SolveTriangular { upper } = op {
             let [a, b] = inputs.exactly()?;
@@ -204,7 +214,13 @@ impl On<'_> {
         }
         let [a] = inputs.exactly()?;
         match op {
-            Op::Cholesky { upper } => Ok((one(self.cholesky(a, *upper)?), None)),
+            Op::Cholesky {
+                upper,
+                semidefinite,
+            } => match semidefinite {
+                Some(true) => Ok((one(self.semidefinite(a, *upper)?), None)),
+                _ => Ok((one(self.cholesky(a, *upper)?), None)),
+            },
             Op::CholeskyInv { upper } => self.cholesky_inv(a, *upper),
             Op::TriInv { upper } => self.tri_inv(a, *upper),
             Op::Qr => self.qr(a).map(sound),
@@ -317,6 +333,44 @@ impl On<'_> {
         let n = a.shape()[a.ndim() - 1];
         let parts = self.call(Routine::Potrf { n, upper }, &[a], batch_of(a))?;
         self.triangle(&self.where_done(&parts[0], &parts[1])?, upper)
+    }
+
+    /// Where a pivot is not positive, the factor of a matrix whose diagonal is enlarged by the possible rounding error.
+    /// A pivot that should be 0 is then about as small as this error, and its column is noise.
+    fn semidefinite(&self, a: &Array, upper: bool) -> Result<Array> {
+        let s = self.s;
+        let number = |value| float(value, Dtype::F32);
+        let n = a.shape()[a.ndim() - 1];
+        let noise = f64::from(n) * f64::from(f32::EPSILON);
+        let diagonal = mlx::diagonal(a, 0, -2, -1, s)?;
+        let zero = number(0.0)?;
+        let largest = mlx::maximum(&mlx::max(&diagonal, &[-1], true, s)?, &zero, s)?;
+        // The row and column of a diagonal element that is 0 are 0 in a semidefinite matrix.
+        let floor = mlx::multiply(&largest, &number(noise * noise)?, s)?;
+        let floor = mlx::where_(&mlx::equal(&largest, &zero, s)?, &number(1.0)?, &floor, s)?;
+        let absent = mlx::equal(&diagonal, &zero, s)?;
+        let enlarged = mlx::multiply(&diagonal, &number(1.0 + noise)?, s)?;
+        let enlarged = mlx::where_(&absent, &floor, &enlarged, s)?;
+        let eye = gpu::eye(n, n, 0, Dtype::Bool, Device::Gpu, s)?;
+        let given = mlx::where_(&eye, &mlx::expand_dims(&enlarged, &[-1], s)?, a, s)?;
+        let factor = self.cholesky(&given, upper)?;
+        let pivots = mlx::square(&mlx::diagonal(&factor, 0, -2, -1, s)?, s)?;
+        let small = mlx::multiply(&diagonal, &number(8.0 * noise)?, s)?;
+        let is_zero = mlx::logical_or(&absent, &mlx::less_equal(&pivots, &small, s)?, s)?;
+        // Columns of the lower factor, and rows of the upper one.
+        let axis = if upper { -1 } else { -2 };
+        let is_zero = mlx::expand_dims(&is_zero, &[axis], s)?;
+        let rest = mlx::where_(&is_zero, &zero, &factor, s)?;
+        let alone = self.cholesky(a, upper)?;
+        mlx::where_(&self.is_sound(&alone)?, &alone, &rest, s)
+    }
+
+    /// Whether all pivots of a factor are positive.
+    fn is_sound(&self, factor: &Array) -> Result<Array> {
+        let pivots = mlx::diagonal(factor, 0, -2, -1, self.s)?;
+        let is_positive = mlx::greater(&pivots, &float(0.0, Dtype::F32)?, self.s)?;
+        let all = mlx::all(&is_positive, &[-1], false, self.s)?;
+        mlx::expand_dims(&all, &[-2, -1], self.s)
     }
 
     /// The identity for each matrix.
@@ -561,7 +615,23 @@ impl On<'_> {
         Ok((one(x), self.fault_of_diagonal(&a)?))
     }
 
-    fn solve(&self, a: &Array, b: &Array) -> Result<Made> {
+    /// With NaN for each singular matrix.
+    fn solve_or_nan(&self, a: &Array, b: &Array) -> Result<Array> {
+        let is_vector = a.ndim() == b.ndim() + 1;
+        let b = match is_vector {
+            true => mlx::expand_dims(b, &[-1], self.s)?,
+            false => mlx::share(b)?,
+        };
+        let (x, infos) = self.solve(a, &b)?;
+        let x = self.where_done(&x, &infos)?;
+        match is_vector {
+            true => mlx::squeeze(&x, &[-1], self.s),
+            false => Ok(x),
+        }
+    }
+
+    /// The solution, and for each matrix whether a pivot is 0.
+    fn solve(&self, a: &Array, b: &Array) -> Result<(Array, Array)> {
         let n = a.shape()[a.ndim() - 1];
         let lu = self.factors(a)?;
         let order = self.order(&lu.pivots, n, false)?;
@@ -577,8 +647,7 @@ impl On<'_> {
             let y = self.triangular(&lu.in_columns, &b, false, true, true)?;
             self.triangular(&lu.in_columns, &y, true, false, true)
         })?;
-        let is_wrong = mlx::not_equal(&lu.infos, &int(0, Dtype::S32)?, self.s)?;
-        Ok((one(x), self.fault(&is_wrong, true)?))
+        Ok((x, lu.infos))
     }
 }
 

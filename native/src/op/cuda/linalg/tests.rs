@@ -40,6 +40,13 @@ fn stream() -> &'static Stream {
     Device::Cpu.stream().expect("the CPU is there")
 }
 
+fn cholesky(upper: bool) -> Op {
+    Op::Cholesky {
+        upper,
+        semidefinite: None,
+    }
+}
+
 /// Numbers between -1 and 1 from a seed.
 struct Dice(u64);
 
@@ -177,10 +184,10 @@ fn factors_of_square_matrices_are_those_of_lapack() {
             }
             for upper in [false, true] {
                 let of = definite(&mut dice, batch, n, Dtype::F32);
-                let factor = expected(&Op::Cholesky { upper }, &[&of]);
-                assert_same(&Op::Cholesky { upper }, &[&of], 1e-4);
+                let factor = expected(&cholesky(upper), &[&of]);
+                assert_same(&cholesky(upper), &[&of], 1e-4);
                 // The other triangle is not read.
-                assert_same(&Op::Cholesky { upper }, &[&triangular(&of, upper)], 1e-4);
+                assert_same(&cholesky(upper), &[&triangular(&of, upper)], 1e-4);
                 assert_same(&Op::CholeskyInv { upper }, &[&factor[0]], 1e-3);
                 assert_same(&Op::TriInv { upper }, &[&factor[0]], 1e-3);
                 assert_same(
@@ -360,9 +367,51 @@ fn what_has_no_factor_is_nan_or_a_late_failure() {
         Dtype::F32,
     );
     let both = mlx::multiply(&eye, &signs.unwrap(), stream()).unwrap();
-    let factors = floats(&outputs(&Op::Cholesky { upper: false }, &[&both])[0]);
+    let factors = floats(&outputs(&cholesky(false), &[&both])[0]);
     assert!(factors[0].is_nan() && factors[1] == 0.0);
     assert_eq!(factors[9..], floats(&eye));
+    let values: [[f32; 4]; 4] = [
+        [4.0, 2.0, 2.0, 3.0],
+        [1.0, 1.0, 1.0, 1.0],
+        [0.0, 0.0, 0.0, 4.0],
+        [1.0, 2.0, 2.0, 1.0],
+    ];
+    let values = values.concat().into_iter().flat_map(f32::to_ne_bytes);
+    let values: Vec<u8> = values.collect();
+    let values = mlx::from_bytes(&values, &[4, 2, 2], Dtype::F32).unwrap();
+    for upper in [false, true] {
+        let op = Op::Cholesky {
+            upper,
+            semidefinite: Some(true),
+        };
+        let factors = floats(&outputs(&op, &[&values])[0]);
+        let (zero, one) = if upper { (2, 1) } else { (1, 2) };
+        assert_eq!(factors[zero], 0.0);
+        assert!((factors[one] - 1.0).abs() < 1e-5, "{factors:?}");
+        let semidefinite = if upper { [1.0, 1.0, 0.0, 0.0] } else { [1.0, 0.0, 1.0, 0.0] };
+        for (have, want) in factors[4..8].iter().zip(semidefinite) {
+            assert!((have - want).abs() < 1e-5, "{factors:?}");
+        }
+        assert_eq!(factors[8..12], [0.0, 0.0, 0.0, 2.0]);
+        assert!(factors[12].is_nan());
+    }
+    let some = mlx::eye(3, 3, 0, Dtype::F32, stream()).unwrap();
+    let some = mlx::concatenate(
+        &mlx::Vector::new([
+            &mlx::expand_dims(&some, &[0], stream()).unwrap(),
+            &mlx::zeros(&[1, 3, 3], Dtype::F32, stream()).unwrap(),
+        ]),
+        0,
+        stream(),
+    )
+    .unwrap();
+    for b in [vec![2, 3], vec![2, 3, 4]] {
+        let size = b.iter().product::<i32>() as usize;
+        let b = mlx::ones(&b, Dtype::F32, stream()).unwrap();
+        let x = floats(&outputs(&Op::SolveOrNan, &[&some, &b])[0]);
+        assert_eq!(x[..size / 2], vec![1.0; size / 2]);
+        assert!(x[size / 2..].iter().all(|x| x.is_nan()));
+    }
     assert_eq!(floats(&outputs(&Op::Det, &[&zeros])[0]), [0.0, 0.0]);
     assert_same(&Op::Slogdet, &[&zeros], 0.0);
     // NaN and infinities never reach a method that iterates.
@@ -403,7 +452,7 @@ fn what_the_libraries_lack_is_left_to_the_cpu() {
     left(Op::Inv, &[&of(&[3, 3], Dtype::F16)]);
     left(Op::Qr, &[&of(&[3], Dtype::F32)]);
     left(Op::Qr, &[&of(&[3, 3], Dtype::C64)]);
-    left(Op::Cholesky { upper: false }, &[&of(&[3, 3], Dtype::F64)]);
+    left(cholesky(false), &[&of(&[3, 3], Dtype::F64)]);
     left(Op::Solve, &[&square, &of(&[2, 3, 3], Dtype::F32)]);
     left(Op::Solve, &[&square, &of(&[2], Dtype::F32)]);
     left(
