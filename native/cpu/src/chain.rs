@@ -2,6 +2,8 @@
 //! cache. A chain has one result, or several of one type, which then lie one after another along a first axis.
 
 pub mod axes;
+#[cfg(test)]
+mod tests;
 
 use super::elementwise::{self, Action, Argument};
 use super::pool::{self, Shared, PART, WORTH_SHARING};
@@ -93,6 +95,9 @@ pub fn takers(links: &[Link], count: usize) -> SmallVec<[u8; 8]> {
 /// these. Some blocks stay in the first cache, and a link's call takes far less time than its work.
 const BLOCK: usize = 2048;
 const BLOCK_BYTES: usize = 4096;
+
+/// Links for each input that has to be put beside each other first, from which blocks of several rows are worth that.
+const LINKS_PER_SPREAD: usize = 3;
 
 /// Where a link writes to.
 #[derive(Clone, Copy)]
@@ -215,11 +220,11 @@ impl Call {
     }
 }
 
-/// Where a link's elements are whose arrays all lie in one order.
+/// Where elements are of which a block's lie beside each other.
 #[derive(Clone, Copy)]
 enum Slot {
     /// A block, by its number.
-    Block(u8),
+    Block(u16),
     /// A single element of a link.
     Element(u8),
     /// An array, and the bytes from one element to the next.
@@ -236,8 +241,8 @@ impl Slot {
     }
 }
 
-/// A link whose arrays all lie in one order.
-struct Flat {
+/// A link whose operands and results lie so.
+struct FlatLink {
     link: Link,
     operands: SmallVec<[(Slot, bool); 3]>,
     to: Slot,
@@ -246,7 +251,14 @@ struct Flat {
 }
 
 // SAFETY: the pointers are those of the chain's arrays, of which threads write parts that do not overlap.
-unsafe impl Sync for Flat {}
+unsafe impl Sync for FlatLink {}
+
+/// Links in blocks that do not end where rows do.
+struct Flat {
+    /// Inputs that lie in another order than the results, or are repeated: a block of each is made first.
+    spread: SmallVec<[usize; 4]>,
+    links: Vec<FlatLink>,
+}
 
 /// A chain and its arrays: which calls compute it.
 struct Layout<'a> {
@@ -263,7 +275,7 @@ struct Layout<'a> {
     /// Elements of a result.
     size: usize,
     /// See [`Layout::flat`].
-    flat: Option<Vec<Flat>>,
+    flat: Option<Flat>,
 }
 
 /// Memory between the links of a chain.
@@ -327,48 +339,81 @@ impl<'a> Layout<'a> {
         layout
     }
 
-    /// The links of several elements, if all arrays lie in one order and have more than a block: then only the places
-    /// of a block's elements change from block to block.
-    fn flat(&self) -> Option<Vec<Flat>> {
-        let is_flat = |steps: &SmallVec<[isize; 4]>| matches!(steps[..], [0 | 1]);
-        if self.size <= BLOCK || !self.axes.steps.iter().all(is_flat) {
+    /// Whether a link has one element for a whole row, which is computed once where rows have calls of their own.
+    fn has_rows(&self) -> bool {
+        let last = self.axes.sizes.len() - 1;
+        let mut is_one = self.is_single;
+        let links = self.links.iter().enumerate();
+        let mut links = links.filter(|(i, _)| !self.is_single[*i]);
+        links.any(|(i, link)| {
+            is_one[i] = link.operands().iter().all(|operand| match *operand {
+                Operand::Link(of) => is_one[usize::from(of)],
+                Operand::Input(input) => self.axes.steps[usize::from(input)][last] == 0,
+            });
+            is_one[i]
+        })
+    }
+
+    /// The links of several elements, if there is more than a block: then only the places of a block's elements change
+    /// from block to block. None also where rows are long enough for calls of their own, and some inputs would have to
+    /// be made for that.
+    fn flat(&self) -> Option<Flat> {
+        if self.size <= BLOCK {
+            return None;
+        }
+        let inputs = 0..self.from.len();
+        let is_spread = |input: &usize| !self.axes.is_one(*input) && !self.axes.is_in_order(*input);
+        let spread: SmallVec<[usize; 4]> = inputs.filter(is_spread).collect();
+        let is_worth_it = || {
+            let is_short = 2 * self.axes.count() <= BLOCK && !self.has_rows();
+            is_short && self.links.len() >= LINKS_PER_SPREAD * spread.len()
+        };
+        if !spread.is_empty() && !self.axes.is_short() && !is_worth_it() {
             return None;
         }
         let mut is_one = self.is_single;
         let links = self.links.iter().enumerate();
         let links = links.filter(|(i, _)| !self.is_single[*i]);
         let place = |i: usize| match self.places[i] {
-            Place::Block(block) => Slot::Block(block),
+            Place::Block(block) => Slot::Block(block.into()),
             Place::Result(result) => {
                 let (data, size) = &self.to[usize::from(result)];
                 Slot::Array(data.0, *size)
             }
         };
-        let flat = links.map(|(i, link)| {
+        let links = links.map(|(i, link)| {
             let operands = link.operands().iter().map(|operand| match *operand {
                 Operand::Link(of) if self.is_single[usize::from(of)] => (Slot::Element(of), true),
                 Operand::Link(of) => (place(of.into()), is_one[usize::from(of)]),
                 Operand::Input(input) => {
-                    let (data, size) = &self.from[usize::from(input)];
-                    let is_one = self.axes.steps[usize::from(input)][0] == 0;
-                    (Slot::Array(data.0, if is_one { 0 } else { *size }), is_one)
+                    let input = usize::from(input);
+                    let (data, size) = &self.from[input];
+                    match self.axes.is_one(input) {
+                        true => (Slot::Array(data.0, 0), true),
+                        false if spread.contains(&input) => {
+                            (Slot::Block((self.blocks + input) as u16), false)
+                        }
+                        false => (Slot::Array(data.0, *size), false),
+                    }
                 }
             });
             let operands: SmallVec<[(Slot, bool); 3]> = operands.collect();
             is_one[i] = operands.iter().all(|(_, is_one)| *is_one);
-            Flat {
+            FlatLink {
                 link: *link,
                 operands,
                 to: place(i),
                 is_one: is_one[i],
             }
         });
-        Some(flat.collect())
+        let links = links.collect();
+        Some(Flat { spread, links })
     }
 
-    /// [`Layout::part`] of arrays in one order.
+    /// [`Layout::part`] in blocks of several rows.
     unsafe fn flat_part(
-        flat: &[Flat],
+        &self,
+        flat: &Flat,
         mut at: usize,
         end: usize,
         scratch: Scratch,
@@ -376,7 +421,18 @@ impl<'a> Layout<'a> {
     ) {
         while at < end {
             let length = scratch.length.min(end - at);
-            for link in flat {
+            for input in &flat.spread {
+                let (data, size) = &self.from[*input];
+                call(Call::Spread {
+                    size: *size,
+                    input: *input,
+                    from: data.at(0).cast_const(),
+                    at,
+                    to: scratch.block(self.blocks + input),
+                    count: length,
+                });
+            }
+            for link in &flat.links {
                 let mut arguments = [Argument {
                     at: std::ptr::null(),
                     is_one: true,
@@ -494,7 +550,7 @@ impl<'a> Layout<'a> {
     /// Computes the elements from `at` to `end` of all results.
     unsafe fn part(&self, mut at: usize, end: usize, scratch: Scratch, mut call: impl FnMut(Call)) {
         if let Some(flat) = &self.flat {
-            return Layout::flat_part(flat, at, end, scratch, call);
+            return self.flat_part(flat, at, end, scratch, call);
         }
         let (count, is_short) = (self.axes.count(), self.axes.is_short());
         let links = self.links.iter().enumerate();
@@ -552,35 +608,82 @@ impl<'a> Layout<'a> {
 /// all are of the types that the links take and give. A result may be an input of its own layout and size of element, if
 /// no link after the result's takes that input.
 pub unsafe fn run(level: Level, links: &[Link], inputs: &[View], outs: &[View]) {
+    let task = Task {
+        links,
+        inputs,
+        outs,
+    };
+    run_all(level, &[task]);
+}
+
+/// A chain with its arrays.
+pub struct Task<'a> {
+    pub links: &'a [Link],
+    pub inputs: &'a [View],
+    pub outs: &'a [View],
+}
+
+/// A chain that is being computed.
+struct Running<'a> {
+    layout: Layout<'a>,
+    /// Numbers of links that have a single element, of all chains: where its own begin.
+    elements: usize,
+    /// Parts of the chains before it.
+    before: usize,
+}
+
+/// Several chains at once, whose work threads share.
+///
+/// # Safety
+/// As for [`run`], for each; and no result of one is an array of another.
+pub unsafe fn run_all(level: Level, tasks: &[Task]) {
     thread_local! {
         static BLOCKS: RefCell<Vec<u64>> = const { RefCell::new(Vec::new()) };
     }
-    let layout = Layout::new(links, inputs, outs);
-    let mut elements = [0; MAX_LINKS];
-    let scratch = Scratch {
-        elements: elements.as_mut_ptr(),
-        blocks: std::ptr::null_mut(),
-        block: BLOCK,
-        length: layout.length(),
-    };
-    layout.singles(scratch, |call| call.run(level, &layout.axes));
-    let (size, length, elements) = (layout.size, scratch.length, Shared(scratch.elements));
-    pool::parallel(size.div_ceil(PART), size >= WORTH_SHARING, &|part| {
+    let links: usize = tasks.iter().map(|task| task.links.len()).sum();
+    let mut elements = vec![0u64; links];
+    let elements = Shared(elements.as_mut_ptr());
+    let mut running: SmallVec<[Running; 1]> = SmallVec::with_capacity(tasks.len());
+    let (mut parts, mut work, mut first) = (0, 0, 0);
+    for task in tasks {
+        let layout = Layout::new(task.links, task.inputs, task.outs);
+        let scratch = Scratch {
+            elements: elements.at(first),
+            blocks: std::ptr::null_mut(),
+            block: BLOCK,
+            length: layout.length(),
+        };
+        layout.singles(scratch, |call| call.run(level, &layout.axes));
+        // A long chain is worth a second thread from fewer elements on.
+        work += layout.size * (3 + task.links.len()) / 4;
+        let count = layout.size.div_ceil(PART);
+        running.push(Running {
+            layout,
+            elements: first,
+            before: parts,
+        });
+        parts += count;
+        first += task.links.len();
+    }
+    pool::parallel(parts, work >= WORTH_SHARING, &|part| {
+        let number = running.partition_point(|chain| chain.before <= part) - 1;
+        let chain = &running[number];
+        let layout = &chain.layout;
         BLOCKS.with_borrow_mut(|blocks| {
             let wanted = layout.numbers(BLOCK);
             if blocks.len() < wanted {
                 blocks.resize(wanted, 0);
             }
-            let at = part * PART;
+            let at = (part - chain.before) * PART;
             // SAFETY: elements of the results that are this part's alone, and blocks that are this thread's.
             unsafe {
                 let scratch = Scratch {
-                    elements: elements.at(0),
+                    elements: elements.at(chain.elements),
                     blocks: blocks.as_mut_ptr(),
                     block: BLOCK,
-                    length,
+                    length: layout.length(),
                 };
-                layout.part(at, size.min(at + PART), scratch, |call| {
+                layout.part(at, layout.size.min(at + PART), scratch, |call| {
                     call.run(level, &layout.axes)
                 });
             }
@@ -622,7 +725,7 @@ impl Prepared {
             block,
             length: block,
         };
-        let rows = match layout.axes.is_short() {
+        let rows = match layout.flat.is_some() || layout.axes.is_short() {
             true => layout.size.div_ceil(block),
             false => layout.size / layout.axes.count().max(1),
         };

@@ -7,12 +7,12 @@ mod order;
 
 use crate::base::{Device, Dtype, Error, Result};
 use crate::mlx::{self, Outputs, Stream};
-use emlx_cpu::Kernel;
 pub use emlx_cpu::{
     has_vectors, Action, Bits, Choice, Comparison, Conv, Division, Function, Link, Links, Mask,
     Masked, Operand, Pair, Reduction, Rope, Scan, Step as RowStep, Test, Total, Type, WindowTotal,
     Windows, MAX_INT8_TERMS, MAX_LINKS, MAX_STEPS, WORTH_SHARING,
 };
+use emlx_cpu::{ChainPart, Kernel};
 use mlx_rs::Array;
 use node::Layout;
 pub use order::{arg_extreme, argsort, extreme, orders, sort, top, total, totals, truth};
@@ -234,6 +234,45 @@ pub fn joined_chain(
     check_chain(inputs, shape)?;
     let shape = [&[emlx_cpu::results(&links) as i32], shape].concat();
     node::typed(Kernel::Chain(links), Layout::Rows, inputs, &shape, dtype, s)
+}
+
+/// A chain of [`chains`]: what it takes, and the shape of what it gives.
+pub struct ChainOf<'a> {
+    pub links: &'a Links,
+    pub inputs: SmallVec<[&'a Array; 4]>,
+    pub shape: &'a [i32],
+}
+
+/// The results of chains that do not depend on one another, by one kernel.
+pub fn chains(chains: &[ChainOf], s: &Stream) -> Result<SmallVec<[Array; 2]>> {
+    let mut inputs: SmallVec<[&Array; 16]> = SmallVec::new();
+    let mut dtypes: SmallVec<[Dtype; 16]> = SmallVec::new();
+    let mut takers: SmallVec<[u8; 16]> = SmallVec::new();
+    let mut parts = Vec::with_capacity(chains.len());
+    let mut kernels = Vec::with_capacity(chains.len());
+    for chain in chains {
+        check_chain(&chain.inputs, chain.shape)?;
+        let last = chain.links.len().saturating_sub(1);
+        let results = chain.links.iter().enumerate();
+        let results = results.filter(|(i, link)| link.is_kept || *i == last);
+        let before = dtypes.len();
+        dtypes.extend(results.map(|(_, link)| dtype_of(link.to)));
+        takers.extend(emlx_cpu::takers(chain.links, chain.inputs.len()));
+        inputs.extend(chain.inputs.iter().copied());
+        let (own, results) = (chain.inputs.len(), dtypes.len() - before);
+        parts.push(mlx::Part {
+            inputs: own,
+            outputs: results,
+            shape: chain.shape,
+        });
+        kernels.push(ChainPart {
+            links: chain.links.clone(),
+            inputs: own,
+            results,
+        });
+    }
+    let kernel = Kernel::Chains(kernels.into());
+    node::of_parts(kernel, &inputs, &parts, &dtypes, &takers, s)
 }
 
 fn check_chain(inputs: &[&Array], shape: &[i32]) -> Result<()> {

@@ -13,6 +13,7 @@ mod loops;
 mod masked;
 mod merge;
 mod notes;
+mod together;
 mod turned;
 
 pub use code::{Code, Node, Work};
@@ -74,12 +75,13 @@ impl<'a> Scope<'a> {
 }
 
 /// The passes in their order. Each sees what those before it made.
-static PASSES: [&dyn Pass; 7] = [
+static PASSES: [&dyn Pass; 8] = [
     &merge::Merge,
     &loops::Loops,
     &masked::MaskedPass,
     &turned::Turned,
     &chains::Chains,
+    &together::Together,
     &compile::Compile,
     &capture::Capture,
 ];
