@@ -79,8 +79,8 @@ fn groups(code: &Code, types: &Types) -> Vec<Group> {
     let small = |value: u32| elements(types, value) <= ON_THE_SPOT;
     // Values that may be computed where they are built, which others may then be, too.
     let mut is_early = vec![false; code.values];
-    for value in 0..code.inputs {
-        is_early[value] = small(value as u32);
+    for (value, is_early) in is_early.iter_mut().enumerate().take(code.inputs) {
+        *is_early = small(value as u32);
     }
     let mut first_use = vec![usize::MAX; code.values];
     for (i, node) in code.nodes.iter().enumerate() {
