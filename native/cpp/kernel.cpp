@@ -59,17 +59,40 @@ enum Layout { ROWS = 0, TOGETHER = 1, LIKE_FIRST = 2, HEADS_INSIDE = 3, RESHAPED
 
 class Kernel : public core::Primitive {
  public:
-  Kernel(core::Stream stream, const emlx_kernel& kernel, int layout, std::vector<uint8_t> takers)
+  // How many inputs and outputs have one shape and layout.
+  struct Part {
+    size_t inputs;
+    size_t outputs;
+  };
+
+  Kernel(
+      core::Stream stream,
+      const emlx_kernel& kernel,
+      int layout,
+      std::vector<uint8_t> takers,
+      std::vector<Part> parts = {})
       : core::Primitive(stream),
         kernel_(std::make_shared<Owned>(kernel)),
         layout_(layout),
-        takers_(std::move(takers)) {}
+        takers_(std::move(takers)),
+        parts_(std::move(parts)) {}
 
   void eval_cpu(const std::vector<core::array>& inputs, std::vector<core::array>& outs) override {
     if (layout_ == RESHAPED && reshape(inputs[0], outs[0])) {
       return;
     }
-    outs.size() == 1 ? allocate(inputs, outs[0]) : allocate_all(inputs, outs);
+    if (!parts_.empty()) {
+      size_t input = 0, out = 0;
+      for (const auto& part : parts_) {
+        allocate_all(inputs.data() + input, takers_.data() + input, part.inputs, outs.data() + out, part.outputs);
+        input += part.inputs;
+        out += part.outputs;
+      }
+    } else if (outs.size() == 1) {
+      allocate(inputs, outs[0]);
+    } else {
+      allocate_all(inputs.data(), takers_.data(), inputs.size(), outs.data(), outs.size());
+    }
     auto& encoder = core::cpu::get_command_encoder(stream());
     std::vector<core::array> held;
     held.reserve(inputs.size() + outs.size());
@@ -148,29 +171,31 @@ class Kernel : public core::Primitive {
   }
 
   // Gives outputs of one shape their memory: all have the layout of the inputs of their shape where these agree, else
-  // they lie in rows. An output may have an input's memory if `takers_` says that it is not too early.
-  void allocate_all(const std::vector<core::array>& inputs, std::vector<core::array>& outs) const {
+  // they lie in rows. An output may have an input's memory if `takers` says that it is not too early.
+  static void allocate_all(
+      const core::array* inputs, const uint8_t* takers, size_t count, core::array* outs, size_t out_count) {
     const core::array* like = nullptr;
     bool agree = true;
-    for (const auto& input : inputs) {
+    for (size_t j = 0; j < count; ++j) {
+      const auto& input = inputs[j];
       if (input.shape() == outs[0].shape()) {
         like = like ? like : &input;
         agree = agree && is_whole(input) && input.strides() == like->strides();
       }
     }
     agree = agree && like;
-    std::vector<bool> is_taken(inputs.size(), false);
-    for (size_t i = 0; i < outs.size(); ++i) {
-      size_t taken = inputs.size();
-      for (size_t j = 0; j < inputs.size() && taken == inputs.size(); ++j) {
+    std::vector<bool> is_taken(count, false);
+    for (size_t i = 0; i < out_count; ++i) {
+      size_t taken = count;
+      for (size_t j = 0; j < count && taken == count; ++j) {
         const auto& input = inputs[j];
         const bool fits = input.shape() == outs[i].shape() && (agree || (is_whole(input) && input.flags().row_contiguous));
         // An array that is two inputs is needed by both.
-        if (fits && !is_taken[j] && takers_.at(j) <= i && may_take(input, outs[i])) {
+        if (fits && !is_taken[j] && takers[j] <= i && may_take(input, outs[i])) {
           taken = j;
         }
       }
-      if (taken < inputs.size()) {
+      if (taken < count) {
         is_taken[taken] = true;
         outs[i].copy_shared_buffer(inputs[taken]);
       } else if (agree) {
@@ -309,6 +334,8 @@ class Kernel : public core::Primitive {
   const int layout_;
   // For each input the number of the first output that may have its memory, where there are several.
   const std::vector<uint8_t> takers_;
+  // Where outputs are of several shapes: what belongs together, in the order of inputs and outputs.
+  const std::vector<Part> parts_;
 };
 
 } // namespace
@@ -353,6 +380,57 @@ extern "C" int emlx_kernel_node(
       dtypes.push_back(mlx_dtype_to_cpp(of->dtypes[i]));
     }
     std::vector<core::Shape> shapes(of->outputs, shape);
+    auto made = core::array::make_arrays(std::move(shapes), dtypes, std::move(primitive), arrays);
+    for (size_t i = 0; i < of->outputs; ++i) {
+      res[i].ctx = new core::array(std::move(made[i]));
+    }
+    return 0;
+  } catch (const std::exception& e) {
+    if (!owned) {
+      kernel.drop(kernel.kernel);
+    }
+    mlx_error("%s", e.what());
+    return 1;
+  }
+}
+
+// What of a node's inputs and outputs belongs together; laid out as in src/mlx.
+extern "C" struct emlx_part {
+  size_t inputs;
+  size_t outputs;
+  const int* shape;
+  size_t rank;
+};
+
+// The same for outputs of several shapes, one for each of `parts`. `of` has all inputs, takers and types of outputs.
+extern "C" int emlx_parts_node(
+    mlx_array* res,
+    emlx_kernel kernel,
+    const emlx_part* parts,
+    size_t part_count,
+    const emlx_arrays* of,
+    const mlx_stream stream) {
+  bool owned = false;
+  try {
+    const auto& s = *static_cast<const core::Stream*>(stream.ctx);
+    std::vector<Kernel::Part> kept;
+    std::vector<core::Shape> shapes;
+    for (size_t i = 0; i < part_count; ++i) {
+      kept.push_back({parts[i].inputs, parts[i].outputs});
+      shapes.insert(shapes.end(), parts[i].outputs, core::Shape(parts[i].shape, parts[i].shape + parts[i].rank));
+    }
+    std::vector<uint8_t> takers(of->takers, of->takers + of->count);
+    auto primitive = std::make_shared<Kernel>(s, kernel, TOGETHER, std::move(takers), std::move(kept));
+    owned = true;
+    std::vector<core::array> arrays;
+    arrays.reserve(of->count);
+    for (size_t i = 0; i < of->count; ++i) {
+      arrays.push_back(*static_cast<const core::array*>(of->inputs[i].ctx));
+    }
+    std::vector<core::Dtype> dtypes;
+    for (size_t i = 0; i < of->outputs; ++i) {
+      dtypes.push_back(mlx_dtype_to_cpp(of->dtypes[i]));
+    }
     auto made = core::array::make_arrays(std::move(shapes), dtypes, std::move(primitive), arrays);
     for (size_t i = 0; i < of->outputs; ++i) {
       res[i].ctx = new core::array(std::move(made[i]));

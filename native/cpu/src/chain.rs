@@ -2,12 +2,18 @@
 //! cache. A chain has one result, or several of one type, which then lie one after another along a first axis.
 
 pub mod axes;
+mod flat;
+mod prepared;
+#[cfg(test)]
+mod tests;
 
 use super::elementwise::{self, Action, Argument};
 use super::pool::{self, Shared, PART, WORTH_SHARING};
 use super::simd::Level;
 use super::{Type, View};
 use axes::Axes;
+use flat::Flat;
+pub use prepared::Prepared;
 use smallvec::SmallVec;
 use std::cell::RefCell;
 
@@ -215,39 +221,6 @@ impl Call {
     }
 }
 
-/// Where a link's elements are whose arrays all lie in one order.
-#[derive(Clone, Copy)]
-enum Slot {
-    /// A block, by its number.
-    Block(u8),
-    /// A single element of a link.
-    Element(u8),
-    /// An array, and the bytes from one element to the next.
-    Array(*mut u8, usize),
-}
-
-impl Slot {
-    unsafe fn at(self, at: usize, scratch: Scratch) -> *mut u8 {
-        match self {
-            Slot::Block(i) => scratch.block(i.into()),
-            Slot::Element(i) => scratch.elements.add(i.into()).cast(),
-            Slot::Array(data, step) => data.add(at * step),
-        }
-    }
-}
-
-/// A link whose arrays all lie in one order.
-struct Flat {
-    link: Link,
-    operands: SmallVec<[(Slot, bool); 3]>,
-    to: Slot,
-    /// Whether its elements are alike.
-    is_one: bool,
-}
-
-// SAFETY: the pointers are those of the chain's arrays, of which threads write parts that do not overlap.
-unsafe impl Sync for Flat {}
-
 /// A chain and its arrays: which calls compute it.
 struct Layout<'a> {
     links: &'a [Link],
@@ -263,7 +236,7 @@ struct Layout<'a> {
     /// Elements of a result.
     size: usize,
     /// See [`Layout::flat`].
-    flat: Option<Vec<Flat>>,
+    flat: Option<Flat>,
 }
 
 /// Memory between the links of a chain.
@@ -325,84 +298,6 @@ impl<'a> Layout<'a> {
         };
         layout.flat = layout.flat();
         layout
-    }
-
-    /// The links of several elements, if all arrays lie in one order and have more than a block: then only the places
-    /// of a block's elements change from block to block.
-    fn flat(&self) -> Option<Vec<Flat>> {
-        let is_flat = |steps: &SmallVec<[isize; 4]>| matches!(steps[..], [0 | 1]);
-        if self.size <= BLOCK || !self.axes.steps.iter().all(is_flat) {
-            return None;
-        }
-        let mut is_one = self.is_single;
-        let links = self.links.iter().enumerate();
-        let links = links.filter(|(i, _)| !self.is_single[*i]);
-        let place = |i: usize| match self.places[i] {
-            Place::Block(block) => Slot::Block(block),
-            Place::Result(result) => {
-                let (data, size) = &self.to[usize::from(result)];
-                Slot::Array(data.0, *size)
-            }
-        };
-        let flat = links.map(|(i, link)| {
-            let operands = link.operands().iter().map(|operand| match *operand {
-                Operand::Link(of) if self.is_single[usize::from(of)] => (Slot::Element(of), true),
-                Operand::Link(of) => (place(of.into()), is_one[usize::from(of)]),
-                Operand::Input(input) => {
-                    let (data, size) = &self.from[usize::from(input)];
-                    let is_one = self.axes.steps[usize::from(input)][0] == 0;
-                    (Slot::Array(data.0, if is_one { 0 } else { *size }), is_one)
-                }
-            });
-            let operands: SmallVec<[(Slot, bool); 3]> = operands.collect();
-            is_one[i] = operands.iter().all(|(_, is_one)| *is_one);
-            Flat {
-                link: *link,
-                operands,
-                to: place(i),
-                is_one: is_one[i],
-            }
-        });
-        Some(flat.collect())
-    }
-
-    /// [`Layout::part`] of arrays in one order.
-    unsafe fn flat_part(
-        flat: &[Flat],
-        mut at: usize,
-        end: usize,
-        scratch: Scratch,
-        mut call: impl FnMut(Call),
-    ) {
-        while at < end {
-            let length = scratch.length.min(end - at);
-            for link in flat {
-                let mut arguments = [Argument {
-                    at: std::ptr::null(),
-                    is_one: true,
-                }; 3];
-                for (argument, (slot, is_one)) in arguments.iter_mut().zip(&link.operands) {
-                    argument.at = slot.at(at, scratch).cast_const();
-                    argument.is_one = *is_one;
-                }
-                let to = link.to.at(at, scratch);
-                call(Call::Apply {
-                    link: link.link,
-                    arguments,
-                    to,
-                    count: if link.is_one { 1 } else { length },
-                });
-                if link.is_one && matches!(link.to, Slot::Array(..)) {
-                    let size = link.link.to.size();
-                    call(Call::Fill {
-                        size,
-                        to,
-                        count: length,
-                    });
-                }
-            }
-            at += length;
-        }
     }
 
     /// Numbers of all blocks of `block` numbers each.
@@ -494,7 +389,7 @@ impl<'a> Layout<'a> {
     /// Computes the elements from `at` to `end` of all results.
     unsafe fn part(&self, mut at: usize, end: usize, scratch: Scratch, mut call: impl FnMut(Call)) {
         if let Some(flat) = &self.flat {
-            return Layout::flat_part(flat, at, end, scratch, call);
+            return self.flat_part(flat, at, end, scratch, call);
         }
         let (count, is_short) = (self.axes.count(), self.axes.is_short());
         let links = self.links.iter().enumerate();
@@ -552,101 +447,85 @@ impl<'a> Layout<'a> {
 /// all are of the types that the links take and give. A result may be an input of its own layout and size of element, if
 /// no link after the result's takes that input.
 pub unsafe fn run(level: Level, links: &[Link], inputs: &[View], outs: &[View]) {
+    let task = Task {
+        links,
+        inputs,
+        outs,
+    };
+    run_all(level, &[task]);
+}
+
+/// A chain with its arrays.
+pub struct Task<'a> {
+    pub links: &'a [Link],
+    pub inputs: &'a [View],
+    pub outs: &'a [View],
+}
+
+/// A chain that is being computed.
+struct Running<'a> {
+    layout: Layout<'a>,
+    /// Numbers of links that have a single element, of all chains: where its own begin.
+    elements: usize,
+    /// Parts of the chains before it.
+    before: usize,
+}
+
+/// Several chains at once, whose work threads share.
+///
+/// # Safety
+/// As for [`run`], for each; and no result of one is an array of another.
+pub unsafe fn run_all(level: Level, tasks: &[Task]) {
     thread_local! {
         static BLOCKS: RefCell<Vec<u64>> = const { RefCell::new(Vec::new()) };
     }
-    let layout = Layout::new(links, inputs, outs);
-    let mut elements = [0; MAX_LINKS];
-    let scratch = Scratch {
-        elements: elements.as_mut_ptr(),
-        blocks: std::ptr::null_mut(),
-        block: BLOCK,
-        length: layout.length(),
-    };
-    layout.singles(scratch, |call| call.run(level, &layout.axes));
-    let (size, length, elements) = (layout.size, scratch.length, Shared(scratch.elements));
-    pool::parallel(size.div_ceil(PART), size >= WORTH_SHARING, &|part| {
+    let links: usize = tasks.iter().map(|task| task.links.len()).sum();
+    let mut elements = vec![0u64; links];
+    let elements = Shared(elements.as_mut_ptr());
+    let mut running: SmallVec<[Running; 1]> = SmallVec::with_capacity(tasks.len());
+    let (mut parts, mut work, mut first) = (0, 0, 0);
+    for task in tasks {
+        let layout = Layout::new(task.links, task.inputs, task.outs);
+        let scratch = Scratch {
+            elements: elements.at(first),
+            blocks: std::ptr::null_mut(),
+            block: BLOCK,
+            length: layout.length(),
+        };
+        layout.singles(scratch, |call| call.run(level, &layout.axes));
+        // A long chain is worth a second thread from fewer elements on.
+        work += layout.size * (3 + task.links.len()) / 4;
+        let count = layout.size.div_ceil(PART);
+        running.push(Running {
+            layout,
+            elements: first,
+            before: parts,
+        });
+        parts += count;
+        first += task.links.len();
+    }
+    pool::parallel(parts, work >= WORTH_SHARING, &|part| {
+        let number = running.partition_point(|chain| chain.before <= part) - 1;
+        let chain = &running[number];
+        let layout = &chain.layout;
         BLOCKS.with_borrow_mut(|blocks| {
             let wanted = layout.numbers(BLOCK);
             if blocks.len() < wanted {
                 blocks.resize(wanted, 0);
             }
-            let at = part * PART;
+            let at = (part - chain.before) * PART;
             // SAFETY: elements of the results that are this part's alone, and blocks that are this thread's.
             unsafe {
                 let scratch = Scratch {
-                    elements: elements.at(0),
+                    elements: elements.at(chain.elements),
                     blocks: blocks.as_mut_ptr(),
                     block: BLOCK,
-                    length,
+                    length: layout.length(),
                 };
-                layout.part(at, size.min(at + PART), scratch, |call| {
+                layout.part(at, layout.size.min(at + PART), scratch, |call| {
                     call.run(level, &layout.axes)
                 });
             }
         })
     });
-}
-
-/// The calls of a small chain whose arrays stay where they are.
-pub struct Prepared {
-    level: Level,
-    calls: Vec<Call>,
-    axes: Axes,
-    /// What the calls keep between them.
-    _scratch: Box<[u64]>,
-}
-
-// SAFETY: the calls go to arrays that whoever prepared them keeps, and to the scratch memory.
-unsafe impl Send for Prepared {}
-
-/// Calls of a prepared chain, at most: from there on its work takes longer than finding the calls.
-const MAX_CALLS: usize = 512;
-
-impl Prepared {
-    /// None for a chain that several threads share, and for one of too many calls.
-    ///
-    /// # Safety
-    /// As for [`run`], and nobody moves the arrays as long as the calls are run.
-    pub unsafe fn new(links: &[Link], inputs: &[View], outs: &[View]) -> Option<Prepared> {
-        let layout = Layout::new(links, inputs, outs);
-        if layout.size >= WORTH_SHARING {
-            return None;
-        }
-        let block = layout.size.clamp(1, BLOCK);
-        let mut memory = vec![0; links.len() + layout.numbers(block)].into_boxed_slice();
-        let elements = memory.as_mut_ptr();
-        let scratch = Scratch {
-            elements,
-            blocks: elements.add(links.len()),
-            block,
-            length: block,
-        };
-        let rows = match layout.axes.is_short() {
-            true => layout.size.div_ceil(block),
-            false => layout.size / layout.axes.count().max(1),
-        };
-        if rows * links.len() > MAX_CALLS {
-            return None;
-        }
-        let mut calls = Vec::new();
-        layout.singles(scratch, |call| calls.push(call));
-        layout.part(0, layout.size, scratch, |call| calls.push(call));
-        (calls.len() <= MAX_CALLS).then_some(Prepared {
-            level: Level::best(),
-            calls,
-            axes: layout.axes,
-            _scratch: memory,
-        })
-    }
-
-    /// Computes the chain, from what its inputs hold now.
-    ///
-    /// # Safety
-    /// Nobody else reads or writes the arrays meanwhile.
-    pub unsafe fn run(&self) {
-        for call in &self.calls {
-            call.run(self.level, &self.axes);
-        }
-    }
 }

@@ -18,11 +18,21 @@ use smallvec::SmallVec;
 use std::ffi::CStr;
 use std::sync::Arc;
 
+/// One of several chains: how many of the inputs and results are its own.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ChainPart {
+    pub links: Links,
+    pub inputs: usize,
+    pub results: usize,
+}
+
 /// What a node computes, with all that tells it from another. Each names its inputs.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Kernel {
     /// Arrays that broadcast to the result's shape.
     Chain(Links),
+    /// Chains that do not depend on one another, each with its own inputs and results, of any shapes.
+    Chains(Arc<[ChainPart]>),
     /// x; over the last axis.
     Softmax,
     /// x, and weight where there is one; over the last axis.
@@ -179,6 +189,7 @@ impl Kernel {
                 [link] => link.action.name(),
                 _ => c"chain",
             },
+            Kernel::Chains(_) => c"chains",
             Kernel::Softmax => c"softmax",
             Kernel::RmsNorm { .. } => c"rms_norm",
             Kernel::LayerNorm { .. } => c"layer_norm",
@@ -255,6 +266,7 @@ impl Kernel {
             (Kernel::Linear { linear, of }, outs) => {
                 linalg::run(Level::best(), *of, *linear, inputs, outs)
             }
+            (Kernel::Chains(parts), _) => run_chains(parts, inputs, outs),
             (_, [out]) => self.run(element, inputs, out),
             _ => {}
         }
@@ -408,7 +420,8 @@ impl Kernel {
                 scan::run::<T>(level, &how, &inputs[0], out)
             }
             Kernel::Chain(ref links) => chain::run(level, links, inputs, std::slice::from_ref(out)),
-            Kernel::Extreme { .. }
+            Kernel::Chains(_)
+            | Kernel::Extreme { .. }
             | Kernel::Truth { .. }
             | Kernel::Total { .. }
             | Kernel::ArgExtreme { .. }
@@ -455,4 +468,27 @@ impl Kernel {
             ),
         }
     }
+}
+
+/// # Safety
+/// As for [`Kernel::run_all`].
+unsafe fn run_chains(parts: &[ChainPart], inputs: &[View], outs: &[View]) {
+    let (mut first, mut first_out) = (0, 0);
+    let mut tasks: SmallVec<[chain::Task; 8]> = SmallVec::new();
+    for part in parts {
+        let (end, end_out) = (first + part.inputs, first_out + part.results);
+        let (Some(inputs), Some(outs)) = (inputs.get(first..end), outs.get(first_out..end_out))
+        else {
+            return;
+        };
+        if outs.first().is_some_and(|out| out.size() > 0) {
+            tasks.push(chain::Task {
+                links: &part.links,
+                inputs,
+                outs,
+            });
+        }
+        (first, first_out) = (end, end_out);
+    }
+    chain::run_all(Level::best(), &tasks);
 }

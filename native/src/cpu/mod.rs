@@ -3,11 +3,13 @@
 //! run.
 
 mod linear;
+mod chain;
 mod node;
 mod order;
 
-use crate::base::{Device, Dtype, Error, Result};
-use crate::mlx::{self, Outputs, Stream};
+use crate::base::{Device, Dtype, Result};
+use crate::mlx::{self, Stream};
+pub use chain::{chain, chain_of, chains, joined_chain, ChainOf};
 use emlx_cpu::Kernel;
 pub use emlx_cpu::{
     has_vectors, Action, Bits, Choice, Comparison, Conv, Division, Fft, Form, Function, Linear,
@@ -187,65 +189,6 @@ pub fn needed_links(links: Links) -> Links {
             link.over(&operands)
         })
         .collect()
-}
-
-/// Links over arrays that broadcast to `shape`, whose types are those that the links take. Each result is of the type of
-/// its link.
-pub fn chain(
-    links: Links,
-    inputs: &[&Array],
-    shape: &[i32],
-    s: &Stream,
-) -> Result<SmallVec<[Array; 2]>> {
-    let last = links.len().saturating_sub(1);
-    let results = links.iter().enumerate();
-    let results = results.filter(|(i, link)| link.is_kept || *i == last);
-    let dtypes: SmallVec<[Dtype; 4]> = results.map(|(_, link)| dtype_of(link.to)).collect();
-    chain_of(links, inputs, shape, &dtypes, s)
-}
-
-/// The same with results of these types, whose elements are those that the links give.
-pub fn chain_of(
-    links: Links,
-    inputs: &[&Array],
-    shape: &[i32],
-    dtypes: &[Dtype],
-    s: &Stream,
-) -> Result<SmallVec<[Array; 2]>> {
-    check_chain(inputs, shape)?;
-    let takers = match dtypes.len() {
-        1 => SmallVec::new(),
-        _ => emlx_cpu::takers(&links, inputs.len()),
-    };
-    let outputs = Outputs {
-        shape,
-        dtypes,
-        takers: &takers,
-    };
-    node::several(Kernel::Chain(links), inputs, outputs, s)
-}
-
-/// The same with several results of one type as one array, one behind the other along a first axis of its own.
-pub fn joined_chain(
-    links: Links,
-    inputs: &[&Array],
-    shape: &[i32],
-    dtype: Dtype,
-    s: &Stream,
-) -> Result<Array> {
-    check_chain(inputs, shape)?;
-    let shape = [&[emlx_cpu::results(&links) as i32], shape].concat();
-    node::typed(Kernel::Chain(links), Layout::Rows, inputs, &shape, dtype, s)
-}
-
-fn check_chain(inputs: &[&Array], shape: &[i32]) -> Result<()> {
-    match inputs.iter().find(|input| !goes_into(input.shape(), shape)) {
-        None => Ok(()),
-        Some(input) => Err(Error::invalid(format!(
-            "a chain of shape {shape:?} is given an array of shape {:?}",
-            input.shape()
-        ))),
-    }
 }
 
 /// The same where it is small and the inputs are computed, by the caller; else None.

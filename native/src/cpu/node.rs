@@ -286,6 +286,21 @@ pub fn several(
     )
 }
 
+/// The results of a kernel that has its types itself and results of several shapes.
+pub fn of_parts(
+    kernel: Kernel,
+    inputs: &[&Array],
+    parts: &[mlx::Part],
+    dtypes: &[Dtype],
+    takers: &[u8],
+    s: &Stream,
+) -> Result<SmallVec<[Array; 2]>> {
+    let name = kernel.name().as_ptr();
+    let element = ElementType::F32;
+    let owned = Box::into_raw(Box::new(Owned { kernel, element }));
+    mlx::parts_node(functions(owned, name), inputs, parts, dtypes, takers, s)
+}
+
 fn nodes(
     owned: Owned,
     layout: Layout,

@@ -122,6 +122,71 @@ pub fn kernel_node(
     }
 }
 
+/// What of a node's inputs and outputs belongs together.
+pub struct Part<'a> {
+    pub inputs: usize,
+    pub outputs: usize,
+    /// Of each of these outputs.
+    pub shape: &'a [i32],
+}
+
+/// [`kernel_node`] with outputs of several shapes, one for each part. There are a type for each output and a taker for
+/// each input, counted in its part.
+pub fn parts_node(
+    kernel: Functions,
+    inputs: &[&Array],
+    parts: &[Part],
+    dtypes: &[Dtype],
+    takers: &[u8],
+    s: &Stream,
+) -> Result<SmallVec<[Array; 2]>> {
+    #[cfg(emlx_kernels)]
+    {
+        /// Laid out as `emlx_part`.
+        #[repr(C)]
+        struct RawPart {
+            inputs: usize,
+            outputs: usize,
+            shape: *const c_int,
+            rank: usize,
+        }
+        extern "C" {
+            fn emlx_parts_node(
+                res: *mut sys::mlx_array,
+                kernel: Functions,
+                parts: *const RawPart,
+                part_count: usize,
+                arrays: *const Arrays,
+                stream: sys::mlx_stream,
+            ) -> c_int;
+        }
+        let raw = parts.iter().map(|part| RawPart {
+            inputs: part.inputs,
+            outputs: part.outputs,
+            shape: part.shape.as_ptr(),
+            rank: part.shape.len(),
+        });
+        let raw: SmallVec<[RawPart; 8]> = raw.collect();
+        let outputs = Outputs {
+            shape: &[],
+            dtypes,
+            takers,
+        };
+        // SAFETY: as in `kernel_node`; the parts have the inputs and outputs that there are.
+        let (status, made) = with_arrays(inputs, outputs, |res, arrays| unsafe {
+            emlx_parts_node(res, kernel, raw.as_ptr(), raw.len(), arrays, s.0)
+        });
+        check(status).map(|()| made)
+    }
+    #[cfg(not(emlx_kernels))]
+    {
+        let _ = (kernel, inputs, parts, dtypes, takers, s);
+        Err(crate::base::Error::invalid(
+            "kernels of our own are not built here",
+        ))
+    }
+}
+
 /// The type that MLX promotes two types to.
 pub fn promoted(a: Dtype, b: Dtype) -> Dtype {
     #[cfg(emlx_kernels)]

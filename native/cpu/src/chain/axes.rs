@@ -110,9 +110,15 @@ impl Axes {
         let mut done = 0;
         loop {
             let piece = (length - column).min(count - done);
-            for i in 0..piece {
-                let element = from.offset(start + (column + i) as isize * step).read();
-                to.add(done + i).write(element);
+            let (from, to) = (from.offset(start + column as isize * step), to.add(done));
+            match step {
+                1 => std::ptr::copy_nonoverlapping(from, to, piece),
+                0 => std::slice::from_raw_parts_mut(to, piece).fill(from.read()),
+                _ => {
+                    for i in 0..piece {
+                        to.add(i).write(from.offset(i as isize * step).read());
+                    }
+                }
             }
             (done, column) = (done + piece, 0);
             if done == count {

@@ -38,22 +38,15 @@ impl Segment for Chain {
         true
     }
 
+    fn as_chain(&self) -> Option<&Chain> {
+        Some(self)
+    }
+
     fn build(&self, inputs: &Given, device: Device, stream: &Stream) -> Result<Applied> {
         let (shape, dtype) = &self.signature;
-        let reshaped = inputs.present().into_iter().zip(&self.shapes);
-        let reshaped = reshaped.map(|(array, shape)| match shape {
-            None => Ok(None),
-            Some(shape) => {
-                let array = mlx::reshape(array, shape, stream)?;
-                mlx::look(&array, stream);
-                Ok(Some(array))
-            }
-        });
-        let reshaped: SmallVec<[Option<Array>; 4]> = reshaped.collect::<Result<_>>()?;
-        let given = inputs.present().into_iter().zip(&reshaped);
-        let given: SmallVec<[&Array; 4]> = given
-            .map(|(array, reshaped)| reshaped.as_ref().unwrap_or(array))
-            .collect();
+        let present = inputs.present();
+        let reshaped = self.reshaped(&present, stream)?;
+        let given = Chain::taken(&present, &reshaped);
         if device == Device::Gpu {
             return self.generated(&given, stream);
         }
@@ -73,6 +66,34 @@ impl Segment for Chain {
 }
 
 impl Chain {
+    /// The inputs that are taken in another shape than their own.
+    pub fn reshaped(
+        &self,
+        inputs: &[&Array],
+        stream: &Stream,
+    ) -> Result<SmallVec<[Option<Array>; 4]>> {
+        let reshaped = inputs.iter().zip(&self.shapes);
+        let reshaped = reshaped.map(|(array, shape)| match shape {
+            None => Ok(None),
+            Some(shape) => {
+                let array = mlx::reshape(array, shape, stream)?;
+                mlx::look(&array, stream);
+                Ok(Some(array))
+            }
+        });
+        reshaped.collect()
+    }
+
+    /// The inputs as the links take them.
+    pub fn taken<'a>(
+        inputs: &[&'a Array],
+        reshaped: &'a [Option<Array>],
+    ) -> SmallVec<[&'a Array; 4]> {
+        let inputs = inputs.iter().zip(reshaped);
+        let taken = inputs.map(|(array, reshaped)| reshaped.as_ref().unwrap_or(array));
+        taken.collect()
+    }
+
     /// By a kernel for CUDA.
     fn generated(&self, given: &[&Array], stream: &Stream) -> Result<Applied> {
         let (links, shape) = (self.links.clone(), &self.signature.0);

@@ -4,6 +4,7 @@
 
 pub mod captured;
 pub mod chain;
+pub mod chains;
 pub mod compiled;
 pub mod counted;
 pub mod masked;
@@ -38,6 +39,14 @@ pub trait Segment: Debug + Send + Sync {
     }
     /// Whether it can be a part of a segment that is captured as a CUDA graph.
     fn is_capturable(&self) -> bool {
+        false
+    }
+    /// The chain that it is.
+    fn as_chain(&self) -> Option<&chain::Chain> {
+        None
+    }
+    /// Whether it is a product whose operands are taken with their last two axes exchanged.
+    fn is_turned_product(&self) -> bool {
         false
     }
 }

@@ -23,6 +23,10 @@ impl Segment for TurnedProduct {
         2
     }
 
+    fn is_turned_product(&self) -> bool {
+        true
+    }
+
     fn build(&self, inputs: &Given, device: Device, stream: &Stream) -> Result<Applied> {
         let [Some(a), Some(b)] = inputs.arrays else {
             return Err(Error::invalid("a product has two operands"));

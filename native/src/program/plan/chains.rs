@@ -4,7 +4,7 @@
 
 use super::{Code, Node, Pass, Scope, Target, Work};
 use crate::base::{Dtype, Result};
-use crate::cpu::{self, Links, Operand, MAX_LINKS};
+use crate::cpu::{self, Action, Link, Links, Operand, Pair, MAX_LINKS};
 use crate::op::{self, Op};
 use crate::program::engine::chain::Chain;
 use crate::program::types::Types;
@@ -167,7 +167,7 @@ impl<'a> Groups<'a> {
     fn new(code: &'a Code, types: &'a Types) -> Groups<'a> {
         let count = code.nodes.len();
         let own = code.nodes.iter();
-        let own = own.map(|node| links(node, types).map_or(0, |links| links.len()));
+        let own = own.map(|node| links_or_product(node, types).map_or(0, |links| links.len()));
         let own: Vec<usize> = own.collect();
         let mut takers = vec![SmallVec::new(); code.values];
         for (i, node) in code.nodes.iter().enumerate() {
@@ -365,6 +365,37 @@ impl<'a> Groups<'a> {
     }
 }
 
+/// A shape with its last two axes exchanged, one of which has one element.
+fn turned(shape: &[i32]) -> Vec<i32> {
+    let mut turned = shape.to_vec();
+    let rank = turned.len();
+    if rank >= 2 {
+        turned.swap(rank - 1, rank - 2);
+    }
+    turned
+}
+
+/// Whether a node is a reduction along axes of one element each, as gradients of a single row are.
+fn is_over_single_elements(node: &Node, types: &Types) -> bool {
+    let (Some(Op::Sum { axes, .. } | Op::Max { axes, .. } | Op::Min { axes, .. }), [Some(input)]) =
+        (node.op(), &node.inputs[..])
+    else {
+        return false;
+    };
+    let (shape, dtype) = &types.values[*input as usize];
+    let output = first_output(node).map(|value| types.values[value].1);
+    let rank = shape.len() as i32;
+    let is_single = |axis: &i32| {
+        let axis = if *axis < 0 { axis + rank } else { *axis };
+        usize::try_from(axis).is_ok_and(|axis| shape.get(axis) == Some(&1))
+    };
+    let is_over = match axes {
+        Some(axes) => axes.iter().all(is_single),
+        None => shape.iter().all(|size| *size == 1),
+    };
+    is_over && output == Some(*dtype)
+}
+
 /// Whether a node has the elements of its input, few, in another shape.
 fn is_small_reshape(node: &Node, types: &Types) -> bool {
     let is_reshape = matches!(
@@ -372,12 +403,41 @@ fn is_small_reshape(node: &Node, types: &Types) -> bool {
         Some(Op::Reshape { .. } | Op::Squeeze { .. } | Op::ExpandDims { .. })
     );
     let output = first_output(node).map(|value| &types.values[value]);
-    is_reshape
+    (is_reshape || is_over_single_elements(node, types))
         && output
             .is_some_and(|(shape, dtype)| size(shape) <= SMALL && cpu::type_of(*dtype).is_some())
 }
 
+/// The operands of a product of one term, whose elements are products of a column's and a row's; and whether their last
+/// two axes are exchanged first.
+fn outer(node: &Node, types: &Types) -> Option<bool> {
+    let is_turned = match &node.work {
+        Work::Op(Op::Matmul) => false,
+        Work::Segment(segment) if segment.is_turned_product() => true,
+        _ => return None,
+    };
+    let of = |value: &Option<u32>| value.map(|value| &types.values[value as usize]);
+    let (a, left) = of(node.inputs.first()?)?;
+    let (b, right) = of(node.inputs.get(1)?)?;
+    let own = types.values[first_output(node)?].1;
+    let terms = if is_turned { 2 } else { 1 };
+    let is_outer = a.len() >= 2 && b.len() >= 2 && a[a.len() - terms] == 1;
+    (is_outer && *left == own && *right == own).then_some(is_turned)
+}
+
 /// The links of a node that a kernel of ours computes from operands that go into its result's shape.
+fn links_or_product(node: &Node, types: &Types) -> Option<Links> {
+    if outer(node, types).is_some() {
+        let own = cpu::type_of(types.values[first_output(node)?].1)?;
+        let action = Action::Binary(Pair::Multiply);
+        let operands = [Operand::Input(0), Operand::Input(1)];
+        let link = Link::new(action, own, own, &operands);
+        return action.takes(own, own).then(|| [link].into_iter().collect());
+    }
+    links(node, types)
+}
+
+/// The same of an operation on elements.
 pub fn links(node: &Node, types: &Types) -> Option<Links> {
     let op = node.op()?;
     let (_, dtype) = &types.values[first_output(node)?];
@@ -419,8 +479,12 @@ fn linked(
                 Some(out) if is_small_reshape(node, types) => {
                     Some(shape.as_ref().unwrap_or(&types.values[out].0))
                 }
-                _ => shape.as_ref().filter(|_| size(own) != 1),
+                _ => shape
+                    .as_ref()
+                    .filter(|shape| size(own) != 1 || own.len() > shape.len()),
             };
+            let turned = (outer(node, types) == Some(true)).then(|| turned(own));
+            let wanted = turned.as_ref().or(wanted);
             let wanted = wanted.filter(|wanted| *wanted != own).cloned();
             let taken = (value, wanted);
             let known = inputs.iter().position(|input| *input == taken);
@@ -433,7 +497,7 @@ fn linked(
         let is_last = Some(number) == numbers.last();
         let is_result = is_kept[*number] || is_last;
         let mut own: SmallVec<[Operand; 4]> = SmallVec::new();
-        for link in links(node, types).unwrap_or_default() {
+        for link in links_or_product(node, types).unwrap_or_default() {
             let operand = |operand: &Operand| match *operand {
                 Operand::Link(link) => own[link as usize],
                 Operand::Input(number) => input(node.inputs[number as usize].unwrap_or_default()),

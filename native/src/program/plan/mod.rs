@@ -14,6 +14,7 @@ mod masked;
 mod merge;
 mod notes;
 mod rows;
+mod together;
 mod turned;
 
 pub use code::{Code, Node, Work};
@@ -75,13 +76,14 @@ impl<'a> Scope<'a> {
 }
 
 /// The passes in their order. Each sees what those before it made.
-static PASSES: [&dyn Pass; 8] = [
+static PASSES: [&dyn Pass; 9] = [
     &merge::Merge,
     &loops::Loops,
     &masked::MaskedPass,
     &turned::Turned,
     &rows::RowsPass,
     &chains::Chains,
+    &together::Together,
     &compile::Compile,
     &capture::Capture,
 ];

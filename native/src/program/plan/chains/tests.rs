@@ -290,3 +290,81 @@ fn chains_are_for_cuda_too() {
     };
     assert_eq!(Chains.is_off(&bare), Some("no compiler"));
 }
+
+#[test]
+fn a_product_of_one_term_is_a_link() {
+    // 3 = 0 · 1, 4 = 3 · 2, 5 = 4 + 2
+    let chained = |a: &[i32], b: &[i32], whole: &[i32], turns: bool| {
+        let mut instructions = vec![op(Op::Matmul, &[0, 1])];
+        let mut values = vec![a, b, whole];
+        let product = [whole[1], whole[0]];
+        if turns {
+            instructions.push(op(Op::Transpose { axes: vec![1, 0] }, &[3]));
+            values.push(&product);
+        }
+        let given = instructions.len() as u32 + 2;
+        instructions.push(op(Op::Multiply, &[given, 2]));
+        instructions.push(op(Op::Add, &[given + 1, 2]));
+        values.extend([whole; 3]);
+        let values: Vec<(&[i32], Dtype)> = values.iter().map(|s| (*s, Dtype::F32)).collect();
+        let types = types(&values);
+        let block = Block::new(3, instructions, vec![given + 2]).expect("well-formed");
+        let target = Target::of_test(crate::base::Device::Cpu);
+        let scope = Scope::of_test(&target, &types, "turned");
+        let mut code = super::super::turned::Turned
+            .run(Code::of(&block), &scope)
+            .expect("turned");
+        code = Chains.run(code, &scope).expect("chained");
+        code.settle().expect("well-formed");
+        code
+    };
+    let code = chained(&[30, 1], &[1, 40], &[30, 40], false);
+    assert_eq!(names(&code), ["chain"]);
+    assert_eq!(code.nodes[0].inputs[..], [Some(0), Some(1), Some(2)]);
+    let code = chained(&[30, 1], &[1, 40], &[40, 30], true);
+    assert_eq!(names(&code), ["chain"]);
+    let Work::Segment(segment) = &code.nodes[0].work else {
+        panic!("no chain")
+    };
+    let chain = segment.as_chain().expect("a chain");
+    let shapes = [Some(vec![40, 1]), Some(vec![1, 30]), None];
+    assert_eq!(chain.shapes[..], shapes);
+    // Of two terms it is a product.
+    let code = chained(&[30, 2], &[2, 40], &[30, 40], false);
+    assert_eq!(names(&code), ["matmul", "chain"]);
+}
+
+#[test]
+fn a_sum_over_single_elements_is_a_reshape() {
+    // 2 = 0 · 1, 3 = Σ 2, 4 = 3 + 3
+    let sum = |axes: Option<Vec<i32>>| Op::Sum {
+        axes,
+        keepdims: false,
+    };
+    let chained = |given: &[i32], axes, whole: &[i32]| {
+        let instructions = vec![
+            op(Op::Multiply, &[0, 1]),
+            op(sum(axes), &[2]),
+            op(Op::Add, &[3, 3]),
+        ];
+        let values = [given, given, given, whole, whole].map(|s| (s, Dtype::F32));
+        let types = types(&values);
+        let block = Block::new(2, instructions, vec![4]).expect("well-formed");
+        let target = Target::of_test(crate::base::Device::Cpu);
+        let scope = Scope::of_test(&target, &types, "chains");
+        Chains.run(Code::of(&block), &scope).expect("chained")
+    };
+    let code = chained(&[1, 20], Some(vec![0]), &[20]);
+    assert_eq!(names(&code), ["chain"]);
+    let wanted = |code: &Code| match &code.nodes[0].work {
+        Work::Segment(segment) => segment.as_chain().map(|chain| chain.shapes.to_vec()),
+        _ => None,
+    };
+    assert_eq!(wanted(&code), Some(vec![Some(vec![20]); 2]));
+    // A single element of a higher rank is reshaped, too.
+    let code = chained(&[1, 1], None, &[]);
+    assert_eq!(names(&code), ["chain"]);
+    assert_eq!(wanted(&code), Some(vec![Some(vec![]); 2]));
+    let code = chained(&[2, 20], Some(vec![0]), &[20]);
+    assert_eq!(names(&code), ["multiply", "sum", "add"]);
+}
