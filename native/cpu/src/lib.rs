@@ -89,6 +89,7 @@ pub use conv::Conv;
 pub use element::ElementType;
 pub use elementwise::{Action, Bits, Comparison, Division, Test};
 pub use gemm8::MAX_TERMS as MAX_INT8_TERMS;
+pub use indices::Beyond;
 pub use kernel::Kernel;
 pub use masked::{Masked, Step, Total, MAX_STEPS};
 pub use pool::{configure, WORTH_SHARING};

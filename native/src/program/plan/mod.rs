@@ -6,6 +6,7 @@ mod capture;
 mod chains;
 mod code;
 mod compile;
+mod composed;
 pub mod explain;
 mod facts;
 mod group;
@@ -74,11 +75,12 @@ impl<'a> Scope<'a> {
 }
 
 /// The passes in their order. Each sees what those before it made.
-static PASSES: [&dyn Pass; 7] = [
+static PASSES: [&dyn Pass; 8] = [
     &merge::Merge,
     &loops::Loops,
     &masked::MaskedPass,
     &turned::Turned,
+    &composed::Composed,
     &chains::Chains,
     &compile::Compile,
     &capture::Capture,
