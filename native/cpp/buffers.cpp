@@ -25,6 +25,10 @@ namespace {
 constexpr size_t LEAST = size_t(1) << 20;
 // A buffer may be so much larger than an array that takes it. MLX's operations write over an input within the same.
 constexpr size_t SLACK = 16384;
+// MLX's buffers begin 8 bytes behind what malloc gives, where each vector of 64 bytes is in two lines of the cache.
+constexpr size_t LINE = 64;
+// Bytes of an array from which it begins with a line.
+constexpr size_t ALIGNED = 16384;
 constexpr uintptr_t HUGE_PAGE = uintptr_t(1) << 21;
 
 struct Kept {
@@ -100,6 +104,30 @@ void use_huge_pages(void* from, size_t size) {
 #endif
 }
 
+// Whether an array of so many bytes begins with a line. CUDA's allocator sees to it by itself.
+bool is_aligned(size_t bytes) {
+  return bytes >= ALIGNED && !core::cu::get_command_encoder;
+}
+
+// Room for an array's bytes, from the beginning of a line on.
+size_t room(size_t bytes) {
+  return is_aligned(bytes) ? bytes + LINE : bytes;
+}
+
+// Moves an array that has such room to the beginning of a line.
+void align(core::array& out, size_t bytes) {
+  if (!is_aligned(bytes)) {
+    return;
+  }
+  const auto start = reinterpret_cast<uintptr_t>(out.data<char>());
+  const size_t ahead = (LINE - start % LINE) % LINE;
+  if (ahead % out.itemsize() == 0) {
+    const auto elements = static_cast<int64_t>(ahead / out.itemsize());
+    const core::Strides strides = out.strides();
+    out.copy_shared_buffer(out, strides, out.flags(), out.data_size(), elements);
+  }
+}
+
 } // namespace
 
 namespace emlx {
@@ -141,6 +169,18 @@ void give_buffer(core::allocator::Buffer buffer) {
     }
   }
   core::allocator::free(buffer);
+}
+
+void give_memory(core::array& out) {
+  const size_t bytes = out.nbytes();
+  out.set_data(take_buffer(room(bytes)), give_buffer);
+  align(out, bytes);
+}
+
+void give_memory(core::array& out, size_t size, const core::Strides& strides, core::array::Flags flags) {
+  const size_t bytes = size * out.itemsize();
+  out.set_data(take_buffer(room(bytes)), size, strides, flags, give_buffer);
+  align(out, bytes);
 }
 
 } // namespace emlx

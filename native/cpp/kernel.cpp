@@ -200,10 +200,9 @@ class Kernel : public core::Primitive {
         outs[i].copy_shared_buffer(inputs[taken]);
       } else if (agree) {
         const size_t size = like->data_size();
-        outs[i].set_data(
-            emlx::take_buffer(size * outs[i].itemsize()), size, like->strides(), like->flags(), emlx::give_buffer);
+        emlx::give_memory(outs[i], size, like->strides(), like->flags());
       } else {
-        outs[i].set_data(emlx::take_buffer(outs[i].nbytes()), emlx::give_buffer);
+        emlx::give_memory(outs[i]);
       }
     }
   }
@@ -234,10 +233,10 @@ class Kernel : public core::Primitive {
         above *= out.shape(i);
         below *= out.shape(3 - i);
       }
-      out.set_data(emlx::take_buffer(out.nbytes()), out.size(), strides, flags, emlx::give_buffer);
+      emlx::give_memory(out, out.size(), strides, flags);
       return;
     }
-    out.set_data(emlx::take_buffer(out.nbytes()), emlx::give_buffer);
+    emlx::give_memory(out);
   }
 
   // Another look at an array in the shape of `out`, whose size it has. False where elements have to be moved for that.
@@ -319,9 +318,7 @@ class Kernel : public core::Primitive {
     if (may_take(in, out)) {
       out.copy_shared_buffer(in);
     } else {
-      const size_t size = in.data_size();
-      out.set_data(
-          emlx::take_buffer(size * out.itemsize()), size, in.strides(), in.flags(), emlx::give_buffer);
+      emlx::give_memory(out, in.data_size(), in.strides(), in.flags());
     }
   }
 

@@ -1,15 +1,15 @@
 //! Elements and slices at places that are data: whole slices ([`slices`]), and elements along one axis ([`along`]).
-//! An index of any integer type counts from the end where it is negative, and is brought into the array where it is
-//! beyond. Numbers are moved by their size alone.
+//! An index of any integer type is brought into the array where it is beyond. Numbers are moved by their size alone.
 
-use super::indices::{self, bring_within, BLOCK};
+use super::indices::{self, Beyond, Range, BLOCK};
 use super::moves::line;
 use super::pool::{self, Shared, WORTH_SHARING};
 use super::{Type, View};
 use smallvec::SmallVec;
 
-/// Elements of a part of shared work, at least.
+/// Elements of a part of shared work, at least, and those that each come from somewhere else.
 const PART: usize = 16_384;
+const APART: usize = 4_096;
 
 /// Calls a macro with an unsigned type of so many bytes.
 macro_rules! of_size {
@@ -66,28 +66,44 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// Slices of `sizes` of the first input, which begin at an index for each of `axes`: the other inputs, of one shape
-/// and of the type `of`. `out` {of the indices' shape, then `sizes`} lies in rows; `bytes` are those of an element.
+/// How slices or elements are taken at indices.
+pub struct How<'a> {
+    /// The type of the indices, and what they mean beyond the array.
+    pub of: Type,
+    pub beyond: Beyond,
+    /// The axes that they go along.
+    pub axes: &'a [u8],
+    /// Bytes of an element.
+    pub bytes: usize,
+}
+
+impl How<'_> {
+    /// The places of an axis at which so many elements along it fit.
+    fn range(&self, a: &View, axis: usize, size: i32) -> Range {
+        let length = a.shape()[axis];
+        Range {
+            length,
+            last: length - size,
+            beyond: self.beyond,
+        }
+    }
+}
+
+/// Slices of `sizes` of the first input, which begin at an index for each axis: the other inputs, of one shape. `out`
+/// {of the indices' shape, then `sizes`} lies in rows.
 ///
 /// # Safety
 /// As [`super::Kernel::run`]; each slice fits.
-pub unsafe fn slices(
-    axes: &[u8],
-    sizes: &[i32],
-    of: Type,
-    bytes: usize,
-    inputs: &[View],
-    out: &View,
-) {
+pub unsafe fn slices(how: &How, sizes: &[i32], inputs: &[View], out: &View) {
     macro_rules! call {
         ($T:ty) => {
-            slices_of::<$T>(axes, sizes, of, inputs, out)
+            slices_of::<$T>(how, sizes, inputs, out)
         };
     }
-    of_size!(bytes, call)
+    of_size!(how.bytes, call)
 }
 
-unsafe fn slices_of<T: Copy>(axes: &[u8], sizes: &[i32], of: Type, inputs: &[View], out: &View) {
+unsafe fn slices_of<T: Copy>(how: &How, sizes: &[i32], inputs: &[View], out: &View) {
     let (a, tables) = (&inputs[0], &inputs[1..]);
     let size: usize = sizes.iter().map(|size| *size as usize).product();
     let count = out.size() / size.max(1);
@@ -104,22 +120,21 @@ unsafe fn slices_of<T: Copy>(axes: &[u8], sizes: &[i32], of: Type, inputs: &[Vie
     let runs = size / run.max(1);
     let from = Shared(a.data.cast::<T>());
     let to = Shared(out.data.cast::<T>());
-    let part = (PART / size.max(1)).max(1);
-    let is_worth = out.size() >= WORTH_SHARING;
+    let part = (APART / size.max(1)).max(1);
+    let is_worth = out.size() >= WORTH_SHARING || count >= 2 * APART;
     pool::parallel(count.div_ceil(part), is_worth, &|number| {
         let end = count.min((number + 1) * part);
-        let (mut starts, mut read) = ([0isize; BLOCK], [0i64; BLOCK]);
+        let (mut starts, mut read) = ([0isize; BLOCK], [0; BLOCK]);
         for first in (number * part..end).step_by(BLOCK) {
             let count = BLOCK.min(end - first);
             let (starts, read) = (&mut starts[..count], &mut read[..count]);
             starts.fill(0);
-            for (axis, table) in axes.iter().zip(tables) {
+            for (axis, table) in how.axes.iter().zip(tables) {
                 let axis = usize::from(*axis);
-                let length = i64::from(a.shape()[axis]);
                 let step = a.strides()[axis] as isize;
+                let range = how.range(a, axis, sizes[axis]);
                 // SAFETY: elements of the index array.
-                unsafe { indices::read(of, table, first, read) };
-                bring_within(read, length, length - i64::from(sizes[axis]));
+                unsafe { indices::read(how.of, table, first, &range, read) };
                 for (start, index) in starts.iter_mut().zip(&*read) {
                     *start += *index as isize * step;
                 }
@@ -136,7 +151,7 @@ unsafe fn slices_of<T: Copy>(axes: &[u8], sizes: &[i32], of: Type, inputs: &[Vie
                 for start in starts {
                     let mut walk = Walk::new(&sizes[..outer], &a.strides()[..outer], 0);
                     for _ in 0..runs {
-                        std::ptr::copy_nonoverlapping(from.offset(*start + walk.offset), to, run);
+                        line(from.offset(*start + walk.offset), 1, to, 1, run);
                         to = to.add(run);
                         walk.next();
                     }
@@ -146,82 +161,132 @@ unsafe fn slices_of<T: Copy>(axes: &[u8], sizes: &[i32], of: Type, inputs: &[Vie
     });
 }
 
-/// Elements along an axis: of `indices` {count}, for all places of the other axes, or, where `each`, of one index for
-/// each place of the result, of its shape. Indices are of the type `of`. `out` lies in rows.
+/// Elements along the axis: of the indices {count}, for all places of the other axes, or, where `each`, of one index for
+/// each place of the result, of its shape. `out` lies in rows.
 ///
 /// # Safety
 /// As [`super::Kernel::run`]; the axis is not empty.
-pub unsafe fn along(axis: usize, each: bool, of: Type, bytes: usize, inputs: &[View], out: &View) {
+pub unsafe fn along(how: &How, each: bool, inputs: &[View], out: &View) {
     macro_rules! call {
         ($T:ty) => {
-            along_of::<$T>(axis, each, of, inputs, out)
+            match each {
+                true => along_each::<$T>(how, inputs, out),
+                false => along_all::<$T>(how, inputs, out),
+            }
         };
     }
-    of_size!(bytes, call)
+    of_size!(how.bytes, call)
 }
 
-unsafe fn along_of<T: Copy>(axis: usize, each: bool, of: Type, inputs: &[View], out: &View) {
-    let (a, index) = (&inputs[0], &inputs[1]);
-    let rank = out.shape().len();
-    let length = i64::from(a.shape()[axis]);
-    let step = a.strides()[axis] as isize;
-    // Rows of the result along its last axis, and how a and the indices go along them.
-    let last = rank - 1;
+/// What is done for a piece of a row of the result along its last axis: the row's number, the columns, and where the
+/// row begins in two arrays.
+type Work<'a> = dyn Fn(usize, std::ops::Range<usize>, isize, isize) + Sync + 'a;
+
+/// Calls `work` with all rows, or pieces of long ones. The two arrays are of the result's shape but for these strides.
+fn by_rows(out: &View, steps: [&[i64]; 2], work: &Work) {
+    let last = out.shape().len() - 1;
     let row = out.shape()[last] as usize;
     let rows = out.size() / row.max(1);
-    // What is the same for all places of the other axes is read once.
-    let mut same = vec![0; if each { 0 } else { index.size() }];
-    indices::read(of, index, 0, &mut same);
-    bring_within(&mut same, length, length - 1);
-    let same: Vec<isize> = same.iter().map(|index| *index as isize * step).collect();
-    let mut index_strides: SmallVec<[i64; 8]> = SmallVec::from_elem(0, rank);
-    match each {
-        true => index_strides.copy_from_slice(index.strides()),
-        false => index_strides[axis] = 1,
-    }
+    let (pieces, batch) = (row.div_ceil(PART), (PART / row.max(1)).max(1));
+    let parts = match pieces {
+        0 | 1 => rows.div_ceil(batch),
+        _ => rows * pieces,
+    };
+    pool::parallel(parts, out.size() >= WORTH_SHARING, &|part| {
+        let (first, end, columns) = match pieces {
+            0 | 1 => (part * batch, rows.min((part + 1) * batch), 0..row),
+            _ => {
+                let (own, start) = (part / pieces, part % pieces * PART);
+                (own, own + 1, start..row.min(start + PART))
+            }
+        };
+        let shape = &out.shape()[..last];
+        let [mut a, mut b] = steps.map(|steps| Walk::new(shape, &steps[..last], first));
+        for number in first..end {
+            work(number, columns.clone(), a.offset, b.offset);
+            a.next();
+            b.next();
+        }
+    });
+}
+
+unsafe fn along_all<T: Copy>(how: &How, inputs: &[View], out: &View) {
+    let (a, index) = (&inputs[0], &inputs[1]);
+    let (axis, last) = (usize::from(how.axes[0]), out.shape().len() - 1);
+    let row = out.shape()[last] as usize;
+    let step = a.strides()[axis] as isize;
+    let mut read = vec![0; index.size()];
+    indices::read(how.of, index, 0, &how.range(a, axis, 1), &mut read);
+    let places: Vec<isize> = read.iter().map(|index| *index as isize * step).collect();
     let mut a_strides: SmallVec<[i64; 8]> = a.strides().into();
     a_strides[axis] = 0;
-    let from = Shared(a.data.cast::<T>());
-    let to = Shared(out.data.cast::<T>());
-    let part = (PART / row.max(1)).max(1);
-    pool::parallel(
-        rows.div_ceil(part),
-        out.size() >= WORTH_SHARING,
-        &|number| {
-            let (first, end) = (number * part, rows.min((number + 1) * part));
-            let shape = &out.shape()[..last];
-            let mut base = Walk::new(shape, &a_strides[..last], first);
-            let mut places = Walk::new(shape, &index_strides[..last], first);
-            let (across, next) = (a_strides[last] as isize, index_strides[last] as isize);
-            let mut read = [0i64; BLOCK];
-            for number in first..end {
-                let (start, place) = (base.offset, places.offset);
-                // SAFETY: within the arrays; the row is nobody else's.
-                unsafe {
-                    let (from, to) = (from.offset(start), to.at(number * row));
-                    if !each && last != axis {
-                        line(from.offset(same[place as usize]), across, to, 1, row);
-                    } else if !each {
-                        for (i, offset) in same.iter().enumerate() {
-                            to.add(i).write(from.offset(*offset).read());
-                        }
-                    } else {
-                        for i in (0..row).step_by(BLOCK) {
-                            let read = &mut read[..BLOCK.min(row - i)];
-                            indices::line(of, index, place + i as isize * next, next, read);
-                            bring_within(read, length, length - 1);
-                            for (own, index) in read.iter().enumerate() {
-                                let offset = (i + own) as isize * across + *index as isize * step;
-                                to.add(i + own).write(from.offset(offset).read());
-                            }
-                        }
-                    }
-                }
-                base.next();
-                places.next();
+    let mut index_strides: SmallVec<[i64; 8]> = SmallVec::from_elem(0, last + 1);
+    index_strides[axis] = 1;
+    let across = a_strides[last] as isize;
+    let (from, to) = (Shared(a.data.cast::<T>()), Shared(out.data.cast::<T>()));
+    let steps = [&a_strides[..], &index_strides[..]];
+    by_rows(out, steps, &|number, columns, start, place| {
+        // SAFETY: within the arrays; the row is nobody else's.
+        unsafe {
+            let to = to.at(number * row + columns.start);
+            if last != axis {
+                let start = start + places[place as usize] + columns.start as isize * across;
+                return line(from.offset(start), across, to, 1, columns.len());
             }
-        },
-    );
+            let from = from.offset(start);
+            for (i, offset) in places[columns].iter().enumerate() {
+                to.add(i).write(from.offset(*offset).read());
+            }
+        }
+    });
+}
+
+unsafe fn along_each<T: Copy>(how: &How, inputs: &[View], out: &View) {
+    let (a, index) = (&inputs[0], &inputs[1]);
+    let (axis, last) = (usize::from(how.axes[0]), out.shape().len() - 1);
+    let row = out.shape()[last] as usize;
+    let step = a.strides()[axis] as isize;
+    let range = how.range(a, axis, 1);
+    let mut a_strides: SmallVec<[i64; 8]> = a.strides().into();
+    a_strides[axis] = 0;
+    let (across, next) = (a_strides[last] as isize, index.strides()[last] as isize);
+    let (from, to) = (Shared(a.data.cast::<T>()), Shared(out.data.cast::<T>()));
+    let steps = [&a_strides[..], index.strides()];
+    by_rows(out, steps, &|number, columns, start, place| {
+        let mut read = [0; BLOCK];
+        let end = columns.end;
+        for first in columns.step_by(BLOCK) {
+            let read = &mut read[..BLOCK.min(end - first)];
+            // SAFETY: within the arrays; the row is nobody else's.
+            unsafe {
+                let place = place + first as isize * next;
+                indices::line(how.of, index, place, next, &range, read);
+                let from = from.offset(start + first as isize * across).cast_const();
+                elements(from, across, step, read, to.at(number * row + first));
+            }
+        }
+    });
+}
+
+/// An element for each place: `across` elements apart, and `step` elements for each place along another axis.
+#[inline(always)]
+unsafe fn elements<T: Copy>(
+    from: *const T,
+    across: isize,
+    step: isize,
+    places: &[i32],
+    to: *mut T,
+) {
+    if (across, step) == (0, 1) {
+        for (i, place) in places.iter().enumerate() {
+            to.add(i).write(from.add(*place as usize).read());
+        }
+        return;
+    }
+    for (i, place) in places.iter().enumerate() {
+        let offset = i as isize * across + *place as isize * step;
+        to.add(i).write(from.offset(offset).read());
+    }
 }
 
 #[cfg(test)]
@@ -233,6 +298,15 @@ mod tests {
         let size: i32 = shape.iter().product();
         let data = (0..size).map(|_| dice.below(12) as i64 - 6).collect();
         (data, in_rows(shape))
+    }
+
+    fn how(axes: &[u8]) -> How<'_> {
+        How {
+            of: Type::S64,
+            beyond: Beyond::Nearest,
+            axes,
+            bytes: 4,
+        }
     }
 
     fn place(strides: &[i64], at: &[i64]) -> usize {
@@ -266,7 +340,7 @@ mod tests {
                             .map(|(data, strides)| View::of(data.as_ptr(), &many, strides)),
                     );
                     let to = View::of(out.as_mut_ptr().cast_const(), &out_shape, &strides);
-                    slices(&axes, &sizes, Type::S64, 4, &inputs, &to);
+                    slices(&how(&axes), &sizes, &inputs, &to);
                 }
                 for at in each_place(&out_shape) {
                     let mut from = at[2..].to_vec();
@@ -306,7 +380,7 @@ mod tests {
                     unsafe {
                         let inputs = [a.view(), View::of(table.as_ptr(), &many, &table_strides)];
                         let to = View::of(out.as_mut_ptr().cast_const(), &out_shape, &strides);
-                        along(axis, each, Type::S64, 4, &inputs, &to);
+                        along(&how(&[axis as u8]), each, &inputs, &to);
                     }
                     for at in each_place(&out_shape) {
                         let which = if each {
@@ -322,6 +396,70 @@ mod tests {
                         assert_eq!(out[place(&strides, &at)], a.at(&from), "{shape:?} {at:?}");
                     }
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn threads_share_many_elements_at_indices_of_any_type() {
+        let (rows, columns) = (300, 200);
+        let numbers = (0..rows * columns).map(|i| i as f32).collect();
+        let x = Scattered::<f32>::in_rows(numbers, &[rows, columns]);
+        let number = |i: i32| (i * 7919 % 400) - 100;
+        let table: Vec<i16> = (0..rows * columns).map(|i| number(i) as i16).collect();
+        let shape = [rows, columns];
+        let strides = in_rows(&shape);
+        for beyond in [Beyond::Nearest, Beyond::First] {
+            let nearest = |index: i32, length: i32| {
+                let from_end = if beyond == Beyond::Nearest { length } else { 0 };
+                let place = if index < 0 { index + from_end } else { index };
+                place.clamp(0, length - 1)
+            };
+            for axis in [0u8, 1] {
+                let how = How {
+                    of: Type::S16,
+                    beyond,
+                    ..how(std::slice::from_ref(&axis))
+                };
+                let mut out = vec![f32::NAN; (rows * columns) as usize];
+                // SAFETY: of arrays that live on, of the shapes that are asked for.
+                unsafe {
+                    let inputs = [x.view(), View::of(table.as_ptr(), &shape, &strides)];
+                    let to = View::of(out.as_mut_ptr().cast_const(), &shape, &strides);
+                    along(&how, true, &inputs, &to);
+                }
+                for (i, have) in out.iter().enumerate() {
+                    let (row, column) = (i as i32 / columns, i as i32 % columns);
+                    let index = i32::from(table[i]);
+                    let want = match axis {
+                        0 => nearest(index, rows) * columns + column,
+                        _ => row * columns + nearest(index, columns),
+                    };
+                    assert_eq!(*have, want as f32, "{axis} {i}");
+                }
+            }
+            // The same numbers as pairs, of which every second one is a row.
+            let count = rows * columns / 2;
+            let mut out = vec![f32::NAN; count as usize];
+            let (one, two) = ([1i64, 1, 1], [2i64]);
+            let how = How {
+                of: Type::S16,
+                beyond,
+                ..how(&[0, 1])
+            };
+            // SAFETY: likewise.
+            unsafe {
+                let pair =
+                    |i: usize| View::of(table.as_ptr().add(i), std::slice::from_ref(&count), &two);
+                let inputs = [x.view(), pair(0), pair(1)];
+                let out_shape = [count, 1, 1];
+                let to = View::of(out.as_mut_ptr().cast_const(), &out_shape, &one);
+                slices(&how, &[1, 1], &inputs, &to);
+            }
+            for (i, have) in out.iter().enumerate() {
+                let place = |i: usize, length| nearest(i32::from(table[i]), length);
+                let want = place(2 * i, rows) * columns + place(2 * i + 1, columns);
+                assert_eq!(*have, want as f32, "{i}");
             }
         }
     }

@@ -522,7 +522,10 @@ pub unsafe fn product_with<T: Element, B: Right>(
         let threads = pool::threads();
         // Panels of shorter columns have room for more.
         let (most, even) = match rows <= AHEAD_ROWS {
-            true => (AHEAD_COLUMNS, (PARTS * threads).min(columns / LEAST_COLUMNS)),
+            true => (
+                AHEAD_COLUMNS,
+                (PARTS * threads).min(columns / LEAST_COLUMNS),
+            ),
             false => (COLUMNS, 0),
         };
         let most = (most * panels::CELLS / step).min(2 * COLUMNS);

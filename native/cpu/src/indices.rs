@@ -1,61 +1,182 @@
-//! Indices of any integer type, read as 64 bits with signs: those of 64 bits without signs that are beyond these are
-//! the largest.
+//! Indices of any integer type as places along an axis, of 32 bits, which is what the sizes of arrays have.
 
+use super::simd::{dispatch, Level, Simd};
 use super::{Type, View};
 
 /// Indices that are read at a time.
 pub const BLOCK: usize = 256;
 
-/// `to.len()` indices from number `first` of an array on, in row-major order.
+/// No place.
+pub const NONE: i32 = -1;
+
+/// What an index means that is no place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Beyond {
+    /// A negative one counts from the end, and what is beyond is the first or the last place.
+    Nearest,
+    /// What is beyond is the first or the last place. A negative one is the first.
+    First,
+    /// A negative one counts from the end, and what is beyond is [`NONE`].
+    Nothing,
+}
+
+/// An axis, the last place at which what begins there fits, and what an index beyond means.
+#[derive(Clone, Copy)]
+pub struct Range {
+    pub length: i32,
+    pub last: i32,
+    pub beyond: Beyond,
+}
+
+/// An index as a place.
+trait Index: Copy {
+    /// The nearest of the places, after `from_end` is added to a negative index.
+    fn nearest(self, from_end: i32, last: i32) -> i32;
+    /// [`NONE`] beyond the places.
+    fn inside(self, from_end: i32, last: i32) -> i32;
+}
+
+macro_rules! narrow {
+    ($($T:ty)*) => { $(impl Index for $T {
+        #[inline(always)]
+        fn nearest(self, from_end: i32, last: i32) -> i32 {
+            let place = i32::from(self);
+            (place + ((place >> 31) & from_end)).max(0).min(last)
+        }
+        #[inline(always)]
+        fn inside(self, from_end: i32, last: i32) -> i32 {
+            let place = i32::from(self);
+            let place = place + ((place >> 31) & from_end);
+            if place as u32 <= last as u32 { place } else { NONE }
+        }
+    })* };
+}
+
+narrow!(u8 u16 i8 i16 i32);
+
+macro_rules! unsigned {
+    ($($T:ty)*) => { $(impl Index for $T {
+        #[inline(always)]
+        fn nearest(self, _: i32, last: i32) -> i32 {
+            self.min(last as $T) as i32
+        }
+        #[inline(always)]
+        fn inside(self, _: i32, last: i32) -> i32 {
+            if self <= last as $T { self as i32 } else { NONE }
+        }
+    })* };
+}
+
+unsigned!(u32 u64);
+
+impl Index for i64 {
+    #[inline(always)]
+    fn nearest(self, from_end: i32, last: i32) -> i32 {
+        (self + ((self >> 63) & i64::from(from_end)))
+            .max(0)
+            .min(i64::from(last)) as i32
+    }
+    #[inline(always)]
+    fn inside(self, from_end: i32, last: i32) -> i32 {
+        let place = self + ((self >> 63) & i64::from(from_end));
+        if place as u64 <= last as u64 {
+            place as i32
+        } else {
+            NONE
+        }
+    }
+}
+
+/// Each of `count` indices that lie `step` apart.
+#[inline(always)]
+unsafe fn each<I: Copy>(
+    from: *const I,
+    step: isize,
+    to: *mut i32,
+    count: usize,
+    place: impl Fn(I) -> i32,
+) {
+    // A step that the compiler knows has vectors; two is that of pairs.
+    match step {
+        1 => (0..count).for_each(|i| to.add(i).write(place(from.add(i).read()))),
+        2 => (0..count).for_each(|i| to.add(i).write(place(from.add(2 * i).read()))),
+        _ => (0..count as isize)
+            .for_each(|i| to.offset(i).write(place(from.offset(i * step).read()))),
+    }
+}
+
+#[inline(always)]
+unsafe fn line_body<S: Simd, I: Index>(
+    range: &Range,
+    from: *const I,
+    step: isize,
+    to: *mut i32,
+    count: usize,
+) {
+    let (length, last) = (range.length, range.last);
+    match range.beyond {
+        Beyond::Nearest => each(from, step, to, count, |index| index.nearest(length, last)),
+        Beyond::First => each(from, step, to, count, |index| index.nearest(0, last)),
+        Beyond::Nothing => each(from, step, to, count, |index| index.inside(length, last)),
+    }
+}
+
+dispatch!(fn line_of<I: Index>(
+    range: &Range, from: *const I, step: isize, to: *mut i32, count: usize,
+) = line_body);
+
+/// The places of `to.len()` indices of the type `of` that lie `step` elements apart, the first of them `start` elements
+/// behind the array's first.
 ///
 /// # Safety
-/// The array has them, of the type `of`.
-pub unsafe fn read(of: Type, view: &View, first: usize, to: &mut [i64]) {
+/// The array has them, and the range's last place is not negative.
+pub unsafe fn line(
+    of: Type,
+    view: &View,
+    start: isize,
+    step: isize,
+    range: &Range,
+    to: &mut [i32],
+) {
+    macro_rules! read {
+        ($T:ty) => {{
+            let from = view.data.cast::<$T>().cast_const().offset(start);
+            line_of::<$T>(Level::best(), range, from, step, to.as_mut_ptr(), to.len())
+        }};
+    }
+    match of {
+        Type::U8 => read!(u8),
+        Type::U16 => read!(u16),
+        Type::U32 => read!(u32),
+        Type::U64 => read!(u64),
+        Type::S8 => read!(i8),
+        Type::S16 => read!(i16),
+        Type::S32 => read!(i32),
+        Type::S64 => read!(i64),
+        other => unreachable!("indices of {other:?}"),
+    }
+}
+
+/// The places of `to.len()` indices from number `first` of an array on, in row-major order.
+///
+/// # Safety
+/// As for [`line`].
+pub unsafe fn read(of: Type, view: &View, first: usize, range: &Range, to: &mut [i32]) {
     let (_, count) = view.rows();
     let mut done = 0;
     while done < to.len() {
         let (row, column) = ((first + done) / count, (first + done) % count);
         let length = (count - column).min(to.len() - done);
         let start = view.row(row) + column as isize * view.step();
-        line(of, view, start, view.step(), &mut to[done..done + length]);
+        line(
+            of,
+            view,
+            start,
+            view.step(),
+            range,
+            &mut to[done..done + length],
+        );
         done += length;
-    }
-}
-
-/// `to.len()` indices that lie `step` elements apart, the first of them `start` elements behind the array's first.
-///
-/// # Safety
-/// The array has them, of the type `of`.
-pub unsafe fn line(of: Type, view: &View, start: isize, step: isize, to: &mut [i64]) {
-    macro_rules! read {
-        ($T:ty, $wide:expr) => {{
-            let from = view.data.cast::<$T>().cast_const().offset(start);
-            match step {
-                1 => (0..to.len()).for_each(|i| to[i] = $wide(from.add(i).read())),
-                _ => (0..to.len()).for_each(|i| {
-                    to[i] = $wide(from.offset(i as isize * step).read());
-                }),
-            }
-        }};
-    }
-    match of {
-        Type::U8 => read!(u8, i64::from),
-        Type::U16 => read!(u16, i64::from),
-        Type::U32 => read!(u32, i64::from),
-        Type::U64 => read!(u64, |x: u64| x.min(i64::MAX as u64) as i64),
-        Type::S8 => read!(i8, i64::from),
-        Type::S16 => read!(i16, i64::from),
-        Type::S32 => read!(i32, i64::from),
-        Type::S64 => read!(i64, |x| x),
-        other => unreachable!("indices of {other:?}"),
-    }
-}
-
-/// Brought into an axis of which `last` is the largest place, negative ones counted from the end.
-pub fn bring_within(indices: &mut [i64], length: i64, last: i64) {
-    for index in indices {
-        let counted = if *index < 0 { *index + length } else { *index };
-        *index = counted.clamp(0, last);
     }
 }
 
@@ -64,41 +185,82 @@ mod tests {
     use super::*;
     use crate::tests::in_rows;
 
+    const ALL: [Beyond; 3] = [Beyond::Nearest, Beyond::First, Beyond::Nothing];
+
+    fn wanted(index: i128, range: &Range) -> i32 {
+        let (length, last) = (i128::from(range.length), i128::from(range.last));
+        let counts = range.beyond != Beyond::First;
+        let place = if index < 0 && counts {
+            index + length
+        } else {
+            index
+        };
+        match range.beyond {
+            Beyond::Nothing if !(0..=last).contains(&place) => NONE,
+            _ => place.clamp(0, last) as i32,
+        }
+    }
+
     #[test]
     fn indices_of_every_type_are_read_in_any_layout() {
         macro_rules! check {
             ($($T:ty, $of:ident;)*) => { $(
-                let data: Vec<$T> = (0..40).map(|i| (i * 3) as $T).collect();
+                let mut data: Vec<$T> = (0..34).map(|i| (i * 3 % 71) as $T).collect();
+                data.extend([<$T>::MIN, <$T>::MAX, <$T>::MAX - 1, <$T>::MIN + 1, <$T>::MAX / 2, 0]);
+                // Of signed types, small negative ones.
+                for (i, x) in data.iter_mut().enumerate().filter(|(i, _)| i % 5 == 3) {
+                    *x = (0 as $T).wrapping_sub(i as $T);
+                }
                 for (shape, strides) in [([5, 8], in_rows(&[5, 8])), ([5, 8], vec![1, 5]), ([4, 5], vec![10, 2])] {
-                    // SAFETY: of arrays of the test's own, which outlive it.
-                    let view = unsafe { View::of(data.as_ptr(), &shape, &strides) };
-                    let mut have = vec![0; view.size() - 3];
-                    // SAFETY: so many are there.
-                    unsafe { read(Type::$of, &view, 3, &mut have) };
-                    let place = |i: usize| i / shape[1] as usize * strides[0] as usize
-                        + i % shape[1] as usize * strides[1] as usize;
-                    let want: Vec<i64> = (3..view.size()).map(|i| data[place(i)] as i64).collect();
-                    assert_eq!(have, want, "{:?}", Type::$of);
+                    for (length, last, beyond) in [(60, 59), (60, 40), (1, 0), (i32::MAX, i32::MAX - 1)]
+                        .into_iter()
+                        .flat_map(|(length, last)| ALL.map(|beyond| (length, last, beyond)))
+                    {
+                        let range = Range { length, last, beyond };
+                        // SAFETY: of arrays of the test's own, which outlive it.
+                        let view = unsafe { View::of(data.as_ptr(), &shape, &strides) };
+                        let mut have = vec![0; view.size() - 3];
+                        // SAFETY: so many are there.
+                        unsafe { read(Type::$of, &view, 3, &range, &mut have) };
+                        let place = |i: usize| i / shape[1] as usize * strides[0] as usize
+                            + i % shape[1] as usize * strides[1] as usize;
+                        let want: Vec<i32> =
+                            (3..view.size()).map(|i| wanted(data[place(i)] as i128, &range)).collect();
+                        assert_eq!(have, want, "{:?} {length} {last} {beyond:?}", Type::$of);
+                    }
                 }
             )* };
         }
         check! { u8, U8; u16, U16; u32, U32; u64, U64; i8, S8; i16, S16; i32, S32; i64, S64; }
-        let (data, one) = ([u64::MAX, 1 << 63, 7], [1]);
-        let mut have = [0; 3];
-        // SAFETY: three of them.
-        unsafe {
-            read(
-                Type::U64,
-                &View::of(data.as_ptr(), &[3], &one),
-                0,
-                &mut have,
-            )
-        };
-        assert_eq!(have, [i64::MAX, i64::MAX, 7]);
-        bring_within(&mut have, 5, 4);
-        assert_eq!(have, [4, 4, 4]);
-        let mut have = [-1, -5, -6, i64::MIN, 0];
-        bring_within(&mut have, 5, 3);
-        assert_eq!(have, [3, 0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn every_level_reads_the_same_places() {
+        let data: Vec<i64> = (0..100).map(|i| (i * 37 % 91) - 45).collect();
+        for beyond in ALL {
+            let range = Range {
+                length: 40,
+                last: 30,
+                beyond,
+            };
+            let want: Vec<i32> = data
+                .iter()
+                .map(|x| wanted(i128::from(*x), &range))
+                .collect();
+            for level in Level::all() {
+                let (mut wide, mut narrow) = ([0; 100], [0; 100]);
+                let short: Vec<i32> = data.iter().map(|x| *x as i32).collect();
+                // SAFETY: a hundred of them, and a level that the machine has.
+                unsafe {
+                    line_of::<i64>(level, &range, data.as_ptr(), 1, wide.as_mut_ptr(), 100);
+                    line_of::<i32>(level, &range, short.as_ptr(), 1, narrow.as_mut_ptr(), 100);
+                }
+                assert_eq!(
+                    (&wide[..], &narrow[..]),
+                    (&want[..], &want[..]),
+                    "{level:?}"
+                );
+            }
+        }
     }
 }

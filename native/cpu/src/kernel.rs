@@ -10,8 +10,8 @@ use super::{
     scatter, windows,
 };
 use super::{
-    Choice, Conv, Fft, Linear, Links, Mask, Masked, Reduction, Rope, Scan, Type, View, WindowTotal,
-    Windows,
+    Beyond, Choice, Conv, Fft, Linear, Links, Mask, Masked, Reduction, Rope, Scan, Type, View,
+    WindowTotal, Windows,
 };
 use half::{bf16, f16};
 use smallvec::SmallVec;
@@ -84,6 +84,7 @@ pub enum Kernel {
         axes: SmallVec<[u8; 8]>,
         sizes: SmallVec<[i32; 8]>,
         of: Type,
+        beyond: Beyond,
         bytes: u8,
     },
     /// a, and indices of the type `of`: for each place of the result where it is `each`, else in a row, for all places
@@ -92,6 +93,7 @@ pub enum Kernel {
         axis: u8,
         each: bool,
         of: Type,
+        beyond: Beyond,
         bytes: u8,
     },
     /// a, updates, and an index of the type `of` for each update and each of these axes.
@@ -332,14 +334,33 @@ impl Kernel {
                 ref axes,
                 ref sizes,
                 of,
+                beyond,
                 bytes,
-            } => gather::slices(axes, sizes, of, bytes.into(), inputs, out),
+            } => {
+                let bytes = bytes.into();
+                let how = gather::How {
+                    of,
+                    beyond,
+                    axes,
+                    bytes,
+                };
+                gather::slices(&how, sizes, inputs, out)
+            }
             Kernel::Along {
                 axis,
                 each,
                 of,
+                beyond,
                 bytes,
-            } => gather::along(axis.into(), each, of, bytes.into(), inputs, out),
+            } => {
+                let how = gather::How {
+                    of,
+                    beyond,
+                    axes: &[axis],
+                    bytes: bytes.into(),
+                };
+                gather::along(&how, each, inputs, out)
+            }
             Kernel::Scatter {
                 ref axes,
                 of,

@@ -96,6 +96,7 @@ pub use element::ElementType;
 pub use elementwise::{Action, Bits, Comparison, Division, Test};
 pub use fft::{Fft, Form};
 pub use gemm8::MAX_TERMS as MAX_INT8_TERMS;
+pub use indices::Beyond;
 pub use kernel::{ChainPart, Kernel};
 pub use linalg::Linear;
 pub use masked::{Masked, Step, Total, MAX_STEPS};

@@ -124,48 +124,83 @@ pub unsafe fn line<T: Copy>(from: *const T, step: isize, to: *mut T, to_step: is
     }
 }
 
-/// The elements of all places of the axes.
-unsafe fn moved<T: Copy>(axes: &[Axis], from: *const T, to: *mut T) {
-    let one = Axis {
-        size: 1,
-        from: 1,
-        to: 1,
-    };
-    let (row, outer) = match axes.split_last() {
-        Some((row, outer)) => (*row, outer),
-        None => (one, axes),
-    };
-    let rows: usize = outer.iter().map(|axis| axis.size).product();
-    let size = rows * row.size;
-    if size == 0 {
-        return;
+/// Elements that go from the places of some axes to others, and how threads share them: parts of a long row, or several
+/// short rows.
+struct Move<T> {
+    outer: Axes,
+    row: Axis,
+    rows: usize,
+    from: Shared<T>,
+    to: Shared<T>,
+    pieces: usize,
+    batch: usize,
+}
+
+impl<T: Copy> Move<T> {
+    fn new(mut axes: Axes, from: *const T, to: *mut T) -> Move<T> {
+        let one = Axis {
+            size: 1,
+            from: 1,
+            to: 1,
+        };
+        let row = axes.pop().unwrap_or(one);
+        Move {
+            rows: axes.iter().map(|axis| axis.size).product(),
+            outer: axes,
+            row,
+            from: Shared(from.cast_mut()),
+            to: Shared(to),
+            pieces: row.size.div_ceil(PART).max(1),
+            batch: (PART / row.size.max(1)).max(1),
+        }
     }
-    let (from, to) = (Shared(from.cast_mut()), Shared(to));
-    // Parts of a long row, or several short rows.
-    let (pieces, batch) = (row.size.div_ceil(PART), (PART / row.size).max(1));
-    let parts = if pieces > 1 {
-        rows * pieces
-    } else {
-        rows.div_ceil(batch)
-    };
-    pool::parallel(parts, size >= WORTH_SHARING, &|part| {
-        let (first, end, start) = match pieces {
-            1 => (part * batch, rows.min((part + 1) * batch), 0),
-            _ => (part / pieces, part / pieces + 1, part % pieces * PART),
+
+    fn size(&self) -> usize {
+        self.rows * self.row.size
+    }
+
+    fn parts(&self) -> usize {
+        match (self.size(), self.pieces) {
+            (0, _) => 0,
+            (_, 1) => self.rows.div_ceil(self.batch),
+            (_, pieces) => self.rows * pieces,
+        }
+    }
+
+    /// # Safety
+    /// The places are within both arrays, and nobody else writes this part's.
+    unsafe fn part(&self, part: usize) {
+        let row = self.row;
+        let (first, end, start) = match self.pieces {
+            1 => (part * self.batch, self.rows.min((part + 1) * self.batch), 0),
+            pieces => (part / pieces, part / pieces + 1, part % pieces * PART),
         };
         let count = PART.min(row.size - start);
         let (ahead, to_ahead) = (start as isize * row.from, start as isize * row.to);
-        let mut place = Place::new(outer, first);
+        let mut place = Place::new(&self.outer, first);
         for _ in first..end {
-            // SAFETY: within the arrays; places of the result that are this part's alone.
-            unsafe {
-                let (from, to) = (
-                    from.offset(place.from + ahead),
-                    to.offset(place.to + to_ahead),
-                );
-                line(from, row.from, to, row.to, count);
-            }
+            let (from, to) = (
+                self.from.offset(place.from + ahead),
+                self.to.offset(place.to + to_ahead),
+            );
+            line(from, row.from, to, row.to, count);
             place.next();
+        }
+    }
+}
+
+/// Moves that do not depend on each other, shared out as one.
+unsafe fn moved<T: Copy>(moves: &[Move<T>]) {
+    let parts: usize = moves.iter().map(Move::parts).sum();
+    let size: usize = moves.iter().map(Move::size).sum();
+    pool::parallel(parts, size >= WORTH_SHARING, &|mut part| {
+        for own in moves {
+            let parts = own.parts();
+            if part < parts {
+                // SAFETY: within the arrays; places of the result that are this part's alone.
+                return unsafe { own.part(part) };
+            }
+            part -= parts;
         }
     });
 }
@@ -179,7 +214,7 @@ pub unsafe fn copy(bytes: usize, x: &View, out: &View) {
     let axes = joined(axes.into_iter());
     macro_rules! call {
         ($T:ty) => {
-            moved::<$T>(&axes, x.data.cast(), out.data.cast())
+            moved::<$T>(&[Move::new(axes, x.data.cast(), out.data.cast())])
         };
     }
     of_size!(bytes, call)
@@ -204,22 +239,20 @@ pub unsafe fn reshape(bytes: usize, x: &View, out: &View) {
 /// # Safety
 /// As [`super::Kernel::run`]; the inputs are of `out`'s shape but for the axis, where their sizes are `out`'s together.
 pub unsafe fn concatenate(axis: usize, bytes: usize, inputs: &[View], out: &View) {
-    let mut start = 0;
-    for x in inputs {
-        let axes = joined(axes_of(x.shape(), x.strides(), out.strides()));
-        let ahead = start * out.strides()[axis] as isize;
-        macro_rules! call {
-            ($T:ty) => {
-                moved::<$T>(
-                    &axes,
-                    x.data.cast(),
-                    out.data.cast::<$T>().wrapping_offset(ahead),
-                )
-            };
-        }
-        of_size!(bytes, call);
-        start += x.shape()[axis] as isize;
+    macro_rules! call {
+        ($T:ty) => {{
+            let mut start = 0;
+            let moves = inputs.iter().map(|x| {
+                let axes = joined(axes_of(x.shape(), x.strides(), out.strides()));
+                let to = out.data.cast::<$T>();
+                let to = to.wrapping_offset(start * out.strides()[axis] as isize);
+                start += x.shape()[axis] as isize;
+                Move::new(axes, x.data.cast(), to)
+            });
+            moved::<$T>(&moves.collect::<SmallVec<[Move<$T>; 2]>>())
+        }};
     }
+    of_size!(bytes, call)
 }
 
 /// The array so many times along each axis; where `each`, each of its elements so many times after another.
@@ -250,7 +283,7 @@ pub unsafe fn tile(times: &[i32], each: bool, bytes: usize, x: &View, out: &View
     let axes = joined(axes);
     macro_rules! call {
         ($T:ty) => {
-            moved::<$T>(&axes, x.data.cast(), out.data.cast())
+            moved::<$T>(&[Move::new(axes, x.data.cast(), out.data.cast())])
         };
     }
     of_size!(bytes, call)
@@ -281,10 +314,12 @@ unsafe fn padded<T: Copy>(low: &[i32], interior: &[i32], x: &View, value: &View,
         to: steps[axis] as isize,
     };
     let ahead = |axis: usize, places: i32| places as isize * steps[axis] as isize;
+    let mut moves: SmallVec<[Move<T>; 8]> = SmallVec::new();
     let is_spread = interior.iter().any(|between| *between > 0);
     if is_spread || x.size() == 0 {
         let all = joined((0..rank).map(|i| axis(i, out.shape()[i])));
-        moved(&all, value, to);
+        // The array's elements go over these.
+        moved(&[Move::new(all, value, to)]);
     } else {
         // What lies before and behind the array along an axis, within it along those before.
         let mut start = 0;
@@ -299,7 +334,8 @@ unsafe fn padded<T: Copy>(low: &[i32], interior: &[i32], x: &View, value: &View,
                     };
                     axis(j, size)
                 }));
-                moved(&side, value, to.wrapping_offset(start + ahead(i, first)));
+                let to = to.wrapping_offset(start + ahead(i, first));
+                moves.push(Move::new(side, value, to));
             }
             start += ahead(i, *before);
         }
@@ -310,7 +346,8 @@ unsafe fn padded<T: Copy>(low: &[i32], interior: &[i32], x: &View, value: &View,
         to: axis.to * (*between as isize + 1),
         ..axis
     }));
-    moved(&axes, x.data.cast(), to.wrapping_offset(start));
+    moves.push(Move::new(axes, x.data.cast(), to.wrapping_offset(start)));
+    moved(&moves);
 }
 
 #[cfg(test)]

@@ -3,9 +3,10 @@
 
 use super::element::Element;
 use super::gather::of_size;
-use super::indices::{self, BLOCK};
+use super::indices::{self, Beyond, Range, BLOCK};
 use super::moves;
 use super::pool::{self, Shared, PART, WORTH_SHARING};
+use super::simd::{dispatch, load_part, store_part, Level, Simd};
 use super::slices;
 use super::{Type, View};
 use smallvec::SmallVec;
@@ -15,6 +16,9 @@ const WIDE: usize = 256;
 
 /// Elements of a slice from which slices are put in the order of where they go.
 const ORDERED: usize = 32;
+
+/// Parts of a result in which threads write single elements, at most: each reads all indices.
+const MOST_PARTS: usize = 8;
 
 /// An axis of the slices that are added: its size, and the elements between its places in the updates and in the
 /// result.
@@ -28,8 +32,8 @@ struct Places<'a> {
     indices: &'a [View],
     /// Their type.
     of: Type,
-    /// Of each of them: the size of its axis, the last place that fits there, and the elements between places.
-    axes: SmallVec<[(i64, i64, isize); 4]>,
+    /// Of each of them: the places along its axis that fit, and the elements between places.
+    axes: SmallVec<[(Range, isize); 4]>,
     /// The elements of the result between places of the index arrays, where these are places of the result too.
     own: SmallVec<[isize; 4]>,
     /// The elements of the updates between places of the index arrays.
@@ -56,19 +60,18 @@ impl Places<'_> {
                 own += at * self.own[axis];
                 rest /= *size as usize;
             }
-            let (mut places, mut read) = ([OUTSIDE; BLOCK], [0i64; BLOCK]);
+            let (mut places, mut read) = ([OUTSIDE; BLOCK], [0; BLOCK]);
             for first in (0..count).step_by(BLOCK) {
                 let length = BLOCK.min(count - first);
                 let (places, read) = (&mut places[..length], &mut read[..length]);
                 places.fill(0);
-                for (index, (size, last, step)) in self.indices.iter().zip(&self.axes) {
+                for (index, (range, step)) in self.indices.iter().zip(&self.axes) {
                     let start = index.row(row) + first as isize * index.step();
-                    indices::line(self.of, index, start, index.step(), read);
+                    indices::line(self.of, index, start, index.step(), range, read);
                     for (place, at) in places.iter_mut().zip(&*read) {
-                        let at = if *at < 0 { at + size } else { *at };
-                        let fits = (0..=*last).contains(&at) && *place != OUTSIDE;
+                        let fits = *at != indices::NONE && *place != OUTSIDE;
                         *place = if fits {
-                            *place + at as isize * step
+                            *place + *at as isize * step
                         } else {
                             OUTSIDE
                         };
@@ -90,6 +93,27 @@ impl Places<'_> {
         self.each(|from, to| all.push((to, from)));
         all.sort_by_key(|(to, _)| *to);
         all
+    }
+
+    /// The same of slices of `size` elements that begin at multiples of it, and where those of each such slice of
+    /// `count` begin.
+    unsafe fn by_slice(&self, size: usize, count: usize) -> (Vec<usize>, Vec<Pair>) {
+        let mut all = Vec::new();
+        self.each(|from, to| all.push((to, from)));
+        let mut starts = vec![0; count + 1];
+        for (to, _) in &all {
+            starts[*to as usize / size + 1] += 1;
+        }
+        for i in 0..count {
+            starts[i + 1] += starts[i];
+        }
+        let (mut next, mut sorted) = (starts.clone(), vec![(0, 0); all.len()]);
+        for pair in all {
+            let next = &mut next[pair.0 as usize / size];
+            sorted[*next] = pair;
+            *next += 1;
+        }
+        (starts, sorted)
     }
 }
 
@@ -124,6 +148,103 @@ impl Slice {
     fn size(&self) -> usize {
         self.rows.len() * self.row.0
     }
+
+    /// Whether its elements lie beside each other in the updates and in the result.
+    fn is_run(&self) -> bool {
+        self.rows.len() == 1 && (self.row.1, self.row.2) == (1, 1)
+    }
+}
+
+/// Slices that are runs of memory, of which the array consists, one after another.
+struct Runs {
+    size: usize,
+    count: usize,
+}
+
+impl Runs {
+    /// None where the slices are others, or few elements, or the array has the result's memory, where most of it stays.
+    fn of(axes: &[u8], slice: &Slice, a: &View, out: &View) -> Option<Runs> {
+        let mut next = 1;
+        let mut sizes = out.shape().iter().zip(a.strides()).rev();
+        let is_in_rows = a.strides() == out.strides()
+            && sizes.all(|(size, step)| {
+                let fits = *size == 1 || *step == next;
+                next *= i64::from(*size);
+                fits
+            });
+        let inner = &out.shape()[axes.len()..];
+        let size: usize = inner.iter().map(|size| *size as usize).product();
+        let is_leading = axes
+            .iter()
+            .enumerate()
+            .all(|(i, axis)| i == usize::from(*axis));
+        let is_whole = size == slice.size() && size >= ORDERED && slice.is_run();
+        let fits = a.data != out.data && is_in_rows && is_leading && is_whole;
+        fits.then(|| Runs {
+            size,
+            count: out.size() / size,
+        })
+    }
+
+    /// Calls `work` with pieces of all runs, where each begins, how long it is, and the pairs that go to its run.
+    unsafe fn each(&self, places: &Places, work: &(dyn Fn(usize, usize, isize, &[Pair]) + Sync)) {
+        let (starts, pairs) = places.by_slice(self.size, self.count);
+        let (size, count) = (self.size, self.count);
+        let (pieces, batch) = (size.div_ceil(PART), (PART / size).max(1));
+        let is_worth = size * count >= WORTH_SHARING;
+        pool::parallel(count.div_ceil(batch) * pieces, is_worth, &|part| {
+            let (first, start) = (part / pieces * batch, part % pieces * PART);
+            let length = PART.min(size - start);
+            for run in first..count.min(first + batch) {
+                let own = &pairs[starts[run]..starts[run + 1]];
+                work(run * size + start, length, start as isize, own);
+            }
+        });
+    }
+}
+
+#[inline(always)]
+unsafe fn add_run_body<S: Simd, T: Element>(
+    a: *const T,
+    x: *const T,
+    from: &[Pair],
+    to: *mut T,
+    count: usize,
+) {
+    macro_rules! sum {
+        ($load:expr) => {{
+            let a = $load(a);
+            match from {
+                // Of two numbers the sum of f32 is that of f64, rounded.
+                [(_, from)] => S::add(a, $load(x.offset(*from))),
+                _ => {
+                    let mut sum = S::wide_splat(0.0);
+                    for (_, from) in from {
+                        sum = S::wide_add(sum, S::widen($load(x.offset(*from))));
+                    }
+                    S::narrow(S::wide_add(S::widen(a), sum))
+                }
+            }
+        }};
+    }
+    let mut i = 0;
+    while i + S::LANES <= count {
+        let sum = sum!(|row: *const T| T::load::<S>(row.add(i)));
+        T::store::<S>(to.add(i), sum);
+        i += S::LANES;
+    }
+    if i < count {
+        let sum = sum!(|row: *const T| load_part::<S, T>(row.add(i), count - i, 0.0));
+        store_part::<S, T>(to.add(i), count - i, sum);
+    }
+}
+
+dispatch! {
+    /// Each of `count` numbers of `a`, plus those of `x` at all these places, added up in f64.
+    ///
+    /// # Safety
+    /// So many are there, and `to` may be `a`.
+    fn add_run<T: Element>(a: *const T, x: *const T, from: &[Pair], to: *mut T, count: usize) = add_run_body
 }
 
 /// Calls `work` with the places that go to one place, on several threads where the slices are large.
@@ -151,16 +272,12 @@ unsafe fn add_by_place<T: Element>(places: &Places, slice: &Slice, updates: &Vie
             // SAFETY: within the arrays; a place of the result that is this group's alone.
             unsafe {
                 let to = to.offset(group[0].0 + row_to);
-                let x = |from: isize| x.offset(from + row_from).cast_const();
-                if let ([(_, from)], 1, 1) = (group, step, to_step) {
-                    let x = x(*from);
-                    for i in 0..run {
-                        // Of two numbers the sum of f32 is that of f64, rounded.
-                        let sum = (*to.add(i)).widen() + (*x.add(i)).widen();
-                        to.add(i).write(T::narrow(sum));
-                    }
+                if (step, to_step) == (1, 1) {
+                    let x = x.offset(*row_from).cast_const();
+                    add_run::<T>(Level::best(), to, x, group, to, run);
                     continue;
                 }
+                let x = |from: isize| x.offset(from + row_from).cast_const();
                 for first in (0..run).step_by(BLOCK) {
                     let mut sums = [0f64; BLOCK];
                     let sums = &mut sums[..BLOCK.min(run - first)];
@@ -250,9 +367,13 @@ unsafe fn parts<'a>(
     let lead = shape.len() - rank;
     let axis = |axis: &u8| {
         let axis = usize::from(*axis);
-        let size = i64::from(out.shape()[axis]);
-        let last = size - i64::from(shape[lead + axis]);
-        (size, last, out.strides()[axis] as isize)
+        let length = out.shape()[axis];
+        let range = Range {
+            length,
+            last: length - shape[lead + axis],
+            beyond: Beyond::Nothing,
+        };
+        (range, out.strides()[axis] as isize)
     };
     let places = Places {
         indices,
@@ -286,8 +407,26 @@ pub unsafe fn add_slices<T: Element>(axes: &[u8], of: Type, inputs: &[View], out
     let [a, updates, indices @ ..] = inputs else {
         return;
     };
-    slices::copy_whole::<T>(a, out);
     let (places, slice, is_apart) = parts(axes, of, updates, indices, out);
+    if let Some(runs) = Runs::of(axes, &Slice::new(slice.clone()), a, out) {
+        let (x, a, to) = (
+            Shared(updates.data.cast::<T>()),
+            Shared(a.data.cast::<T>()),
+            Shared(out.data.cast::<T>()),
+        );
+        // What is added is added while what it is added to is copied.
+        return runs.each(&places, &|at, count, start, own| {
+            // SAFETY: within the arrays; a run of the result that is this call's alone.
+            unsafe {
+                let (a, x, to) = (a.at(at).cast_const(), x.offset(start), to.at(at));
+                match own {
+                    [] => std::ptr::copy_nonoverlapping(a, to, count),
+                    _ => add_run::<T>(Level::best(), a, x, own, to, count),
+                }
+            }
+        });
+    }
+    slices::copy_whole::<T>(a, out);
     add::<T>(&places, slice, is_apart, updates, out);
 }
 
@@ -299,17 +438,37 @@ pub unsafe fn put_slices(axes: &[u8], of: Type, bytes: usize, inputs: &[View], o
     let [a, updates, indices @ ..] = inputs else {
         return;
     };
-    if a.data != out.data {
-        moves::copy(bytes, a, out);
-    }
     let (places, slice, is_apart) = parts(axes, of, updates, indices, out);
     let slice = Slice::new(slice);
+    let runs = Runs::of(axes, &slice, a, out);
+    if a.data != out.data && runs.is_none() {
+        moves::copy(bytes, a, out);
+    }
     macro_rules! call {
         ($T:ty) => {
-            put::<$T>(&places, &slice, is_apart, updates, out)
+            match &runs {
+                Some(runs) => put_runs::<$T>(runs, &places, [a, updates], out),
+                None => put::<$T>(&places, &slice, is_apart, updates, out),
+            }
         };
     }
     of_size!(bytes, call)
+}
+
+/// The array with the last of the runs that go to a place in its place.
+unsafe fn put_runs<T: Copy>(runs: &Runs, places: &Places, inputs: [&View; 2], out: &View) {
+    let [a, x] = inputs.map(|view| Shared(view.data.cast::<T>()));
+    let to = Shared(out.data.cast::<T>());
+    runs.each(places, &|at, count, start, own| {
+        // SAFETY: within the arrays; a run of the result that is this call's alone.
+        unsafe {
+            let from = match own.last() {
+                Some((_, from)) => x.offset(from + start),
+                None => a.at(at),
+            };
+            std::ptr::copy_nonoverlapping(from.cast_const(), to.at(at), count);
+        }
+    });
 }
 
 unsafe fn put<T: Copy>(places: &Places, slice: &Slice, is_apart: bool, updates: &View, out: &View) {
@@ -327,12 +486,41 @@ unsafe fn put<T: Copy>(places: &Places, slice: &Slice, is_apart: bool, updates: 
             }
         }
     };
+    if slice.size() == 1 {
+        return put_elements(places, x, to, updates.size(), out.size());
+    }
     if !is_apart || slice.size() < ORDERED {
         return places.each(write);
     }
     by_place(&places.in_order(), slice.size(), &|group| {
         if let Some((place, from)) = group.last() {
             write(*from, *place);
+        }
+    });
+}
+
+/// `count` single elements. Each thread writes those that go to a part of the result.
+unsafe fn put_elements<T: Copy>(
+    places: &Places,
+    x: Shared<T>,
+    to: Shared<T>,
+    count: usize,
+    size: usize,
+) {
+    let is_worth = count >= WORTH_SHARING;
+    let parts = match is_worth {
+        true => pool::threads().min(MOST_PARTS),
+        false => 1,
+    };
+    pool::parallel(parts, is_worth, &|part| {
+        let own = (size * part / parts) as isize..(size * (part + 1) / parts) as isize;
+        // SAFETY: within the arrays; places of the result that are this part's alone.
+        unsafe {
+            places.each(|from, place| {
+                if parts == 1 || own.contains(&place) {
+                    to.offset(place).write(x.offset(from).read());
+                }
+            });
         }
     });
 }
@@ -347,13 +535,18 @@ pub unsafe fn add_along<T: Element>(axis: usize, of: Type, inputs: &[View], out:
         return;
     };
     slices::copy_whole::<T>(a, out);
-    let size = i64::from(out.shape()[axis]);
+    let length = out.shape()[axis];
+    let range = Range {
+        length,
+        last: length - 1,
+        beyond: Beyond::Nothing,
+    };
     let mut own: SmallVec<[isize; 4]> = out.strides().iter().map(|step| *step as isize).collect();
     let step = std::mem::replace(&mut own[axis], 0);
     let places = Places {
         indices: std::slice::from_ref(index),
         of,
-        axes: SmallVec::from_elem((size, size - 1, step), 1),
+        axes: SmallVec::from_elem((range, step), 1),
         own,
         from: updates
             .strides()
@@ -365,170 +558,4 @@ pub unsafe fn add_along<T: Element>(axis: usize, of: Type, inputs: &[View], out:
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::tests::{in_rows, Dice, Scattered};
-    use super::*;
-    use half::{bf16, f16};
-
-    fn added<T: Element>(n: usize, x: f32, start: f32) -> f32 {
-        let (shape, one) = ([3], [1i64]);
-        let a = Scattered::in_rows(vec![T::narrow(start); 3], &shape);
-        let updates = Scattered::in_rows(vec![T::narrow(x); n], &[n as i32, 1]);
-        let (index, index_shape) = (vec![1i64; n], [n as i32]);
-        let mut out = [T::narrow(f32::NAN); 3];
-        let inputs = [
-            a.view(),
-            updates.view(),
-            // SAFETY: of arrays of the test's own, which outlive it.
-            unsafe { View::of(index.as_ptr(), &index_shape, &one) },
-        ];
-        // SAFETY: arrays that live, of the shapes that are asked for.
-        unsafe {
-            add_slices::<T>(
-                &[0],
-                Type::S64,
-                &inputs,
-                &View::of(out.as_mut_ptr(), &shape, &one),
-            )
-        };
-        assert_eq!(out[0].widen(), start);
-        out[1].widen()
-    }
-
-    #[test]
-    fn many_numbers_at_one_place_are_rounded_once() {
-        assert_eq!(added::<bf16>(1_000, 1.0, 0.0), 1_000.0);
-        assert_eq!(added::<f16>(5_000, 1.0, 0.0), 5_000.0);
-        assert!((added::<f32>(1_000_000, 0.1, 1.0) - 100_001.0).abs() < 0.01);
-        assert!(added::<f32>(3, f32::NAN, 1.0).is_nan());
-    }
-
-    #[test]
-    fn slices_go_where_indices_say_and_what_does_not_fit_is_left_out() {
-        for seed in 0..200 {
-            let mut dice = Dice::new(seed);
-            let number = |dice: &mut Dice| dice.below(64) as f32 - 32.0;
-            let rank = 1 + dice.below(3);
-            let shape: Vec<i32> = (0..rank).map(|_| 1 + dice.below(9) as i32).collect();
-            let axes: Vec<u8> = (0..rank as u8).filter(|_| dice.below(2) == 0).collect();
-            let axes = if axes.is_empty() { vec![0] } else { axes };
-            let lead: Vec<i32> = (0..dice.below(3))
-                .map(|_| 1 + dice.below(20) as i32)
-                .collect();
-            let mut wide = lead.clone();
-            for (axis, size) in shape.iter().enumerate() {
-                let is_indexed = axes.contains(&(axis as u8));
-                wide.push(if is_indexed {
-                    1 + dice.below(2) as i32
-                } else {
-                    *size
-                });
-                let last = wide.len() - 1;
-                wide[last] = wide[last].min(*size);
-            }
-            let size: i32 = shape.iter().product();
-            let a = (0..size).map(|_| number(&mut dice)).collect();
-            let a = Scattered::<f32>::in_rows(a, &shape);
-            let updates = Scattered::<f32>::new(&mut dice, &wide, number);
-            let count: i32 = lead.iter().product();
-            let indices: Vec<Vec<i64>> = axes
-                .iter()
-                .map(|axis| {
-                    let size = i64::from(shape[usize::from(*axis)]);
-                    let place =
-                        |dice: &mut Dice| dice.below(2 * size as usize + 2) as i64 - size - 1;
-                    (0..count).map(|_| place(&mut dice)).collect()
-                })
-                .collect();
-            let mut want: Vec<f64> = a.data.iter().map(|x| f64::from(*x)).collect();
-            let mut wanted = a.data.clone();
-            let (strides, steps) = (in_rows(&shape), in_rows(&lead));
-            updates.each(|place, x| {
-                let (lead, own) = place.split_at(lead.len());
-                let n: usize = lead
-                    .iter()
-                    .zip(&steps)
-                    .map(|(i, step)| i * *step as usize)
-                    .sum();
-                let mut at: Vec<i64> = own.iter().map(|i| *i as i64).collect();
-                for (axis, index) in axes.iter().zip(&indices) {
-                    let axis = usize::from(*axis);
-                    let (size, slice) = (i64::from(shape[axis]), wide[lead.len() + axis]);
-                    let start = if index[n] < 0 {
-                        index[n] + size
-                    } else {
-                        index[n]
-                    };
-                    if start < 0 || start + i64::from(slice) > size {
-                        return;
-                    }
-                    at[axis] += start;
-                }
-                let place: i64 = at.iter().zip(&strides).map(|(i, step)| i * step).sum();
-                want[place as usize] += x;
-                wanted[place as usize] = x as f32;
-            });
-            let out = vec![f32::NAN; size as usize];
-            let mut inputs = vec![a.view(), updates.view()];
-            // SAFETY: of arrays of the test's own, which outlive it.
-            let index = |index: &Vec<i64>| unsafe { View::of(index.as_ptr(), &lead, &steps) };
-            inputs.extend(indices.iter().map(index));
-            // SAFETY: arrays that live, of the shapes that are asked for.
-            unsafe {
-                add_slices::<f32>(
-                    &axes,
-                    Type::S64,
-                    &inputs,
-                    &View::of(out.as_ptr(), &shape, &strides),
-                )
-            };
-            let got: Vec<f64> = out.iter().map(|x| f64::from(*x)).collect();
-            assert_eq!(got, want, "seed {seed}: {shape:?} {wide:?} {axes:?}");
-            // SAFETY: as above.
-            unsafe {
-                put_slices(
-                    &axes,
-                    Type::S64,
-                    4,
-                    &inputs,
-                    &View::of(out.as_ptr(), &shape, &strides),
-                )
-            };
-            assert_eq!(out, wanted, "seed {seed}: {shape:?} {wide:?} {axes:?}");
-        }
-    }
-
-    #[test]
-    fn wide_slices_are_shared() {
-        let (shape, strides) = ([4, 1000], [1000, 1]);
-        let a = Scattered::in_rows(vec![1f32; 4000], &shape);
-        let updates = Scattered::in_rows(vec![0.5f32; 300_000], &[300, 1, 1000]);
-        let index: Vec<i64> = (0..300).map(|i| i % 3).collect();
-        let (index_shape, index_strides) = ([300], [1]);
-        let (out, last) = (vec![f32::NAN; 4000], vec![f32::NAN; 4000]);
-        // SAFETY: of arrays of the test's own, which outlive it.
-        let index = unsafe { View::of(index.as_ptr(), &index_shape, &index_strides) };
-        let inputs = [a.view(), updates.view(), index];
-        // SAFETY: arrays that live, of the shapes that are asked for.
-        unsafe {
-            add_slices::<f32>(
-                &[0],
-                Type::S64,
-                &inputs,
-                &View::of(out.as_ptr(), &shape, &strides),
-            )
-        };
-        // SAFETY: likewise.
-        unsafe {
-            put_slices(
-                &[0],
-                Type::S64,
-                4,
-                &inputs,
-                &View::of(last.as_ptr(), &shape, &strides),
-            )
-        };
-        assert!(last[..3000].iter().all(|x| *x == 0.5) && last[3000..].iter().all(|x| *x == 1.0));
-        assert!(out[..3000].iter().all(|x| *x == 51.0) && out[3000..].iter().all(|x| *x == 1.0));
-    }
-}
+mod tests;

@@ -2,7 +2,7 @@
 //! over. A copy of a cache is as much memory as attention reads, so threads share it.
 
 use super::gather::of_size;
-use super::indices;
+use super::indices::{self, Beyond, Range};
 use super::pool::{self, Shared, PART, WORTH_SHARING};
 use super::{Type, View};
 
@@ -11,9 +11,14 @@ unsafe fn offset(start: &View, axes: &[u8], of: Type, slice: &View, whole: &View
     let mut offset = 0;
     for (i, axis) in axes.iter().enumerate() {
         let (axis, mut first) = (*axis as usize, [0]);
-        indices::line(of, start, i as isize * start.step(), 1, &mut first);
-        let last = i64::from(whole.shape()[axis] - slice.shape()[axis]);
-        offset += first[0].clamp(0, last) as isize * whole.strides()[axis] as isize;
+        let length = whole.shape()[axis];
+        let range = Range {
+            length,
+            last: length - slice.shape()[axis],
+            beyond: Beyond::First,
+        };
+        indices::line(of, start, i as isize * start.step(), 1, &range, &mut first);
+        offset += first[0] as isize * whole.strides()[axis] as isize;
     }
     offset
 }

@@ -2,8 +2,8 @@
 //! of operations (op/), which asks [`takes`] first; on the GPU, on macOS (Accelerate) and for other types MLX's own
 //! run.
 
-mod linear;
 mod chain;
+mod linear;
 mod node;
 mod order;
 
@@ -12,9 +12,9 @@ use crate::mlx::{self, Stream};
 pub use chain::{chain, chain_of, chains, joined_chain, ChainOf};
 use emlx_cpu::Kernel;
 pub use emlx_cpu::{
-    has_vectors, Action, Bits, Choice, Comparison, Conv, Division, Fft, Form, Function, Linear,
-    Link, Links, Mask, Masked, Operand, Pair, Reduction, Rope, Scan, Step as RowStep, Test, Total,
-    Type, WindowTotal, Windows, MAX_INT8_TERMS, MAX_LINKS, MAX_STEPS, WORTH_SHARING,
+    has_vectors, Action, Beyond, Bits, Choice, Comparison, Conv, Division, Fft, Form, Function,
+    Linear, Link, Links, Mask, Masked, Operand, Pair, Reduction, Rope, Scan, Step as RowStep, Test,
+    Total, Type, WindowTotal, Windows, MAX_INT8_TERMS, MAX_LINKS, MAX_STEPS, WORTH_SHARING,
 };
 pub use linear::{factors, fft, has_linear, linear, log_determinant, solve};
 use mlx_rs::Array;
@@ -423,12 +423,13 @@ pub fn slice(
 }
 
 /// The slices of `sizes` of `a` that begin at `indices` of one shape and type, one for each of `axes`: {of that shape,
-/// then `sizes`}. A negative index counts from the end, and each is brought into the array.
+/// then `sizes`}. Each is brought into the array as `beyond` says.
 pub fn gather(
     a: &Array,
     indices: &[Array],
     axes: SmallVec<[u8; 8]>,
     sizes: &[i32],
+    beyond: Beyond,
     s: &Stream,
 ) -> Result<Array> {
     let inputs: SmallVec<[&Array; 6]> = std::iter::once(a).chain(indices).collect();
@@ -437,14 +438,22 @@ pub fn gather(
         axes,
         sizes: sizes.into(),
         of: mlx::dtype(inputs[1]).try_into()?,
+        beyond,
         bytes: mlx::dtype(a).size() as u8,
     };
     node::typed(kernel, Layout::Rows, &inputs, &shape, mlx::dtype(a), s)
 }
 
 /// Elements of `a` along an axis at integers: {n} for all places of the other axes, or, where `each`, of a's shape but
-/// for the axis.
-pub fn along(a: &Array, index: &Array, axis: usize, each: bool, s: &Stream) -> Result<Array> {
+/// for the axis. Each is brought into the array as `beyond` says.
+pub fn along(
+    a: &Array,
+    index: &Array,
+    axis: usize,
+    each: bool,
+    beyond: Beyond,
+    s: &Stream,
+) -> Result<Array> {
     let mut shape: SmallVec<[i32; 8]> = a.shape().into();
     shape[axis] = index.shape()[if each { axis } else { 0 }];
     let dtype = mlx::dtype(a);
@@ -452,6 +461,7 @@ pub fn along(a: &Array, index: &Array, axis: usize, each: bool, s: &Stream) -> R
         axis: axis as u8,
         each,
         of: mlx::dtype(index).try_into()?,
+        beyond,
         bytes: dtype.size() as u8,
     };
     node::typed(kernel, Layout::Rows, &[a, index], &shape, dtype, s)

@@ -5,9 +5,9 @@
 use super::creation::int;
 use super::elementwise::{step, Steps};
 use super::table::{family, others};
-use super::{check, elementwise, gathers, one, shape, Inputs, Op, Outputs};
+use super::{check, elementwise, gathers, one, shape, Inputs, Negative, Op, Outputs};
 use crate::base::{Device, Dtype, Error, Result};
-use crate::cpu::{self, Operand};
+use crate::cpu::{self, Beyond, Operand};
 use crate::mlx::{self, Stream, Vector};
 use mlx_rs::Array;
 use smallvec::SmallVec;
@@ -15,12 +15,13 @@ use smallvec::SmallVec;
 family! { Index, takes(2):
     /// Inputs: a, indices. Indices out of range are clamped, negative ones count from the end.
     Take { axis: i32 },
-    TakeAlongAxis { axis: i32 },
+    /// The same; `negative: nil` counts from the end.
+    TakeAlongAxis { axis: i32, negative: Option<Negative> },
     /// Inputs: a, indices, values.
     PutAlongAxis { axis: i32 } => takes(3),
     ScatterAddAxis { axis: i32 } => takes(3).narrow_on_gpu(&[0, 2]),
     /// Inputs: a, then one index array an axis of `axes`. Indices out of range are clamped.
-    Gather { axes: Vec<i32>, slice_sizes: Vec<i32> } => takes(1).more(),
+    Gather { axes: Vec<i32>, slice_sizes: Vec<i32>, negative: Option<Negative> } => takes(1).more(),
     /// Inputs: a, updates, then one index array an axis of `axes`. Updates out of range are dropped.
     Scatter { axes: Vec<i32> } => more().narrow_on_gpu(&[0, 1]),
     ScatterAdd { axes: Vec<i32> } => more().narrow_on_gpu(&[0, 1]),
@@ -35,16 +36,22 @@ family! { Index, takes(2):
 pub fn apply(op: &Op, inputs: &Inputs, device: Device, s: &Stream) -> Result<Outputs> {
     match op {
         Op::Take { axis } => inputs.binary(s, |a, b, s| take(a, b, *axis, s)),
-        Op::TakeAlongAxis { axis } => inputs.binary(s, |a, b, s| take_along_axis(a, b, *axis, s)),
+        Op::TakeAlongAxis { axis, negative } => {
+            inputs.binary(s, |a, b, s| take_along_axis(a, b, *axis, *negative, s))
+        }
         Op::PutAlongAxis { axis } => {
             inputs.ternary(s, |a, b, c, s| put_along_axis(a, b, c, *axis, s))
         }
         Op::ScatterAddAxis { axis } => {
             inputs.ternary(s, |a, b, c, s| scatter_add_axis(a, b, c, *axis, device, s))
         }
-        Op::Gather { axes, slice_sizes } => {
+        Op::Gather {
+            axes,
+            slice_sizes,
+            negative,
+        } => {
             let ([a], indices) = inputs.and_more()?;
-            gather(a, &indices, axes, slice_sizes, s).map(one)
+            gather(a, &indices, axes, slice_sizes, *negative, s).map(one)
         }
         Op::Scatter { axes } => {
             let ([a, updates], indices) = inputs.and_more()?;
@@ -145,6 +152,7 @@ pub fn gather(
     indices: &[&Array],
     axes: &[i32],
     slice_sizes: &[i32],
+    negative: Option<Negative>,
     s: &Stream,
 ) -> Result<Array> {
     check::lengths(&[("axes", axes.len())], indices.len())?;
@@ -172,8 +180,12 @@ pub fn gather(
         .all(|two| two[0].shape() == two[1].shape());
     if is_one_shape && indices.iter().all(|index| has_own(a, index, s)) && !indices.is_empty() {
         let axes = axes.iter().map(|axis| *axis as u8).collect();
-        return cpu::gather(a, &own_indices(indices, s)?, axes, slice_sizes, s);
+        let indices = own_indices(indices, s)?;
+        return cpu::gather(a, &indices, axes, slice_sizes, beyond(negative), s);
     }
+    let indices = indices.iter().map(|index| counted(index, negative, s));
+    let indices = indices.collect::<Result<Vec<_>>>()?;
+    let indices: &[&Array] = &indices.iter().collect::<Vec<_>>();
     if gathers::takes(a, indices, s) {
         let shapes: Vec<&[i32]> = indices.iter().map(|index| index.shape()).collect();
         if let Some(places) = gathers::gather(a.shape(), &shapes, axes, slice_sizes) {
@@ -208,6 +220,25 @@ fn gather_by_mlx(
         })
         .collect::<Result<Vec<_>>>()?;
     mlx::gather(a, &Vector::new(&within), axes, slice_sizes, s)
+}
+
+/// What an index beyond an array means to the kernels of ours.
+fn beyond(negative: Option<Negative>) -> Beyond {
+    match negative {
+        Some(Negative::First) => Beyond::First,
+        _ => Beyond::Nearest,
+    }
+}
+
+/// Indices of which a negative one counts from the end, for those that are to be the first place.
+fn counted(index: &Array, negative: Option<Negative>, s: &Stream) -> Result<Array> {
+    let dtype = mlx::dtype(index);
+    match negative {
+        Some(Negative::First) if dtype.is_signed_integer() => {
+            mlx::maximum(index, &int(0, dtype)?, s)
+        }
+        _ => mlx::share(index),
+    }
 }
 
 /// Whether the kernels of ours take elements of an array by an index.
@@ -459,7 +490,7 @@ pub fn take(a: &Array, indices: &Array, axis: i32, s: &Stream) -> Result<Array> 
         let axis = check::axis(a, axis)?;
         check_index_type(indices)?;
         let row = mlx::reshape(indices, &[-1], s)?;
-        let taken = cpu::along(a, &row, axis, false, s)?;
+        let taken = cpu::along(a, &row, axis, false, Beyond::Nearest, s)?;
         if indices.ndim() == 1 {
             return Ok(taken);
         }
@@ -484,15 +515,22 @@ fn take_by_mlx(a: &Array, indices: &Array, axis: i32, s: &Stream) -> Result<Arra
     mlx::take(a, &indices, axis as i32, s)
 }
 
-pub fn take_along_axis(a: &Array, indices: &Array, axis: i32, s: &Stream) -> Result<Array> {
+pub fn take_along_axis(
+    a: &Array,
+    indices: &Array,
+    axis: i32,
+    negative: Option<Negative>,
+    s: &Stream,
+) -> Result<Array> {
     let own = check::axis(a, axis)?;
     let mut sizes = indices.shape().iter().zip(a.shape()).enumerate();
     let is_of_its_shape =
         indices.ndim() == a.ndim() && sizes.all(|(i, (index, size))| i == own || index == size);
     if is_of_its_shape && has_own(a, indices, s) {
         check_index_type(indices)?;
-        return cpu::along(a, indices, own, true, s);
+        return cpu::along(a, indices, own, true, beyond(negative), s);
     }
+    let indices = &counted(indices, negative, s)?;
     if gathers::takes(a, &[indices], s) {
         if let Some(places) = gathers::take_along(a.shape(), indices.shape(), own) {
             let stream = s.clone();

@@ -56,7 +56,9 @@ use mlx_rs::Array;
 use smallvec::{smallvec, SmallVec};
 pub use table::{Binary, Op, Unary};
 pub use traits::{Class, View};
-pub use values::{AttentionLayout, MaskMode, NonFinite, Number, PadMode, QuantMode, Side, Which};
+pub use values::{
+    AttentionLayout, MaskMode, Negative, NonFinite, Number, PadMode, QuantMode, Side, Which,
+};
 pub use window::Reduction;
 
 /// What an operation gives: nearly always one array, which then needs no allocation.

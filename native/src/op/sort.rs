@@ -4,7 +4,7 @@
 use super::table::{family, others};
 use super::{cast, check, creation, gpu, shape, Inputs, Op, Outputs, Side};
 use crate::base::{Device, Dtype, Error, Result};
-use crate::cpu;
+use crate::cpu::{self, Beyond};
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
 use smallvec::smallvec;
@@ -115,7 +115,8 @@ pub fn top_k(a: &Array, k: i32, axis: i32, device: Device, s: &Stream) -> Result
     }
     if cpu::orders(device, a) {
         let places = cpu::top(a, k, axis, true, s)?;
-        return Ok(smallvec![cpu::along(a, &places, axis, true, s)?, places]);
+        let values = cpu::along(a, &places, axis, true, Beyond::Nearest, s)?;
+        return Ok(smallvec![values, places]);
     }
     // An ascending sort of the array from its end is stable from there.
     let turned = |a: &Array| shape::flip(a, &[axis as i32], device, s);

@@ -2,7 +2,9 @@
 //! a file's JSON by derive.
 
 use super::traits::{Class, Traits, View};
-use super::{AttentionLayout, MaskMode, Number, PadMode, QuantMode, Reduction, Side, Which};
+use super::{
+    AttentionLayout, MaskMode, Negative, Number, PadMode, QuantMode, Reduction, Side, Which,
+};
 use crate::base::Dtype;
 use crate::mlx::FftNorm;
 use rustler::NifTaggedEnum;

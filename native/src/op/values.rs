@@ -54,6 +54,14 @@ pub enum Which {
     Last,
 }
 
+/// What a negative index means. MLX's counts from the end; Nx's is clamped as one beyond the end is.
+#[derive(Clone, Copy, Debug, PartialEq, NifUnitEnum, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Negative {
+    FromEnd,
+    First,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, NifUnitEnum, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Side {

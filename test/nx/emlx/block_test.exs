@@ -295,6 +295,15 @@ defmodule EMLX.BlockTest do
       tensor = Nx.tensor([10, 20, 30])
       assert Nx.to_flat_list(Nx.take(tensor, Nx.tensor([-1, 7, 1]))) == [10, 30, 20]
       assert Nx.to_flat_list(Nx.take_along_axis(tensor, Nx.tensor([-1, 7, 1]))) == [10, 30, 20]
+      pairs = Nx.tensor([[-1, 0], [0, -1], [7, 7], [-9, 9]])
+
+      for type <- [s: 8, s: 16, s: 32, s: 64] do
+        table = Nx.tensor([[1, 2, 3], [4, 5, 6]])
+        assert Nx.to_flat_list(Nx.gather(table, Nx.as_type(pairs, type))) == [1, 1, 6, 3]
+        along = Nx.as_type(Nx.tensor([[-1, 2, 9], [1, -3, 0]]), type)
+        assert Nx.to_flat_list(Nx.take_along_axis(table, along, axis: 1)) == [1, 3, 3, 5, 4, 4]
+        assert Nx.to_flat_list(Nx.take_along_axis(table, along, axis: 0)) == [1, 5, 6, 4, 2, 3]
+      end
     end
 
     test "top_k has a kernel, keeps ties in order and puts NaN first" do

@@ -106,10 +106,15 @@ defmodule EMLX.Backend.Index do
     sizes = for {dim, axis} <- Enum.with_index(Tuple.to_list(shape)), do: if(axis in axes, do: 1, else: dim)
     check("gather", shape, axes, indices, :columns)
 
-    columns = indices |> Backend.to_array() |> from_zero(indices.type) |> columns(indices.shape)
-    gathered = Ops.run({:gather, %{axes: axes, slice_sizes: sizes}}, [Backend.to_array(tensor) | columns])
+    array = Backend.to_array(indices)
+    op = {:gather, %{axes: axes, slice_sizes: sizes, negative: negative(array, indices.type)}}
+    gathered = Ops.run(op, [Backend.to_array(tensor) | columns(array, indices.shape)])
     Ops.run({:reshape, %{shape: Tuple.to_list(out_shape)}}, [gathered])
   end
+
+  @doc "Returns the attribute for indices of a type of Nx of which negative ones are clamped to 0."
+  def negative(_indices, {:u, _}), do: nil
+  def negative(indices, _type), do: if(KnownIndex.natural?(indices), do: nil, else: :first)
 
   @doc """
   Returns indices of a type of Nx for `EMLX.Ops`, where negative ones count from the end: Nx clamps them to 0 where

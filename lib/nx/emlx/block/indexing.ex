@@ -7,11 +7,15 @@ defimpl EMLX.Block, for: [Nx.Block.Take, Nx.Block.TakeAlongAxis] do
     array = Backend.to_array(tensor)
     name = if match?(%Nx.Block.Take{}, block), do: "take", else: "take_along_axis"
     Backend.Index.check(name, tensor.shape, [block.axis], indices, :flat)
-    indices = indices |> Backend.to_array() |> Backend.Index.from_zero(indices.type)
+    places = Backend.to_array(indices)
 
     case block do
-      %{__struct__: Nx.Block.Take, axis: axis} -> Ops.run({:take, %{axis: axis}}, [array, indices])
-      %{axis: axis} -> Ops.run({:take_along_axis, %{axis: axis}}, [array, indices])
+      %{__struct__: Nx.Block.Take, axis: axis} ->
+        Ops.run({:take, %{axis: axis}}, [array, Backend.Index.from_zero(places, indices.type)])
+
+      %{axis: axis} ->
+        op = {:take_along_axis, %{axis: axis, negative: Backend.Index.negative(places, indices.type)}}
+        Ops.run(op, [array, places])
     end
     |> Backend.tensor(output)
   end

@@ -47,16 +47,16 @@ pub unsafe fn divide<S: Simd>(a: S::V, b: S::V) -> S::V {
     S::div(a, b)
 }
 
-/// NaN where either is.
+/// NaN where either is. `b`, which often is the same for all elements, is looked at once then.
 #[inline(always)]
 pub unsafe fn maximum<S: Simd>(a: S::V, b: S::V) -> S::V {
-    S::select(S::is_nan(a), a, S::max(a, b))
+    S::select(S::is_nan(b), b, S::max(b, a))
 }
 
-/// NaN where either is.
+/// Likewise.
 #[inline(always)]
 pub unsafe fn minimum<S: Simd>(a: S::V, b: S::V) -> S::V {
-    S::select(S::is_nan(a), a, S::min(a, b))
+    S::select(S::is_nan(b), b, S::min(b, a))
 }
 
 #[inline(always)]

@@ -304,7 +304,7 @@ impl Builder<'_> {
                 let value = self.push(RowStep::Order { value, of });
                 Some(Known::Order { value })
             }
-            Op::TakeAlongAxis { axis } if self.is_along(first, *axis) => {
+            Op::TakeAlongAxis { axis, .. } if self.is_along(first, *axis) => {
                 let (value, None) = self.row(Some(first))? else {
                     return None;
                 };
@@ -642,7 +642,10 @@ mod tests {
 
     #[test]
     fn rows_become_one_node_up_to_their_number() {
-        let along = Op::TakeAlongAxis { axis: 1 };
+        let along = Op::TakeAlongAxis {
+            axis: 1,
+            negative: None,
+        };
         let instructions = || {
             vec![
                 (Op::Argsort { axis: 1 }, &[4][..], ORDER),
@@ -663,7 +666,10 @@ mod tests {
 
     #[test]
     fn rows_in_different_orders_are_not_joined() {
-        let along = Op::TakeAlongAxis { axis: 1 };
+        let along = Op::TakeAlongAxis {
+            axis: 1,
+            negative: None,
+        };
         let instructions = vec![
             (Op::Argsort { axis: 1 }, &[4][..], ORDER),
             (along, &[4, 5][..], ROWS),

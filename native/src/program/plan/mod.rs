@@ -6,6 +6,7 @@ mod capture;
 mod chains;
 mod code;
 mod compile;
+mod composed;
 pub mod explain;
 mod facts;
 mod group;
@@ -76,12 +77,13 @@ impl<'a> Scope<'a> {
 }
 
 /// The passes in their order. Each sees what those before it made.
-static PASSES: [&dyn Pass; 9] = [
+static PASSES: [&dyn Pass; 10] = [
     &merge::Merge,
     &loops::Loops,
     &masked::MaskedPass,
     &turned::Turned,
     &rows::RowsPass,
+    &composed::Composed,
     &chains::Chains,
     &together::Together,
     &compile::Compile,

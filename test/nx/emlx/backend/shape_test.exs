@@ -208,6 +208,18 @@ defmodule EMLX.Backend.ShapeTest do
     assert Nx.to_flat_list(Nx.indexed_add(t, at, Nx.tensor([7, 8, 9]))) == [1, 11, 3]
   end
 
+  test "updates of many whole rows match the binary backend" do
+    for_all(12, :indexed_rows, fn ->
+      rows = integer(100..400)
+      type = one_of([{:f, 32}, {:bf, 16}, {:s, 32}])
+      shape = {rows, integer(32..70), 3}
+      count = integer(1..300)
+      tensor = tensor(shape, type, range: {-8, 8})
+      updates = tensor(put_elem(shape, 0, count), type, range: {-1, 1})
+      same(&Nx.indexed_add/3, [tensor, tensor({count, 1}, {:s, 32}, range: {0, rows - 1}), updates])
+    end)
+  end
+
   test "take and take_along_axis match the binary backend" do
     for_all(80, :take, fn ->
       shape = shape(1..4, 1..5)

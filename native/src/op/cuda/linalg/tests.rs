@@ -388,7 +388,11 @@ fn what_has_no_factor_is_nan_or_a_late_failure() {
         let (zero, one) = if upper { (2, 1) } else { (1, 2) };
         assert_eq!(factors[zero], 0.0);
         assert!((factors[one] - 1.0).abs() < 1e-5, "{factors:?}");
-        let semidefinite = if upper { [1.0, 1.0, 0.0, 0.0] } else { [1.0, 0.0, 1.0, 0.0] };
+        let semidefinite = if upper {
+            [1.0, 1.0, 0.0, 0.0]
+        } else {
+            [1.0, 0.0, 1.0, 0.0]
+        };
         for (have, want) in factors[4..8].iter().zip(semidefinite) {
             assert!((have - want).abs() < 1e-5, "{factors:?}");
         }
