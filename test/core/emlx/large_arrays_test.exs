@@ -292,8 +292,10 @@ defmodule EMLX.LargeArraysTest do
       many = for input <- inputs, do: EMLX.eval(Ops.contiguous(Ops.broadcast_to(input, [@rows, @columns])))
       given = apply(f, many)
       wanted = Ops.broadcast_to(apply(f, inputs), [@rows, @columns])
-      close = Array.to_list(Ops.allclose(Ops.astype(given, :f32), Ops.astype(wanted, :f32), rtol: 1.0e-5, atol: 1.0e-6))
-      close and Array.dtype(given) == Array.dtype(wanted)
+      # The kernel for few rounds halves after each step.
+      rtol = %{f16: 3.0e-3, bf16: 3.0e-2}[Array.dtype(given)] || 1.0e-5
+      close = Ops.allclose(Ops.astype(given, :f32), Ops.astype(wanted, :f32), rtol: rtol, atol: 1.0e-6)
+      Array.to_list(close) and Array.dtype(given) == Array.dtype(wanted)
     end
 
     for name <-

@@ -141,10 +141,10 @@ defmodule EMLX.MemoryTest do
     assert Memory.cached() == 0
     Enum.each(many.(), &Array.deallocate/1)
     assert Memory.cached() == 0
-    # A buffer larger than the limit is freed.
+    # A buffer larger than the limit is freed. For MLX's allocator for CUDA it is the one beyond the limit.
     Memory.set_cache_limit(64 * @mib)
     Array.deallocate(EMLX.eval(Ops.broadcast_to(x, {32, 1024, 1024}) |> Ops.add(1.0)))
-    assert Memory.cached() <= 64 * @mib
+    assert Memory.cached() <= if(EMLX.device_available?(:gpu), do: 128 * @mib, else: 64 * @mib)
   end
 
   test "the default device is the configured one, else a GPU if one is available" do

@@ -55,7 +55,7 @@ defmodule EMLX.Backend.KnownIndexTest do
 
   test "only indices that may be negative are clamped to 0" do
     ordered = fn x -> Nx.take_along_axis(x, Nx.argsort(x, axis: 1), axis: 1) end
-    refute text(ordered, [Nx.template({3, 50}, :f32)]) =~ "maximum("
+    refute text(ordered, [Nx.template({3, 50}, :f32)]) =~ "negative: first"
     same(ordered, [tensor({3, 50}, {:f, 32})])
 
     largest = fn x -> Nx.take(x, Nx.argmax(x, axis: 0)) end
@@ -63,7 +63,7 @@ defmodule EMLX.Backend.KnownIndexTest do
     same(largest, [tensor({7}, {:f, 32})])
 
     given = fn x, i -> Nx.take_along_axis(x, i, axis: 0) end
-    assert text(given, [Nx.template({7}, :f32), Nx.template({3}, :s32)]) =~ "maximum("
+    assert text(given, [Nx.template({7}, :f32), Nx.template({3}, :s32)]) =~ "negative: first"
     same(given, [tensor({7}, {:f, 32}), Nx.tensor([-1, 3, 9], backend: Nx.BinaryBackend)])
 
     less = fn x -> Nx.take(x, Nx.subtract(Nx.argmax(x, axis: 0), 3)) end
