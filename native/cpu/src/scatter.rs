@@ -27,6 +27,9 @@ type Axis = (usize, isize, isize);
 /// Where a slice goes, and where it comes from.
 type Pair = (isize, isize);
 
+/// Work on a piece of a run: where it begins, how long it is, where it is in the run, and the pairs that go there.
+type Work<'a> = dyn Fn(usize, usize, isize, &[Pair]) + Sync + 'a;
+
 /// Where numbers go: index arrays of one shape, each for an axis of the result.
 struct Places<'a> {
     indices: &'a [View],
@@ -187,7 +190,7 @@ impl Runs {
     }
 
     /// Calls `work` with pieces of all runs, where each begins, how long it is, and the pairs that go to its run.
-    unsafe fn each(&self, places: &Places, work: &(dyn Fn(usize, usize, isize, &[Pair]) + Sync)) {
+    unsafe fn each(&self, places: &Places, work: &Work) {
         let (starts, pairs) = places.by_slice(self.size, self.count);
         let (size, count) = (self.size, self.count);
         let (pieces, batch) = (size.div_ceil(PART), (PART / size).max(1));

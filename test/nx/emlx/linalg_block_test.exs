@@ -276,13 +276,20 @@ defmodule EMLX.LinAlgBlockTest do
         # Composed, integers may wrap around.
         same(&Nx.LinAlg.determinant/1, [a])
       else
-        expected = composed(fn -> Nx.LinAlg.determinant(exact(a)) end)
+        expected = composed_determinant(exact(a))
         # Errors are relative to Hadamard's bound.
         bound = :math.pow(Nx.to_number(Nx.reduce_max(Nx.abs(exact(a)))) * :math.sqrt(n), n)
         difference = Nx.subtract(exact(determinant), expected) |> Nx.abs() |> Nx.reduce_max() |> Nx.to_number()
         assert difference <= tolerance_of(type) * bound
       end
     end)
+  end
+
+  # The composed function divides by pivots, which the binary backend refuses for one of 0.
+  defp composed_determinant(a) do
+    composed(fn -> Nx.LinAlg.determinant(a) end)
+  rescue
+    ArithmeticError -> 0.0
   end
 
   test "determinant of a singular matrix is 0" do

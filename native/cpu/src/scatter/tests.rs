@@ -243,7 +243,7 @@ fn threads_put_many_single_elements_in_order() {
             want[usize::from(*place)] = i as f32;
         }
     }
-    let (shape, wide, many) = ([size as i32], [count as i32, 1], [count as i32]);
+    let (shape, wide, many) = ([size as i32], [count, 1], [count]);
     // SAFETY: of arrays of the test's own, of the shapes that are asked for.
     unsafe {
         let to = View::of(out.as_mut_ptr().cast_const(), &shape, &[1]);

@@ -82,7 +82,8 @@ fn takes(op: &Op, inputs: &Inputs) -> bool {
             let has_complex = [a, b].iter().any(|array| dtype(array) == Dtype::C64);
             let has_vectors = b.ndim() > 1 && b.ndim() + 1 == a.ndim();
             let is_wide = [a, b].iter().any(|array| dtype(array) == Dtype::F64);
-            !is_wide && !(has_complex && has_vectors) && fits(a, b)
+            let is_left = is_wide || has_complex && has_vectors;
+            !is_left && fits(a, b)
         }
         (Op::Det | Op::Slogdet, [a]) => {
             is_square(a) && (is_single(a) || !dtype(a).is_float() && dtype(a) != Dtype::C64)
@@ -361,6 +362,8 @@ impl On<'_> {
         let axis = if upper { -1 } else { -2 };
         let is_zero = mlx::expand_dims(&is_zero, &[axis], s)?;
         let rest = mlx::where_(&is_zero, &zero, &factor, s)?;
+        // An indefinite matrix's factor is NaN.
+        let rest = mlx::where_(&self.is_sound(&factor)?, &rest, &factor, s)?;
         let alone = self.cholesky(a, upper)?;
         mlx::where_(&self.is_sound(&alone)?, &alone, &rest, s)
     }

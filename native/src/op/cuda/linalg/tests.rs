@@ -370,15 +370,16 @@ fn what_has_no_factor_is_nan_or_a_late_failure() {
     let factors = floats(&outputs(&cholesky(false), &[&both])[0]);
     assert!(factors[0].is_nan() && factors[1] == 0.0);
     assert_eq!(factors[9..], floats(&eye));
-    let values: [[f32; 4]; 4] = [
+    let values: [[f32; 4]; 5] = [
         [4.0, 2.0, 2.0, 3.0],
         [1.0, 1.0, 1.0, 1.0],
         [0.0, 0.0, 0.0, 4.0],
         [1.0, 2.0, 2.0, 1.0],
+        [0.0, 1.0, 1.0, 5.0],
     ];
     let values = values.concat().into_iter().flat_map(f32::to_ne_bytes);
     let values: Vec<u8> = values.collect();
-    let values = mlx::from_bytes(&values, &[4, 2, 2], Dtype::F32).unwrap();
+    let values = mlx::from_bytes(&values, &[5, 2, 2], Dtype::F32).unwrap();
     for upper in [false, true] {
         let op = Op::Cholesky {
             upper,
@@ -397,7 +398,7 @@ fn what_has_no_factor_is_nan_or_a_late_failure() {
             assert!((have - want).abs() < 1e-5, "{factors:?}");
         }
         assert_eq!(factors[8..12], [0.0, 0.0, 0.0, 2.0]);
-        assert!(factors[12].is_nan());
+        assert!(factors[12].is_nan() && factors[16].is_nan());
     }
     let some = mlx::eye(3, 3, 0, Dtype::F32, stream()).unwrap();
     let some = mlx::concatenate(

@@ -187,7 +187,7 @@ impl Case {
         // SAFETY: only its shape is looked at.
         let out = unsafe { View::of(std::ptr::null::<u8>(), &self.shape, &self.strides) };
         // Some go past the cache.
-        let is_once = (self.links.len() + self.inputs.len()) % 2 == 0;
+        let is_once = (self.links.len() + self.inputs.len()).is_multiple_of(2);
         let cached = if is_once { 0 } else { usize::MAX };
         let limits = (self.most, cached);
         Launch::within(limits, &self.links, self.is_joined, &views, &out).expect("few arguments")
