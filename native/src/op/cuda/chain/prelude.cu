@@ -133,13 +133,13 @@ __device__ inline float round_away(float x) {
   return truncf(x + copysignf(0.49999997f, x));
 }
 
-// NaN where either is.
+// NaN where either is, and the first of two that are equal.
 __device__ inline float larger(float a, float b) {
-  return a != a || a > b ? a : b;
+  return b != b || b > a ? b : a;
 }
 
 __device__ inline float smaller(float a, float b) {
-  return a != a || a < b ? a : b;
+  return b != b || b < a ? b : a;
 }
 
 __device__ inline float power(float a, float b) {
