@@ -207,8 +207,8 @@ fn pairs_are_right_for_special_numbers_too() {
         .iter()
         .flat_map(|a| special.map(|b| (*a, b)))
         .unzip();
-    let larger = |a: f32, b: f32| if a.is_nan() || a > b { a } else { b };
-    let smaller = |a: f32, b: f32| if a.is_nan() || a < b { a } else { b };
+    let larger = |a: f32, b: f32| if b.is_nan() || b > a { b } else { a };
+    let smaller = |a: f32, b: f32| if b.is_nan() || b < a { b } else { a };
     let power = |a: f32, b: f32| match b {
         3.0 => a * a * a,
         _ => a.powf(b),
