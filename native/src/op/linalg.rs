@@ -277,6 +277,10 @@ fn semidefinite(a: &Array, factor: &Array, upper: bool, s: &Stream) -> Result<Ar
     mlx::where_(&is_sound(factor, s)?, factor, &columns, s)
 }
 
+/// Rows up to which triangular systems of f32 are solved in f64, whose time is that of their nodes: all digits are
+/// right then.
+const WIDE: i32 = 32;
+
 /// A system that a kernel here solves, else None: of one type, and of shapes that broadcast.
 fn system(linear: Linear, a: &Array, b: &Array, s: &Stream) -> Result<Option<Array>> {
     let is_vector = b.ndim() + 1 == a.ndim();
@@ -295,7 +299,16 @@ fn system(linear: Linear, a: &Array, b: &Array, s: &Stream) -> Result<Option<Arr
     shape.extend_from_slice(&b.shape()[b.ndim() - 2..]);
     let elements = shape.iter().map(|size| *size as u128).product::<u128>();
     mlx::check_bytes(elements * mlx::dtype(a).size() as u128)?;
-    let x = cpu::solve(linear, a, &b, &shape, s)?;
+    let is_triangular = matches!(linear, Linear::Triangular { .. });
+    let is_small = a.shape()[a.ndim() - 1] <= WIDE && mlx::dtype(a) == Dtype::F32;
+    let x = match is_triangular && is_small {
+        true => {
+            let wide = |array: &Array| mlx::astype(array, Dtype::F64, s);
+            let x = cpu::solve(linear, &wide(a)?, &wide(&b)?, &shape, s)?;
+            mlx::astype(&x, Dtype::F32, s)?
+        }
+        false => cpu::solve(linear, a, &b, &shape, s)?,
+    };
     match is_vector {
         true => mlx::squeeze(&x, &[-1], s).map(Some),
         false => Ok(Some(x)),
@@ -366,7 +379,8 @@ pub fn check_system(a: &Array, b: &Array) -> Result<()> {
 }
 
 /// x with a·x = b for a triangular matrix, of which the other triangle is not read. Without a kernel in f64: MLX
-/// multiplies by the inverse, which in f32 loses digits that substitution keeps. Complex numbers a + bi, which MLX does not solve for, as the real matrix [[a, -b], [b, a]].
+/// multiplies by the inverse, which in f32 loses digits that substitution keeps. Complex numbers a + bi, which MLX does
+/// not solve for, as the real matrix [[a, -b], [b, a]].
 pub fn solve_triangular(a: &Array, b: &Array, upper: bool, s: &Stream) -> Result<Array> {
     if let Some(x) = system(Linear::Triangular { upper }, a, b, s)? {
         return Ok(x);

@@ -12,6 +12,7 @@ use crate::mlx::cuda::cusolver::Libraries;
 use crate::mlx::cuda::solver;
 use crate::mlx::{self, CudaKernel, Launch, Stream};
 use crate::op::creation::{float, int};
+use crate::op::shape::broadcast_shape as broadcast;
 use crate::op::{check, gpu, linalg, one, Crossed, Inputs, Op, Outputs};
 use calls::{Call, Routine, Triangular};
 use mlx_rs::Array;
@@ -119,21 +120,6 @@ fn fits(a: &Array, b: &Array) -> bool {
 /// The axes before the matrices.
 fn batch_of(a: &Array) -> &[i32] {
     &a.shape()[..a.ndim() - 2]
-}
-
-fn broadcast(a: &[i32], b: &[i32]) -> Option<SmallVec<[i32; 4]>> {
-    let rank = a.len().max(b.len());
-    let size = |shape: &[i32], axis: usize| match (axis + shape.len()).checked_sub(rank) {
-        Some(own) => shape[own],
-        None => 1,
-    };
-    (0..rank)
-        .map(|axis| match (size(a, axis), size(b, axis)) {
-            (a, b) if a == b || b == 1 => Some(a),
-            (1, b) => Some(b),
-            _ => None,
-        })
-        .collect()
 }
 
 /// For each place of a shape the number of the element that is broadcast to it.
