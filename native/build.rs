@@ -46,6 +46,7 @@ fn build_kernel_nodes() {
         .cpp_link_stdlib(None)
         .file("cpp/buffers.cpp")
         .file("cpp/captured.cpp")
+        .file("cpp/captured_step.cpp")
         .file("cpp/generated.cpp")
         .file("cpp/kernel.cpp")
         .file("cpp/solver.cpp")

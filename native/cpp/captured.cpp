@@ -26,6 +26,7 @@
 #include "composed.h"
 #include "mlx_private.h"
 #include "pending.h"
+#include "walk.h"
 
 namespace core = mlx::core;
 
@@ -70,26 +71,11 @@ struct emlx_capturing {
 namespace {
 
 using emlx::Encoder;
+using emlx::Fixed;
 using emlx::device_address;
 using emlx::encoder_of;
 using emlx::submit_pending;
 using Held = std::shared_ptr<core::array::Data>;
-
-// An input that is read where it lies: its memory, as long as others hold it.
-struct Fixed {
-  std::weak_ptr<core::array::Data> data;
-  uint64_t address;
-  core::Strides strides;
-
-  static Fixed of(const core::array& a) {
-    return {a.data_shared_ptr(), device_address(a), a.strides()};
-  }
-
-  bool is(const core::array& a) const {
-    const auto& other = a.data_shared_ptr();
-    return !data.owner_before(other) && !other.owner_before(data) && address == device_address(a) && strides == a.strides();
-  }
-};
 
 enum State { NEW = 0, READY = 1, REFUSED = 2 };
 
@@ -287,48 +273,18 @@ class Replay : public core::Primitive {
   // Evaluates all that these arrays need, and keeps the memory of all of it. False where that is not all on the stream;
   // then nothing of it is evaluated.
   bool walk(const std::vector<core::array>& outs) {
-    std::vector<core::array> order;
-    std::unordered_set<std::uintptr_t> seen;
-    std::vector<std::pair<core::array, size_t>> open;
-    const auto visit = [&](const core::array& a) {
-      if (!seen.insert(a.id()).second) {
-        return true;
-      }
-      if (a.status() != core::array::Status::unscheduled) {
-        const auto& event = a.event();
-        if (event.valid() && event.stream() != stream_) {
-          return false;
-        }
-        keep(a);
-        return true;
-      }
-      if (!a.has_primitive() || a.primitive().stream() != stream_) {
+    auto order = emlx::in_order(outs, stream_, [this](const core::array& a) {
+      const auto& event = a.event();
+      if (event.valid() && event.stream() != stream_) {
         return false;
       }
-      for (const auto& sibling : a.siblings()) {
-        seen.insert(sibling.id());
-      }
-      open.emplace_back(a, 0);
+      keep(a);
       return true;
-    };
-    for (const auto& out : outs) {
-      if (!visit(out)) {
-        return false;
-      }
-      while (!open.empty()) {
-        auto& [a, next] = open.back();
-        if (next < a.inputs().size()) {
-          const auto input = a.inputs()[next++];
-          if (!visit(input)) {
-            return false;
-          }
-        } else {
-          order.push_back(a);
-          open.pop_back();
-        }
-      }
+    });
+    if (!order) {
+      return false;
     }
-    for (auto& a : order) {
+    for (auto& a : *order) {
       auto outputs = a.outputs();
       a.primitive().eval_gpu(a.inputs(), outputs);
       for (auto& output : outputs) {
@@ -336,7 +292,7 @@ class Replay : public core::Primitive {
         keep(output);
       }
     }
-    for (auto& a : order) {
+    for (auto& a : *order) {
       a.detach();
     }
     return true;

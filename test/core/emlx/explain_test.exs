@@ -58,10 +58,18 @@ defmodule EMLX.ExplainTest do
     assert notes(counted, "loops", device: :cpu) |> hd() =~
              "left loop 0: its steps are not counted, since its condition hangs on square"
 
-    asked = Program.new(2, [{loop(:less, :cos), [0, 1], 1}], [2], device: :cpu, run_ahead: 2)
+    asked = Program.new(2, [{loop(:less, :inv), [0, 1], 1}], [2], device: :cpu, run_ahead: 2)
 
-    assert [_, "left loop 0 runs on the host: its body has no merged operations", "took loop 0: after 2 steps" <> _] =
+    assert [_, "left loop 0 runs on the host: its body has no merged operations; " <> reason, "took loop 0: after" <> _] =
              notes(asked, "loops", device: :gpu)
+
+    assert reason == "its step is not one graph, since inv of its body may fail late"
+  end
+
+  test "any loop of operations alone is one captured step on CUDA" do
+    program = Program.new(2, [{loop(:less, :cos), [0, 1], 1}], [2], device: :cpu)
+    assert [_, "took loop 0: its step is one captured step"] = notes(program, "loops", device: :gpu)
+    assert Enum.any?(lines(program, device: :gpu), &(&1 == "0: while: captured step, else steps asked for one by one"))
   end
 
   test "CUDA launches segments of many operations as one graph" do
@@ -78,7 +86,7 @@ defmodule EMLX.ExplainTest do
 
       assert Enum.any?(
                lines(program, device: :gpu),
-               &(&1 =~ ~r/^\d+: while: CUDA graph, else steps asked for one by one$/)
+               &(&1 =~ ~r/^\d+: while: CUDA graph, else captured step, else steps asked for one by one$/)
              )
 
       notes = notes(program, "merge", device: :gpu)

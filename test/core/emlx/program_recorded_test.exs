@@ -2,22 +2,11 @@
 defmodule EMLX.ProgramRecordedTest do
   use ExUnit.Case, async: true
 
+  import EMLX.Loops
+
   alias EMLX.{Array, Ops, Program, Queue}
 
   @moduletag skip: if(EMLX.Golden.device() == :gpu, do: "recorded steps are the CPU's")
-
-  defp constant(value, dtype), do: {{:constant, %{value: value, dtype: dtype}}, [], 1}
-  defp loop(state, captured, condition, body), do: {{:while, %{condition: condition, body: body}}, captured, state}
-
-  # Over {i, state…}, up to the last input's steps; `body` gives the instructions over {i, state…, n} and its outputs.
-  defp counted(values, body, outputs) do
-    inputs = values + 2
-    condition = {inputs, [{:less, [0, inputs - 1], 1}], [inputs]}
-    next = inputs + Enum.sum(Enum.map(body, &elem(&1, 2)))
-    body = {inputs, body ++ [constant(1, :s64), {:add, [0, next], 1}], [next + 1 | outputs]}
-    all = Enum.to_list(0..(inputs - 1))
-    Program.new(inputs, [loop(values + 1, all, condition, body)], Enum.map(1..values, &(inputs + &1)))
-  end
 
   defp run(program, state, steps) do
     [Array.scalar(0, :s64) | state]

@@ -11,3 +11,5 @@ pub mod graph;
 pub mod kernel;
 #[cfg(emlx_kernels)]
 pub mod solver;
+#[cfg(emlx_kernels)]
+pub mod step;

@@ -3,6 +3,7 @@
 //! takes what, the passes decide (`plan/`).
 
 pub mod captured;
+pub mod captured_loop;
 pub mod chain;
 pub mod chains;
 pub mod compiled;
@@ -41,6 +42,10 @@ pub trait Segment: Debug + Send + Sync {
     fn is_capturable(&self) -> bool {
         false
     }
+    /// Its operations, where they mean the same node by node.
+    fn inside(&self) -> Option<&Code> {
+        None
+    }
     /// The chain that it is.
     fn as_chain(&self) -> Option<&chain::Chain> {
         None
@@ -72,6 +77,10 @@ pub trait LoopEngine: Debug + Send + Sync {
     /// where that can be, and the engine is asked once there is a first step.
     fn takes_first(&self, _state: &[Signature]) -> bool {
         false
+    }
+    /// Steps from which it pays, where their number is known before.
+    fn min_steps(&self) -> usize {
+        usize::MAX
     }
     /// Takes a loop over. None where the engine has nothing for arrays that lie as these do.
     fn start(&self, given: &Begun) -> Result<Option<Box<dyn RunningLoop>>>;
@@ -108,12 +117,14 @@ pub enum Progress {
     Going,
 }
 
-/// How a loop is to run. The first that can takes it: an engine that takes loops first, steps that are counted before
-/// they run, another engine, and steps that are asked one by one, which may run ahead of the answer.
+/// How a loop is to run. The first that can takes it: an engine that takes loops first, or that pays for as many steps
+/// as were counted; steps that are counted before they run; another engine; and steps that are asked one by one, which
+/// may run ahead of the answer.
 #[derive(Debug, Default)]
 pub struct LoopPlan {
     pub counters: Option<Counters>,
-    pub engine: Option<Arc<dyn LoopEngine>>,
+    /// In the order in which they are asked.
+    pub engines: Vec<Arc<dyn LoopEngine>>,
     /// Whether the condition and the body have operations alone.
     pub is_plain: bool,
 }

@@ -126,6 +126,48 @@ impl Code {
         self.nodes.iter().all(is_plain)
     }
 
+    /// The code with the operations of segments that mean the same node by node in their places.
+    pub fn expanded(self) -> Code {
+        let mut values = self.values as u32;
+        let mut nodes = Vec::with_capacity(self.nodes.len());
+        for node in self.nodes {
+            let inside = match &node.work {
+                Work::Segment(segment) => segment.inside(),
+                _ => None,
+            };
+            let Some(inside) = inside else {
+                nodes.push(node);
+                continue;
+            };
+            // What the segment gives has its numbers here; all else gets new ones.
+            let mut numbers: Vec<Option<u32>> = vec![None; inside.values];
+            for (number, input) in numbers.iter_mut().zip(&node.inputs) {
+                *number = *input;
+            }
+            for (value, output) in inside.outputs.iter().zip(&node.outputs) {
+                numbers[*value as usize].get_or_insert(*output);
+            }
+            let mut number = |value: u32| {
+                *numbers[value as usize].get_or_insert_with(|| {
+                    values += 1;
+                    values - 1
+                })
+            };
+            for own in &inside.nodes {
+                nodes.push(Node {
+                    inputs: own.inputs.iter().map(|v| v.map(&mut number)).collect(),
+                    outputs: own.outputs.iter().map(|v| number(*v)).collect(),
+                    ..own.clone()
+                });
+            }
+        }
+        Code {
+            values: values as usize,
+            nodes,
+            ..self
+        }
+    }
+
     /// For each value the place of the last node that takes it; outputs are taken at the end.
     pub fn last_uses(&self) -> Vec<usize> {
         let mut last_use = vec![0; self.values];
@@ -259,6 +301,10 @@ impl Work {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::Device;
+    use crate::mlx::Stream;
+    use crate::op::Applied;
+    use crate::program::engine::Given;
 
     fn op(op: Op, inputs: &[u32]) -> Instruction {
         Instruction::new(Step::Op(op), inputs.iter().copied().map(Some), 1, None)
@@ -283,6 +329,51 @@ mod tests {
         code.nodes.remove(1);
         let error = code.settle().expect_err("refused").to_string();
         assert!(error.contains("takes value 3"), "{error}");
+    }
+
+    /// A segment whose operations mean the same node by node.
+    #[derive(Debug)]
+    struct Together(Code);
+
+    impl Segment for Together {
+        fn name(&self) -> &'static str {
+            "together"
+        }
+        fn place(&self, _: usize) -> String {
+            String::new()
+        }
+        fn operations(&self) -> usize {
+            self.0.nodes.len()
+        }
+        fn build(&self, _: &Given, _: Device, _: &Stream) -> Result<Applied> {
+            unreachable!("is not run")
+        }
+        fn inside(&self) -> Option<&Code> {
+            Some(&self.0)
+        }
+    }
+
+    #[test]
+    fn operations_of_a_segment_take_its_place() {
+        // cos(a - b) and a - b of a segment whose inputs are exchanged.
+        let inner = code(
+            2,
+            vec![op(Op::Subtract, &[1, 0]), op(Op::Cos, &[2])],
+            vec![3, 2],
+        );
+        let mut outer = code(2, vec![op(Op::Abs, &[0]), op(Op::Add, &[2, 1])], vec![3]);
+        outer.nodes[1].work = Work::Segment(Arc::new(Together(inner)));
+        outer.nodes[1].outputs = SmallVec::from_slice(&[3, 4]);
+        outer.values = 5;
+        outer.outputs = vec![4, 3];
+        let mut expanded = outer.expanded();
+        expanded.settle().expect("well-formed");
+        let names: Vec<String> = expanded.nodes.iter().map(Node::name).collect();
+        assert_eq!(names, ["abs", "subtract", "cos"]);
+        assert_eq!(expanded.nodes[1].inputs[..], [Some(1), Some(2)]);
+        assert_eq!(expanded.nodes[1].outputs[..], [4]);
+        assert_eq!(expanded.nodes[2].inputs[..], [Some(4)]);
+        assert_eq!(expanded.outputs, [4, 3]);
     }
 
     #[test]

@@ -83,14 +83,14 @@ fn title(node: &Node) -> String {
         }
         Work::While { plan, .. } => {
             let mut ways = Vec::new();
-            let engine = plan.engine.iter().map(|engine| match engine.state() {
+            let engine = plan.engines.iter().map(|engine| match engine.state() {
                 Some(state) => format!("{} ({state})", engine.name()),
                 None => engine.name().to_string(),
             });
             let counted = "steps counted before they run".to_string();
             ways.extend(plan.counters.is_some().then_some(counted));
             ways.extend(engine);
-            if plan.engine.iter().any(|engine| engine.takes_first(&[])) {
+            if plan.engines.iter().any(|engine| engine.takes_first(&[])) {
                 ways.rotate_right(1);
             }
             ways.push("steps asked for one by one".to_string());

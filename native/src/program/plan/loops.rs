@@ -3,6 +3,7 @@
 
 use super::{Code, Node, Pass, Scope, Target, Work};
 use crate::base::Result;
+use crate::program::engine::captured_loop::CapturedLoop;
 use crate::program::engine::counted::Counters;
 use crate::program::engine::recorded::Recordings;
 use crate::program::engine::step_graph::StepGraph;
@@ -56,16 +57,13 @@ fn planned(node: &Node, scope: &Scope) -> Option<LoopPlan> {
             None
         }
     };
-    let engine = match engine(node, condition, body, scope) {
-        Ok(engine) => {
-            scope.took(|| format!("loop {at}: its step is one {}", engine.name()));
-            Some(engine)
-        }
-        Err(reason) => {
-            scope.left(|| format!("loop {at} runs on the host: {reason}"));
-            None
-        }
-    };
+    let (engines, reasons) = engines(node, condition, body, scope);
+    for engine in &engines {
+        scope.took(|| format!("loop {at}: its step is one {}", engine.name()));
+    }
+    if engines.is_empty() {
+        scope.left(|| format!("loop {at} runs on the host: {}", reasons.join("; ")));
+    }
     match (scope.target.run_ahead, is_plain) {
         (None, _) => {}
         (Some(steps), true) => scope.took(|| {
@@ -77,28 +75,27 @@ fn planned(node: &Node, scope: &Scope) -> Option<LoopPlan> {
     }
     Some(LoopPlan {
         counters,
-        engine,
+        engines,
         is_plain,
     })
 }
 
-/// The engine that takes a loop, or why none does.
-fn engine(
+/// The engines for a loop, and why others take none like it.
+fn engines(
     node: &Node,
     condition: &Arc<Code>,
     body: &Arc<Code>,
     scope: &Scope,
-) -> std::result::Result<Arc<dyn LoopEngine>, String> {
+) -> (Vec<Arc<dyn LoopEngine>>, Vec<String>) {
     if scope.target.kernels {
         return match condition.has_effect() || body.has_effect() {
-            true => Err("a step with calls is not recorded".into()),
-            false => Ok(Arc::new(Recordings::of(body))),
+            true => (vec![], vec!["a step with calls is not recorded".into()]),
+            false => (vec![Arc::new(Recordings::of(body))], vec![]),
         };
     }
     if !scope.target.step_graphs {
-        return Err(
-            "a step as one graph is CUDA's, and steps are recorded by kernels of our own".into(),
-        );
+        let reason = "a step as one graph is CUDA's, and steps are recorded by kernels of our own";
+        return (vec![], vec![reason.into()]);
     }
     let types = scope.types.and_then(|types| {
         let inputs = node.inputs.iter().flatten();
@@ -106,7 +103,19 @@ fn engine(
         let inside = types.inside.get(node.at)?;
         Some((inputs.collect::<Option<Vec<_>>>()?, inside))
     });
-    StepGraph::of(condition, body, node.outputs.len(), types).map(|engine| Arc::new(engine) as _)
+    let (mut engines, mut reasons): (Vec<Arc<dyn LoopEngine>>, _) = (vec![], vec![]);
+    match StepGraph::of(condition, body, node.outputs.len(), types) {
+        Ok(engine) => engines.push(Arc::new(engine)),
+        Err(reason) => reasons.push(reason),
+    }
+    match scope.target.graphs {
+        true => match CapturedLoop::of(condition, body) {
+            Ok(engine) => engines.push(Arc::new(engine)),
+            Err(reason) => reasons.push(reason),
+        },
+        false => reasons.push("nothing is captured here".into()),
+    }
+    (engines, reasons)
 }
 
 #[cfg(test)]
@@ -165,18 +174,25 @@ mod tests {
     #[test]
     fn a_loop_has_an_engine_or_a_reason() {
         let (plan, notes) = planned(Device::Cpu, Op::Less, Op::Add);
-        assert_eq!(
-            plan.engine.map(|engine| engine.name()),
-            Some("recorded step")
-        );
+        let names = |plan: &LoopPlan| -> Vec<_> {
+            let engines = plan.engines.iter();
+            engines.map(|engine| engine.name()).collect()
+        };
+        assert_eq!(names(&plan), ["recorded step"]);
         assert!(
             notes[1].contains("its step is one recorded step"),
             "{notes:?}"
         );
         let (plan, notes) = planned(Device::Gpu, Op::Less, Op::Add);
-        assert!(plan.engine.is_none());
+        assert_eq!(names(&plan), ["captured step"]);
         assert!(
-            notes[1].contains("its body has no merged operations"),
+            notes[1].contains("its step is one captured step"),
+            "{notes:?}"
+        );
+        let (plan, notes) = planned(Device::Gpu, Op::Less, Op::Eigvals);
+        assert!(plan.engines.is_empty());
+        assert!(
+            notes[1].contains("its body has no merged operations; its step is not one graph"),
             "{notes:?}"
         );
     }

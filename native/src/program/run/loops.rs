@@ -37,7 +37,7 @@ pub(super) struct Loop {
     pub(super) counted: Option<Counted>,
     /// Where an engine runs it.
     pub(super) running: Option<Box<dyn RunningLoop>>,
-    /// Whether its engine, if there is one, has been asked.
+    /// Whether its engines, if there are any, have been asked.
     pub(super) is_tried: bool,
     /// Whether there is the step that the state comes from, which is not known yet, and the loop's result if there is
     /// not.
@@ -58,35 +58,51 @@ impl Loop {
         self.plan.is_plain && outcomes.is_empty() && bytes <= MAX_KEPT
     }
 
-    /// Whether its engine takes it before the first condition is known.
-    pub(super) fn is_taken_first(&self) -> bool {
-        let engine = self.plan.engine.as_ref();
-        engine.is_some_and(|engine| engine.takes_first(&self.signatures))
+    /// Its state, and what it only reads.
+    pub(super) fn arrays(&self) -> Result<Vec<&Array>> {
+        let slots = self.state.0.iter().chain(&self.captured.0);
+        slots.map(Slot::array).collect()
     }
 
-    /// Hands the loop over to its engine, if that can take it. What can fail late until here is known by then on the CPU.
+    /// Whether an engine takes it before the first condition is known.
+    pub(super) fn is_taken_first(&self) -> bool {
+        let mut engines = self.plan.engines.iter();
+        engines.any(|engine| engine.takes_first(&self.signatures))
+    }
+
+    /// Whether an engine is better than steps that are counted, of which there are so many.
+    pub(super) fn pays(&self, steps: usize) -> bool {
+        let mut engines = self.plan.engines.iter();
+        !self.is_tried && engines.any(|engine| engine.min_steps() <= steps)
+    }
+
+    /// Hands the loop over to the first engine that can take it. What can fail late until here is known by then on the
+    /// CPU.
     pub(super) fn try_engine(
         &mut self,
         queue: &dyn Evaluator,
         outcomes: &Outcomes,
     ) -> Result<bool> {
         self.is_tried = true;
-        let Some(engine) = &self.plan.engine else {
-            return Ok(false);
-        };
-        let slots = self.state.0.iter().chain(&self.captured.0);
-        let inputs = slots.map(Slot::array).collect::<Result<Vec<_>>>()?;
+        let inputs = self.arrays()?;
         let is_known = outcomes.is_empty() && are_available(&inputs);
         if queue.device() == Device::Cpu && !is_known {
             queue.compute(&inputs, outcomes)?;
         }
-        let running = engine.start(&Begun {
+        let begun = Begun {
             condition: &self.condition,
             body: &self.body,
             state: self.state.0.len(),
             inputs: &inputs,
             stream: queue.stream(),
-        })?;
+        };
+        let mut running = None;
+        for engine in &self.plan.engines {
+            running = engine.start(&begun)?;
+            if running.is_some() {
+                break;
+            }
+        }
         drop(inputs);
         if running.is_none() {
             return Ok(false);

@@ -246,7 +246,7 @@ impl Run {
             until_ahead: None,
             counted: None,
             running: None,
-            is_tried: plan.engine.is_none() || device == Device::Cpu,
+            is_tried: plan.engines.is_empty() || device == Device::Cpu,
             doubt: None,
         };
         if repeated.is_taken_first() && repeated.try_engine(queue, &self.outcomes)? {
@@ -259,6 +259,13 @@ impl Run {
                 return Ok(());
             }
             Some(counted) => {
+                if repeated.pays(counted.left) {
+                    queue.compute(&repeated.arrays()?, &self.outcomes)?;
+                    if repeated.try_engine(queue, &self.outcomes)? {
+                        self.levels.push(Level::Loop(Box::new(repeated)));
+                        return Ok(());
+                    }
+                }
                 repeated.counted = Some(counted);
                 repeated.body()?
             }

@@ -6,14 +6,18 @@
 #[cfg(not(emlx_kernels))]
 mod absent;
 #[cfg(emlx_kernels)]
+pub mod copies;
+#[cfg(emlx_kernels)]
 mod cuda;
 
 #[cfg(not(emlx_kernels))]
 use absent as launcher;
 #[cfg(emlx_kernels)]
 use cuda as launcher;
+#[cfg(emlx_kernels)]
+pub(super) use cuda::with_edges;
 
-use super::{Given, Segment};
+use super::{captured_loop, Given, Segment};
 use crate::base::{Device, Result, Signature};
 use crate::mlx::{self, Stream};
 use crate::op::{Applied, Crossed};
@@ -32,7 +36,7 @@ const MIN_SAME: u32 = 2;
 const MAX_WATCHED: u32 = 32;
 /// Bytes of a segment's values up to which it is captured: they are held as long as the graph is, and none is written
 /// over. What takes more is not limited by launches.
-const MAX_BYTES: usize = 1 << 32;
+pub(super) const MAX_BYTES: usize = 1 << 32;
 /// Bytes of inputs that are copied for each run.
 const MAX_COPIED: usize = 1 << 28;
 /// Streams and sets of shapes for which a segment is captured.
@@ -231,6 +235,10 @@ impl Segment for Captures {
         self.code.nodes.len()
     }
 
+    fn inside(&self) -> Option<&Code> {
+        Some(&self.code)
+    }
+
     fn build(&self, given: &Given, device: Device, stream: &Stream) -> Result<Applied> {
         let numbers: Vec<Option<u64>> = (0..given.arrays.len()).map(given.number).collect();
         let inputs = given.present();
@@ -316,7 +324,7 @@ fn bytes_of((shape, dtype): &Signature) -> usize {
 }
 
 /// Bytes that all graphs may hold.
-fn room() -> usize {
+pub(super) fn room() -> usize {
     mlx::memory_limit().unwrap_or(0) / PART_OF_MEMORY
 }
 
@@ -342,12 +350,17 @@ fn make_room() -> bool {
         }
         total
     };
-    held(&mut |_| false) <= limit || held(&mut |way| way.used.elapsed() > IDLE) <= limit
+    let is_room = |held| captured_loop::kept().1 + held <= limit;
+    if is_room(held(&mut |_| false)) {
+        return true;
+    }
+    captured_loop::forget(IDLE);
+    is_room(held(&mut |way| way.used.elapsed() > IDLE))
 }
 
 /// How many graphs there are, and the bytes that they hold.
 pub fn graphs() -> (usize, usize) {
-    let (mut count, mut bytes) = (0, 0);
+    let (mut count, mut bytes) = captured_loop::kept();
     for segment in all() {
         for way in locked(&segment.ways).iter() {
             if let Form::Captured(captured) = &way.form {
@@ -362,6 +375,7 @@ pub fn graphs() -> (usize, usize) {
 
 /// Gives up the graphs, and with them their memory. They are made again when they are needed.
 pub fn forget_all() {
+    captured_loop::forget(Duration::ZERO);
     for segment in all() {
         for way in locked(&segment.ways).iter_mut() {
             if let Form::Captured(_) = way.form {

@@ -140,10 +140,13 @@ impl Gpu {
 // ---- a loop's graph ----
 
 /// What the GPU tells the host, in the host's memory: steps begun, and whether there was one that is not to be.
-struct Told(*mut u32);
+pub struct Told(*mut u32);
+
+// SAFETY: any thread may read and write what the GPU does; one has it at a time.
+unsafe impl Send for Told {}
 
 impl Told {
-    fn new() -> Result<Told> {
+    pub fn new() -> Result<Told> {
         const FLAGS: u32 = sys::CU_MEMHOSTALLOC_PORTABLE | sys::CU_MEMHOSTALLOC_DEVICEMAP;
         // SAFETY: the context is this thread's; the memory is given back once, when this is dropped.
         let told = unsafe { driver::malloc_host(8, FLAGS) }
@@ -154,14 +157,50 @@ impl Told {
         Ok(told)
     }
 
-    fn set(&self, at: usize, number: u32) {
+    pub fn set(&self, at: usize, number: u32) {
         // SAFETY: there are two numbers.
         unsafe { self.0.add(at).write_volatile(number) }
     }
 
-    fn get(&self, at: usize) -> u32 {
+    pub fn get(&self, at: usize) -> u32 {
         // SAFETY: there are two numbers; the GPU writes each at once.
         unsafe { self.0.add(at).read_volatile() }
+    }
+
+    pub fn address(&self) -> u64 {
+        self.0 as u64
+    }
+
+    /// Waits for another number of steps on a stream, awake for a while, then asleep; a failed kernel never tells.
+    pub fn until_another(&self, known: u32, stream: sys::CUstream) -> Result<()> {
+        let began = Instant::now();
+        loop {
+            for _ in 0..64 {
+                if self.get(0) != known || self.get(1) != 0 {
+                    return Ok(());
+                }
+                std::hint::spin_loop();
+            }
+            let waited = began.elapsed();
+            if waited > Duration::from_millis(3) {
+                // SAFETY: the stream is the caller's.
+                let status = unsafe { sys::cuStreamQuery(stream) };
+                match status {
+                    sys::CUresult::CUDA_ERROR_NOT_READY => {}
+                    // All that was launched has ended.
+                    sys::CUresult::CUDA_SUCCESS => return Ok(()),
+                    other => {
+                        return other
+                            .result()
+                            .map_err(|error| failed("cuStreamQuery", error))
+                    }
+                }
+                std::thread::sleep(Duration::from_micros(50));
+            }
+            if waited > Duration::from_millis(10) {
+                return Ok(());
+            }
+        }
     }
 }
 
@@ -286,7 +325,7 @@ impl Graph {
                     .map(|argument| match argument {
                         Argument::Arena(offset) => self.arena + *offset as u64,
                         Argument::Input(input, offset) => addresses[*input] + *offset as u64,
-                        Argument::Told => self.told.0 as u64,
+                        Argument::Told => self.told.address(),
                     })
                     .collect();
                 let mut pointers: Vec<*mut c_void> = values
@@ -318,38 +357,6 @@ impl Graph {
         }
     }
 
-    /// Waits awake for a while, then asleep; a failed kernel never tells.
-    fn until_another_begins(&self, begun: u32) -> Result<()> {
-        let began = Instant::now();
-        loop {
-            for _ in 0..64 {
-                if self.told.get(0) != begun || self.told.get(1) != 0 {
-                    return Ok(());
-                }
-                std::hint::spin_loop();
-            }
-            let waited = began.elapsed();
-            if waited > Duration::from_millis(3) {
-                // SAFETY: the stream is ours.
-                let status = unsafe { sys::cuStreamQuery(self.stream) };
-                match status {
-                    sys::CUresult::CUDA_ERROR_NOT_READY => {}
-                    // All that was launched has ended.
-                    sys::CUresult::CUDA_SUCCESS => return Ok(()),
-                    other => {
-                        return other
-                            .result()
-                            .map_err(|error| failed("cuStreamQuery", error))
-                    }
-                }
-                std::thread::sleep(Duration::from_micros(50));
-            }
-            if waited > Duration::from_millis(10) {
-                return Ok(());
-            }
-        }
-    }
-
     fn wait(&self) -> Result<()> {
         // SAFETY: the stream is ours.
         unsafe { driver::stream::synchronize(self.stream) }
@@ -378,7 +385,7 @@ impl RunningLoop for Graph {
                 self.launched = self.launched.wrapping_add(1);
                 continue;
             }
-            self.until_another_begins(begun)?;
+            self.told.until_another(begun, self.stream)?;
         }
     }
 
@@ -419,21 +426,21 @@ impl Drop for Graph {
     }
 }
 
-fn address(array: &Array) -> Result<u64> {
+pub fn address(array: &Array) -> Result<u64> {
     // SAFETY: what comes here is on the GPU, and computed.
     unsafe { mlx::device_address(array) }
         .ok_or_else(|| Error::invalid("the array has no memory on the GPU"))
 }
 
 /// New memory of an array's size on the GPU.
-fn computed(shape: &[i32], dtype: Dtype) -> Result<Array> {
+pub fn computed(shape: &[i32], dtype: Dtype) -> Result<Array> {
     let stream = Device::Gpu.stream()?;
     let array = mlx::zeros(shape, dtype, stream)?;
     wait_for(&array)?;
     Ok(array)
 }
 
-fn in_rows(array: &Array) -> Result<Array> {
+pub fn in_rows(array: &Array) -> Result<Array> {
     let rows = mlx::contiguous(array, false, Device::Gpu.stream()?)?;
     wait_for(&rows)?;
     Ok(rows)

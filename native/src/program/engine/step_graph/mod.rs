@@ -20,7 +20,7 @@ use absent as runner;
 #[cfg(emlx_kernels)]
 use cuda as runner;
 #[cfg(emlx_kernels)]
-pub(super) use cuda::{failed, Gpu};
+pub(super) use cuda::{address, computed, failed, in_rows, Gpu, Told};
 
 use super::{Begun, LoopEngine, RunningLoop};
 use crate::base::{Device, Result, Signature};
