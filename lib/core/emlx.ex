@@ -51,7 +51,7 @@ defmodule EMLX do
       for each new kernel. Without `:fuse`, EMLX already runs common operations (arithmetic, roots, exponentials, `erf`,
       `tanh`) of f32, bf16 and f16 on the CPU several in one pass. Results of a fused kernel may differ in the last
       bits: compilers may contract a product and a sum, and 16-bit floats may keep more bits between two operations
-    * `:merge` - whether operations on at most 4 rows are merged to fewer, larger ones, as in the decode step of a
+    * `:merge` - whether operations on at most 64 rows are merged to fewer, larger ones, as in the decode step of a
       language model: products that share an input, with the norm before and the gate or the sum after them; the norm
       and rotation of heads; attention on a key-value cache. On CUDA, each merged operation is one kernel, and a loop of
       such steps replays one CUDA graph. On other devices, a merged operation runs the operations it replaces,

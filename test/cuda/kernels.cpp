@@ -90,7 +90,7 @@ enum Layout { ROWS_OF_MATRIX, COLUMNS_OF_MATRIX, WITH_GAPS };
 
 template <int K, int N0, int N1, int N2, int ROWS, bool NORM, bool RESIDUAL, bool GATED, int WIDE>
 void products(const char* name, Layout layout) {
-  constexpr int COUNT = N1 == 0 ? 1 : N2 == 0 ? 2 : 3, THREADS = 512, AXIS = 1, ADDED = 0, TILE = WIDE * 16 / sizeof(T);
+  constexpr int COUNT = N1 == 0 ? 1 : N2 == 0 ? 2 : 3, THREADS = 512, AXIS = 1, LAST = 2, ADDED = 0, ADDED_LAST = 1, TILE = WIDE * 16 / sizeof(T);
   const int EPS = bits(1e-6f), sizes[] = {N0, N1, N2};
   const auto xs = normal(ROWS * K), norms = normal(K), added = normal(ROWS * N0);
   std::vector<T> matrices[3], results[3];
@@ -125,7 +125,7 @@ void products(const char* name, Layout layout) {
 
 template <int K, int N0, int N1, int N2, int ROWS, bool NORM, bool RESIDUAL, bool GATED, int BITS, int GROUP, int SPLIT>
 void quantized_products(const char* name) {
-  constexpr int COUNT = N1 == 0 ? 1 : N2 == 0 ? 2 : 3, THREADS = 256, AXIS = 1, ADDED = 0, TILE = 32 / SPLIT;
+  constexpr int COUNT = N1 == 0 ? 1 : N2 == 0 ? 2 : 3, THREADS = 256, AXIS = 1, LAST = 2, ADDED = 0, ADDED_LAST = 1, TILE = 32 / SPLIT;
   constexpr int PER_WORD = 32 / BITS, PER_ROW = K / PER_WORD, GROUPS = K / GROUP;
   const int EPS = bits(1e-6f), sizes[] = {N0, N1, N2};
   const auto xs = normal(ROWS * K), norms = normal(K), added = normal(ROWS * N0);

@@ -96,7 +96,7 @@ defmodule EMLX.Program do
     * `:output_names` - a list with a name for each output
     * `:device` - the device whose plan is made immediately; default `EMLX.default_device/0`. The plan for another
       device is made by the first run there. `explain/2` shows plans
-    * `:merge` - whether operations on at most 4 rows are merged to fewer, larger ones, as with the compiler `EMLX`. The
+    * `:merge` - whether operations on at most 64 rows are merged to fewer, larger ones, as with the compiler `EMLX`. The
       default `nil` merges on the GPU only
     * `:fuse` - whether MLX's compiler fuses adjacent element-wise operations of a segment to one kernel; default
       `false`. The first run for each set of shapes compiles. On the CPU, this needs the C++ compiler g++ and about a

@@ -4,12 +4,14 @@
 //! operations that they stand for. Called by [`Op::apply`] for operations of [`Class::Fused`](super::Class::Fused).
 
 use super::decode::{self, Heads, Operand};
+use super::elementwise::{self, step};
 use super::table::{family, others};
 use super::{
     attention, check, norm, one, rope, softmax, AttentionLayout, Crossed, Inputs, MaskMode, Op,
     Outputs, QuantMode,
 };
 use crate::base::{Device, Dtype, Error, Result};
+use crate::cpu::Operand as Value;
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
 use smallvec::SmallVec;
@@ -344,10 +346,8 @@ pub fn products(
     let products = matrices.chunks(wanted.each()).map(&mut product);
     let mut outputs = products.collect::<Result<Outputs>>()?;
     if let (true, [gate, up]) = (gated, &outputs[..]) {
-        let sigmoid = output_of(Op::Sigmoid, &[gate], device, s, crossed)?;
-        let silu = output_of(Op::Multiply, &[&sigmoid, gate], device, s, crossed)?;
-        outputs =
-            std::iter::once(output_of(Op::Multiply, &[&silu, up], device, s, crossed)?).collect();
+        let gated = gated_by(gate, up, device, s, crossed)?;
+        outputs = std::iter::once(gated).collect();
     }
     if let Some(added) = residual {
         outputs = std::iter::once(output_of(
@@ -363,6 +363,28 @@ pub fn products(
         outputs = std::iter::once(mlx::reshape(&outputs[0], shape, s)?).collect();
     }
     Ok(outputs)
+}
+
+/// silu(gate) · up.
+fn gated_by(
+    gate: &Array,
+    up: &Array,
+    device: Device,
+    s: &Stream,
+    crossed: &mut Crossed,
+) -> Result<Array> {
+    if device == Device::Gpu {
+        let [a, b] = [0, 1].map(Value::Input);
+        let steps = [
+            step(Op::Sigmoid, &[a]),
+            step(Op::Multiply, &[Value::Link(0), a]),
+            step(Op::Multiply, &[Value::Link(1), b]),
+        ];
+        return elementwise::in_one(steps.into_iter().collect(), &[gate, up], s);
+    }
+    let sigmoid = output_of(Op::Sigmoid, &[gate], device, s, crossed)?;
+    let silu = output_of(Op::Multiply, &[&sigmoid, gate], device, s, crossed)?;
+    output_of(Op::Multiply, &[&silu, up], device, s, crossed)
 }
 
 /// See [`Op::RopeHeads`].

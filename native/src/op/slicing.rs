@@ -2,10 +2,11 @@
 //! Called by [`Op::apply`] for operations of [`Class::Slice`](super::Class::Slice).
 
 use super::creation::int;
+use super::elementwise::{self, Steps};
 use super::table::{family, others};
 use super::{check, gpu, indexing, one, Inputs, Op, Outputs, SMALL};
 use crate::base::{Device, Dtype, Error, Result};
-use crate::cpu;
+use crate::cpu::{self, Operand};
 use crate::mlx::{self, Stream};
 use mlx_rs::Array;
 use smallvec::SmallVec;
@@ -147,17 +148,35 @@ fn check_starts(a: &Array, start: &Array, axes: &[i32], sizes: &[i32]) -> Result
     Ok(limits)
 }
 
+/// Starts as s32, clamped into 0..=limit.
 fn clamp_starts(start: &Array, limits: &[i32], s: &Stream) -> Result<Array> {
     let bytes: Vec<u8> = limits
         .iter()
-        .flat_map(|limit| limit.to_ne_bytes())
+        .flat_map(|limit| i64::from(*limit).to_ne_bytes())
         .collect();
-    let rank = limits.len() as i32;
-    let limits = mlx::from_bytes(&bytes, &[rank], Dtype::S32)?;
-    let wide = indexing::signed_index(start, s)?;
-    let limits = mlx::astype(&limits, Dtype::S64, s)?;
-    let within = mlx::clip(&wide, Some(&int(0, Dtype::S64)?), Some(&limits), s)?;
-    mlx::astype(&within, Dtype::S32, s)
+    let limits = mlx::from_bytes(&bytes, &[limits.len() as i32], Dtype::S64)?;
+    let zero = int(0, Dtype::S64)?;
+    // Those above the signed range stay large.
+    let largest = int(i64::from(i32::MAX), Dtype::U64)?;
+    let mut given: SmallVec<[&Array; 4]> = SmallVec::from_slice(&[start, &zero, &limits]);
+    let [start, zero, limit, top] = [0, 1, 2, 3].map(Operand::Input);
+    let mut steps = Steps::new();
+    let wide = Op::Astype { dtype: Dtype::S64 };
+    if mlx::dtype(given[0]) == Dtype::U64 {
+        given.push(&largest);
+        steps.push(elementwise::step(Op::Minimum, &[start, top]));
+        steps.push(elementwise::step(wide, &[Operand::Link(0)]));
+    } else {
+        steps.push(elementwise::step(wide, &[start]));
+    }
+    let place = Operand::Link(steps.len() as u8 - 1);
+    steps.push(elementwise::step(Op::Clip, &[place, zero, limit]));
+    let within = Operand::Link(steps.len() as u8 - 1);
+    steps.push(elementwise::step(
+        Op::Astype { dtype: Dtype::S32 },
+        &[within],
+    ));
+    elementwise::in_one(steps, &given, s)
 }
 
 /// Axes as the kernels for slices take them.
@@ -213,5 +232,18 @@ pub fn slice_update_dynamic(
         return cpu::update(a, &update, start, places(a, axes)?, s);
     }
     let start = clamp_starts(start, &limits, s)?;
+    // MLX's kernel for CUDA has a thread for each element of the array, however few are updated. That of scatter does
+    // not have it, and takes no numbers of 64 bits.
+    let is_narrow = mlx::dtype(a).size() <= 4;
+    if s.is_gpu() && is_narrow && !axes.is_empty() && update.size() < a.size() / 2 {
+        let starts = (0..axes.len() as i32).map(|i| {
+            let one = mlx::slice(&start, &[i], &[i + 1], &[1], s)?;
+            mlx::reshape(&one, &[], s)
+        });
+        let starts = starts.collect::<Result<Vec<_>>>()?;
+        let axes = check::axes(a, axes)?;
+        let starts = mlx::Vector::new(&starts);
+        return mlx::scatter(a, &starts, &update, &axes, s);
+    }
     mlx::slice_update_dynamic(a, &update, &start, axes, s)
 }

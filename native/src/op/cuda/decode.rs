@@ -31,7 +31,7 @@ impl Operand for &Array {
 pub struct Call<A> {
     pub kernel: &'static CudaKernel,
     pub inputs: SmallVec<[A; 7]>,
-    pub constants: SmallVec<[(&'static CStr, i32); 16]>,
+    pub constants: SmallVec<[(&'static CStr, i32); 18]>,
     pub outputs: SmallVec<[(SmallVec<[i32; 4]>, usize); 3]>,
     pub launch: Launch,
 }
@@ -56,8 +56,11 @@ macro_rules! text {
     };
 }
 
-/// Rows up to which the kernels pay.
-pub const MAX_ROWS: i32 = 4;
+/// Rows up to which operations on them are merged.
+pub const MAX_ROWS: i32 = 64;
+/// Rows up to which the kernels for products pay, of plain matrices and of quantized ones. More go to MLX's, which has
+/// tensor cores compute them.
+const MAX_FEW: [i32; 2] = [1, 4];
 /// Numbers of x that a block keeps as f32 in its 48 KiB of shared memory, beside what it sums up.
 const MAX_SHARED: i32 = 8192;
 
@@ -127,17 +130,17 @@ static QUANTIZED_PRODUCTS: [CudaKernel; 3] = products!(
     ]
 );
 
-/// The rows of an array {1, …, rows, size}, and which axis they are along.
-fn rows_of(array: &impl Operand, size: i32) -> Option<(i32, i32)> {
-    match array.shape() {
-        [leading @ .., rows, last] if *last == size && leading.iter().all(|n| *n == 1) => {
-            Some((*rows, leading.len() as i32))
-        }
-        _ => None,
-    }
+/// The rows of an array {…, size} all of whose other axes but one are 1, which axis they are along, and which one the
+/// size is.
+fn rows_of(array: &impl Operand, size: i32) -> Option<[i32; 3]> {
+    let (last, leading) = array.shape().split_last()?;
+    let mut long = leading.iter().enumerate().filter(|(_, n)| **n != 1);
+    let (axis, rows) = long.next().unwrap_or((0, &1));
+    let fits = *last == size && long.next().is_none() && !leading.is_empty();
+    fits.then_some([*rows, axis as i32, leading.len() as i32])
 }
 
-/// Products of x {1, …, rows, k}; what is added is {1, …, rows, n}.
+/// Products of x {…, k} whose rows are along one axis; what is added is {…, n}, alike.
 pub fn products(wanted: Products<&Array>, s: &Stream) -> Result<Option<SmallVec<[Array; 2]>>> {
     let call = call_of_products(&wanted);
     call.map(|call| call.nodes(s)).transpose()
@@ -157,20 +160,20 @@ pub fn call_of_products<A: Operand>(wanted: &Products<A>) -> Option<Call<A>> {
     let (gated, dtype) = (*gated, x.dtype());
     let k = x.shape().last().copied().unwrap_or(0);
     let columns = wanted.columns()?;
-    let (Some((rows, axis)), 1..=3) = (rows_of(x, k), columns.len()) else {
+    let (Some([rows, axis, last]), 1..=3) = (rows_of(x, k), columns.len()) else {
         return None;
     };
     let added = match residual {
         Some(added) => match rows_of(added, columns[0]) {
-            Some((count, axis)) if count == rows => axis,
+            Some([count, axis, last]) if count == rows => [axis, last],
             _ => return None,
         },
-        None => 0,
+        None => [0, 1],
     };
     let mut all = norm.iter().map(|(weight, _)| weight).chain(residual);
     let usable = cfg!(target_os = "linux")
         && is_small_float(dtype)
-        && (1..=MAX_ROWS).contains(&rows)
+        && (1..=MAX_FEW[usize::from(packing.is_some())]).contains(&rows)
         && k > 0
         && rows.saturating_mul(k) <= MAX_SHARED
         && all.all(|array| array.dtype() == dtype)
@@ -225,7 +228,9 @@ pub fn call_of_products<A: Operand>(wanted: &Products<A>) -> Option<Call<A>> {
     let constants = [
         (c"K", k),
         (c"AXIS", axis),
-        (c"ADDED", added),
+        (c"LAST", last),
+        (c"ADDED", added[0]),
+        (c"ADDED_LAST", added[1]),
         (c"N0", size(0)),
         (c"N1", size(1)),
         (c"N2", size(2)),

@@ -28,7 +28,7 @@
     for (int r = 0; r < ROWS; r++) {
       float squares = 0.0f;
       for (int i = threadIdx.x; i < K; i += THREADS) {
-        const float value = static_cast<float>(x[r * x_strides[AXIS] + i * x_strides[AXIS + 1]]);
+        const float value = static_cast<float>(x[r * x_strides[AXIS] + i * x_strides[LAST]]);
         xs[r * K + i] = value;
         squares += value * value;
       }
@@ -63,7 +63,7 @@
         const float sigmoid = rounded(1.0f / (1.0f + expf(-y)));
         y = rounded(rounded(sigmoid * y) * rounded(value[PAIR - 1]));
       }
-      if (RESIDUAL) y = y + static_cast<float>(residual[r * residual_strides[ADDED] + (column + c) * residual_strides[ADDED + 1]]);
+      if (RESIDUAL) y = y + static_cast<float>(residual[r * residual_strides[ADDED] + (column + c) * residual_strides[ADDED_LAST]]);
       outs[which][r * n + column + c] = static_cast<T>(y);
     }
   };

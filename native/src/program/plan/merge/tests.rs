@@ -161,8 +161,8 @@ fn products_that_stay_have_a_reason() {
         w.merged(&[product]).1.join(" ")
     };
     assert_eq!(
-        reason([&[5, 8], &[8, 16]], Dtype::F32),
-        "instruction 0: matmul: 5 rows are more than 4"
+        reason([&[65, 8], &[8, 16]], Dtype::F32),
+        "instruction 0: matmul: 65 rows are more than 64"
     );
     let batched = reason([&[2, 1, 8], &[2, 8, 16]], Dtype::F32);
     assert!(batched.contains("more axes"), "{batched}");
