@@ -307,3 +307,43 @@ inline int __shfl_xor_sync(unsigned mask, int number, int by) {
 inline float __shfl_xor_sync(unsigned mask, float number, int by) {
   return __shfl_sync(mask, number, threadIdx.x % 32 ^ by);
 }
+
+namespace emulate {
+
+inline std::vector<std::vector<float>> fragments;
+
+// The product of a 16 x 16 and a 16 x 8 matrix, added to a 16 x 8 one, of which each of a warp's threads has a part.
+inline void multiply_add(float* d, const unsigned (&a)[4], const unsigned (&b)[2], float (*number)(unsigned, int)) {
+  const int own = threadIdx.x, lane = own % 32, first = own / 32 * 32;
+  if (fragments.size() < lanes.size()) {
+    fragments.resize(lanes.size());
+  }
+  auto& numbers = fragments[own];
+  numbers.clear();
+  for (int i = 0; i < 6; ++i) {
+    for (int half = 0; half < 2; ++half) {
+      numbers.push_back(number(i < 4 ? a[i] : b[i - 4], half));
+    }
+  }
+  wait(warps[own / 32]);
+  for (int i = 0; i < 4; ++i) {
+    const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+    for (int k = 0; k < 16; ++k) {
+      // Four words of the first matrix: the upper and the lower rows of the first terms, then of the last ones.
+      const auto& left = fragments[first + row % 8 * 4 + k % 8 / 2];
+      const auto& right = fragments[first + column * 4 + k % 8 / 2];
+      d[i] += left[(row / 8 + k / 8 * 2) * 2 + k % 2] * right[8 + k / 8 * 2 + k % 2];
+    }
+  }
+  wait(warps[own / 32]);
+}
+
+} // namespace emulate
+
+#define MULTIPLY_ADD(type, d, a0, a1, a2, a3, b0, b1) \
+  emulate::multiply_add(d, {a0, a1, a2, a3}, {b0, b1}, [](unsigned word, int half) { \
+    const uint16_t bits = word >> (16 * half); \
+    T number; \
+    memcpy(&number, &bits, 2); \
+    return float(number); \
+  })

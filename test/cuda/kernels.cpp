@@ -112,6 +112,7 @@ void products(const char* name, Layout layout) {
   T *out0 = results[0].data(), *out1 = results[1].data(), *out2 = results[2].data();
   emulate::launch(GATED ? N0 / TILE : tiles, THREADS, [=] {
     T* outs[] = {out0, out1, out2};
+#include "../../native/src/op/cuda/tiles.cu"
 #include "../../native/src/op/cuda/few_rows.cu"
 #include "../../native/src/op/cuda/products.cu"
   });
@@ -119,6 +120,42 @@ void products(const char* name, Layout layout) {
   check_products<K, ROWS, NORM, RESIDUAL, GATED, COUNT>(name, sizes, xs, norms, added, results, [&](int i, int k, int c) {
     return double(float(matrices[i][k * strides[i][0] + c * strides[i][1]]));
   });
+}
+
+// By tensor cores, which have no f32.
+template <int K, int N0, int N1, int N2, int ROWS, bool NORM, bool RESIDUAL, bool GATED, int NT>
+void tensor_products(const char* name, Layout layout) {
+  if constexpr (sizeof(T) == 2) {
+    constexpr int COUNT = N1 == 0 ? 1 : N2 == 0 ? 2 : 3, THREADS = 256, AXIS = 0, LAST = 2, ADDED = 0, ADDED_LAST = 1;
+    constexpr int TILE = NT * 8, F16 = 0;
+    const int EPS = bits(1e-6f), sizes[] = {N0, N1, N2};
+    const auto xs = normal(ROWS * K), norms = normal(K), added = normal(ROWS * N0);
+    std::vector<T> matrices[3], results[3];
+    Strides strides[3];
+    int tiles = 0;
+    for (int i = 0; i < 3; ++i) {
+      const int n = i < COUNT ? sizes[i] : N0;
+      matrices[i] = normal(size_t(K) * n * (layout == WITH_GAPS ? 2 : 1), 1 / std::sqrt(float(K)));
+      strides[i] = layout == ROWS_OF_MATRIX ? Strides{n, 1} : layout == COLUMNS_OF_MATRIX ? Strides{1, K} : Strides{2 * n, 2};
+      if (i < COUNT) {
+        results[i].resize(ROWS * n);
+        tiles += n / TILE;
+      }
+    }
+    const T *x = xs.data(), *norm = norms.data(), *residual = added.data();
+    const T *w0 = matrices[0].data(), *w1 = matrices[1].data(), *w2 = matrices[2].data();
+    const Strides x_strides{K, K, 1}, norm_strides{1}, residual_strides{N0, 1};
+    const Strides w0_strides = strides[0], w1_strides = strides[1], w2_strides = strides[2];
+    T *out0 = results[0].data(), *out1 = results[1].data(), *out2 = results[2].data();
+    emulate::launch(GATED ? N0 / TILE : tiles, THREADS, [=] {
+      T* outs[] = {out0, out1, out2};
+#include "../../native/src/op/cuda/tiles.cu"
+#include "../../native/src/op/cuda/tensor_products.cu"
+    });
+    check_products<K, ROWS, NORM, RESIDUAL, GATED, COUNT>(name, sizes, xs, norms, added, results, [&](int i, int k, int c) {
+      return double(float(matrices[i][k * strides[i][0] + c * strides[i][1]]));
+    });
+  }
 }
 
 // ---- quantized products ----
@@ -158,6 +195,7 @@ void quantized_products(const char* name) {
   T *out0 = results[0].data(), *out1 = results[1].data(), *out2 = results[2].data();
   emulate::launch(GATED ? N0 / TILE : tiles, THREADS, [=] {
     T* outs[] = {out0, out1, out2};
+#include "../../native/src/op/cuda/tiles.cu"
 #include "../../native/src/op/cuda/few_rows.cu"
 #include "../../native/src/op/cuda/quantized_products.cu"
   });
@@ -363,6 +401,14 @@ int main() {
   quantized_products<3072, 64, 0, 0, 1, false, true, false, 4, 128, 2>("a quantized product and a sum");
   quantized_products<512, 36, 0, 0, 4, true, true, false, 8, 64, 8>("a norm, a quantized product and a sum of four rows");
   products<1000, 64, 0, 0, 4, true, true, false, 4>("a norm, a product and a sum of four rows", ROWS_OF_MATRIX);
+  tensor_products<1024, 64, 32, 32, 1, true, false, false, 1>("three tensor products of a norm", COLUMNS_OF_MATRIX);
+  tensor_products<512, 64, 64, 0, 8, true, false, true, 2>("a tensor gate of eight rows", COLUMNS_OF_MATRIX);
+  tensor_products<512, 64, 64, 0, 5, true, false, true, 4>("a tensor gate of five rows, not transposed", ROWS_OF_MATRIX);
+  tensor_products<96, 64, 64, 0, 64, false, false, true, 2>("a tensor gate of 64 rows", COLUMNS_OF_MATRIX);
+  tensor_products<3072, 64, 0, 0, 13, false, true, false, 1>("a tensor product and a sum of 13 rows", COLUMNS_OF_MATRIX);
+  tensor_products<288, 64, 0, 0, 33, true, true, false, 4>("a norm, a tensor product and a sum of 33 rows", ROWS_OF_MATRIX);
+  tensor_products<160, 128, 64, 64, 16, true, false, false, 8>("three tensor products of 16 rows", COLUMNS_OF_MATRIX);
+  tensor_products<160, 64, 0, 0, 2, false, false, false, 2>("a tensor product of two rows with gaps", WITH_GAPS);
   products<1000, 64, 0, 0, 1, false, false, false, 4>("a product with a transposed matrix", COLUMNS_OF_MATRIX);
   attention<2, 4, 2, 200, 128, true, true, true>("attention with a mask for each head", 150, false);
   attention<1, 4, 4, 384, 64, true, false, false>("attention with one mask", 77, true);

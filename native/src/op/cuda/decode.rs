@@ -31,7 +31,7 @@ impl Operand for &Array {
 pub struct Call<A> {
     pub kernel: &'static CudaKernel,
     pub inputs: SmallVec<[A; 7]>,
-    pub constants: SmallVec<[(&'static CStr, i32); 18]>,
+    pub constants: SmallVec<[(&'static CStr, i32); 20]>,
     pub outputs: SmallVec<[(SmallVec<[i32; 4]>, usize); 3]>,
     pub launch: Launch,
 }
@@ -58,9 +58,14 @@ macro_rules! text {
 
 /// Rows up to which operations on them are merged.
 pub const MAX_ROWS: i32 = 64;
-/// Rows up to which the kernels for products pay, of plain matrices and of quantized ones. More go to MLX's, which has
-/// tensor cores compute them.
+/// Rows up to which products without tensor cores pay: of f32, and of quantized matrices. More go to MLX's kernels.
 const MAX_FEW: [i32; 2] = [1, 4];
+/// Rows up to which our own products by tensor cores pay, and columns from which they do for a single row. MLX's take
+/// other rows as they come; for few, they are those for eight.
+const MAX_TENSOR: i32 = 4;
+const MANY_COLUMNS: i32 = 1 << 16;
+/// Terms of a step of products by tensor cores.
+const TERMS: i32 = 32;
 /// Numbers of x that a block keeps as f32 in its 48 KiB of shared memory, beside what it sums up.
 const MAX_SHARED: i32 = 8192;
 
@@ -74,27 +79,27 @@ fn bits(number: f32) -> i32 {
 
 /// The kernels of one, two and three products.
 macro_rules! products {
-    ($file:literal, $inputs:expr, $names:expr) => {
+    ($inputs:expr, $names:expr, $($file:literal),+) => {
         [
             CudaKernel {
                 name: $names[0],
                 inputs: $inputs,
                 outputs: &[c"out0"],
-                source: text!("  T* outs[] = {out0};\n", "few_rows.cu", $file),
+                source: text!("  T* outs[] = {out0};\n", $($file),+),
                 in_rows: false,
             },
             CudaKernel {
                 name: $names[1],
                 inputs: $inputs,
                 outputs: &[c"out0", c"out1"],
-                source: text!("  T* outs[] = {out0, out1};\n", "few_rows.cu", $file),
+                source: text!("  T* outs[] = {out0, out1};\n", $($file),+),
                 in_rows: false,
             },
             CudaKernel {
                 name: $names[2],
                 inputs: $inputs,
                 outputs: &[c"out0", c"out1", c"out2"],
-                source: text!("  T* outs[] = {out0, out1, out2};\n", "few_rows.cu", $file),
+                source: text!("  T* outs[] = {out0, out1, out2};\n", $($file),+),
                 in_rows: false,
             },
         ]
@@ -102,13 +107,25 @@ macro_rules! products {
 }
 
 static PRODUCTS: [CudaKernel; 3] = products!(
-    "products.cu",
     &[c"x", c"norm", c"residual", c"w0", c"w1", c"w2"],
-    [c"emlx_product", c"emlx_products_2", c"emlx_products_3"]
+    [c"emlx_product", c"emlx_products_2", c"emlx_products_3"],
+    "tiles.cu",
+    "few_rows.cu",
+    "products.cu"
+);
+
+static TENSOR_PRODUCTS: [CudaKernel; 3] = products!(
+    &[c"x", c"norm", c"residual", c"w0", c"w1", c"w2"],
+    [
+        c"emlx_tensor_product",
+        c"emlx_tensor_products_2",
+        c"emlx_tensor_products_3"
+    ],
+    "tiles.cu",
+    "tensor_products.cu"
 );
 
 static QUANTIZED_PRODUCTS: [CudaKernel; 3] = products!(
-    "quantized_products.cu",
     &[
         c"x",
         c"norm",
@@ -127,7 +144,10 @@ static QUANTIZED_PRODUCTS: [CudaKernel; 3] = products!(
         c"emlx_quantized_product",
         c"emlx_quantized_products_2",
         c"emlx_quantized_products_3",
-    ]
+    ],
+    "tiles.cu",
+    "few_rows.cu",
+    "quantized_products.cu"
 );
 
 /// The rows of an array {…, size} all of whose other axes but one are 1, which axis they are along, and which one the
@@ -173,9 +193,7 @@ pub fn call_of_products<A: Operand>(wanted: &Products<A>) -> Option<Call<A>> {
     let mut all = norm.iter().map(|(weight, _)| weight).chain(residual);
     let usable = cfg!(target_os = "linux")
         && is_small_float(dtype)
-        && (1..=MAX_FEW[usize::from(packing.is_some())]).contains(&rows)
         && k > 0
-        && rows.saturating_mul(k) <= MAX_SHARED
         && all.all(|array| array.dtype() == dtype)
         && wanted.are_of(dtype)
         && norm
@@ -192,23 +210,44 @@ pub fn call_of_products<A: Operand>(wanted: &Products<A>) -> Option<Call<A>> {
             false => tiles.sum(),
         })
     };
-    let (own, blocks, threads) = match packing {
-        Some(packing) => {
+    let few = MAX_FEW[usize::from(packing.is_some())];
+    let is_few = (1..=few).contains(&rows) && rows.saturating_mul(k) <= MAX_SHARED;
+    let pays = match rows {
+        1 => columns.iter().any(|n| *n >= MANY_COLUMNS),
+        _ => (2..=MAX_TENSOR).contains(&rows),
+    };
+    let tensor = match packing {
+        None if pays && dtype.is_half() && k % TERMS == 0 => {
+            tile_of_tensors(rows, gated, blocks_of)
+        }
+        _ => None,
+    };
+    let (kernels, own, blocks, threads) = match (packing, tensor) {
+        (None, Some((wide, blocks))) => {
+            let constants: SmallVec<[(&CStr, i32); 4]> = smallvec![
+                (c"NT", wide),
+                (c"TILE", wide * 8),
+                (c"F16", i32::from(dtype == Dtype::F16)),
+            ];
+            (&TENSOR_PRODUCTS, constants, blocks, 256)
+        }
+        _ if !is_few => return None,
+        (Some(packing), _) => {
             const THREADS: i32 = 256;
             // The widest tile that leaves each of the GPU's multiprocessors about one block.
             let (split, blocks) = [1, 2, 4, 8]
                 .into_iter()
                 .filter_map(|split| blocks_of(32 / split).map(|blocks| (split, blocks)))
                 .find(|(split, blocks)| *blocks >= 120 || *split == 8)?;
-            let constants: SmallVec<[(&CStr, i32); 4]> = smallvec![
+            let constants = smallvec![
                 (c"BITS", packing.bits),
                 (c"GROUP", packing.group_size),
                 (c"SPLIT", split),
                 (c"TILE", 32 / split),
             ];
-            (constants, blocks, THREADS)
+            (&QUANTIZED_PRODUCTS, constants, blocks, THREADS)
         }
-        None => {
+        (None, None) => {
             const THREADS: i32 = 512;
             let vec = 16 / dtype.size() as i32;
             let total: i64 = columns.iter().map(|n| i64::from(*n)).sum();
@@ -220,7 +259,7 @@ pub fn call_of_products<A: Operand>(wanted: &Products<A>) -> Option<Call<A>> {
                 _ => return None,
             };
             let constants = smallvec![(c"WIDE", wide), (c"TILE", wide * vec)];
-            (constants, blocks, THREADS)
+            (&PRODUCTS, constants, blocks, THREADS)
         }
     };
     let size = |i: usize| columns.get(i).copied().unwrap_or(0);
@@ -261,10 +300,6 @@ pub fn call_of_products<A: Operand>(wanted: &Products<A>) -> Option<Call<A>> {
         let first = if i < columns.len() { i * each } else { 0 };
         inputs.extend(matrices[first..first + each].iter().cloned());
     }
-    let kernels = match packing {
-        Some(_) => &QUANTIZED_PRODUCTS,
-        None => &PRODUCTS,
-    };
     Some(Call {
         kernel: &kernels[count - 1],
         inputs,
@@ -272,6 +307,23 @@ pub fn call_of_products<A: Operand>(wanted: &Products<A>) -> Option<Call<A>> {
         outputs,
         launch: Launch { blocks, threads },
     })
+}
+
+/// Columns of a block of products by tensor cores, in eights, and the blocks: the widest that leave each of the GPU's
+/// multiprocessors two blocks, or the narrowest.
+fn tile_of_tensors(
+    rows: i32,
+    gated: bool,
+    blocks_of: impl Fn(i32) -> Option<i32>,
+) -> Option<(i32, i32)> {
+    // Bands of 16 rows, times products, times tiles: what a thread has sums for.
+    const MAX_SUMS: i32 = 16;
+    let each = (rows + 15) / 16 * if gated { 2 } else { 1 };
+    [8, 4, 2, 1]
+        .into_iter()
+        .filter(|wide| each * wide <= MAX_SUMS)
+        .filter_map(|wide| blocks_of(wide * 8).map(|blocks| (wide, blocks)))
+        .find(|(wide, blocks)| *blocks >= 256 || *wide == 1)
 }
 
 static ATTENTION: CudaKernel = CudaKernel {
