@@ -4,8 +4,6 @@
 pub mod axes;
 mod flat;
 mod prepared;
-#[cfg(test)]
-mod tests;
 
 use super::elementwise::{self, Action, Argument};
 use super::pool::{self, Shared, PART, WORTH_SHARING};

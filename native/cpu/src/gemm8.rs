@@ -6,8 +6,6 @@
 mod few;
 mod form;
 mod quantize;
-#[cfg(test)]
-mod tests;
 
 use super::element::Element;
 use super::gemm::{self, room, Matrix};
@@ -16,9 +14,11 @@ use super::pool::{self, Shared};
 use super::simd::{store_part, Simd};
 use super::{Type, View};
 use few::{few, FEW_ROWS};
-use form::{in_form, Form, Integers};
+pub use form::Form;
+use form::{in_form, Integers};
 use half::{bf16, f16};
 use quantize::quantize_panels;
+pub use quantize::SMALLEST;
 use std::cell::RefCell;
 
 /// Terms up to which sums of products of 8-bit integers, each at most 127 · 128, stay within 32 bits.
@@ -47,8 +47,8 @@ struct Product<'a> {
 }
 
 /// Terms beside each other, and columns beside each other, of a right operand that is packed.
-const QUAD: usize = 4;
-const BESIDE: usize = 16;
+pub const QUAD: usize = 4;
+pub const BESIDE: usize = 16;
 
 /// The right operand {columns, terms}; or packed, {⌈columns / 16⌉, ⌈terms / 4⌉, 16, 4} in rows, which are panels of
 /// units for VPDPBUSD.
@@ -551,7 +551,11 @@ unsafe fn right(view: &View, copy: &mut Vec<i8>) -> Right {
     }
 }
 
-unsafe fn run_in<T: Element>(
+/// [`run`] in a form that the machine has.
+///
+/// # Safety
+/// As there.
+pub unsafe fn run_in<T: Element>(
     form: Form,
     inputs: &[View],
     scales: Type,

@@ -24,6 +24,7 @@
 //! | `moves` | arrays beside each other, repeated and padded |
 //! | `simd`, `math` | vectors, and functions of them |
 //! | `pool`, `cpu_core` | the threads that share a kernel's work |
+//! | `internals` | what the tests in `tests/kernels` call besides |
 //!
 //! `unsafe` is everywhere here: pointers come from the caller, and vector instructions are unsafe where a machine may
 //! lack them.
@@ -47,6 +48,8 @@ mod gemm;
 mod gemm8;
 mod indices;
 mod integers;
+#[doc(hidden)]
+pub mod internals;
 mod kernel;
 mod keys;
 mod linalg;
@@ -68,20 +71,6 @@ mod select_top;
 mod simd;
 mod slices;
 mod sort;
-#[cfg(test)]
-mod tests;
-#[cfg(test)]
-mod tests_of_convolutions;
-#[cfg(test)]
-mod tests_of_fft;
-#[cfg(test)]
-mod tests_of_masked;
-#[cfg(test)]
-mod tests_of_order;
-#[cfg(test)]
-mod tests_of_products;
-#[cfg(test)]
-mod tests_of_windows;
 mod types;
 mod unary;
 mod view;

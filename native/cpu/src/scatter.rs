@@ -559,6 +559,3 @@ pub unsafe fn add_along<T: Element>(axis: usize, of: Type, inputs: &[View], out:
     };
     add::<T>(&places, SmallVec::new(), true, updates, out);
 }
-
-#[cfg(test)]
-mod tests;

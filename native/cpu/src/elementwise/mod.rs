@@ -7,8 +7,6 @@ mod cell;
 mod compare;
 mod numbers;
 mod select;
-#[cfg(test)]
-mod tests;
 mod whole;
 
 use super::simd::Level;

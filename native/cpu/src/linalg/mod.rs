@@ -10,8 +10,6 @@
 mod cholesky;
 mod lu;
 mod real;
-#[cfg(test)]
-mod tests;
 mod tile;
 
 use super::gemm::Matrix;
@@ -19,7 +17,7 @@ use super::pool;
 use super::simd::Level;
 use super::{Type, View};
 use lu::{Order, Own};
-use real::Real;
+pub use real::Real;
 use std::ffi::CStr;
 use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicU64, Ordering};

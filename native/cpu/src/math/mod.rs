@@ -11,8 +11,6 @@ mod logarithm;
 mod power;
 mod remainder;
 mod rounding;
-#[cfg(test)]
-mod tests;
 mod trigonometric;
 
 pub use arithmetic::*;

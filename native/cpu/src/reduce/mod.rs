@@ -601,6 +601,3 @@ pub unsafe fn run<T: Element>(
         Reduction::LogSum => with!(LogSum, LogSum),
     }
 }
-
-#[cfg(test)]
-mod tests;

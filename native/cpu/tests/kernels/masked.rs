@@ -1,16 +1,15 @@
 //! Rows that a mask fills, against what the same steps give place by place.
 
-use super::chain::{Link, Operand};
-use super::elementwise::{Action, Comparison};
-use super::masked::{self, Masked, Step, Total};
-use super::simd::Level;
-use super::tests::{in_rows, Dice, Scattered};
-use super::{element::Element, Function, Pair, Type, View};
+use crate::support::{in_rows, Dice, Scattered};
+use emlx_cpu::internals::{element::Element, masked, simd::Level};
+use emlx_cpu::{
+    Action, Comparison, Function, Link, Links, Masked, Operand, Pair, Step, Total, Type, View,
+};
 use half::{bf16, f16};
 use smallvec::smallvec;
 
 /// Fills what is below a row's least number.
-fn mask(of: Type) -> super::Links {
+fn mask(of: Type) -> Links {
     let (x, least, fill) = (Operand::Input(0), Operand::Input(1), Operand::Input(2));
     let less = Action::Compare(Comparison::Less);
     smallvec![

@@ -1,12 +1,10 @@
 //! Matrix products in every form that the machine has, against f64: sizes on either side of tiles, panels and blocks and
 //! all layouts.
 
-use super::attention::{self, Mask};
-use super::element::Element;
-use super::gemm::{self, Matrix};
-use super::simd::Level;
-use super::tests::{in_rows, noise, Dice, Scattered};
-use super::{product, View};
+use crate::support::{each_place, in_rows, noise, Dice, Scattered};
+use emlx_cpu::internals::gemm::{self, Matrix};
+use emlx_cpu::internals::{attention, element::Element, product, simd::Level};
+use emlx_cpu::{Mask, View};
 use half::{bf16, f16};
 
 fn products_of<T: Element>(exact: fn(f32) -> f32, allowed: f64) {
@@ -317,7 +315,7 @@ fn attention_is_that_of_its_numbers() {
                         let to = View::of(out.as_mut_ptr().cast_const(), &shape, &strides);
                         attention::run::<T>(level, &inputs, mask, 0.5, &to);
                     }
-                    for (place, got) in super::tests::each_place(&shape).iter().zip(&out) {
+                    for (place, got) in each_place(&shape).iter().zip(&out) {
                         let [b, h, i, j] = place[..] else { continue };
                         let wide = |x: T| f64::from(x.widen());
                         let score = |key: i64| {

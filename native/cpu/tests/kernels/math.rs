@@ -1,9 +1,8 @@
 //! The functions in every form that the machine has, against f64.
 
-use crate::binary::{self, Pair};
-use crate::element::Element;
-use crate::simd::Level;
-use crate::unary::{self, Function};
+use crate::support::Dice;
+use emlx_cpu::internals::{binary, element::Element, simd::Level, unary};
+use emlx_cpu::{Function, Pair};
 
 extern "C" {
     fn erfc(x: f64) -> f64;
@@ -235,7 +234,7 @@ fn floor_mod(a: f64, b: f64) -> f64 {
 
 /// Numbers of all sizes, of which many are whole or near 1.
 fn operands(count: usize, seed: u64) -> Vec<f32> {
-    let mut dice = crate::tests::Dice::new(seed);
+    let mut dice = Dice::new(seed);
     let mut numbers: Vec<f32> = (0..count)
         .map(|i| {
             let any = f32::from_bits(dice.below(1 << 32) as u32);

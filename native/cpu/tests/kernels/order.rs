@@ -1,9 +1,8 @@
 //! The kernels that compare numbers, in every type and every form that the machine has, against plain loops.
 
-use super::keys::Number;
-use super::simd::Level;
-use super::tests::{in_rows, Dice, Scattered};
-use super::{arg_extreme, extreme, select_top, sort, Type, View};
+use crate::support::{in_rows, Dice, Scattered};
+use emlx_cpu::internals::{arg_extreme, extreme, keys::Number, select_top, simd::Level, sort};
+use emlx_cpu::{Type, View};
 use half::{bf16, f16};
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -527,7 +526,7 @@ fn times_of_order() {
             }
         }
     }
-    super::configure(
+    emlx_cpu::configure(
         std::env::var("THREADS").ok().and_then(|n| n.parse().ok()),
         true,
     );

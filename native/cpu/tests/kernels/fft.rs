@@ -1,8 +1,8 @@
 //! Fourier transforms against sums in f64: sizes of all kinds, any layout, lines that are cut and filled up.
 
-use super::fft::{self, Fft, Form};
-use super::tests::{in_rows, Dice, Scattered};
-use super::View;
+use crate::support::{in_rows, Dice, Scattered};
+use emlx_cpu::internals::fft;
+use emlx_cpu::{Fft, Form, View};
 use std::f64::consts::TAU;
 
 type Pair = [f32; 2];

@@ -1,9 +1,8 @@
 //! Chains whose inputs are rows, columns and arrays in another order, alone and several at once.
 
-use super::{run_all, Link, Operand, Task};
-use crate::elementwise::Action;
-use crate::simd::Level;
-use crate::{Function, Pair, Type, View};
+use emlx_cpu::internals::chain::{run, run_all, Task};
+use emlx_cpu::internals::simd::Level;
+use emlx_cpu::{Action, Function, Link, Operand, Pair, Type, View};
 
 /// A step of an optimizer, whose gradient is a column times a row: the moment 0.9 · m + column · row, and the weight
 /// w - moment / √v.
@@ -123,7 +122,7 @@ fn rows_and_columns_are_links_operands() {
                 let mut arrays = Arrays::new(rows, columns, is_turned);
                 let (inputs, outs) = arrays.views();
                 // SAFETY: of arrays that live on; nobody else has the results.
-                unsafe { super::run(level, &links, &inputs, &outs) };
+                unsafe { run(level, &links, &inputs, &outs) };
                 arrays.check(&format!("{level:?}, {rows} × {columns}, {is_turned}"));
             }
         }

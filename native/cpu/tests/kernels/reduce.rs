@@ -1,5 +1,6 @@
-use super::*;
-use crate::tests::{in_rows, Dice, Scattered};
+use crate::support::{in_rows, Dice, Scattered};
+use emlx_cpu::internals::{element::Element, reduce::run, simd::Level};
+use emlx_cpu::{Reduction, View};
 use half::{bf16, f16};
 
 /// What the numbers of a result come to in f64, and how far off their sum may be.

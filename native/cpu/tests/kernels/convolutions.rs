@@ -1,10 +1,8 @@
 //! Products of integers and convolutions in every form that the machine has, against sums over all terms.
 
-use super::conv::{self, Conv};
-use super::element::Element;
-use super::simd::Level;
-use super::tests::{each_place, in_rows, Dice, Scattered};
-use super::{integers, Type, View};
+use crate::support::{each_place, in_rows, Dice, Scattered};
+use emlx_cpu::internals::{conv, element::Element, integers, simd::Level};
+use emlx_cpu::{Conv, Type, View};
 use half::{bf16, f16};
 use smallvec::SmallVec;
 

@@ -1,8 +1,12 @@
 //! Each action on each type in every form that the machine has, against the same on i128 and f64.
 
-use super::*;
-use crate::tests::Dice;
-use crate::{Link, Operand, View};
+use crate::support::Dice;
+use emlx_cpu::internals::elementwise::{apply, Argument};
+use emlx_cpu::internals::{chain, simd::Level};
+use emlx_cpu::{
+    Action, Bits, Comparison, Division, Function, Link, Operand, Pair, Test, Type, View,
+};
+use half::{bf16, f16};
 
 const TYPES: [Type; 13] = [
     Type::Bool,
@@ -445,7 +449,7 @@ fn a_chain_goes_through_several_types() {
                 View::of(row.as_ptr(), &[columns], &[1]),
             ];
             let to = View::of(out.as_mut_ptr().cast_const(), &whole, &strides);
-            crate::chain::run(level, &links, &views, &[to]);
+            chain::run(level, &links, &views, &[to]);
         }
         for (i, x) in x.iter().enumerate() {
             let want = match *x < 100 {
@@ -493,13 +497,12 @@ fn a_prepared_chain_computes_what_its_inputs_hold() {
             ];
             let strides = [size as i64, columns as i64, 1];
             let to = View::of(again.as_mut_ptr().cast_const(), &results, &strides);
-            let prepared =
-                crate::chain::Prepared::new(&links, &views, &[to]).expect("a small chain");
+            let prepared = chain::Prepared::new(&links, &views, &[to]).expect("a small chain");
             for value in [3.0, -1.5] {
                 number.write(value);
                 (0..size).for_each(|i| x.add(i).write(x.add(i).read() + 1.0));
                 let to = View::of(out.as_mut_ptr().cast_const(), &results, &strides);
-                crate::chain::run(Level::best(), &links, &views, &[to]);
+                chain::run(Level::best(), &links, &views, &[to]);
                 prepared.run();
                 assert!(out == again, "{rows} × {columns}");
                 assert_eq!(again[size - 1], x.add(size - 1).read() * 2.0 * value);
@@ -528,7 +531,7 @@ fn results_of_a_chain_have_types_and_memory_of_their_own() {
         float(Pair::Multiply, &[link(0), input(0)]),
     ];
     links[..3].iter_mut().for_each(|link| link.is_kept = true);
-    assert_eq!(crate::takers(&links, 3)[..], [3, 0, 1]);
+    assert_eq!(emlx_cpu::takers(&links, 3)[..], [3, 0, 1]);
     for level in Level::all() {
         for (rows, columns) in [(1, 1), (3, 5), (2, 1500), (300, 200), (70_001, 1)] {
             for (is_turned, is_over) in [(false, false), (false, true), (true, false)] {
@@ -561,7 +564,7 @@ fn results_of_a_chain_have_types_and_memory_of_their_own() {
                         View::of(narrow.as_mut_ptr().cast_const(), &shape, &in_rows),
                         View::of(product.cast_const(), &shape, &in_rows),
                     ];
-                    crate::chain::run(level, &links, &views, &outs);
+                    chain::run(level, &links, &views, &outs);
                     for i in 0..size {
                         let (row, column) = (i / columns, i % columns);
                         let at = row * other[0] as usize + column * other[1] as usize;

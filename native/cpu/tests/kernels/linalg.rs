@@ -1,11 +1,10 @@
 //! Factorizations in every form that the machine has, by their residuals in f64: sizes on either side of vectors, tiles
 //! and blocks, all layouts, batches, matrices that are nearly singular or badly scaled.
 
-use super::real::Real;
-use super::{run, Linear};
-use crate::simd::Level;
-use crate::tests::{in_rows, Dice};
-use crate::{Type, View};
+use crate::support::{in_rows, Dice};
+use emlx_cpu::internals::linalg::{run, Real};
+use emlx_cpu::internals::simd::Level;
+use emlx_cpu::{Linear, Type, View};
 use std::panic::{catch_unwind, AssertUnwindSafe};
 
 const SIZES: [usize; 16] = [1, 2, 3, 4, 5, 6, 7, 13, 16, 31, 32, 33, 65, 97, 130, 200];

@@ -1,9 +1,8 @@
 //! Sliding windows in every form that the machine has, against one window after another.
 
-use super::simd::Level;
-use super::tests::{each_place, in_rows, Dice, Scattered};
-use super::windows::{self, Choice, Total};
-use super::{Type, View, Windows};
+use crate::support::{each_place, in_rows, Dice, Scattered};
+use emlx_cpu::internals::{simd::Level, windows};
+use emlx_cpu::{Choice, Type, View, WindowTotal as Total, Windows};
 
 /// Windows over an array, and how many there are along each axis.
 struct Case {

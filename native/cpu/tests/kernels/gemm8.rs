@@ -1,8 +1,10 @@
 //! Products of 8-bit integers in each form that the machine has, against integers that are rounded and added up here.
 
-use super::quantize::SMALLEST;
-use super::*;
-use crate::tests::{Dice, Scattered};
+use crate::support::{in_rows, Dice, Scattered};
+use emlx_cpu::internals::element::Element;
+use emlx_cpu::internals::gemm8::{run_in, Form, BESIDE, QUAD, SMALLEST};
+use emlx_cpu::{Type, View, MAX_INT8_TERMS as MAX_TERMS};
+use half::{bf16, f16};
 
 /// Rounded as the kernel's documentation says: integers of a row, and its scale.
 fn quantized(row: &[f32]) -> (Vec<i64>, f32) {
@@ -91,12 +93,12 @@ impl<T: Element + PartialEq + std::fmt::Debug> Case<T> {
         let x = self.x.view();
         let (vector, one) = ([columns as i32], [1i64]);
         let to = [&self.x.shape[..self.x.shape.len() - 1], &vector].concat();
-        let steps = crate::tests::in_rows(&to);
+        let steps = in_rows(&to);
         let mut out = vec![T::narrow(7.0); rows * columns];
         // SAFETY: of the test's own arrays.
         unsafe {
             let mut inputs = vec![
-                View::of(x.data.cast::<T>(), x.shape(), x.strides()),
+                View::of(x.data().cast::<T>(), x.shape(), x.strides()),
                 w,
                 View::of(self.scales.as_ptr(), &vector, &one),
             ];

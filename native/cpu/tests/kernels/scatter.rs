@@ -1,5 +1,7 @@
-use super::*;
-use crate::tests::{in_rows, Dice, Scattered};
+use crate::support::{in_rows, Dice, Scattered};
+use emlx_cpu::internals::element::Element;
+use emlx_cpu::internals::scatter::{add_slices, put_slices};
+use emlx_cpu::{Type, View};
 use half::{bf16, f16};
 
 fn added<T: Element>(n: usize, x: f32, start: f32) -> f32 {
@@ -248,7 +250,7 @@ fn threads_put_many_single_elements_in_order() {
     unsafe {
         let to = View::of(out.as_mut_ptr().cast_const(), &shape, &[1]);
         let inputs = [
-            View::of(to.data.cast::<f32>().cast_const(), &shape, &[1]),
+            View::of(to.data().cast::<f32>().cast_const(), &shape, &[1]),
             View::of(x.as_ptr(), &wide, &[1, 1]),
             View::of(index.as_ptr(), &many, &[1]),
         ];
