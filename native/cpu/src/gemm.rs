@@ -100,6 +100,10 @@ enum Form {
 
 impl Form {
     /// The panels that are quickest for operands of these types.
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        allow(clippy::extra_unused_type_parameters)
+    )]
     fn of_panels<T: Element, B: Element>(level: Level) -> Form {
         match level {
             #[cfg(target_arch = "x86_64")]

@@ -36,6 +36,8 @@ impl<T> Matrix<T> {
         column: 0,
     };
 
+    /// # Safety
+    /// The element is in the matrix.
     #[inline(always)]
     pub unsafe fn at(&self, i: usize, j: usize) -> *const T {
         self.data
@@ -52,6 +54,9 @@ impl<T> Matrix<T> {
     }
 
     /// The part that begins at (i, j).
+    ///
+    /// # Safety
+    /// It is in the matrix.
     #[inline(always)]
     pub unsafe fn from(&self, i: usize, j: usize) -> Matrix<T> {
         Matrix {

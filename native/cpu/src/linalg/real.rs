@@ -5,6 +5,10 @@ use std::fmt::Debug;
 use std::ops::{Add, AddAssign, Div, Mul, MulAssign, Neg, Sub, SubAssign};
 
 /// f32 or f64, one by one and in rows: as many numbers beside each other as a tile of a product is wide.
+#[allow(
+    clippy::missing_safety_doc,
+    reason = "each needs the processor's instructions, and pointers to the numbers of a row or a square"
+)]
 pub trait Real:
     Copy
     + Send
